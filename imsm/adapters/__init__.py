@@ -1,0 +1,1 @@
+"""PEFT methods: one file each, a builder and, where the method needs them, hooks."""

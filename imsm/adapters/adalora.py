@@ -1,0 +1,129 @@
+"""AdaLoRA (Zhang et al., 2023): W x + P Λ Q x, the ranks shrinking to where they matter.
+
+The budget falls from ``init_rank`` to ``target_rank`` per module while training goes on: each
+step the importance of every triplet is updated from its gradient, and the least important are
+set to zero. P and Q are kept near orthogonal by a regulariser on the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imsm.adapters.adapter import Adapter
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+
+def adalora(
+    *,
+    target_modules: list[str],
+    init_rank: int,
+    target_rank: int,
+    alpha: float,
+    dropout: float,
+    warmup_fraction: float,
+    final_fraction: float,
+    interval: int,
+    orthogonal_weight: float,
+) -> Adapter:
+    """AdaLoRA on the given modules.
+
+    Args:
+        target_modules: names of linear layers.
+        init_rank: rank at the start.
+        target_rank: mean rank at the end.
+        alpha: the update is scaled by alpha / rank.
+        dropout: on the adapter's input.
+        warmup_fraction: share of the steps before the budget starts to fall.
+        final_fraction: share of the steps after the budget has stopped falling.
+        interval: steps between two cuts.
+        orthogonal_weight: weight of the regulariser.
+    """
+    from peft import AdaLoraConfig
+
+    config = AdaLoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=target_modules,
+        init_r=init_rank,
+        target_r=target_rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        deltaT=interval,
+        orth_reg_weight=orthogonal_weight,
+        tinit=0,
+        tfinal=0,
+        total_step=1,  # the run's length is known to the hooks
+    )
+
+    def hooks(model: PeftModel, steps: int) -> RankBudget:
+        config = model.peft_config["default"]
+        config.total_step = steps
+        config.tinit = int(warmup_fraction * steps)
+        config.tfinal = int(final_fraction * steps)
+        return RankBudget(model)
+
+    return Adapter(config, hooks)
+
+
+@dataclass
+class RankBudget:
+    """The schedule of ranks and the orthogonal regulariser, for a training loop."""
+
+    model: PeftModel
+
+    def __post_init__(self) -> None:
+        self.allocator = self.model.base_model.rankallocator
+        self.config = self.model.peft_config["default"]
+        self.last_cut = self.config.total_step - self.config.tfinal
+
+    def auxiliary_loss(self) -> torch.Tensor:
+        """orthogonal_weight times the mean over P and Q of ‖P^T P - I‖_F."""
+        import torch
+
+        penalties = []
+        for name, weight in self.model.named_parameters():
+            if "lora_A.default" in name or "lora_B.default" in name:
+                gram = weight @ weight.T if "lora_A" in name else weight.T @ weight
+                identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+                penalties.append(torch.linalg.matrix_norm(gram - identity))
+        return self.config.orth_reg_weight * torch.stack(penalties).mean()
+
+    def after_backward(self, step: int) -> None:
+        """Importance needs the gradient at the values it was taken at."""
+        if step < self.last_cut:
+            self.allocator.update_ipt(self.model.base_model.model)
+
+    def after_step(self, step: int) -> None:
+        """Cut after the optimizer, whose momentum would bring a pruned direction back."""
+        inner = self.model.base_model.model
+        if step > self.last_cut:
+            if self.config.rank_pattern:
+                self.allocator.mask_using_rank_pattern(inner, self.config.rank_pattern)
+            return
+        budget, due = self.allocator.budget_schedule(step)
+        budget = self.allocator.target_bgt if step == self.last_cut else budget
+        if (due or step == self.last_cut) and budget < self.allocator.init_bgt:
+            self.config.rank_pattern = self.allocator.mask_to_budget(inner, budget)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Smoothed importance, its uncertainty, and which triplets are alive."""
+        import torch
+
+        state = {f"importance.{name}": v for name, v in self.allocator.exp_avg_ipt.items()}
+        state |= {f"uncertainty.{name}": v for name, v in self.allocator.exp_avg_unc.items()}
+        pattern = self.config.rank_pattern or {}
+        return state | {f"alive.{name}": torch.tensor(alive) for name, alive in pattern.items()}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a checkpoint."""
+        kinds: dict[str, dict[str, torch.Tensor]] = {"importance": {}, "uncertainty": {}, "alive": {}}
+        for key, value in state.items():
+            kind, _, name = key.partition(".")
+            kinds[kind][name] = value
+        self.allocator.exp_avg_ipt = kinds["importance"]
+        self.allocator.exp_avg_unc = kinds["uncertainty"]
+        self.allocator.ipt = dict(kinds["importance"])  # only its keys are asked for
+        self.config.rank_pattern = {k: v.tolist() for k, v in kinds["alive"].items()} or None

@@ -1,0 +1,1 @@
+"""Where frozen language models come from."""

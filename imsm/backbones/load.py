@@ -1,0 +1,111 @@
+"""Loading a backbone and its tokenizer: a hub id, a local folder, or the shipped miniature."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imsm.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MINIATURE = "imsm:miniature"
+_DROPOUTS = ("attention_dropout", "dropout", "resid_dropout", "attn_dropout", "hidden_dropout")
+
+
+def resolve_path(path: str, *, local: str | None = None) -> str:
+    """The folder or hub id that ``path`` stands for.
+
+    Args:
+        path: a hub id, a local folder, or "imsm:miniature".
+        local: a dotted function that returns a local folder of the same weights, or None if they
+            are not installed (an opt-in extra).
+    """
+    if path == MINIATURE:
+        return str(Path(__file__).parent / "miniature" / "model")
+    if local is not None:
+        module_name, _, name = local.rpartition(".")
+        folder = getattr(importlib.import_module(module_name), name)()
+        if folder is not None:
+            return str(folder)
+    return path
+
+
+def load_backbone(
+    *,
+    path: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    local: str | None = None,
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode, frozen, without any dropout of its own.
+
+    Two passes of a frozen model in training mode differ if it has dropout; gradient checkpointing
+    needs training mode. So the mode stays free and the dropout goes.
+
+    Raises:
+        UserError: the weights cannot be had; the message says what was looked for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = resolve_path(path, local=local)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(_unavailable(source, error)) from error
+    silence_dropout(model)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def load_tokenizer(
+    *, path: str, revision: str | None = None, local: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer, padding on the left, with a padding token.
+
+    Raises:
+        UserError: the tokenizer cannot be had, or has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve_path(path, local=local)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False, padding_side="left"
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(_unavailable(source, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"backbone {source}: its tokenizer has no end-of-text token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def silence_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout of a frozen backbone to 0 (before an adapter brings its own)."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in _DROPOUTS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _unavailable(source: str, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0]
+    return (
+        f"backbone {source}: cannot be loaded ({first_line}). Give a local folder or a hub id "
+        "(backbone.path=...); a gated model needs `hf auth login` and its licence accepted"
+    )

@@ -1,0 +1,11 @@
+"""The two ways in which a command ends early on purpose; both print one message, no traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input: the message names the value, what is allowed and the fix. Exit code 2."""
+
+
+class RunError(RuntimeError):
+    """A run that went wrong although its input was right (a loss that is not finite). Exit code 1."""

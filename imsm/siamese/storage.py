@@ -1,0 +1,119 @@
+"""Saving and loading a siamese model: configuration, adapter and gate, never the backbone.
+
+    config.json  generation_config.json  adapter/ (PEFT's own format)  gate.safetensors
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PretrainedConfig
+
+from imsm.backbones.load import load_backbone
+from imsm.errors import UserError
+from imsm.siamese.configuration import SiameseConfig
+
+if TYPE_CHECKING:
+    from imsm.siamese.model import SiameseForCausalLM
+
+ADAPTER = "adapter"
+GATE = "gate.safetensors"
+
+
+def save(model: SiameseForCausalLM, folder: Path) -> None:
+    """Write ``model``'s configuration, adapter and gate to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.stream = model.stream
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    if isinstance(model.adapted, PeftModel):
+        save_adapter(model.adapted, folder / ADAPTER, backbone_path=model.config.backbone["path"])
+    if model.gate is not None:
+        save_file(_contiguous(model.gate.state_dict()), folder / GATE)
+
+
+def save_adapter(adapted: PeftModel, folder: Path, *, backbone_path: str) -> None:
+    """Write the adapter as PEFT does, so that PEFT alone can load it.
+
+    An AdaLoRA adapter keeps its full rank, pruned directions being zero: PEFT would cut them off
+    and, on loading, scale by the smaller rank, which is another model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = adapted.peft_config["default"]
+    pattern = getattr(config, "rank_pattern", None)
+    path, config.base_model_name_or_path = config.base_model_name_or_path, backbone_path
+    inference, config.inference_mode = config.inference_mode, True
+    if pattern:
+        config.rank_pattern = {}
+    try:
+        save_file(_contiguous(get_peft_model_state_dict(adapted)), folder / "adapter_model.safetensors")
+        config.save_pretrained(str(folder))
+    finally:
+        config.base_model_name_or_path, config.inference_mode = path, inference
+        if pattern:
+            config.rank_pattern = pattern
+
+
+def load(
+    model_class: type[SiameseForCausalLM],
+    folder: Path,
+    *,
+    config: PretrainedConfig | None,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    trainable: bool,
+) -> SiameseForCausalLM:
+    """Rebuild the model that ``save`` wrote; a run folder keeps it in `model/`."""
+    inner = folder / "model"
+    folder = inner if (inner / "config.json").is_file() else folder
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no siamese model here (no config.json); give the folder of a finished run"
+        )
+    if not isinstance(config, SiameseConfig):
+        config = SiameseConfig.from_pretrained(folder)
+    source = dict(config.backbone)
+    if dtype is not None:
+        source["dtype"] = str(dtype).removeprefix("torch.")
+    adapted: nn.Module = load_backbone(**source)
+    if (folder / ADAPTER).is_dir():
+        adapted = PeftModel.from_pretrained(adapted, str(folder / ADAPTER), is_trainable=trainable)
+    gate = None
+    if config.gate is not None:
+        gate = build_gate(hidden_size=config.hidden_size, **config.gate)
+        gate.load_state_dict(load_file(folder / GATE))
+        if not trainable:
+            gate.requires_grad_(False)
+    model = model_class(config, adapted, gate)
+    model.eval()
+    return model if device is None else model.to(device)
+
+
+def build_gate(*, _target_: str, hidden_size: int, **arguments: Any) -> nn.Module:
+    """Build the gate class that ``_target_`` names (a dotted path to an `nn.Module`).
+
+    Only classes of modules are called: a folder from somebody else cannot name another function.
+
+    Raises:
+        UserError: the class cannot be found, or is no module.
+    """
+    module_name, _, class_name = _target_.rpartition(".")
+    try:
+        gate_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"gate {_target_}: cannot be imported ({error})") from error
+    if not (isinstance(gate_class, type) and issubclass(gate_class, nn.Module)):
+        raise UserError(f"gate {_target_}: not a torch.nn.Module class")
+    return gate_class(hidden_size=hidden_size, **arguments)
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
