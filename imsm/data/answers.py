@@ -17,7 +17,7 @@ def first_line(generation: str) -> str:
 
 
 def yes_or_no(generation: str) -> str:
-    """ "yes" or "no" if that is the first word, else "": "No." is no, "not" is unparsed."""
+    """Gives yes or no if that is the first word, else "": "No." is no, "not" is ""."""
     found = _YES_OR_NO.match(generation)
     return found.group(1).lower() if found else ""
 

@@ -55,16 +55,16 @@ def build_task(values: Mapping[str, Any]) -> Task:
     Raises:
         UserError: naming every wrong key or value at once.
     """
-    fields = {field.name for field in dataclasses.fields(Task)}
+    fields = [field.name for field in dataclasses.fields(Task)]
     name = values.get("name", "?")
-    problems = [f"{key} is missing" for key in sorted(fields - set(values))]
-    problems += [f"{key} is unknown" for key in sorted(set(values) - fields)]
+    problems = [f"{key} is missing" for key in fields if key not in values]
+    problems += [f"{key} is unknown" for key in values if key not in fields]
     if not problems:
         problems = _wrong_values(values)
     if problems:
         raise UserError(
             f"The task {name!r} is not well described: {'; '.join(problems)}. "
-            f"A data yaml holds exactly: {', '.join(field.name for field in dataclasses.fields(Task))}."
+            f"A data yaml holds exactly: {', '.join(fields)}."
         )
     return Task(**values)
 

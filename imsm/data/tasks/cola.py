@@ -1,5 +1,6 @@
-"""CoLA (GLUE): is a sentence grammatical? A record:
+"""CoLA (GLUE): is a sentence grammatical?
 
+A record:
 {"sentence": "The kettle that she wondered whether boiled was red.", "label": 0, "idx": 41}
 
 label: 1 acceptable, 0 not. The test split's labels are hidden, so validation is the test.
@@ -40,5 +41,5 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
 
 
 def extract(generation: str) -> str:
-    """ "yes", "no", or "" where the first word is neither."""
+    """Gives yes, no, or "" where the first word is neither."""
     return yes_or_no(generation)

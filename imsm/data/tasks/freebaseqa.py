@@ -1,7 +1,8 @@
-"""FreebaseQA: closed-book trivia; a forgetting test. A record:
+r"""FreebaseQA: closed-book trivia; a forgetting test.
 
-{"Question-ID": "FreebaseQA-eval-7", "RawQuestion": "Who wrote the novel \\"Salt Roads\\"?",
- "ProcessedQuestion": "who wrote the novel \\"salt roads\\"",
+A record:
+{"Question-ID": "FreebaseQA-eval-7", "RawQuestion": "Who wrote the novel \"Salt Roads\"?",
+ "ProcessedQuestion": "who wrote the novel \"salt roads\"",
  "Parses": {"Parse-Id": ["FreebaseQA-eval-7.P0"], "TopicEntityName": ["salt roads"], ...,
             "Answers": [{"AnswersMid": ["m.0x"], "AnswersName": [["ann peck"]]}]}}
 

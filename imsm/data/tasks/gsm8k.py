@@ -1,7 +1,8 @@
-"""GSM8K: school sums, answered by a rationale and a number. A record:
+r"""GSM8K: school sums, answered by a rationale and a number.
 
+A record:
 {"question": "Tom packs 6 boxes with 8 jars each and drops 3 jars. How many jars are whole?",
- "answer": "He packs 6*8=<<6*8=48>>48 jars.\\nThen 48-3=<<48-3=45>>45 are whole.\\n#### 45"}
+ "answer": "He packs 6*8=<<6*8=48>>48 jars.\nThen 48-3=<<48-3=45>>45 are whole.\n#### 45"}
 
 The calculator notes <<...>> are removed and "#### 45" becomes "The answer is 45.".
 """

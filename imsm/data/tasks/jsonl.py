@@ -1,7 +1,8 @@
-"""A dataset of one's own: JSON lines with a prompt and its answer or answers. Records:
+r"""A dataset of one's own: JSON lines with a prompt and its answer or answers.
 
-{"input": "Question: Which river runs through Lowmere?\\nAnswer:", "output": "the Arvel"}
-{"input": "Name a town on the Arvel.\\nAnswer:", "output": ["Port Senn", "Lowmere"]}
+Records:
+{"input": "Question: Which river runs through Lowmere?\nAnswer:", "output": "the Arvel"}
+{"input": "Name a town on the Arvel.\nAnswer:", "output": ["Port Senn", "Lowmere"]}
 
 `input` is the whole prompt, used as it is under both prompt styles. `output` is the answer, or the
 list of all accepted answers, of which training teaches the first.
@@ -50,9 +51,7 @@ def _golds(output: Any) -> tuple[str, ...]:
         raise UserError(f"output must be a text or a list of texts, not {_shown(output)}.")
     for gold in golds:
         if not isinstance(gold, str) or not gold.strip():
-            raise UserError(
-                f"output holds {_shown(gold)}, where a text with something in it belongs."
-            )
+            raise UserError(f"output holds {_shown(gold)}, where a text that is not blank belongs.")
     return tuple(golds)
 
 

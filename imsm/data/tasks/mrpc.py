@@ -1,5 +1,6 @@
-"""MRPC (GLUE): do two sentences say the same? Target and forgetting test. A record:
+"""MRPC (GLUE): do two sentences say the same? Target and forgetting test.
 
+A record:
 {"sentence1": "The ferry sank late on Monday , the harbour office said .",
  "sentence2": "A harbour official said that the ferry went down on Monday night .",
  "label": 1, "idx": 12}
@@ -42,5 +43,5 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
 
 
 def extract(generation: str) -> str:
-    """ "yes", "no", or "" where the first word is neither."""
+    """Gives yes, no, or "" where the first word is neither."""
     return yes_or_no(generation)

@@ -1,5 +1,6 @@
-"""MultiRC (SuperGLUE), its yes/no questions: a forgetting test. Records, one per answer:
+"""MultiRC (SuperGLUE), its yes/no questions: a forgetting test.
 
+Records, one per answer:
 {"paragraph": "Joan left the mill at noon. It rained. She came home wet.",
  "question": "Did Joan stay dry?", "answer": "No", "label": 1,
  "idx": {"paragraph": 3, "question": 8, "answer": 21}}
@@ -52,7 +53,7 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
 
 
 def extract(generation: str) -> str:
-    """ "yes", "no", or "" where the first word is neither."""
+    """Gives yes, no, or "" where the first word is neither."""
     return yes_or_no(generation)
 
 

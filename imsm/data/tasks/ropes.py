@@ -1,5 +1,6 @@
-"""ROPES: apply what an article explains to the situation it ends with. A record:
+"""ROPES: apply what an article explains to the situation it ends with.
 
+A record:
 {"id": "417", "background": "Clay holds water longer than sand does. ...",
  "situation": "Mira planted beans in two pots. Pot A held sand and pot B held clay. ",
  "question": "Which pot had to be watered more often?", "answers": {"text": ["Pot A"]}}

@@ -1,5 +1,6 @@
-"""WebQuestions: closed-book questions about the world; a forgetting test. A record:
+"""WebQuestions: closed-book questions about the world; a forgetting test.
 
+A record:
 {"url": "", "question": "what towns lie on the river arvel?", "answers": ["Port Senn", "Lowmere"]}
 
 Every answer of the list is accepted.

@@ -1,0 +1,1 @@
+"""Judging: prompts -> generations -> extracted answers -> scores per item -> metrics."""

@@ -1,0 +1,114 @@
+"""Metrics: one small module each, usable by the run and on their own.
+
+A metric's module offers
+
+    INFO = Info(name=, meaning=, higher_is_better=, scale=)
+    score(prediction, golds) -> float             one item; a right answer is 1
+    aggregate(predictions, golds) -> float        optional; the mean of score by default
+
+`load("contain")` makes an `evaluate.Metric` of one; a module of one's own goes by its dotted name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Protocol, cast
+
+from imsm.errors import UserError
+
+if TYPE_CHECKING:
+    from imsm.evaluation.text_metric import TextMetric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """What a table needs to know about a metric."""
+
+    name: str
+    meaning: str
+    higher_is_better: bool
+    scale: float
+    """The metric's value times this is what tables show (points)."""
+
+
+class MetricModule(Protocol):
+    """The part of a metric's module that every one has."""
+
+    INFO: Info
+
+    def score(self, prediction: str, golds: Sequence[str]) -> float:
+        """One prediction against its accepted answers."""
+        ...
+
+
+def load(name: str) -> TextMetric:
+    """The metric as an `evaluate.Metric`; works in memory and writes no file.
+
+    `load("mcc").compute(predictions=["yes"], references=[["yes"]])` gives {"mcc": value}; a
+    reference is the list of an item's accepted answers. The value is not yet times INFO.scale.
+
+    Args:
+        name: a metric of imsm, or the dotted name of a metric's module.
+
+    Raises:
+        UserError: no such metric, or a module without INFO and score.
+    """
+    module = metric_module(name)
+    from imsm.evaluation.text_metric import TextMetric  # evaluate takes seconds to import
+
+    return TextMetric(module)
+
+
+def metric_module(name: str) -> MetricModule:
+    """Imports a metric's module.
+
+    Args:
+        name: a metric of imsm, or the dotted name of a metric's module.
+
+    Raises:
+        UserError: no such metric, or a module without INFO and score.
+    """
+    known = [module.name for module in pkgutil.iter_modules(__path__)]
+    dotted = f"{__name__}.{name}" if name in known else name
+    try:
+        module = importlib.import_module(dotted)
+    except ModuleNotFoundError as error:
+        near = get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"There is no metric {name!r} ({error}).{hint} There are {', '.join(known)}; "
+            "one of your own goes by the dotted name of its module."
+        ) from error
+    lacking = [part for part in ("INFO", "score") if not hasattr(module, part)]
+    if lacking:
+        raise UserError(
+            f"The module {dotted} is no metric: it lacks {' and '.join(lacking)}. A metric has "
+            "INFO = Info(...) and score(prediction, golds) -> float."
+        )
+    return cast(MetricModule, module)
+
+
+def aggregate(
+    module: MetricModule, predictions: Sequence[str], golds: Sequence[Sequence[str]]
+) -> float:
+    """One number over all items: the module's own aggregate, else the mean of its score.
+
+    Raises:
+        UserError: no items, or not as many predictions as lists of answers.
+    """
+    if not predictions or len(predictions) != len(golds):
+        raise UserError(
+            f"{module.INFO.name} needs at least one prediction and a list of accepted answers for "
+            f"each; there are {len(predictions)} predictions and {len(golds)} lists."
+        )
+    own = getattr(module, "aggregate", None)
+    if own is not None:
+        return float(own(predictions, golds))
+    scores = [
+        module.score(prediction, gold) for prediction, gold in zip(predictions, golds, strict=True)
+    ]
+    return sum(scores) / len(scores)
