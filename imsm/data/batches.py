@@ -1,0 +1,73 @@
+"""Batches: which examples go together, and their token ids padded to one length.
+
+Shapes: B examples, T positions of the longest of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from imsm.data.tokenise import TokenisedExample
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100  # the label that torch's cross-entropy passes over
+
+
+def collate_training(items: Sequence[TokenisedExample], *, pad_id: int) -> dict[str, torch.Tensor]:
+    """Prompt and answer, padded on the right.
+
+    Returns:
+        input_ids, attention_mask (1 on tokens, 0 on padding) and labels (the answer's and EOS's
+        ids; -100 on prompt and padding), each (B, T) of int64.
+    """
+    import torch
+
+    rows = [item.prompt_ids + item.answer_ids for item in items]
+    labels = [(IGNORED,) * len(item.prompt_ids) + item.answer_ids for item in items]
+    width = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+        "labels": torch.tensor([[*row, *[IGNORED] * (width - len(row))] for row in labels]),
+    }
+
+
+def collate_prompts(items: Sequence[TokenisedExample], *, pad_id: int) -> dict[str, torch.Tensor]:
+    """Prompts padded on the left, so that all of them end where generation begins.
+
+    Returns:
+        input_ids and attention_mask (1 on tokens, 0 on padding), each (B, T) of int64.
+    """
+    import torch
+
+    rows = [item.prompt_ids for item in items]
+    width = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[*[pad_id] * (width - len(row)), *row] for row in rows]),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+    }
+
+
+def training_order(n: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The epoch's global batches: all of 0..n-1 once, shuffled; the last batch may be smaller.
+
+    It depends on the arguments alone (no global random state), so a run that is resumed, or that
+    runs on other processes, goes on with the same batches.
+    """
+    order = list(range(n))
+    random.Random(f"imsm.training_order/{seed}/{epoch}").shuffle(order)
+    return _chunks(order, batch_size)
+
+
+def evaluation_order(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
+    """Batches of similar length, longest first, so that memory runs out at once or never."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return _chunks(order, batch_size)
+
+
+def _chunks(order: list[int], size: int) -> list[list[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,0 +1,157 @@
+"""Datasets in the hub's layout: from the hub itself, or from a mirror folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imsm.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DATA_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.jsonl.gz", "*.json.gz", "*.arrow")
+
+
+def load_from_hub(hub: dict[str, str | None], *, split: str) -> Dataset:
+    """Downloads one split (or takes it from the library's cache).
+
+    Raises:
+        UserError: it cannot be had, with what would have been downloaded and the way round.
+    """
+    import datasets
+
+    path, revision = str(hub["path"]), hub["revision"]
+    try:
+        return datasets.load_dataset(path, hub["name"], split=split, revision=revision)
+    except Exception as error:  # a dozen types, from three libraries
+        at = f" --revision {revision}" if revision else ""
+        raise UserError(
+            f"The hub's dataset {_title(hub, split)} could not be had: {_reason(error)}\n"
+            "Without a network, fetch it where there is one\n"
+            f"  hf download {path}{at} --repo-type dataset --local-dir MIRROR/{path}\n"
+            "and give data.mirror=MIRROR; or give rows of your own with data.folder=; or take the "
+            "miniature, which needs neither: backbone=mini."
+        ) from error
+
+
+def load_from_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) -> Dataset:
+    """Reads one split of `<mirror>/<path>`; no network is used.
+
+    Raises:
+        UserError: the mirror, the dataset, its configuration or its split is not there.
+    """
+    check_mirror(mirror, hub, splits=[split])
+    import datasets
+
+    try:
+        with _no_progress_bars():
+            return datasets.load_dataset(str(mirror / str(hub["path"])), hub["name"], split=split)
+    except Exception as error:  # a dozen types, from three libraries
+        raise UserError(
+            f"{_title(hub, split)} in the mirror {mirror} cannot be read: {_reason(error)}"
+        ) from error
+
+
+def check_mirror(mirror: Path, hub: dict[str, str | None], *, splits: Sequence[str]) -> None:
+    """Looks whether the mirror holds the splits, without reading them.
+
+    Where the dataset's card (README.md) lists its files, as the hub's do, configuration and splits
+    are checked as well.
+
+    Raises:
+        UserError: the mirror, the dataset, its configuration or a split is not there.
+    """
+    if not mirror.is_dir():
+        raise UserError(
+            f"The mirror {mirror} is no folder. A mirror holds datasets under their hub ids, "
+            f"e.g. {hub['path']}."
+        )
+    folder = mirror / str(hub["path"])
+    if not any(True for pattern in DATA_FILES for _ in folder.rglob(pattern)):
+        held = sorted(
+            f"{path.parent.name}/{path.name}" for path in mirror.glob("*/*") if path.is_dir()
+        )
+        raise UserError(
+            f"The mirror {mirror} lacks {hub['path']}. It holds {', '.join(held) or 'nothing'}."
+        )
+    files = _files_by_split(folder, hub["name"])
+    if files is None:
+        return
+    for split in splits:
+        if not any(True for pattern in files.get(split, []) for _ in folder.glob(pattern)):
+            held = sorted(name for name, found in files.items() if any(map(folder.glob, found)))
+            raise UserError(
+                f"The mirror {mirror} lacks the split {split} of {hub['path']}. "
+                f"Its splits: {', '.join(held) or 'none'}."
+            )
+
+
+def _files_by_split(folder: Path, name: str | None) -> dict[str, list[str]] | None:
+    """{split: file patterns} as the card lists them; None where it does not."""
+    configs = _card(folder / "README.md").get("configs")
+    if not isinstance(configs, list) or not configs:
+        return None
+    by_name = {str(entry.get("config_name", "default")): entry for entry in configs}
+    if name is not None and name not in by_name:
+        raise UserError(
+            f"{folder} has no configuration {name!r}. It has {', '.join(sorted(by_name))}."
+        )
+    if name is None and len(by_name) > 1:
+        return None  # which one is the default is the library's business
+    entry = by_name[name] if name is not None else next(iter(by_name.values()))
+    listed = entry.get("data_files")
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        return None
+    return {
+        str(item["split"]): [item["path"]] if isinstance(item["path"], str) else item["path"]
+        for item in listed
+        if "split" in item and "path" in item
+    }
+
+
+def _card(readme: Path) -> dict[str, Any]:
+    """The values at the head of a dataset card."""
+    import yaml
+
+    if not readme.is_file():
+        return {}
+    parts = readme.read_text(encoding="utf-8").split("---\n", maxsplit=2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        values = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise UserError(f"The head of {readme} is not YAML ({error}).") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _title(hub: dict[str, str | None], split: str) -> str:
+    details = [hub["name"], f"split {split}", hub["revision"] and f"revision {hub['revision']}"]
+    return f"{hub['path']} ({', '.join(part for part in details if part)})"
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__
+    inner = f" [{type(cause).__name__}: {cause}]" if cause is not None else ""
+    return f"{type(error).__name__}: {error}{inner}"
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Reading a local file takes a moment; the library would draw a bar for each split."""
+    from datasets.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
