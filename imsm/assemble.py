@@ -1,0 +1,66 @@
+"""Putting a siamese model together: backbone, adapter, gate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from imsm.adapters.adapter import Adapter, attach
+from imsm.backbones.load import load_backbone
+from imsm.siamese.configuration import SiameseConfig
+from imsm.siamese.model import SiameseForCausalLM
+from imsm.siamese.storage import build_gate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def assemble(
+    *,
+    backbone: dict[str, Any],
+    adapter: Adapter | None,
+    gate: dict[str, Any] | None,
+    pooling: str,
+    stream: str,
+    seed: int,
+) -> SiameseForCausalLM:
+    """A siamese model with a new adapter and a new gate.
+
+    Adapter and gate each start from ``seed``: PEFT and IMSM begin with the same adapter.
+
+    Args:
+        backbone: the arguments of `load_backbone`.
+        adapter: the PEFT method; None for the original model.
+        gate: ``_target_`` and arguments; None for the original model and plain PEFT.
+        pooling: of the query memories.
+        stream: who answers.
+        seed: of the initial values.
+    """
+    plain = load_backbone(**backbone)
+    adapted: nn.Module = plain
+    if adapter is not None:
+        torch.manual_seed(seed)
+        adapted = attach(adapter, plain)
+    config = SiameseConfig(
+        text_config=plain.config.get_text_config(decoder=True),
+        backbone=backbone,
+        gate=gate,
+        pooling=pooling,
+        stream=stream,
+    )
+    built = None
+    if gate is not None:
+        torch.manual_seed(seed)
+        built = build_gate(hidden_size=config.hidden_size, **gate)
+    return SiameseForCausalLM(config, adapted, built)
+
+
+def count_trainable(model: SiameseForCausalLM) -> dict[str, int]:
+    """Trainable parameters of adapter and gate."""
+    gate = set(model.gate.parameters()) if model.gate is not None else set()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "adapter": sum(p.numel() for p in trainable if p not in gate),
+        "gate": sum(p.numel() for p in trainable if p in gate),
+    }

@@ -1,0 +1,54 @@
+"""What identifies a backbone's weights: answers of other weights must never be reused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from imsm.backbones.load import resolve_path
+from imsm.cache import cache_folder
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
+
+
+def backbone_fingerprint(*, path: str, revision: str | None, local: str | None) -> str:
+    """SHA-256 over a local folder's weights and configuration; the commit of a hub's repository.
+
+    Args:
+        path: see `resolve_path`.
+        revision: the hub's branch, tag or commit that was asked for.
+        local: see `resolve_path`.
+    """
+    folder = Path(resolve_path(path, local=local))
+    if not folder.is_dir():
+        return f"{path}@{_commit(path, revision)}"
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)}):
+        digest.update(f"{file.name}:{file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _commit(path: str, revision: str | None) -> str:
+    """The commit of a hub's repository that lies in the local hub cache."""
+    from transformers import AutoConfig
+
+    commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
+    return commit or revision or "main"
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, remembered by its place, size and time: weights can be many gigabytes."""
+    notes = cache_folder() / "fingerprints.json"
+    status = file.stat()
+    key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    try:
+        known = json.loads(notes.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        with file.open("rb") as stream:
+            known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        notes.write_text(json.dumps(known), encoding="utf-8")
+    return known[key]

@@ -1,0 +1,121 @@
+"""A run's folder: whose it is, who works in it now, and what lies where."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imsm.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def identity(self) -> Path:
+        """What decided the training, as JSON."""
+        return self.path / "identity.json"
+
+    @property
+    def model(self) -> Path:
+        """The finished model: configuration, adapter, gate, tokenizer."""
+        return self.path / "model"
+
+    @property
+    def trained(self) -> Path:
+        """What training took; its presence says that training is finished."""
+        return self.path / "training.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint of an unfinished training."""
+        return self.path / "checkpoint"
+
+    @property
+    def evaluation(self) -> Path:
+        """Generations, answers and scores, a folder per task."""
+        return self.path / "evaluation"
+
+
+def open_run(path: Path, identity: Mapping[str, Any]) -> RunFolder:
+    """The run's folder, made if need be.
+
+    Raises:
+        UserError: the folder belongs to a run of another configuration, or cannot be written.
+    """
+    folder = RunFolder(path)
+    wanted = json.loads(json.dumps(identity))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if folder.identity.is_file():
+            found = json.loads(folder.identity.read_text(encoding="utf-8"))
+            if found != wanted:
+                raise UserError(_another(path, found, wanted))
+        elif any(entry.name != "lock" for entry in path.iterdir()):
+            raise UserError(
+                f"folder={path}: holds other files and no run; give folder= an empty or new place"
+            )
+        else:
+            folder.identity.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"folder={path}: cannot be written ({error.strerror or error})") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder.identity}: is damaged ({error}); remove it or the folder") from error
+    return folder
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of a folder; the lock goes with the process, however it ends.
+
+    Args:
+        path: the folder, made if need be.
+        wait: until another process has left it, in place of refusing.
+
+    Raises:
+        UserError: another process is at work in the folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        stream = (path / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"folder={path}: cannot be written ({error.strerror or error})") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UserError(
+                f"folder={path}: another process is at work in this run; wait for it to end"
+            ) from error
+        yield
+
+
+def _another(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """A readable difference of two configurations."""
+    here, asked = _flat(found), _flat(wanted)
+    keys = [key for key in sorted(here.keys() | asked.keys()) if here.get(key) != asked.get(key)]
+    lines = [f"  {key}: there {here.get(key)!r}, asked {asked.get(key)!r}" for key in keys]
+    return (
+        f"folder={path}: holds a run of another configuration; give folder= another place, or "
+        "leave it out\n" + "\n".join(lines)
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
