@@ -1,0 +1,52 @@
+"""The corpus teaches no prompt of a test and nothing outside the vocabulary."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+
+import torch
+
+from imsm.backbones.load import load_tokenizer
+from imsm.backbones.miniature.corpus import STYLES, documents
+from imsm.backbones.miniature.pretrain import make_model, pack, packed_loss
+from imsm.backbones.miniature.world import make_world
+from tests.backbones.miniature.shipped import TESTED, twin
+
+
+def test_forbidden_prompts_never_occur() -> None:
+    forbidden = frozenset(
+        one.prompt
+        for task in TESTED
+        for style in STYLES
+        for one in twin(task, "test", prompts=style)
+    )
+    world = make_world()
+    free = [one.prompt for one in islice(_documents(), 4000)]
+    assert forbidden & set(free)
+    kept = islice(documents(random.Random(3), world, forbidden=forbidden), 4000)
+    assert not forbidden & {one.prompt for one in kept}
+
+
+def test_packed_documents_do_not_see_each_other() -> None:
+    tokenizer = load_tokenizer(path="imsm:miniature")
+    model = make_model(tokenizer, seed=0).eval()
+    batch = next(pack(_documents(), tokenizer))
+    losses = []
+    with torch.no_grad():
+        packed = packed_loss(model, batch)
+        for row in range(len(batch.ids)):
+            for place in batch.place[row].unique():
+                if place:
+                    at = batch.place[row] == place
+                    logits = model(batch.ids[row][at][None]).logits[0, :-1]
+                    labels = batch.labels[row][at][1:]
+                    losses.append(
+                        torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+                    )
+    alone = torch.cat(losses)
+    torch.testing.assert_close(packed, alone[alone != 0].mean(), atol=1e-4, rtol=1e-4)
+
+
+def _documents():  # type: ignore[no-untyped-def]
+    return documents(random.Random(3), make_world(), forbidden=frozenset())
