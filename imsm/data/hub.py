@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from imsm.errors import UserError
@@ -47,8 +48,16 @@ def load_from_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) ->
     import datasets
 
     try:
-        with _no_progress_bars():
-            return datasets.load_dataset(str(mirror / str(hub["path"])), hub["name"], split=split)
+        # The library's cache takes two folders of one layout for the same data, and changed files
+        # for unchanged ones (seen in 5.2.0): the miniature's MRPC would be the real one's.
+        with TemporaryDirectory(prefix="imsm-mirror-") as cache, _no_progress_bars():
+            return datasets.load_dataset(
+                str(mirror / str(hub["path"])),
+                hub["name"],
+                split=split,
+                cache_dir=cache,
+                keep_in_memory=True,
+            )
     except Exception as error:  # a dozen types, from three libraries
         raise UserError(
             f"{_title(hub, split)} in the mirror {mirror} cannot be read: {_reason(error)}"
@@ -70,7 +79,7 @@ def check_mirror(mirror: Path, hub: dict[str, str | None], *, splits: Sequence[s
             f"e.g. {hub['path']}."
         )
     folder = mirror / str(hub["path"])
-    if not any(True for pattern in DATA_FILES for _ in folder.rglob(pattern)):
+    if not _any_file(folder, [f"**/{pattern}" for pattern in DATA_FILES]):
         held = sorted(
             f"{path.parent.name}/{path.name}" for path in mirror.glob("*/*") if path.is_dir()
         )
@@ -80,9 +89,9 @@ def check_mirror(mirror: Path, hub: dict[str, str | None], *, splits: Sequence[s
     files = _files_by_split(folder, hub["name"])
     if files is None:
         return
+    held = sorted(split for split, patterns in files.items() if _any_file(folder, patterns))
     for split in splits:
-        if not any(True for pattern in files.get(split, []) for _ in folder.glob(pattern)):
-            held = sorted(name for name, found in files.items() if any(map(folder.glob, found)))
+        if split not in held:
             raise UserError(
                 f"The mirror {mirror} lacks the split {split} of {hub['path']}. "
                 f"Its splits: {', '.join(held) or 'none'}."
@@ -110,6 +119,10 @@ def _files_by_split(folder: Path, name: str | None) -> dict[str, list[str]] | No
         for item in listed
         if "split" in item and "path" in item
     }
+
+
+def _any_file(folder: Path, patterns: Sequence[str]) -> bool:
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 def _card(readme: Path) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def _cut(
         return None
     start, end = example.context
     words = re.finditer(r"\S+", example.prompt[start:end])
-    beginnings = [start + word.start() for word in words][1:] + [end]
+    beginnings = [*[start + word.start() for word in words][1:], end]
 
     def ids_from(position: int) -> tuple[int, ...]:
         text = example.prompt[:start] + example.prompt[position:]
@@ -193,9 +193,10 @@ def _added_at_the_end(tokenizer: PreTrainedTokenizerBase) -> int:
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     special = tokenizer("a", add_special_tokens=True)["input_ids"]
     added = len(special) - len(plain)
-    return next(
+    tails = (
         tail for tail in range(added + 1) if special[added - tail : len(special) - tail] == plain
     )
+    return next(tails, 0)
 
 
 def _refuse_unknown_words(
