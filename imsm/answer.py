@@ -19,7 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, print the answers; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m imsm.answer", description=__doc__)
     parser.add_argument("run", help="folder of a finished run, or its name under the runs' root")
-    parser.add_argument("text", nargs="?", help="what to answer; read from standard input if left out")
+    parser.add_argument(
+        "text", nargs="?", help="what to answer; read from standard input if left out"
+    )
     parser.add_argument(
         "--method", choices=[*ARMS, "all"], default="all", help="which arm answers (default: all)"
     )

@@ -7,14 +7,17 @@ Everything that is finished is kept and reused: a second run of the same command
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from imsm.adapters.adapter import Adapter
 from imsm.assemble import assemble, count_trainable
@@ -25,7 +28,7 @@ from imsm.config import MethodConfig, RunConfig
 from imsm.data.sources import Source, load_examples
 from imsm.data.task import Task
 from imsm.data.tokenise import tokenise_training
-from imsm.errors import UserError
+from imsm.errors import RunError, UserError
 from imsm.evaluation.judge import TestSet, digest, judge, load_test_set
 from imsm.identity import run_identity, run_name
 from imsm.report.card import find_siblings, render_markdown, render_terminal
@@ -62,10 +65,16 @@ def carry_out(config: RunConfig, *, runs_root: Path) -> None:
             with tracker:
                 result = _carry_out(config, run=run, runs_root=runs_root, tracker=tracker)
                 tracker.finish(result)
+        except (OSError, SafetensorError) as error:
+            if not _disk_is_full(error):
+                raise
+            raise RunError(
+                f"{path}: could not be written ({error}); what was finished is kept. Free some "
+                "space and give the same command again"
+            ) from error
         except KeyboardInterrupt:
             print(
-                f"\nstopped; what is done is kept in {path}\n"
-                "give the same command again to go on",
+                f"\nstopped; what is done is kept in {path}\ngive the same command again to go on",
                 file=sys.stderr,
             )
             raise
@@ -103,6 +112,11 @@ def _carry_out(
         )
     _report(run, result, original=original, runs_root=runs_root)
     return result
+
+
+def _disk_is_full(error: Exception) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in full or "I/O error" in str(error)
 
 
 def original_of(config: RunConfig) -> RunConfig:
@@ -221,11 +235,15 @@ def _train(
         model.gradient_checkpointing_disable()
     model.save_pretrained(run.model)
     tokenizer.save_pretrained(run.model)
-    record = summary.record() | asdict(report) | {
-        "examples": len(examples),
-        "data": digest([[e.id, e.prompt, list(e.golds)] for e in examples]),
-        "trainable_parameters": parameters,
-    }
+    record = (
+        summary.record()
+        | asdict(report)
+        | {
+            "examples": len(examples),
+            "data": digest([[e.id, e.prompt, list(e.golds)] for e in examples]),
+            "trainable_parameters": parameters,
+        }
+    )
     run.trained.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     remove_checkpoint(run.checkpoint)
     return model

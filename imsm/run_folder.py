@@ -70,7 +70,9 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> RunFolder:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{folder.identity}: is damaged ({error}); remove it or the folder") from error
+        raise UserError(
+            f"{folder.identity}: is damaged ({error}); remove it or the folder"
+        ) from error
     return folder
 
 

@@ -44,9 +44,7 @@ class PatternStop(StoppingCriteria):
         self.prompt_length = prompt_length
         self.done: torch.Tensor | None = None
 
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object
-    ) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
         """Which rows are done, (B,)."""
         if self.done is None:
             self.done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -96,7 +94,9 @@ def generate_answers(
     with tqdm(total=len(prompts), desc=label, unit="item", leave=False) as bar:
         for indices in order:
             items = [prompts[index] for index in indices]
-            batch = {k: v.to(model.device) for k, v in collate_prompts(items, pad_id=pad_id).items()}
+            batch = {
+                k: v.to(model.device) for k, v in collate_prompts(items, pad_id=pad_id).items()
+            }
             width = batch["input_ids"].shape[1]
             criteria = StoppingCriteriaList(
                 [] if stop is None else [PatternStop(tokenizer, stop, prompt_length=width)]
@@ -104,7 +104,12 @@ def generate_answers(
             rows = model.generate(**batch, generation_config=config, stopping_criteria=criteria)
             for index, row in zip(indices, rows[:, width:].tolist(), strict=True):
                 answers[index] = _generation(
-                    row, prompts[index].id, tokenizer, ends=ends, pad_id=pad_id, limit=max_new_tokens
+                    row,
+                    prompts[index].id,
+                    tokenizer,
+                    ends=ends,
+                    pad_id=pad_id,
+                    limit=max_new_tokens,
                 )
             bar.update(len(items))
     return [answers[index] for index in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""Judging one stream on one task, in stages that each leave a file:
+"""Judging one stream on one task, in stages that each leave a file.
 
     prompts -> generations.jsonl -> answers.jsonl -> scores.jsonl
 
@@ -174,7 +174,9 @@ def read_generations(folder: Path, *, key: str) -> tuple[list[Generation] | None
         generations = [Generation(**json.loads(line)) for line in lines]
     except (OSError, ValueError, KeyError, TypeError):
         return None, 0.0
-    return (generations, settings["seconds"]) if len(generations) == settings["items"] else (None, 0.0)
+    return (
+        (generations, settings["seconds"]) if len(generations) == settings["items"] else (None, 0.0)
+    )
 
 
 def write_generations(

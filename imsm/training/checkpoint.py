@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from imsm.errors import RunError
@@ -62,7 +63,7 @@ def save_checkpoint(
         state = {"format": FORMAT, "step": step, "engine": rest}
         (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
         _flush(new)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
         kept = f"the one before it is kept in {folder}" if folder.exists() else "there is none yet"
         raise RunError(
@@ -90,9 +91,7 @@ def load_checkpoint(
         tensors = load_file(folder / "optimizer.safetensors")
         random = load_file(folder / "random.safetensors")
         hook_state = load_file(folder / "hooks.safetensors")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RunError(_damaged(folder, error)) from error
-    except Exception as error:  # safetensors raises an exception class of its own
+    except (OSError, ValueError, SafetensorError) as error:
         raise RunError(_damaged(folder, error)) from error
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if parameters.keys() != trainables.keys():
@@ -111,8 +110,8 @@ def load_checkpoint(
 
 def find_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint at ``folder``, also after a crash in the middle of a rename."""
-    candidates = (folder, folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old"))
-    for candidate in candidates:
+    places = (folder, *(folder.with_name(folder.name + end) for end in (".new", ".old")))
+    for candidate in places:
         if (candidate / "state.json").is_file():
             return candidate
     return None

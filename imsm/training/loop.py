@@ -165,7 +165,8 @@ def _step(
     loss, gates = 0.0, []
     for first in range(0, len(batch), micro_batch_size):
         micro = batch[first : first + micro_batch_size]
-        tensors = {k: v.to(engine.device) for k, v in collate_training(micro, pad_id=pad_id).items()}
+        collated = collate_training(micro, pad_id=pad_id)
+        tensors = {name: value.to(engine.device) for name, value in collated.items()}
         output = model(**tensors, num_items_in_batch=answer_tokens)
         share = output.loss
         loss += share.item()

@@ -1,0 +1,215 @@
+"""The training loop: what a step is, what a checkpoint gives back, how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from imsm.adapters.adapter import Adapter
+from imsm.adapters.lora import lora
+from imsm.data.tokenise import TokenisedExample
+from imsm.errors import RunError
+from imsm.siamese.model import SiameseForCausalLM
+from imsm.training.checkpoint import find_checkpoint, save_checkpoint, trainable_state
+from imsm.training.local import LocalEngine
+from imsm.training.loop import Batching, Checkpointing, TrainingSummary, train
+from imsm.training.optimizer import build_optimizer, build_schedule
+from tests.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
+
+
+def items(count: int = 12) -> list[TokenisedExample]:
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high, (), generator=generator))
+        return tuple(torch.randint(3, 97, (length,), generator=generator).tolist())
+
+    return [
+        TokenisedExample(id=str(i), prompt_ids=ids(4, 12), answer_ids=(*ids(1, 5), 2))
+        for i in range(count)
+    ]
+
+
+def dropping_lora() -> Adapter:
+    """LoRA with dropout, so that the random state matters."""
+    return lora(target_modules=["q_proj", "v_proj"], rank=4, alpha=8, dropout=0.2)
+
+
+class Run:
+    """A tiny training run in a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        method: str = "dropping_lora",
+        micro: int = 4,
+        optimizer: str = "adamw",
+        epochs: int = 2,
+        gate: dict | None = QUERY_GATE,
+        learning_rate: float = 1e-2,
+    ) -> None:
+        adapter = {"dropping_lora": dropping_lora, **ADAPTERS}[method]()
+        self.model: SiameseForCausalLM = tiny_siamese("llama", adapter, gate=gate)
+        self.folder = folder / "checkpoint"
+        self.batching = Batching(epochs=epochs, batch_size=4, micro_batch_size=micro, seed=7)
+        steps = self.batching.steps(12)
+        build = build_optimizer(
+            self.model,
+            name=optimizer,
+            learning_rate=learning_rate,
+            gate_learning_rate=2 * learning_rate,
+            weight_decay=0.01,
+        )
+        schedule = build_schedule(build, name="cosine", warmup_ratio=0.1, steps=steps)
+        self.engine = LocalEngine(
+            optimizer=build, schedule=schedule, clip_norm=1.0, device=torch.device("cpu")
+        )
+        self.hooks = adapter.hooks(self.model.adapted, steps) if adapter.hooks else None
+        self.losses: list[float] = []
+        self.stop_after: int | None = None
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.losses.append(values["loss"])
+        if step == self.stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def train(self) -> TrainingSummary:
+        torch.manual_seed(0)
+        return train(
+            self.model,
+            items(),
+            engine=self.engine,
+            hooks=self.hooks,
+            batching=self.batching,
+            checkpointing=Checkpointing(folder=self.folder, minutes=60),
+            pad_id=0,
+            log=self.log,
+        )
+
+
+@pytest.mark.parametrize("method", ["dropping_lora", "adalora", "ia3", "dora"])
+def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, method: str) -> None:
+    optimizer = "adafactor" if method == "ia3" else "adamw"
+    whole = Run(tmp_path / "whole", method=method, optimizer=optimizer)
+    whole.train()
+    first = Run(tmp_path / "parts", method=method, optimizer=optimizer)
+    first.stop_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert len(first.losses) == 3
+    second = Run(tmp_path / "parts", method=method, optimizer=optimizer)
+    second.train()
+    assert first.losses + second.losses == whole.losses
+    expected = trainable_state(whole.model)
+    for name, value in trainable_state(second.model).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_training_moves_adapter_and_gate_and_nothing_else(tmp_path: Path) -> None:
+    run = Run(tmp_path, epochs=6)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    summary = run.train()
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+    assert sum(run.losses[-3:]) < sum(run.losses[:3])
+    assert summary.steps == 18
+    assert summary.tokens == 6 * sum(len(i.prompt_ids) + len(i.answer_ids) for i in items())
+    assert not run.model.training
+
+
+@pytest.mark.parametrize("gate", [QUERY_GATE, None])
+def test_accumulation_changes_nothing(tmp_path: Path, gate: dict | None) -> None:
+    """Four micro-batches of one, weighted by tokens, are one batch of four."""
+    whole = Run(tmp_path / "whole", method="lora", gate=gate)
+    parts = Run(tmp_path / "parts", method="lora", micro=1, gate=gate)
+    whole.train()
+    parts.train()
+    assert parts.losses == pytest.approx(whole.losses, abs=2e-5)
+
+
+def test_the_gate_has_its_own_learning_rate(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    rates = {group["name"]: group["initial_lr"] for group in run.engine.optimizer.param_groups}
+    assert rates == {"adapter": 1e-2, "gate": 2e-2}
+    gate = {id(p) for p in run.model.gate.parameters()}
+    members = {
+        group["name"]: {id(p) for p in group["params"]}
+        for group in run.engine.optimizer.param_groups
+    }
+    assert members["gate"] == gate
+    assert not members["adapter"] & gate
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    run = Run(tmp_path, method="lora")
+    step_of = run.engine.step
+    good: dict[str, torch.Tensor] = {}
+
+    def step() -> None:
+        step_of()
+        if len(run.losses) == 1:  # after the second step, one value blows up in the third's data
+            good.update({k: v.clone() for k, v in trainable_state(run.model).items()})
+            with torch.no_grad():
+                run.model.backbone.lm_head.weight[5] = float("inf")
+
+    run.engine.step = step  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=r"the loss of step 3 is (nan|inf).*last good checkpoint"):
+        run.train()
+    found = find_checkpoint(run.folder)
+    assert found is not None
+    assert json.loads((found / "state.json").read_text())["step"] == 2
+    from safetensors.torch import load_file
+
+    kept = load_file(found / "trainables.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in good.items())
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    def save(step: int) -> None:
+        save_checkpoint(run.folder, step=step, model=run.model, engine=run.engine, hooks=run.hooks)
+
+    save(0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(RunError, match="could not be written.*the one before it is kept"):
+            save(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    found = find_checkpoint(run.folder)
+    assert found is not None
+    assert json.loads((found / "state.json").read_text())["step"] == 0
+
+
+@pytest.mark.parametrize("file", ["trainables.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str) -> None:
+    run = Run(tmp_path)
+    run.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    path = run.folder / file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(RunError, match="cannot be used"):
+        Run(tmp_path).train()
+
+
+def test_a_checkpoint_holds_no_frozen_weight_and_no_pickle(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    trainable = sum(4 * p.numel() for p in run.model.parameters() if p.requires_grad)
+    sizes = {path.name: path.stat().st_size for path in run.folder.iterdir()}
+    assert {Path(name).suffix for name in sizes} == {".safetensors", ".json"}
+    assert sum(sizes.values()) < 4 * trainable + 20_000
