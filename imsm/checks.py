@@ -1,0 +1,241 @@
+"""What one part of a configuration demands of another, and what must be there on disk.
+
+Each check names the sections that it reads as its arguments and returns a line per problem; it is
+left out where one of them is not valid by itself, so that all other problems still show.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imsm.builders import argument_problems, locate, show, unknown_key
+from imsm.config import (
+    SHIPPED_GATE,
+    BackboneConfig,
+    DataConfig,
+    GateConfig,
+    MethodConfig,
+    PeftConfig,
+    TrainerConfig,
+    is_local,
+)
+from imsm.errors import UserError
+from imsm.options import nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MINIATURE = "imsm:miniature"
+
+
+def between_sections(
+    sections: Mapping[str, Any], *, cfg: DictConfig, config_dir: Path | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Run every check whose sections are there.
+
+    Args:
+        sections: the valid sections and top-level values by name.
+        cfg: what Hydra composed, for the interpolations in the options that are looked up.
+        config_dir: the folder of options of one's own.
+
+    Returns:
+        The derived values (`tasks`, `metrics`, `config_dir`) and a line per problem.
+    """
+    from imsm.references import look_up
+
+    problems: list[str] = []
+    for check in _CHECKS:
+        names = inspect.signature(check).parameters
+        if all(name in sections for name in names):
+            problems += check(**{name: sections[name] for name in names})
+    found: dict[str, Any] = {"config_dir": str(config_dir) if config_dir else None}
+    if "data" in sections and "evaluation" in sections:
+        tasks, metrics, more = look_up(
+            data=sections["data"],
+            names=sections["evaluation"].tasks,
+            backbone=sections.get("backbone"),
+            trained="method" in sections and sections["method"].trained,
+            cfg=cfg,
+            config_dir=config_dir,
+        )
+        found |= {"tasks": tasks, "metrics": metrics}
+        problems += more
+    return found, problems
+
+
+def _backbone_path(backbone: BackboneConfig) -> list[str]:
+    path = backbone.path
+    if path == _MINIATURE:
+        return []
+    if is_local(path):
+        if not Path(path).is_dir():
+            return [f"backbone.path={path}: there is no such folder"]
+        if not (Path(path) / "config.json").is_file():
+            return [f"backbone.path={path}: holds no model (no config.json in it)"]
+    elif not _HUB_ID.fullmatch(path):
+        fix = "give a hub id (owner/name), a local folder, or imsm:miniature"
+        return [f"backbone.path={path}: is no hub id and no folder; {fix}"]
+    return []
+
+
+def _peft_roles(peft: PeftConfig, backbone: BackboneConfig) -> list[str]:
+    problems = []
+    for role in peft.roles:
+        if not backbone.roles.get(role):
+            guess = nearest(role, backbone.roles)
+            hint = f"; did you mean {guess}?" if guess else ""
+            named = ", ".join(backbone.roles)
+            problems.append(
+                f"peft.roles={show(peft.roles)}: backbone={backbone.name} has no modules for "
+                f"{role} ({named}){hint}"
+            )
+    return problems
+
+
+def _peft_arguments(peft: PeftConfig) -> list[str]:
+    try:
+        builder = locate(peft.target)
+    except UserError as error:
+        return [f"peft._target_={error}"]
+    return argument_problems("peft", builder, peft.arguments(), supplied=["target_modules"])
+
+
+def _gate_arguments(gate: GateConfig) -> list[str]:
+    if gate.target == SHIPPED_GATE:
+        known = [name for name in GateConfig.model_fields if name not in ("name", "target")]
+        extra = gate.model_extra or {}
+        return [unknown_key("gate", name, value, known) for name, value in extra.items()]
+    try:
+        builder = locate(gate.target)
+    except UserError as error:
+        return [f"gate._target_={error}"]
+    return argument_problems("gate", builder, gate.arguments(), supplied=["hidden_size"])
+
+
+def _gate_shape(gate: GateConfig) -> list[str]:
+    if gate.target != SHIPPED_GATE:
+        return []
+    problems = []
+    if len(set(gate.inputs)) < len(gate.inputs):
+        problems.append(f"gate.inputs={show(gate.inputs)}: each input only once")
+    if gate.inputs and gate.rank is None:
+        problems.append("gate.rank=null: a gate with inputs needs a rank; gate.rank=8 is the paper's")
+    if not gate.inputs and gate.rank is not None:
+        problems.append(
+            f"gate.rank={gate.rank}: gate={gate.name} reads no inputs, so it has no rank; "
+            "leave gate.rank out, or choose gate=query"
+        )
+    if gate.inputs and not gate.trained:
+        problems.append(
+            "gate.trained=false: a gate with inputs has random weights until it is trained; "
+            "choose gate=mean for a gate that is not trained"
+        )
+    return problems
+
+
+def _method(method: MethodConfig) -> list[str]:
+    if method.trained == (method.stream == "original"):
+        right = "false" if method.trained else "true"
+        return [
+            f"method.trained={show(method.trained)}: the {method.stream} stream needs "
+            f"method.trained={right}; choose method=original, peft or imsm"
+        ]
+    return []
+
+
+def _batch(trainer: TrainerConfig) -> list[str]:
+    micro, batch = trainer.micro_batch_size, trainer.batch_size
+    if micro is None or batch % micro == 0:
+        return []
+    fitting = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= micro)
+    return [
+        f"trainer.batch_size={batch}: must be a multiple of trainer.micro_batch_size={micro}; "
+        f"set trainer.micro_batch_size={fitting}"
+    ]
+
+
+def _places(data: DataConfig) -> list[str]:
+    return [
+        f"data.{key}={path}: there is no such folder"
+        for key, path in (("mirror", data.mirror), ("folder", data.folder))
+        if path is not None and not Path(path).is_dir()
+    ]
+
+
+def _source(data: DataConfig, source_given: bool) -> list[str]:
+    problems = []
+    for kind in ("mirror", "folder"):
+        if data.source == kind and getattr(data, kind) is None:
+            problems.append(f"data.source={kind}: give data.{kind}=... as well")
+    if source_given and data.source in ("hub", "miniature"):
+        for kind in ("mirror", "folder"):
+            path = getattr(data, kind)
+            if path is not None:
+                problems.append(
+                    f"data.source={data.source}: together with data.{kind}={path} it is not clear "
+                    "what to read; leave one of the two out"
+                )
+    if source_given and data.source == "mirror" and data.folder is not None:
+        problems.append(
+            f"data.source=mirror: together with data.folder={data.folder} it is not clear what the "
+            "target is; leave data.source out"
+        )
+    kind = data.target_source().kind
+    if data.hub is None and kind in ("hub", "mirror", "miniature"):
+        problems.append(
+            f"data={data.name}: is not on the hub; give data.folder=<a folder with train.jsonl "
+            'and test.jsonl of {"input", "output"} lines>'
+        )
+    return problems
+
+
+def _vocabulary(data: DataConfig, backbone: BackboneConfig) -> list[str]:
+    """The miniature knows some hundred words; real text is refused before anything is loaded."""
+    if not backbone.closed_vocabulary:
+        return []
+    sources = (data.target_source(), data.forgetting_source(backbone))
+    real = next((source for source in sources if source.kind in ("hub", "mirror")), None)
+    if real is None:
+        return []
+    given = f"data.mirror={real.path}" if real.kind == "mirror" else f"data.source={real.kind}"
+    instead = "leave it out" if real.kind == "mirror" else "data.source=miniature"
+    return [
+        f"{given}: backbone={backbone.name} knows the words of its miniature world only and cannot "
+        f"read real text; choose backbone=gemma3_270m, or {instead}"
+    ]
+
+
+def _trainable(data: DataConfig, method: MethodConfig) -> list[str]:
+    if not method.trained or data.splits.get("train"):
+        return []
+    return [
+        f"data={data.name}: has no split to train on; choose another target "
+        "(mrpc, cola, ropes, gsm8k), or method=original to judge only"
+    ]
+
+
+def _finished_run(mode: str, folder: str | None) -> list[str]:
+    if mode == "evaluate" and folder is not None and not Path(folder).is_dir():
+        return [f"folder={folder}: there is no such run to evaluate"]
+    return []
+
+
+_CHECKS: tuple[Callable[..., list[str]], ...] = (
+    _backbone_path,
+    _peft_roles,
+    _peft_arguments,
+    _gate_arguments,
+    _gate_shape,
+    _method,
+    _batch,
+    _places,
+    _source,
+    _vocabulary,
+    _trainable,
+    _finished_run,
+)

@@ -1,0 +1,350 @@
+"""The typed configuration of one run, and the way from Hydra's composition to it.
+
+Every key has a type and a range here; what one key demands of another stands in `imsm.checks`.
+Nothing below the entry sees these objects: the run's flow takes them apart into keyword arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from imsm.builders import Count, NotNegative, Positive, Probability, unknown_key
+from imsm.errors import UserError
+from imsm.messages import explain_errors, report
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SourceKind = Literal["hub", "mirror", "folder", "miniature"]
+GateInput = Literal["query_original", "original", "tuned", "query_tuned"]
+SHIPPED_GATE = "imsm.siamese.gate.Gate"
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Strict: no unknown key, no text for a number, no change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Open(Section):
+    """A section whose further keys are arguments of the builder that `_target_` names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text
+    target: Text = Field(alias="_target_")
+
+    def arguments(self) -> dict[str, Any]:
+        """The keys that go to the builder."""
+        return dict(self.model_extra or {})
+
+
+class BackboneConfig(Section):
+    """Which language model, and what its modules are called."""
+
+    name: Text
+    path: Text
+    revision: str | None
+    dtype: Literal["float32", "bfloat16"]
+    attn_implementation: str | None
+    data_source: Literal["hub", "miniature"]
+    closed_vocabulary: bool
+    local: str | None
+    roles: dict[str, list[Text]]
+    sizes: dict[str, Count]
+
+
+class PeftConfig(Open):
+    """Which PEFT method, on modules of which roles."""
+
+    roles: list[Text] = Field(min_length=1)
+    default_roles: list[Text] = []
+    roles_by_backbone: dict[str, list[Text]] = {}
+    recipes: dict[str, dict[str, Any]] = {}
+
+    def target_modules(self, backbone: BackboneConfig) -> list[str]:
+        """The names of the modules that the roles stand for, in the roles' order."""
+        return [name for role in self.roles for name in backbone.roles[role]]
+
+
+class HubConfig(Section):
+    """A dataset on the hub."""
+
+    path: Text
+    name: str | None
+    revision: str | None
+
+
+class TaskConfig(Section):
+    """What `conf/data/<name>.yaml` says: the fields of `imsm.data.task.Task`."""
+
+    name: Text
+    module: Text
+    hub: HubConfig | None
+    splits: dict[Literal["train", "test"], list[Text]]
+    metrics: list[Text] = Field(min_length=1)
+    max_prompt_tokens: Count
+    max_new_tokens: Count
+    stop: str | None
+
+    @field_validator("stop")
+    @classmethod
+    def _is_expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"must be a regular expression ({error})") from error
+        return value
+
+    def task_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `imsm.data.task.Task`."""
+        return self.model_dump(include=set(TaskConfig.model_fields))
+
+
+class Source(Section):
+    """Where rows come from: the keyword arguments of `imsm.data.sources.Source`."""
+
+    kind: SourceKind
+    path: str | None = None
+
+
+class DataConfig(TaskConfig):
+    """The target, and what is common to all datasets of a run."""
+
+    source: SourceKind
+    mirror: str | None
+    folder: str | None
+    prompts: Literal["verbatim", "corrected"]
+    train_limit: Count | None
+    metric: str | None
+
+    def task_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `imsm.data.task.Task`, with the metric asked for."""
+        values = super().task_arguments()
+        return values | {"metrics": [self.metric]} if self.metric else values
+
+    def target_source(self) -> Source:
+        """Where the target comes from: one's own folder, else the mirror, else `source`."""
+        if self.folder is not None:
+            return Source(kind="folder", path=self.folder)
+        if self.mirror is not None:
+            return Source(kind="mirror", path=self.mirror)
+        return Source(kind=self.source)
+
+    def forgetting_source(self, backbone: BackboneConfig) -> Source:
+        """Where the other tasks come from: one's own folder serves the target alone."""
+        if self.mirror is not None:
+            return Source(kind="mirror", path=self.mirror)
+        fixed = self.source in ("hub", "miniature")
+        return Source(kind=self.source if fixed else backbone.data_source)
+
+
+class GateConfig(Open):
+    """Which gate; a class of one's own may take other arguments than the shipped one."""
+
+    pooling: Literal["mean", "max", "last"]
+    inputs: list[GateInput] = []
+    rank: Count | None = None
+    width: Literal["vector", "scalar"] = "vector"
+    bias: float | None = None
+    dropout: Probability = 0.0
+    trained: bool = True
+
+    def arguments(self) -> dict[str, Any]:
+        """What the yaml gives, without `name`, `_target_` and `pooling`."""
+        return self.model_dump(exclude={"name", "target", "pooling"}, exclude_unset=True)
+
+
+class MethodConfig(Section):
+    """Which arm: the stream that answers, and whether anything is trained."""
+
+    name: Text
+    stream: Literal["original", "tuned", "interwoven"]
+    trained: bool
+
+
+class TrainerConfig(Section):
+    """The recipe."""
+
+    name: Text
+    optimizer: Literal["adamw", "adafactor"]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    gate_learning_rate: Annotated[float, Field(gt=0, le=1)] | None
+    schedule: Literal["cosine", "linear", "constant_with_warmup"]
+    warmup_ratio: Probability
+    weight_decay: NotNegative
+    clip_norm: Positive | None
+    epochs: Count
+    batch_size: Count
+    micro_batch_size: Count | None
+    gradient_checkpointing: bool
+    checkpoint_minutes: Positive
+    by_method: list[str] = []
+
+
+class EvaluationConfig(Section):
+    """Which tasks are judged, and how many items of each."""
+
+    tasks: list[Text] = Field(min_length=1)
+    items: Count | None
+    batch_size: Count
+
+
+class TrackerConfig(Section):
+    """Where the local log is mirrored to."""
+
+    name: Literal["none", "wandb"]
+    project: str | None
+    entity: str | None
+    mode: Literal["auto", "online", "offline"]
+    init_timeout: Positive
+
+
+class EngineConfig(Section):
+    """What carries the training out."""
+
+    name: Literal["auto", "local"]
+    device: Literal["auto", "cpu", "cuda"]
+
+
+class RunConfig(Section):
+    """One run: everything that was chosen, and what the names in it stand for."""
+
+    mode: Literal["run", "evaluate"]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    folder: Text | None
+    backbone: BackboneConfig
+    peft: PeftConfig
+    data: DataConfig
+    gate: GateConfig
+    method: MethodConfig
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+    tracker: TrackerConfig
+    engine: EngineConfig
+    tasks: dict[str, TaskConfig] = {}
+    """The tasks to be judged by name, the target among them; filled by `examine`."""
+    metrics: dict[str, str] = {}
+    """The modules of the metrics that these tasks name; filled by `examine`."""
+    config_dir: str | None = None
+    """The folder of options of one's own that was given."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in a `result.json`."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`, without looking anything up again."""
+        return cls.model_validate(values)
+
+
+DERIVED = ("tasks", "metrics", "config_dir")
+
+
+def parse(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:
+    """The typed configuration of a run.
+
+    Args:
+        cfg: what Hydra composed.
+        config_dir: the folder of options of one's own (`--config-dir`).
+
+    Raises:
+        UserError: naming every problem at once.
+    """
+    examined = examine(cfg, config_dir=config_dir)
+    if examined.config is None:
+        raise UserError(report(examined.problems))
+    return examined.config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What looking at a composition found."""
+
+    config: RunConfig | None
+    """None if there is any problem."""
+    problems: list[str]
+    """A line each."""
+    refused: set[str]
+    """Keys whose own values were refused, so that what they demand of others is not known."""
+
+
+def examine(
+    cfg: DictConfig, *, config_dir: Path | None = None, unsure: frozenset[str] = frozenset()
+) -> Examination:
+    """The typed configuration, or a line per problem.
+
+    Args:
+        cfg: what Hydra composed.
+        config_dir: the folder of options of one's own.
+        unsure: sections whose option was not found, so that a default stands in its place; what
+            they demand of others is not looked at.
+    """
+    from omegaconf import OmegaConf
+
+    from imsm.checks import between_sections
+    from imsm.resolve import resolve
+
+    values, problems = resolve(cfg)
+    _make_paths_absolute(values)
+    fields = {name: field for name, field in RunConfig.model_fields.items() if name not in DERIVED}
+    problems += [
+        unknown_key("", name, value, fields) for name, value in values.items() if name not in fields
+    ]
+    sections: dict[str, Any] = {}
+    refused: set[str] = set()
+    for name, field in fields.items():
+        if name not in values:
+            problems.append(f"{name}: is missing")
+            continue
+        try:
+            sections[name] = _adapter(name).validate_python(values[name], strict=True)
+        except ValidationError as error:
+            problems += _explain(name, field.annotation, error)
+            refused |= {".".join(map(str, (name, *e["loc"]))) for e in error.errors()}
+    sure = {name: section for name, section in sections.items() if name not in unsure}
+    given = not OmegaConf.is_interpolation(cfg.get("data", {}), "source")
+    found, more = between_sections(sure | {"source_given": given}, cfg=cfg, config_dir=config_dir)
+    problems += more
+    if problems or len(sections) < len(fields):
+        return Examination(config=None, problems=problems, refused=refused)
+    return Examination(config=RunConfig(**sections | found), problems=[], refused=set())
+
+
+def _adapter(name: str) -> TypeAdapter[Any]:
+    field = RunConfig.model_fields[name]
+    return TypeAdapter(Annotated[(field.annotation, *field.metadata, name)])
+
+
+def _make_paths_absolute(values: dict[str, Any]) -> None:
+    """A saved configuration means the same from any folder."""
+    data, backbone = values.get("data"), values.get("backbone")
+    places = [(values, "folder"), (data, "mirror"), (data, "folder"), (backbone, "path")]
+    for section, key in places:
+        text = section.get(key) if isinstance(section, dict) else None
+        if isinstance(text, str) and text and (key != "path" or is_local(text)):
+            section[key] = os.path.abspath(Path(text).expanduser())
+
+
+def is_local(path: str) -> bool:
+    """Whether a backbone's path means a folder here, not an id on the hub."""
+    written = path.startswith(("/", "./", "../", "~")) or path in (".", "..")
+    return written or path.count("/") > 1 or (not path.startswith("imsm:") and os.path.isdir(path))
+
+
+def _explain(name: str, annotation: Any, error: ValidationError) -> list[str]:
+    nested = getattr(annotation, "model_fields", None)
+    if nested is None:
+        details = [{**detail, "loc": (name, *detail["loc"])} for detail in error.errors()]
+        return explain_errors("", {name: annotation}, details)
+    types = {field.alias or key: field.annotation for key, field in nested.items()}
+    return explain_errors(name, types, [dict(detail) for detail in error.errors()])

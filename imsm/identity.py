@@ -1,0 +1,102 @@
+"""What makes a run the same run: the choices that decide its training, and the name made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from imsm.config import RunConfig
+
+# How the work is cut up and where it is done changes a result by rounding only: it may change
+# between a run and its continuation.
+_NOT_DECIDING = {"name", "by_method", "micro_batch_size", "gradient_checkpointing"}
+_NOT_DECIDING |= {"checkpoint_minutes"}
+
+
+def run_identity(config: RunConfig) -> dict[str, Any]:
+    """Everything that decides the training, as plain values.
+
+    Left out are evaluation, tracker, engine, mode and folder. Where nothing is trained, the
+    backbone alone counts.
+    """
+    backbone = config.backbone.model_dump(
+        mode="json", include={"path", "revision", "dtype", "attn_implementation", "local"}
+    )
+    if not config.method.trained:
+        return {"backbone": backbone, "method": {"stream": config.method.stream}}
+    identity = {
+        "backbone": backbone,
+        "peft": {
+            "_target_": config.peft.target,
+            "target_modules": config.peft.target_modules(config.backbone),
+            **config.peft.arguments(),
+        },
+        "data": _data(config),
+        "method": {"stream": config.method.stream},
+        "trainer": config.trainer.model_dump(mode="json", exclude=_NOT_DECIDING),
+        "seed": config.seed,
+    }
+    if config.method.stream != "interwoven":
+        del identity["trainer"]["gate_learning_rate"]
+        return identity
+    gate = {"_target_": config.gate.target, "pooling": config.gate.pooling}
+    return identity | {"gate": gate | config.gate.arguments()}
+
+
+def run_name(config: RunConfig) -> str:
+    """The name of a run's folder: its choices, and eight digits of its identity's hash.
+
+    For example ``mini-lora-gsm8k-imsm-query-r8-s0-1a2b3c4d``, ``mini-original-5e6f7a8b``.
+    """
+    parts = [config.backbone.name]
+    if config.method.trained:
+        parts += [config.peft.name, config.data.name, config.method.name]
+        if config.method.stream == "interwoven":
+            parts.append(config.gate.name)
+            parts += [f"r{config.gate.rank}"] if config.gate.rank else []
+        parts.append(f"s{config.seed}")
+    else:
+        parts.append(config.method.name)
+    text = json.dumps(run_identity(config), sort_keys=True, ensure_ascii=False)
+    parts.append(hashlib.sha256(text.encode()).hexdigest()[:8])
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+
+
+def differs_only_in_method(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two runs may stand side by side: all else that decides their training is equal.
+
+    A recipe may set some keys per method (`trainer.by_method`, the released code's); they count as
+    part of the method. The original stands beside every run on the same backbone.
+    """
+    if not (one.method.trained and other.method.trained):
+        return run_identity(one)["backbone"] == run_identity(other)["backbone"]
+    return _without_method(one) == _without_method(other)
+
+
+def _without_method(config: RunConfig) -> dict[str, Any]:
+    identity = run_identity(config)
+    recipe = identity["trainer"]
+    dropped = {"gate_learning_rate", *config.trainer.by_method}
+    kept = {key: value for key, value in recipe.items() if key not in dropped}
+    kept["by_method"] = [config.trainer.name, *config.trainer.by_method]
+    if not config.trainer.by_method:
+        del kept["by_method"]
+    del identity["method"]
+    identity.pop("gate", None)
+    return identity | {"trainer": kept}
+
+
+def _data(config: RunConfig) -> dict[str, Any]:
+    """What is trained on: not how answers are judged, nor where other tasks come from."""
+    chosen = {"name", "module", "hub", "prompts", "train_limit"}
+    chosen |= {"max_prompt_tokens", "max_new_tokens"}
+    values = config.data.model_dump(mode="json", include=chosen)
+    source = config.data.target_source()
+    if source.kind == "folder":
+        del values["hub"]
+    return values | {
+        "splits": config.data.splits.get("train", []),
+        "source": source.model_dump(mode="json"),
+    }

@@ -1,0 +1,264 @@
+"""Look at a whole command line before Hydra starts anything: every member of a sweep, all problems.
+
+Hydra itself stops at the first problem, accepts unknown keys behind a `+`, and finds what is wrong
+with the third member of a sweep when the first two have run. Its loader is used here as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imsm.builders import show, unknown_key
+from imsm.config import examine
+from imsm.options import nearest, unknown_option
+
+_FREE = ("backbone.roles", "backbone.sizes", "peft.roles_by_backbone", "peft.recipes")
+
+
+@dataclass(kw_only=True)
+class Preflight:
+    """Checks overrides against the yamls of ``conf`` and of a folder of one's own.
+
+    Args:
+        conf: the shipped yamls.
+        config_dir: a folder of options of one's own, which goes first.
+        config_name: the yaml at the top.
+    """
+
+    conf: Path
+    config_dir: Path | None = None
+    config_name: str = "config"
+    _bases: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Let Hydra find its plugins and the yamls."""
+        setup_globals()
+        path = create_automatic_config_search_path(None, None, str(self.conf))
+        if self.config_dir is not None:
+            anchor = SearchPathQuery(provider="schema")
+            path.prepend("command-line", f"file://{self.config_dir}", anchor=anchor)
+        self.loader = ConfigLoaderImpl(config_search_path=path)
+        self.parser = OverridesParser.create(config_loader=self.loader)
+
+    def problems(
+        self, overrides: Sequence[str], *, sweep: bool, composition_only: bool = False
+    ) -> list[str]:
+        """A line per problem; none if everything can be carried out.
+
+        Args:
+            overrides: the command line's `key=value`s.
+            sweep: whether it was given -m.
+            composition_only: look at names only, not at values (`--cfg`, `--info`).
+        """
+        try:
+            self._base(())
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+            return [_first_lines(error)]
+        parsed, problems = self._parse(overrides)
+        sweep = sweep or any(
+            o.key_or_group == "hydra.mode" and o.value() == RunMode.MULTIRUN.name for o in parsed
+        )
+        own = [override for override in parsed if override.is_hydra_override()]
+        rest = [override for override in parsed if not override.is_hydra_override()]
+        if any(override.key_or_group == "hydra/sweeper" for override in own):
+            rest = [override for override in rest if not override.is_sweep_override()]
+        for override in [] if sweep else [o for o in rest if o.is_sweep_override()]:
+            problems.append(f"{override.input_line}: several values need a sweep; add -m")
+            rest.remove(override)
+        hydra_lines = [str(override.input_line) for override in own]
+        for member in self._members(rest, problems):
+            problems += self._member(member, hydra_lines, composition_only)
+        return list(dict.fromkeys(problems))
+
+    def _parse(self, overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+        parsed, problems = [], []
+        for text in overrides:
+            if "=" not in text and not text.startswith("~"):
+                problems.append(self._not_an_override(text))
+                continue
+            try:
+                parsed.append(self.parser.parse_override(text))
+            except HydraException as error:
+                problems.append(
+                    f"{text}: cannot be read ({_first_lines(error)}); put a value with special "
+                    "characters in quotes, e.g. 'data.mirror=\"a b\"'"
+                )
+        return parsed, problems
+
+    def _not_an_override(self, text: str) -> str:
+        options = {f"{group}={name}": name for group, name in self._all_options()}
+        exact = [written for written, name in options.items() if name == text]
+        guess = nearest(text, options.values())
+        near = [written for written, name in options.items() if name == guess]
+        hint = f"; did you mean {' or '.join(exact or near)}?" if exact or near else ""
+        return f"{text}: is not of the form key=value{hint or '; --help shows what there is'}"
+
+    def _all_options(self) -> list[tuple[str, str]]:
+        groups = self._base(()).hydra.runtime.choices
+        own = [group for group in groups if not group.startswith("hydra/")]
+        return [(group, name) for group in own for name in self.loader.get_group_options(group)]
+
+    def _members(self, overrides: list[Override], problems: list[str]) -> list[list[Override]]:
+        if not any(override.is_sweep_override() for override in overrides):
+            return [overrides]
+        try:
+            batches = BasicSweeper.split_arguments(overrides, None)
+        except HydraException as error:
+            problems.append(_first_lines(error))
+            return []
+        members = [member for batch in batches for member in batch]
+        if not members:
+            problems.append("the sweep has no member: a pattern in it matches nothing")
+        return [self.parser.parse_overrides(member) for member in members]
+
+    def _member(
+        self, overrides: list[Override], hydra_lines: list[str], composition_only: bool
+    ) -> list[str]:
+        groups = [override for override in overrides if self._is_group(override)]
+        values = [override for override in overrides if not self._is_group(override)]
+        problems: list[str] = []
+        chosen: dict[str, str] = {}
+        unsure: set[str] = set()
+        for override in groups:
+            line = self._group_problem(override, seen=chosen)
+            if line is None:
+                chosen[override.key_or_group] = str(override.input_line)
+            else:
+                problems.append(line)
+                unsure.add(override.key_or_group)
+        try:
+            base = self._base((*hydra_lines, *chosen.values()))
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+            return [*problems, _first_lines(error)]
+        tree = OmegaConf.to_container(base, resolve=False)
+        good = []
+        for override in values:
+            if override.key_or_group.split(".")[0] in unsure:
+                continue
+            line = _key_problem(override, tree)
+            if line is None:
+                good.append(override)
+            else:
+                problems.append(line)
+        return problems + _value_problems(
+            base, good, self.config_dir, frozenset(unsure), composition_only
+        )
+
+    def _is_group(self, override: Override) -> bool:
+        choices = self._base(()).hydra.runtime.choices
+        return override.key_or_group in choices and override.package is None
+
+    def _group_problem(self, override: Override, *, seen: dict[str, str]) -> str | None:
+        group, names = override.key_or_group, None
+        names = self.loader.get_group_options(group)
+        listed = ", ".join(names)
+        if override.is_delete():
+            return f"~{group}: a run needs one option of {group} ({listed})"
+        value = override.value()
+        if override.is_add() or override.is_force_add():
+            return f"{override.input_line}: write {group}={show(value)} without a +"
+        if isinstance(value, list | dict):
+            return f"{override.input_line}: {group} takes the name of one option ({listed})"
+        if str(value) not in names:
+            return unknown_option(group, show(value), names)
+        if group in seen and seen[group] != override.input_line:
+            return f"{override.input_line}: {seen[group]} was given as well; keep one of them"
+        return None
+
+    def _base(self, lines: tuple[str, ...]) -> DictConfig:
+        """The composition of a choice of options, before values; each choice is composed once."""
+        if lines not in self._bases:
+            self._bases[lines] = self.loader.load_configuration(
+                config_name=self.config_name, overrides=list(lines), run_mode=RunMode.RUN
+            )
+        return self._bases[lines]
+
+
+def _value_problems(
+    base: DictConfig,
+    overrides: list[Override],
+    config_dir: Path | None,
+    unsure: frozenset[str],
+    composition_only: bool,
+) -> list[str]:
+    """Problems of the values; those with refused values are looked at again without them."""
+    problems: list[str] = []
+    while True:
+        cfg = copy.deepcopy(base)
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config(overrides, cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            return [*problems, _first_lines(error)]
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        if composition_only:
+            return problems
+        examined = examine(cfg, config_dir=config_dir, unsure=unsure)
+        problems += examined.problems
+        kept = [o for o in overrides if o.key_or_group not in _prefixes(examined.refused)]
+        if len(kept) == len(overrides):
+            return problems
+        overrides = kept
+
+
+def _prefixes(keys: set[str]) -> set[str]:
+    """Every key and all that it lies in: a list's item was given as the list."""
+    parts = [key.split(".") for key in keys]
+    return {".".join(part[:n]) for part in parts for n in range(1, len(part) + 1)}
+
+
+def _key_problem(override: Override, tree: Any) -> str | None:
+    """What is wrong with the key of a value, or None."""
+    key = override.key_or_group
+    parts = key.split(".")
+    depth, node = 0, tree
+    while depth < len(parts) and isinstance(node, dict) and parts[depth] in node:
+        node = node[parts[depth]]
+        depth += 1
+    there = depth == len(parts)
+    if override.is_add() and there and not isinstance(node, dict | list):
+        return f"{override.input_line}: the key is there already; leave the + out"
+    if override.is_force_add() or override.is_add() or there:
+        return None
+    if override.is_delete():
+        return f"{override.input_line}: there is no such key"
+    if isinstance(node, list) or not isinstance(node, dict):
+        return f"{override.input_line}: {'.'.join(parts[:depth])} holds no keys"
+    if depth < len(parts) - 1:
+        parts = parts[: depth + 1]
+    owner, value = ".".join(parts[:depth]), override.value()
+    names = [name for name in node if name not in ("hydra", "_target_")]
+    line = unknown_key(owner, parts[depth], value, names)
+    if not owner and "did you mean" not in line:
+        elsewhere = [f"{section}.{key}={show(value)}" for section in names if _has(node, section, key)]
+        line += f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+    if owner.startswith(_FREE):
+        line += f"; +{key}={show(value)} adds it"
+    return line
+
+
+def _has(tree: dict[str, Any], section: str, key: str) -> bool:
+    return isinstance(tree[section], dict) and key in tree[section]
+
+
+def _first_lines(error: Exception) -> str:
+    """An error of a library as one line, without its links."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line for line in lines[:4] if not line.startswith(("See http", "Config search")))

@@ -1,0 +1,155 @@
+"""What the names in a configuration stand for: the tasks to be judged, and their metrics."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
+
+from imsm.config import BackboneConfig, DataConfig, Source, TaskConfig
+from imsm.errors import UserError
+from imsm.messages import explain_errors
+from imsm.options import find_option, nearest, option_names
+from imsm.resolve import resolve
+
+if TYPE_CHECKING:
+    from imsm.data.task import Role
+
+TARGET = "target"
+
+
+def look_up(
+    *,
+    data: DataConfig,
+    names: list[str],
+    backbone: BackboneConfig | None,
+    trained: bool,
+    cfg: DictConfig,
+    config_dir: Path | None,
+) -> tuple[dict[str, TaskConfig], dict[str, str], list[str]]:
+    """Resolve the tasks of an evaluation.
+
+    Args:
+        data: the run's target.
+        names: of tasks; "target" stands for the run's own.
+        backbone: says where the forgetting tests come from; None: it is not valid.
+        trained: whether the target's training split is needed.
+        cfg: what Hydra composed, for the interpolations in the tasks' yamls.
+        config_dir: the folder of options of one's own.
+
+    Returns:
+        Tasks by name, modules of their metrics by name, and a line per problem.
+    """
+    tasks: dict[str, TaskConfig] = {}
+    problems = [
+        f"evaluation.tasks={name}: is named twice" for name in names if names.count(name) > 1
+    ]
+    own = TaskConfig(**data.task_arguments())
+    for name in names:
+        if name in (TARGET, data.name):
+            tasks[data.name] = own
+            continue
+        task, wrong = _task(name, cfg=cfg, config_dir=config_dir)
+        problems += wrong
+        if task is not None:
+            tasks[name] = task
+    metrics, wrong = _metrics({data.name: own} | tasks, config_dir=config_dir)
+    problems += wrong + _modules([own, *tasks.values()])
+    if backbone is not None:
+        elsewhere = data.forgetting_source(backbone)
+        target_roles: list[Role] = ["train", "test"] if trained else ["test"]
+        problems += _there(own, data.target_source(), roles=target_roles)
+        for name, task in tasks.items():
+            if name != data.name:
+                problems += _there(task, elsewhere, roles=["test"])
+    return tasks, metrics, problems
+
+
+def _task(
+    name: str, *, cfg: DictConfig, config_dir: Path | None
+) -> tuple[TaskConfig | None, list[str]]:
+    names = option_names("data", config_dir=config_dir)
+    if name not in names:
+        guess = nearest(name, [TARGET, *names])
+        hint = f"; did you mean {guess}?" if guess else ""
+        known = ", ".join([TARGET, *names])
+        return None, [f"evaluation.tasks={name}: no such task ({known}){hint}"]
+    try:
+        node = OmegaConf.create({"data": find_option("data", name, config_dir=config_dir)})
+    except UserError as error:
+        return None, [str(error)]
+    root = OmegaConf.create({key: cfg._get_node(key) for key in cfg if key != "data"})
+    root["data"] = node["data"]
+    values, problems = resolve(root)
+    known_keys = {key: value for key, value in values["data"].items() if key in _COMMON_KEYS}
+    fields = {key: value for key, value in values["data"].items() if key not in known_keys}
+    try:
+        return TaskConfig(**fields), [line for line in problems if line.startswith("data.")]
+    except ValidationError as error:
+        types = {key: field.annotation for key, field in TaskConfig.model_fields.items()}
+        details = [dict(detail) for detail in error.errors()]
+        return None, [f"data={name}: {line}" for line in explain_errors("data", types, details)]
+
+
+_COMMON_KEYS = set(DataConfig.model_fields) - set(TaskConfig.model_fields)
+
+
+def _metrics(
+    tasks: dict[str, TaskConfig], *, config_dir: Path | None
+) -> tuple[dict[str, str], list[str]]:
+    modules: dict[str, str] = {}
+    problems = []
+    names = option_names("metric", config_dir=config_dir)
+    for task in tasks.values():
+        for metric in task.metrics:
+            if metric not in names:
+                guess = nearest(metric, names)
+                hint = f"; did you mean {guess}?" if guess else ""
+                problems.append(
+                    f"metric {metric} of data={task.name}: no such metric ({', '.join(names)}){hint}"
+                )
+                continue
+            module = find_option("metric", metric, config_dir=config_dir).get("module")
+            if not isinstance(module, str) or not _exists(module):
+                problems.append(f"metric {metric}: its module {module} cannot be found")
+            else:
+                modules[metric] = module
+    return modules, problems
+
+
+def _modules(tasks: list[TaskConfig]) -> list[str]:
+    return [
+        f"data.module={task.module} of data={task.name}: there is no such module; one of one's own "
+        "lies in the folder given by --config-dir"
+        for task in tasks
+        if not _exists(task.module)
+    ]
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _there(task: TaskConfig, source: Source, *, roles: list[Role]) -> list[str]:
+    """A mirror or folder that exists but lacks this task's files."""
+    from imsm.data.sources import Source as DataSource
+    from imsm.data.sources import check_source
+    from imsm.data.task import Task
+
+    if source.path is not None and not Path(source.path).is_dir():
+        return []  # said once, by the checks
+    if task.hub is None and source.kind != "folder":
+        return []
+    arguments: dict[str, Any] = task.task_arguments()
+    try:
+        place = DataSource(kind=source.kind, path=source.path)
+        check_source(Task(**arguments), source=place, roles=roles)
+    except UserError as error:
+        return [" ".join(str(error).split())]
+    return []

@@ -1,0 +1,45 @@
+"""From Hydra's composition to plain values, gathering every interpolation that leads nowhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+
+
+def resolve(cfg: DictConfig) -> tuple[dict[str, Any], list[str]]:
+    """Plain dictionaries, lists and values, and a line per value that cannot be resolved."""
+    problems: list[str] = []
+    values = _plain(cfg, "", problems)
+    return (values if isinstance(values, dict) else {}), problems
+
+
+def _plain(node: Any, path: str, problems: list[str]) -> Any:
+    if isinstance(node, DictConfig):
+        taken = ((key, _get(node, key, f"{path}{key}", problems)) for key in node)
+        return {str(key): value for key, (value, found) in taken if found}
+    if isinstance(node, ListConfig):
+        taken = ((i, _get(node, i, f"{path}{i}", problems)) for i in range(len(node)))
+        return [value for _, (value, found) in taken if found]
+    return node
+
+
+def _get(parent: Any, key: Any, path: str, problems: list[str]) -> tuple[Any, bool]:
+    try:
+        return _plain(parent[key], f"{path}.", problems), True
+    except MissingMandatoryValue:
+        problems.append(f"{path}: is missing; give {path}=...")
+    except InterpolationResolutionError as error:
+        written = OmegaConf.to_container(parent, resolve=False)
+        problems.append(f"{path}={_item(written, key)}: {_reason(path, error)}")
+    return None, False
+
+
+def _item(container: Any, key: Any) -> Any:
+    return container[key]
+
+
+def _reason(path: str, error: OmegaConfBaseException) -> str:
+    first = str(error).strip().splitlines()[0]
+    return f"cannot be resolved ({first}); give {path}=... or choose another option"
