@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from imsm.data.batches import collate_prompts, evaluation_order
+from imsm.progress import bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +91,7 @@ def generate_answers(
     )
     answers: dict[int, Generation] = {}
     order = evaluation_order([len(p.prompt_ids) for p in prompts], batch_size=batch_size)
-    with tqdm(total=len(prompts), desc=label, unit="item", leave=False) as bar:
+    with bar(total=len(prompts), label=label, unit="item", keep=False) as items_done:
         for indices in order:
             items = [prompts[index] for index in indices]
             batch = {
@@ -111,7 +111,7 @@ def generate_answers(
                     pad_id=pad_id,
                     limit=max_new_tokens,
                 )
-            bar.update(len(items))
+            items_done.update(len(items))
     return [answers[index] for index in range(len(prompts))]
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from imsm.data.batches import collate_training, training_order
 from imsm.errors import RunError
+from imsm.progress import bar
 from imsm.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from imsm.training.interrupt import Interruptible
 
@@ -108,9 +109,9 @@ def train(
     model.train()
     with (
         Interruptible() as interrupt,
-        tqdm(order[done:], initial=done, total=len(order), desc="training", unit="step") as bar,
+        bar(order[done:], total=len(order), done=done, label="training", unit="step") as steps,
     ):
-        for step, indices in enumerate(bar, start=done + 1):
+        for step, indices in enumerate(steps, start=done + 1):
             batch = [items[index] for index in indices]
             try:
                 measured = _step(
@@ -128,7 +129,7 @@ def train(
             tokens += sum(len(item.prompt_ids) + len(item.answer_ids) for item in batch)
             speed = tokens / (time.monotonic() - started)
             log(step, {**measured, "tokens_per_second": speed})
-            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+            steps.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             due = time.monotonic() - saved > 60 * checkpointing.minutes
             if due or interrupt.requested:
                 save(step)
