@@ -41,9 +41,21 @@ def adalora(
         final_fraction: share of the steps after the budget has stopped falling.
         interval: steps between two cuts.
         orthogonal_weight: weight of the regulariser.
+
+    Raises:
+        UserError: ranks or shares of the steps that make no schedule.
     """
     from peft import AdaLoraConfig
 
+    from imsm.errors import UserError
+
+    if not 0 < target_rank <= init_rank:
+        raise UserError(f"adalora: target_rank={target_rank} must be in 1..init_rank={init_rank}")
+    if min(warmup_fraction, final_fraction) < 0 or warmup_fraction + final_fraction >= 1:
+        raise UserError(
+            f"adalora: warmup_fraction={warmup_fraction} and final_fraction={final_fraction} leave "
+            "no steps for the ranks to fall in; their sum must be below 1"
+        )
     config = AdaLoraConfig(
         task_type="CAUSAL_LM",
         target_modules=target_modules,
@@ -119,7 +131,11 @@ class RankBudget:
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from a checkpoint."""
-        kinds: dict[str, dict[str, torch.Tensor]] = {"importance": {}, "uncertainty": {}, "alive": {}}
+        kinds: dict[str, dict[str, torch.Tensor]] = {
+            "importance": {},
+            "uncertainty": {},
+            "alive": {},
+        }
         for key, value in state.items():
             kind, _, name = key.partition(".")
             kinds[kind][name] = value

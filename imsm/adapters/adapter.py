@@ -48,16 +48,41 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> PeftModel:
     """Put the adapter's layers into ``backbone`` (in place), trainable in float32.
 
     Raises:
-        UserError: PEFT refuses (no such target modules, for example).
+        UserError: PEFT refuses (no such target modules, for example), or the method overwrites the
+            backbone's weights (PiSSA, OLoRA, KaSA, ...), so that the adapter's absence would not
+            give the original model back.
     """
     from peft import get_peft_model
 
     from imsm.errors import UserError
 
+    before = _sampled(backbone)
     try:
-        return get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
+        adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise UserError(f"the adapter does not fit the backbone: {error}") from error
+    after = _sampled(backbone)
+    changed = [name for name, values in before.items() if not values.equal(after.get(name, values))]
+    if changed:
+        config = adapter.config
+        initialisation = getattr(config, "init_lora_weights", None)
+        raise UserError(
+            f"the PEFT method {config.peft_type.value} (init_lora_weights={initialisation}) "
+            f"overwrites the backbone's weights ({changed[0]} and {len(changed) - 1} more): with "
+            "its adapter off the model would not be the original. Choose another method or "
+            "initialisation"
+        )
+    return adapted
+
+
+def _sampled(backbone: PreTrainedModel, *, values: int = 512) -> dict[str, torch.Tensor]:
+    """Some values of every weight, under the name that it has without an adapter."""
+    found = {}
+    for name, weight in backbone.state_dict().items():
+        if not weight.is_meta:
+            plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+            found[plain] = weight.reshape(-1)[:: max(1, weight.numel() // values)].clone()
+    return found
 
 
 def target_modules(

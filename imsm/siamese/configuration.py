@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -21,7 +21,7 @@ class SiameseConfig(PretrainedConfig):
     """
 
     model_type = "imsm"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, type]] = {"text_config": AutoConfig}
     is_composition = True
 
     def __init__(

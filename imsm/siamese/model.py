@@ -12,8 +12,6 @@ Legend: B batch, T positions, N answer tokens of a batch, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +21,24 @@ from peft import PeftModel
 from torch import nn
 from torch.nn import functional
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Cache,
-    DynamicCache,
     GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import ModelOutput
 
 from imsm.siamese import storage
 from imsm.siamese.cache import SiameseCache
 from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.gate import interweave
+from imsm.siamese.generation import SiameseGeneration
+from imsm.siamese.head import head_logits
+from imsm.siamese.inputs import IGNORED, body_inputs, kept, query_of_labels, query_of_piece
 from imsm.siamese.query import empty_state, running_query, whole_query
 from imsm.siamese.streams import STREAMS, Stream, Streams
-
-IGNORED = -100
-"""The label of a token that is not learned (torch's and transformers' convention)."""
 
 
 @dataclass
@@ -56,7 +55,7 @@ class SiameseOutput(ModelOutput):
     gate_mean: torch.Tensor | None = None
 
 
-class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
+class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     """A frozen language model, the same model with an adapter, and the gate between them.
 
     Args:
@@ -81,8 +80,7 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.adapted = adapted
         self.gate = gate
-        self.body = [self.backbone.get_decoder()]  # a list: not a second owner of the weights
-        self.streams = Streams(adapted)
+        self.streams = Streams(adapted, self.backbone.get_decoder())
         self.generation_config = self.backbone.generation_config
         self.stream = config.stream  # type: ignore[assignment]
 
@@ -107,11 +105,12 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         self._stream = stream
 
     def available_streams(self) -> tuple[Stream, ...]:
-        """The streams that this model can answer with."""
+        """The streams that this model can answer with; the interwoven one needs both parts."""
+        adapted = bool(self.streams.layers)
         has = {
             "original": True,
-            "tuned": bool(self.streams.layers),
-            "interwoven": self.gate is not None,
+            "tuned": adapted,
+            "interwoven": adapted and self.gate is not None,
         }
         return tuple(stream for stream in STREAMS if has[stream])
 
@@ -155,9 +154,9 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> SiameseOutput:
         """One pass of the chosen stream.
 
-        The interwoven stream must know which positions are the query: by ``query_mask`` (1 on the
-        query, (B, T) or the query's part of it), by ``labels`` (all before the first label is the
-        query) or by a `SiameseCache` (what is fed first is the query).
+        The interwoven stream must know which positions are the query: by ``query_mask``, by
+        ``labels`` (all before the first label is the query) or by a `SiameseCache` (what is fed
+        first is the query). The other streams have no use for it.
 
         Args:
             input_ids: (B, T).
@@ -167,127 +166,109 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
             inputs_embeds: (B, T, D) in place of ``input_ids``.
             labels: (B, T), -100 where nothing is learned: gate and head then run at answer
                 positions alone, and a loss is returned in place of logits.
-            query_mask: see above.
-            use_cache: make a cache if none was given.
+            query_mask: 1 on the query's tokens, from the sequence's start (the cache's first
+                position) on; (B, T_query), positions after T_query are the answer's.
+            use_cache: make a cache if none was given; with labels no cache is made.
             logits_to_keep: as in transformers: compute only the last n positions (0: all), or
-                the positions of an index tensor.
-            num_items_in_batch: divide the summed loss by this instead of by N (accumulation).
-            return_dict: accepted for `generate()`; the output is always a `SiameseOutput`.
+                the positions of an index tensor; with labels the labels decide.
+            num_items_in_batch: divide the summed loss by this instead of by the number of
+                labels (accumulation).
+            return_dict: True or None, as `generate()` gives it: there is no tuple.
 
         Raises:
-            ValueError: the interwoven stream cannot tell the query from the answer.
+            ValueError: the interwoven stream cannot tell the query from the answer, or arguments
+                that do not go together.
         """
-        inputs = self._inputs(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
-        if labels is not None:
-            return self._learn(inputs, attention_mask, labels, query_mask, num_items_in_batch)
-        if use_cache and past_key_values is None:
-            past_key_values = self.new_cache(query_mask=query_mask)
-        if self.stream != "interwoven":
-            memory = self._memory(inputs, self.stream, past_key_values)
-            logits = self.head(_kept(memory, logits_to_keep))
-            return SiameseOutput(logits=logits, past_key_values=past_key_values)
-        queries_of = self._query_reader(inputs, attention_mask, query_mask, past_key_values)
-        original, tuned = self._both_memories(inputs, past_key_values)
-        query_original, query_tuned = queries_of(original, tuned)
-        kept = [
-            part if part is None else _kept(part, logits_to_keep)
-            for part in (original, tuned, query_original, query_tuned)
-        ]
-        interwoven, gate_mean = self._interweave(*kept)
-        return SiameseOutput(
-            logits=self.head(interwoven), past_key_values=past_key_values, gate_mean=gate_mean
+        if return_dict is False:
+            raise ValueError("return_dict=False: a siamese model returns a SiameseOutput only")
+        inputs = body_inputs(
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=past_key_values,
         )
+        if labels is not None:
+            if past_key_values is not None:
+                raise ValueError("labels with a cache: a loss is computed over whole sequences")
+            return self._learn(inputs, labels, query_mask, num_items_in_batch)
+        if use_cache and past_key_values is None:
+            past_key_values = self.new_cache()
+        self._check_cache(past_key_values)
+        if self.stream != "interwoven":
+            memory = self.streams.memory(inputs, stream=self.stream, cache=past_key_values)
+            logits = self.head(kept(memory, logits_to_keep))
+            return SiameseOutput(logits=logits, past_key_values=past_key_values)
+        return self._answer(inputs, past_key_values, query_mask, logits_to_keep)
+
+    def _answer(
+        self,
+        inputs: dict[str, torch.Tensor],
+        cache: Cache | None,
+        query_mask: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+    ) -> SiameseOutput:
+        """The interwoven stream's logits."""
+        queries: list[torch.Tensor | None] = [None, None]
+        if self.gate.reads_query:  # before the bodies run: they move the cache on
+            query = query_of_piece(inputs, query_mask=query_mask, cache=cache)
+            memories = self.streams.memories(inputs, cache=cache)
+            queries = [kept(each, logits_to_keep) for each in self._read(*memories, query, cache)]
+        else:
+            memories = self.streams.memories(inputs, cache=cache)
+        original, tuned = (kept(memory, logits_to_keep) for memory in memories)
+        interwoven, gate_mean = self._interweave(original, tuned, *queries)
+        return SiameseOutput(
+            logits=self.head(interwoven), past_key_values=cache, gate_mean=gate_mean
+        )
+
+    def _read(
+        self, original: torch.Tensor, tuned: torch.Tensor, query: torch.Tensor, cache: Cache | None
+    ) -> list[torch.Tensor]:
+        """The query memories q_o and q_t as each position may see them, each (B, T, D)."""
+        pooling = self.config.pooling
+        before = cache.queries if isinstance(cache, SiameseCache) else None
+        memories = (original, tuned)
+        before = before or tuple(empty_state(memory, pooling=pooling) for memory in memories)
+        read = [
+            running_query(memory, query, pooling=pooling, before=state)
+            for memory, state in zip(memories, before, strict=True)
+        ]
+        if isinstance(cache, SiameseCache):
+            cache.queries = (read[0][1], read[1][1])
+        return [queries for queries, _ in read]
 
     def _learn(
         self,
         inputs: dict[str, torch.Tensor],
-        attention_mask: torch.Tensor | None,
         labels: torch.Tensor,
         query_mask: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> SiameseOutput:
-        """The loss, from answer positions alone (DESIGN §4); the original stream has no gradient."""
+        """The loss, gate and head at answer positions alone (DESIGN §4)."""
         rows, columns = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)  # (N,), (N,)
         targets = labels[rows, columns + 1]
+        if num_items_in_batch is None and not len(targets):
+            raise ValueError("labels: there is no label to learn")
         gate_mean = None
         if self.stream == "interwoven":
-            query = self._query_of(labels, attention_mask, query_mask)
-            with torch.no_grad():
-                original = self._memory(inputs, "original", None)
-            tuned = self._memory(inputs, "tuned", None)
+            mask = inputs.get("attention_mask")
+            query = query_of_labels(labels, attention_mask=mask, query_mask=query_mask)
+            original, tuned = self.streams.memories(inputs, cache=None)
             queries: list[torch.Tensor | None] = [None, None]
             if self.gate.reads_query:
-                pooled = (whole_query(h, query, pooling=self.config.pooling) for h in (original, tuned))
+                pooling = self.config.pooling
+                pooled = (whole_query(h, query, pooling=pooling) for h in (original, tuned))
                 queries = [each[rows] for each in pooled]
             memory, gate_mean = self._interweave(
-                original[rows, columns], tuned[rows, columns], queries[0], queries[1]
+                original[rows, columns], tuned[rows, columns], *queries
             )
         else:
-            memory = self._memory(inputs, self.stream, None)[rows, columns]
+            memory = self.streams.memory(inputs, stream=self.stream, cache=None)[rows, columns]
         logits = self.head(memory[None])[0]  # (N, V)
         total = functional.cross_entropy(logits.float(), targets, reduction="sum")
         items = len(targets) if num_items_in_batch is None else num_items_in_batch
         return SiameseOutput(loss=total / items, gate_mean=gate_mean)
-
-    def _query_of(
-        self,
-        labels: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        query_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The query's positions (B, T) of labelled sequences."""
-        answer = (labels != IGNORED).long().cumsum(dim=1) > 0
-        query = ~answer if query_mask is None else query_mask.bool()
-        if query_mask is not None and bool((query & answer).any()):
-            raise ValueError("query_mask: a query must end before the first label of its row")
-        if attention_mask is not None:
-            query = query & attention_mask.bool()
-        if not bool(query.any(dim=1).all()):
-            raise ValueError("labels: a row has no query, every one of its tokens is a label")
-        return query
-
-    def _query_reader(
-        self,
-        inputs: dict[str, torch.Tensor],
-        attention_mask: torch.Tensor | None,
-        query_mask: torch.Tensor | None,
-        cache: Cache | None,
-    ) -> Any:
-        """A function (h_o, h_t) -> (q_o, q_t), each (B, T, D), for the piece that is fed now."""
-        if not self.gate.reads_query:
-            return lambda original, tuned: (None, None)
-        fed = inputs.get("input_ids", inputs.get("inputs_embeds"))
-        length = fed.shape[1]
-        if isinstance(cache, SiameseCache):
-            start = cache.get_seq_length()
-            if cache.query_mask is None and query_mask is not None:
-                cache.query_mask = query_mask
-            mask = cache.query_piece(start=start, length=length, like=fed)
-        elif query_mask is not None:
-            mask = functional.pad(query_mask.float(), (0, length - query_mask.shape[1]))
-        else:
-            raise ValueError(
-                "the gate reads the query, and nothing tells the query from the answer: pass "
-                "query_mask (1 on the query's tokens), labels, or a cache from new_cache()"
-            )
-        if attention_mask is not None:
-            mask = mask * attention_mask[:, -length:]
-
-        def read(original: torch.Tensor, tuned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            pooling = self.config.pooling
-            before = getattr(cache, "queries", None) or (
-                empty_state(original, pooling=pooling),
-                empty_state(tuned, pooling=pooling),
-            )
-            query_original, state_original = running_query(
-                original, mask, pooling=pooling, before=before[0]
-            )
-            query_tuned, state_tuned = running_query(tuned, mask, pooling=pooling, before=before[1])
-            if isinstance(cache, SiameseCache):
-                cache.queries = (state_original, state_tuned)
-            return query_original, query_tuned
-
-        return read
 
     def _interweave(
         self,
@@ -300,121 +281,37 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         gate = self.gate(original, tuned, query_original, query_tuned)
         return interweave(original, tuned, gate), gate.detach().mean()
 
-    # --------------------------------------------------------------- memories
-
-    def _inputs(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-    ) -> dict[str, torch.Tensor]:
-        """The body's inputs, positions counted from the mask (padding on the left or right)."""
-        fed = input_ids if input_ids is not None else inputs_embeds
-        if fed is None:
-            raise ValueError("forward needs input_ids or inputs_embeds")
-        if position_ids is None:
-            if attention_mask is not None and attention_mask.ndim == 2:
-                positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-                position_ids = positions[:, -fed.shape[1] :]
-            else:
-                start = cache.get_seq_length() if cache is not None else 0
-                steps = torch.arange(start, start + fed.shape[1], device=fed.device)
-                position_ids = steps[None].expand(fed.shape[0], -1)
-        inputs = {"position_ids": position_ids}
-        inputs["input_ids" if input_ids is not None else "inputs_embeds"] = fed
-        if attention_mask is not None:
-            inputs["attention_mask"] = attention_mask
-        return inputs
-
-    def _memory(
-        self, inputs: dict[str, torch.Tensor], stream: str, cache: Cache | None
-    ) -> torch.Tensor:
-        """One stream's memories, (B, T, D)."""
-        contexts: dict[str, AbstractContextManager[None]] = {
-            "original": self.streams.original(),
-            "tuned": nullcontext(),
-        }
-        with contexts[stream]:
-            outputs = self.body[0](**inputs, past_key_values=cache, use_cache=cache is not None)
-        return outputs.last_hidden_state
-
-    def _both_memories(
-        self, inputs: dict[str, torch.Tensor], cache: Cache | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both streams' memories in one pass over doubled rows, each (B, T, D)."""
-        doubled = {name: torch.cat([value, value]) for name, value in inputs.items()}
-        with self.streams.both():
-            outputs = self.body[0](**doubled, past_key_values=cache, use_cache=cache is not None)
-        original, tuned = outputs.last_hidden_state.chunk(2)
-        return original, tuned
+    def _check_cache(self, cache: Cache | None) -> None:
+        if cache is None:
+            return
+        if isinstance(cache, SiameseCache) != (self.stream == "interwoven"):
+            raise ValueError(
+                f"past_key_values: a {type(cache).__name__} does not fit the {self.stream} stream; "
+                "make it with new_cache()"
+            )
+        layers = self.backbone.modules()
+        if self.training and any(getattr(each, "gradient_checkpointing", False) for each in layers):
+            raise ValueError("gradient checkpointing keeps no cache in training mode: call eval()")
 
     def head(self, memory: torch.Tensor) -> torch.Tensor:
-        """The backbone's own logits of given memories: (B, T, D) -> (B, T, V).
-
-        The backbone's forward runs with its body replaced by the memories, so that heads that
-        scale or cap their logits do so here too.
-        """
-        with _body_returns(self.body[0], memory), self.streams.original():
-            return self.backbone(inputs_embeds=memory, use_cache=False).logits
-
-    # ------------------------------------------------------------- generation
-
-    def new_cache(self, *, query_mask: torch.Tensor | None = None) -> Cache:
-        """An empty cache of the kind that the chosen stream fills."""
-        text_config = self.config.get_text_config(decoder=True)
-        if self.stream != "interwoven":
-            return DynamicCache(config=text_config)
-        return SiameseCache(config=text_config, query_mask=query_mask)
-
-    def generate(
-        self, inputs: torch.Tensor | None = None, *arguments: Any, **options: Any
-    ) -> torch.Tensor | ModelOutput:
-        """`GenerationMixin.generate`, with the prompt as the query.
-
-        ``query_mask`` (B, T_prompt) may mark a part of the prompt as the query instead (few-shot
-        examples outside it, say). Padding must stand on the left.
-
-        Raises:
-            ValueError: padding on the right, an encoder-style call without tokens.
-        """
-        tokens = inputs if inputs is not None else options.get("input_ids")
-        mask = options.get("attention_mask")
-        if mask is not None and bool((mask[:, -1] == 0).any()):
-            raise ValueError("generate needs prompts padded on the left; a row ends with padding")
-        if self.stream == "interwoven":
-            fed = tokens if tokens is not None else options.get("inputs_embeds")
-            if fed is not None and options.get("query_mask") is None:
-                # padding is taken out by the attention mask, which generate() can infer
-                options["query_mask"] = torch.ones(fed.shape[:2], device=fed.device)
-        return super().generate(inputs, *arguments, **options)
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *arguments: Any, **options: Any
-    ) -> None:
-        """Give `generate()` a cache of both streams wherever it would make a dynamic one."""
-        plain = generation_config.cache_implementation in (None, "dynamic")
-        if (
-            self.stream == "interwoven"
-            and plain
-            and generation_config.use_cache is not False
-            and model_kwargs.get("past_key_values") is None
-        ):
-            model_kwargs["past_key_values"] = self.new_cache(
-                query_mask=model_kwargs.get("query_mask")
-            )
-            return
-        super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, *arguments, **options
-        )
+        """The backbone's own logits of given memories, adapter off: (B, T, D) -> (B, T, V)."""
+        with self.streams.original():
+            return head_logits(self.backbone, self.streams.body, memory)
 
     # ---------------------------------------------------------------- storage
 
     def save_pretrained(
-        self, save_directory: str | Path, is_main_process: bool = True, **unused: Any
+        self, save_directory: str | Path, is_main_process: bool = True, state_dict: None = None
     ) -> None:
-        """Write configuration, adapter and gate (MBs, safetensors), never the backbone."""
+        """Write configuration, adapter and gate (MBs, safetensors), never the backbone.
+
+        Args:
+            save_directory: the folder; made if it is not there.
+            is_main_process: whether this process writes.
+            state_dict: None, as transformers' Trainer gives it: the model's own values are saved.
+        """
+        if state_dict is not None:
+            raise ValueError("state_dict: a siamese model saves its own values, give none")
         if is_main_process:
             storage.save(self, Path(save_directory))
 
@@ -450,22 +347,5 @@ class SiameseForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
 
-def _kept(values: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The positions (B, T, ...) that ``logits_to_keep`` asks for."""
-    if isinstance(logits_to_keep, torch.Tensor):
-        return values[:, logits_to_keep]
-    return values[:, -logits_to_keep:] if logits_to_keep else values
-
-
-@contextmanager
-def _body_returns(body: nn.Module, memory: torch.Tensor) -> Iterator[None]:
-    """While this is open, ``body`` answers every call with ``memory``."""
-    own = body.__dict__.get("forward")
-    body.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=memory)
-    try:
-        yield
-    finally:
-        if own is None:
-            del body.forward
-        else:
-            body.forward = own
+AutoConfig.register(SiameseConfig.model_type, SiameseConfig, exist_ok=True)
+AutoModelForCausalLM.register(SiameseConfig, SiameseForCausalLM, exist_ok=True)

@@ -32,7 +32,7 @@ class QueryState:
 
 @dataclass(frozen=True)
 class Pooling:
-    """One way to pool, along the sequence (``running``, then ``finish``) or all at once (``whole``).
+    """One way to pool: along the sequence (``running``, then ``finish``) or at once (``whole``).
 
     ``empty`` is the value before the first query token.
     """
@@ -44,7 +44,7 @@ class Pooling:
 
 
 def _running_sum(memory: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
-    return before.pooled[:, None] + (memory * mask).cumsum(dim=1)
+    return before.pooled[:, None] + memory.masked_fill(mask == 0, 0).cumsum(dim=1)
 
 
 def _running_maximum(memory: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
@@ -60,7 +60,7 @@ def _running_last(memory: torch.Tensor, mask: torch.Tensor, before: QueryState) 
 
 
 def _whole_mean(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return (memory * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    return memory.masked_fill(mask == 0, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def _whole_maximum(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,9 @@ def _whole_last(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 POOLINGS = {
-    "mean": Pooling(0.0, _running_sum, lambda pooled, count: pooled / count.clamp(min=1), _whole_mean),
+    "mean": Pooling(
+        0.0, _running_sum, lambda pooled, count: pooled / count.clamp(min=1), _whole_mean
+    ),
     "max": Pooling(-torch.inf, _running_maximum, lambda pooled, count: pooled, _whole_maximum),
     "last": Pooling(0.0, _running_last, lambda pooled, count: pooled, _whole_last),
 }

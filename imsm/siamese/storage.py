@@ -1,6 +1,7 @@
 """Saving and loading a siamese model: configuration, adapter and gate, never the backbone.
 
-    config.json  generation_config.json  adapter/ (PEFT's own format)  gate.safetensors
+A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's own format) and
+``gate.safetensors``.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from imsm.backbones.load import load_backbone
 from imsm.errors import UserError
@@ -27,7 +30,12 @@ GATE = "gate.safetensors"
 
 
 def save(model: SiameseForCausalLM, folder: Path) -> None:
-    """Write ``model``'s configuration, adapter and gate to ``folder``."""
+    """Write ``model``'s configuration, adapter and gate to ``folder``.
+
+    Raises:
+        UserError: the configuration does not say where the backbone comes from.
+    """
+    source = _source(model.config)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.stream = model.stream
     model.config.architectures = [type(model).__name__]
@@ -35,7 +43,7 @@ def save(model: SiameseForCausalLM, folder: Path) -> None:
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     if isinstance(model.adapted, PeftModel):
-        save_adapter(model.adapted, folder / ADAPTER, backbone_path=model.config.backbone["path"])
+        save_adapter(model.adapted, folder / ADAPTER, backbone_path=source["path"])
     if model.gate is not None:
         save_file(_contiguous(model.gate.state_dict()), folder / GATE)
 
@@ -54,7 +62,9 @@ def save_adapter(adapted: PeftModel, folder: Path, *, backbone_path: str) -> Non
     if pattern:
         config.rank_pattern = {}
     try:
-        save_file(_contiguous(get_peft_model_state_dict(adapted)), folder / "adapter_model.safetensors")
+        save_file(
+            _contiguous(get_peft_model_state_dict(adapted)), folder / "adapter_model.safetensors"
+        )
         config.save_pretrained(str(folder))
     finally:
         config.base_model_name_or_path, config.inference_mode = path, inference
@@ -73,28 +83,37 @@ def load(
 ) -> SiameseForCausalLM:
     """Rebuild the model that ``save`` wrote; a run folder keeps it in `model/`."""
     inner = folder / "model"
-    folder = inner if (inner / "config.json").is_file() else folder
-    if not (folder / "config.json").is_file():
+    folder = inner if (inner / CONFIG_NAME).is_file() else folder
+    if not (folder / CONFIG_NAME).is_file():
         raise UserError(
-            f"{folder}: no siamese model here (no config.json); give the folder of a finished run"
+            f"{folder}: no siamese model here (no {CONFIG_NAME}); give the folder of a finished run"
         )
     if not isinstance(config, SiameseConfig):
         config = SiameseConfig.from_pretrained(folder)
-    source = dict(config.backbone)
+    source = _source(config)
     if dtype is not None:
         source["dtype"] = str(dtype).removeprefix("torch.")
     adapted: nn.Module = load_backbone(**source)
     if (folder / ADAPTER).is_dir():
         adapted = PeftModel.from_pretrained(adapted, str(folder / ADAPTER), is_trainable=trainable)
-    gate = None
-    if config.gate is not None:
-        gate = build_gate(hidden_size=config.hidden_size, **config.gate)
-        gate.load_state_dict(load_file(folder / GATE))
-        if not trainable:
-            gate.requires_grad_(False)
-    model = model_class(config, adapted, gate)
+    gate = _load_gate(folder, config=config, trainable=trainable) if config.gate else None
+    try:
+        model = model_class(config, adapted, gate)
+    except ValueError as error:
+        raise UserError(f"{folder}: its adapter is missing ({error})") from error
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     model.eval()
-    return model if device is None else model.to(device)
+    return model if device is None else model.to(device=device)
+
+
+def _load_gate(folder: Path, *, config: SiameseConfig, trainable: bool) -> nn.Module:
+    gate = build_gate(hidden_size=config.hidden_size, **(config.gate or {}))
+    try:
+        gate.load_state_dict(load_file(folder / GATE))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder / GATE}: not the gate of {CONFIG_NAME} ({error})") from error
+    return gate if trainable else gate.requires_grad_(False)
 
 
 def build_gate(*, _target_: str, hidden_size: int, **arguments: Any) -> nn.Module:
@@ -113,6 +132,12 @@ def build_gate(*, _target_: str, hidden_size: int, **arguments: Any) -> nn.Modul
     if not (isinstance(gate_class, type) and issubclass(gate_class, nn.Module)):
         raise UserError(f"gate {_target_}: not a torch.nn.Module class")
     return gate_class(hidden_size=hidden_size, **arguments)
+
+
+def _source(config: SiameseConfig) -> dict[str, Any]:
+    if not config.backbone or "path" not in config.backbone:
+        raise UserError('the configuration names no backbone: set config.backbone = {"path": ...}')
+    return dict(config.backbone)
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

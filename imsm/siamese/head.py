@@ -1,0 +1,43 @@
+"""Logits of a given memory: the backbone's own head, whatever it does after its projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from imsm.siamese.streams import forward_replaced
+
+
+def head_logits(backbone: PreTrainedModel, body: nn.Module, memory: torch.Tensor) -> torch.Tensor:
+    """The backbone's logits of memories that are not its own: (B, T, D) -> (B, T, V).
+
+    The backbone's forward runs with its body answering ``memory``, so that heads that scale
+    (Cohere, Granite) or cap (Gemma 2) their logits do so here too.
+
+    Args:
+        backbone: a causal language model.
+        body: the part of it that makes memories.
+        memory: (B, T, D).
+
+    Raises:
+        RuntimeError: the backbone's forward does not go through ``body``.
+    """
+    calls = 0
+
+    def answer(*_: Any, **__: Any) -> BaseModelOutputWithPast:
+        nonlocal calls
+        calls += 1
+        return BaseModelOutputWithPast(last_hidden_state=memory)
+
+    with forward_replaced(body, answer):
+        logits = backbone(inputs_embeds=memory, use_cache=False).logits
+    if calls != 1:
+        raise RuntimeError(
+            f"{type(backbone).__name__} called its {type(body).__name__} {calls} times for one "
+            "pass of its head: this backbone's head cannot be used on an interwoven memory"
+        )
+    return logits
