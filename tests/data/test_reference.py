@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import os
@@ -34,6 +35,7 @@ ROWS: list[tuple[str, Role, int]] = [
 ]
 
 
+@functools.cache
 def examples_of(name: str, role: Role, prompts: str = "verbatim") -> list[Example]:
     source = Source(kind="mirror", path=HUB)
     return load_examples(shipped_task(name), role, source=source, prompts=prompts, limit=None)

@@ -160,7 +160,8 @@ def test_rows_of_another_dataset_are_told_with_their_place(mirror: Path) -> None
     write_lines(mirror / "nyu-mll" / "glue" / "mrpc" / "test.jsonl", rows)
     with pytest.raises(UserError, match=r"nyu-mll/glue, test, row 2: label -1"):
         load(shipped_task("mrpc"), at(mirror))
-    write_lines(mirror / "nyu-mll" / "glue" / "mrpc" / "train.jsonl", [{"text": "a"}])
+    for split in ("train", "test"):
+        write_lines(mirror / "nyu-mll" / "glue" / "mrpc" / f"{split}.jsonl", [{"text": "a"}])
     with pytest.raises(UserError, match=r"row 1 is not a record .*'sentence1'"):
         load(shipped_task("mrpc"), at(mirror), "train")
 
