@@ -1,0 +1,120 @@
+"""Generating answers: order, early stop, what is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from imsm.assemble import assemble
+from imsm.data.tokenise import TokenisedExample
+from imsm.evaluation.generate import generate_answers
+from imsm.siamese.model import SiameseForCausalLM
+from tests.backbone_folder import save_backbone
+
+TEXTS = [" the answer is 1 2 3 4 5 6 7 8 9 \n a b c d e f g h i j k l m n o p q r s t u v"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_backbone(tmp_path_factory.mktemp("backbone"), texts=TEXTS)
+
+
+def scripted(model: SiameseForCausalLM, script: dict[int, list[int]]) -> None:
+    """Make ``model`` continue a prompt that begins with token k by ``script[k]``."""
+    forward = model.forward
+    state: dict[str, torch.Tensor] = {}
+
+    def answer(**inputs: torch.Tensor):
+        output = forward(**inputs)
+        ids = inputs["input_ids"]
+        if ids.shape[1] > 1:
+            mask = inputs["attention_mask"]
+            state["first"] = ids[torch.arange(len(ids)), mask.long().argmax(dim=1)]
+            state["step"] = torch.tensor(0)
+        for row, first in enumerate(state["first"].tolist()):
+            token = script[first][int(state["step"])]
+            output.logits[row, -1] = 0
+            output.logits[row, -1, token] = 1
+        state["step"] += 1
+        return output
+
+    model.forward = answer  # type: ignore[method-assign]
+
+
+def test_early_stop_order_and_counts(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = assemble(
+        backbone={"path": str(folder)},
+        adapter=None,
+        gate=None,
+        pooling="mean",
+        stream="original",
+        seed=0,
+    )
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    line, end = ids("\n"), [tokenizer.eos_token_id]
+    firsts = {name: ids(f" {name}")[0] for name in "abcd"}
+    never = ids(" 1") * 40
+    script = {
+        firsts["a"]: line + ids(" 7 8") + line + never,  # a blank line, then an answer and its end
+        firsts["b"]: ids(" 9") + end + never,  # ends by itself
+        firsts["c"]: never,  # never ends
+        firsts["d"]: ids(" the answer is 3") + line + never,
+    }
+    scripted(model, script)
+    prompts = [
+        TokenisedExample(id=name, prompt_ids=(first, *[5] * extra), answer_ids=())
+        for extra, (name, first) in enumerate(firsts.items(), start=1)
+    ]
+    answers = generate_answers(
+        model, tokenizer, prompts, batch_size=3, max_new_tokens=12, stop=r"\S[^\n]*\n", label="x"
+    )
+    assert [a.id for a in answers] == list("abcd")
+    assert [a.text for a in answers] == ["\n 7 8\n", " 9", " 1" * 12, " the answer is 3\n"]
+    assert [a.ended for a in answers] == [True, True, False, True]
+    assert [a.tokens for a in answers] == [4, 1, 12, 5]
+
+
+def test_batching_changes_no_answer(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = assemble(
+        backbone={"path": str(folder)},
+        adapter=None,
+        gate=None,
+        pooling="mean",
+        stream="original",
+        seed=0,
+    )
+    generator = torch.Generator().manual_seed(0)
+    prompts = [
+        TokenisedExample(
+            id=str(n),
+            prompt_ids=tuple(torch.randint(4, 30, (3 + n % 7,), generator=generator).tolist()),
+            answer_ids=(),
+        )
+        for n in range(20)
+    ]
+
+    def run(batch_size: int) -> list[str]:
+        return [
+            a.text
+            for a in generate_answers(
+                model,
+                tokenizer,
+                prompts,
+                batch_size=batch_size,
+                max_new_tokens=6,
+                stop=None,
+                label="x",
+            )
+        ]
+
+    alone = run(1)
+    assert run(7) == alone
+    assert len(set(alone)) > 5  # the answers differ, so the order is tested too
