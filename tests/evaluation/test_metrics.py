@@ -27,9 +27,10 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
 def test_the_seven_metrics_are_there_and_say_what_they_mean() -> None:
-    assert sorted(
-        ["accuracy", "contain", "exact_match", "f1", "gsm8k_accuracy", "mcc", "token_f1"]
-    ) == NAMES
+    assert (
+        sorted(["accuracy", "contain", "exact_match", "f1", "gsm8k_accuracy", "mcc", "token_f1"])
+        == NAMES
+    )
     for name in NAMES:
         info = metric_module(name).INFO
         assert info.name == name
