@@ -124,7 +124,9 @@ def _gate_shape(gate: GateConfig) -> list[str]:
     if len(set(gate.inputs)) < len(gate.inputs):
         problems.append(f"gate.inputs={show(gate.inputs)}: each input only once")
     if gate.inputs and gate.rank is None:
-        problems.append("gate.rank=null: a gate with inputs needs a rank; gate.rank=8 is the paper's")
+        problems.append(
+            "gate.rank=null: a gate with inputs needs a rank; gate.rank=8 is the paper's"
+        )
     if not gate.inputs and gate.rank is not None:
         problems.append(
             f"gate.rank={gate.rank}: gate={gate.name} reads no inputs, so it has no rank; "

@@ -1,6 +1,7 @@
-"""The typed configuration of one run, and the way from Hydra's composition to it.
+"""The typed configuration of one run.
 
-Every key has a type and a range here; what one key demands of another stands in `imsm.checks`.
+Every key has a type and a range here; what one key demands of another stands in `imsm.checks`,
+the way from Hydra's composition to here in `imsm.examine`.
 Nothing below the entry sees these objects: the run's flow takes them apart into keyword arguments.
 """
 
@@ -9,18 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from imsm.builders import Count, NotNegative, Positive, Probability, unknown_key
-from imsm.errors import UserError
-from imsm.messages import explain_errors, report
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from imsm.builders import Count, NotNegative, Positive, Probability
 
 SourceKind = Literal["hub", "mirror", "folder", "miniature"]
 GateInput = Literal["query_original", "original", "tuned", "query_tuned"]
@@ -247,104 +241,7 @@ class RunConfig(Section):
         return cls.model_validate(values)
 
 
-DERIVED = ("tasks", "metrics", "config_dir")
-
-
-def parse(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:
-    """The typed configuration of a run.
-
-    Args:
-        cfg: what Hydra composed.
-        config_dir: the folder of options of one's own (`--config-dir`).
-
-    Raises:
-        UserError: naming every problem at once.
-    """
-    examined = examine(cfg, config_dir=config_dir)
-    if examined.config is None:
-        raise UserError(report(examined.problems))
-    return examined.config
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examination:
-    """What looking at a composition found."""
-
-    config: RunConfig | None
-    """None if there is any problem."""
-    problems: list[str]
-    """A line each."""
-    refused: set[str]
-    """Keys whose own values were refused, so that what they demand of others is not known."""
-
-
-def examine(
-    cfg: DictConfig, *, config_dir: Path | None = None, unsure: frozenset[str] = frozenset()
-) -> Examination:
-    """The typed configuration, or a line per problem.
-
-    Args:
-        cfg: what Hydra composed.
-        config_dir: the folder of options of one's own.
-        unsure: sections whose option was not found, so that a default stands in its place; what
-            they demand of others is not looked at.
-    """
-    from omegaconf import OmegaConf
-
-    from imsm.checks import between_sections
-    from imsm.resolve import resolve
-
-    values, problems = resolve(cfg)
-    _make_paths_absolute(values)
-    fields = {name: field for name, field in RunConfig.model_fields.items() if name not in DERIVED}
-    problems += [
-        unknown_key("", name, value, fields) for name, value in values.items() if name not in fields
-    ]
-    sections: dict[str, Any] = {}
-    refused: set[str] = set()
-    for name, field in fields.items():
-        if name not in values:
-            problems.append(f"{name}: is missing")
-            continue
-        try:
-            sections[name] = _adapter(name).validate_python(values[name], strict=True)
-        except ValidationError as error:
-            problems += _explain(name, field.annotation, error)
-            refused |= {".".join(map(str, (name, *e["loc"]))) for e in error.errors()}
-    sure = {name: section for name, section in sections.items() if name not in unsure}
-    given = not OmegaConf.is_interpolation(cfg.get("data", {}), "source")
-    found, more = between_sections(sure | {"source_given": given}, cfg=cfg, config_dir=config_dir)
-    problems += more
-    if problems or len(sections) < len(fields):
-        return Examination(config=None, problems=problems, refused=refused)
-    return Examination(config=RunConfig(**sections | found), problems=[], refused=set())
-
-
-def _adapter(name: str) -> TypeAdapter[Any]:
-    field = RunConfig.model_fields[name]
-    return TypeAdapter(Annotated[(field.annotation, *field.metadata, name)])
-
-
-def _make_paths_absolute(values: dict[str, Any]) -> None:
-    """A saved configuration means the same from any folder."""
-    data, backbone = values.get("data"), values.get("backbone")
-    places = [(values, "folder"), (data, "mirror"), (data, "folder"), (backbone, "path")]
-    for section, key in places:
-        text = section.get(key) if isinstance(section, dict) else None
-        if isinstance(text, str) and text and (key != "path" or is_local(text)):
-            section[key] = os.path.abspath(Path(text).expanduser())
-
-
 def is_local(path: str) -> bool:
     """Whether a backbone's path means a folder here, not an id on the hub."""
     written = path.startswith(("/", "./", "../", "~")) or path in (".", "..")
     return written or path.count("/") > 1 or (not path.startswith("imsm:") and os.path.isdir(path))
-
-
-def _explain(name: str, annotation: Any, error: ValidationError) -> list[str]:
-    nested = getattr(annotation, "model_fields", None)
-    if nested is None:
-        details = [{**detail, "loc": (name, *detail["loc"])} for detail in error.errors()]
-        return explain_errors("", {name: annotation}, details)
-    types = {field.alias or key: field.annotation for key, field in nested.items()}
-    return explain_errors(name, types, [dict(detail) for detail in error.errors()])

@@ -1,4 +1,4 @@
-"""What makes a run the same run: the choices that decide its training, and the name made of them."""
+"""What makes a run the same run: the choices that decide its training, and their name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     )
     if not config.method.trained:
         return {"backbone": backbone, "method": {"stream": config.method.stream}}
-    identity = {
+    identity: dict[str, Any] = {
         "backbone": backbone,
         "peft": {
             "_target_": config.peft.target,

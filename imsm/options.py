@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,10 @@ def find_option(group: str, name: str, *, config_dir: Path | None = None) -> dic
     Raises:
         UserError: there is no such option; the message lists them and the nearest name.
     """
-    from omegaconf import OmegaConf
-
     for folder in _folders(group, config_dir):
         path = folder / f"{name}.yaml"
         if path.is_file():
-            own = OmegaConf.to_container(OmegaConf.load(path))
-            if not isinstance(own, dict):
-                raise UserError(f"{path}: holds no mapping of keys to values")
-            values = {str(key): value for key, value in own.items()}
+            values = copy.deepcopy(_read(path, path.stat().st_mtime_ns))
             return _with_defaults(values, group=group, name=name, config_dir=config_dir)
     raise UserError(unknown_option(group, name, option_names(group, config_dir=config_dir)))
 
@@ -56,6 +53,21 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     lowered = {candidate.lower(): candidate for candidate in words}
     found = difflib.get_close_matches(word.lower(), lowered, n=1)
     return lowered[found[0]] if found else None
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, changed: int) -> dict[str, Any]:
+    """A yaml's values; every member of a sweep asks for the same ones."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no mapping of keys to values")
+    return {str(key): value for key, value in values.items()}
 
 
 def _folders(group: str, config_dir: Path | None) -> Iterator[Path]:

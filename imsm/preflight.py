@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imsm.builders import show, unknown_key
-from imsm.config import examine
+from imsm.examine import examine
 from imsm.options import nearest, unknown_option
 
 _FREE = ("backbone.roles", "backbone.sizes", "peft.roles_by_backbone", "peft.recipes")
@@ -94,7 +94,7 @@ class Preflight:
                 problems.append(self._not_an_override(text))
                 continue
             try:
-                parsed.append(self.parser.parse_override(text))
+                parsed += self.parser.parse_overrides([text])
             except HydraException as error:
                 problems.append(
                     f"{text}: cannot be read ({_first_lines(error)}); put a value with special "
@@ -247,7 +247,8 @@ def _key_problem(override: Override, tree: Any) -> str | None:
     names = [name for name in node if name not in ("hydra", "_target_")]
     line = unknown_key(owner, parts[depth], value, names)
     if not owner and "did you mean" not in line:
-        elsewhere = [f"{section}.{key}={show(value)}" for section in names if _has(node, section, key)]
+        owners = [section for section in names if _has(node, section, key)]
+        elsewhere = [f"{section}.{key}={show(value)}" for section in owners]
         line += f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
     if owner.startswith(_FREE):
         line += f"; +{key}={show(value)} adds it"
@@ -261,4 +262,6 @@ def _has(tree: dict[str, Any], section: str, key: str) -> bool:
 def _first_lines(error: Exception) -> str:
     """An error of a library as one line, without its links."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(line for line in lines[:4] if not line.startswith(("See http", "Config search")))
+    return " ".join(
+        line for line in lines[:4] if not line.startswith(("See http", "Config search"))
+    )

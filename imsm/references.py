@@ -78,20 +78,26 @@ def _task(
         known = ", ".join([TARGET, *names])
         return None, [f"evaluation.tasks={name}: no such task ({known}){hint}"]
     try:
-        node = OmegaConf.create({"data": find_option("data", name, config_dir=config_dir)})
+        values, problems = _resolved(find_option("data", name, config_dir=config_dir), cfg)
     except UserError as error:
         return None, [str(error)]
-    root = OmegaConf.create({key: cfg._get_node(key) for key in cfg if key != "data"})
-    root["data"] = node["data"]
-    values, problems = resolve(root)
-    known_keys = {key: value for key, value in values["data"].items() if key in _COMMON_KEYS}
-    fields = {key: value for key, value in values["data"].items() if key not in known_keys}
+    fields = {key: value for key, value in values.items() if key not in _COMMON_KEYS}
     try:
-        return TaskConfig(**fields), [line for line in problems if line.startswith("data.")]
+        return TaskConfig(**fields), problems
     except ValidationError as error:
         types = {key: field.annotation for key, field in TaskConfig.model_fields.items()}
         details = [dict(detail) for detail in error.errors()]
         return None, [f"data={name}: {line}" for line in explain_errors("data", types, details)]
+
+
+def _resolved(option: dict[str, Any], cfg: DictConfig) -> tuple[dict[str, Any], list[str]]:
+    """An option's values; its interpolations may point anywhere into the run's configuration."""
+    if "${" not in str(option):
+        return option, []
+    root = OmegaConf.create({key: cfg._get_node(key) for key in cfg if key != "data"})
+    root["data"] = option
+    values, problems = resolve(root)
+    return values["data"], [line for key, line in problems.items() if key.startswith("data.")]
 
 
 _COMMON_KEYS = set(DataConfig.model_fields) - set(TaskConfig.model_fields)
@@ -108,8 +114,9 @@ def _metrics(
             if metric not in names:
                 guess = nearest(metric, names)
                 hint = f"; did you mean {guess}?" if guess else ""
+                listed = ", ".join(names)
                 problems.append(
-                    f"metric {metric} of data={task.name}: no such metric ({', '.join(names)}){hint}"
+                    f"metric {metric} of data={task.name}: no such metric ({listed}){hint}"
                 )
                 continue
             module = find_option("metric", metric, config_dir=config_dir).get("module")

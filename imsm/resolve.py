@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from imsm.builders import show
 
 
-def resolve(cfg: DictConfig) -> tuple[dict[str, Any], list[str]]:
-    """Plain dictionaries, lists and values, and a line per value that cannot be resolved."""
-    problems: list[str] = []
+def resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """Plain dictionaries, lists and values, and a line per key that cannot be resolved."""
+    problems: dict[str, str] = {}
     values = _plain(cfg, "", problems)
     return (values if isinstance(values, dict) else {}), problems
 
 
-def _plain(node: Any, path: str, problems: list[str]) -> Any:
+def _plain(node: Any, path: str, problems: dict[str, str]) -> Any:
     if isinstance(node, DictConfig):
         taken = ((key, _get(node, key, f"{path}{key}", problems)) for key in node)
         return {str(key): value for key, (value, found) in taken if found}
@@ -25,19 +31,15 @@ def _plain(node: Any, path: str, problems: list[str]) -> Any:
     return node
 
 
-def _get(parent: Any, key: Any, path: str, problems: list[str]) -> tuple[Any, bool]:
+def _get(parent: Any, key: Any, path: str, problems: dict[str, str]) -> tuple[Any, bool]:
     try:
         return _plain(parent[key], f"{path}.", problems), True
     except MissingMandatoryValue:
-        problems.append(f"{path}: is missing; give {path}=...")
+        problems[path] = f"{path}: is missing; give {path}=..."
     except InterpolationResolutionError as error:
-        written = OmegaConf.to_container(parent, resolve=False)
-        problems.append(f"{path}={_item(written, key)}: {_reason(path, error)}")
+        written: Any = OmegaConf.to_container(parent, resolve=False)
+        problems[path] = f"{path}={show(written[key])}: {_reason(path, error)}"
     return None, False
-
-
-def _item(container: Any, key: Any) -> Any:
-    return container[key]
 
 
 def _reason(path: str, error: OmegaConfBaseException) -> str:

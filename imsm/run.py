@@ -39,7 +39,7 @@ def main() -> None:
 
 def carry_out_one(cfg: DictConfig, *, config_dir: Path | None) -> int:
     """Carry one composed run out; returns its exit code, so that a sweep goes on after it."""
-    from imsm.config import parse
+    from imsm.examine import parse
 
     try:
         config = parse(cfg, config_dir=config_dir)
