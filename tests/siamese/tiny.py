@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -61,6 +64,8 @@ ADAPTERS = {
         orthogonal_weight=0.5,
     ),
 }
+CASES = list(product(ARCHITECTURES, ADAPTERS))
+"""Every architecture with every PEFT method."""
 QUERY_GATE = {
     "_target_": "imsm.siamese.gate.Gate",
     "inputs": ["query_original", "original", "tuned", "query_tuned"],
@@ -121,10 +126,10 @@ def tiny_siamese(
 
 
 def prompts(batch: int = 3, longest: int = 12) -> list[list[int]]:
-    """Prompts of different lengths."""
+    """Prompts of different lengths, at least 3."""
     generator = torch.Generator().manual_seed(3)
     return [
-        torch.randint(3, 97, (longest - 3 * row,), generator=generator).tolist()
+        torch.randint(3, 97, (longest - 3 * row % (longest - 2),), generator=generator).tolist()
         for row in range(batch)
     ]
 
@@ -139,3 +144,20 @@ def padded(rows: list[list[int]], *, side: str) -> tuple[torch.Tensor, torch.Ten
         ones = [1] * len(row)
         mask.append(gap + ones if side == "left" else ones + gap)
     return torch.tensor(ids), torch.tensor(mask)
+
+
+def marked(rows: list[list[int]], queries: list[int], *, side: str) -> torch.Tensor:
+    """The query mask of padded rows: the first ``queries[i]`` tokens of row i."""
+    width = max(map(len, rows))
+    masks = []
+    for row, query in zip(rows, queries, strict=True):
+        gap = [0] * (width - len(row))
+        ones = [1] * query + [0] * (len(row) - query)
+        masks.append(gap + ones if side == "left" else ones + gap)
+    return torch.tensor(masks)
+
+
+def decoded(model: SiameseForCausalLM, row: list[int], **options: Any) -> list[int]:
+    """The tokens that ``generate`` adds to one prompt."""
+    options = {"max_new_tokens": 8, "do_sample": False, **options}
+    return model.generate(torch.tensor([row]), **options)[0, len(row) :].tolist()
