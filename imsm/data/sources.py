@@ -85,7 +85,7 @@ def check_source(task: Task, *, source: Source, roles: Sequence[Role] = ROLES) -
         UserError: what is not there.
     """
     for role in roles:
-        splits = task.splits[role]
+        splits = task.splits.get(role)
         if not splits:
             continue
         if source.kind == "folder":
@@ -100,7 +100,7 @@ def _splits(
     task: Task, role: Role, source: Source
 ) -> Iterator[tuple[str, str, Iterable[Mapping[str, Any]]]]:
     """(how to call it in a message, split, rows) for each of a role's splits."""
-    if not task.splits[role]:
+    if not task.splits.get(role):
         use = "a forgetting test only" if role == "train" else "for training only"
         raise UserError(f"{task.name} has no {role} split: it is {use}.")
     if source.kind == "folder":

@@ -209,10 +209,8 @@ def _refuse_unknown_words(
         if unknown not in ids:
             continue
         words = list(dict.fromkeys(text.split()))
-        strange = [
-            word for word, word_ids in zip(words, _ids(tokenizer, words), strict=True)
-            if unknown in word_ids
-        ]  # fmt: skip
+        ids_of = dict(zip(words, _ids(tokenizer, words), strict=True))
+        strange = [word for word in words if unknown in ids_of[word]]
         more = f" and {len(strange) - NAMED_WORDS} more" if len(strange) > NAMED_WORDS else ""
         raise UserError(
             f"{example.id} holds words that this backbone's closed vocabulary does not know: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from imsm.errors import UserError
 from imsm.evaluation.metrics import aggregate, metric_module
 
 
@@ -19,13 +20,18 @@ def score_answers(
         golds: N lists of accepted answers.
 
     Returns:
-        {metric: value in points}, in the order of task_metrics (points are 0 to 100; mcc -100 to
-        100), and N dictionaries {metric: the item's score}, where a right answer is 1.
+        {metric: value in points}, by the INFO's name and in the order of task_metrics (points are
+        0 to 100; mcc -100 to 100), and N dictionaries {metric: the item's score}, where a right
+        answer is 1.
 
     Raises:
-        UserError: no such metric, no answers, or not as many answers as lists of accepted ones.
+        UserError: no such metric, two of one name, no answers, or not as many answers as lists of
+            accepted ones.
     """
     modules = [metric_module(name) for name in task_metrics]
+    names = [module.INFO.name for module in modules]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two metrics have the same name: {', '.join(names)}.")
     totals = {
         module.INFO.name: module.INFO.scale * aggregate(module, answers, golds)
         for module in modules

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from imsm.data.task import Task, build_task
+from imsm.data.task import Task
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
+def task_values(name: str) -> dict[str, Any]:
+    values = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
+    assert isinstance(values, dict)
+    return values
+
+
 def shipped_task(name: str) -> Task:
-    return build_task(yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text()))
+    return Task(**task_values(name))
 
 
 def shipped_names() -> list[str]:

@@ -16,9 +16,9 @@ import pytest
 from imsm.data import sources
 from imsm.data.example import Example
 from imsm.data.sources import Source, check_source, load_examples
-from imsm.data.task import Role, Task, build_task
+from imsm.data.task import Role, Task
 from imsm.errors import UserError
-from tests.data.shipped import CONF, shipped_task
+from tests.data.shipped import CONF, shipped_task, task_values
 
 PAIRS = [
     {"sentence1": f"Boat {n} sank .", "sentence2": f"Boat {n} went down .", "label": n % 2}
@@ -111,7 +111,7 @@ def test_mirror_that_lacks_something_is_refused_by_check_and_load(
     mirror: Path, tmp_path: Path
 ) -> None:
     mrpc, cola = shipped_task("mrpc"), shipped_task("cola")
-    dev = build_task({**mrpc_values(), "splits": {"train": ["train"], "test": ["dev"]}})
+    dev = Task(**{**task_values("mrpc"), "splits": {"train": ["train"], "test": ["dev"]}})
     cases = [
         (mrpc, tmp_path / "nowhere", r"nowhere is no folder"),
         (shipped_task("gsm8k"), mirror, r"lacks openai/gsm8k\. It holds nyu-mll/glue\."),
@@ -126,14 +126,6 @@ def test_mirror_that_lacks_something_is_refused_by_check_and_load(
     check_source(dev, source=at(mirror), roles=["train"])
 
 
-def mrpc_values() -> dict[str, Any]:
-    import yaml
-
-    values = yaml.safe_load((CONF / "data" / "mrpc.yaml").read_text())
-    assert isinstance(values, dict)
-    return values
-
-
 def test_a_listed_file_that_is_not_there(mirror: Path) -> None:
     (mirror / "nyu-mll" / "glue" / "mrpc" / "test.jsonl").unlink()
     with pytest.raises(UserError, match=r"lacks the split test .* Its splits: train"):
@@ -145,14 +137,9 @@ def test_a_split_without_examples(tmp_path: Path) -> None:
     row = {"paragraph": "A.", "question": "B?", "answer": "C", "label": 1, "idx": index}
     for split in ("train", "validation"):
         write_lines(tmp_path / "aps" / "super_glue" / "multirc" / f"{split}.jsonl", [row])
-    task = shipped_task("multirc")
     hub = {"path": "aps/super_glue", "name": None, "revision": None}
     with pytest.raises(UserError, match="is empty"):
-        load(build_task({**as_values(task), "hub": hub}), at(tmp_path))
-
-
-def as_values(task: Task) -> dict[str, Any]:
-    return {name: getattr(task, name) for name in task.__slots__}
+        load(Task(**{**task_values("multirc"), "hub": hub}), at(tmp_path))
 
 
 def test_rows_of_another_dataset_are_told_with_their_place(mirror: Path) -> None:
@@ -257,8 +244,8 @@ def test_no_network_says_what_would_be_downloaded_and_the_way_round(tmp_path: Pa
     code = (
         "import yaml\n"
         "from imsm.data.sources import Source, load_examples\n"
-        "from imsm.data.task import build_task\n"
-        f"task = build_task(yaml.safe_load(open({str(CONF / 'data' / 'freebaseqa.yaml')!r})))\n"
+        "from imsm.data.task import Task\n"
+        f"task = Task(**yaml.safe_load(open({str(CONF / 'data' / 'freebaseqa.yaml')!r})))\n"
         "source = Source(kind='hub')\n"
         "load_examples(task, 'test', source=source, prompts='verbatim', limit=None)\n"
     )

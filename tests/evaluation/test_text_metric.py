@@ -107,3 +107,8 @@ def test_score_answers_equals_the_metric_on_its_own(name: str) -> None:
 def test_score_answers_refuses_unequal_counts() -> None:
     with pytest.raises(UserError, match="1 predictions and 2 lists"):
         score_answers(["contain"], ["a"], [["a"], ["b"]])
+
+
+def test_score_answers_refuses_two_metrics_of_one_name() -> None:
+    with pytest.raises(UserError, match="same name: f1, f1"):
+        score_answers(["f1", "imsm.evaluation.metrics.f1"], ["yes"], [["yes"]])
