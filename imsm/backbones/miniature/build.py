@@ -70,7 +70,7 @@ def build_weights(
     pretrain(
         world,
         tokenizer,
-        forbidden=_test_prompts(folder),
+        forbidden=test_prompts(folder),
         seed=seed,
         steps=steps or STEPS,
         folder=folder / "model",
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.world_only:
             return 0
         build_weights(options.folder, world, steps=options.steps)
-    missed = _summary(check_weights(options.folder))
+    missed = missed_thresholds(check_weights(options.folder))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     return 1 if missed else 0
 
@@ -132,16 +132,18 @@ def _texts(folder: Path, world: World, seed: int) -> list[str]:
     return [*texts, *rare_texts(world)]
 
 
-def _test_prompts(folder: Path) -> frozenset[str]:
-    return frozenset(
+def test_prompts(folder: Path) -> frozenset[str]:
+    """The prompts of all test splits, with and without their instruction."""
+    prompts = [
         example.prompt
         for task in TASKS
         for style in STYLES
         for example in twin_examples(folder, task, "test", style)
-    )
+    ]
+    return frozenset(prompts + [prompt.split("\n", 1)[1] for prompt in prompts])
 
 
-def _summary(found: dict[str, dict[str, float]]) -> list[str]:
+def missed_thresholds(found: dict[str, dict[str, float]]) -> list[str]:
     """Print a line per task; give the tasks below their threshold."""
     print(f"{'task':12}{'verbatim':>10}{'corrected':>11}{'at least':>10}")
     missed = []

@@ -23,7 +23,10 @@ STONES: list[str] = _WORDS["stones"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """Proper names of the world; the first half of `first` are women's, the second half men's."""
+    """Proper names of the world.
+
+    The first half of `first` are women's, the second half men's; no two people share a last name.
+    """
 
     first: tuple[str, ...]
     last: tuple[str, ...]
@@ -38,12 +41,11 @@ def make_names(seed: int) -> Names:
     """Draw all proper names from their syllables; the same seed gives the same names."""
     rng = random.Random(f"{seed}/names")
     first = _draw(rng, "first", 40)
-    last = _draw(rng, "last", 36)
-    people = rng.sample([f"{one} {two}" for one in first for two in last], 70)
+    last = _draw(rng, "last", 70)
     return Names(
         first=first,
         last=last,
-        people=tuple(people),
+        people=tuple(f"{rng.choice(first)} {name}" for name in last),
         towns=_draw(rng, "town", 56),
         rivers=_draw(rng, "river", 24),
         peaks=_draw(rng, "peak", 16),

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imsm.backbones.miniature.corpus import Document, documents
 from imsm.backbones.miniature.world import World
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 160,
     "num_hidden_layers": 4,
     "intermediate_size": 432,
@@ -26,7 +26,7 @@ SHAPE = {
     "tie_word_embeddings": False,
 }
 STEPS = 2000
-ROWS, WIDTH = 14, 256  # one step's packed rows and their tokens
+ROWS, WIDTH = 14, 128  # one step's packed rows and their tokens
 PEAK = 3e-3
 WARMUP = 100
 KEEP = 250  # steps between two savings

@@ -8,24 +8,26 @@ from itertools import islice
 import torch
 
 from imsm.backbones.load import load_tokenizer
-from imsm.backbones.miniature.corpus import STYLES, documents
+from imsm.backbones.miniature.build import FOLDER, test_prompts
+from imsm.backbones.miniature.corpus import documents
 from imsm.backbones.miniature.pretrain import make_model, pack, packed_loss
 from imsm.backbones.miniature.world import make_world
-from tests.backbones.miniature.shipped import TESTED, twin
+from tests.backbones.miniature.shipped import twin
 
 
 def test_forbidden_prompts_never_occur() -> None:
-    forbidden = frozenset(
-        one.prompt
-        for task in TESTED
-        for style in STYLES
-        for one in twin(task, "test", prompts=style)
-    )
+    forbidden = test_prompts(FOLDER)
     world = make_world()
     free = [one.prompt for one in islice(_documents(), 4000)]
     assert forbidden & set(free)
     kept = islice(documents(random.Random(3), world, forbidden=forbidden), 4000)
     assert not forbidden & {one.prompt for one in kept}
+
+
+def test_a_question_without_its_instruction_is_forbidden_too() -> None:
+    forbidden = test_prompts(FOLDER)
+    asked = [one.prompt for one in twin("webq", "test")]
+    assert {prompt.split("\n", 1)[1] for prompt in asked} <= forbidden
 
 
 def test_packed_documents_do_not_see_each_other() -> None:

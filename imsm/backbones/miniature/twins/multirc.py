@@ -27,13 +27,13 @@ class _Deed:
 
 
 def passages(rng: random.Random, names: Names) -> Iterator[list[Row]]:
-    """Endless passages of four deeds, each with the rows of three yes/no questions and a "What"."""
+    """Endless passages of three deeds, each with the rows of three yes/no questions, one "What"."""
     while True:
         deeds = [
             _Deed(*parts)
             for parts in zip(
-                rng.sample(names.first, 4), rng.sample(TRANSITIVE, 4), rng.sample(THINGS, 4),
-                rng.sample(names.towns, 4), strict=True,
+                rng.sample(names.first, 3), rng.sample(TRANSITIVE, 3), rng.sample(THINGS, 3),
+                rng.sample(names.towns, 3), strict=True,
             )
         ]  # fmt: skip
         yield _rows(rng, " ".join(deed.told() for deed in deeds), deeds)
@@ -57,7 +57,7 @@ def splits(world: World, seed: int) -> dict[str, list[Row]]:
 def _rows(rng: random.Random, paragraph: str, deeds: list[_Deed]) -> list[Row]:
     asked = [_yes_no(rng, deeds) for _ in range(3)]
     asked.insert(rng.randrange(4), _what(rng, deeds))
-    rows = []
+    rows: list[Row] = []
     for number, (question, answers) in enumerate(dict(asked).items()):
         for text, label in answers:
             idx = {"question": number, "answer": len(rows)}
