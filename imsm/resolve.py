@@ -23,10 +23,10 @@ def resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _plain(node: Any, path: str, problems: dict[str, str]) -> Any:
     if isinstance(node, DictConfig):
-        taken = ((key, _get(node, key, f"{path}{key}", problems)) for key in node)
+        taken = ((key, _get(node, key, path + str(key), problems)) for key in node)
         return {str(key): value for key, (value, found) in taken if found}
     if isinstance(node, ListConfig):
-        taken = ((i, _get(node, i, f"{path}{i}", problems)) for i in range(len(node)))
+        taken = ((i, _get(node, i, path + str(i), problems)) for i in range(len(node)))
         return [value for _, (value, found) in taken if found]
     return node
 

@@ -1,0 +1,246 @@
+"""The report card of a run: this arm, the original, and runs that differ in nothing but the method.
+
+Scores are in points; differences are to the original (what was learned or forgotten) and to PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imsm.config import RunConfig
+from imsm.errors import UserError
+from imsm.identity import differs_only_in_method, run_identity
+from imsm.report.comparison import Comparison, Cost, Row, comparable, compare
+from imsm.report.result import FILE, read_result
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_ORDER = {"original": 0, "tuned": 1, "interwoven": 2}
+_COST_NAMES = (
+    "arm",
+    "adapter",
+    "gate",
+    "training",
+    "tokens/s",
+    "memory",
+    "answering",
+    "tokens/s",
+)
+
+
+def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Finished runs under ``runs_root`` that differ from a run in nothing but the method.
+
+    The original of the same backbone is among them. Of several runs of one method and gate, the
+    newest counts; a run without a common test set is left out.
+
+    Returns:
+        Results: the original, PEFT, then the interwoven arms.
+    """
+    own = RunConfig.from_dict(result["config"])
+    found: dict[str, tuple[RunConfig, dict[str, Any]]] = {}
+    files = sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    for path in files:
+        try:
+            other = read_result(path.parent)
+            config = RunConfig.from_dict(other["config"])
+        except (UserError, ValueError, KeyError):
+            continue  # of an older format, or damaged: it cannot be compared
+        same_run = run_identity(config) == run_identity(own)
+        if same_run or not differs_only_in_method(own, config):
+            continue
+        tasks = result["evaluation"]["tasks"]
+        if any(comparable(result, other, task) for task in tasks):
+            found[_kind(config)] = (config, other)
+    ordered = sorted(
+        found.values(), key=lambda pair: (_ORDER[pair[0].method.stream], pair[0].gate.name)
+    )
+    return [other for _, other in ordered]
+
+
+def render_terminal(
+    results: Sequence[Mapping[str, Any]], *, console: Console | None = None
+) -> None:
+    """Print the card; the last result is the run that it is about."""
+    from rich.console import Console as RichConsole
+
+    console = console or RichConsole()
+    card = compare(results)
+    console.print()
+    console.print(f"[bold]{_title(card)}[/bold]", highlight=False)
+    console.print(_score_table(card))
+    for note in card.notes:
+        console.print(note, style="dim", highlight=False)
+    console.print(_cost_table(card))
+
+
+def render_markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """The card as Markdown, with every metric and on what the numbers rest."""
+    card = compare(results)
+    focus = card.focus
+    names = ["task", "metric", "items", *card.arms, *_difference_names(card)]
+    lines = [f"# {focus['name']}", "", _title(card) + ". Scores are in points.", ""]
+    lines += _markdown_table(names, (_wide_cells(card, row) for row in card.headlines), text=2)
+    lines += [line for note in card.notes for line in ("", note)]
+    lines += ["", "## All metrics", ""]
+    lines += _markdown_table(names, (_wide_cells(card, row) for row in card.all_metrics), text=2)
+    lines += ["", "## Answers", ""]
+    lines += _markdown_table(
+        ["arm", "task", "items", "unparsed", "cut off"], _answer_cells(card, results), text=2
+    )
+    lines += ["", "## Cost", ""]
+    lines += _markdown_table(_COST_NAMES, (_cost_cells(cost) for cost in card.costs), text=1)
+    lines += ["", "## On what this rests", "", *_provenance(focus), ""]
+    return "\n".join(lines)
+
+
+def _kind(config: RunConfig) -> str:
+    stream = config.method.stream
+    gate = f"{config.gate.model_dump()}" if stream == "interwoven" else ""
+    return f"{config.method.name} {gate}"
+
+
+def _title(card: Comparison) -> str:
+    config = card.focus["config"]
+    parts = [config["backbone"]["name"]]
+    if len(card.arms) > 1:
+        parts += [config["peft"]["name"], f"trained on {config['data']['name']}"]
+        parts += [f"trainer {config['trainer']['name']}", f"seed {config['seed']}"]
+    else:
+        parts.append("as it is")
+    return " · ".join(parts)
+
+
+# --------------------------------------------------------------------- terminal
+
+
+def _score_table(card: Comparison) -> Table:
+    table = _table(["task", "metric", "arm", "points", "to original", "to PEFT"], text=3)
+    for row in card.headlines:
+        items = f"{row.items} items" if row.items else ""
+        heads = [(_task_name(row), row.metric), ("", items)]
+        if len(row.scores) == 1 and items:
+            heads = [(_task_name(row), f"{row.metric}, {items}")]
+        for number, score in enumerate(row.scores):
+            last = number == len(row.scores) - 1
+            table.add_row(
+                *(heads[number] if number < len(heads) else ("", "")),
+                score.arm,
+                _points(score.value),
+                _signed(score.to_original),
+                _signed(score.to_peft),
+                end_section=last,
+                style="bold" if row.role == "average" else None,
+            )
+    return table
+
+
+def _cost_table(card: Comparison) -> Table:
+    table = _table(_COST_NAMES, text=1)
+    for cost in card.costs:
+        table.add_row(*_cost_cells(cost))
+    return table
+
+
+def _table(names: Sequence[str], *, text: int) -> Table:
+    """An empty table; the first ``text`` columns are texts, the others numbers."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for number, name in enumerate(names):
+        table.add_column(name, justify="left" if number < text else "right", no_wrap=number > 0)
+    return table
+
+
+# --------------------------------------------------------------------- Markdown
+
+
+def _difference_names(card: Comparison) -> list[str]:
+    names = [f"{arm} − original" for arm in card.arms if arm != "original"]
+    with_peft = "peft" in card.arms
+    names += [f"{arm} − PEFT" for arm in card.arms if with_peft and arm not in ("original", "peft")]
+    return names if "original" in card.arms else [n for n in names if n.endswith("PEFT")]
+
+
+def _wide_cells(card: Comparison, row: Row) -> list[str]:
+    by_name = {f"{score.arm} − original": score.to_original for score in row.scores}
+    by_name |= {f"{score.arm} − PEFT": score.to_peft for score in row.scores}
+    values = [_points(score.value) for score in row.scores]
+    differences = [_signed(by_name[name]) or "–" for name in _difference_names(card)]
+    items = "" if row.items is None else str(row.items)
+    return [_task_name(row), row.metric, items, *values, *differences]
+
+
+def _answer_cells(card: Comparison, results: Sequence[Mapping[str, Any]]) -> Iterable[list[str]]:
+    for arm, result in zip(card.arms, results, strict=True):
+        for task, entry in result["evaluation"]["tasks"].items():
+            counts = (entry["items"], entry["unparsed"], entry["truncated"])
+            yield [arm, task, *map(str, counts)]
+
+
+def _markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]], *, text: int) -> list[str]:
+    """A Markdown table; the first ``text`` columns are texts, the others numbers."""
+    marks = ["---" if number < text else "---:" for number in range(len(names))]
+    return [f"| {' | '.join(cells)} |" for cells in (names, marks, *rows)]
+
+
+def _provenance(result: Mapping[str, Any]) -> list[str]:
+    git = result["git"]
+    lines = [f"- {name} {version}" for name, version in result["versions"].items()]
+    if git is not None:
+        changed = ", with changes that are not committed" if git["dirty"] else ""
+        lines.append(f"- commit {git['commit']}{changed}")
+    lines += [f"- {name} {value}" for name, value in result["fingerprints"].items()]
+    return lines
+
+
+# ----------------------------------------------------------------------- values
+
+
+def _task_name(row: Row) -> str:
+    target = " (target)" if row.role == "target" else ""
+    return f"{row.task}{target}{' †' if row.marked else ''}"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}".replace("-", "−")
+
+
+def _cost_cells(cost: Cost) -> list[str]:
+    return [
+        cost.arm,
+        f"{cost.adapter:,}",
+        f"{cost.gate:,}",
+        _duration(cost.training_seconds),
+        _rate(cost.training_rate),
+        _memory(cost.peak_memory_bytes),
+        _duration(cost.judging_seconds),
+        _rate(cost.judging_rate),
+    ]
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def _rate(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _memory(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e9:.2f} GB"

@@ -1,0 +1,233 @@
+"""Arms side by side: what each scored per task, and how far it is from the original and from PEFT.
+
+Only equal test sets are compared: a value from other items is left out, not shown beside the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One arm on one task and metric, in points; None where it has no comparable answer."""
+
+    arm: str
+    value: float | None
+    to_original: float | None
+    to_peft: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One task and metric over all arms."""
+
+    task: str
+    role: str
+    """target, forgetting or average."""
+    metric: str
+    items: int | None
+    marked: bool
+    """A forgetting test that an arm trained on."""
+    scores: list[Score]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an arm took; None where nothing was trained."""
+
+    arm: str
+    adapter: int
+    gate: int
+    training_seconds: float | None
+    training_rate: float | None
+    peak_memory_bytes: int | None
+    judging_seconds: float
+    judging_rate: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that a report card shows."""
+
+    focus: Result
+    """The run that the card is about: the last one given."""
+    arms: list[str]
+    headlines: list[Row]
+    """The headline of each task, the target first, then the average of the forgetting tests."""
+    all_metrics: list[Row]
+    costs: list[Cost]
+    notes: list[str]
+
+
+def compare(results: Sequence[Result]) -> Comparison:
+    """Compute a card; the last result is the run that it is about.
+
+    Args:
+        results: as `result.json` keeps them, the original first.
+    """
+    focus = results[-1]
+    arms = _labels(results)
+    target = _target(results)
+    tasks = sorted(focus["evaluation"]["tasks"], key=lambda name: name != target)
+    headlines, everything = [], []
+    for task in tasks:
+        entry = focus["evaluation"]["tasks"][task]
+        for metric in entry["metrics"]:
+            row = _row(results, arms, task=task, metric=metric, target=target)
+            everything.append(row)
+            if metric == headline(entry):
+                headlines.append(row)
+    average, counted = _average(arms, results, headlines)
+    return Comparison(
+        focus=focus,
+        arms=arms,
+        headlines=headlines + ([average] if average else []),
+        all_metrics=everything,
+        costs=[_cost(arm, result) for arm, result in zip(arms, results, strict=True)],
+        notes=_notes(headlines, counted),
+    )
+
+
+def headline(entry: Mapping[str, Any]) -> str:
+    """The metric of a task's entry that stands for it: the named one, else the first."""
+    named = str(entry["headline"])
+    return named if named in entry["metrics"] else next(iter(entry["metrics"]))
+
+
+def comparable(one: Result, other: Result, task: str) -> bool:
+    """Whether two results asked the same items of a task."""
+    entries = [result["evaluation"]["tasks"].get(task) for result in (one, other)]
+    if None in entries:
+        return False
+    return entries[0].get("test_set") == entries[1].get("test_set")
+
+
+def _labels(results: Sequence[Result]) -> list[str]:
+    """The arms' names; arms of one method are told apart by their gates."""
+    methods = [result["method"] for result in results]
+    labels = []
+    for result in results:
+        label = result["method"]
+        if methods.count(label) > 1:
+            gate = result["config"].get("gate", {})
+            rank = f" r{gate['rank']}" if gate.get("rank") else ""
+            label = f"{label} ({gate.get('name', '')}{rank})"
+        labels.append(label)
+    return labels
+
+
+def _target(results: Sequence[Result]) -> str | None:
+    """The task that the trained arms learned; the original's own choice if there is none."""
+    for result in reversed(results):
+        for name, entry in result["evaluation"]["tasks"].items():
+            if entry["role"] == "target":
+                return str(name)
+    return None
+
+
+def _row(
+    results: Sequence[Result], arms: list[str], *, task: str, metric: str, target: str | None
+) -> Row:
+    focus = results[-1]
+    values = []
+    for result in results:
+        entry = result["evaluation"]["tasks"].get(task, {})
+        same = comparable(focus, result, task)
+        values.append(entry.get("metrics", {}).get(metric) if same else None)
+    trained_on = any(
+        result["evaluation"]["tasks"].get(task, {}).get("trained_on") for result in results
+    )
+    is_target = task == target
+    asked = focus["evaluation"].get("settings", {}).get("tasks", [])
+    return Row(
+        task=task,
+        role="target" if is_target else "forgetting",
+        metric=metric,
+        items=focus["evaluation"]["tasks"][task]["items"],
+        marked=trained_on and (task in asked if is_target else True),
+        scores=_scores(arms, results, values),
+    )
+
+
+def _scores(
+    arms: list[str], results: Sequence[Result], values: Sequence[float | None]
+) -> list[Score]:
+    methods = [result["method"] for result in results]
+    original = values[methods.index("original")] if "original" in methods else None
+    peft = values[methods.index("peft")] if "peft" in methods else None
+    return [
+        Score(
+            arm=arm,
+            value=value,
+            to_original=None if method == "original" else _minus(value, original),
+            to_peft=None if method in ("original", "peft") else _minus(value, peft),
+        )
+        for arm, method, value in zip(arms, methods, values, strict=True)
+    ]
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _average(
+    arms: list[str], results: Sequence[Result], rows: Sequence[Row]
+) -> tuple[Row | None, list[str]]:
+    """The mean over forgetting tests that no arm trained on and all answered, and their names."""
+    counted = [
+        row
+        for row in rows
+        if row.role == "forgetting"
+        and not row.marked
+        and all(score.value is not None for score in row.scores)
+    ]
+    if len(counted) < 2:
+        return None, []
+    values = [
+        sum(row.scores[arm].value or 0.0 for row in counted) / len(counted)
+        for arm in range(len(arms))
+    ]
+    row = Row(
+        task="average",
+        role="average",
+        metric=f"{len(counted)} forgetting tests",
+        items=None,
+        marked=False,
+        scores=_scores(arms, results, values),
+    )
+    return row, [row.task for row in counted]
+
+
+def _cost(arm: str, result: Result) -> Cost:
+    training = result["training"] or {}
+    tasks = result["evaluation"]["tasks"].values()
+    seconds = sum(entry["seconds"] for entry in tasks)
+    tokens = sum(entry["new_tokens"] for entry in tasks)
+    return Cost(
+        arm=arm,
+        adapter=result["trainable_parameters"]["adapter"],
+        gate=result["trainable_parameters"]["gate"],
+        training_seconds=training.get("seconds"),
+        training_rate=training.get("tokens_per_second"),
+        peak_memory_bytes=training.get("peak_memory_bytes"),
+        judging_seconds=seconds,
+        judging_rate=tokens / seconds if seconds else None,
+    )
+
+
+def _notes(rows: Sequence[Row], counted: Sequence[str]) -> list[str]:
+    notes = [f"The average is over {', '.join(counted)}."] if counted else []
+    notes += [
+        f"† {row.task} is one of the forgetting tests too, but a run here trained on it: "
+        "it says what was learned and enters no average."
+        for row in rows
+        if row.marked
+    ]
+    if any(score.value is None for row in rows for score in row.scores):
+        notes.append("– not judged, or judged on other items.")
+    return notes
