@@ -143,7 +143,7 @@ def judge(
     return Judgement(
         items=len(generations),
         metrics=totals,
-        headline=metrics[0],
+        headline=next(iter(totals)),
         seconds=seconds,
         new_tokens=sum(generation.tokens for generation in generations),
         unparsed=sum(not answer for answer in answers),
