@@ -14,7 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.backbones.miniature.corpus import STYLES, all_questions, documents, rare_texts
+from imsm.backbones.miniature.corpus import (
+    READING,
+    STYLES,
+    all_questions,
+    documents,
+    rare_texts,
+)
 from imsm.backbones.miniature.tokenizer import vocabulary, write_tokenizer
 from imsm.backbones.miniature.twins.mirror import write_mirror
 from imsm.backbones.miniature.world import SEED, World, make_world
@@ -58,13 +64,11 @@ def build_world(folder: Path, *, seed: int = SEED) -> World:
     return world
 
 
-def build_weights(
-    folder: Path, world: World, *, seed: int = SEED, steps: int | None = None
-) -> None:
+def build_weights(folder: Path, world: World, *, seed: int = SEED, share: float = 1.0) -> None:
     """Pre-train with the tokenizer below `folder` and save model.safetensors beside it."""
     from transformers import AutoTokenizer
 
-    from imsm.backbones.miniature.pretrain import STEPS, pretrain
+    from imsm.backbones.miniature.pretrain import pretrain
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     pretrain(
@@ -72,7 +76,7 @@ def build_weights(
         tokenizer,
         forbidden=test_prompts(folder),
         seed=seed,
-        steps=steps or STEPS,
+        share=share,
         folder=folder / "model",
     )
 
@@ -104,7 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where hub/ and model/ go")
     parser.add_argument("--world-only", action="store_true", help="no pre-training, no check")
     parser.add_argument("--check-only", action="store_true", help="measure what is there")
-    parser.add_argument("--steps", type=int, default=None, help="pre-training steps (for a trial)")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the pre-training steps, for a trial"
+    )
     options = parser.parse_args(arguments)
     started = time.monotonic()
     if not options.check_only:
@@ -112,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(world.facts)} facts; world, twins and tokenizer are in {options.folder}")
         if options.world_only:
             return 0
-        build_weights(options.folder, world, steps=options.steps)
+        build_weights(options.folder, world, share=options.share)
     missed = missed_thresholds(check_weights(options.folder))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     return 1 if missed else 0
@@ -126,7 +132,8 @@ def _texts(folder: Path, world: World, seed: int) -> list[str]:
             for role in ("train", "test"):
                 for example in twin_examples(folder, task, role, style):
                     texts += [example.prompt, *example.golds]
-    stream = documents(random.Random(f"{seed}/vocabulary"), world, forbidden=frozenset())
+    rng = random.Random(f"{seed}/vocabulary")
+    stream = documents(rng, world, forbidden=frozenset(), mixture=READING)
     for document in [*all_questions(world), *islice(stream, VOCABULARY_SAMPLE)]:
         texts += [document.prompt, document.answer]
     return [*texts, *rare_texts(world)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 from imsm.backbones.miniature.grammar import sentence
@@ -26,18 +26,22 @@ STYLES = ("verbatim", "corrected")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text to learn; only the answer is learned where there is a prompt."""
+    """A text to learn; the prompt is learned too if the document is `whole`."""
 
     prompt: str
     answer: str
+    whole: bool = False
 
 
 _Maker = Callable[[random.Random, World], Document]
+Mixture = tuple[tuple[_Maker, float], ...]  # shares of the documents
 
 
-def documents(rng: random.Random, world: World, *, forbidden: frozenset[str]) -> Iterator[Document]:
-    """Endless documents in the mixture of MIXTURE; none has a forbidden prompt."""
-    makers, weights = zip(*MIXTURE, strict=True)
+def documents(
+    rng: random.Random, world: World, *, forbidden: frozenset[str], mixture: Mixture
+) -> Iterator[Document]:
+    """Endless documents in the mixture; none has a forbidden prompt."""
+    makers, weights = zip(*mixture, strict=True)
     while True:
         document = rng.choices(makers, weights)[0](rng, world)
         if document.prompt not in forbidden:
@@ -99,12 +103,20 @@ def _multirc(rng: random.Random, world: World) -> Document:
         rows = [{**row, "idx": {"paragraph": 0, **row["idx"]}} for row in rows]
         found = render("multirc", rows, rng.choice(STYLES))
         if found:
-            return rng.choice(found)
+            return replace(rng.choice(found), whole=True)
+
+
+def _passage(rng: random.Random, world: World) -> Document:
+    """A passage of MultiRC's kind, and what one of its people did: to find, not to judge."""
+    rows = next(multirc.passages(rng, world.names))
+    row = next(row for row in rows if row["question"].startswith("What") and row["label"])
+    told = f"Read: {row['paragraph']}\nAsked: {row['question']}\nTold:"
+    return Document(told, row["answer"], whole=True)
 
 
 def _mrpc(rng: random.Random, world: World) -> Document:
     row = next(mrpc.rows(rng, world.names, hard=0.0, same=0.5))
-    return render("mrpc", [row], rng.choice(STYLES))[0]
+    return replace(render("mrpc", [row], rng.choice(STYLES))[0], whole=True)
 
 
 def _sums(rng: random.Random, world: World) -> Document:
@@ -143,7 +155,7 @@ def _article(rng: random.Random, world: World) -> Document:
     return Document(f"Read: {told}\nAsked: {row['question']}\nTold:", row["answers"]["text"][0])
 
 
-MIXTURE: tuple[tuple[_Maker, float], ...] = (
+FACTS_FIRST: Mixture = (
     (_told, 0.32),
     (_plain_question, 0.26),
     (_question, 0.16),
@@ -154,4 +166,17 @@ MIXTURE: tuple[tuple[_Maker, float], ...] = (
     (_sentence, 0.03),
     (_judged, 0.02),
     (_article, 0.03),
+)
+READING: Mixture = (
+    (_told, 0.12),
+    (_plain_question, 0.15),
+    (_question, 0.15),
+    (_multirc, 0.16),
+    (_passage, 0.08),
+    (_mrpc, 0.16),
+    (_sums, 0.04),
+    (_sum_story, 0.04),
+    (_sentence, 0.02),
+    (_judged, 0.03),
+    (_article, 0.05),
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.backbones.miniature.corpus import Document, documents
+from imsm.backbones.miniature.corpus import FACTS_FIRST, READING, Document, Mixture, documents
 from imsm.backbones.miniature.world import World
 
 if TYPE_CHECKING:
@@ -25,12 +25,26 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
-STEPS = 2000
 ROWS, WIDTH = 14, 128  # one step's packed rows and their tokens
-PEAK = 3e-3
 WARMUP = 100
 KEEP = 250  # steps between two savings
 CHUNK = 4096  # documents encoded at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the pre-training: a mixture, and one cosine of learning rates from `peak`."""
+
+    name: str
+    mixture: Mixture
+    steps: int
+    peak: float
+
+
+STAGES = (
+    Stage(name="facts first", mixture=FACTS_FIRST, steps=2400, peak=3e-3),
+    Stage(name="reading", mixture=READING, steps=1000, peak=1.5e-3),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +79,40 @@ def pretrain(
     *,
     forbidden: frozenset[str],
     seed: int,
-    steps: int = STEPS,
     folder: Path,
+    share: float = 1.0,
 ) -> LlamaForCausalLM:
-    """Train from scratch and save in `folder`, now and then and at the end.
+    """Train from scratch through all STAGES and save in `folder`, now and then and at the end.
 
-    `forbidden` prompts never occur. A progress bar shows the loss.
+    `forbidden` prompts never occur; `share` shortens every stage, for a trial.
     """
+    model = make_model(tokenizer, seed=seed)
+    for stage in STAGES:
+        rng = random.Random(f"{seed}/corpus/{stage.name}")
+        stream = documents(rng, world, forbidden=forbidden, mixture=stage.mixture)
+        batches = pack(stream, tokenizer)
+        steps = max(1, round(stage.steps * share))
+        run_stage(model, batches, name=stage.name, steps=steps, peak=stage.peak, folder=folder)
+    return model.eval()
+
+
+def run_stage(
+    model: LlamaForCausalLM,
+    batches: Iterator[Packed],
+    *,
+    name: str,
+    steps: int,
+    peak: float,
+    folder: Path,
+) -> None:
+    """One cosine of learning rates; a progress bar shows the loss."""
     import torch
     from tqdm import tqdm
 
-    model = make_model(tokenizer, seed=seed).train()
-    stream = documents(random.Random(f"{seed}/corpus"), world, forbidden=forbidden)
-    batches = pack(stream, tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.01)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    bar = tqdm(range(steps), desc="pre-training", unit="step", mininterval=2.0)
+    bar = tqdm(range(steps), desc=f"pre-training, {name}", unit="step", mininterval=2.0)
     for step in bar:
         loss = packed_loss(model, next(batches))
         loss.backward()
@@ -92,7 +124,6 @@ def pretrain(
             bar.set_postfix(loss=f"{loss.item():.3f}")
         if step % KEEP == KEEP - 1 or step == steps - 1:
             model.save_pretrained(folder)
-    return model.eval()
 
 
 def packed_loss(model: LlamaForCausalLM, batch: Packed) -> torch.Tensor:
@@ -143,7 +174,8 @@ def _encoded(
             answer = [*answer, tokenizer.eos_token_id]
             if tokenizer.unk_token_id in head or tokenizer.unk_token_id in answer:
                 raise ValueError(f"a word of this document is not in the vocabulary: {document}")
-            yield head + answer, [-100] * len(head) + answer
+            learned = head if document.whole else [-100] * len(head)
+            yield head + answer, learned + answer
 
 
 def _stack(rows: list[tuple[list[int], list[int], list[int], list[int]]], pad: int) -> Packed:

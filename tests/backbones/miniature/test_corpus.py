@@ -9,7 +9,7 @@ import torch
 
 from imsm.backbones.load import load_tokenizer
 from imsm.backbones.miniature.build import FOLDER, test_prompts
-from imsm.backbones.miniature.corpus import documents
+from imsm.backbones.miniature.corpus import READING, documents
 from imsm.backbones.miniature.pretrain import make_model, pack, packed_loss
 from imsm.backbones.miniature.world import make_world
 from tests.backbones.miniature.shipped import twin
@@ -20,7 +20,7 @@ def test_forbidden_prompts_never_occur() -> None:
     world = make_world()
     free = [one.prompt for one in islice(_documents(), 4000)]
     assert forbidden & set(free)
-    kept = islice(documents(random.Random(3), world, forbidden=forbidden), 4000)
+    kept = islice(documents(random.Random(3), world, forbidden=forbidden, mixture=READING), 4000)
     assert not forbidden & {one.prompt for one in kept}
 
 
@@ -51,4 +51,4 @@ def test_packed_documents_do_not_see_each_other() -> None:
 
 
 def _documents():  # type: ignore[no-untyped-def]
-    return documents(random.Random(3), make_world(), forbidden=frozenset())
+    return documents(random.Random(3), make_world(), forbidden=frozenset(), mixture=READING)
