@@ -105,7 +105,7 @@ class RankBudget:
 
     def after_backward(self, step: int) -> None:
         """Importance needs the gradient at the values it was taken at."""
-        if step < self.last_cut:
+        if step < self.last_cut or not self.allocator.exp_avg_ipt:  # a run of one step cuts too
             self.allocator.update_ipt(self.model.base_model.model)
 
     def after_step(self, step: int) -> None:

@@ -72,7 +72,25 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> PeftModel:
             "its adapter off the model would not be the original. Choose another method or "
             "initialisation"
         )
+    freeze_constants(adapted)
     return adapted
+
+
+def freeze_constants(adapted: PeftModel) -> None:
+    """Freeze what PEFT's layers keep besides their adapter weights (AdaLoRA's ``ranknum``).
+
+    PEFT re-registers these when it casts an adapter on a bfloat16 backbone to float32, and they
+    come out trainable; they are no part of a saved adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch.nn import ParameterDict
+
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for name in layer.other_param_names:
+                constants = getattr(layer, name, None)
+                if isinstance(constants, ParameterDict):
+                    constants.requires_grad_(False)
 
 
 def _sampled(backbone: PreTrainedModel, *, values: int = 512) -> dict[str, torch.Tensor]:

@@ -12,6 +12,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from imsm.siamese.streams import forward_replaced
 
 
+class _Memory(BaseModelOutputWithPast):
+    """A body's output with a memory and nothing else; whatever a head looks for besides is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def head_logits(backbone: PreTrainedModel, body: nn.Module, memory: torch.Tensor) -> torch.Tensor:
     """The backbone's logits of memories that are not its own: (B, T, D) -> (B, T, V).
 
@@ -28,10 +36,10 @@ def head_logits(backbone: PreTrainedModel, body: nn.Module, memory: torch.Tensor
     """
     calls = 0
 
-    def answer(*_: Any, **__: Any) -> BaseModelOutputWithPast:
+    def answer(*_: Any, **__: Any) -> _Memory:
         nonlocal calls
         calls += 1
-        return BaseModelOutputWithPast(last_hidden_state=memory)
+        return _Memory(last_hidden_state=memory)
 
     with forward_replaced(body, answer):
         logits = backbone(inputs_embeds=memory, use_cache=False).logits

@@ -125,17 +125,6 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing is initialised here: backbone, adapter and gate come initialised."""
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
-        """Recompute the tuned stream's activations in the backward pass."""
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        self.backbone.gradient_checkpointing_disable()
-
     # ---------------------------------------------------------------- forward
 
     def forward(
@@ -324,19 +313,26 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         trainable: bool = False,
+        **hub: Any,
     ) -> SiameseForCausalLM:
         """Load a run folder or a folder that ``save_pretrained`` wrote.
 
         Args:
             pretrained_model_name_or_path: the folder.
             config: a configuration in place of the folder's.
-            dtype: the backbone's dtype in place of the run's.
+            dtype: the backbone's dtype in place of the run's ("auto": the run's).
             device: where to put the model; default: where torch puts it.
             trainable: whether adapter and gate can be trained further.
+            hub: what an auto class tells every model about a hub (`storage.HUB_OPTIONS`): of no
+                use for a local folder.
 
         Raises:
             UserError: the folder holds no siamese model, or its backbone cannot be had.
+            TypeError: an option that is none of these.
         """
+        unknown = sorted(hub.keys() - storage.HUB_OPTIONS)
+        if unknown:
+            raise TypeError(f"SiameseForCausalLM.from_pretrained has no {', '.join(unknown)}")
         return storage.load(
             cls,
             Path(pretrained_model_name_or_path),

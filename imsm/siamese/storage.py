@@ -18,6 +18,7 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
+from imsm.adapters.adapter import freeze_constants
 from imsm.backbones.load import load_backbone
 from imsm.errors import UserError
 from imsm.siamese.configuration import SiameseConfig
@@ -27,6 +28,22 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter"
 GATE = "gate.safetensors"
+HUB_OPTIONS = frozenset(
+    {
+        "_commit_hash",
+        "adapter_kwargs",
+        "cache_dir",
+        "code_revision",
+        "force_download",
+        "local_files_only",
+        "proxies",
+        "revision",
+        "subfolder",
+        "token",
+        "trust_remote_code",
+    }
+)
+"""Options of a hub that auto classes hand to every model."""
 
 
 def save(model: SiameseForCausalLM, folder: Path) -> None:
@@ -91,11 +108,15 @@ def load(
     if not isinstance(config, SiameseConfig):
         config = SiameseConfig.from_pretrained(folder)
     source = _source(config)
-    if dtype is not None:
+    if dtype not in (None, "auto"):  # a pipeline says "auto" of its own accord
         source["dtype"] = str(dtype).removeprefix("torch.")
     adapted: nn.Module = load_backbone(**source)
     if (folder / ADAPTER).is_dir():
         adapted = PeftModel.from_pretrained(adapted, str(folder / ADAPTER), is_trainable=trainable)
+        if trainable:
+            freeze_constants(adapted)
+        else:  # on a bfloat16 backbone PEFT leaves a cast adapter trainable all the same
+            adapted.requires_grad_(False)
     gate = _load_gate(folder, config=config, trainable=trainable) if config.gate else None
     try:
         model = model_class(config, adapted, gate)

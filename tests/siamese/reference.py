@@ -1,4 +1,4 @@
-"""The paper's formulas written out for one unpadded sequence: two plain models, no cache, no mask."""
+"""The paper's formulas written out for one sequence: two plain models, no cache, no mask."""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ def test_doubled_batch_equals_two_passes(architecture: str, method: str) -> None
     ids, mask = padded(prompts(), side="left")
     pieces = [slice(0, 9), slice(9, 10), slice(10, 11), slice(11, 12)]
     cache = model.new_cache()
-    caches = {stream: DynamicCache(config=model.config.text_config) for stream in ("original", "tuned")}
+    caches = {
+        stream: DynamicCache(config=model.config.text_config) for stream in ("original", "tuned")
+    }
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     for piece in pieces:
         inputs = {
@@ -42,7 +44,7 @@ def test_gradient_checkpointing_changes_no_gradient(architecture: str, method: s
     for checkpointing in (False, True):
         model = tiny_siamese(architecture, method).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         ids, mask = padded(prompts(), side="right")
         labels = ids.where(mask.bool() & (torch.arange(ids.shape[1]) > 3), -100)
         model(ids, attention_mask=mask, labels=labels).loss.backward()
@@ -59,7 +61,7 @@ def test_gradients_through_logits_equal_those_of_the_loss() -> None:
     gradients = []
     for own in (False, True):
         model = tiny_siamese().train()
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         if own:
             logits = model(ids, query_mask=torch.ones(1, query)).logits[0, query - 1 : -1]
             loss = torch.nn.functional.cross_entropy(logits, ids[0, query:])
@@ -72,7 +74,7 @@ def test_gradients_through_logits_equal_those_of_the_loss() -> None:
 
 def test_checkpointing_refuses_a_cache_in_training() -> None:
     model = tiny_siamese().train()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     with pytest.raises(ValueError, match="eval"):
         model.generate(torch.tensor(prompts()[:1]), max_new_tokens=2)
 

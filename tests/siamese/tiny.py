@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from imsm.adapters.adalora import adalora
 from imsm.adapters.adapter import Adapter, attach
@@ -161,3 +169,17 @@ def decoded(model: SiameseForCausalLM, row: list[int], **options: Any) -> list[i
     """The tokens that ``generate`` adds to one prompt."""
     options = {"max_new_tokens": 8, "do_sample": False, **options}
     return model.generate(torch.tensor([row]), **options)[0, len(row) :].tolist()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Words "w3" ... "w96" for the tokens 3 ... 96."""
+    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2, **{f"w{i}": i for i in range(3, 97)}}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
+    )

@@ -1,0 +1,134 @@
+"""The gate against the paper's formula, its variants, and an exact mix."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from imsm.siamese.gate import INPUTS, Gate, interweave
+from imsm.siamese.storage import build_gate
+from tests.siamese.tiny import decoded, prompts, tiny_siamese
+
+BF16 = torch.bfloat16
+MEAN_GATE = {"_target_": "imsm.siamese.gate.Gate", "inputs": [], "rank": None, "trained": False}
+TOKEN_GATE = {"_target_": "imsm.siamese.gate.Gate", "inputs": ["original", "tuned"], "rank": 4}
+
+
+def memories(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return {name: torch.randn(2, 5, 8, generator=generator).to(dtype) for name in INPUTS}
+
+
+def values(gate: Gate, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    return gate(given["original"], given["tuned"], given["query_original"], given["query_tuned"])
+
+
+@pytest.mark.parametrize("width", ["vector", "scalar"])
+@pytest.mark.parametrize("bias", [None, 1.5])
+@pytest.mark.parametrize(
+    "inputs", [INPUTS, ("original", "tuned"), ("query_tuned",), ("tuned", "query_original")]
+)
+def test_formula(inputs: tuple[str, ...], bias: float | None, width: str) -> None:
+    gate = Gate(hidden_size=8, inputs=inputs, rank=3, bias=bias, width=width)
+    given = memories()
+    order = [name for name in INPUTS if name in inputs]  # the paper's order of concatenation
+    together = torch.cat([given[name] for name in order], dim=-1)
+    logit = together @ gate.down.weight.T @ gate.up.weight.T + (bias or 0.0)
+    found = values(gate, given)
+    assert found.shape == (2, 5, 8 if width == "vector" else 1)
+    torch.testing.assert_close(found, 1 / (1 + torch.exp(-logit)))
+
+
+def test_the_papers_order_is_query_original_original_tuned_query_tuned() -> None:
+    gate = Gate(hidden_size=2, inputs=INPUTS, rank=1)
+    with torch.no_grad():
+        gate.down.weight.copy_(torch.tensor([[0, 0, 1, 0, 0, 0, 0, 0]]))  # h_o's first dimension
+        gate.up.weight.fill_(1)
+    given = {name: torch.full((1, 2), float(place)) for place, name in enumerate(INPUTS)}
+    given["original"] = torch.tensor([[7.0, 5.0]])
+    torch.testing.assert_close(values(gate, given), torch.sigmoid(torch.tensor([[7.0, 7.0]])))
+
+
+def test_a_gate_without_inputs_is_one_value() -> None:
+    gate = Gate(hidden_size=8, inputs=[], rank=None, trained=False)
+    assert not any(p.requires_grad for p in gate.parameters())
+    assert torch.equal(values(gate, memories()), torch.full((2, 5, 8), 0.5))
+    learned = Gate(hidden_size=8, inputs=[], rank=None, width="scalar", bias=2.0)
+    assert sum(p.numel() for p in learned.parameters() if p.requires_grad) == 1
+    assert torch.equal(values(learned, memories()), torch.sigmoid(torch.full((2, 5, 1), 2.0)))
+
+
+def test_dropout_is_on_the_features_and_in_training_only() -> None:
+    gate = Gate(hidden_size=8, inputs=INPUTS, rank=3, dropout=1.0).train()
+    assert torch.equal(values(gate, memories()), torch.full((2, 5, 8), 0.5))
+    assert not torch.equal(values(gate.eval(), memories()), torch.full((2, 5, 8), 0.5))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"inputs": ["orginal"], "rank": 2},
+        {"inputs": ["original"], "rank": None},
+        {"inputs": [], "rank": 2},
+        {"inputs": ["original"], "rank": 2, "width": "matrix"},
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError):
+        Gate(hidden_size=8, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float16])
+def test_the_mix_is_exact_where_it_can_be(dtype: torch.dtype) -> None:
+    given = memories(dtype)
+    original, tuned = 100 * given["original"], given["tuned"]
+    for width in (8, 1):
+        one = torch.ones(2, 5, width)
+        assert torch.equal(interweave(original, tuned, one), original)
+        assert torch.equal(interweave(original, tuned, 0 * one), tuned)
+        for weight in (0.1, 0.3, 0.77):
+            assert torch.equal(interweave(original, original.clone(), weight * one), original)
+
+
+def test_the_mix_weighs_the_original_by_the_gate() -> None:
+    given = memories()
+    gate = torch.rand(2, 5, 8, generator=torch.Generator().manual_seed(4))
+    expected = gate * given["original"] + (1 - gate) * given["tuned"]
+    torch.testing.assert_close(interweave(given["original"], given["tuned"], gate), expected)
+
+
+@torch.no_grad()
+def test_mean_gate_is_half_of_each_memory() -> None:
+    model = tiny_siamese("llama", "lora", gate=MEAN_GATE)
+    ids = torch.tensor(prompts()[:1])  # it reads no query: nothing has to tell where it ends
+    inputs = {"input_ids": ids}
+    memories = [model.streams.memory(inputs, stream=s, cache=None) for s in ("original", "tuned")]
+    torch.testing.assert_close(
+        model(ids).logits, model.head(sum(memories) / 2), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("gate", "architecture"), [*product((MEAN_GATE, TOKEN_GATE), ("llama", "gemma3"))]
+)
+@torch.no_grad()
+def test_gates_without_query_generate(gate: dict, architecture: str) -> None:
+    model = tiny_siamese(architecture, "ia3", gate=gate)
+    row = prompts()[0]
+    expected = list(row)
+    for _ in range(6):
+        expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
+    assert decoded(model, row, max_new_tokens=6) == expected[len(row) :]
+    assert decoded(model, row, max_new_tokens=6, num_beams=2) == decoded(
+        model, row, max_new_tokens=6, num_beams=2, use_cache=False
+    )
+
+
+def test_only_modules_are_built() -> None:
+    gate = build_gate(_target_="imsm.siamese.gate.Gate", hidden_size=8, inputs=["tuned"], rank=2)
+    assert isinstance(gate, Gate)
+    for target in ("os.system", "imsm.siamese.gate.INPUTS", "imsm.siamese.gate.Gat", "nothing"):
+        with pytest.raises(ValueError, match="gate"):
+            build_gate(_target_=target, hidden_size=8)
