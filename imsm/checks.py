@@ -17,6 +17,7 @@ from imsm.config import (
     SHIPPED_GATE,
     BackboneConfig,
     DataConfig,
+    EvaluationConfig,
     GateConfig,
     MethodConfig,
     PeftConfig,
@@ -227,6 +228,15 @@ def _finished_run(mode: str, folder: str | None) -> list[str]:
     return []
 
 
+def _items_by_task(evaluation: EvaluationConfig, data: DataConfig) -> list[str]:
+    asked = [data.name if name == "target" else name for name in evaluation.tasks]
+    return [
+        f"evaluation.items_by_task.{name}={number}: {name} is not asked ({', '.join(asked)})"
+        for name, number in evaluation.items_by_task.items()
+        if name not in asked
+    ]
+
+
 _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _backbone_path,
     _peft_roles,
@@ -235,6 +245,7 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _gate_shape,
     _method,
     _batch,
+    _items_by_task,
     _places,
     _source,
     _vocabulary,

@@ -148,7 +148,7 @@ def _test_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[st
             Task(**described.task_arguments()),
             source=Source(**source.model_dump()),
             prompts=config.data.prompts,
-            items=config.evaluation.items,
+            items=config.evaluation.items_of(name),
             tokenizer=tokenizer,
             closed_vocabulary=config.backbone.closed_vocabulary,
         )
