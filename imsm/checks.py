@@ -232,7 +232,7 @@ def _items_by_task(evaluation: EvaluationConfig, data: DataConfig) -> list[str]:
     asked = [data.name if name == "target" else name for name in evaluation.tasks]
     return [
         f"evaluation.items_by_task.{name}={number}: {name} is not asked ({', '.join(asked)})"
-        for name, number in evaluation.items_by_task.items()
+        for name, number in (evaluation.items_by_task or {}).items()
         if name not in asked
     ]
 

@@ -189,12 +189,12 @@ class EvaluationConfig(Section):
 
     tasks: list[Text] = Field(min_length=1)
     items: Count | None
-    items_by_task: dict[str, Count]
+    items_by_task: dict[str, Count] | None
     batch_size: Count
 
     def items_of(self, task: str) -> int | None:
         """How many items of a task are asked; None: all."""
-        return self.items_by_task.get(task, self.items)
+        return (self.items_by_task or {}).get(task, self.items)
 
 
 class TrackerConfig(Section):
