@@ -8,13 +8,14 @@ set to zero. P and Q are kept near orthogonal by a regulariser on the loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from imsm.adapters.adapter import Adapter
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
+    from peft import AdaLoraConfig, PeftModel
+    from peft.tuners.adalora.layer import RankAllocator
 
 
 def adalora(
@@ -22,7 +23,7 @@ def adalora(
     target_modules: list[str],
     init_rank: int,
     target_rank: int,
-    alpha: float,
+    alpha: int,
     dropout: float,
     warmup_fraction: float,
     final_fraction: float,
@@ -71,7 +72,7 @@ def adalora(
     )
 
     def hooks(model: PeftModel, steps: int) -> RankBudget:
-        config = model.peft_config["default"]
+        config = cast("AdaLoraConfig", model.peft_config["default"])
         config.total_step = steps
         config.tinit = int(warmup_fraction * steps)
         config.tfinal = int(final_fraction * steps)
@@ -87,9 +88,9 @@ class RankBudget:
     model: PeftModel
 
     def __post_init__(self) -> None:
-        self.allocator = self.model.base_model.rankallocator
-        self.config = self.model.peft_config["default"]
-        self.last_cut = self.config.total_step - self.config.tfinal
+        self.allocator = cast("RankAllocator", self.model.base_model.rankallocator)
+        self.config = cast("AdaLoraConfig", self.model.peft_config["default"])
+        self.last_cut = int(self.config.total_step or 0) - self.config.tfinal
 
     def auxiliary_loss(self) -> torch.Tensor:
         """orthogonal_weight times the mean over P and Q of ‖P^T P - I‖_F."""
@@ -130,7 +131,8 @@ class RankBudget:
         return state | {f"alive.{name}": torch.tensor(alive) for name, alive in pattern.items()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; what is kept moves to where the adapter is."""
+        device = self.model.device
         kinds: dict[str, dict[str, torch.Tensor]] = {
             "importance": {},
             "uncertainty": {},
@@ -138,7 +140,7 @@ class RankBudget:
         }
         for key, value in state.items():
             kind, _, name = key.partition(".")
-            kinds[kind][name] = value
+            kinds[kind][name] = value.to(device)
         self.allocator.exp_avg_ipt = kinds["importance"]
         self.allocator.exp_avg_unc = kinds["uncertainty"]
         self.allocator.ipt = dict(kinds["importance"])  # only its keys are asked for

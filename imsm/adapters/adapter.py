@@ -67,7 +67,7 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> PeftModel:
         config = adapter.config
         initialisation = getattr(config, "init_lora_weights", None)
         raise UserError(
-            f"the PEFT method {config.peft_type.value} (init_lora_weights={initialisation}) "
+            f"{type(config).__name__} with init_lora_weights={initialisation!r} "
             f"overwrites the backbone's weights ({changed[0]} and {len(changed) - 1} more): with "
             "its adapter off the model would not be the original. Choose another method or "
             "initialisation"

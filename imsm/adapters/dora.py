@@ -5,7 +5,7 @@ from __future__ import annotations
 from imsm.adapters.adapter import Adapter
 
 
-def dora(*, target_modules: list[str], rank: int, alpha: float, dropout: float) -> Adapter:
+def dora(*, target_modules: list[str], rank: int, alpha: int, dropout: float) -> Adapter:
     """DoRA on the given modules; rank 16 and alpha 32 in the paper.
 
     Args:

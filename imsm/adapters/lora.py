@@ -5,7 +5,7 @@ from __future__ import annotations
 from imsm.adapters.adapter import Adapter
 
 
-def lora(*, target_modules: list[str], rank: int, alpha: float, dropout: float) -> Adapter:
+def lora(*, target_modules: list[str], rank: int, alpha: int, dropout: float) -> Adapter:
     """LoRA on the given modules; rank 16 and alpha 16 in the paper.
 
     Args:

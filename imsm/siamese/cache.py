@@ -53,7 +53,7 @@ class SiameseCache(DynamicCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder sequences; ``beam_idx`` (B,) counts sequences."""
-        super().reorder_cache(self._rows(beam_idx))
+        super().reorder_cache(self._rows(beam_idx))  # type: ignore[arg-type]
         self._select_queries(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -97,7 +97,7 @@ class SiameseCache(DynamicCache):
         return torch.equal(now, before)
 
     def _rows(self, sequences: torch.Tensor) -> torch.Tensor:
-        keys = self.layers[0].keys if self.layers else None
+        keys = getattr(self.layers[0], "keys", None) if self.layers else None
         return sequences if keys is None else torch.cat([sequences, sequences + len(keys) // 2])
 
     def _select_queries(self, sequences: torch.Tensor) -> None:

@@ -54,9 +54,9 @@ class SiameseConfig(PretrainedConfig):
     @property
     def hidden_size(self) -> int:
         """D, the width of a memory (DeepSpeed and PEFT ask for it)."""
-        return self.text_config.hidden_size
+        return self.get_text_config(decoder=True).hidden_size
 
     @property
     def vocab_size(self) -> int:
         """V, the size of the vocabulary."""
-        return self.text_config.vocab_size
+        return self.get_text_config(decoder=True).vocab_size

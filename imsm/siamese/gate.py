@@ -111,6 +111,7 @@ class Gate(nn.Module):
         if self.bias is not None:
             bias = self.bias.expand(*original.shape[:-1], -1)
             logit = bias if logit is None else logit + bias
+        assert logit is not None  # without inputs there is a bias
         return torch.sigmoid(logit)
 
 

@@ -11,7 +11,6 @@ from transformers.modeling_outputs import ModelOutput
 from imsm.siamese.cache import SiameseCache
 
 if TYPE_CHECKING:
-    from imsm.siamese.configuration import SiameseConfig
     from imsm.siamese.streams import Stream
 
 
@@ -19,7 +18,7 @@ class SiameseGeneration(GenerationMixin):
     """transformers' generation, told of the query and given a cache of both streams."""
 
     if TYPE_CHECKING:
-        config: SiameseConfig
+        config: Any
 
         @property
         def stream(self) -> Stream:
@@ -37,7 +36,7 @@ class SiameseGeneration(GenerationMixin):
             return DynamicCache(config=text_config)
         return SiameseCache(config=text_config, query_mask=query_mask)
 
-    def generate(
+    def generate(  # type: ignore[override]
         self, inputs: torch.Tensor | None = None, *arguments: Any, **options: Any
     ) -> torch.Tensor | ModelOutput:
         """`GenerationMixin.generate`, with the prompt as the query.
@@ -56,7 +55,7 @@ class SiameseGeneration(GenerationMixin):
         if self.stream == "interwoven" and fed is not None and options.get("query_mask") is None:
             # padding is taken out by the attention mask, which generate() can infer
             options["query_mask"] = torch.ones(fed.shape[:2], device=fed.device)
-        return super().generate(inputs, *arguments, **options)
+        return super().generate(inputs, *arguments, **options)  # type: ignore[misc]
 
     def _ends_with_padding(self, fed: torch.Tensor, mask: torch.Tensor | None) -> bool:
         if mask is not None:
@@ -68,7 +67,7 @@ class SiameseGeneration(GenerationMixin):
             return False  # as transformers infers a mask: an end of text may be part of a prompt
         return bool((fed[:, -1] == config.pad_token_id).any())
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *arguments: Any, **options: Any
     ) -> None:
         """Give `generate()` a cache of both streams wherever it would make a dynamic one."""
@@ -77,7 +76,7 @@ class SiameseGeneration(GenerationMixin):
             or generation_config.use_cache is False
             or model_kwargs.get("past_key_values") is not None
         ):
-            super()._prepare_cache_for_generation(
+            super()._prepare_cache_for_generation(  # type: ignore[misc]
                 generation_config, model_kwargs, *arguments, **options
             )
             return

@@ -28,27 +28,28 @@ def body_inputs(
     Raises:
         ValueError: not exactly one of tokens and embeddings, or a mask that is not (B, past + T).
     """
-    if (input_ids is None) == (inputs_embeds is None):
+    given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+    inputs = {name: value for name, value in given.items() if value is not None}
+    if len(inputs) != 1:
         raise ValueError("forward needs input_ids or inputs_embeds, one of them")
-    name, fed = (
-        ("inputs_embeds", inputs_embeds) if inputs_embeds is not None else ("input_ids", input_ids)
-    )
-    assert fed is not None
+    (fed,) = inputs.values()
     batch, length = fed.shape[:2]
     past = cache.get_seq_length() if cache is not None else 0
-    counted = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-    if counted and attention_mask.shape != (batch, past + length):
+    mask = attention_mask
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+        mask = None  # the masks that transformers prepares for a static cache
+    if mask is not None and mask.shape != (batch, past + length):
         raise ValueError(
-            f"attention_mask has the shape {tuple(attention_mask.shape)}; {past} positions in the "
+            f"attention_mask has the shape {tuple(mask.shape)}; {past} positions in the "
             f"cache and {length} new ones need {(batch, past + length)}"
         )
-    if position_ids is None and counted:
-        positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    if position_ids is None and mask is not None:
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         position_ids = positions[:, past:]
     elif position_ids is None:
         steps = torch.arange(past, past + length, device=fed.device)
         position_ids = steps[None].expand(batch, -1)
-    inputs = {name: fed, "position_ids": position_ids}
+    inputs["position_ids"] = position_ids
     if attention_mask is not None:
         inputs["attention_mask"] = attention_mask
     return inputs

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -90,7 +90,14 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     def backbone(self) -> PreTrainedModel:
         """The causal language model itself, with the adapter's layers in place."""
         inner = self.adapted
-        return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+        inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+        return cast("PreTrainedModel", inner)
+
+    @property
+    def _gate(self) -> nn.Module:
+        """The gate, for the stream that exists with a gate only."""
+        assert self.gate is not None
+        return self.gate
 
     @property
     def stream(self) -> Stream:
@@ -199,7 +206,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     ) -> SiameseOutput:
         """The interwoven stream's logits."""
         queries: list[torch.Tensor | None] = [None, None]
-        if self.gate.reads_query:  # before the bodies run: they move the cache on
+        if self._gate.reads_query:  # before the bodies run: they move the cache on
             query = query_of_piece(inputs, query_mask=query_mask, cache=cache)
             memories = self.streams.memories(inputs, cache=cache)
             queries = [kept(each, logits_to_keep) for each in self._read(*memories, query, cache)]
@@ -216,12 +223,16 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     ) -> list[torch.Tensor]:
         """The query memories q_o and q_t as each position may see them, each (B, T, D)."""
         pooling = self.config.pooling
-        before = cache.queries if isinstance(cache, SiameseCache) else None
         memories = (original, tuned)
-        before = before or tuple(empty_state(memory, pooling=pooling) for memory in memories)
+        states = cache.queries if isinstance(cache, SiameseCache) else None
         read = [
-            running_query(memory, query, pooling=pooling, before=state)
-            for memory, state in zip(memories, before, strict=True)
+            running_query(
+                memory,
+                query,
+                pooling=pooling,
+                before=states[index] if states else empty_state(memory, pooling=pooling),
+            )
+            for index, memory in enumerate(memories)
         ]
         if isinstance(cache, SiameseCache):
             cache.queries = (read[0][1], read[1][1])
@@ -245,7 +256,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             query = query_of_labels(labels, attention_mask=mask, query_mask=query_mask)
             original, tuned = self.streams.memories(inputs, cache=None)
             queries: list[torch.Tensor | None] = [None, None]
-            if self.gate.reads_query:
+            if self._gate.reads_query:
                 pooling = self.config.pooling
                 pooled = (whole_query(h, query, pooling=pooling) for h in (original, tuned))
                 queries = [each[rows] for each in pooled]
@@ -267,7 +278,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         query_tuned: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Eq. 4-6, and the gate's mean."""
-        gate = self.gate(original, tuned, query_original, query_tuned)
+        gate = self._gate(original, tuned, query_original, query_tuned)
         return interweave(original, tuned, gate), gate.detach().mean()
 
     def _check_cache(self, cache: Cache | None) -> None:
@@ -289,7 +300,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
 
     # ---------------------------------------------------------------- storage
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, is_main_process: bool = True, state_dict: None = None
     ) -> None:
         """Write configuration, adapter and gate (MBs, safetensors), never the backbone.
@@ -305,7 +316,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             storage.save(self, Path(save_directory))
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | Path,
         *,

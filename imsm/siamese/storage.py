@@ -72,7 +72,7 @@ def save_adapter(adapted: PeftModel, folder: Path, *, backbone_path: str) -> Non
     and, on loading, scale by the smaller rank, which is another model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = adapted.peft_config["default"]
+    config: Any = adapted.peft_config["default"]
     pattern = getattr(config, "rank_pattern", None)
     path, config.base_model_name_or_path = config.base_model_name_or_path, backbone_path
     inference, config.inference_mode = config.inference_mode, True
@@ -125,7 +125,7 @@ def load(
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.eval()
-    return model if device is None else model.to(device=device)
+    return model if device is None else model.to(torch.device(device))  # type: ignore[arg-type]
 
 
 def _load_gate(folder: Path, *, config: SiameseConfig, trainable: bool) -> nn.Module:
