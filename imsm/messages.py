@@ -16,7 +16,7 @@ _KINDS = {
     "bool_type": "must be true or false",
     "string_type": "must be a text",
     "list_type": "must be a list, e.g. [a,b]",
-    "dict_type": "must be a mapping, e.g. {key: value}",
+    "dict_type": "must be a mapping, e.g. {{a:1}}",
     "model_type": "must be a mapping of keys to values",
     "model_attributes_type": "must be a mapping of keys to values",
     "finite_number": "must be finite",
@@ -56,7 +56,7 @@ def explain_value(key: str, detail: Mapping[str, Any], annotation: Any = None) -
         return f"{where}={shown}: {allowed}{hint}"
     if kind == "value_error":
         return f"{key}={shown}: {context['error']}"
-    allowed = _KINDS.get(kind, detail["msg"]).format_map(context)
+    allowed = _KINDS[kind].format_map(context) if kind in _KINDS else detail["msg"]
     if type(None) in get_args(annotation) and value is not None and not places:
         allowed += " or null"
     where = f"{key}.{places[0]}" if places else key

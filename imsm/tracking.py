@@ -146,11 +146,19 @@ class Wandb:
         init_timeout: float,
     ) -> Wandb:
         """Start a W&B run; its files lie in ``folder/wandb``."""
-        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        settings = wandb.Settings(
-            init_timeout=init_timeout, console="off", silent=True, disable_git=True
+        settings = wandb.Settings(  # only what `log` and `summarise` say is sent
+            init_timeout=init_timeout,
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
         )
         run = wandb.init(
             project=project,

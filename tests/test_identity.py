@@ -1,0 +1,121 @@
+"""What makes a run the same run, and what its folder is called."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from imsm.config import RunConfig
+from imsm.identity import differs_only_in_method, run_identity, run_name
+from tests.composed import config
+
+DECIDING = [
+    "backbone.dtype=bfloat16",
+    "peft=ia3",
+    "peft.rank=4",
+    "peft.roles=[attention_query]",
+    "data=mrpc",
+    "data.train_limit=7",
+    "data.prompts=corrected",
+    "gate=token",
+    "gate.rank=4",
+    "gate.pooling=last",
+    "method=peft",
+    "trainer.learning_rate=1e-4",
+    "trainer.gate_learning_rate=1e-4",
+    "trainer.epochs=9",
+    "trainer.batch_size=4",
+    "seed=1",
+]
+NOT_DECIDING = [
+    "evaluation=target",
+    "evaluation.items=3",
+    "evaluation.batch_size=3",
+    "tracker=wandb",
+    "engine=local",
+    "mode=evaluate",
+    "data.metric=exact_match",
+    "trainer.micro_batch_size=4",
+    "trainer.checkpoint_minutes=1",
+]
+
+
+@pytest.mark.parametrize("override", DECIDING)
+def test_what_decides_the_training_makes_another_run(override: str) -> None:
+    assert run_identity(config(override)) != run_identity(config())
+    assert run_name(config(override)) != run_name(config())
+
+
+@pytest.mark.parametrize("override", NOT_DECIDING)
+def test_what_does_not_decide_it_leaves_the_run_the_same(override: str) -> None:
+    assert run_identity(config(override)) == run_identity(config())
+    assert run_name(config(override)) == run_name(config())
+
+
+def test_names() -> None:
+    assert re.fullmatch(r"mini-lora-gsm8k-imsm-query-r8-s0-[0-9a-f]{8}", run_name(config()))
+    name = run_name(config("gate=mean", "seed=3", "data=mrpc"))
+    assert re.fullmatch(r"mini-lora-mrpc-imsm-mean-s3-[0-9a-f]{8}", name)
+    name = run_name(config("method=peft", "peft=ia3", "backbone=llama3"))
+    assert re.fullmatch(r"llama3-ia3-gsm8k-peft-s0-[0-9a-f]{8}", name)
+
+
+def test_the_original_depends_on_the_backbone_alone() -> None:
+    original = config("method=original")
+    assert re.fullmatch(r"mini-original-[0-9a-f]{8}", run_name(original))
+    same = config("method=original", "data=mrpc", "peft=ia3", "seed=4", "gate=mean")
+    assert run_identity(same) == run_identity(original)
+    assert run_identity(config("method=original", "backbone=llama3")) != run_identity(original)
+
+
+def test_the_gate_counts_only_where_it_is_used() -> None:
+    assert run_identity(config("method=peft", "gate=mean")) == run_identity(config("method=peft"))
+
+
+def test_siblings_differ_in_nothing_but_the_method() -> None:
+    imsm, peft, original = (config(f"method={name}") for name in ("imsm", "peft", "original"))
+    assert differs_only_in_method(imsm, peft)
+    assert differs_only_in_method(imsm, original) and differs_only_in_method(original, peft)
+    assert differs_only_in_method(imsm, config("gate=token"))
+    for override in ("seed=1", "peft.rank=4", "data=mrpc", "trainer.learning_rate=1e-4"):
+        assert not differs_only_in_method(imsm, config("method=peft", override))
+    assert not differs_only_in_method(imsm, config("method=original", "backbone=llama3"))
+
+
+def test_a_recipe_may_set_values_per_method() -> None:
+    """The released code trains its arms differently; they are still the same recipe."""
+    base = ["backbone=llama3", "trainer=released"]
+    imsm, peft = config(*base), config(*base, "method=peft")
+    assert run_identity(imsm)["trainer"] != run_identity(peft)["trainer"]
+    assert differs_only_in_method(imsm, peft)
+    assert not differs_only_in_method(imsm, config(*base, "method=peft", "trainer.epochs=1"))
+    assert not differs_only_in_method(imsm, config("backbone=llama3", "method=peft"))
+
+
+def test_a_configuration_survives_its_file() -> None:
+    run = config("gate.bias=1", "data.train_limit=5", "peft=adalora")
+    again = RunConfig.from_dict(json.loads(json.dumps(run.to_dict())))
+    assert again == run
+    assert run_identity(again) == run_identity(run)
+    assert again.gate.arguments() == run.gate.arguments()
+    assert again.peft.arguments() == run.peft.arguments()
+
+
+def test_the_names_in_a_configuration_are_looked_up() -> None:
+    run = config("data=mrpc", "data.metric=f1")
+    assert list(run.tasks) == ["mrpc", "webq", "freebaseqa", "multirc"]
+    assert run.tasks["mrpc"].metrics == ["f1"]
+    assert run.metrics["contain"] == "imsm.evaluation.metrics.contain"
+    assert run.data.task_arguments()["metrics"] == ["f1"]
+
+
+def test_shipped_arguments_fit_what_they_are_for() -> None:
+    """The gate's class is not imported by the check; this is where the two are held together."""
+    import inspect
+
+    from imsm.siamese.gate import Gate
+
+    accepted = set(inspect.signature(Gate).parameters) - {"hidden_size"}
+    assert set(config().gate.arguments()) == accepted
