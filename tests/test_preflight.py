@@ -64,6 +64,8 @@ WRONG = [
     ("gate.rank=0", ["gate.rank=0: must be at least 1"]),
     ("gate.rank=2.5", ["gate.rank=2.5: must be a whole number"]),
     ('gate.rank="8"', ['gate.rank="8": must be a whole number or null']),
+    ("peft.rank=0", ["peft.rank=0: must be at least 1"]),
+    ("peft.dropout=1", ["peft.dropout=1: must be less than 1"]),
     ("peft.rank=true", ["peft.rank=true: must be a whole number"]),
     ("trainer.gradient_checkpointing=1", ["must be true or false"]),
     ("trainer.learning_rate=nan", ["trainer.learning_rate=nan"]),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from imsm.adapters.adapter import Adapter
+from imsm.builders import Count, NotNegative, Probability
 
 if TYPE_CHECKING:
     import torch
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 def adalora(
     *,
     target_modules: list[str],
-    init_rank: int,
-    target_rank: int,
-    alpha: int,
-    dropout: float,
-    warmup_fraction: float,
-    final_fraction: float,
-    interval: int,
-    orthogonal_weight: float,
+    init_rank: Count,
+    target_rank: Count,
+    alpha: Count,
+    dropout: Probability,
+    warmup_fraction: Probability,
+    final_fraction: Probability,
+    interval: Count,
+    orthogonal_weight: NotNegative,
 ) -> Adapter:
     """AdaLoRA on the given modules.
 

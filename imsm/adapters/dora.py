@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from imsm.adapters.adapter import Adapter
+from imsm.builders import Count, Probability
 
 
-def dora(*, target_modules: list[str], rank: int, alpha: int, dropout: float) -> Adapter:
+def dora(
+    *, target_modules: list[str], rank: Count, alpha: Count, dropout: Probability
+) -> Adapter:
     """DoRA on the given modules; rank 16 and alpha 32 in the paper.
 
     Args:
