@@ -5,6 +5,9 @@
 
 Legend: B batch, T positions, D width of a memory, R gate rank, n number of inputs.
 A memory is the last hidden state after the final norm; q_o and q_t are the query memories.
+
+A gate of one's own is a module with ``Gate``'s ``reads_query`` and ``forward``; it is built with
+``hidden_size`` and the arguments of its yaml.
 """
 
 from __future__ import annotations
