@@ -6,9 +6,7 @@ from imsm.adapters.adapter import Adapter
 from imsm.builders import Count, Probability
 
 
-def dora(
-    *, target_modules: list[str], rank: Count, alpha: Count, dropout: Probability
-) -> Adapter:
+def dora(*, target_modules: list[str], rank: Count, alpha: Count, dropout: Probability) -> Adapter:
     """DoRA on the given modules; rank 16 and alpha 32 in the paper.
 
     Args:

@@ -6,9 +6,7 @@ from imsm.adapters.adapter import Adapter
 from imsm.builders import Count, Probability
 
 
-def lora(
-    *, target_modules: list[str], rank: Count, alpha: Count, dropout: Probability
-) -> Adapter:
+def lora(*, target_modules: list[str], rank: Count, alpha: Count, dropout: Probability) -> Adapter:
     """LoRA on the given modules; rank 16 and alpha 16 in the paper.
 
     Args:
