@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from safetensors import SafetensorError
 
 from imsm.adapters.adapter import Adapter
@@ -60,6 +61,7 @@ def carry_out(config: RunConfig, *, runs_root: Path) -> None:
     with locked(path):
         run = open_run(path, run_identity(config))
         print(f"{path.name}  ({path})")
+        transformers.utils.logging.disable_progress_bar()
         try:
             tracker = open_tracker(path, config=config.to_dict(), **config.tracker.model_dump())
             with tracker:
