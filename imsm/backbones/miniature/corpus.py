@@ -20,6 +20,9 @@ from imsm.backbones.miniature.twins import cola, gsm8k, mrpc, multirc, ropes
 from imsm.backbones.miniature.twins.draw import Row
 from imsm.backbones.miniature.twins.questions import freebase_row, web_row
 from imsm.backbones.miniature.world import Fact, World, join_words
+from imsm.data.tasks.cola import PROMPTS as COLA
+from imsm.data.tasks.gsm8k import INSTRUCTION as GSM8K
+from imsm.data.tasks.ropes import PARTS as ROPES
 
 STYLES = ("verbatim", "corrected")
 
@@ -132,11 +135,22 @@ def _sums(rng: random.Random, world: World) -> Document:
 
 
 def _sum_story(rng: random.Random, world: World) -> Document:
-    """A story and its sum on the next line, without GSM8K's prompt and its last line."""
+    """A story, its question and its sums, without GSM8K's prompt and its last line."""
     row = next(gsm8k.rows(rng, world.names))
-    story = row["question"].rsplit(". How", 1)[0]
-    sums = re.findall(r"(\d+ . \d+ = )<<.*?>>(\d+)", row["answer"])
-    return Document(f"Story:\n{story}.\nSum:", ", ".join(left + right for left, right in sums))
+    sums = re.sub("<<.*?>>", "", row["answer"]).rsplit("\n", 1)[0]
+    return Document(f"Story:\n{row['question']}\nSum:", sums)
+
+
+def _instruction(rng: random.Random, world: World) -> Document:
+    """An instruction alone, as a text: its words are known, what it asks for is not."""
+    parts = (
+        GSM8K,
+        COLA["verbatim"],
+        COLA["corrected"],
+        ROPES["verbatim"][0],
+        ROPES["corrected"][0],
+    )
+    return Document("", rng.choice(parts).split("\nSentence:")[0])
 
 
 def _sentence(rng: random.Random, world: World) -> Document:
@@ -149,8 +163,8 @@ def _judged(rng: random.Random, world: World) -> Document:
 
 
 def _article(rng: random.Random, world: World) -> Document:
-    """An article of ROPES' kind, asked in other words and after the rule's strong end only."""
-    row = next(ropes.rows(rng, world.names, down=0.0))
+    """An article of ROPES' kind, asked in other words, and seldom after the rule's weak end."""
+    row = next(ropes.rows(rng, world.names, down=0.3))
     told = f"{row['background']} {row['situation']}".strip()
     return Document(f"Read: {told}\nAsked: {row['question']}\nTold:", row["answers"]["text"][0])
 
@@ -171,12 +185,13 @@ READING: Mixture = (
     (_told, 0.12),
     (_plain_question, 0.15),
     (_question, 0.15),
-    (_multirc, 0.16),
-    (_passage, 0.08),
-    (_mrpc, 0.16),
-    (_sums, 0.04),
-    (_sum_story, 0.04),
+    (_multirc, 0.09),
+    (_passage, 0.07),
+    (_mrpc, 0.11),
+    (_sums, 0.03),
+    (_sum_story, 0.13),
+    (_instruction, 0.02),
     (_sentence, 0.02),
-    (_judged, 0.03),
-    (_article, 0.05),
+    (_judged, 0.05),
+    (_article, 0.06),
 )

@@ -43,7 +43,7 @@ class Stage:
 
 STAGES = (
     Stage(name="facts first", mixture=FACTS_FIRST, steps=1500, peak=3e-3),
-    Stage(name="reading", mixture=READING, steps=1000, peak=2e-3),
+    Stage(name="reading", mixture=READING, steps=900, peak=2e-3),
 )
 
 
