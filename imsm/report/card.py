@@ -35,13 +35,16 @@ _COST_NAMES = (
 def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Finished runs under ``runs_root`` that differ from a run in nothing but the method.
 
-    The original of the same backbone is among them. Of several runs of one method and gate, the
+    The original of the same backbone is among them; the original itself has none, since it belongs
+    to every run on its backbone. Of several runs of one method and gate, the
     newest counts; a run without a common test set is left out.
 
     Returns:
         Results: the original, PEFT, then the interwoven arms.
     """
     own = RunConfig.from_dict(result["config"])
+    if not own.method.trained:
+        return []
     found: dict[str, tuple[RunConfig, dict[str, Any]]] = {}
     files = sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
     for path in files:
@@ -119,21 +122,24 @@ def _title(card: Comparison) -> str:
 
 
 def _score_table(card: Comparison) -> Table:
-    table = _table(["task", "metric", "arm", "points", "to original", "to PEFT"], text=3)
+    to_original, to_peft = "original" in card.arms and len(card.arms) > 1, "peft" in card.arms
+    names = ["task", "metric", "arm", "points"]
+    names += ["to original"] * to_original + ["to PEFT"] * to_peft
+    table = _table(names, text=3)
     for row in card.headlines:
         items = f"{row.items} items" if row.items else ""
         heads = [(_task_name(row), row.metric), ("", items)]
         if len(row.scores) == 1 and items:
             heads = [(_task_name(row), f"{row.metric}, {items}")]
         for number, score in enumerate(row.scores):
-            last = number == len(row.scores) - 1
+            differences = [_signed(score.to_original)] * to_original
+            differences += [_signed(score.to_peft)] * to_peft
             table.add_row(
                 *(heads[number] if number < len(heads) else ("", "")),
                 score.arm,
                 _points(score.value),
-                _signed(score.to_original),
-                _signed(score.to_peft),
-                end_section=last,
+                *differences,
+                end_section=number == len(row.scores) - 1,
                 style="bold" if row.role == "average" else None,
             )
     return table

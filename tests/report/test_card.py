@@ -54,6 +54,7 @@ def test_siblings_are_the_other_arms_in_order(tmp_path: Path) -> None:
     assert find_siblings(tmp_path, imsm) == [original, peft, token]
     assert find_siblings(tmp_path, peft) == [original, imsm, token]
     assert find_siblings(tmp_path / "nowhere", imsm) == []
+    assert find_siblings(tmp_path, original) == []
 
 
 def test_of_the_same_arm_the_newest_counts(tmp_path: Path) -> None:
@@ -132,7 +133,9 @@ def test_the_terminal_card_fits_and_is_whole(width: int) -> None:
 
 def test_the_original_alone_has_a_card() -> None:
     (record,) = three_arms()[:1]
-    assert "200 items" in terminal([record], 80)
+    text = terminal([record], 80)
+    assert "200 items" in text
+    assert "to original" not in text and "to PEFT" not in text
     assert "original − " not in render_markdown([record])
 
 
