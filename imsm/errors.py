@@ -8,4 +8,4 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that went wrong although its input was right (a loss that is not finite). Exit code 1."""
+    """A run that went wrong although its input was right (a loss that is NaN). Exit code 1."""

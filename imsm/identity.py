@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from imsm.config import RunConfig
+from imsm.config import MethodConfig, RunConfig
 
 # How the work is cut up and where it is done changes a result by rounding only: it may change
 # between a run and its continuation.
@@ -62,6 +62,12 @@ def run_name(config: RunConfig) -> str:
     text = json.dumps(run_identity(config), sort_keys=True, ensure_ascii=False)
     parts.append(hashlib.sha256(text.encode()).hexdigest()[:8])
     return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+
+
+def original_of(config: RunConfig) -> RunConfig:
+    """The same run with nothing trained."""
+    method = MethodConfig(name="original", stream="original", trained=False)
+    return config.model_copy(update={"method": method, "folder": None})
 
 
 def differs_only_in_method(one: RunConfig, other: RunConfig) -> bool:

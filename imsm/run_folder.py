@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imsm.errors import UserError
+from imsm.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> RunFolder:
                 f"folder={path}: holds other files and no run; give folder= an empty or new place"
             )
         else:
-            folder.identity.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+            write_whole(folder.identity, json.dumps(wanted, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"folder={path}: cannot be written ({error.strerror or error})") from error
     except ValueError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imsm.backbones.load import resolve_path
 from imsm.cache import cache_folder
+from imsm.files import write_whole
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
@@ -50,5 +51,5 @@ def file_digest(file: Path) -> str:
         with file.open("rb") as stream:
             known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         notes.parent.mkdir(parents=True, exist_ok=True)
-        notes.write_text(json.dumps(known), encoding="utf-8")
+        write_whole(notes, json.dumps(known))
     return known[key]

@@ -21,6 +21,7 @@ from imsm.data.task import Task, task_module
 from imsm.data.tokenise import TokenisationReport, TokenisedExample, tokenise_prompts
 from imsm.evaluation.generate import Generation, generate_answers
 from imsm.evaluation.score import score_answers
+from imsm.files import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +44,7 @@ class TestSet:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over prompts and accepted answers."""
-        return digest([[e.id, e.prompt, list(e.golds)] for e in self.examples])
+        return examples_digest(self.examples)
 
 
 def load_test_set(
@@ -187,7 +188,12 @@ def write_generations(
     (folder / "settings.json").unlink(missing_ok=True)
     _write_lines(folder / "generations.jsonl", map(asdict, generations))
     settings = {"key": key, "items": len(generations), "seconds": seconds, "batch_size": batch_size}
-    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    write_whole(folder / "settings.json", json.dumps(settings))
+
+
+def examples_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over ids, prompts and accepted answers."""
+    return digest([[e.id, e.prompt, list(e.golds)] for e in examples])
 
 
 def digest(value: Any) -> str:
@@ -198,4 +204,4 @@ def digest(value: Any) -> str:
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)

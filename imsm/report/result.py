@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from imsm.errors import UserError
+from imsm.files import write_whole
 from imsm.folders import checkout
 
 FORMAT = 1
@@ -91,17 +91,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
     if missing:
         raise ValueError(f"a result needs {sorted(missing)}")
     path = folder / FILE
-    unfinished = path.with_name(f"{FILE}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as stream:
-            json.dump(result, stream, indent=2, ensure_ascii=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return path
 
 

@@ -96,6 +96,7 @@ def train(
             len(items), batch_size=batching.batch_size, seed=batching.seed, epoch=epoch
         )
     ]
+    torch.manual_seed(batching.seed)  # dropout; a checkpoint brings its own random state
     found = find_checkpoint(checkpointing.folder)
     done = load_checkpoint(found, model=model, engine=engine, hooks=hooks) if found else 0
     if found:

@@ -1,0 +1,131 @@
+"""Stage three: what the run's arm answers, and what the original does; scored, as results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imsm.backbones.fingerprint import file_digest
+from imsm.config import RunConfig
+from imsm.evaluation.judge import TestSet, digest, judge
+from imsm.identity import original_of, run_identity
+from imsm.report.result import build_result, write_result
+from imsm.run_folder import RunFolder, open_run
+from imsm.siamese.model import SiameseForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+GetModel = Callable[[], SiameseForCausalLM]
+"""Gives the model; called only if something has to be generated."""
+
+
+def judge_original(
+    config: RunConfig,
+    *,
+    path: Path,
+    tests: dict[str, TestSet],
+    model: GetModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: str,
+) -> dict[str, Any]:
+    """The original's result on these tasks; it answers once, every later run reuses that."""
+    alone = original_of(config)
+    open_run(path, run_identity(alone))
+    tasks = _judge_tasks(
+        config,
+        tests=tests,
+        model=model,
+        stream="original",
+        tokenizer=tokenizer,
+        fingerprint=digest([weights, config.backbone.dtype, "original"]),
+        folder=path / "evaluation",
+    )
+    result = build_result(
+        name=path.name,
+        method="original",
+        config=alone.to_dict(),
+        fingerprints={"backbone": weights},
+        trainable_parameters={"adapter": 0, "gate": 0},
+        training=None,
+        evaluation=tasks,
+    )
+    write_result(path, result)
+    return result
+
+
+def judge_arm(
+    config: RunConfig,
+    *,
+    run: RunFolder,
+    tests: dict[str, TestSet],
+    model: GetModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: str,
+) -> dict[str, Any]:
+    """The trained arm's result."""
+    digests = _trainable_digests(run.model)
+    training = json.loads(run.trained.read_text(encoding="utf-8"))
+    tasks = _judge_tasks(
+        config,
+        tests=tests,
+        model=model,
+        stream=config.method.stream,
+        tokenizer=tokenizer,
+        fingerprint=digest([weights, config.backbone.dtype, config.method.stream, digests]),
+        folder=run.evaluation,
+    )
+    result = build_result(
+        name=run.path.name,
+        method=config.method.name,
+        config=config.to_dict(),
+        fingerprints={"backbone": weights, "data": training["data"], **dict(digests)},
+        trainable_parameters=training["trainable_parameters"],
+        training=training,
+        evaluation=tasks,
+    )
+    write_result(run.path, result)
+    return result
+
+
+def _judge_tasks(
+    config: RunConfig,
+    *,
+    tests: dict[str, TestSet],
+    model: GetModel,
+    stream: str,
+    tokenizer: PreTrainedTokenizerBase,
+    fingerprint: str,
+    folder: Path,
+) -> dict[str, Any]:
+    """One stream on every task, as `result.json` keeps it; a folder per task and test set."""
+    tasks: dict[str, Any] = {}
+    for name, test in tests.items():
+        judgement = judge(
+            test,
+            model=model,
+            stream=stream,
+            tokenizer=tokenizer,
+            model_fingerprint=fingerprint,
+            metrics=[config.metrics.get(metric, metric) for metric in test.task.metrics],
+            batch_size=config.evaluation.batch_size,
+            folder=folder / f"{name}-{test.fingerprint[:8]}",
+            label=f"{config.method.name if stream != 'original' else 'original'}: {name}",
+        )
+        is_target = name == config.data.name
+        tasks[name] = {
+            "role": "target" if is_target else "forgetting",
+            "trained_on": is_target and stream != "original",
+            "test_set": test.fingerprint,
+            **asdict(judgement),
+        }
+    return {"settings": config.evaluation.model_dump(), "tasks": tasks}
+
+
+def _trainable_digests(folder: Path) -> list[list[str]]:
+    """SHA-256 of the adapter's and the gate's files."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return [[str(file.relative_to(folder)), file_digest(file)] for file in files]

@@ -1,0 +1,129 @@
+"""Stage two: train adapter and gate, or go on training them, and write the finished model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from imsm.adapters.adapter import Adapter
+from imsm.assemble import assemble, count_trainable
+from imsm.builders import locate
+from imsm.config import RunConfig
+from imsm.files import write_whole
+from imsm.run_folder import RunFolder
+from imsm.siamese.model import SiameseForCausalLM
+from imsm.stages.data import TrainingSet, training_set
+from imsm.tracking import Tracker
+from imsm.training.checkpoint import remove_checkpoint
+from imsm.training.engine import Engine
+from imsm.training.local import LocalEngine
+from imsm.training.loop import Batching, Checkpointing, TrainingSummary, train
+from imsm.training.optimizer import build_optimizer, build_schedule
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+
+def train_run(
+    config: RunConfig,
+    *,
+    run: RunFolder,
+    tokenizer: PreTrainedTokenizerBase,
+    tracker: Tracker,
+    device: torch.device,
+) -> SiameseForCausalLM:
+    """Train a run's adapter and gate; `training.json`, written last, says that it is finished."""
+    data = training_set(config, tokenizer)
+    recipe = config.trainer
+    batching = Batching(
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        micro_batch_size=recipe.micro_batch_size or recipe.batch_size,
+        seed=config.seed,
+    )
+    steps = batching.steps(len(data.items))
+    adapter: Adapter = locate(config.peft.target)(
+        target_modules=config.peft.target_modules(config.backbone), **config.peft.arguments()
+    )
+    model = new_model(config, adapter).to(device)
+    parameters = count_trainable(model)
+    print(
+        f"trainable parameters: {sum(parameters.values()):,} "
+        f"(adapter {parameters['adapter']:,}, gate {parameters['gate']:,})"
+    )
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    summary = train(
+        model,
+        data.items,
+        engine=_engine(config, model, steps=steps, device=device),
+        hooks=adapter.hooks(model.adapted, steps) if adapter.hooks else None,
+        batching=batching,
+        checkpointing=Checkpointing(folder=run.checkpoint, minutes=recipe.checkpoint_minutes),
+        pad_id=tokenizer.pad_token_id,
+        log=tracker.log,
+    )
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    model.save_pretrained(run.model)
+    tokenizer.save_pretrained(run.model)
+    write_whole(run.trained, json.dumps(_record(summary, data, parameters), indent=2) + "\n")
+    remove_checkpoint(run.checkpoint)
+    return model
+
+
+def _engine(
+    config: RunConfig, model: SiameseForCausalLM, *, steps: int, device: torch.device
+) -> Engine:
+    recipe = config.trainer
+    optimizer = build_optimizer(
+        model,
+        name=recipe.optimizer,
+        learning_rate=recipe.learning_rate,
+        gate_learning_rate=recipe.gate_learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
+    schedule = build_schedule(
+        optimizer, name=recipe.schedule, warmup_ratio=recipe.warmup_ratio, steps=steps
+    )
+    return LocalEngine(
+        optimizer=optimizer, schedule=schedule, clip_norm=recipe.clip_norm, device=device
+    )
+
+
+def _record(
+    summary: TrainingSummary, data: TrainingSet, parameters: dict[str, int]
+) -> dict[str, object]:
+    """What `result.json` keeps of a training."""
+    return {
+        **summary.record(),
+        **asdict(data.report),
+        "data": data.fingerprint,
+        "trainable_parameters": parameters,
+    }
+
+
+def new_model(config: RunConfig, adapter: Adapter | None) -> SiameseForCausalLM:
+    """The run's model as training begins; without an adapter the original alone."""
+    gate = None
+    if config.method.stream == "interwoven":
+        gate = {"_target_": config.gate.target, **config.gate.arguments()}
+    return assemble(
+        backbone=config.backbone.model_dump(
+            include={"path", "revision", "dtype", "attn_implementation", "local"}
+        ),
+        adapter=adapter,
+        gate=gate,
+        pooling=config.gate.pooling,
+        stream=config.method.stream,
+        seed=config.seed,
+    )
+
+
+def finished_model(config: RunConfig, run: RunFolder) -> SiameseForCausalLM:
+    """The model that training left; the backbone alone for the original."""
+    if config.method.trained:
+        return SiameseForCausalLM.from_pretrained(run.path)
+    return new_model(config, None)
