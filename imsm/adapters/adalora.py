@@ -49,15 +49,8 @@ def adalora(
     """
     from peft import AdaLoraConfig
 
-    from imsm.errors import UserError
-
-    if not 0 < target_rank <= init_rank:
-        raise UserError(f"adalora: target_rank={target_rank} must be in 1..init_rank={init_rank}")
-    if min(warmup_fraction, final_fraction) < 0 or warmup_fraction + final_fraction >= 1:
-        raise UserError(
-            f"adalora: warmup_fraction={warmup_fraction} and final_fraction={final_fraction} leave "
-            "no steps for the ranks to fall in; their sum must be below 1"
-        )
+    _check_ranks(init_rank, target_rank)
+    _check_schedule(warmup_fraction, final_fraction)
     config = AdaLoraConfig(
         task_type="CAUSAL_LM",
         target_modules=target_modules,
@@ -80,6 +73,23 @@ def adalora(
         return RankBudget(model)
 
     return Adapter(config, hooks)
+
+
+def _check_ranks(init_rank: int, target_rank: int) -> None:
+    from imsm.errors import UserError
+
+    if not 0 < target_rank <= init_rank:
+        raise UserError(f"adalora: target_rank={target_rank} must be in 1..init_rank={init_rank}")
+
+
+def _check_schedule(warmup_fraction: float, final_fraction: float) -> None:
+    from imsm.errors import UserError
+
+    if min(warmup_fraction, final_fraction) < 0 or warmup_fraction + final_fraction >= 1:
+        raise UserError(
+            f"adalora: warmup_fraction={warmup_fraction} and final_fraction={final_fraction} leave "
+            "no steps for the ranks to fall in; their sum must be below 1"
+        )
 
 
 @dataclass

@@ -161,19 +161,17 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             past_key_values: a cache of the stream's kind: see ``new_cache``.
             inputs_embeds: (B, T, D) in place of ``input_ids``.
             labels: (B, T), -100 where nothing is learned: gate and head then run at answer
-                positions alone, and a loss is returned in place of logits.
-            query_mask: 1 on the query's tokens, from the sequence's start (the cache's first
-                position) on; (B, T_query), positions after T_query are the answer's.
+                positions alone, for a loss in place of logits.
+            query_mask: 1 on the query's tokens, (B, T_query), counted from the start of the
+                sequence (of the cache); positions after T_query are the answer's.
             use_cache: make a cache if none was given; with labels no cache is made.
             logits_to_keep: as in transformers: compute only the last n positions (0: all), or
                 the positions of an index tensor; with labels the labels decide.
-            num_items_in_batch: divide the summed loss by this instead of by the number of
-                labels (accumulation).
+            num_items_in_batch: divides the summed loss, in place of the number of labels.
             return_dict: True or None, as `generate()` gives it: there is no tuple.
 
         Raises:
-            ValueError: the interwoven stream cannot tell the query from the answer, or arguments
-                that do not go together.
+            ValueError: nothing tells the query, or arguments that do not go together.
         """
         if return_dict is False:
             raise ValueError("return_dict=False: a siamese model returns a SiameseOutput only")

@@ -9,8 +9,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from imsm.adapters.adapter import attach
 from imsm.adapters.lora import lora
 from imsm.siamese.configuration import SiameseConfig
+from imsm.siamese.head import head_logits
 from imsm.siamese.model import SiameseForCausalLM
-from tests.siamese.tiny import COMMON, perturb
+from imsm.siamese.storage import build_gate
+from tests.siamese.tiny import (
+    COMMON,
+    QUERY_GATE,
+    decoded,
+    padded,
+    perturb,
+    prompts,
+    tiny_backbone,
+)
 
 HEADS = {
     "cohere": {"logit_scale": 0.3},
@@ -47,10 +57,33 @@ def test_head_is_the_backbones_own(kind: str) -> None:
     assert not torch.allclose(tuned, plain, atol=1e-3)
 
 
-def test_a_backbone_that_bypasses_its_body_is_refused() -> None:
-    from imsm.siamese.head import head_logits
-    from tests.siamese.tiny import tiny_backbone
+@torch.no_grad()
+def test_absolute_positions_are_counted_without_padding() -> None:
+    """Rotary positions forgive a shift; learned ones do not."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt2", **{**COMMON, **HEADS["gpt2"]})
+    backbone = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    backbone.transformer.wpe.weight.mul_(30)
+    adapter = lora(target_modules=["c_attn"], rank=2, alpha=4, dropout=0.0)
+    gate = build_gate(hidden_size=32, **QUERY_GATE)
+    model = SiameseForCausalLM(SiameseConfig(text_config=config), attach(adapter, backbone), gate)
+    perturb(model.eval())
+    rows = prompts()
+    alone = [model(torch.tensor([row]), query_mask=torch.ones(1, len(row))).logits for row in rows]
+    for side in ("left", "right"):
+        ids, mask = padded(rows, side=side)
+        logits = model(ids, attention_mask=mask, query_mask=mask).logits
+        for row, expected in enumerate(alone):
+            real = logits[row][mask[row].bool()]
+            torch.testing.assert_close(real, expected[0], atol=1e-5, rtol=1e-5)
+    ids, mask = padded(rows, side="left")
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    for row, answer in zip(rows, together[:, ids.shape[1] :].tolist(), strict=True):
+        single = decoded(model, row, max_new_tokens=6)
+        assert answer == single + [0] * (len(answer) - len(single))
 
+
+def test_a_backbone_that_bypasses_its_body_is_refused() -> None:
     backbone = tiny_backbone("llama")
     with pytest.raises(RuntimeError, match="cannot be used"):
         head_logits(backbone, torch.nn.Identity(), torch.zeros(1, 2, 32))

@@ -7,11 +7,15 @@ import torch
 from peft import PeftModel
 
 from imsm.adapters.adapter import attach
+from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.model import SiameseForCausalLM
+from imsm.siamese.storage import build_gate
 from tests.siamese.tiny import (
     ADAPTERS,
     CASES,
+    QUERY_GATE,
     padded,
+    perturb,
     prompts,
     tiny_backbone,
     tiny_siamese,
@@ -76,17 +80,19 @@ def test_original_stream_is_the_untouched_model(
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 def test_construction_leaves_the_adapter_as_it_is(architecture: str, method: str) -> None:
-    model = tiny_siamese(architecture, method)
-    peft: PeftModel = model.adapted
-    before = {n: p.detach().clone() for n, p in peft.named_parameters()}
-    again = SiameseForCausalLM(model.config, peft, model.gate)
-    assert all(torch.equal(p, before[n]) for n, p in peft.named_parameters())
-    again.stream = "tuned"
+    peft: PeftModel = attach(ADAPTERS[method](), tiny_backbone(architecture)).eval()
+    perturb(peft)
+    gate = build_gate(hidden_size=32, **QUERY_GATE)
+    parameters = {**dict(peft.named_parameters()), **dict(gate.named_parameters())}
+    before = {n: p.detach().clone() for n, p in parameters.items()}
     ids = torch.tensor(prompts()[:1])
     own = peft(ids).logits
-    assert torch.equal(again(ids).logits, own)
-    again.stream = "original"
-    assert not torch.allclose(again(ids).logits, own, atol=1e-2)
+    model = SiameseForCausalLM(SiameseConfig(text_config=peft.config), peft, gate).eval()
+    assert all(torch.equal(p, before[n]) for n, p in parameters.items())
+    model.stream = "tuned"
+    assert torch.equal(model(ids).logits, own)
+    model.stream = "original"
+    assert not torch.allclose(model(ids).logits, own, atol=1e-2)
 
 
 def test_switching_restores_what_it_found() -> None:
