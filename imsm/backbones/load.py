@@ -20,14 +20,14 @@ def resolve_path(path: str, *, local: str | None = None) -> str:
 
     Args:
         path: a hub id, a local folder, or "imsm:miniature".
-        local: a dotted function that returns a local folder of the same weights, or None if they
-            are not installed (an opt-in extra).
+        local: a dotted function that is given ``path`` and returns a local folder that stands in
+            for it (an opt-in extra), or None.
     """
     if path == MINIATURE:
         return str(Path(__file__).parent / "miniature" / "model")
     if local is not None:
         module_name, _, name = local.rpartition(".")
-        folder = getattr(importlib.import_module(module_name), name)()
+        folder = getattr(importlib.import_module(module_name), name)(path)
         if folder is not None:
             return str(folder)
     return path
