@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imsm.builders import show, unknown_key
+from imsm.config import RunConfig
 from imsm.examine import examine
 from imsm.options import nearest, unknown_option
 
@@ -55,6 +56,7 @@ class Preflight:
             anchor = SearchPathQuery(provider="schema")
             path.prepend("command-line", f"file://{self.config_dir}", anchor=anchor)
         self.loader = ConfigLoaderImpl(config_search_path=path)
+        self.groups = [g for g in self.loader.list_groups("") if g in RunConfig.model_fields]
         self.parser = OverridesParser.create(config_loader=self.loader)
 
     def problems(
@@ -67,10 +69,6 @@ class Preflight:
             sweep: whether it was given -m.
             composition_only: look at names only, not at values (`--cfg`, `--info`).
         """
-        try:
-            self._base(())
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-            return [_first_lines(error)]
         parsed, problems = self._parse(overrides)
         sweep = sweep or any(
             o.key_or_group == "hydra.mode" and o.value() == RunMode.MULTIRUN.name for o in parsed
@@ -111,9 +109,7 @@ class Preflight:
         return f"{text}: is not of the form key=value{hint or '; --help shows what there is'}"
 
     def _all_options(self) -> list[tuple[str, str]]:
-        groups = self._base(()).hydra.runtime.choices
-        own = [group for group in groups if not group.startswith("hydra/")]
-        return [(group, name) for group in own for name in self.loader.get_group_options(group)]
+        return [(group, n) for group in self.groups for n in self.loader.get_group_options(group)]
 
     def _members(self, overrides: list[Override], problems: list[str]) -> list[list[Override]]:
         if not any(override.is_sweep_override() for override in overrides):
@@ -162,8 +158,7 @@ class Preflight:
         )
 
     def _is_group(self, override: Override) -> bool:
-        choices = self._base(()).hydra.runtime.choices
-        return override.key_or_group in choices and override.package is None
+        return override.key_or_group in self.groups and override.package is None
 
     def _group_problem(self, override: Override, *, seen: dict[str, str]) -> str | None:
         group, names = override.key_or_group, None

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-
-import hydra
-from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING
 
 from imsm.errors import RunError, UserError
 from imsm.folders import conf_folder, runs_root
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 
 def main() -> None:
     """Run the command line and exit."""
+    _exit_on_help()
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from omegaconf import OmegaConf
+
     arguments = get_args_parser().parse_args()
     config_dir = _config_dir(arguments)
     _exit_on_problems(arguments, config_dir)
@@ -52,6 +57,19 @@ def carry_out_one(cfg: DictConfig, *, config_dir: Path | None) -> int:
     return 0
 
 
+def _exit_on_help() -> None:
+    """Answer --help at once: Hydra takes a second to say the same."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    arguments, _ = parser.parse_known_args()
+    if arguments.help:
+        from imsm.help import help_text
+
+        print(help_text(arguments.config_dir))
+        sys.exit(0)
+
+
 def _config_dir(arguments: Namespace) -> Path | None:
     """The folder of options of one's own; its yamls can name modules that lie beside them."""
     if arguments.config_dir is None:
@@ -64,7 +82,7 @@ def _config_dir(arguments: Namespace) -> Path | None:
 
 
 def _exit_on_problems(arguments: Namespace, config_dir: Path | None) -> None:
-    if arguments.help or arguments.hydra_help or arguments.shell_completion:
+    if arguments.hydra_help or arguments.shell_completion:
         return
     from imsm.preflight import Preflight
 

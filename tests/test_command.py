@@ -12,6 +12,7 @@ import pytest
 import imsm.run
 from imsm.errors import RunError, UserError
 from imsm.folders import checkout, conf_folder, runs_root
+from imsm.help import GROUPS, help_text
 from tests.composed import composed
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "wandb", "sklearn", "pandas")
@@ -40,7 +41,16 @@ def test_help_says_what_there_is(here: Path) -> None:
     assert done.returncode == 0
     for part in ("Usage: python -m imsm.run", "lora", "qwen1_5", "-m method=original,peft,imsm"):
         assert part in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
     assert not list(here.iterdir())
+
+
+def test_help_lists_every_group_of_a_run_and_options_of_ones_own(tmp_path: Path) -> None:
+    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    assert set(GROUPS) | {"metric"} == groups
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "my_data.yaml").write_text("name: my_data\n")
+    assert "my_data" in help_text(tmp_path)
 
 
 def test_problems_are_told_on_stderr_without_a_traceback(here: Path) -> None:
