@@ -74,7 +74,7 @@ def build_weights(folder: Path, world: World, *, seed: int = SEED, share: float 
     pretrain(
         world,
         tokenizer,
-        forbidden=test_prompts(folder),
+        forbidden=prompts_of_tests(folder),
         seed=seed,
         share=share,
         folder=folder / "model",
@@ -139,7 +139,7 @@ def _texts(folder: Path, world: World, seed: int) -> list[str]:
     return [*texts, *rare_texts(world)]
 
 
-def test_prompts(folder: Path) -> frozenset[str]:
+def prompts_of_tests(folder: Path) -> frozenset[str]:
     """The prompts of all test splits, with and without their instruction."""
     prompts = [
         example.prompt

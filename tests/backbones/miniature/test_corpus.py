@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 
 from imsm.backbones.load import load_tokenizer
-from imsm.backbones.miniature.build import FOLDER, test_prompts
+from imsm.backbones.miniature.build import FOLDER, prompts_of_tests
 from imsm.backbones.miniature.corpus import READING, documents
 from imsm.backbones.miniature.pretrain import make_model, pack, packed_loss
 from imsm.backbones.miniature.world import make_world
@@ -16,7 +16,7 @@ from tests.backbones.miniature.shipped import twin
 
 
 def test_forbidden_prompts_never_occur() -> None:
-    forbidden = test_prompts(FOLDER)
+    forbidden = prompts_of_tests(FOLDER)
     world = make_world()
     free = [one.prompt for one in islice(_documents(), 4000)]
     assert forbidden & set(free)
@@ -25,7 +25,7 @@ def test_forbidden_prompts_never_occur() -> None:
 
 
 def test_a_question_without_its_instruction_is_forbidden_too() -> None:
-    forbidden = test_prompts(FOLDER)
+    forbidden = prompts_of_tests(FOLDER)
     asked = [one.prompt for one in twin("webq", "test")]
     assert {prompt.split("\n", 1)[1] for prompt in asked} <= forbidden
 
