@@ -8,11 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imsm.errors import UserError
 from imsm.folders import runs_root
 
-ARMS = {"original": "original", "peft": "tuned", "imsm": "interwoven"}
+if TYPE_CHECKING:
+    from imsm.siamese.streams import Stream
+
+ARMS: dict[str, Stream] = {"original": "original", "peft": "tuned", "imsm": "interwoven"}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -76,8 +76,9 @@ def _carry_out(
             "mode=run first"
         )
     device = choose_device(config.engine.device)
-    source = {"path": config.backbone.path, "local": config.backbone.local}
-    tokenizer = load_tokenizer(**source, revision=config.backbone.revision)
+    path, local = config.backbone.path, config.backbone.local
+    revision = config.backbone.revision
+    tokenizer = load_tokenizer(path=path, revision=revision, local=local)
     tests = test_sets(config, tokenizer)
     trained = (
         None
@@ -87,13 +88,15 @@ def _carry_out(
 
     @cache
     def model() -> SiameseForCausalLM:
-        return trained or finished_model(config, run).to(device)
+        answering = trained or finished_model(config, run)
+        answering.to(device)  # type: ignore[arg-type]
+        return answering
 
-    weights = backbone_fingerprint(**source, revision=config.backbone.revision)
-    path = _original_path(config, runs_root=runs_root)
-    with locked(path, wait=True) if config.method.trained else nullcontext():
+    weights = backbone_fingerprint(path=path, revision=revision, local=local)
+    place = _original_path(config, runs_root=runs_root)
+    with locked(place, wait=True) if config.method.trained else nullcontext():
         original = judge_original(
-            config, path=path, tests=tests, model=model, tokenizer=tokenizer, weights=weights
+            config, path=place, tests=tests, model=model, tokenizer=tokenizer, weights=weights
         )
     result = original
     if config.method.trained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -58,7 +59,9 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> PeftModel:
 
     before = _sampled(backbone)
     try:
-        adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
+        with warnings.catch_warnings():  # PEFT asks transformers by a name that is going
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise UserError(f"the adapter does not fit the backbone: {error}") from error
     after = _sampled(backbone)

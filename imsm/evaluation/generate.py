@@ -135,6 +135,6 @@ def _generation(
     length = next((place for place, token in enumerate(row) if token in ends), len(row))
     while length and row[length - 1] == pad_id:  # a row that a pattern stopped is padded
         length -= 1
-    text = tokenizer.decode(row[:length], skip_special_tokens=True)
+    text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
     ended = length < limit
     return Generation(id=item, text=text, tokens=length, ended=ended)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from imsm.adapters.adapter import Adapter
 from imsm.assemble import assemble, count_trainable
@@ -23,6 +23,7 @@ from imsm.training.optimizer import build_optimizer, build_schedule
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
 
@@ -47,26 +48,27 @@ def train_run(
     adapter: Adapter = locate(config.peft.target)(
         target_modules=config.peft.target_modules(config.backbone), **config.peft.arguments()
     )
-    model = new_model(config, adapter).to(device)
+    model = new_model(config, adapter)
+    model.to(device)  # type: ignore[arg-type]
     parameters = count_trainable(model)
     print(
         f"trainable parameters: {sum(parameters.values()):,} "
         f"(adapter {parameters['adapter']:,}, gate {parameters['gate']:,})"
     )
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     summary = train(
         model,
         data.items,
         engine=_engine(config, model, steps=steps, device=device),
-        hooks=adapter.hooks(model.adapted, steps) if adapter.hooks else None,
+        hooks=adapter.hooks(cast("PeftModel", model.adapted), steps) if adapter.hooks else None,
         batching=batching,
         checkpointing=Checkpointing(folder=run.checkpoint, minutes=recipe.checkpoint_minutes),
         pad_id=tokenizer.pad_token_id,
         log=tracker.log,
     )
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     model.save_pretrained(run.model)
     tokenizer.save_pretrained(run.model)
     write_whole(run.trained, json.dumps(_record(summary, data, parameters), indent=2) + "\n")

@@ -28,7 +28,7 @@ def answers(
         places = order[start : start + batch_size]
         batch = tokenizer([prompts[at] for at in places], return_tensors="pt", padding=True)
         with torch.inference_mode():
-            made = model.generate(
+            made = model.generate(  # type: ignore[operator]
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
                 do_sample=False,
