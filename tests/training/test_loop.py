@@ -182,7 +182,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(RunError, match="could not be written.*the one before it is kept"):
+        with pytest.raises(RunError, match=r"could not be written.*the one before it is kept"):
             save(1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
