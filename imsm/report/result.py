@@ -1,6 +1,7 @@
 """`result.json`: everything that one run found, in one file that can be audited.
 
 format, status, name, method, config           what was run
+identity                                        which results belong side by side with it
 versions, git, fingerprints                     on what it rests
 trainable_parameters {adapter, gate}
 training {steps, seconds, tokens, tokens_per_second, peak_memory_bytes, final_loss,
@@ -46,6 +47,7 @@ def build_result(
     name: str,
     method: str,
     config: Mapping[str, Any],
+    identity: Mapping[str, Any] | None = None,
     fingerprints: Mapping[str, str],
     trainable_parameters: Mapping[str, int],
     training: Mapping[str, Any] | None,
@@ -57,6 +59,7 @@ def build_result(
         name: of the run.
         method: of the arm, e.g. "imsm".
         config: `RunConfig.to_dict()`.
+        identity: `run_identity(config)`: which results belong side by side with this one.
         fingerprints: SHA-256 by what they identify, e.g. "backbone".
         trainable_parameters: by part, "adapter" and "gate".
         training: what training took; None where nothing was trained.
@@ -68,6 +71,7 @@ def build_result(
         "name": name,
         "method": method,
         "config": dict(config),
+        "identity": None if identity is None else dict(identity),
         **provenance(),
         "fingerprints": dict(fingerprints),
         "trainable_parameters": dict(trainable_parameters),
