@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from imsm.config import MethodConfig, RunConfig
 
-# How the work is cut up and where it is done changes a result by rounding only: it may change
-# between a run and its continuation.
+# Where the work is done and how often it is saved changes a result by rounding only: it may change
+# between a run and its continuation. So may the size of the micro-batches, unless there is a
+# dropout, whose masks are drawn per micro-batch (`_dropout_cut`).
 _NOT_DECIDING = {"name", "by_method", "micro_batch_size", "gradient_checkpointing"}
 _NOT_DECIDING |= {"checkpoint_minutes"}
 
@@ -35,14 +37,15 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
         },
         "data": _data(config),
         "method": {"stream": config.method.stream},
-        "trainer": config.trainer.model_dump(mode="json", exclude=_NOT_DECIDING),
+        "trainer": _trainer(config),
         "seed": config.seed,
     }
     if config.method.stream != "interwoven":
         del identity["trainer"]["gate_learning_rate"]
         return identity
     gate = {"_target_": config.gate.target, "pooling": config.gate.pooling}
-    return identity | {"gate": gate | config.gate.arguments()}
+    arguments = config.gate.arguments()
+    return identity | {"gate": gate | arguments | _dropout_cut(arguments, config)}
 
 
 def run_name(config: RunConfig) -> str:
@@ -70,28 +73,47 @@ def original_of(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"method": method, "folder": None})
 
 
-def differs_only_in_method(one: RunConfig, other: RunConfig) -> bool:
+def differs_only_in_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two runs may stand side by side: all else that decides their training is equal.
 
     A recipe may set some keys per method (`trainer.by_method`, the released code's); they count as
     part of the method. The original stands beside every run on the same backbone.
+
+    Args:
+        one: a run's identity, as `run_identity` gives it and `result.json` keeps it.
+        other: another's.
     """
-    if not (one.method.trained and other.method.trained):
-        return run_identity(one)["backbone"] == run_identity(other)["backbone"]
+    if is_original(one) or is_original(other):
+        return bool(one["backbone"] == other["backbone"])
     return _without_method(one) == _without_method(other)
 
 
-def _without_method(config: RunConfig) -> dict[str, Any]:
-    identity = run_identity(config)
+def is_original(identity: Mapping[str, Any]) -> bool:
+    """Whether nothing is trained in the run of an identity."""
+    return bool(identity["method"]["stream"] == "original")
+
+
+def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:
     recipe = identity["trainer"]
-    dropped = {"gate_learning_rate", *config.trainer.by_method}
+    dropped = {"gate_learning_rate", *recipe.get("by_method", [])}
     kept = {key: value for key, value in recipe.items() if key not in dropped}
-    kept["by_method"] = [config.trainer.name, *config.trainer.by_method]
-    if not config.trainer.by_method:
-        del kept["by_method"]
-    del identity["method"]
-    identity.pop("gate", None)
-    return identity | {"trainer": kept}
+    rest = {key: value for key, value in identity.items() if key not in ("method", "gate")}
+    return rest | {"trainer": kept}
+
+
+def _trainer(config: RunConfig) -> dict[str, Any]:
+    """The recipe; where it sets keys per method, also which one it is and which keys."""
+    recipe = config.trainer.model_dump(mode="json", exclude=_NOT_DECIDING)
+    if config.trainer.by_method:
+        recipe |= {"name": config.trainer.name, "by_method": list(config.trainer.by_method)}
+    return recipe | _dropout_cut(config.peft.arguments(), config)
+
+
+def _dropout_cut(arguments: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """How a batch is cut up, where the arguments of an adapter or a gate have a dropout."""
+    if not arguments.get("dropout"):
+        return {}
+    return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.batch_size}
 
 
 def _data(config: RunConfig) -> dict[str, Any]:

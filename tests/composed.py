@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from imsm.config import RunConfig
 from imsm.examine import parse
 from imsm.folders import conf_folder
+from imsm.identity import run_identity
 from imsm.report.result import build_result
 
 
@@ -64,6 +65,7 @@ def result(
             name=f"run-{method}",
             method=method,
             config=chosen.to_dict(),
+            identity=run_identity(chosen),
             fingerprints={"backbone": "f" * 64},
             trainable_parameters={"adapter": 1000 if trained else 0, "gate": 50 if trained else 0},
             training=training if trained else None,

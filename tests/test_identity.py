@@ -11,6 +11,11 @@ from imsm.config import RunConfig
 from imsm.identity import differs_only_in_method, run_identity, run_name
 from tests.composed import config
 
+
+def siblings(one: RunConfig, other: RunConfig) -> bool:
+    return differs_only_in_method(run_identity(one), run_identity(other))
+
+
 DECIDING = [
     "backbone.dtype=bfloat16",
     "peft=ia3",
@@ -76,12 +81,12 @@ def test_the_gate_counts_only_where_it_is_used() -> None:
 
 def test_siblings_differ_in_nothing_but_the_method() -> None:
     imsm, peft, original = (config(f"method={name}") for name in ("imsm", "peft", "original"))
-    assert differs_only_in_method(imsm, peft)
-    assert differs_only_in_method(imsm, original) and differs_only_in_method(original, peft)
-    assert differs_only_in_method(imsm, config("gate=token"))
+    assert siblings(imsm, peft)
+    assert siblings(imsm, original) and siblings(original, peft)
+    assert siblings(imsm, config("gate=token"))
     for override in ("seed=1", "peft.rank=4", "data=mrpc", "trainer.learning_rate=1e-4"):
-        assert not differs_only_in_method(imsm, config("method=peft", override))
-    assert not differs_only_in_method(imsm, config("method=original", "backbone=llama3"))
+        assert not siblings(imsm, config("method=peft", override))
+    assert not siblings(imsm, config("method=original", "backbone=llama3"))
 
 
 def test_a_recipe_may_set_values_per_method() -> None:
@@ -89,9 +94,23 @@ def test_a_recipe_may_set_values_per_method() -> None:
     base = ["backbone=llama3", "trainer=released"]
     imsm, peft = config(*base), config(*base, "method=peft")
     assert run_identity(imsm)["trainer"] != run_identity(peft)["trainer"]
-    assert differs_only_in_method(imsm, peft)
-    assert not differs_only_in_method(imsm, config(*base, "method=peft", "trainer.epochs=1"))
-    assert not differs_only_in_method(imsm, config("backbone=llama3", "method=peft"))
+    assert siblings(imsm, peft)
+    assert not siblings(imsm, config(*base, "method=peft", "trainer.epochs=1"))
+    assert not siblings(imsm, config("backbone=llama3", "method=peft"))
+
+
+def test_where_there_is_a_dropout_the_micro_batch_decides() -> None:
+    """Dropout masks are drawn per micro-batch."""
+    micro = "trainer.micro_batch_size=4"
+    for dropout in ("peft.dropout=0.1", "gate.dropout=0.1"):
+        assert run_identity(config(dropout, micro)) != run_identity(config(dropout))
+        whole = "trainer.micro_batch_size=16"  # trainer=mini's batch in one piece
+        assert run_identity(config(dropout, whole)) == run_identity(config(dropout))
+        assert siblings(config(dropout), config(dropout, "method=peft"))
+    peft = ["method=peft", "gate.dropout=0.1"]
+    assert run_identity(config(*peft, micro)) == run_identity(config(*peft))
+    dropped = ["method=peft", "peft.dropout=0.1"]
+    assert not siblings(config("peft.dropout=0.1"), config(*dropped, micro))
 
 
 def test_a_configuration_survives_its_file() -> None:

@@ -5,13 +5,13 @@ Scores are in points; differences are to the original (what was learned or forgo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.config import RunConfig
 from imsm.errors import UserError
-from imsm.identity import differs_only_in_method, run_identity
+from imsm.identity import differs_only_in_method, is_original
 from imsm.report.comparison import Comparison, Cost, Row, comparable, compare
 from imsm.report.result import FILE, read_result
 
@@ -42,27 +42,23 @@ def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[dict[str, 
     Returns:
         Results: the original, PEFT, then the interwoven arms.
     """
-    own = RunConfig.from_dict(result["config"])
-    if not own.method.trained:
+    own = result.get("identity")
+    if own is None or is_original(own):
         return []
-    found: dict[str, tuple[RunConfig, dict[str, Any]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     files = sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
     for path in files:
         try:
             other = read_result(path.parent)
-            config = RunConfig.from_dict(other["config"])
-        except (UserError, ValueError, KeyError):
+        except UserError:
             continue  # of an older format, or damaged: it cannot be compared
-        same_run = run_identity(config) == run_identity(own)
-        if same_run or not differs_only_in_method(own, config):
+        identity = other.get("identity")
+        if identity is None or identity == own or not differs_only_in_method(own, identity):
             continue
         tasks = result["evaluation"]["tasks"]
         if any(comparable(result, other, task) for task in tasks):
-            found[_kind(config)] = (config, other)
-    ordered = sorted(
-        found.values(), key=lambda pair: (_ORDER[pair[0].method.stream], pair[0].gate.name)
-    )
-    return [other for _, other in ordered]
+            found[_kind(other)] = other
+    return sorted(found.values(), key=_place)
 
 
 def render_terminal(
@@ -101,10 +97,14 @@ def render_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _kind(config: RunConfig) -> str:
-    stream = config.method.stream
-    gate = f"{config.gate.model_dump()}" if stream == "interwoven" else ""
-    return f"{config.method.name} {gate}"
+def _kind(result: Mapping[str, Any]) -> str:
+    """What arms have in common of which only the newest is shown: method and gate."""
+    return json.dumps([result["method"], result["identity"].get("gate")], sort_keys=True)
+
+
+def _place(result: Mapping[str, Any]) -> tuple[int, str, str]:
+    stream = result["identity"]["method"]["stream"]
+    return _ORDER[stream], result["config"]["gate"]["name"], _kind(result)
 
 
 def _title(card: Comparison) -> str:
@@ -122,7 +122,7 @@ def _title(card: Comparison) -> str:
 
 
 def _score_table(card: Comparison) -> Table:
-    to_original, to_peft = "original" in card.arms and len(card.arms) > 1, "peft" in card.arms
+    to_original, to_peft = bool(card.to_original), bool(card.to_peft)
     names = ["task", "metric", "arm", "points"]
     names += ["to original"] * to_original + ["to PEFT"] * to_peft
     table = _table(names, text=3)
@@ -167,19 +167,16 @@ def _table(names: Sequence[str], *, text: int) -> Table:
 
 
 def _difference_names(card: Comparison) -> list[str]:
-    names = [f"{arm} − original" for arm in card.arms if arm != "original"]
-    with_peft = "peft" in card.arms
-    names += [f"{arm} − PEFT" for arm in card.arms if with_peft and arm not in ("original", "peft")]
-    return names if "original" in card.arms else [n for n in names if n.endswith("PEFT")]
+    to_original = [f"{card.arms[arm]} − original" for arm in card.to_original]
+    return to_original + [f"{card.arms[arm]} − PEFT" for arm in card.to_peft]
 
 
 def _wide_cells(card: Comparison, row: Row) -> list[str]:
-    by_name = {f"{score.arm} − original": score.to_original for score in row.scores}
-    by_name |= {f"{score.arm} − PEFT": score.to_peft for score in row.scores}
     values = [_points(score.value) for score in row.scores]
-    differences = [_signed(by_name[name]) or "–" for name in _difference_names(card)]
+    differences = [row.scores[arm].to_original for arm in card.to_original]
+    differences += [row.scores[arm].to_peft for arm in card.to_peft]
     items = "" if row.items is None else str(row.items)
-    return [_task_name(row), row.metric, items, *values, *differences]
+    return [_task_name(row), row.metric, items, *values, *(_signed(d) or "–" for d in differences)]
 
 
 def _answer_cells(card: Comparison, results: Sequence[Mapping[str, Any]]) -> Iterable[list[str]]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from imsm.builders import show
+
 Result = Mapping[str, Any]
 
 
@@ -57,6 +59,10 @@ class Comparison:
     focus: Result
     """The run that the card is about: the last one given."""
     arms: list[str]
+    to_original: list[int]
+    """The arms, by their place, that have a difference to the original."""
+    to_peft: list[int]
+    """The arms, by their place, that have a difference to PEFT."""
     headlines: list[Row]
     """The headline of each task, the target first, then the average of the forgetting tests."""
     all_metrics: list[Row]
@@ -83,9 +89,12 @@ def compare(results: Sequence[Result]) -> Comparison:
             if metric == headline(entry):
                 headlines.append(row)
     average, counted = _average(arms, results, headlines)
+    methods = [result["method"] for result in results]
     return Comparison(
         focus=focus,
         arms=arms,
+        to_original=_others(methods, "original", beside=()),
+        to_peft=_others(methods, "peft", beside=("original",)),
         headlines=headlines + ([average] if average else []),
         all_metrics=everything,
         costs=[_cost(arm, result) for arm, result in zip(arms, results, strict=True)],
@@ -107,18 +116,31 @@ def comparable(one: Result, other: Result, task: str) -> bool:
     return entries[0].get("test_set") == entries[1].get("test_set")
 
 
+def _others(methods: Sequence[str], method: str, *, beside: Sequence[str]) -> list[int]:
+    """The places of all methods but ``method`` and those ``beside`` it; none if it is not there."""
+    if method not in methods:
+        return []
+    return [place for place, name in enumerate(methods) if name not in (method, *beside)]
+
+
 def _labels(results: Sequence[Result]) -> list[str]:
-    """The arms' names; arms of one method are told apart by their gates."""
-    methods = [result["method"] for result in results]
+    """The arms' names; arms of one method are told apart by what differs in their gates."""
     labels = []
     for result in results:
+        gates = [r["config"].get("gate", {}) for r in results if r["method"] == result["method"]]
         label = result["method"]
-        if methods.count(label) > 1:
-            gate = result["config"].get("gate", {})
-            rank = f" r{gate['rank']}" if gate.get("rank") else ""
-            label = f"{label} ({gate.get('name', '')}{rank})"
+        if len(gates) > 1:
+            label += f" ({_gate_label(result['config'].get('gate', {}), gates)})"
         labels.append(label)
     return labels
+
+
+def _gate_label(gate: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> str:
+    """A gate's name and rank, and what else differs between the gates of its name and rank."""
+    rank = f" r{gate['rank']}" if gate.get("rank") else ""
+    alike = [g for g in gates if all(g.get(key) == gate.get(key) for key in ("name", "rank"))]
+    differing = [key for key in gate if any(g.get(key) != gate[key] for g in alike)]
+    return f"{gate.get('name', '')}{rank}" + "".join(f" {k}={show(gate[k])}" for k in differing)
 
 
 def _target(results: Sequence[Result]) -> str | None:

@@ -113,6 +113,29 @@ def test_arms_of_one_method_are_told_apart() -> None:
     assert card.arms == ["imsm (token r8)", "imsm (mean)", "imsm (query r8)"]
 
 
+def test_arms_whose_gates_differ_in_one_key_keep_their_own_differences(tmp_path: Path) -> None:
+    original, peft, mean = three_arms()
+    other = result("imsm", "gate.pooling=max", points=30.0)
+    for number, record in enumerate((original, peft, other)):
+        keep(tmp_path, record, name=str(number))
+    results = [*find_siblings(tmp_path, mean), mean]
+    assert results == [original, peft, other, mean]
+    card = compare(results)
+    assert card.arms == [
+        "original", "peft", "imsm (query r8 pooling=max)", "imsm (query r8 pooling=mean)"
+    ]  # fmt: skip
+    text = render_markdown(results)
+    assert "| 50.0 | 42.3 | 30.0 | 47.8 | −7.7 | −20.0 | −2.2 | −12.3 | +5.5 |" in text
+
+
+def test_results_without_an_identity_are_passed_over(tmp_path: Path) -> None:
+    old = result("peft")
+    del old["identity"]
+    keep(tmp_path, old)
+    assert find_siblings(tmp_path, result("imsm")) == []
+    assert find_siblings(tmp_path, old) == []
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_terminal_card_fits_and_is_whole(width: int) -> None:
     text = terminal(three_arms("data=mrpc"), width)
