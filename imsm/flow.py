@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError
 
 from imsm.backbones.fingerprint import backbone_fingerprint
 from imsm.backbones.load import load_tokenizer
@@ -24,9 +23,9 @@ from imsm.errors import RunError, UserError
 from imsm.files import write_whole
 from imsm.identity import original_of, run_identity, run_name
 from imsm.report.card import find_siblings, render_markdown, render_terminal
-from imsm.run_folder import RunFolder, locked, open_run
+from imsm.run_folder import RunFolder, check_inputs, locked, open_run
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.stages.data import test_sets
+from imsm.stages.data import test_sets, training_fingerprint
 from imsm.stages.judging import judge_arm, judge_original
 from imsm.stages.training import finished_model, train_run
 from imsm.tracking import Tracker, open_tracker
@@ -42,6 +41,12 @@ def carry_out(config: RunConfig, *, runs_root: Path) -> None:
         KeyboardInterrupt: stopped by hand, after a checkpoint.
     """
     path = Path(config.folder) if config.folder else runs_root / run_name(config)
+    finished = RunFolder(path).trained.is_file() or not config.method.trained
+    if config.mode == "evaluate" and not finished:
+        raise UserError(
+            f"mode=evaluate: {path} holds no finished training; give the same command with "
+            "mode=run first"
+        )
     with locked(path):
         run = open_run(path, run_identity(config))
         print(f"{path.name}  ({path})")
@@ -51,10 +56,10 @@ def carry_out(config: RunConfig, *, runs_root: Path) -> None:
             with tracker:
                 result = _carry_out(config, run=run, runs_root=runs_root, tracker=tracker)
                 tracker.finish(result)
-        except (OSError, SafetensorError) as error:
-            if not _disk_is_full(error):
+        except Exception as error:
+            if isinstance(error, UserError | RunError) or not _disk_is_full(error):
                 raise
-            raise RunError(
+            raise UserError(
                 f"{path}: could not be written ({error}); what was finished is kept. Free some "
                 "space and give the same command again"
             ) from error
@@ -70,21 +75,17 @@ def _carry_out(
     config: RunConfig, *, run: RunFolder, runs_root: Path, tracker: Tracker
 ) -> dict[str, Any]:
     done = run.trained.is_file() or not config.method.trained
-    if config.mode == "evaluate" and not done:
-        raise UserError(
-            f"mode=evaluate: {run.path} holds no finished training; give the same command with "
-            "mode=run first"
-        )
     device = choose_device(config.engine.device)
     path, local = config.backbone.path, config.backbone.local
     revision = config.backbone.revision
     tokenizer = load_tokenizer(path=path, revision=revision, local=local)
     tests = test_sets(config, tokenizer)
-    trained = (
-        None
-        if done
-        else train_run(config, run=run, tokenizer=tokenizer, tracker=tracker, device=device)
-    )
+    weights = backbone_fingerprint(path=path, revision=revision, local=local)
+    if config.method.trained:
+        check_inputs(run, {"backbone": weights, "data": training_fingerprint(config)})
+    trained = None
+    if not done:
+        trained = train_run(config, run=run, tokenizer=tokenizer, tracker=tracker, device=device)
 
     @cache
     def model() -> SiameseForCausalLM:
@@ -92,7 +93,6 @@ def _carry_out(
         answering.to(device)  # type: ignore[arg-type]
         return answering
 
-    weights = backbone_fingerprint(path=path, revision=revision, local=local)
     place = _original_path(config, runs_root=runs_root)
     with locked(place, wait=True) if config.method.trained else nullcontext():
         original = judge_original(
@@ -101,15 +101,17 @@ def _carry_out(
     result = original
     if config.method.trained:
         result = judge_arm(
-            config, run=run, tests=tests, model=model, tokenizer=tokenizer, weights=weights
+            config, run=run, tests=tests, model=model, tokenizer=tokenizer, original=original
         )
     _report(run, result, original=original, runs_root=runs_root)
     return result
 
 
 def _disk_is_full(error: Exception) -> bool:
+    """Whether a library says so: by an OSError, or (safetensors, tokenizers) in words alone."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return getattr(error, "errno", None) in full or "I/O error" in str(error)
+    said = any(f"(os error {number})" in str(error) for number in full)
+    return said or getattr(error, "errno", None) in full
 
 
 def _original_path(config: RunConfig, *, runs_root: Path) -> Path:

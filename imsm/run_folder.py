@@ -26,6 +26,11 @@ class RunFolder:
         return self.path / "identity.json"
 
     @property
+    def inputs(self) -> Path:
+        """Fingerprints of what the training began with, as JSON."""
+        return self.path / "inputs.json"
+
+    @property
     def model(self) -> Path:
         """The finished model: configuration, adapter, gate, tokenizer."""
         return self.path / "model"
@@ -75,6 +80,29 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> RunFolder:
             f"{folder.identity}: is damaged ({error}); remove it or the folder"
         ) from error
     return folder
+
+
+def check_inputs(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
+    """Note what a training begins with; from then on it must stay the same.
+
+    Args:
+        run: the run.
+        fingerprints: of the backbone's weights and of the training examples, by name.
+
+    Raises:
+        UserError: what lies at the same place is not what the run began with.
+    """
+    if not run.inputs.is_file():
+        write_whole(run.inputs, json.dumps(dict(fingerprints), indent=2) + "\n")
+        return
+    began = json.loads(run.inputs.read_text(encoding="utf-8"))
+    changed = [name for name, value in fingerprints.items() if began.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{run.path}: the {' and the '.join(changed)} changed since this run began; its "
+            "training is not of what lies there now. Remove that folder to train anew, or give "
+            "folder= another place"
+        )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -50,6 +51,7 @@ def file_digest(file: Path) -> str:
     if key not in known:
         with file.open("rb") as stream:
             known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(notes, json.dumps(known))
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            notes.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(notes, json.dumps(known))
     return known[key]

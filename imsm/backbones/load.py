@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,33 @@ def resolve_path(path: str, *, local: str | None = None) -> str:
     if path == MINIATURE:
         return str(Path(__file__).parent / "miniature" / "model")
     if local is not None:
-        module_name, _, name = local.rpartition(".")
-        folder = getattr(importlib.import_module(module_name), name)(path)
+        folder = _stand_in(local)(path)
         if folder is not None:
             return str(folder)
     return path
+
+
+def _stand_in(local: str) -> Callable[[str], Path | None]:
+    """The function that ``local`` names.
+
+    A model's folder carries this name, and folders come from other people: only functions that
+    imsm.backbones defines are called.
+
+    Raises:
+        UserError: any other name.
+    """
+    module_name, _, name = local.rpartition(".")
+    try:
+        if not module_name.startswith("imsm.backbones."):
+            raise ImportError("not a module of imsm.backbones")
+        function = getattr(importlib.import_module(module_name), name)
+        if getattr(function, "__module__", None) != module_name:
+            raise ImportError(f"{module_name} does not define it")
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"backbone.local={local}: {error}; it names a function of imsm.backbones, or is null"
+        ) from error
+    return function
 
 
 def load_backbone(
@@ -49,6 +72,7 @@ def load_backbone(
     Raises:
         UserError: the weights cannot be had; the message says what was looked for.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     source = resolve_path(path, local=local)
@@ -60,7 +84,7 @@ def load_backbone(
             attn_implementation=attn_implementation,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(_unavailable(source, error)) from error
     silence_dropout(model)
     model.requires_grad_(False)

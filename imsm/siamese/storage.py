@@ -80,7 +80,8 @@ def save_adapter(adapted: PeftModel, folder: Path, *, backbone_path: str) -> Non
         config.rank_pattern = {}
     try:
         save_file(
-            _contiguous(get_peft_model_state_dict(adapted)), folder / "adapter_model.safetensors"
+            _contiguous(get_peft_model_state_dict(adapted, save_embedding_layers=False)),
+            folder / "adapter_model.safetensors",
         )
         config.save_pretrained(str(folder))
     finally:

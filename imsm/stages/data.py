@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imsm.config import RunConfig
@@ -15,35 +14,38 @@ from imsm.evaluation.judge import TestSet, examples_digest, load_test_set
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSet:
-    """Tokenised training examples, what the length limits did to them, and what they were."""
-
-    items: list[TokenisedExample]
-    report: TokenisationReport
-    fingerprint: str
+    from imsm.data.example import Example
 
 
-def training_set(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> TrainingSet:
+def training_examples(config: RunConfig) -> list[Example]:
     """What the run's adapter and gate learn from."""
-    task = Task(**config.data.task_arguments())
-    examples = load_examples(
-        task,
+    return load_examples(
+        Task(**config.data.task_arguments()),
         "train",
         source=Source(**config.data.target_source().model_dump()),
         prompts=config.data.prompts,
         limit=config.data.train_limit,
     )
+
+
+def training_fingerprint(config: RunConfig) -> str:
+    """Identifies the training examples."""
+    return examples_digest(training_examples(config))
+
+
+def training_items(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[TokenisedExample], TokenisationReport]:
+    """The training examples as tokens, and what the length limits did to them."""
     items, report = tokenise_training(
-        examples,
+        training_examples(config),
         tokenizer,
-        max_prompt_tokens=task.max_prompt_tokens,
-        max_answer_tokens=task.max_new_tokens,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_answer_tokens=config.data.max_new_tokens,
         closed_vocabulary=config.backbone.closed_vocabulary,
     )
-    _warn(f"{task.name} (train)", report.warning())
-    return TrainingSet(items=items, report=report, fingerprint=examples_digest(examples))
+    _warn(f"{config.data.name} (train)", report.warning())
+    return items, report
 
 
 def test_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, TestSet]:

@@ -32,7 +32,10 @@ def judge_original(
     tokenizer: PreTrainedTokenizerBase,
     weights: str,
 ) -> dict[str, Any]:
-    """The original's result on these tasks; it answers once, every later run reuses that."""
+    """The original's result on these tasks; it answers once, every later run reuses that.
+
+    Its `result.json` is written by its own run alone: another run may ask other tasks.
+    """
     alone = original_of(config)
     open_run(path, run_identity(alone))
     tasks = _judge_tasks(
@@ -53,7 +56,8 @@ def judge_original(
         training=None,
         evaluation=tasks,
     )
-    write_result(path, result)
+    if not config.method.trained:
+        write_result(path, result)
     return result
 
 
@@ -64,28 +68,30 @@ def judge_arm(
     tests: dict[str, TestSet],
     model: GetModel,
     tokenizer: PreTrainedTokenizerBase,
-    weights: str,
+    original: dict[str, Any],
 ) -> dict[str, Any]:
-    """The trained arm's result."""
+    """The trained arm's result; it keeps the original's scores on the same items beside its own."""
     digests = _trainable_digests(run.model)
     training = json.loads(run.trained.read_text(encoding="utf-8"))
+    inputs = json.loads(run.inputs.read_text(encoding="utf-8"))
+    made_of = [inputs["backbone"], config.backbone.dtype, config.method.stream, digests]
     tasks = _judge_tasks(
         config,
         tests=tests,
         model=model,
         stream=config.method.stream,
         tokenizer=tokenizer,
-        fingerprint=digest([weights, config.backbone.dtype, config.method.stream, digests]),
+        fingerprint=digest(made_of),
         folder=run.evaluation,
     )
     result = build_result(
         name=run.path.name,
         method=config.method.name,
         config=config.to_dict(),
-        fingerprints={"backbone": weights, "data": training["data"], **dict(digests)},
+        fingerprints={**inputs, **dict(digests)},
         trainable_parameters=training["trainable_parameters"],
         training=training,
-        evaluation=tasks,
+        evaluation={**tasks, "original": original["evaluation"]["tasks"]},
     )
     write_result(run.path, result)
     return result

@@ -13,12 +13,12 @@ from imsm.config import RunConfig
 from imsm.files import write_whole
 from imsm.run_folder import RunFolder
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.stages.data import TrainingSet, training_set
+from imsm.stages.data import training_items
 from imsm.tracking import Tracker
 from imsm.training.checkpoint import remove_checkpoint
 from imsm.training.engine import Engine
 from imsm.training.local import LocalEngine
-from imsm.training.loop import Batching, Checkpointing, TrainingSummary, train
+from imsm.training.loop import Batching, Checkpointing, train
 from imsm.training.optimizer import build_optimizer, build_schedule
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def train_run(
     device: torch.device,
 ) -> SiameseForCausalLM:
     """Train a run's adapter and gate; `training.json`, written last, says that it is finished."""
-    data = training_set(config, tokenizer)
+    items, report = training_items(config, tokenizer)
     recipe = config.trainer
     batching = Batching(
         epochs=recipe.epochs,
@@ -44,7 +44,7 @@ def train_run(
         micro_batch_size=recipe.micro_batch_size or recipe.batch_size,
         seed=config.seed,
     )
-    steps = batching.steps(len(data.items))
+    steps = batching.steps(len(items))
     adapter: Adapter = locate(config.peft.target)(
         target_modules=config.peft.target_modules(config.backbone), **config.peft.arguments()
     )
@@ -59,7 +59,7 @@ def train_run(
         model.activation_checkpointing_enable()
     summary = train(
         model,
-        data.items,
+        items,
         engine=_engine(config, model, steps=steps, device=device),
         hooks=adapter.hooks(cast("PeftModel", model.adapted), steps) if adapter.hooks else None,
         batching=batching,
@@ -71,7 +71,8 @@ def train_run(
         model.activation_checkpointing_disable()
     model.save_pretrained(run.model)
     tokenizer.save_pretrained(run.model)
-    write_whole(run.trained, json.dumps(_record(summary, data, parameters), indent=2) + "\n")
+    record = summary.record() | asdict(report) | {"trainable_parameters": parameters}
+    write_whole(run.trained, json.dumps(record, indent=2) + "\n")
     remove_checkpoint(run.checkpoint)
     return model
 
@@ -93,18 +94,6 @@ def _engine(
     return LocalEngine(
         optimizer=optimizer, schedule=schedule, clip_norm=recipe.clip_norm, device=device
     )
-
-
-def _record(
-    summary: TrainingSummary, data: TrainingSet, parameters: dict[str, int]
-) -> dict[str, object]:
-    """What `result.json` keeps of a training."""
-    return {
-        **summary.record(),
-        **asdict(data.report),
-        "data": data.fingerprint,
-        "trainable_parameters": parameters,
-    }
 
 
 def new_model(config: RunConfig, adapter: Adapter | None) -> SiameseForCausalLM:

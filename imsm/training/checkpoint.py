@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from imsm.errors import RunError
+from imsm.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from imsm.adapters.adapter import Hooks
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from imsm.training.engine import Engine
 
 FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a training has come: optimizer steps, seconds, tokens, the last step's loss."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    loss: float | None = None
 
 
 def trainable_state(model: SiameseForCausalLM) -> dict[str, torch.Tensor]:
@@ -40,15 +51,15 @@ def trainable_state(model: SiameseForCausalLM) -> dict[str, torch.Tensor]:
 def save_checkpoint(
     folder: Path,
     *,
-    step: int,
+    progress: Progress,
     model: SiameseForCausalLM,
     engine: Engine,
     hooks: Hooks | None,
 ) -> None:
-    """Write the state after ``step`` optimizer steps to ``folder``, in place of what was there.
+    """Write the state after so many optimizer steps to ``folder``, in place of what was there.
 
     Raises:
-        RunError: it could not be written (a full disk, say); the checkpoint before it is kept.
+        UserError: it could not be written (a full disk, say); the checkpoint before it is kept.
     """
     new = folder.with_name(folder.name + ".new")
     old = folder.with_name(folder.name + ".old")
@@ -60,14 +71,14 @@ def save_checkpoint(
         save_file(_on_cpu(tensors), new / "optimizer.safetensors")
         save_file(_on_cpu(hooks.state()) if hooks else {}, new / "hooks.safetensors")
         save_file(_random_state(), new / "random.safetensors")
-        state = {"format": FORMAT, "step": step, "engine": rest}
+        state = {"format": FORMAT, "progress": asdict(progress), "engine": rest}
         (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
         _flush(new)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
         kept = f"the one before it is kept in {folder}" if folder.exists() else "there is none yet"
-        raise RunError(
-            f"the checkpoint of step {step} could not be written ({error}); {kept}. "
+        raise UserError(
+            f"the checkpoint of step {progress.step} could not be written ({error}); {kept}. "
             "Free some space and give the same command again"
         ) from error
     shutil.rmtree(old, ignore_errors=True)
@@ -79,8 +90,8 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, *, model: SiameseForCausalLM, engine: Engine, hooks: Hooks | None
-) -> int:
-    """Restore what ``save_checkpoint`` wrote; returns the number of steps that are done.
+) -> Progress:
+    """Restore what ``save_checkpoint`` wrote; returns how far it had come.
 
     Raises:
         RunError: the checkpoint does not fit the model, or is damaged.
@@ -105,7 +116,7 @@ def load_checkpoint(
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    return int(state["step"])
+    return Progress(**state["progress"])
 
 
 def find_checkpoint(folder: Path) -> Path | None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """The training loop's view of its surroundings.
 
-    A step is: ``backward`` for each micro-batch, ``reduce`` once, ``step`` once. Gradients can be
+    A step is: ``backward`` for each micro-batch, ``clip`` once, ``step`` once. Gradients can be
     read between ``backward`` and ``step`` (AdaLoRA does).
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,13 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from imsm.data.batches import collate_training, training_order
 from imsm.errors import RunError
 from imsm.progress import bar
-from imsm.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from imsm.training.checkpoint import (
+    Progress,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from imsm.training.interrupt import Interruptible
+from imsm.training.memory import peak_memory, reset_peak_memory
 
 if TYPE_CHECKING:
     from imsm.adapters.adapter import Hooks
@@ -49,14 +53,15 @@ class TrainingSummary:
     """What training took and where it ended.
 
     ``tokens`` counts all real tokens of a pass over the data, prompt and answer; seconds and
-    tokens count this process's own work: a resumed run counts what it did itself.
+    tokens include what an interrupted run had done up to its checkpoint, the peak of memory does
+    not.
     """
 
     steps: int
     seconds: float
     tokens: int
     final_loss: float | None
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
 
     def record(self) -> dict[str, float | int | None]:
         """As `result.json` keeps it."""
@@ -98,15 +103,19 @@ def train(
     ]
     torch.manual_seed(batching.seed)  # dropout; a checkpoint brings its own random state
     found = find_checkpoint(checkpointing.folder)
-    done = load_checkpoint(found, model=model, engine=engine, hooks=hooks) if found else 0
+    so_far = Progress()
     if found:
-        tqdm.write(f"going on after step {done} of {len(order)} ({found})", file=sys.stderr)
-
-    def save(step: int) -> None:
-        save_checkpoint(checkpointing.folder, step=step, model=model, engine=engine, hooks=hooks)
-
+        so_far = load_checkpoint(found, model=model, engine=engine, hooks=hooks)
+        print(f"going on after step {so_far.step} of {len(order)} ({found})", file=sys.stderr)
+    reset_peak_memory(engine.device)
     started = saved = time.monotonic()
-    tokens, loss = 0, None
+
+    def save(progress: Progress) -> None:
+        save_checkpoint(
+            checkpointing.folder, progress=progress, model=model, engine=engine, hooks=hooks
+        )
+
+    before, done = so_far, so_far.step
     model.train()
     with (
         Interruptible() as interrupt,
@@ -125,24 +134,31 @@ def train(
                     pad_id=pad_id,
                 )
             except _NotFiniteError as error:
-                raise RunError(_stopped(error, save, done, checkpointing.folder, model)) from error
-            done, loss = step, measured["loss"]
-            tokens += sum(len(item.prompt_ids) + len(item.answer_ids) for item in batch)
-            speed = tokens / (time.monotonic() - started)
+                raise RunError(
+                    _stopped(error, save, so_far, checkpointing.folder, model)
+                ) from error
+            so_far = Progress(
+                step=step,
+                seconds=before.seconds + time.monotonic() - started,
+                tokens=so_far.tokens + sum(len(i.prompt_ids) + len(i.answer_ids) for i in batch),
+                loss=measured["loss"],
+            )
+            speed = (so_far.tokens - before.tokens) / (so_far.seconds - before.seconds)
             log(step, {**measured, "tokens_per_second": speed})
-            steps.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            shown = f"loss {measured['loss']:.3f}, {speed:,.0f} tokens/s"
+            steps.set_postfix_str(shown, refresh=False)
             due = time.monotonic() - saved > 60 * checkpointing.minutes
-            if due or interrupt.requested:
-                save(step)
+            if due or interrupt.requested or step == len(order):
+                save(so_far)
                 saved = time.monotonic()
             if interrupt.requested:
                 raise KeyboardInterrupt
     model.eval()
     return TrainingSummary(
-        steps=done,
-        seconds=time.monotonic() - started,
-        tokens=tokens,
-        final_loss=loss,
+        steps=so_far.step,
+        seconds=so_far.seconds,
+        tokens=so_far.tokens,
+        final_loss=so_far.loss,
         peak_memory_bytes=peak_memory(engine.device),
     )
 
@@ -179,7 +195,8 @@ def _step(
             raise _NotFiniteError(f"the loss of step {step} is {share.item()}")
         engine.backward(share)
         if output.gate_mean is not None:
-            gates.append(output.gate_mean.item() * len(micro) / len(batch))
+            part = sum(len(item.answer_ids) for item in micro) / answer_tokens
+            gates.append(output.gate_mean.item() * part)
     norm = engine.clip()
     if not math.isfinite(norm):
         raise _NotFiniteError(f"the gradient norm of step {step} is {norm}")
@@ -195,25 +212,18 @@ def _step(
 
 def _stopped(
     error: _NotFiniteError,
-    save: Callable[[int], None],
-    done: int,
+    save: Callable[[Progress], None],
+    so_far: Progress,
     folder: Path,
     model: SiameseForCausalLM,
 ) -> str:
     """What to say when a value is not finite, having saved the last good state if it is good."""
     good = all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
-    if good and done:
-        save(done)
+    if good and so_far.step:
+        save(so_far)
     kept = find_checkpoint(folder)
     place = f"the last good checkpoint is {kept}" if kept else "no step was finished before it"
     return (
         f"{error}: training stopped, {place}. Try a lower trainer.learning_rate, "
         "trainer.clip_norm=1.0 or backbone.dtype=float32"
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the GPU's allocator, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -14,9 +14,9 @@ import torch
 from imsm.adapters.adapter import Adapter
 from imsm.adapters.lora import lora
 from imsm.data.tokenise import TokenisedExample
-from imsm.errors import RunError
+from imsm.errors import RunError, UserError
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.training.checkpoint import find_checkpoint, save_checkpoint, trainable_state
+from imsm.training.checkpoint import Progress, find_checkpoint, save_checkpoint, trainable_state
 from imsm.training.local import LocalEngine
 from imsm.training.loop import Batching, Checkpointing, TrainingSummary, train
 from imsm.training.optimizer import build_optimizer, build_schedule
@@ -105,7 +105,9 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, method: str) -> No
         first.train()
     assert len(first.losses) == 3
     second = Run(tmp_path / "parts", method=method, optimizer=optimizer)
-    second.train()
+    summary = second.train()
+    assert summary.tokens == 2 * sum(len(i.prompt_ids) + len(i.answer_ids) for i in items())
+    assert summary.final_loss == whole.losses[-1]
     assert first.losses + second.losses == whole.losses
     expected = trainable_state(whole.model)
     for name, value in trainable_state(second.model).items():
@@ -164,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
         run.train()
     found = find_checkpoint(run.folder)
     assert found is not None
-    assert json.loads((found / "state.json").read_text())["step"] == 2
+    assert json.loads((found / "state.json").read_text())["progress"]["step"] == 2
     from safetensors.torch import load_file
 
     kept = load_file(found / "trainables.safetensors")
@@ -175,21 +177,27 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     run = Run(tmp_path)
 
     def save(step: int) -> None:
-        save_checkpoint(run.folder, step=step, model=run.model, engine=run.engine, hooks=run.hooks)
+        save_checkpoint(
+            run.folder,
+            progress=Progress(step=step),
+            model=run.model,
+            engine=run.engine,
+            hooks=run.hooks,
+        )
 
     save(0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(RunError, match=r"could not be written.*the one before it is kept"):
+        with pytest.raises(UserError, match=r"could not be written.*the one before it is kept"):
             save(1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     found = find_checkpoint(run.folder)
     assert found is not None
-    assert json.loads((found / "state.json").read_text())["step"] == 0
+    assert json.loads((found / "state.json").read_text())["progress"]["step"] == 0
 
 
 @pytest.mark.parametrize("file", ["trainables.safetensors", "optimizer.safetensors", "state.json"])
