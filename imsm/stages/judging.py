@@ -50,6 +50,7 @@ def judge_original(
     result = build_result(
         name=path.name,
         method="original",
+        identity=run_identity(alone),
         config=alone.to_dict(),
         fingerprints={"backbone": weights},
         trainable_parameters={"adapter": 0, "gate": 0},
@@ -87,6 +88,7 @@ def judge_arm(
     result = build_result(
         name=run.path.name,
         method=config.method.name,
+        identity=run_identity(config),
         config=config.to_dict(),
         fingerprints={**inputs, **dict(digests)},
         trainable_parameters=training["trainable_parameters"],
