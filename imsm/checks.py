@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ def between_sections(
     from imsm.references import look_up
 
     problems: list[str] = []
+    sections = {**sections, "config_dir": config_dir}
     for check in _CHECKS:
         names = inspect.signature(check).parameters
         if all(name in sections for name in names):
@@ -84,6 +86,27 @@ def _backbone_path(backbone: BackboneConfig) -> list[str]:
     return []
 
 
+def _backbone_local(backbone: BackboneConfig, config_dir: Path | None) -> list[str]:
+    """Nothing but code of imsm or of one's own folder is called to find a backbone's weights."""
+    dotted = backbone.local
+    if dotted is None:
+        return []
+    top = dotted.partition(".")[0]
+    own = config_dir is not None and any(
+        (config_dir / place).is_file() for place in (f"{top}.py", f"{top}/__init__.py")
+    )
+    if top != "imsm" and not own:
+        return [
+            f"backbone.local={dotted}: must be a function of imsm, or of a module in the folder "
+            "given by --config-dir"
+        ]
+    try:
+        locate(dotted)
+    except UserError as error:
+        return [f"backbone.local={error}"]
+    return []
+
+
 def _peft_roles(peft: PeftConfig, backbone: BackboneConfig) -> list[str]:
     problems = []
     for role in peft.roles:
@@ -103,7 +126,25 @@ def _peft_arguments(peft: PeftConfig) -> list[str]:
         builder = locate(peft.target)
     except UserError as error:
         return [f"peft._target_={error}"]
-    return argument_problems("peft", builder, peft.arguments(), supplied=["target_modules"])
+    arguments = peft.arguments()
+    problems = argument_problems("peft", builder, arguments, supplied=["target_modules"])
+    return problems or _own_check(builder, arguments)
+
+
+def _own_check(builder: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
+    """What the `check_arguments` beside a builder says of its arguments together, if there is one.
+
+    It takes some of the builder's arguments by name and raises a UserError.
+    """
+    check = getattr(sys.modules[builder.__module__], "check_arguments", None)
+    if check is None:
+        return []
+    asked = inspect.signature(check).parameters
+    try:
+        check(**{name: value for name, value in arguments.items() if name in asked})
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _gate_arguments(gate: GateConfig) -> list[str]:
@@ -239,6 +280,7 @@ def _items_by_task(evaluation: EvaluationConfig, data: DataConfig) -> list[str]:
 
 _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _backbone_path,
+    _backbone_local,
     _peft_roles,
     _peft_arguments,
     _gate_arguments,

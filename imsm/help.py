@@ -40,12 +40,13 @@ Examples
   python -m imsm.run -m gate.rank=4,8,16                       a sweep of the gate's rank
   python -m imsm.run backbone=llama3 peft=lora data=gsm8k      the paper's scale
   python -m imsm.run backbone=llama3 backbone.path=FOLDER      any hub id or local folder
-  python -m imsm.run data=jsonl data.folder=FOLDER data.metric=exact_match
+  python -m imsm.run data=jsonl data.folder=FOLDER data.metric=contain
   python -m imsm.run --config-dir MY_CONF data=my_data         options of one's own
 
 Flags: -m (--multirun), --cfg job, --config-dir FOLDER, --info, --hydra-help
 
-Runs lie in the folder runs/ of the checkout, or in IMSM_RUNS."""
+Runs lie in the folder runs/ of the checkout (without one: of the user's data folder),
+or in IMSM_RUNS."""
 
 
 def help_text(config_dir: Path | None = None) -> str:

@@ -7,6 +7,7 @@ with the third member of a sweep when the first two have run. Its loader is used
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from imsm.builders import show, unknown_key
 from imsm.config import RunConfig
 from imsm.examine import examine
+from imsm.folders import runs_root
 from imsm.options import nearest, unknown_option
 
 _FREE = ("backbone.roles", "backbone.sizes", "peft.roles_by_backbone", "peft.recipes")
@@ -81,7 +83,11 @@ class Preflight:
             problems.append(f"{override.input_line}: several values need a sweep; add -m")
             rest.remove(override)
         hydra_lines = [str(override.input_line) for override in own]
-        for member in self._members(rest, problems):
+        members = self._members(rest, problems)
+        problems += _shared_folder(members)
+        if not composition_only:
+            problems += _runs_root_problem()
+        for member in members:
             problems += self._member(member, hydra_lines, composition_only)
         return list(dict.fromkeys(problems))
 
@@ -184,6 +190,28 @@ class Preflight:
                 config_name=self.config_name, overrides=list(lines), run_mode=RunMode.RUN
             )
         return self._bases[lines]
+
+
+def _shared_folder(members: list[list[Override]]) -> list[str]:
+    """Members of a sweep that would write into one folder."""
+    given = [o for member in members for o in member if o.key_or_group == "folder"]
+    folders = [show(override.value()) for override in given if override.value() is not None]
+    return [
+        f"folder={folder}: {folders.count(folder)} members of the sweep would share it; leave it "
+        "out, each has a folder of its own then"
+        for folder in dict.fromkeys(folders)
+        if folders.count(folder) > 1
+    ]
+
+
+def _runs_root_problem() -> list[str]:
+    """The root of all runs must be there, or makeable; nothing is made here."""
+    root = runs_root()
+    there = next(place for place in (root, *root.parents) if os.path.exists(place))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return []
+    reason = f"{there} cannot be written to" if there.is_dir() else f"{there} is no folder"
+    return [f"IMSM_RUNS={root}: runs cannot be kept there, {reason}; choose another folder"]
 
 
 def _value_problems(

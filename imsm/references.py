@@ -119,7 +119,11 @@ def _metrics(
                     f"metric {metric} of data={task.name}: no such metric ({listed}){hint}"
                 )
                 continue
-            module = find_option("metric", metric, config_dir=config_dir).get("module")
+            try:
+                module = find_option("metric", metric, config_dir=config_dir).get("module")
+            except UserError as error:
+                problems.append(f"metric {metric} of data={task.name}: {error}")
+                continue
             if not isinstance(module, str) or not _exists(module):
                 problems.append(f"metric {metric}: its module {module} cannot be found")
             else:

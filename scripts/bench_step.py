@@ -124,7 +124,7 @@ def make_setup(arguments: argparse.Namespace) -> Setup:
     local = None if arguments.path else values["local"]
     roles = values["roles"] if arguments.all_linear else _query_and_value(values["roles"])
     gate = find_option("gate", "query")
-    keys = ("_target_", "inputs", "rank", "width", "bias", "dropout", "trained")
+    keys = ("_target_", "inputs", "rank", "width", "bias", "trained")  # dropout is the recipe's
     return Setup(
         backbone={
             "path": arguments.path or values["path"],

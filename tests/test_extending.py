@@ -104,6 +104,18 @@ def test_all_five_run_together(own: Path) -> None:
     assert "prefix" in (path.parent / "report.md").read_text()
 
 
+def test_the_released_recipe_reaches_a_gate_without_dropout(own: Path, monkeypatch) -> None:
+    from imsm.folders import conf_folder
+    from imsm.preflight import Preflight
+
+    monkeypatch.syspath_prepend(str(own))
+    checks = Preflight(conf=conf_folder(), config_dir=own)
+    given = ["backbone=my_model", "gate=squashed", "data.source=miniature"]
+    assert checks.problems([*given, "trainer=released"], sweep=False) == []
+    (line,) = checks.problems([*given, "+gate.dropout=0.1"], sweep=False)
+    assert "no such key of gate" in line
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -78,6 +78,7 @@ def test_the_wheel_ships_the_miniatures_data(installed: Path) -> None:
     (package,) = installed.glob("lib/python*/site-packages/imsm")
     shipped = {path.relative_to(package) for path in package.rglob("*") if path.is_file()}
     tracked = run("git", "ls-files", "imsm", "conf", cwd=ROOT).stdout.split()
+    assert len(tracked) > 100  # an empty list, outside a checkout, would prove nothing
     for name in tracked:
         path = Path(name)
         inside = path if path.parts[0] == "conf" else path.relative_to("imsm")

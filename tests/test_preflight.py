@@ -96,6 +96,9 @@ WRONG = [
     ("evaluation.tasks=[webqq]", ["no such task", "did you mean webq?"]),
     ("evaluation.tasks=[webq,webq]", ["named twice"]),
     ("data.metric=acuracy", ["no such metric", "did you mean accuracy?"]),
+    ("backbone.local=os.system", ["must be a function of imsm", "--config-dir"]),
+    ("backbone.local=imsm.nowhere.f", ["backbone.local=imsm.nowhere.f", "No module"]),
+    ("backbone.local=imsm.backbones.gemma3.folder", ["did you mean"]),
     # what must be there
     ("data.mirror=/no/such/place", ["there is no such folder"]),
     ("data.folder=/no/such/place", ["there is no such folder"]),
@@ -141,6 +144,39 @@ def test_an_unknown_option_hides_what_it_would_have_decided(preflight: Preflight
     problems = preflight.problems(["peft=adalra", "peft.init_rank=4"], sweep=False)
     assert len(problems) == 1
     assert "did you mean peft=adalora?" in problems[0]
+
+
+ADALORA = [
+    (["peft.target_rank=20"], "peft.target_rank=20: must be in 1..peft.init_rank=12"),
+    (["peft.warmup_fraction=0.7", "peft.final_fraction=0.3"], "their sum must be below 1"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "told"), ADALORA, ids=["ranks", "fractions"])
+def test_arguments_that_do_not_fit_each_other_are_told(
+    preflight: Preflight, overrides: list[str], told: str
+) -> None:
+    (line,) = preflight.problems(["peft=adalora", *overrides], sweep=False)
+    assert told in line
+
+
+def test_members_of_a_sweep_may_not_share_a_folder(preflight: Preflight) -> None:
+    (line,) = preflight.problems(["method=peft,imsm", "folder=x"], sweep=True)
+    assert line.startswith("folder=x: 2 members of the sweep would share it")
+    assert preflight.problems(["method=peft", "folder=x,y"], sweep=True) == []
+    assert preflight.problems(["method=peft,imsm", "folder=null"], sweep=True) == []
+
+
+def test_a_root_of_runs_that_cannot_be_made_is_told(
+    preflight: Preflight, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IMSM_RUNS", "/dev/null/x")
+    (line,) = preflight.problems(["method=original,peft"], sweep=True)
+    assert line.startswith("IMSM_RUNS=/dev/null/x: ") and "/dev/null is no folder" in line
+    assert preflight.problems([], sweep=False, composition_only=True) == []
+    monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "new" / "runs"))
+    assert preflight.problems([], sweep=False) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_member_of_a_sweep_is_looked_at(preflight: Preflight) -> None:
@@ -215,6 +251,7 @@ def test_options_of_ones_own_are_checked_like_ours(tmp_path: Path, monkeypatch) 
     gate = "name: own\n_target_: h3_own_method.OwnGate\npooling: mean\nslope: 2.0\n"
     (tmp_path / "gate" / "own.yaml").write_text(gate)
     (tmp_path / "metric" / "mine.yaml").write_text("module: nowhere.to.be_found\n")
+    (tmp_path / "metric" / "broken.yaml").write_text("module: [unclosed\n")
     (tmp_path / "data" / "bad.yaml").write_text("name: bad\nmodule: imsm.data.tasks.webq\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     own = Preflight(conf=conf_folder(), config_dir=tmp_path)
@@ -229,4 +266,7 @@ def test_options_of_ones_own_are_checked_like_ours(tmp_path: Path, monkeypatch) 
     assert "peft.strength: is missing" in told("peft=own", "~peft.strength")
     assert "did you mean gate.slope=1?" in told("gate=own", "+gate.slop=1")
     assert "nowhere.to.be_found cannot be found" in told("data.metric=mine")
+    assert "broken.yaml: is no YAML" in told("data.metric=broken")
+    assert told("backbone.local=h3_own_method.own") == ""
+    assert told("gate=own", "backbone=llama3", "trainer=released", "data.source=miniature") == ""
     assert "data=bad: data.hub: is missing" in told("evaluation.tasks=[bad]")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from imsm.adapters.adapter import Adapter
 from imsm.builders import Count, NotNegative, Probability
+from imsm.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +50,12 @@ def adalora(
     """
     from peft import AdaLoraConfig
 
-    _check_ranks(init_rank, target_rank)
-    _check_schedule(warmup_fraction, final_fraction)
+    check_arguments(
+        init_rank=init_rank,
+        target_rank=target_rank,
+        warmup_fraction=warmup_fraction,
+        final_fraction=final_fraction,
+    )
     config = AdaLoraConfig(
         task_type="CAUSAL_LM",
         target_modules=target_modules,
@@ -75,20 +80,20 @@ def adalora(
     return Adapter(config, hooks)
 
 
-def _check_ranks(init_rank: int, target_rank: int) -> None:
-    from imsm.errors import UserError
+def check_arguments(
+    *, init_rank: int, target_rank: int, warmup_fraction: float, final_fraction: float
+) -> None:
+    """What the arguments demand of each other; asked before anything is loaded too.
 
+    Raises:
+        UserError: ranks or shares of the steps that make no schedule.
+    """
     if not 0 < target_rank <= init_rank:
-        raise UserError(f"adalora: target_rank={target_rank} must be in 1..init_rank={init_rank}")
-
-
-def _check_schedule(warmup_fraction: float, final_fraction: float) -> None:
-    from imsm.errors import UserError
-
+        raise UserError(f"peft.target_rank={target_rank}: must be in 1..peft.init_rank={init_rank}")
     if min(warmup_fraction, final_fraction) < 0 or warmup_fraction + final_fraction >= 1:
         raise UserError(
-            f"adalora: warmup_fraction={warmup_fraction} and final_fraction={final_fraction} leave "
-            "no steps for the ranks to fall in; their sum must be below 1"
+            f"peft.warmup_fraction={warmup_fraction} and peft.final_fraction={final_fraction}: "
+            "leave no steps for the ranks to fall in; their sum must be below 1"
         )
 
 
