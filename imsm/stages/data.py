@@ -10,6 +10,7 @@ from imsm.data.sources import Source, load_examples
 from imsm.data.task import Task
 from imsm.data.tokenise import TokenisationReport, TokenisedExample, tokenise_training
 from imsm.evaluation.judge import TestSet, examples_digest, load_test_set
+from imsm.evaluation.score import score_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,6 +67,10 @@ def test_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str
             closed_vocabulary=config.backbone.closed_vocabulary,
         )
         _warn(f"{name} (test)", tests[name].report.warning())
+        # an accepted answer that a metric cannot score would show only after the training
+        golds = [example.golds for example in tests[name].examples]
+        metrics = [config.metrics.get(metric, metric) for metric in tests[name].task.metrics]
+        score_answers(metrics, [gold[0] for gold in golds], golds)
     return tests
 
 
