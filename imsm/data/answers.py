@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from imsm.errors import UserError
 
@@ -22,13 +23,13 @@ def yes_or_no(generation: str) -> str:
     return found.group(1).lower() if found else ""
 
 
-def label_answer(label: int) -> str:
+def label_answer(label: Any) -> str:
     """A 0/1 label as the word that the prompts ask for.
 
     Raises:
         UserError: any other label; the hub marks hidden ones with -1.
     """
-    if label not in _LABELS:
+    if not isinstance(label, int) or label not in _LABELS:
         raise UserError(
             f"label {label!r} is neither 0 nor 1 (-1 marks a hidden one). Choose a labelled split."
         )

@@ -67,7 +67,9 @@ def load_examples(
     module = jsonl if source.kind == "folder" else task_module(task)
     examples: list[Example] = []
     for where, split, rows in _splits(task, role, source):
-        found = list(_examples(module, rows, split=split, prompts=prompts, where=where))
+        found = list(
+            _examples(module, rows, split=split, prompts=prompts, where=f"{task.name}, {where}")
+        )
         if not found:
             raise UserError(f"{where} is empty: it holds no example of {task.name}.")
         examples += found

@@ -13,6 +13,7 @@ from typing import Any
 
 from imsm.data.answers import label_answer, single_blanks, yes_or_no
 from imsm.data.example import Example
+from imsm.data.rows import field, text_of
 
 PROMPTS = {
     # The blank at the start and the missing one after "Sentence:" are the paper's.
@@ -28,15 +29,19 @@ PROMPTS = {
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per sentence."""
+    """One example per sentence.
+
+    Raises:
+        UserError: a sentence that is no text, or a label other than 0 and 1.
+    """
     for number, row in enumerate(rows):
-        sentence = row["sentence"]
+        sentence = text_of(row, "sentence")
         if prompts == "corrected":
             sentence = single_blanks(sentence)
         yield Example(
             id=f"cola/{split}/{number}",
             prompt=PROMPTS[prompts].format(sentence=sentence),
-            golds=(label_answer(row["label"]),),
+            golds=(label_answer(field(row, "label")),),
         )
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from imsm.data.answers import first_line, single_blanks
 from imsm.data.example import Example
+from imsm.data.rows import answers_of, field, shown, text_of
+from imsm.errors import UserError
 
 PROMPTS = {
     # No blank after "Question:", unlike WebQ's: the paper's.
@@ -32,9 +34,13 @@ PROMPTS = {
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per question."""
+    """One example per question.
+
+    Raises:
+        UserError: a question that is no text, or parses without a list of answers' names.
+    """
     for number, row in enumerate(rows):
-        question = row["RawQuestion"]
+        question = text_of(row, "RawQuestion")
         if prompts == "verbatim":
             question = question.replace('"', "").replace("?", "")
         else:
@@ -42,7 +48,7 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         yield Example(
             id=f"freebaseqa/{split}/{number}",
             prompt=PROMPTS[prompts].format(question=question),
-            golds=_answers(row["Parses"]),
+            golds=_answers(field(row, "Parses")),
         )
 
 
@@ -51,14 +57,14 @@ def extract(generation: str) -> str:
     return first_line(generation)
 
 
-def _answers(parses: Mapping[str, Any] | list[Mapping[str, Any]]) -> tuple[str, ...]:
+def _answers(parses: Any) -> tuple[str, ...]:
     """All answers' names in order, lower case, each once."""
     if isinstance(parses, Mapping):
-        per_parse = parses["Answers"]
+        per_parse = field(parses, "Answers")
     else:
-        per_parse = [parse["Answers"] for parse in parses]
-    names = [name for answers in per_parse for name in _names(answers)]
-    return tuple(dict.fromkeys(name.lower() for name in names))
+        per_parse = [field(parse, "Answers") for parse in _list(parses)]
+    names = [name for answers in _list(per_parse) for name in _names(answers)]
+    return tuple(dict.fromkeys(name.lower() for name in answers_of(names, name="AnswersName")))
 
 
 def _names(node: Any) -> Iterator[str]:
@@ -66,7 +72,13 @@ def _names(node: Any) -> Iterator[str]:
     if isinstance(node, str):
         yield node
     elif isinstance(node, Mapping):
-        yield from _names(node["AnswersName"])
+        yield from _names(field(node, "AnswersName"))
     else:
-        for item in node:
+        for item in _list(node):
             yield from _names(item)
+
+
+def _list(node: Any) -> list[Any]:
+    if not isinstance(node, list):
+        raise UserError(f"Parses holds {shown(node)}, where a list belongs.")
+    return node

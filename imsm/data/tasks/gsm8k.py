@@ -15,6 +15,7 @@ from typing import Any
 
 from imsm.data.answers import single_blanks
 from imsm.data.example import Example
+from imsm.data.rows import text_of
 from imsm.errors import UserError
 
 # The braces around "answer" are the paper's and meant literally. There is no "Answer:" cue.
@@ -34,15 +35,19 @@ _NUMBER = re.compile(
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per sum; the gold is the whole rationale."""
+    """One example per sum; the gold is the whole rationale.
+
+    Raises:
+        UserError: a question or an answer that is no text, or an answer without its number.
+    """
     for number, row in enumerate(rows):
-        question = row["question"]
+        question = text_of(row, "question")
         if prompts == "corrected":
             question = single_blanks(question)
         yield Example(
             id=f"gsm8k/{split}/{number}",
             prompt=INSTRUCTION + question,
-            golds=(_rationale(row["answer"]),),
+            golds=(_rationale(text_of(row, "answer")),),
         )
 
 

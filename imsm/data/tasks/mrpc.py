@@ -15,6 +15,7 @@ from typing import Any
 
 from imsm.data.answers import label_answer, single_blanks, yes_or_no
 from imsm.data.example import Example
+from imsm.data.rows import field, text_of
 
 PROMPTS = {
     # "Ouput" is the paper's.
@@ -30,15 +31,19 @@ PROMPTS = {
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per pair of sentences."""
+    """One example per pair of sentences.
+
+    Raises:
+        UserError: a sentence that is no text, or a label other than 0 and 1.
+    """
     for number, row in enumerate(rows):
-        pair = {key: row[key] for key in ("sentence1", "sentence2")}
+        pair = {key: text_of(row, key) for key in ("sentence1", "sentence2")}
         if prompts == "corrected":
             pair = {key: single_blanks(text) for key, text in pair.items()}
         yield Example(
             id=f"mrpc/{split}/{number}",
             prompt=PROMPTS[prompts].format(**pair),
-            golds=(label_answer(row["label"]),),
+            golds=(label_answer(field(row, "label")),),
         )
 
 

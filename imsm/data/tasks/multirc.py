@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answers import single_blanks, yes_or_no
+from imsm.data.answers import label_answer, single_blanks, yes_or_no
 from imsm.data.example import Example
+from imsm.data.rows import field, text_of
 
 # (before the question, between question and passage, after the passage)
 PARTS = {
@@ -36,10 +37,14 @@ YES_OR_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per question that has a correct yes/no answer; the passage may be cut."""
+    """One example per question that has a correct yes/no answer; the passage may be cut.
+
+    Raises:
+        UserError: a part that is no text, or a label other than 0 and 1.
+    """
     before, between, after = PARTS[prompts]
     for (paragraph, number), row, gold in _yes_or_no_questions(rows):
-        question, passage = row["question"].strip(), row["paragraph"].rstrip()
+        question, passage = text_of(row, "question").strip(), text_of(row, "paragraph").rstrip()
         if prompts == "corrected":
             question, passage = single_blanks(question), single_blanks(passage)
         start = len(before) + len(question) + len(between)
@@ -63,8 +68,10 @@ def _yes_or_no_questions(
     """((paragraph, question) number, one of its rows, yes or no) for each question, once."""
     seen = set()
     for row in rows:
-        number = (row["idx"]["paragraph"], row["idx"]["question"])
-        gold = YES_OR_NO.get(row["answer"].strip().lower())
-        if row["label"] == 1 and gold is not None and number not in seen:
+        index = field(row, "idx")
+        number = (field(index, "paragraph"), field(index, "question"))
+        gold = YES_OR_NO.get(text_of(row, "answer", blank=True).strip().lower())
+        correct = label_answer(field(row, "label")) == "yes"
+        if correct and gold is not None and number not in seen:
             seen.add(number)
             yield number, row, gold

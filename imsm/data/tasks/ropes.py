@@ -16,6 +16,7 @@ from typing import Any
 
 from imsm.data.answers import first_line, single_blanks
 from imsm.data.example import Example
+from imsm.data.rows import answers_of, field, text_of
 
 # (before the article, after it, after the question)
 PARTS = {
@@ -36,13 +37,18 @@ PARTS = {
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per question; the article (background and situation) may be cut."""
+    """One example per question; the article (background and situation) may be cut.
+
+    Raises:
+        UserError: a part that is no text, or answers that are no list of texts (hidden ones are empty).
+    """
     before, between, after = PARTS[prompts]
     passages: dict[str, int] = {}
     for number, row in enumerate(rows):
-        article = f"{row['background']} {row['situation']}".replace("\n", " ")
-        question = row["question"].lstrip()
-        golds = [answer.rstrip() for answer in row["answers"]["text"]]
+        article = f"{text_of(row, 'background')} {text_of(row, 'situation')}".replace("\n", " ")
+        question = text_of(row, "question").lstrip()
+        answers = answers_of(field(field(row, "answers"), "text"), name="answers.text")
+        golds = [answer.rstrip() for answer in answers]
         if prompts == "corrected":
             article, question = single_blanks(article), single_blanks(question)
             golds = [gold.strip() for gold in golds]

@@ -13,6 +13,7 @@ from typing import Any
 
 from imsm.data.answers import first_line, single_blanks
 from imsm.data.example import Example
+from imsm.data.rows import answers_of, field, text_of
 
 PROMPT = (
     "Please provide a concise answer to the following question using one or a few words."
@@ -21,15 +22,19 @@ PROMPT = (
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per question; nothing in the paper's prompt needs mending."""
+    """One example per question; nothing in the paper's prompt needs mending.
+
+    Raises:
+        UserError: a question that is no text, or answers that are no list of texts.
+    """
     for number, row in enumerate(rows):
-        question = row["question"]
+        question = text_of(row, "question")
         if prompts == "corrected":
             question = single_blanks(question)
         yield Example(
             id=f"webq/{split}/{number}",
             prompt=PROMPT.format(question=question),
-            golds=tuple(row["answers"]),
+            golds=answers_of(field(row, "answers"), name="answers"),
         )
 
 
