@@ -40,7 +40,7 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
     """One example per question; the article (background and situation) may be cut.
 
     Raises:
-        UserError: a part that is no text, or answers that are no list of texts (hidden ones are empty).
+        UserError: a part that is no text, or answers that are no list of texts (hidden: empty).
     """
     before, between, after = PARTS[prompts]
     passages: dict[str, int] = {}
