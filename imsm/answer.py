@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     options = parser.parse_args(arguments)
     try:
-        text = options.text if options.text is not None else sys.stdin.read()
+        text = options.text if options.text is not None else sys.stdin.read().removesuffix("\n")
         if not text.strip():
             raise UserError("there is no text to answer: give one, or send one on standard input")
         if options.max_new_tokens < 1:
