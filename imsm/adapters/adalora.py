@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from peft import AdaLoraConfig, PeftModel
     from peft.tuners.adalora.layer import RankAllocator
+    from torch import nn
 
 
 def adalora(
@@ -70,12 +71,13 @@ def adalora(
         total_step=1,  # the run's length is known to the hooks
     )
 
-    def hooks(model: PeftModel, steps: int) -> RankBudget:
-        config = cast("AdaLoraConfig", model.peft_config["default"])
+    def hooks(model: nn.Module, steps: int) -> RankBudget:
+        adapted = cast("PeftModel", model)
+        config = cast("AdaLoraConfig", adapted.peft_config["default"])
         config.total_step = steps
         config.tinit = int(warmup_fraction * steps)
         config.tfinal = int(final_fraction * steps)
-        return RankBudget(model)
+        return RankBudget(adapted)
 
     return Adapter(config, hooks)
 
@@ -108,17 +110,12 @@ class RankBudget:
         self.config = cast("AdaLoraConfig", self.model.peft_config["default"])
         self.last_cut = int(self.config.total_step or 0) - self.config.tfinal
 
-    def auxiliary_loss(self) -> torch.Tensor:
-        """orthogonal_weight times the mean over P and Q of ‖P^T P - I‖_F."""
-        import torch
+    def before_forward(self, attention_mask: torch.Tensor, task_types: torch.Tensor) -> None:
+        """Nothing to do."""
 
-        penalties = []
-        for name, weight in self.model.named_parameters():
-            if "lora_A.default" in name or "lora_B.default" in name:
-                gram = weight @ weight.T if "lora_A" in name else weight.T @ weight
-                identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
-                penalties.append(torch.linalg.matrix_norm(gram - identity))
-        return self.config.orth_reg_weight * torch.stack(penalties).mean()
+    def auxiliary_loss(self) -> torch.Tensor:
+        """The regulariser."""
+        return self.config.orth_reg_weight * orthogonal_penalty(self.model)
 
     def after_backward(self, step: int) -> None:
         """Importance needs the gradient at the values it was taken at."""
@@ -161,3 +158,20 @@ class RankBudget:
         self.allocator.exp_avg_unc = kinds["uncertainty"]
         self.allocator.ipt = dict(kinds["importance"])  # only its keys are asked for
         self.config.rank_pattern = {k: v.tolist() for k, v in kinds["alive"].items()} or None
+
+
+def orthogonal_penalty(model: nn.Module) -> torch.Tensor:
+    """The mean over all P and Q of the Frobenius norms of P^T P - I and Q Q^T - I.
+
+    The AdaLoRA paper (eq. 4) sums squares of these norms; its code and PEFT take this mean, which
+    the usual weight of 0.5 is for.
+    """
+    import torch
+
+    penalties = []
+    for name, weight in model.named_parameters():
+        if "lora_A.default" in name or "lora_B.default" in name:
+            gram = weight @ weight.T if "lora_A" in name else weight.T @ weight
+            identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+            penalties.append(torch.linalg.matrix_norm(gram - identity))
+    return torch.stack(penalties).mean()

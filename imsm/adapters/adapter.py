@@ -1,4 +1,4 @@
-"""What a PEFT method is to the rest: a PEFT configuration, and hooks into the training loop."""
+"""What a PEFT method is to the rest: a configuration, and hooks into the training loop."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from imsm.adapters.own import OwnConfig, attach_own
+
 if TYPE_CHECKING:
     import torch
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
+    from torch import nn
     from transformers import PreTrainedModel
 
 
 class Hooks(Protocol):
     """What a method does during training; the loop knows no method by name."""
 
+    def before_forward(self, attention_mask: torch.Tensor, task_types: torch.Tensor) -> None:
+        """Called before a micro-batch's pass: its mask (B, T) and its examples' types (B,)."""
+
     def auxiliary_loss(self) -> torch.Tensor | None:
-        """A scalar that is added to the loss of every step."""
+        """A scalar that is added to the micro-batch's loss, called after its pass."""
 
     def after_backward(self, step: int) -> None:
         """Called when a step's gradients are complete, before the optimizer moves."""
@@ -37,16 +43,21 @@ class Adapter:
     """A PEFT method, ready to be put on a backbone.
 
     Attributes:
-        config: PEFT's configuration of the method.
-        hooks: makes the method's hooks for a run of so many optimizer steps; None if it needs none.
+        config: PEFT's configuration of the method, or its own.
+        hooks: makes the method's hooks for a run of so many optimizer steps, given what `attach`
+            returned; None if it needs none.
     """
 
-    config: PeftConfig
-    hooks: Callable[[PeftModel, int], Hooks] | None = None
+    config: PeftConfig | OwnConfig
+    hooks: Callable[[nn.Module, int], Hooks] | None = None
 
 
-def attach(adapter: Adapter, backbone: PreTrainedModel) -> PeftModel:
+def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
     """Put the adapter's layers into ``backbone`` (in place), trainable in float32.
+
+    Returns:
+        The model to train: a `PeftModel`, or for a method of our own the backbone itself, which
+        then carries the configuration as ``own_adapter``.
 
     Raises:
         UserError: PEFT refuses (no such target modules, for example), or the method overwrites the
@@ -61,7 +72,10 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> PeftModel:
     try:
         with warnings.catch_warnings():  # PEFT asks transformers by a name that is going
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
+            if isinstance(adapter.config, OwnConfig):
+                adapted: nn.Module = attach_own(adapter.config, backbone)
+            else:
+                adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise UserError(f"the adapter does not fit the backbone: {error}") from error
     after = _sampled(backbone)
@@ -79,7 +93,7 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> PeftModel:
     return adapted
 
 
-def freeze_constants(adapted: PeftModel) -> None:
+def freeze_constants(adapted: nn.Module) -> None:
     """Freeze what PEFT's layers keep besides their adapter weights (AdaLoRA's ``ranknum``).
 
     PEFT re-registers these when it casts an adapter on a bfloat16 backbone to float32, and they

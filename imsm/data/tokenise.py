@@ -25,6 +25,8 @@ class TokenisedExample:
     """Begins with the tokenizer's special tokens (BOS, where it has one)."""
     answer_ids: tuple[int, ...]
     """In training the answer and EOS, both taught; empty in evaluation."""
+    task_type: int = 0
+    """For methods that tell tasks apart (LoRAMoE): 1 closed-book questions, 0 all others."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +64,7 @@ def tokenise_training(
     max_prompt_tokens: int,
     max_answer_tokens: int,
     closed_vocabulary: bool,
+    task_type: int = 0,
 ) -> tuple[list[TokenisedExample], TokenisationReport]:
     """Prompts with special tokens, answers (golds[0]) without, but with EOS.
 
@@ -89,7 +92,11 @@ def tokenise_training(
         if len(prompt) > max_prompt_tokens or len(answer_ids) > max_answer_tokens:
             report.dropped += 1
             continue
-        kept.append(TokenisedExample(id=example.id, prompt_ids=prompt, answer_ids=answer_ids))
+        kept.append(
+            TokenisedExample(
+                id=example.id, prompt_ids=prompt, answer_ids=answer_ids, task_type=task_type
+            )
+        )
     if not kept:
         raise UserError(
             f"No training example is left: {report.warning() or 'none was given.'} Raise "

@@ -1,7 +1,7 @@
 """Saving and loading a siamese model: configuration, adapter and gate, never the backbone.
 
-A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's own format) and
-``gate.safetensors``.
+A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's own format, or
+that of `imsm.adapters.own`) and ``gate.safetensors``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from imsm.adapters.adapter import freeze_constants
+from imsm.adapters.own import is_own, load_own, own_config, save_own
 from imsm.backbones.load import load_backbone
 from imsm.errors import UserError
 from imsm.siamese.configuration import SiameseConfig
@@ -61,6 +62,8 @@ def save(model: SiameseForCausalLM, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
     if isinstance(model.adapted, PeftModel):
         save_adapter(model.adapted, folder / ADAPTER, backbone_path=source["path"])
+    elif own_config(model.adapted) is not None:
+        save_own(model.adapted, folder / ADAPTER)
     if model.gate is not None:
         save_file(_contiguous(model.gate.state_dict()), folder / GATE)
 
@@ -111,8 +114,11 @@ def load(
     source = _source(config)
     if dtype not in (None, "auto"):  # a pipeline says "auto" of its own accord
         source["dtype"] = str(dtype).removeprefix("torch.")
-    adapted: nn.Module = load_backbone(**source)
-    if (folder / ADAPTER).is_dir():
+    backbone = load_backbone(**source)
+    adapted: nn.Module = backbone
+    if is_own(folder / ADAPTER):
+        adapted = load_own(backbone, folder / ADAPTER, trainable=trainable)
+    elif (folder / ADAPTER).is_dir():
         adapted = PeftModel.from_pretrained(adapted, str(folder / ADAPTER), is_trainable=trainable)
         if trainable:
             freeze_constants(adapted)

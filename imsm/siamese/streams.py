@@ -30,6 +30,7 @@ def tuner_layers(model: nn.Module) -> list[nn.Module]:
     inside: set[int] = set()
     for module in model.modules():
         tuner = isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        tuner = tuner or getattr(type(module), "adapter_layer", False)  # a method of our own
         if not tuner or id(module) in inside:
             continue
         found.append(module)

@@ -180,17 +180,22 @@ def _step(
     """One optimizer step over a global batch; the loss is a mean over all its answer tokens."""
     rates = engine.learning_rates()
     answer_tokens = sum(len(item.answer_ids) for item in batch)
-    loss, gates = 0.0, []
+    loss, added, gates = 0.0, [], []
     for first in range(0, len(batch), micro_batch_size):
         micro = batch[first : first + micro_batch_size]
         collated = collate_training(micro, pad_id=pad_id)
         tensors = {name: value.to(engine.device) for name, value in collated.items()}
+        if hooks is not None:
+            types = torch.tensor([item.task_type for item in micro], device=engine.device)
+            hooks.before_forward(tensors["attention_mask"], types)
         output = model(**tensors, num_items_in_batch=answer_tokens)
         share = output.loss
         loss += share.item()
         auxiliary = hooks.auxiliary_loss() if hooks is not None else None
         if auxiliary is not None:
-            share = share + auxiliary * (len(micro) / len(batch))
+            auxiliary = auxiliary * (len(micro) / len(batch))
+            added.append(auxiliary.item())
+            share = share + auxiliary
         if not math.isfinite(share.item()):
             raise _NotFiniteError(f"the loss of step {step} is {share.item()}")
         engine.backward(share)
@@ -207,6 +212,7 @@ def _step(
         hooks.after_step(step)
     measured = {"loss": loss, "gradient_norm": norm}
     measured |= {f"learning_rate_{group}": rate for group, rate in rates.items()}
+    measured |= {"auxiliary_loss": sum(added)} if added else {}
     return measured | ({"gate_mean": sum(gates)} if gates else {})
 
 

@@ -1,0 +1,124 @@
+"""Methods that PEFT does not have: what their configuration must offer, and how they are saved.
+
+A folder holds `adapter_config.json` (the configuration's class and values) and
+`adapter_model.safetensors` (the layers' values, without those of the layers they wrap).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from imsm.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+CONFIG = "adapter_config.json"
+VALUES = "adapter_model.safetensors"
+
+
+@runtime_checkable
+class OwnConfig(Protocol):
+    """The configuration of a method that PEFT does not have: a dataclass of plain values.
+
+    Its layers have the class attribute ``adapter_layer = True``, the layer that they wrap as
+    ``base_layer``, and ``_disable_adapters``: True makes them that layer, bit for bit.
+    """
+
+    def attach(self, backbone: PreTrainedModel) -> PreTrainedModel:
+        """Put the method's layers into ``backbone``, in place, trainable in float32."""
+
+
+def attach_own(config: OwnConfig, backbone: PreTrainedModel) -> PreTrainedModel:
+    """Put the layers into ``backbone``, which then carries ``config`` as ``own_adapter``."""
+    adapted = config.attach(backbone)
+    adapted.own_adapter = config  # type: ignore[assignment]
+    return adapted
+
+
+def own_config(adapted: nn.Module) -> OwnConfig | None:
+    """The configuration that `attach_own` left; None on a model without such a method."""
+    found = getattr(adapted, "own_adapter", None)
+    return found if isinstance(found, OwnConfig) else None
+
+
+def save_own(adapted: nn.Module, folder: Path) -> None:
+    """Write the configuration and the values of a model that `attach_own` returned."""
+    from safetensors.torch import save_file
+
+    config: Any = own_config(adapted)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {n: v.detach().cpu().contiguous() for n, v in _values(adapted).items()}
+    save_file(values, folder / VALUES)
+    name = f"{type(config).__module__}.{type(config).__qualname__}"
+    text = json.dumps({"own_method": name, **asdict(config)}, indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def is_own(folder: Path) -> bool:
+    """Whether `save_own` wrote this adapter (and not PEFT)."""
+    try:
+        return "own_method" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def load_own(backbone: PreTrainedModel, folder: Path, *, trainable: bool) -> PreTrainedModel:
+    """Put what `save_own` wrote into a plain backbone.
+
+    Raises:
+        UserError: the folder names no such method, or its values do not fit.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = _class(saved.pop("own_method"))(**saved)
+        adapted = attach_own(config, backbone)
+        values = load_file(folder / VALUES)
+        places = _values(adapted)
+        if values.keys() != places.keys():
+            raise ValueError("other layers than the configuration's")
+        with torch.no_grad():
+            for name, place in places.items():
+                place.copy_(values[name])
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
+    for place in places.values():
+        place.requires_grad_(trainable)
+    return adapted
+
+
+def _class(dotted: str) -> Any:
+    """The configuration's class; a folder from somebody else cannot name anything but such one.
+
+    Raises:
+        ValueError: it is not found, or is no configuration of a method.
+    """
+    module_name, _, name = dotted.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{dotted} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, "attach")):
+        raise ValueError(f"{dotted} is no configuration of a method")
+    return found
+
+
+def _values(adapted: nn.Module) -> dict[str, torch.Tensor]:
+    """The values of the method's layers by name, those of the wrapped layers left out."""
+    return {
+        f"{place}.{name}": value
+        for place, layer in adapted.named_modules()
+        if getattr(type(layer), "adapter_layer", False)
+        for name, value in layer.named_parameters()
+        if not name.startswith("base_layer.")
+    }
