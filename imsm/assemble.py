@@ -14,6 +14,7 @@ from imsm.siamese.storage import build_gate
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 def assemble(
@@ -25,9 +26,7 @@ def assemble(
     stream: str,
     seed: int,
 ) -> SiameseForCausalLM:
-    """A siamese model with a new adapter and a new gate.
-
-    Adapter and gate each start from ``seed``: PEFT and IMSM begin with the same adapter.
+    """A siamese model with the backbone's weights, a new adapter and a new gate.
 
     Args:
         backbone: the arguments of `load_backbone`.
@@ -38,6 +37,40 @@ def assemble(
         seed: of the initial values.
     """
     plain = load_backbone(**backbone)
+    return put_together(
+        plain,
+        backbone=backbone,
+        adapter=adapter,
+        gate=gate,
+        pooling=pooling,
+        stream=stream,
+        seed=seed,
+    )
+
+
+def put_together(
+    plain: PreTrainedModel,
+    *,
+    backbone: dict[str, Any],
+    adapter: Adapter | None,
+    gate: dict[str, Any] | None,
+    pooling: str,
+    stream: str,
+    seed: int,
+) -> SiameseForCausalLM:
+    """A siamese model around a backbone that is there, be it without values (on "meta").
+
+    Adapter and gate each start from ``seed``: PEFT and IMSM begin with the same adapter.
+
+    Args:
+        plain: the backbone.
+        backbone: where it came from, the arguments of `load_backbone`.
+        adapter: as of `assemble`, like the rest.
+        gate: likewise.
+        pooling: likewise.
+        stream: likewise.
+        seed: likewise.
+    """
     adapted: nn.Module = plain
     if adapter is not None:
         torch.manual_seed(seed)

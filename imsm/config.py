@@ -53,7 +53,8 @@ class BackboneConfig(Section):
     closed_vocabulary: bool
     local: str | None
     roles: dict[str, list[Text]]
-    sizes: dict[str, Count]
+    architecture: dict[str, Any] | None = None
+    """Keys of the model's config.json that decide its shape; a local folder's own go first."""
 
 
 class PeftConfig(Open):
@@ -217,7 +218,7 @@ class EngineConfig(Section):
 class RunConfig(Section):
     """One run: everything that was chosen, and what the names in it stand for."""
 
-    mode: Literal["run", "evaluate"]
+    mode: Literal["run", "evaluate", "plan"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     folder: Text | None
     backbone: BackboneConfig

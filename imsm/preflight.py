@@ -32,7 +32,7 @@ from imsm.examine import examine
 from imsm.folders import runs_root
 from imsm.options import nearest, unknown_option
 
-_FREE = ("backbone.roles", "backbone.sizes", "peft.roles_by_backbone", "peft.recipes")
+_FREE = ("backbone.roles", "backbone.architecture", "peft.roles_by_backbone", "peft.recipes")
 
 
 @dataclass(kw_only=True)

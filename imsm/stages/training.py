@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 from imsm.adapters.adapter import Adapter
 from imsm.assemble import assemble, count_trainable
-from imsm.builders import locate
 from imsm.config import RunConfig
 from imsm.files import write_whole
 from imsm.run_folder import RunFolder
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import training_items
+from imsm.stages.parts import adapter_of, parts_of
 from imsm.tracking import Tracker
 from imsm.training.checkpoint import remove_checkpoint
 from imsm.training.engine import Engine
@@ -45,9 +45,7 @@ def train_run(
         seed=config.seed,
     )
     steps = batching.steps(len(items))
-    adapter: Adapter = locate(config.peft.target)(
-        target_modules=config.peft.target_modules(config.backbone), **config.peft.arguments()
-    )
+    adapter = adapter_of(config)
     model = new_model(config, adapter)
     model.to(device)  # type: ignore[arg-type]
     parameters = count_trainable(model)
@@ -98,19 +96,7 @@ def _engine(
 
 def new_model(config: RunConfig, adapter: Adapter | None) -> SiameseForCausalLM:
     """The run's model as training begins; without an adapter the original alone."""
-    gate = None
-    if config.method.stream == "interwoven":
-        gate = {"_target_": config.gate.target, **config.gate.arguments()}
-    return assemble(
-        backbone=config.backbone.model_dump(
-            include={"path", "revision", "dtype", "attn_implementation", "local"}
-        ),
-        adapter=adapter,
-        gate=gate,
-        pooling=config.gate.pooling,
-        stream=config.method.stream,
-        seed=config.seed,
-    )
+    return assemble(adapter=adapter, **parts_of(config))
 
 
 def finished_model(config: RunConfig, run: RunFolder) -> SiameseForCausalLM:

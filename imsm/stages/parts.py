@@ -1,0 +1,35 @@
+"""What a run's model is put together from, as keyword arguments for `imsm.assemble`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from imsm.builders import locate
+
+if TYPE_CHECKING:
+    from imsm.adapters.adapter import Adapter
+    from imsm.config import RunConfig
+
+
+def adapter_of(config: RunConfig) -> Adapter:
+    """The PEFT method, on the backbone's modules."""
+    build = locate(config.peft.target)
+    modules = config.peft.target_modules(config.backbone)
+    adapter: Adapter = build(target_modules=modules, **config.peft.arguments())
+    return adapter
+
+
+def parts_of(config: RunConfig) -> dict[str, Any]:
+    """The arguments of `assemble` besides the adapter."""
+    gate = None
+    if config.method.stream == "interwoven":
+        gate = {"_target_": config.gate.target, **config.gate.arguments()}
+    return {
+        "backbone": config.backbone.model_dump(
+            include={"path", "revision", "dtype", "attn_implementation", "local"}
+        ),
+        "gate": gate,
+        "pooling": config.gate.pooling,
+        "stream": config.method.stream,
+        "seed": config.seed,
+    }
