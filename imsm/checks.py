@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MINIATURE = "imsm:miniature"
+_STREAM_MEMORIES = ({"original"}, {"tuned"}, {"original", "tuned"})
 
 
 def between_sections(
@@ -179,7 +180,28 @@ def _gate_shape(gate: GateConfig) -> list[str]:
             "gate.trained=false: a gate with inputs has random weights until it is trained; "
             "choose gate=mean for a gate that is not trained"
         )
+    if gate.value is not None:
+        problems += _gate_value(gate)
+    if gate.added_query is not None and set(gate.inputs) not in _STREAM_MEMORIES:
+        problems.append(
+            f"gate.added_query={gate.added_query}: the query is added to the memories of the "
+            "streams, so gate.inputs must be [original], [tuned] or both; choose gate=additive"
+        )
     return problems
+
+
+def _gate_value(gate: GateConfig) -> list[str]:
+    if gate.inputs or gate.bias is not None:
+        return [
+            f"gate.value={gate.value}: only a gate without inputs and without a bias has a value; "
+            "set gate.bias for the start of a gate with inputs, or choose gate=constant"
+        ]
+    if gate.trained and gate.value in (0, 1):
+        return [
+            f"gate.value={gate.value}: a trained gate cannot leave 0 or 1; choose a value between "
+            "them, or gate=constant"
+        ]
+    return []
 
 
 def _method(method: MethodConfig) -> list[str]:

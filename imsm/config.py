@@ -150,6 +150,9 @@ class GateConfig(Open):
     rank: Count | None = None
     width: Literal["vector", "scalar"] = "vector"
     bias: float | None = None
+    value: Annotated[float, Field(ge=0, le=1)] | None = None
+    added_query: NotNegative | None = None
+    floor: Probability = 0.0
     dropout: Probability = 0.0
     trained: bool = True
 

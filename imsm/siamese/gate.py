@@ -6,6 +6,15 @@
 Legend: B batch, T positions, D width of a memory, R gate rank, n number of inputs.
 A memory is the last hidden state after the final norm; q_o and q_t are the query memories.
 
+The variants (`conf/gate/`) are arguments of the one class: which memories it reads, a gate per
+dimension or per token, one learned or fixed value without any input, and two of the released
+code's: a query that is added to the memories instead of concatenated,
+
+    g = sigmoid([h_o + c q_o ; h_t + c q_t] W_A W_B)    (`added_query` c)
+
+and an original memory that always keeps a share, h = c h_o + (1 - c) (g h_o + (1 - g) h_t), which
+is the same mix with c + (1 - c) g in place of g (`floor` c).
+
 A gate of one's own is a module with ``Gate``'s ``reads_query`` and ``forward``; it is built with
 ``hidden_size`` and the arguments of its yaml.
 """
@@ -32,11 +41,16 @@ class Gate(nn.Module):
         rank: R. Needed when the gate has inputs, meaningless (None) when it has none.
         width: "vector" for one gate per dimension, "scalar" for one per token.
         bias: initial value of a bias on the gate's logit; None for no bias, as in the paper.
+        value: what a gate without inputs starts from (trained) or stays at: the weight of the
+            original memory, in [0, 1], strictly inside where it is trained; None: 1/2.
+        added_query: c, the share of a query memory that is added to the memory of its stream
+            before the gate reads that; None: the query is an input of its own or none.
+        floor: the least weight of the original memory, in [0, 1).
         dropout: probability of dropping the R features between W_A and W_B.
         trained: whether the gate's values learn.
 
     Raises:
-        ValueError: an input that does not exist, or a rank that does not fit the inputs.
+        ValueError: an input that does not exist, or arguments that do not fit each other.
     """
 
     def __init__(
@@ -47,6 +61,9 @@ class Gate(nn.Module):
         rank: int | None,
         width: str = "vector",
         bias: float | None = None,
+        value: float | None = None,
+        added_query: float | None = None,
+        floor: float = 0.0,
         dropout: float = 0.0,
         trained: bool = True,
     ) -> None:
@@ -56,8 +73,17 @@ class Gate(nn.Module):
             raise ValueError(f"a gate cannot read {unknown}; it reads some of {list(INPUTS)}")
         if bool(inputs) != (rank is not None):
             raise ValueError(f"rank={rank} does not fit a gate with the inputs {list(inputs)}")
+        if value is not None and (inputs or bias is not None):
+            raise ValueError(f"value={value}: only a gate without inputs and bias has a value")
+        if value is not None and not (0 < value < 1 if trained else 0 <= value <= 1):
+            raise ValueError(f"value={value} of a gate: in 0..1, and inside if it is trained")
+        if added_query is not None and (not inputs or set(inputs) - {"original", "tuned"}):
+            raise ValueError("added_query: for a gate that reads original, tuned or both alone")
         if width not in ("vector", "scalar"):
             raise ValueError(f"width={width!r} of a gate is neither 'vector' nor 'scalar'")
+        if not 0 <= floor < 1:
+            raise ValueError(f"floor={floor} of a gate: must be at least 0 and below 1")
+        self.added_query, self.floor = added_query, floor
         self.inputs = tuple(name for name in INPUTS if name in inputs)
         channels = hidden_size if width == "vector" else 1
         self.dropout = nn.Dropout(dropout)
@@ -65,14 +91,17 @@ class Gate(nn.Module):
         if rank is not None:
             self.down = nn.Linear(len(self.inputs) * hidden_size, rank, bias=False)  # W_A
             self.up = nn.Linear(rank, channels, bias=False)  # W_B
-        needs_bias = bias is not None or not self.inputs
-        self.bias = nn.Parameter(torch.full((channels,), bias or 0.0)) if needs_bias else None
+        if not self.inputs and bias is None:
+            bias = torch.tensor(0.5 if value is None else value).logit().item()
+        start = None if bias is None else torch.full((channels,), float(bias))
+        self.bias = None if start is None else nn.Parameter(start)
         self.requires_grad_(trained)
 
     @property
     def reads_query(self) -> bool:
         """Whether the gate needs the query memories at all."""
-        return "query_original" in self.inputs or "query_tuned" in self.inputs
+        reads = "query_original" in self.inputs or "query_tuned" in self.inputs
+        return reads or self.added_query is not None
 
     def forward(
         self,
@@ -105,17 +134,24 @@ class Gate(nn.Module):
             blocks = self.down.weight.chunk(len(self.inputs), dim=1)
             features = None
             for name, block in zip(self.inputs, blocks, strict=True):
-                memory = given[name]
-                if memory is None:
-                    raise ValueError(f"the gate reads {name}, which was not given")
-                part = functional.linear(memory.to(block.dtype), block)
+                part = functional.linear(_given(given, name).to(block.dtype), block)
+                if self.added_query is not None:  # (h + c q) W = h W + c q W
+                    query = _given(given, f"query_{name}").to(block.dtype)
+                    part = part + self.added_query * functional.linear(query, block)
                 features = part if features is None else features + part
             logit = self.up(self.dropout(features))
         if self.bias is not None:
             bias = self.bias.expand(*original.shape[:-1], -1)
             logit = bias if logit is None else logit + bias
         assert logit is not None  # without inputs there is a bias
-        return torch.sigmoid(logit)
+        return self.floor + (1 - self.floor) * torch.sigmoid(logit)
+
+
+def _given(memories: dict[str, torch.Tensor | None], name: str) -> torch.Tensor:
+    memory = memories[name]
+    if memory is None:
+        raise ValueError(f"the gate reads {name}, which was not given")
+    return memory
 
 
 def interweave(original: torch.Tensor, tuned: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

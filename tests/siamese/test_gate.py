@@ -7,8 +7,10 @@ from itertools import product
 import pytest
 import torch
 
+from imsm.folders import conf_folder
 from imsm.siamese.gate import INPUTS, Gate, interweave
 from imsm.siamese.storage import build_gate
+from tests.composed import config as composed_config
 from tests.siamese.tiny import decoded, prompts, tiny_siamese
 
 BF16 = torch.bfloat16
@@ -132,3 +134,101 @@ def test_only_modules_are_built() -> None:
     for target in ("os.system", "imsm.siamese.gate.INPUTS", "imsm.siamese.gate.Gat", "nothing"):
         with pytest.raises(ValueError, match="gate"):
             build_gate(_target_=target, hidden_size=8)
+
+
+def composed(name: str, *overrides: str) -> Gate:
+    """The gate of a yaml, as a run builds it for memories of width 8."""
+    config = composed_config("backbone=mini", f"gate={name}", *overrides)
+    return build_gate(
+        hidden_size=8, _target_=config.gate.target, **dict(config.gate.arguments())
+    ).eval()
+
+
+def spread(gate: Gate) -> Gate:
+    """The same gate with values away from their start."""
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return gate
+
+
+VARIANTS = sorted(path.stem for path in (conf_folder() / "gate").glob("*.yaml"))
+
+
+def test_all_variants_are_there() -> None:
+    assert set(VARIANTS) == {
+        "query", "token", "mean", "scalar", "vector", "constant", "query_only", "residual",
+        "additive",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_against_their_formulas(name: str) -> None:
+    gate = spread(composed(name)) if name not in ("mean", "constant") else composed(name)
+    given = {key: value.double() for key, value in memories().items()}
+    gate = gate.double()
+    q_o, h_o, h_t, q_t = (given[key] for key in INPUTS)
+
+    def through(*inputs: torch.Tensor) -> torch.Tensor:
+        together = torch.cat(inputs, dim=-1)
+        return torch.sigmoid(together @ gate.down.weight.T @ gate.up.weight.T)
+
+    formulas = {
+        "query": lambda: through(q_o, h_o, h_t, q_t),
+        "token": lambda: through(h_o, h_t),
+        "query_only": lambda: through(q_o, q_t),
+        "mean": lambda: torch.tensor(0.5).double(),
+        "constant": lambda: torch.tensor(0.5).double(),
+        "scalar": lambda: torch.sigmoid(gate.bias),
+        "vector": lambda: torch.sigmoid(gate.bias),
+        "residual": lambda: 0.5 + 0.5 * through(q_o, h_o, h_t, q_t),
+        "additive": lambda: through(h_o + 0.5 * q_o, h_t + 0.5 * q_t),
+    }
+    found = values(gate, given)
+    torch.testing.assert_close(found, formulas[name]().expand_as(found))
+    learned = {"mean": 0, "constant": 0, "scalar": 1, "vector": 8, "token": 2 * 64 + 64,
+               "query_only": 2 * 64 + 64, "additive": 2 * 64 + 64, "query": 4 * 64 + 64,
+               "residual": 4 * 64 + 64}  # fmt: skip
+    assert sum(p.numel() for p in gate.parameters() if p.requires_grad) == learned[name]
+    assert gate.reads_query == (name in ("query", "query_only", "residual", "additive"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_generate_what_one_pass_answers(name: str) -> None:
+    config = composed_config("backbone=mini", f"gate={name}")
+    gate = {"_target_": config.gate.target, **config.gate.arguments()}
+    model = tiny_siamese("llama", "lora", gate=gate)
+    row = prompts()[0]
+    expected = list(row)
+    for _ in range(6):
+        query = torch.tensor([[1] * len(row)])
+        logits = model(torch.tensor([expected]), query_mask=query, use_cache=False).logits
+        expected.append(int(logits[0, -1].argmax()))
+    assert decoded(model, row, max_new_tokens=6, eos_token_id=None) == expected[len(row) :]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+def test_a_constant_gate_is_its_value(value: float) -> None:
+    gate = composed("constant", f"gate.value={value}")
+    torch.testing.assert_close(values(gate, memories()), torch.full((2, 5, 1), value))
+    if value in (0.0, 1.0):
+        given = memories()
+        mixed = interweave(given["original"], given["tuned"], values(gate, given))
+        assert torch.equal(mixed, given["original"] if value else given["tuned"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"inputs": [], "rank": None, "value": 1.0}, "value=1.0"),
+        ({"inputs": [], "rank": None, "value": 0.3, "bias": 0.0}, "value=0.3"),
+        ({"inputs": ["tuned"], "rank": 2, "value": 0.3}, "value=0.3"),
+        ({"inputs": INPUTS, "rank": 2, "added_query": 0.5}, "added_query"),
+        ({"inputs": [], "rank": None, "added_query": 0.5}, "added_query"),
+        ({"inputs": ["tuned"], "rank": 2, "floor": 1.0}, "floor=1.0"),
+    ],
+)
+def test_arguments_that_do_not_fit_each_other(arguments: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Gate(hidden_size=4, **arguments)
