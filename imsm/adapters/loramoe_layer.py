@@ -67,10 +67,9 @@ class Routing:
         """What was collected, (layers, B, N); from now on nothing is."""
         masses, self._masses, self._open = self._masses, [], False
         if not masses:
-            raise RuntimeError("no layer left its routing: was there a forward pass in training?")
-        if not all(mass.requires_grad for mass in masses):
             raise RuntimeError(
-                "the routing has no gradient: reentrant gradient checkpointing cannot be used"
+                "no layer left its routing: the balancing constraint needs a pass in training mode "
+                "with gradients, and no reentrant gradient checkpointing"
             )
         return torch.stack(masses)
 

@@ -221,7 +221,7 @@ def test_the_matched_lora_is_as_near_as_a_rank_can_be(shape: dict) -> None:
 
 
 def test_what_it_cannot_do_is_refused() -> None:
-    with pytest.raises(UserError, match="experts=7.*blc_weight=0"):
+    with pytest.raises(UserError, match=r"experts=7.*blc_weight=0"):
         tiny_loramoe(experts=7)
     assert tiny_loramoe(experts=7, blc_weight=0.0).hooks is None
     with pytest.raises(UserError, match="no module query_key_value"):

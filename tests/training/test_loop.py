@@ -20,6 +20,7 @@ from imsm.training.checkpoint import Progress, find_checkpoint, save_checkpoint,
 from imsm.training.local import LocalEngine
 from imsm.training.loop import Batching, Checkpointing, TrainingSummary, train
 from imsm.training.optimizer import build_optimizer, build_schedule
+from tests.adapters.moe import tiny_loramoe
 from tests.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
 
 
@@ -31,7 +32,9 @@ def items(count: int = 12) -> list[TokenisedExample]:
         return tuple(torch.randint(3, 97, (length,), generator=generator).tolist())
 
     return [
-        TokenisedExample(id=str(i), prompt_ids=ids(4, 12), answer_ids=(*ids(1, 5), 2))
+        TokenisedExample(
+            id=str(i), prompt_ids=ids(4, 12), answer_ids=(*ids(1, 5), 2), task_type=i % 2
+        )
         for i in range(count)
     ]
 
@@ -39,6 +42,11 @@ def items(count: int = 12) -> list[TokenisedExample]:
 def dropping_lora() -> Adapter:
     """LoRA with dropout, so that the random state matters."""
     return lora(target_modules=["q_proj", "v_proj"], rank=4, alpha=8, dropout=0.2)
+
+
+def dropping_loramoe() -> Adapter:
+    """Experts with dropout, and their balancing constraint."""
+    return tiny_loramoe(dropout=0.2)
 
 
 class Run:
@@ -55,7 +63,9 @@ class Run:
         gate: dict | None = QUERY_GATE,
         learning_rate: float = 1e-2,
     ) -> None:
-        adapter = {"dropping_lora": dropping_lora, **ADAPTERS}[method]()
+        own = {"dropping_lora": dropping_lora, "loramoe": dropping_loramoe}
+        own["plain_loramoe"] = tiny_loramoe
+        adapter = {**own, **ADAPTERS}[method]()
         self.model: SiameseForCausalLM = tiny_siamese("llama", adapter, gate=gate)
         self.folder = folder / "checkpoint"
         self.batching = Batching(epochs=epochs, batch_size=4, micro_batch_size=micro, seed=7)
@@ -73,10 +83,12 @@ class Run:
         )
         self.hooks = adapter.hooks(self.model.adapted, steps) if adapter.hooks else None
         self.losses: list[float] = []
+        self.auxiliary: list[float | None] = []
         self.stop_after: int | None = None
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.losses.append(values["loss"])
+        self.auxiliary.append(values.get("auxiliary_loss"))
         if step == self.stop_after:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -94,7 +106,7 @@ class Run:
         )
 
 
-@pytest.mark.parametrize("method", ["dropping_lora", "adalora", "ia3", "dora"])
+@pytest.mark.parametrize("method", ["dropping_lora", "adalora", "ia3", "dora", "loramoe"])
 def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, method: str) -> None:
     optimizer = "adafactor" if method == "ia3" else "adamw"
     whole = Run(tmp_path / "whole", method=method, optimizer=optimizer)
