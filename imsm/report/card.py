@@ -83,16 +83,16 @@ def render_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     focus = card.focus
     names = ["task", "metric", "items", *card.arms, *_difference_names(card)]
     lines = [f"# {focus['name']}", "", _title(card) + ". Scores are in points.", ""]
-    lines += _markdown_table(names, (_wide_cells(card, row) for row in card.headlines), text=2)
+    lines += markdown_table(names, (_wide_cells(card, row) for row in card.headlines), text=2)
     lines += [line for note in card.notes for line in ("", note)]
     lines += ["", "## All metrics", ""]
-    lines += _markdown_table(names, (_wide_cells(card, row) for row in card.all_metrics), text=2)
+    lines += markdown_table(names, (_wide_cells(card, row) for row in card.all_metrics), text=2)
     lines += ["", "## Answers", ""]
-    lines += _markdown_table(
+    lines += markdown_table(
         ["arm", "task", "items", "unparsed", "cut off"], _answer_cells(card, results), text=2
     )
     lines += ["", "## Cost", ""]
-    lines += _markdown_table(_COST_NAMES, (_cost_cells(cost) for cost in card.costs), text=1)
+    lines += markdown_table(_COST_NAMES, (_cost_cells(cost) for cost in card.costs), text=1)
     lines += ["", "## On what this rests", "", *_provenance(focus), ""]
     return "\n".join(lines)
 
@@ -125,7 +125,7 @@ def _score_table(card: Comparison) -> Table:
     to_original, to_peft = bool(card.to_original), bool(card.to_peft)
     names = ["task", "metric", "arm", "points"]
     names += ["to original"] * to_original + ["to PEFT"] * to_peft
-    table = _table(names, text=3)
+    table = plain_table(names, text=3)
     for row in card.headlines:
         items = f"{row.items} items" if row.items else ""
         heads = [(_task_name(row), row.metric), ("", items)]
@@ -137,7 +137,7 @@ def _score_table(card: Comparison) -> Table:
             table.add_row(
                 *(heads[number] if number < len(heads) else ("", "")),
                 score.arm,
-                _points(score.value),
+                points(score.value),
                 *differences,
                 end_section=number == len(row.scores) - 1,
                 style="bold" if row.role == "average" else None,
@@ -146,13 +146,13 @@ def _score_table(card: Comparison) -> Table:
 
 
 def _cost_table(card: Comparison) -> Table:
-    table = _table(_COST_NAMES, text=1)
+    table = plain_table(_COST_NAMES, text=1)
     for cost in card.costs:
         table.add_row(*_cost_cells(cost))
     return table
 
 
-def _table(names: Sequence[str], *, text: int) -> Table:
+def plain_table(names: Sequence[str], *, text: int) -> Table:
     """An empty table; the first ``text`` columns are texts, the others numbers."""
     from rich import box
     from rich.table import Table as RichTable
@@ -172,7 +172,7 @@ def _difference_names(card: Comparison) -> list[str]:
 
 
 def _wide_cells(card: Comparison, row: Row) -> list[str]:
-    values = [_points(score.value) for score in row.scores]
+    values = [points(score.value) for score in row.scores]
     differences = [row.scores[arm].to_original for arm in card.to_original]
     differences += [row.scores[arm].to_peft for arm in card.to_peft]
     items = "" if row.items is None else str(row.items)
@@ -186,7 +186,7 @@ def _answer_cells(card: Comparison, results: Sequence[Mapping[str, Any]]) -> Ite
             yield [arm, task, *map(str, counts)]
 
 
-def _markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]], *, text: int) -> list[str]:
+def markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]], *, text: int) -> list[str]:
     """A Markdown table; the first ``text`` columns are texts, the others numbers."""
     marks = ["---" if number < text else "---:" for number in range(len(names))]
     return [f"| {' | '.join(cells)} |" for cells in (names, marks, *rows)]
@@ -210,7 +210,8 @@ def _task_name(row: Row) -> str:
     return f"{row.task}{target}{' †' if row.marked else ''}"
 
 
-def _points(value: float | None) -> str:
+def points(value: float | None) -> str:
+    """A score as it is shown."""
     return "–" if value is None else f"{value:.1f}"
 
 
@@ -223,15 +224,16 @@ def _cost_cells(cost: Cost) -> list[str]:
         cost.arm,
         f"{cost.adapter:,}",
         f"{cost.gate:,}",
-        _duration(cost.training_seconds),
+        duration(cost.training_seconds),
         _rate(cost.training_rate),
         _memory(cost.peak_memory_bytes),
-        _duration(cost.judging_seconds),
+        duration(cost.judging_seconds),
         _rate(cost.judging_rate),
     ]
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Seconds as hours, minutes and seconds."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,0 +1,110 @@
+"""The runs of a sweep in one table: `python -m imsm.table group=option,option [--output FILE]`.
+
+Takes the overrides of the sweep (`python -m imsm.run -m ...`) and reads what its runs left; nothing
+is trained or asked. A run that is not finished stands in the table with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imsm.errors import UserError
+from imsm.folders import conf_folder, runs_root
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from imsm.report.sweep import Member
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; exit code 2 if the overrides are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m imsm.table", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("overrides", nargs="*", help="as they were given to python -m imsm.run -m")
+    parser.add_argument("--config-dir", type=Path, help="a folder of options of one's own")
+    parser.add_argument("--output", type=Path, help="also write the table there, as Markdown")
+    arguments = parser.parse_args(argv)
+    try:
+        members = _members(arguments.overrides, config_dir=arguments.config_dir)
+        from imsm.report.sweep import render_markdown, render_terminal, sweep_tables
+
+        tables = sweep_tables(members)
+        render_terminal(tables)
+        if arguments.output is not None:
+            _write(arguments.output, render_markdown(tables))
+    except UserError as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _members(overrides: list[str], *, config_dir: Path | None) -> list[Member]:
+    """The runs that the overrides mean, each once.
+
+    Raises:
+        UserError: the overrides are wrong.
+    """
+    from imsm.messages import report
+    from imsm.preflight import Preflight
+
+    if config_dir is not None:
+        sys.path.insert(0, str(config_dir.absolute()))
+    preflight = Preflight(conf=conf_folder(), config_dir=config_dir)
+    problems = preflight.problems(overrides, sweep=True)
+    if problems:
+        raise UserError(report(problems))
+    found: dict[str, Member] = {}
+    for lines, cfg in preflight.members(overrides):
+        name, member = _member(lines, cfg, config_dir=config_dir)
+        found.setdefault(name, member)
+    return list(found.values())
+
+
+def _member(
+    lines: dict[str, str], cfg: DictConfig, *, config_dir: Path | None
+) -> tuple[str, Member]:
+    from imsm.examine import parse
+    from imsm.identity import run_name
+    from imsm.report.result import read_result
+    from imsm.report.sweep import Member
+
+    config = parse(cfg, config_dir=config_dir)
+    name = run_name(config)
+    folder = Path(config.folder) if config.folder else runs_root() / name
+    try:
+        result = read_result(folder)
+    except UserError:
+        result = None
+    about = {
+        "backbone": config.backbone.name,
+        "trainer": f"trainer {config.trainer.name}",
+        "seed": f"seed {config.seed}",
+    }
+    # the original is one run for all targets, but stands in each target's table
+    key = name if config.method.trained else f"{name}/{config.data.name}"
+    return key, Member(
+        swept={**lines, "method": config.method.name},
+        target=config.data.name,
+        about=about,
+        command=" ".join(f"{name}={value}" for name, value in lines.items()),
+        result=result,
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    from imsm.files import write_whole
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written ({error})") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
