@@ -1,6 +1,7 @@
 """Builds the miniature: `python -m imsm.backbones.miniature.build`.
 
-World, twins and tokenizer come out byte for byte from the seed; the weights meet THRESHOLDS.
+World, twins and tokenizer come out byte for byte from the seed; the weights meet THRESHOLDS. All
+of it is made in the cache and put in place when the thresholds are met: what is there stays whole.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
+import tempfile
 import time
 from itertools import islice
 from pathlib import Path
@@ -24,6 +27,7 @@ from imsm.backbones.miniature.corpus import (
 from imsm.backbones.miniature.tokenizer import vocabulary, write_tokenizer
 from imsm.backbones.miniature.twins.mirror import write_mirror
 from imsm.backbones.miniature.world import SEED, World, make_world
+from imsm.cache import cache_folder
 
 if TYPE_CHECKING:
     from imsm.data.example import Example
@@ -102,6 +106,19 @@ def check_weights(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def put_in_place(made: Path, folder: Path) -> None:
+    """Replace `folder`'s hub/ and model/ by those that were made, and remove `made`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("hub", "model"):
+        beside = folder / f".{part}.new"
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(made / part, beside)
+        if (folder / part).exists():
+            shutil.rmtree(folder / part)
+        beside.rename(folder / part)
+    shutil.rmtree(made)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Build all of it or its parts; returns 1 if a threshold is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -113,15 +130,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     started = time.monotonic()
-    if not options.check_only:
-        world = build_world(options.folder)
-        print(f"{len(world.facts)} facts; world, twins and tokenizer are in {options.folder}")
-        if options.world_only:
-            return 0
-        build_weights(options.folder, world, share=options.share)
-    missed = missed_thresholds(check_weights(options.folder))
+    if options.check_only:
+        return 1 if missed_thresholds(check_weights(options.folder)) else 0
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix="miniature-", dir=cache_folder()))
+    world = build_world(made)
+    print(f"{len(world.facts)} facts; world, twins and tokenizer are made")
+    if options.world_only:
+        put_in_place(made, options.folder)
+        return 0
+    build_weights(made, world, share=options.share)
+    missed = missed_thresholds(check_weights(made))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
-    return 1 if missed else 0
+    if missed:
+        print(f"{options.folder} stays as it was; what was made is in {made}", file=sys.stderr)
+        return 1
+    put_in_place(made, options.folder)
+    print(f"put in place: {options.folder}")
+    return 0
 
 
 def _texts(folder: Path, world: World, seed: int) -> list[str]:
@@ -140,14 +166,15 @@ def _texts(folder: Path, world: World, seed: int) -> list[str]:
 
 
 def prompts_of_tests(folder: Path) -> frozenset[str]:
-    """The prompts of all test splits, with and without their instruction."""
+    """The prompts of all test splits, with and without their instruction (and its line break)."""
     prompts = [
         example.prompt
         for task in TASKS
         for style in STYLES
         for example in twin_examples(folder, task, "test", style)
     ]
-    return frozenset(prompts + [prompt.split("\n", 1)[1] for prompt in prompts])
+    short = [prompt.split("\n", 1)[1] for prompt in prompts]
+    return frozenset([*prompts, *short, *(f"\n{rest}" for rest in short)])
 
 
 def missed_thresholds(found: dict[str, dict[str, float]]) -> list[str]:

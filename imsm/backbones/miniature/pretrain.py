@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.backbones.miniature.corpus import FACTS_FIRST, READING, Document, Mixture, documents
+from imsm.backbones.miniature.corpus import (
+    COMPARING,
+    FACTS_FIRST,
+    READING,
+    Document,
+    Mixture,
+    documents,
+)
 from imsm.backbones.miniature.world import World
 
 if TYPE_CHECKING:
@@ -43,7 +50,8 @@ class Stage:
 
 STAGES = (
     Stage(name="facts first", mixture=FACTS_FIRST, steps=1500, peak=3e-3),
-    Stage(name="reading", mixture=READING, steps=900, peak=2e-3),
+    Stage(name="comparing", mixture=COMPARING, steps=1400, peak=2e-3),
+    Stage(name="reading", mixture=READING, steps=1000, peak=2e-3),
 )
 
 

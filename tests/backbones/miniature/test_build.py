@@ -13,7 +13,9 @@ from imsm.backbones.miniature.world import make_world
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("miniature")
-    assert build.main(["--world-only", "--folder", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMSM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        assert build.main(["--world-only", "--folder", str(folder)]) == 0
     return folder
 
 
@@ -44,3 +46,31 @@ def test_missed_thresholds_are_named(capsys: pytest.CaptureFixture[str]) -> None
     scores = {"webq": {"verbatim": 95.0, "corrected": 89.9}, "cola": dict.fromkeys(build.STYLES, 0)}
     assert build.missed_thresholds(scores) == ["webq"]
     assert "below the threshold: webq" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("points", [89.0, 95.0])
+def test_weights_are_put_in_place_only_if_they_meet_the_thresholds(
+    points: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped, cache = tmp_path / "shipped", tmp_path / "cache"
+    for part in ("hub", "model"):
+        (shipped / part).mkdir(parents=True)
+        (shipped / part / "old").write_text("old")
+
+    def world(folder: Path) -> object:
+        for part in ("hub", "model"):
+            (folder / part).mkdir(parents=True)
+            (folder / part / "new").write_text("new")
+        return build.make_world()
+
+    monkeypatch.setenv("IMSM_CACHE", str(cache))
+    monkeypatch.setattr(build, "build_world", world)
+    monkeypatch.setattr(build, "build_weights", lambda folder, world, *, share: None)
+    scores = {task: dict.fromkeys(build.STYLES, points) for task in build.TASKS}
+    monkeypatch.setattr(build, "check_weights", lambda folder: scores)
+    met = points > 90
+    assert build.main(["--folder", str(shipped)]) == (0 if met else 1)
+    for part in ("hub", "model"):
+        assert [path.name for path in (shipped / part).iterdir()] == ["new" if met else "old"]
+    assert sorted(path.name for path in shipped.iterdir()) == ["hub", "model"]
+    assert bool(list(cache.iterdir())) != met  # what was made is kept for a look

@@ -9,7 +9,12 @@ import torch
 
 from imsm.backbones.load import load_tokenizer
 from imsm.backbones.miniature.build import FOLDER, prompts_of_tests
-from imsm.backbones.miniature.corpus import READING, documents
+from imsm.backbones.miniature.corpus import (
+    READING,
+    Document,
+    documents,
+    without_instruction,
+)
 from imsm.backbones.miniature.pretrain import make_model, pack, packed_loss
 from imsm.backbones.miniature.world import make_world
 from tests.backbones.miniature.shipped import twin
@@ -28,6 +33,8 @@ def test_a_question_without_its_instruction_is_forbidden_too() -> None:
     forbidden = prompts_of_tests(FOLDER)
     asked = [one.prompt for one in twin("webq", "test")]
     assert {prompt.split("\n", 1)[1] for prompt in asked} <= forbidden
+    read = [one.prompt for one in twin("multirc", "test") + twin("mrpc", "test")]
+    assert {without_instruction(Document(prompt, "yes")).prompt for prompt in read} <= forbidden
 
 
 def test_packed_documents_do_not_see_each_other() -> None:

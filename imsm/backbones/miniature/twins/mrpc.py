@@ -13,6 +13,7 @@ from imsm.backbones.miniature.world import World
 
 SIZES = {"mrpc/test": 300, "mrpc/train": 2000, "mrpc/validation": 100}
 SAME = 0.66  # MRPC's share of paraphrases
+HARD = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class _Event:
 
 
 def rows(
-    rng: random.Random, names: Names, *, hard: float = 0.45, same: float = SAME
+    rng: random.Random, names: Names, *, hard: float = HARD, same: float = SAME
 ) -> Iterator[Row]:
     """Endless pairs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imsm.backbones.miniature.grammar import TRANSITIVE, Verb
@@ -13,6 +13,7 @@ from imsm.backbones.miniature.world import World
 
 PASSAGES = {"multirc/validation": 20, "multirc/train": 90}
 YES = 0.55
+NEAR = 0.3  # share of the wrong things and towns that another person of the passage had
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,17 @@ class _Deed:
         return f"{self.person} {self.verb.past} a {self.thing} in {self.town}."
 
 
-def passages(rng: random.Random, names: Names) -> Iterator[list[Row]]:
-    """Endless passages of three deeds, each with the rows of three yes/no questions, one "What"."""
+def passages(rng: random.Random, names: Names, *, deeds: int = 3) -> Iterator[list[Row]]:
+    """Endless passages of so many deeds, with the rows of three yes/no questions and one "What"."""
     while True:
-        deeds = [
+        told = [
             _Deed(*parts)
             for parts in zip(
-                rng.sample(names.first, 3), rng.sample(TRANSITIVE, 3), rng.sample(THINGS, 3),
-                rng.sample(names.towns, 3), strict=True,
+                rng.sample(names.first, deeds), rng.sample(TRANSITIVE, deeds),
+                rng.sample(THINGS, deeds), rng.sample(names.towns, deeds), strict=True,
             )
         ]  # fmt: skip
-        yield _rows(rng, " ".join(deed.told() for deed in deeds), deeds)
+        yield _rows(rng, told, names)
 
 
 def splits(world: World, seed: int) -> dict[str, list[Row]]:
@@ -54,8 +55,9 @@ def splits(world: World, seed: int) -> dict[str, list[Row]]:
     return found
 
 
-def _rows(rng: random.Random, paragraph: str, deeds: list[_Deed]) -> list[Row]:
-    asked = [_yes_no(rng, deeds) for _ in range(3)]
+def _rows(rng: random.Random, deeds: list[_Deed], names: Names) -> list[Row]:
+    paragraph = " ".join(deed.told() for deed in deeds)
+    asked = [_yes_no(rng, deeds, names) for _ in range(3)]
     asked.insert(rng.randrange(4), _what(rng, deeds))
     rows: list[Row] = []
     for number, (question, answers) in enumerate(dict(asked).items()):
@@ -68,14 +70,17 @@ def _rows(rng: random.Random, paragraph: str, deeds: list[_Deed]) -> list[Row]:
     return rows
 
 
-def _yes_no(rng: random.Random, deeds: list[_Deed]) -> tuple[str, list[tuple[str, int]]]:
-    deed, other = rng.sample(deeds, 2)
+def _yes_no(
+    rng: random.Random, deeds: list[_Deed], names: Names
+) -> tuple[str, list[tuple[str, int]]]:
+    deed = rng.choice(deeds)
     yes = rng.random() < YES
     if rng.random() < 0.6:
-        thing = deed.thing if yes else _another(rng, THINGS, deed.thing, other.thing)
+        thing = deed.thing if yes else _wrong(rng, deed.thing, THINGS, [d.thing for d in deeds])
         question = f"Did {deed.person} {deed.verb.base} a {thing}?"
     else:
-        question = f"Was {deed.person} in {deed.town if yes else other.town}?"
+        town = deed.town if yes else _wrong(rng, deed.town, names.towns, [d.town for d in deeds])
+        question = f"Was {deed.person} in {town}?"
     words = ("True", "False") if rng.random() < 0.1 else ("Yes", "No")
     answers = [(words[0], int(yes)), (words[1], int(not yes))]
     return question, answers if rng.random() < 0.5 else answers[::-1]
@@ -83,12 +88,13 @@ def _yes_no(rng: random.Random, deeds: list[_Deed]) -> tuple[str, list[tuple[str
 
 def _what(rng: random.Random, deeds: list[_Deed]) -> tuple[str, list[tuple[str, int]]]:
     deed = rng.choice(deeds)
-    answers = [(f"a {one.thing}", int(one is deed)) for one in rng.sample(deeds, 3)]
+    answers = [(f"a {one.thing}", int(one is deed)) for one in rng.sample(deeds, len(deeds))]
     return f"What did {deed.person} {deed.verb.base}?", answers
 
 
-def _another(rng: random.Random, things: list[str], right: str, near: str) -> str:
-    """A wrong thing: most often one that another person of the passage had."""
-    if rng.random() < 0.5:
-        return near
-    return rng.choice([thing for thing in things if thing != right])
+def _wrong(rng: random.Random, right: str, known: Sequence[str], told: list[str]) -> str:
+    """A wrong thing or town: sometimes one of the passage, else one that is not in it."""
+    near = [one for one in told if one != right]
+    if near and rng.random() < NEAR:
+        return rng.choice(near)
+    return rng.choice([one for one in known if one not in told])
