@@ -57,6 +57,14 @@ class BackboneConfig(Section):
     """Keys of the model's config.json that decide its shape; a local folder's own go first."""
 
 
+class ReplayConfig(Section):
+    """Questions of another dataset that are learned beside the target's."""
+
+    task: Text
+    share: Annotated[float, Field(gt=0, le=1)]
+    apart_from: list[Text] = Field(min_length=1)
+
+
 class PeftConfig(Open):
     """Which PEFT method, on modules of which roles."""
 
@@ -64,6 +72,8 @@ class PeftConfig(Open):
     default_roles: list[Text] = []
     roles_by_backbone: dict[str, list[Text]] = {}
     recipes: dict[str, dict[str, Any]] = {}
+    replay: ReplayConfig | None = None
+    by_method: list[str] = []
 
     def target_modules(self, backbone: BackboneConfig) -> list[str]:
         """The names of the modules that the roles stand for, in the roles' order."""
@@ -78,6 +88,22 @@ class HubConfig(Section):
     revision: str | None
 
 
+class SplitFacts(Section):
+    """Of a dataset's split: examples, and the mean and the longest length in characters."""
+
+    examples: Count
+    prompt: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    answer: Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+class Facts(Section):
+    """What is known of a dataset on the hub without reading it, for `mode=plan`."""
+
+    megabytes: Count
+    train: SplitFacts | None = None
+    test: SplitFacts | None = None
+
+
 class TaskConfig(Section):
     """What `conf/data/<name>.yaml` says: the fields of `imsm.data.task.Task`."""
 
@@ -89,6 +115,8 @@ class TaskConfig(Section):
     max_prompt_tokens: Count
     max_new_tokens: Count
     stop: str | None
+    task_type: Literal[0, 1] = 0
+    facts: Facts | None = None
 
     @field_validator("stop")
     @classmethod
@@ -101,7 +129,7 @@ class TaskConfig(Section):
 
     def task_arguments(self) -> dict[str, Any]:
         """The keyword arguments of `imsm.data.task.Task`."""
-        return self.model_dump(include=set(TaskConfig.model_fields))
+        return self.model_dump(include=set(TaskConfig.model_fields) - {"facts"})
 
 
 class Source(Section):
@@ -235,6 +263,8 @@ class RunConfig(Section):
     engine: EngineConfig
     tasks: dict[str, TaskConfig] = {}
     """The tasks to be judged by name, the target among them; filled by `examine`."""
+    replay_tasks: dict[str, TaskConfig] = {}
+    """The tasks that `peft.replay` names; filled by `examine`."""
     metrics: dict[str, str] = {}
     """The modules of the metrics that these tasks name; filled by `examine`."""
     config_dir: str | None = None
