@@ -7,7 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from imsm.backbones.load import resolve_path
+from imsm.backbones.load import register_ports, resolve_path
 from imsm.cache import cache_folder
 from imsm.files import write_whole
 
@@ -35,6 +35,7 @@ def _commit(path: str, revision: str | None) -> str:
     """The commit of a hub's repository that lies in the local hub cache."""
     from transformers import AutoConfig
 
+    register_ports()
     commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
     return commit or revision or "main"
 

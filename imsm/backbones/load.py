@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 from imsm.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch.nn import Module
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MINIATURE = "imsm:miniature"
-_DROPOUTS = ("attention_dropout", "dropout", "resid_dropout", "attn_dropout", "hidden_dropout")
+PORTS = ("imsm.backbones.chatglm3",)
+"""Modules that bring a model which transformers lacks; importing one registers it."""
+_RANDOM = ("drop", "jitter")
+"""What the rates of random draws are called: attention_dropout, layerdrop, router_jitter_noise."""
 
 
 def resolve_path(path: str, *, local: str | None = None) -> str:
@@ -56,6 +60,12 @@ def _stand_in(local: str) -> Callable[[str], Path | None]:
     return function
 
 
+def register_ports() -> None:
+    """Let transformers' auto classes find the models that imsm brings itself (`PORTS`)."""
+    for module in PORTS:
+        importlib.import_module(module)
+
+
 def load_backbone(
     *,
     path: str,
@@ -75,6 +85,7 @@ def load_backbone(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    register_ports()
     source = resolve_path(path, local=local)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -101,6 +112,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    register_ports()
     source = resolve_path(path, local=local)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -116,15 +128,28 @@ def load_tokenizer(
 
 
 def silence_dropout(model: PreTrainedModel) -> None:
-    """Set every dropout of a frozen backbone to 0 (before an adapter brings its own)."""
+    """Set every dropout of a frozen backbone to 0 (before an adapter brings its own).
+
+    Noise on a router's input and skipped layers too. Some layers (Falcon's, GPT-J's) ask their
+    configuration in every pass. What is not found here, `imsm.siamese.fitness` refuses.
+    """
     import torch
 
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in _DROPOUTS:
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+    asked = {id(each): each for module in model.modules() for each in _told(module)}
+    for holder in asked.values():
+        if isinstance(holder, torch.nn.modules.dropout._DropoutNd):
+            holder.p = 0.0
+        for name, value in vars(holder).items():
+            if isinstance(value, float) and any(word in name for word in _RANDOM):
+                setattr(holder, name, 0.0)
+
+
+def _told(module: Module) -> list[Module | PretrainedConfig]:
+    """Whatever may hold a rate: the module, and the configuration that it was given."""
+    from transformers import PretrainedConfig
+
+    config = getattr(module, "config", None)
+    return [module, config] if isinstance(config, PretrainedConfig) else [module]
 
 
 def _unavailable(source: str, error: Exception) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.backbones.load import MINIATURE, resolve_path, silence_dropout
+from imsm.backbones.load import MINIATURE, register_ports, resolve_path, silence_dropout
 from imsm.errors import UserError
 from imsm.options import nearest
 
@@ -35,6 +35,7 @@ def find_configuration(
     """
     from transformers import AutoConfig
 
+    register_ports()
     folder = Path(resolve_path(path)) if path == MINIATURE else Path(path)
     if not folder.is_dir():
         cached = _cached_configuration(path, revision)

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
+from imsm.backbones.load import register_ports
+
 
 class SiameseConfig(PretrainedConfig):
     """What a siamese model is made of; the backbone's weights stay where they are.
@@ -34,6 +36,7 @@ class SiameseConfig(PretrainedConfig):
         **common: Any,
     ) -> None:
         if isinstance(text_config, dict):
+            register_ports()
             arguments = dict(text_config)
             text_config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
         elif text_config is not None:
