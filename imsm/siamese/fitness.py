@@ -1,0 +1,177 @@
+"""Whether a backbone can be interwoven at all: found out on the model itself, in a few passes.
+
+What the siamese model takes for granted of `AutoModelForCausalLM` is no rule there: some models in
+it look at later tokens, count positions in their own way or draw at random while they are trained.
+With such a backbone nothing would fail, and every result would be wrong.
+
+Legend: T positions of the probe, D width of a memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from imsm.errors import UserError
+from imsm.siamese.body import find_body
+from imsm.siamese.head import head_logits
+
+_LENGTH = 9
+_PADDING = 3
+_EXACT = 1e-3
+"""How far any position may be off, relatively, in float32."""
+_ROUNDED = 5e-2
+"""How far the median position may be off in half precision: tens of layers of rounding, which may
+send a token of a mixture of experts elsewhere."""
+
+
+@torch.no_grad()
+def examine(backbone: PreTrainedModel) -> bool:
+    """Refuse a backbone that would give wrong results; say whether it can go on from a cache.
+
+    Five things must hold: the logits are a function of the body's memories; these depend on earlier
+    tokens alone; positions count from 0; padding on the left changes nothing; training mode draws
+    nothing at random. (Each would pass unnoticed: see the tests.)
+
+    Args:
+        backbone: frozen, its dropout silenced (`imsm.backbones.load.silence_dropout`), without an
+            adapter. Its mode is left as it was.
+
+    Returns:
+        Whether a sequence fed in two pieces over a `DynamicCache` gives what it gives in one.
+        Where not, texts are generated without a cache: slower, and the same tokens.
+
+    Raises:
+        UserError: one of the five does not hold, or the model cannot be run on tokens alone.
+    """
+    mode = backbone.training
+    backbone.eval()
+    try:
+        probe = _Probe(backbone)
+        reason = probe.reason()
+        cached = reason is None and probe.goes_on()
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = f"a pass on tokens alone fails ({first})"
+    finally:
+        backbone.train(mode)
+    if reason is not None:
+        raise UserError(
+            f"{type(backbone).__name__} cannot be a backbone: {reason}. Choose another one "
+            "(docs/capabilities.md lists those that can)"
+        )
+    return cached
+
+
+class _Probe:
+    """Two rows of tokens that differ in the last one, and the passes over them."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        self.backbone = backbone
+        self.body = find_body(backbone)
+        config = backbone.config.get_text_config(decoder=True)
+        self.cache_config = config
+        words = min(config.vocab_size, 1000)
+        generator = torch.Generator().manual_seed(0)
+        row = torch.randint(words // 2, words, (_LENGTH,), generator=generator)
+        other = row.clone()
+        other[-1] -= words // 3
+        self.ids = torch.stack([row, other]).to(backbone.device)  # (2, T)
+        self.memory = self._memory(self.ids)  # (2, T, D)
+
+    def reason(self) -> str | None:
+        """Why the backbone cannot be interwoven; None if it can."""
+        first, second = self.memory[:, :-1]
+        if not _alike(first, second):
+            return (
+                "a later token changes what came before it, so it reads both ways and is no causal "
+                "model (an encoder may have to be told: is_decoder=true in its config.json)"
+            )
+        outputs, own = self._own_pass()
+        if not _alike(own, self.memory):
+            return "its positions do not count from 0, so explicit ones give other memories"
+        if not _alike(outputs, head_logits(self.backbone, self.body, self.memory)):
+            return "its logits are no function of its last hidden states alone"
+        if not _alike(self._padded_memory(), self.memory[:1]):
+            return "padding changes its memories, since it reads no mask or no position ids"
+        self.backbone.train()
+        again = [self._memory(self.ids) for _ in (1, 2)]
+        self.backbone.eval()
+        if not all(_alike(each, self.memory, exact=True) for each in again):
+            return "in training mode its passes draw at random, and no two of them agree"
+        return None
+
+    def goes_on(self) -> bool:
+        """Whether a cache can be trusted."""
+        try:
+            cache = DynamicCache(config=self.cache_config)
+            pieces = []
+            for start, end in ((0, 5), (5, 6), (6, _LENGTH)):
+                pieces.append(self._memory(self.ids[:, start:end], start=start, cache=cache))
+                if cache.get_seq_length() != end:
+                    return False
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            return False
+        return _alike(torch.cat(pieces, dim=1), self.memory)
+
+    def _memory(
+        self, ids: torch.Tensor, *, start: int = 0, cache: DynamicCache | None = None
+    ) -> torch.Tensor:
+        """The body's memories with everything said that `imsm.siamese.inputs` says."""
+        steps = torch.arange(start, start + ids.shape[1], device=ids.device)
+        outputs = self.body(
+            input_ids=ids,
+            attention_mask=ids.new_ones(len(ids), start + ids.shape[1]),
+            position_ids=steps.expand(len(ids), -1),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return outputs.last_hidden_state
+
+    def _own_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The backbone's logits and memories when it is given tokens and nothing else."""
+        seen: list[torch.Tensor] = []
+        hook = self.body.register_forward_hook(
+            lambda module, arguments, outputs: seen.append(outputs.last_hidden_state)
+        )
+        try:
+            outputs: Any = self.backbone(input_ids=self.ids, use_cache=False)
+        finally:
+            hook.remove()
+        if len(seen) != 1:
+            raise RuntimeError(f"its body runs {len(seen)} times in a pass")
+        return outputs.logits, seen[0]
+
+    def _padded_memory(self) -> torch.Tensor:
+        """The first row's memories, computed with padding on its left; (1, T, D)."""
+        padding = self.ids.new_zeros((1, _PADDING))
+        mask = torch.cat([padding, torch.ones_like(self.ids[:1])], dim=1)
+        outputs = self.body(
+            input_ids=torch.cat([padding, self.ids[:1]], dim=1),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+        )
+        return outputs.last_hidden_state[:, _PADDING:]
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor, *, exact: bool = False) -> bool:
+    """Whether two tensors (..., D) agree; ``exact``: to the last position in half precision too."""
+    if one.shape != other.shape:
+        return False
+    exact = exact or one.dtype == torch.float32
+    one, other = one.float(), other.float()
+    off = (one - other).norm(dim=-1) / one.norm(dim=-1).clamp(min=1e-9)
+    return bool(off.max() <= _EXACT) if exact else bool(off.median() <= _ROUNDED)
