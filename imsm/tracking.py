@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from imsm.files import write_whole
+
 _SECRETS = ("key", "token", "secret", "password")
 
 
@@ -39,15 +41,20 @@ class Tracker:
     """Writes the local log, line by line, and tells a mirror the same.
 
     Use as a context manager; each line of the log holds ``step``, ``time`` (seconds since 1970)
-    and the values.
+    and the values. A training that goes on from a checkpoint repeats the steps after it: their
+    lines are replaced, so that each step stands once.
     """
 
     path: Path
     mirror: Mirror | None = None
     warn: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr))
+    _begun: bool = False
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of one training step."""
+        if not self._begun:
+            self._begun = True
+            self._forget_from(step)
         self._write({"step": step, "time": time.time(), **values})
         self._mirror("log", lambda mirror: mirror.log(values, step))
 
@@ -79,6 +86,15 @@ class Tracker:
         }
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain) + "\n")
+
+    def _forget_from(self, step: int) -> None:
+        """Take out what an earlier process logged of this step and later ones."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _step_of(line) < step]
+        if len(kept) < len(lines):
+            write_whole(self.path, "".join(kept))
 
     def _mirror(self, what: str, call: Callable[[Mirror], None]) -> None:
         if self.mirror is None:
@@ -213,6 +229,15 @@ def flat_scores(result: Mapping[str, Any]) -> dict[str, float]:
         for task, entry in tasks.items()
         for metric, value in entry["metrics"].items()
     }
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a line that a crash cut off is after all steps."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+    return math.inf if step is None else float(step)
 
 
 def _gave_up(what: str, error: Exception, log: Path) -> str:

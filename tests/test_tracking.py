@@ -145,3 +145,16 @@ def test_a_real_offline_run(tmp_path: Path, monkeypatch, capsys) -> None:
     assert b"do-not-show" not in content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
     assert len(lines(folder)) == 2
+
+
+def test_a_training_that_goes_on_logs_each_step_once(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    first = Tracker(log)
+    for step in range(1, 6):
+        first.log(step, {"loss": float(step)})
+    log.write_text(log.read_text() + '{"step": 6, "lo')  # a crash in the middle of a line
+    going_on = Tracker(log)
+    for step in range(4, 8):  # after the checkpoint of step 3
+        going_on.log(step, {"loss": 10.0 * step})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["loss"] for line in lines(tmp_path)] == [1.0, 2.0, 3.0, 40.0, 50.0, 60.0, 70.0]
