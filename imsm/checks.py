@@ -47,9 +47,10 @@ def between_sections(
         config_dir: the folder of options of one's own.
 
     Returns:
-        The derived values (`tasks`, `metrics`, `config_dir`) and a line per problem.
+        The derived values (`tasks`, `replay_tasks`, `metrics`, `config_dir`) and a line per
+        problem.
     """
-    from imsm.references import look_up
+    from imsm.references import look_up, look_up_replay
 
     problems: list[str] = []
     sections = {**sections, "config_dir": config_dir}
@@ -68,6 +69,18 @@ def between_sections(
             config_dir=config_dir,
         )
         found |= {"tasks": tasks, "metrics": metrics}
+        problems += more
+    peft = sections.get("peft")
+    needed = ("data", "backbone", "method", "evaluation")
+    if peft and peft.replay and all(n in sections for n in needed) and sections["method"].trained:
+        found["replay_tasks"], more = look_up_replay(
+            peft.replay,
+            data=sections["data"],
+            judged=sections["evaluation"].tasks,
+            backbone=sections["backbone"],
+            cfg=cfg,
+            config_dir=config_dir,
+        )
         problems += more
     return found, problems
 

@@ -17,7 +17,7 @@ from imsm.errors import UserError
 from imsm.messages import explain_errors, report
 from imsm.resolve import resolve
 
-_DERIVED = ("tasks", "metrics", "config_dir")
+_DERIVED = ("tasks", "replay_tasks", "metrics", "config_dir")
 
 
 def parse(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:

@@ -12,7 +12,7 @@ from imsm.config import MethodConfig, RunConfig
 
 # Where the work is done and how often it is saved changes a result by rounding only: it may change
 # between a run and its continuation. So may the size of the micro-batches, unless there is a
-# dropout, whose masks are drawn per micro-batch (`_dropout_cut`).
+# dropout or a constraint on whole micro-batches (`_dropout_cut`).
 _NOT_DECIDING = {"name", "by_method", "micro_batch_size", "gradient_checkpointing"}
 _NOT_DECIDING |= {"checkpoint_minutes"}
 
@@ -34,6 +34,7 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
             "_target_": config.peft.target,
             "target_modules": config.peft.target_modules(config.backbone),
             **config.peft.arguments(),
+            **_replay(config),
         },
         "data": _data(config),
         "method": {"stream": config.method.stream},
@@ -76,8 +77,9 @@ def original_of(config: RunConfig) -> RunConfig:
 def differs_only_in_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two runs may stand side by side: all else that decides their training is equal.
 
-    A recipe may set some keys per method (`trainer.by_method`, the released code's); they count as
-    part of the method. The original stands beside every run on the same backbone.
+    A recipe may set some keys per method (`trainer.by_method`, the released code's), and so may a
+    PEFT method (`peft.by_method`); they count as part of the method. The original stands beside
+    every run on the same backbone.
 
     Args:
         one: a run's identity, as `run_identity` gives it and `result.json` keeps it.
@@ -98,7 +100,9 @@ def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:
     dropped = {"gate_learning_rate", *recipe.get("by_method", [])}
     kept = {key: value for key, value in recipe.items() if key not in dropped}
     rest = {key: value for key, value in identity.items() if key not in ("method", "gate")}
-    return rest | {"trainer": kept}
+    peft = rest["peft"]
+    peft = {key: peft[key] for key in peft if key not in peft.get("by_method", [])}
+    return rest | {"trainer": kept, "peft": peft}
 
 
 def _trainer(config: RunConfig) -> dict[str, Any]:
@@ -110,10 +114,23 @@ def _trainer(config: RunConfig) -> dict[str, Any]:
 
 
 def _dropout_cut(arguments: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
-    """How a batch is cut up, where the arguments of an adapter or a gate have a dropout."""
-    if not arguments.get("dropout"):
+    """How a batch is cut up, where the arguments of an adapter or a gate make it matter.
+
+    A dropout draws masks per micro-batch; LoRAMoE's constraint is no sum over examples.
+    """
+    if not (arguments.get("dropout") or arguments.get("blc_weight")):
         return {}
     return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.batch_size}
+
+
+def _replay(config: RunConfig) -> dict[str, Any]:
+    """What is learned beside the target, and which keys of the PEFT method go with the arm."""
+    peft = config.peft
+    found: dict[str, Any] = {"by_method": list(peft.by_method)} if peft.by_method else {}
+    if peft.replay is not None:
+        source = config.data.forgetting_source(config.backbone).model_dump(mode="json")
+        found["replay"] = peft.replay.model_dump(mode="json") | {"source": source}
+    return found
 
 
 def _data(config: RunConfig) -> dict[str, Any]:
@@ -124,6 +141,8 @@ def _data(config: RunConfig) -> dict[str, Any]:
     source = config.data.target_source()
     if source.kind == "folder":
         del values["hub"]
+    if config.data.task_type:
+        values["task_type"] = config.data.task_type
     return values | {
         "splits": config.data.splits.get("train", []),
         "source": source.model_dump(mode="json"),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
-from imsm.config import BackboneConfig, DataConfig, Source, TaskConfig
+from imsm.builders import show
+from imsm.config import BackboneConfig, DataConfig, ReplayConfig, Source, TaskConfig
 from imsm.errors import UserError
 from imsm.messages import explain_errors
 from imsm.options import find_option, nearest, option_names
@@ -52,7 +53,9 @@ def look_up(
         if name in (TARGET, data.name):
             tasks[data.name] = own
             continue
-        task, wrong = _task(name, cfg=cfg, config_dir=config_dir)
+        task, wrong = _task(
+            name, key="evaluation.tasks", known=[TARGET], cfg=cfg, config_dir=config_dir
+        )
         problems += wrong
         if task is not None:
             tasks[name] = task
@@ -68,15 +71,72 @@ def look_up(
     return tasks, metrics, problems
 
 
+def look_up_replay(
+    replay: ReplayConfig,
+    *,
+    data: DataConfig,
+    judged: list[str],
+    backbone: BackboneConfig,
+    cfg: DictConfig,
+    config_dir: Path | None,
+) -> tuple[dict[str, TaskConfig], list[str]]:
+    """Resolve what `peft.replay` names: where its questions come from, and what they must not ask.
+
+    What is learned must not hang on what is judged, so a test that is judged must be named as one
+    to keep apart from.
+
+    Args:
+        replay: the section.
+        data: the run's target.
+        judged: the names of the evaluation's tasks.
+        backbone: says where these datasets come from.
+        cfg: as of `look_up`, like the rest.
+        config_dir: likewise.
+
+    Returns:
+        Tasks by name, and a line per problem.
+    """
+    tasks: dict[str, TaskConfig] = {}
+    problems = _replay_problems(replay, target=data.name, judged=judged)
+    source = data.forgetting_source(backbone)
+    keys = dict.fromkeys(replay.apart_from, "peft.replay.apart_from")
+    for name, key in {**keys, replay.task: "peft.replay.task"}.items():
+        task, wrong = _task(name, key=key, known=[], cfg=cfg, config_dir=config_dir)
+        problems += wrong
+        if task is None:
+            continue
+        tasks[name] = task
+        if name == replay.task:
+            if not task.splits.get("train"):
+                problems.append(f"peft.replay.task={name}: has no split to learn from")
+            problems += _there(task, source, roles=["train"])
+        if name in replay.apart_from:
+            problems += _there(task, source, roles=["test"])
+    return tasks, problems + _modules(list(tasks.values()))
+
+
+def _replay_problems(replay: ReplayConfig, *, target: str, judged: list[str]) -> list[str]:
+    problems = []
+    if replay.task == target:
+        problems.append(f"peft.replay.task={target}: is the target itself; choose another dataset")
+    left_out = [name for name in judged if name not in (TARGET, target, *replay.apart_from)]
+    if left_out:
+        wanted = show([*replay.apart_from, *left_out])
+        problems.append(
+            f"evaluation.tasks={show(judged)}: replayed questions are not kept apart from "
+            f"{', '.join(left_out)}; set peft.replay.apart_from={wanted}"
+        )
+    return problems
+
+
 def _task(
-    name: str, *, cfg: DictConfig, config_dir: Path | None
+    name: str, *, key: str, known: list[str], cfg: DictConfig, config_dir: Path | None
 ) -> tuple[TaskConfig | None, list[str]]:
-    names = option_names("data", config_dir=config_dir)
+    names = [*known, *option_names("data", config_dir=config_dir)]
     if name not in names:
-        guess = nearest(name, [TARGET, *names])
+        guess = nearest(name, names)
         hint = f"; did you mean {guess}?" if guess else ""
-        known = ", ".join([TARGET, *names])
-        return None, [f"evaluation.tasks={name}: no such task ({known}){hint}"]
+        return None, [f"{key}={name}: no such task ({', '.join(names)}){hint}"]
     try:
         values, problems = _resolved(find_option("data", name, config_dir=config_dir), cfg)
     except UserError as error:

@@ -31,6 +31,8 @@ class Task:
     max_new_tokens: int
     stop: str | None
     """Regular expression on the generated text; generation stops as soon as it matches."""
+    task_type: int = 0
+    """For methods that tell task types apart: 1 closed-book questions, 0 all others."""
 
 
 class TaskModule(Protocol):

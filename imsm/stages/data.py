@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-from imsm.config import RunConfig
+from imsm.config import RunConfig, TaskConfig
+from imsm.config import Source as SourceConfig
+from imsm.data.replay import Replay, choose_replay
 from imsm.data.sources import Source, load_examples
-from imsm.data.task import Task
+from imsm.data.task import Role, Task
 from imsm.data.tokenise import TokenisationReport, TokenisedExample, tokenise_training
 from imsm.evaluation.judge import TestSet, examples_digest, load_test_set
 from imsm.evaluation.score import score_answers
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def training_examples(config: RunConfig) -> list[Example]:
-    """What the run's adapter and gate learn from."""
+    """The target's examples that the run's adapter and gate learn from."""
     return load_examples(
         Task(**config.data.task_arguments()),
         "train",
@@ -29,23 +33,75 @@ def training_examples(config: RunConfig) -> list[Example]:
     )
 
 
+def replayed(config: RunConfig, *, target: int) -> Replay | None:
+    """What is learned beside the target's so many examples; None if nothing is.
+
+    Apart from the tests that `peft.replay` names, the target's own is kept apart.
+    """
+    replay = config.peft.replay
+    if replay is None:
+        return None
+    elsewhere = config.data.forgetting_source(config.backbone)
+
+    def load(described: TaskConfig, role: Role, source: SourceConfig) -> list[Example]:
+        return load_examples(
+            Task(**described.task_arguments()),
+            role,
+            source=Source(**source.model_dump()),
+            prompts=config.data.prompts,
+            limit=None,
+        )
+
+    tests = [load(config.replay_tasks[name], "test", elsewhere) for name in replay.apart_from]
+    if config.data.splits.get("test"):
+        tests.append(load(config.data, "test", config.data.target_source()))
+    return choose_replay(
+        load(config.replay_tasks[replay.task], "train", elsewhere),
+        apart_from=chain.from_iterable(tests),
+        share=replay.share,
+        target=target,
+    )
+
+
 def training_fingerprint(config: RunConfig) -> str:
     """Identifies the training examples."""
-    return examples_digest(training_examples(config))
+    examples = training_examples(config)
+    replay = replayed(config, target=len(examples))
+    return examples_digest([*examples, *(replay.examples if replay else [])])
 
 
 def training_items(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[TokenisedExample], dict[str, Any]]:
+    """The training examples as tokens, and for the record what became of them on the way."""
+    examples = training_examples(config)
+    items, report = _tokenised(config, config.data, examples, tokenizer)
+    record: dict[str, Any] = asdict(report)
+    replay = replayed(config, target=len(examples))
+    if config.peft.replay is not None and replay is not None:
+        task = config.replay_tasks[config.peft.replay.task]
+        _warn(f"{task.name} (replay)", replay.warning())
+        more, report = _tokenised(config, task, replay.examples, tokenizer)
+        items += more
+        record["replay"] = asdict(report) | {"overlapping": replay.overlapping}
+    return items, record
+
+
+def _tokenised(
+    config: RunConfig,
+    task: TaskConfig,
+    examples: list[Example],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[list[TokenisedExample], TokenisationReport]:
-    """The training examples as tokens, and what the length limits did to them."""
     items, report = tokenise_training(
-        training_examples(config),
+        examples,
         tokenizer,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        max_answer_tokens=config.data.max_new_tokens,
+        max_prompt_tokens=task.max_prompt_tokens,
+        max_answer_tokens=task.max_new_tokens,
         closed_vocabulary=config.backbone.closed_vocabulary,
+        task_type=task.task_type,
     )
-    _warn(f"{config.data.name} (train)", report.warning())
+    _warn(f"{task.name} (train)", report.warning())
     return items, report
 
 

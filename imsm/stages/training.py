@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
 from imsm.adapters.adapter import Adapter
@@ -36,7 +35,7 @@ def train_run(
     device: torch.device,
 ) -> SiameseForCausalLM:
     """Train a run's adapter and gate; `training.json`, written last, says that it is finished."""
-    items, report = training_items(config, tokenizer)
+    items, examples = training_items(config, tokenizer)
     recipe = config.trainer
     batching = Batching(
         epochs=recipe.epochs,
@@ -69,7 +68,7 @@ def train_run(
         model.activation_checkpointing_disable()
     model.save_pretrained(run.model)
     tokenizer.save_pretrained(run.model)
-    record = summary.record() | asdict(report) | {"trainable_parameters": parameters}
+    record = summary.record() | examples | {"trainable_parameters": parameters}
     write_whole(run.trained, json.dumps(record, indent=2) + "\n")
     remove_checkpoint(run.checkpoint)
     return model
