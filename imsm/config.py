@@ -89,7 +89,7 @@ class HubConfig(Section):
 
 
 class SplitFacts(Section):
-    """Of a dataset's split: examples, and the mean and the longest length in characters."""
+    """Of a split: its examples, and their mean and longest length in tokens (with end of text)."""
 
     examples: Count
     prompt: Annotated[list[Count], Field(min_length=2, max_length=2)]
