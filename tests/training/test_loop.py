@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from imsm.adapters.adalora_static import adalora_static
 from imsm.adapters.adapter import Adapter
 from imsm.adapters.lora import lora
 from imsm.data.tokenise import TokenisedExample
@@ -49,6 +50,13 @@ def dropping_loramoe() -> Adapter:
     return tiny_loramoe(dropout=0.2)
 
 
+def regularised_adalora() -> Adapter:
+    """AdaLoRA at a fixed rank."""
+    return adalora_static(
+        target_modules=["q_proj", "v_proj"], rank=12, alpha=8, dropout=0.0, orthogonal_weight=0.5
+    )
+
+
 class Run:
     """A tiny training run in a folder."""
 
@@ -64,7 +72,7 @@ class Run:
         learning_rate: float = 1e-2,
     ) -> None:
         own = {"dropping_lora": dropping_lora, "loramoe": dropping_loramoe}
-        own["plain_loramoe"] = tiny_loramoe
+        own |= {"plain_loramoe": tiny_loramoe, "adalora_static": regularised_adalora}
         adapter = {**own, **ADAPTERS}[method]()
         self.model: SiameseForCausalLM = tiny_siamese("llama", adapter, gate=gate)
         self.folder = folder / "checkpoint"
