@@ -34,7 +34,7 @@ def main() -> None:
     codes = [0]
 
     def task(cfg: DictConfig) -> None:
-        codes.append(carry_out_one(cfg, config_dir=config_dir))
+        codes.append(carry_out_one(cfg, config_dir=config_dir, sweep=arguments.multirun))
 
     with TemporaryDirectory(prefix="imsm-sweep-") as folder:  # Hydra's own record of a sweep
         OmegaConf.register_new_resolver("imsm.sweep_folder", lambda: folder, replace=True)
@@ -46,7 +46,7 @@ def main() -> None:
     sys.exit(max(codes))
 
 
-def carry_out_one(cfg: DictConfig, *, config_dir: Path | None) -> int:
+def carry_out_one(cfg: DictConfig, *, config_dir: Path | None, sweep: bool = False) -> int:
     """Carry one composed run out; returns its exit code, so that a sweep goes on after it."""
     from imsm.examine import parse
 
@@ -57,7 +57,7 @@ def carry_out_one(cfg: DictConfig, *, config_dir: Path | None) -> int:
             from imsm.stages.planning import print_plan
 
             gc.enable()
-            print_plan(config)
+            print_plan(config, compact=sweep)
             return 0
         from imsm.flow import carry_out
 

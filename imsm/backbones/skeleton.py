@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def find_configuration(
     *, path: str, revision: str | None, architecture: Mapping[str, Any] | None
-) -> tuple[PretrainedConfig, str]:
-    """What a backbone is made of, and where that was read; no network is used.
+) -> tuple[PretrainedConfig, Path | None]:
+    """What a backbone is made of, and the file that says so; no network is used.
 
     A local folder's config.json goes first, then the one in the hub's local cache, then
     ``architecture``.
@@ -35,26 +35,24 @@ def find_configuration(
     """
     from transformers import AutoConfig
 
-    register_ports()
     folder = Path(resolve_path(path)) if path == MINIATURE else Path(path)
     if not folder.is_dir():
         cached = _cached_configuration(path, revision)
         if cached is None:
             if architecture is None:
-                raise UserError(_unknown(path))
-            return _from_keys(architecture), "backbone.architecture"
+                raise LookupError(_unknown(path))
+            return _from_keys(architecture), None
         folder = cached
+    register_ports()
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{folder / 'config.json'}: describes no model ({first})") from error
-    return found, str(folder / "config.json")
+    return found, folder / "config.json"
 
 
-def build_skeleton(
-    configuration: PretrainedConfig, *, dtype: str, attn_implementation: str
-) -> PreTrainedModel:
+def build_skeleton(configuration: PretrainedConfig, *, dtype: str) -> PreTrainedModel:
     """The causal language model of a configuration, frozen, all its tensors on "meta".
 
     Raises:
@@ -68,7 +66,6 @@ def build_skeleton(
             model = AutoModelForCausalLM.from_config(
                 configuration,
                 dtype=getattr(torch, dtype),
-                attn_implementation=attn_implementation,
                 trust_remote_code=False,
             )
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -83,10 +80,12 @@ def build_skeleton(
 
 def _from_keys(architecture: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration that some keys give; a misspelt one would count as its default."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     keys = dict(architecture)
     model_type = str(keys.pop("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        register_ports()
     try:
         default = AutoConfig.for_model(model_type)
     except ValueError as error:

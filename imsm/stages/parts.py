@@ -33,3 +33,9 @@ def parts_of(config: RunConfig) -> dict[str, Any]:
         "stream": config.method.stream,
         "seed": config.seed,
     }
+
+
+def trainable_line(counts: dict[str, int]) -> str:
+    """How a run says what it trains, before and after it begins."""
+    adapter, gate = counts["adapter"], counts["gate"]
+    return f"trainable parameters: {adapter + gate:,} (adapter {adapter:,}, gate {gate:,})"

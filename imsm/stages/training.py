@@ -12,7 +12,7 @@ from imsm.files import write_whole
 from imsm.run_folder import RunFolder
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import training_items
-from imsm.stages.parts import adapter_of, parts_of
+from imsm.stages.parts import adapter_of, parts_of, trainable_line
 from imsm.tracking import Tracker
 from imsm.training.checkpoint import remove_checkpoint
 from imsm.training.engine import Engine
@@ -48,10 +48,7 @@ def train_run(
     model = new_model(config, adapter)
     model.to(device)  # type: ignore[arg-type]
     parameters = count_trainable(model)
-    print(
-        f"trainable parameters: {sum(parameters.values()):,} "
-        f"(adapter {parameters['adapter']:,}, gate {parameters['gate']:,})"
-    )
+    print(trainable_line(parameters))
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
     summary = train(

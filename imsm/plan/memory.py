@@ -1,0 +1,143 @@
+"""The memory of a run, part by part: what is counted exactly, and what is estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from imsm.plan.activations import Pass, watch_pass
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from imsm.siamese.model import SiameseForCausalLM
+
+
+def _adamw(parameter: torch.Tensor) -> int:
+    """Two moments of every value."""
+    return 2 * parameter.nbytes
+
+
+def _adafactor(parameter: torch.Tensor) -> int:
+    """A row's and a column's second moments of a matrix, all of them of a vector."""
+    if parameter.ndim < 2:
+        return parameter.nbytes
+    *rest, rows, columns = parameter.shape
+    others = int(torch.tensor(rest).prod()) if rest else 1
+    return others * (rows + columns) * parameter.element_size()
+
+
+OPTIMIZER_BYTES: dict[str, Callable[[torch.Tensor], int]] = {
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+}
+"""What an optimizer of `imsm.training.optimizer` keeps for one parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """Bytes that follow from shapes and dtypes alone."""
+
+    weights: int
+    """Of the frozen backbone, shared tensors once."""
+    trainables: int
+    gradients: int
+    optimizer: int
+
+
+def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> Exact:
+    """The bytes that a model's weights, trainables, gradients and optimizer take.
+
+    Args:
+        model: with or without values.
+        optimizer: a name of `OPTIMIZER_BYTES`.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen: Iterable[torch.Tensor] = (p for p in model.parameters() if not p.requires_grad)
+    return Exact(
+        weights=sum(p.nbytes for p in (*frozen, *model.buffers())),
+        trainables=sum(p.nbytes for p in trained),
+        gradients=sum(p.nbytes for p in trained),
+        optimizer=sum(OPTIMIZER_BYTES[optimizer](p) for p in trained),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes at the longest micro-batch; None: the model's forward cannot be watched."""
+
+    activations: int | None
+    logits: int
+    cache: list[tuple[int, int | None]]
+    """Per attention layer: bytes of one token's keys and values, and its window of tokens."""
+
+
+def estimate_step(
+    model: SiameseForCausalLM,
+    *,
+    rows: int,
+    tokens: int,
+    answer_tokens: int,
+    attention: str | None,
+    checkpointing: bool,
+) -> Estimate:
+    """What a training step takes besides what `count_bytes` counts.
+
+    Args:
+        model: without values.
+        rows: examples of a micro-batch.
+        tokens: prompt and answer of the longest of them; all rows are padded to it.
+        answer_tokens: of one row.
+        attention: transformers' name of the attention's implementation; None: its choice.
+        checkpointing: whether layers keep their input alone and run again backwards.
+    """
+    answers = rows * answer_tokens
+    fused = attention != "eager" and model.backbone._supports_attention_backend
+    try:
+        seen = watch_pass(model, rows=rows, tokens=tokens, answers=answers, fused=fused)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
+        seen = None
+    return Estimate(
+        activations=_kept(model, seen, rows * tokens, checkpointing) if seen else None,
+        logits=answers * logit_bytes(model),
+        cache=seen.cache if seen else [],
+    )
+
+
+def logit_bytes(model: SiameseForCausalLM) -> int:
+    """Bytes of one answer token's logits at the peak of the loss.
+
+    Its logits, where they are in 16 bits a copy in float32, the logarithms of the probabilities,
+    and (backwards) a gradient in place of the logits.
+    """
+    dtype = _dtype(model)
+    copies = 2 * 4 if dtype.itemsize >= 4 else dtype.itemsize + 2 * 4
+    return int(model.config.vocab_size) * copies
+
+
+def cache_bytes(cache: list[tuple[int, int | None]], *, rows: int, tokens: int, streams: int) -> int:
+    """Keys and values of a batch whose sequences are ``tokens`` long, all ``streams`` of it."""
+    per_row = sum(size * min(tokens, window or tokens) for size, window in cache)
+    return streams * rows * per_row
+
+
+def bank_bytes(model: SiameseForCausalLM, *, examples: int, answer_tokens: float) -> int:
+    """The original memories of all examples' answer tokens, and one of the query, on disk."""
+    width = int(model.config.hidden_size) * _dtype(model).itemsize
+    return round(examples * (answer_tokens + 1) * width)
+
+
+def _kept(model: SiameseForCausalLM, seen: Pass, positions: int, checkpointing: bool) -> int:
+    layers = int(model.config.text_config.num_hidden_layers)
+    if not checkpointing:
+        return seen.activations
+    inputs = layers * positions * int(model.config.hidden_size) * _dtype(model).itemsize
+    return inputs + seen.activations // layers
+
+
+def _dtype(model: SiameseForCausalLM) -> torch.dtype:
+    embeddings: nn.Module = model.get_input_embeddings()
+    return next(embeddings.parameters()).dtype
