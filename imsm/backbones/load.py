@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from imsm.errors import UserError
 
@@ -80,7 +80,8 @@ def load_backbone(
     needs training mode. So the mode stays free and the dropout goes.
 
     Raises:
-        UserError: the weights cannot be had; the message says what was looked for.
+        UserError: the weights cannot be had, or not all of them; the message says what was
+            looked for.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -88,18 +89,25 @@ def load_backbone(
     register_ports()
     source = resolve_path(path, local=local)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(_unavailable(source, error)) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):  # transformers fills them with random values
+        raise UserError(
+            f"backbone {source}: its files lack {missing[0]} and {len(missing) - 1} more weights "
+            f"of {type(model).__name__}; download them anew"
+        )
     silence_dropout(model)
     model.requires_grad_(False)
-    return model.eval()
+    return cast("PreTrainedModel", model.eval())
 
 
 def load_tokenizer(
