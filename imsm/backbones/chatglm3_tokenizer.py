@@ -34,22 +34,16 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             the code that a published file names are given here and not taken from there.
 
     Raises:
-        OSError: ``vocab_file`` is no SentencePiece model.
+        ValueError: ``vocab_file`` is not there, or no SentencePiece model.
     """
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
 
-    def __init__(self, vocab_file: str, **options: Any) -> None:
+    def __init__(self, vocab_file: str | None = None, **options: Any) -> None:
+        self.pieces = _sentencepiece(vocab_file)
         self.vocab_file = vocab_file
-        try:
-            self.pieces = SentencePieceProcessor(model_file=vocab_file)
-        except (RuntimeError, TypeError) as error:
-            raise OSError(
-                f"{vocab_file}: no SentencePiece model; ChatGLM3 needs the published "
-                "tokenizer.model beside its weights"
-            ) from error
         first = len(self.pieces)
         self.special_ids = {token: first + place for place, token in enumerate(SPECIAL_TOKENS)}
         self._added_tokens_decoder = {
@@ -78,9 +72,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return len(self.pieces) + len(SPECIAL_TOKENS)
 
     def get_vocab(self) -> dict[str, int]:
-        """Every piece and special token with its id."""
-        pieces = {self.pieces.id_to_piece(index): index for index in range(len(self.pieces))}
-        return pieces | self.added_tokens_encoder | self.special_ids
+        """Every piece and special token with its id; whoever adds a token counts them."""
+        vocabulary = {}
+        for index in range(len(self.pieces)):
+            piece = self.pieces.id_to_piece(index)
+            vocabulary[f"{piece} (piece)" if piece in self.special_ids else piece] = index
+        return vocabulary | self.special_ids | self.added_tokens_encoder
 
     def _convert_token_to_id(self, token: str) -> int:
         return self.pieces.piece_to_id(token)
@@ -182,6 +179,19 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """Copy the SentencePiece model into ``save_directory``."""
         name = self.vocab_files_names["vocab_file"]
         target = Path(save_directory) / (f"{filename_prefix}-{name}" if filename_prefix else name)
+        assert self.vocab_file is not None
         if not (target.exists() and target.samefile(self.vocab_file)):
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
+
+
+def _sentencepiece(file: str | None) -> SentencePieceProcessor:
+    try:
+        if file is None:
+            raise RuntimeError("there is no such file")
+        return SentencePieceProcessor(model_file=file)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file or 'tokenizer.model'}: no SentencePiece model ({error}); the published "
+            "tokenizer.model must lie beside the weights"
+        ) from error

@@ -105,6 +105,8 @@ def save_tokenizer(folder: Path, *, texts: Sequence[str] = TEXTS) -> None:
         vocab_size=400,
         hard_vocab_limit=False,
         byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
