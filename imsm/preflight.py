@@ -85,7 +85,7 @@ class Preflight:
         hydra_lines = [str(override.input_line) for override in own]
         members = self._members(rest, problems)
         problems += _shared_folder(members)
-        if not composition_only:
+        if not composition_only and not all(_is_planned(member) for member in members):
             problems += _runs_root_problem()
         for member in members:
             problems += self._member(member, hydra_lines, composition_only)
@@ -221,6 +221,12 @@ def _shared_folder(members: list[list[Override]]) -> list[str]:
         for folder in dict.fromkeys(folders)
         if folders.count(folder) > 1
     ]
+
+
+def _is_planned(member: list[Override]) -> bool:
+    """Whether a member only wants its plan: that writes nothing."""
+    given = [override.value() for override in member if override.key_or_group == "mode"]
+    return given[-1:] == ["plan"]
 
 
 def _runs_root_problem() -> list[str]:

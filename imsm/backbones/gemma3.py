@@ -59,6 +59,19 @@ def local_folder(path: str = HUB_ID) -> Path | None:
     return folder
 
 
+def stand_in(path: str) -> str | None:
+    """Where `local_folder` has the weights of ``path`` from, in words; None if it has none.
+
+    Nothing is made, and nothing but names is looked at (for `mode=plan`).
+    """
+    if path != HUB_ID or importlib.util.find_spec(PACKAGE) is None:
+        return None
+    folder = cache_folder() / "gemma-3-270m-q4_k_m" / "float32"
+    if (folder / _COMPLETE).is_file():
+        return f"4-bit weights, de-quantised ({folder})"
+    return f"4-bit weights in the installed package; made once, 1.1 GB in {folder}"
+
+
 def is_whole(folder: Path) -> bool:
     """Whether every file that ``folder`` was finished with is still there, unchanged."""
     try:

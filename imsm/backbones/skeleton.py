@@ -33,6 +33,7 @@ def find_configuration(
     Raises:
         UserError: none of the three is there, or it describes no model.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     folder = Path(resolve_path(path)) if path == MINIATURE else Path(path)
@@ -46,7 +47,7 @@ def find_configuration(
     register_ports()
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{folder / 'config.json'}: describes no model ({first})") from error
     return found, folder / "config.json"
@@ -80,6 +81,7 @@ def build_skeleton(configuration: PretrainedConfig, *, dtype: str) -> PreTrained
 
 def _from_keys(architecture: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration that some keys give; a misspelt one would count as its default."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
     keys = dict(architecture)
@@ -101,7 +103,7 @@ def _from_keys(architecture: Mapping[str, Any]) -> PretrainedConfig:
             raise UserError(f"backbone.architecture.{key}={value}: no key of {model_type}{hint}")
     try:
         return AutoConfig.for_model(model_type, **keys)
-    except (ValueError, TypeError) as error:
+    except (StrictDataclassError, ValueError, TypeError) as error:
         raise UserError(f"backbone.architecture: {' '.join(str(error).split())}") from error
 
 

@@ -4,7 +4,7 @@ On torch's "meta" device every operation runs on shapes alone, and autograd says
 keep. The count holds for any architecture and adapter; what it leaves out is the working space of
 single operations.
 
-Legend: B examples of a micro-batch, T tokens of the longest, N answer tokens, D width, V vocabulary.
+Legend: B examples of a micro-batch, T tokens of the longest, N answer tokens, D width.
 """
 
 from __future__ import annotations

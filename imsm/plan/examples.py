@@ -38,9 +38,7 @@ class Lengths:
         if examples is None or self.examples is None:
             return self
         kept = min(examples, self.examples)
-        return Lengths(
-            examples=kept, mean=self.mean, longest=self.longest, source=self.source
-        )
+        return Lengths(examples=kept, mean=self.mean, longest=self.longest, source=self.source)
 
 
 def known_lengths(facts: dict[str, Any], role: Role) -> Lengths | None:

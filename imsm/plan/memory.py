@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,7 @@ def _adafactor(parameter: torch.Tensor) -> int:
     if parameter.ndim < 2:
         return parameter.nbytes
     *rest, rows, columns = parameter.shape
-    others = int(torch.tensor(rest).prod()) if rest else 1
-    return others * (rows + columns) * parameter.element_size()
+    return math.prod(rest) * (rows + columns) * parameter.element_size()
 
 
 OPTIMIZER_BYTES: dict[str, Callable[[torch.Tensor], int]] = {
@@ -41,8 +41,10 @@ OPTIMIZER_BYTES: dict[str, Callable[[torch.Tensor], int]] = {
 class Exact:
     """Bytes that follow from shapes and dtypes alone."""
 
+    frozen: int
+    """Parameters, not bytes: the backbone's, shared ones once."""
     weights: int
-    """Of the frozen backbone, shared tensors once."""
+    """Of these, and of the backbone's buffers."""
     trainables: int
     gradients: int
     optimizer: int
@@ -56,8 +58,9 @@ def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> Exact:
         optimizer: a name of `OPTIMIZER_BYTES`.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    frozen: Iterable[torch.Tensor] = (p for p in model.parameters() if not p.requires_grad)
+    frozen = [p for p in model.parameters() if not p.requires_grad]
     return Exact(
+        frozen=sum(p.numel() for p in frozen),
         weights=sum(p.nbytes for p in (*frozen, *model.buffers())),
         trainables=sum(p.nbytes for p in trained),
         gradients=sum(p.nbytes for p in trained),
@@ -118,7 +121,9 @@ def logit_bytes(model: SiameseForCausalLM) -> int:
     return int(model.config.vocab_size) * copies
 
 
-def cache_bytes(cache: list[tuple[int, int | None]], *, rows: int, tokens: int, streams: int) -> int:
+def cache_bytes(
+    cache: list[tuple[int, int | None]], *, rows: int, tokens: int, streams: int
+) -> int:
     """Keys and values of a batch whose sequences are ``tokens`` long, all ``streams`` of it."""
     per_row = sum(size * min(tokens, window or tokens) for size, window in cache)
     return streams * rows * per_row

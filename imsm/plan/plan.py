@@ -33,9 +33,7 @@ class Plan:
         settings: group to a line of its values.
         counts: trainable parameters of adapter and gate; None: the architecture is not known.
         notes: what to know beside the numbers, a line each.
-        training: the parts of memory while training.
-        evaluation: those while answering.
-        disk: those on disk.
+        memory: title to its parts; titles of memory that is taken at once begin with "memory".
         steps: the training's length, in words.
         items: what is asked, in words.
         needed: what the run needs from elsewhere.
@@ -45,9 +43,7 @@ class Plan:
     settings: dict[str, str]
     counts: dict[str, int] | None
     notes: list[str]
-    training: list[Part]
-    evaluation: list[Part]
-    disk: list[Part]
+    memory: dict[str, list[Part]]
     steps: str
     items: str
     needed: list[Needed]

@@ -31,16 +31,11 @@ def show_page(plan: Plan, *, trainable: str | None, console: Console | None = No
     console.print()
     _line(console, trainable or "trainable parameters: not known")
     for note in plan.notes:
-        console.print(note, style="dim", highlight=False, markup=False)
-    for title, parts, together in (
-        ("memory per GPU, training", plan.training, True),
-        ("memory per GPU, evaluation", plan.evaluation, True),
-        ("on disk", plan.disk, False),
-    ):
-        if parts:
-            console.print()
-            _line(console, f"[bold]{title}[/bold]")
-            console.print(_memory(parts, together=together))
+        _line(console, escape(note), style="dim")
+    for title, parts in plan.memory.items():
+        console.print()
+        _line(console, f"[bold]{title}[/bold]")
+        console.print(_memory(parts, together=_at_once(title)))
     console.print()
     console.print(_rest(plan))
 
@@ -50,13 +45,12 @@ def show_block(plan: Plan, *, trainable: str | None, console: Console | None = N
     console = console or _console()
     _line(console, f"[bold]{plan.name}[/bold]")
     _line(console, f"  {trainable or 'trainable parameters: not known'}")
-    for name, parts in (("training", plan.training), ("evaluation", plan.evaluation)):
-        if parts:
-            size = total(parts)
-            _line(console, f"  memory, {name}: {_about(size)}")
+    for title, parts in plan.memory.items():
+        if _at_once(title):
+            _line(console, f"  {title}: {_about(total(parts))}")
     _line(console, f"  steps: {plan.steps}")
     for note in plan.notes:
-        console.print(f"  {note}", style="dim", highlight=False, markup=False)
+        _line(console, f"  {escape(note)}", style="dim")
     _line(console, f"  to download: {'; '.join(_downloads(plan)) or 'nothing'}")
 
 
@@ -75,6 +69,10 @@ def _memory(parts: list[Part], *, together: bool) -> Table:
     if together:
         table.add_row("together", _about(total(parts)), "")
     return table
+
+
+def _at_once(title: str) -> bool:
+    return title.startswith("memory")
 
 
 def _rest(plan: Plan) -> Table:

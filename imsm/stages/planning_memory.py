@@ -1,0 +1,107 @@
+"""What a plan says of a run's memory, part by part, with what each number rests on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imsm.plan.memory import Exact, bank_bytes, cache_bytes, count_bytes, estimate_step
+from imsm.plan.plan import Part
+from imsm.stages.planning_data import judged
+
+if TYPE_CHECKING:
+    from imsm.config import RunConfig
+    from imsm.plan.examples import Lengths
+    from imsm.siamese.model import SiameseForCausalLM
+
+TRAINING = "memory per GPU, training"
+EVALUATION = "memory per GPU, evaluation"
+DISK = "on disk"
+
+
+def memory_parts(
+    config: RunConfig,
+    model: SiameseForCausalLM,
+    *,
+    train: Lengths | None,
+    tests: dict[str, Lengths],
+) -> dict[str, list[Part]]:
+    """The parts of `TRAINING`, `EVALUATION` and `DISK`.
+
+    Args:
+        config: the run's.
+        model: without values.
+        train: the training examples; None: nothing is trained.
+        tests: each task's items.
+    """
+    exact = count_bytes(model, optimizer=config.trainer.optimizer)
+    rows = config.trainer.micro_batch_size or config.trainer.batch_size
+    prompt, answer = train.longest if train is not None else (1, 1)
+    step = estimate_step(
+        model,
+        rows=rows,
+        tokens=prompt + answer,
+        answer_tokens=answer,
+        attention=config.backbone.attn_implementation,
+        checkpointing=config.trainer.gradient_checkpointing,
+    )
+    found = {}
+    if train is not None:
+        kept = f"kept of {rows} examples of {prompt} + {answer} tokens (longest prompt and answer)"
+        if config.trainer.gradient_checkpointing:
+            kept += ", layers' inputs and one layer"
+        words = f"of {rows} × {answer} answer tokens, {model.config.vocab_size:,} words each"
+        found[TRAINING] = [
+            *_model_parts(config, exact),
+            _exact("gradients", exact.gradients, "float32"),
+            _exact("optimizer", exact.optimizer, config.trainer.optimizer),
+            Part(name="activations", size=step.activations, how=kept, exact=False),
+            Part(name="answer logits", size=step.logits, how=words, exact=False),
+        ]
+    caches = _caches(config, step.cache, tests)
+    found[EVALUATION] = [*_model_parts(config, exact), caches]
+    if train is not None and config.method.stream == "interwoven":
+        found[DISK] = [_bank(model, train)]
+    return found
+
+
+def _model_parts(config: RunConfig, exact: Exact) -> list[Part]:
+    shared = ", shared by both streams" if config.method.stream == "interwoven" else ""
+    how = f"{exact.frozen:,} frozen parameters in {config.backbone.dtype}{shared}"
+    parts = [_exact("weights", exact.weights, how)]
+    if config.method.trained:
+        parts.append(_exact("trainables", exact.trainables, "adapter and gate in float32"))
+    return parts
+
+
+def _caches(
+    config: RunConfig, cache: list[tuple[int, int | None]], tests: dict[str, Lengths]
+) -> Part:
+    """The largest keys and values of the tasks that are asked."""
+    rows, tasks = config.evaluation.batch_size, judged(config)
+    streams = 2 if config.method.stream == "interwoven" else 1
+    longest = {name: lengths.longest[0] for name, lengths in tests.items()}
+    name = max(longest, key=lambda each: longest[each] + tasks[each].max_new_tokens)
+    new = tasks[name].max_new_tokens
+    size = None
+    if cache:
+        size = cache_bytes(cache, rows=rows, tokens=longest[name] + new, streams=streams)
+    both = ", both streams" if streams == 2 else ""
+    how = f"{rows} prompts of {name}, {longest[name]} (the longest) + {new} new tokens{both}"
+    return Part(name="KV caches", size=size, how=how, exact=False)
+
+
+def _bank(model: SiameseForCausalLM, train: Lengths) -> Part:
+    if train.examples is None or train.mean is None:
+        how = "the number and the lengths of the examples are not known"
+        return Part(name="memory bank", size=None, how=how, exact=False)
+    answer = train.mean[1]
+    size = bank_bytes(model, examples=train.examples, answer_tokens=answer)
+    how = (
+        f"the original's memories of {train.examples:,} examples at {answer:.0f} answer tokens "
+        "(mean), and one of the query, if they were kept instead of computed at every step"
+    )
+    return Part(name="memory bank", size=size, how=how, exact=False)
+
+
+def _exact(name: str, size: int, how: str) -> Part:
+    return Part(name=name, size=size, how=how, exact=True)
