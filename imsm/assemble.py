@@ -9,6 +9,7 @@ import torch
 from imsm.adapters.adapter import Adapter, attach
 from imsm.backbones.load import load_backbone
 from imsm.siamese.configuration import SiameseConfig
+from imsm.siamese.fitness import examine
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.storage import build_gate
 
@@ -70,7 +71,11 @@ def put_together(
         pooling: likewise.
         stream: likewise.
         seed: likewise.
+
+    Raises:
+        UserError: the backbone cannot be interwoven, or the adapter does not fit it.
     """
+    cached = plain.device.type == "meta" or examine(plain)
     adapted: nn.Module = plain
     if adapter is not None:
         torch.manual_seed(seed)
@@ -81,6 +86,7 @@ def put_together(
         gate=gate,
         pooling=pooling,
         stream=stream,
+        cached=cached,
     )
     built = None
     if gate is not None:

@@ -1,29 +1,59 @@
-"""The key-value cache of a siamese model: both streams' rows and the query memories so far.
+"""The key-value caches of a siamese model: the streams' keys and values, the query memories so far.
 
-Of 2B rows the first B belong to the original stream, the last B to the tuned one. `generate()`
-counts sequences, not rows, so reordering and selecting take indices into B and move both halves.
+A body's own cache may hold more than the tokens: rows of both streams (of 2B rows the first B
+belong to the original stream, the last B to the tuned one), or virtual positions before the
+tokens. `generate()` counts sequences and tokens, so these caches stand around the bodies' own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 from torch.nn import functional
-from transformers import DynamicCache, PretrainedConfig
+from transformers import Cache, DynamicCache, PretrainedConfig
 
 from imsm.siamese.query import QueryState
 
 
-class SiameseCache(DynamicCache):
-    """A dynamic cache over doubled rows.
+class StreamCache(Cache):
+    """A cache around those that bodies fill: all their layers, counted in tokens.
+
+    Args:
+        bodies: the caches that are handed to a body, in the order of its passes.
+        virtual: positions that the first of them holds before the tokens, once it is filled.
+    """
+
+    def __init__(self, bodies: Sequence[Cache], *, virtual: int = 0) -> None:
+        super().__init__(layers=[layer for body in bodies for layer in body.layers])
+        self.bodies = tuple(bodies)
+        self.virtual = virtual
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many tokens were fed, virtual ones not counted."""
+        return max(0, super().get_seq_length(layer_idx) - self.virtual)
+
+
+class SiameseCache(StreamCache):
+    """The keys and values of both streams.
 
     Args:
         config: the backbone's (text) configuration: it names the kinds of its layers.
         query_mask: 1 where a position belongs to the query, (B, T_query); None: the first piece
             that is fed is the query, whatever follows is the answer.
+        doubled: one cache over doubled rows (one pass), or a cache for each stream (two passes).
     """
 
-    def __init__(self, *, config: PretrainedConfig, query_mask: torch.Tensor | None = None) -> None:
-        super().__init__(config=config)
+    def __init__(
+        self,
+        *,
+        config: PretrainedConfig,
+        query_mask: torch.Tensor | None = None,
+        doubled: bool = True,
+    ) -> None:
+        super().__init__([DynamicCache(config=config) for _ in range(1 if doubled else 2)])
+        self.doubled = doubled
         self.query_mask = query_mask
         self.queries: tuple[QueryState, QueryState] | None = None  # original, tuned
 
@@ -97,8 +127,10 @@ class SiameseCache(DynamicCache):
         return torch.equal(now, before)
 
     def _rows(self, sequences: torch.Tensor) -> torch.Tensor:
-        keys = getattr(self.layers[0], "keys", None) if self.layers else None
-        return sequences if keys is None else torch.cat([sequences, sequences + len(keys) // 2])
+        rows = next((len(state) for layer in self.layers for state in _states(layer)), 0)
+        if not (rows and self.doubled):
+            return sequences
+        return torch.cat([sequences, sequences + rows // 2])
 
     def _select_queries(self, sequences: torch.Tensor) -> None:
         if self.query_mask is not None:
@@ -107,3 +139,11 @@ class SiameseCache(DynamicCache):
             original, tuned = self.queries
             rows = sequences.to(original.count.device)
             self.queries = (original.select(rows), tuned.select(rows))
+
+
+def _states(layer: Any) -> Iterator[torch.Tensor]:
+    """What a body's layer keeps, a row per sequence: keys, or the states of linear attention."""
+    held = [getattr(layer, "keys", None)]
+    for name in ("conv_states", "recurrent_states"):
+        held += getattr(layer, name, {}).values()
+    yield from (state for state in held if state is not None and state.numel())

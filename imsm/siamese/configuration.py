@@ -20,6 +20,7 @@ class SiameseConfig(PretrainedConfig):
         gate: ``_target_`` (a class of gates) and its arguments; None for plain PEFT.
         pooling: how a query memory is pooled: "mean" (the paper), "max" or "last".
         stream: which stream answers: "original", "tuned" or "interwoven".
+        cached: whether the backbone can go on from a cache (`imsm.siamese.fitness.examine`).
     """
 
     model_type = "imsm"
@@ -33,6 +34,7 @@ class SiameseConfig(PretrainedConfig):
         gate: dict[str, Any] | None = None,
         pooling: str = "mean",
         stream: str = "interwoven",
+        cached: bool = True,
         **common: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -48,6 +50,7 @@ class SiameseConfig(PretrainedConfig):
         self.gate = gate
         self.pooling = pooling
         self.stream = stream
+        self.cached = cached
         if text_config is not None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 common.setdefault(name, getattr(text_config, name, None))

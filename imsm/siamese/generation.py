@@ -8,10 +8,10 @@ import torch
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from imsm.siamese.cache import SiameseCache
+from imsm.siamese.cache import SiameseCache, StreamCache
 
 if TYPE_CHECKING:
-    from imsm.siamese.streams import Stream
+    from imsm.siamese.streams import Stream, Streams
 
 
 class SiameseGeneration(GenerationMixin):
@@ -19,10 +19,19 @@ class SiameseGeneration(GenerationMixin):
 
     if TYPE_CHECKING:
         config: Any
+        streams: Streams
 
         @property
         def stream(self) -> Stream:
             """Who answers."""
+
+    @property
+    def cache_kind(self) -> type[Cache]:
+        """What the chosen stream's cache is; `Cache` stands for all of transformers' own."""
+        if self.stream == "interwoven":
+            return SiameseCache
+        virtual = self.stream == "tuned" and self.streams.virtual is not None
+        return StreamCache if virtual else Cache
 
     def new_cache(self, *, query_mask: torch.Tensor | None = None) -> Cache:
         """An empty cache of the kind that the chosen stream fills.
@@ -32,9 +41,13 @@ class SiameseGeneration(GenerationMixin):
                 piece that is fed. Streams without a gate have no use for it.
         """
         text_config = self.config.get_text_config(decoder=True)
-        if self.stream != "interwoven":
-            return DynamicCache(config=text_config)
-        return SiameseCache(config=text_config, query_mask=query_mask)
+        if self.cache_kind is SiameseCache:
+            doubled = self.streams.doubled
+            return SiameseCache(config=text_config, query_mask=query_mask, doubled=doubled)
+        plain = DynamicCache(config=text_config)
+        if self.cache_kind is Cache or self.streams.virtual is None:
+            return plain
+        return StreamCache([plain], virtual=self.streams.virtual.count)
 
     def generate(  # type: ignore[override]
         self, inputs: torch.Tensor | None = None, *arguments: Any, **options: Any
@@ -43,7 +56,8 @@ class SiameseGeneration(GenerationMixin):
 
         ``query_mask`` (B, T_prompt) may mark a part of the prompt as the query instead (few-shot
         examples outside it, say); only the interwoven stream reads it. Padding must stand on the
-        left. All other arguments are transformers'.
+        left. A backbone that cannot go on from a cache reads the whole text at every step. All
+        other arguments are transformers'.
 
         Raises:
             ValueError: padding on the right, or a kind of cache that cannot hold two streams.
@@ -55,6 +69,8 @@ class SiameseGeneration(GenerationMixin):
         if self.stream == "interwoven" and fed is not None and options.get("query_mask") is None:
             # padding is taken out by the attention mask, which generate() can infer
             options["query_mask"] = torch.ones(fed.shape[:2], device=fed.device)
+        if not self.config.cached:
+            options["use_cache"] = False
         return super().generate(inputs, *arguments, **options)  # type: ignore[misc]
 
     def _ends_with_padding(self, fed: torch.Tensor, mask: torch.Tensor | None) -> bool:
@@ -70,9 +86,9 @@ class SiameseGeneration(GenerationMixin):
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *arguments: Any, **options: Any
     ) -> None:
-        """Give `generate()` a cache of both streams wherever it would make a dynamic one."""
+        """Give `generate()` the stream's cache wherever it would make a dynamic one."""
         if (
-            self.stream != "interwoven"
+            self.cache_kind is Cache
             or generation_config.use_cache is False
             or model_kwargs.get("past_key_values") is not None
         ):
@@ -82,7 +98,7 @@ class SiameseGeneration(GenerationMixin):
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r}: the interwoven "
-                "stream keeps two streams in a dynamic cache of its own; leave it out"
+                f"cache_implementation={generation_config.cache_implementation!r}: the "
+                f"{self.stream} stream needs a dynamic cache of its own; leave it out"
             )
         model_kwargs["past_key_values"] = self.new_cache(query_mask=model_kwargs.get("query_mask"))

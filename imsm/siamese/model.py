@@ -31,7 +31,8 @@ from transformers import (
 from transformers.modeling_outputs import ModelOutput
 
 from imsm.siamese import storage
-from imsm.siamese.cache import SiameseCache
+from imsm.siamese.body import find_body
+from imsm.siamese.cache import SiameseCache, StreamCache
 from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.gate import interweave
 from imsm.siamese.generation import SiameseGeneration
@@ -80,7 +81,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.adapted = adapted
         self.gate = gate
-        self.streams = Streams(adapted, self.backbone.get_decoder())
+        self.streams = Streams(adapted, find_body(self.backbone))
         self.generation_config = self.backbone.generation_config
         self.stream = config.stream  # type: ignore[assignment]
 
@@ -113,7 +114,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
 
     def available_streams(self) -> tuple[Stream, ...]:
         """The streams that this model can answer with; the interwoven one needs both parts."""
-        adapted = bool(self.streams.layers)
+        adapted = self.streams.adapted
         has = {
             "original": True,
             "tuned": adapted,
@@ -164,7 +165,8 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
                 positions alone, for a loss in place of logits.
             query_mask: 1 on the query's tokens, (B, T_query), counted from the start of the
                 sequence (of the cache); positions after T_query are the answer's.
-            use_cache: make a cache if none was given; with labels no cache is made.
+            use_cache: make a cache if none was given; with labels no cache is made, nor for a
+                backbone that cannot go on from one (`SiameseConfig.cached`).
             logits_to_keep: as in transformers: compute only the last n positions (0: all), or
                 the positions of an index tensor; with labels the labels decide.
             num_items_in_batch: divides the summed loss, in place of the number of labels.
@@ -186,7 +188,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             if past_key_values is not None:
                 raise ValueError("labels with a cache: a loss is computed over whole sequences")
             return self._learn(inputs, labels, query_mask, num_items_in_batch)
-        if use_cache and past_key_values is None:
+        if use_cache and past_key_values is None and self.config.cached:
             past_key_values = self.new_cache()
         self._check_cache(past_key_values)
         if self.stream != "interwoven":
@@ -203,6 +205,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor,
     ) -> SiameseOutput:
         """The interwoven stream's logits."""
+        assert cache is None or isinstance(cache, SiameseCache)
         queries: list[torch.Tensor | None] = [None, None]
         if self._gate.reads_query:  # before the bodies run: they move the cache on
             query = query_of_piece(inputs, query_mask=query_mask, cache=cache)
@@ -217,12 +220,16 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         )
 
     def _read(
-        self, original: torch.Tensor, tuned: torch.Tensor, query: torch.Tensor, cache: Cache | None
+        self,
+        original: torch.Tensor,
+        tuned: torch.Tensor,
+        query: torch.Tensor,
+        cache: SiameseCache | None,
     ) -> list[torch.Tensor]:
         """The query memories q_o and q_t as each position may see them, each (B, T, D)."""
         pooling = self.config.pooling
         memories = (original, tuned)
-        states = cache.queries if isinstance(cache, SiameseCache) else None
+        states = cache.queries if cache is not None else None
         read = [
             running_query(
                 memory,
@@ -232,7 +239,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             )
             for index, memory in enumerate(memories)
         ]
-        if isinstance(cache, SiameseCache):
+        if cache is not None:
             cache.queries = (read[0][1], read[1][1])
         return [queries for queries, _ in read]
 
@@ -282,7 +289,13 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     def _check_cache(self, cache: Cache | None) -> None:
         if cache is None:
             return
-        if isinstance(cache, SiameseCache) != (self.stream == "interwoven"):
+        if not self.config.cached:
+            raise ValueError(
+                f"past_key_values: {type(self.backbone).__name__} cannot go on from a "
+                f"{type(cache).__name__}; feed whole sequences (use_cache=False)"
+            )
+        kind = type(cache) if isinstance(cache, StreamCache) else Cache
+        if kind is not self.cache_kind:
             raise ValueError(
                 f"past_key_values: a {type(cache).__name__} does not fit the {self.stream} stream; "
                 "make it with new_cache()"
