@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MINIATURE = "imsm:miniature"
+_RESUME = ("auto", "must", "never")
 _STREAM_MEMORIES = ({"original"}, {"tuned"}, {"original", "tuned"})
 
 
@@ -246,6 +247,14 @@ def _places(data: DataConfig) -> list[str]:
     ]
 
 
+def _resume(resume: str) -> list[str]:
+    if resume in _RESUME or Path(resume).is_dir():
+        return []
+    guess = nearest(resume, _RESUME)
+    hint = f"; did you mean resume={guess}?" if guess else ""
+    return [f"resume={resume}: must be auto, must, never or the folder of a checkpoint{hint}"]
+
+
 def _source(data: DataConfig, source_given: bool) -> list[str]:
     problems = []
     for kind in ("mirror", "folder"):
@@ -324,6 +333,7 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _batch,
     _items_by_task,
     _places,
+    _resume,
     _source,
     _vocabulary,
     _trainable,

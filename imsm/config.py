@@ -213,6 +213,8 @@ class TrainerConfig(Section):
     micro_batch_size: Count | None
     gradient_checkpointing: bool
     checkpoint_minutes: Positive
+    checkpoint_steps: Count | None
+    checkpoints_kept: Count
     by_method: list[str] = []
 
 
@@ -252,6 +254,7 @@ class RunConfig(Section):
     mode: Literal["run", "evaluate", "plan"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     folder: Text | None
+    resume: Text
     backbone: BackboneConfig
     peft: PeftConfig
     data: DataConfig

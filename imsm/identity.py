@@ -14,7 +14,7 @@ from imsm.config import MethodConfig, RunConfig
 # between a run and its continuation. So may the size of the micro-batches, unless there is a
 # dropout or a constraint on whole micro-batches (`_dropout_cut`).
 _NOT_DECIDING = {"name", "by_method", "micro_batch_size", "gradient_checkpointing"}
-_NOT_DECIDING |= {"checkpoint_minutes"}
+_NOT_DECIDING |= {"checkpoint_minutes", "checkpoint_steps", "checkpoints_kept"}
 
 
 def run_identity(config: RunConfig) -> dict[str, Any]:

@@ -41,9 +41,9 @@ class RunFolder:
         return self.path / "training.json"
 
     @property
-    def checkpoint(self) -> Path:
-        """The newest checkpoint of an unfinished training."""
-        return self.path / "checkpoint"
+    def checkpoints(self) -> Path:
+        """The newest checkpoints of an unfinished training."""
+        return self.path / "checkpoints"
 
     @property
     def evaluation(self) -> Path:
@@ -131,14 +131,17 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What differs between two configurations, a line per key; "" if nothing does."""
+    here, wanted = _flat(there), _flat(json.loads(json.dumps(asked)))
+    keys = [key for key in sorted(here.keys() | wanted.keys()) if here.get(key) != wanted.get(key)]
+    return "\n".join(f"  {k}: there {here.get(k)!r}, asked {wanted.get(k)!r}" for k in keys)
+
+
 def _another(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """A readable difference of two configurations."""
-    here, asked = _flat(found), _flat(wanted)
-    keys = [key for key in sorted(here.keys() | asked.keys()) if here.get(key) != asked.get(key)]
-    lines = [f"  {key}: there {here.get(key)!r}, asked {asked.get(key)!r}" for key in keys]
     return (
         f"folder={path}: holds a run of another configuration; give folder= another place, or "
-        "leave it out\n" + "\n".join(lines)
+        f"leave it out\n{difference(found, wanted)}"
     )
 
 

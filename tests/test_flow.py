@@ -191,7 +191,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(
     with pytest.raises(RunError, match=r"the loss of step 4 is nan.*last good checkpoint"):
         run(made, tmp_path)
     (folder,) = tmp_path.glob("*-imsm-*")
-    assert json.loads((folder / "checkpoint" / "state.json").read_text())["progress"]["step"] == 3
+    (kept,) = (folder / "checkpoints").iterdir()
+    assert json.loads((kept / "state.json").read_text())["progress"]["step"] == 3
     assert not (folder / "training.json").exists()
     run(made, tmp_path)  # goes on from there
     assert len(calls) == 4 + 13

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, cast
 
 from imsm.adapters.adapter import Adapter
 from imsm.assemble import assemble, count_trainable
 from imsm.config import RunConfig
 from imsm.files import write_whole
+from imsm.identity import run_identity
 from imsm.run_folder import RunFolder
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import training_items
 from imsm.stages.parts import adapter_of, parts_of, trainable_line
 from imsm.tracking import Tracker
-from imsm.training.checkpoint import remove_checkpoint
 from imsm.training.engine import Engine
 from imsm.training.local import LocalEngine
 from imsm.training.loop import Batching, Checkpointing, train
 from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.resume import checkpoint_to_resume
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,7 @@ def train_run(
         seed=config.seed,
     )
     steps = batching.steps(len(items))
+    checkpointing = _checkpointing(config, run)
     adapter = adapter_of(config)
     model = new_model(config, adapter)
     model.to(device)  # type: ignore[arg-type]
@@ -57,7 +60,7 @@ def train_run(
         engine=_engine(config, model, steps=steps, device=device),
         hooks=adapter.hooks(cast("PeftModel", model.adapted), steps) if adapter.hooks else None,
         batching=batching,
-        checkpointing=Checkpointing(folder=run.checkpoint, minutes=recipe.checkpoint_minutes),
+        checkpointing=checkpointing,
         pad_id=tokenizer.pad_token_id,
         log=tracker.log,
     )
@@ -67,8 +70,24 @@ def train_run(
     tokenizer.save_pretrained(run.model)
     record = summary.record() | examples | {"trainable_parameters": parameters}
     write_whole(run.trained, json.dumps(record, indent=2) + "\n")
-    remove_checkpoint(run.checkpoint)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
     return model
+
+
+def _checkpointing(config: RunConfig, run: RunFolder) -> Checkpointing:
+    """Where the training goes on, and how it is kept from now on."""
+    identity = run_identity(config)
+    start = checkpoint_to_resume(config.resume, run.checkpoints, identity=identity)
+    if start is None:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return Checkpointing(
+        folder=run.checkpoints,
+        identity=identity,
+        minutes=config.trainer.checkpoint_minutes,
+        steps=config.trainer.checkpoint_steps,
+        keep=config.trainer.checkpoints_kept,
+        start=start,
+    )
 
 
 def _engine(

@@ -1,24 +1,30 @@
 """Checkpoints: trainables, optimizer, schedule, random state and position; no frozen weight.
 
-    trainables.safetensors  optimizer.safetensors  hooks.safetensors  random.safetensors  state.json
+    checkpoints/step-00000120/
+        trainables.safetensors  optimizer.safetensors  hooks.safetensors  random.safetensors
+        state.json              position, schedule, whose run it is, SHA-256 of the other files
 
-A checkpoint is written beside its place and renamed: what lies at its place is whole.
+A checkpoint is written beside its place and renamed, `state.json` last: a folder with that name
+is whole, unless the disk harmed it later, which the digests tell. The newest ones are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from imsm.backbones.fingerprint import file_digest
 from imsm.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -26,7 +32,9 @@ if TYPE_CHECKING:
     from imsm.siamese.model import SiameseForCausalLM
     from imsm.training.engine import Engine
 
-FORMAT = 1
+FORMAT = 2
+STATE = "state.json"
+_PARTS = ("trainables", "optimizer", "hooks", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,58 +63,78 @@ def save_checkpoint(
     model: SiameseForCausalLM,
     engine: Engine,
     hooks: Hooks | None,
-) -> None:
-    """Write the state after so many optimizer steps to ``folder``, in place of what was there.
+    identity: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the state after so many optimizer steps below ``folder``; returns where it lies.
+
+    Args:
+        folder: of the run's checkpoints.
+        progress: how far the training has come.
+        model: adapter and gate are what is trainable of it.
+        engine: its optimizer and schedule.
+        hooks: the PEFT method's.
+        identity: whose checkpoint it is: what decides the training.
+        keep: how many checkpoints stay, the newest ones.
 
     Raises:
-        UserError: it could not be written (a full disk, say); the checkpoint before it is kept.
+        UserError: it could not be written (a full disk, say); the checkpoints before it are kept.
     """
-    new = folder.with_name(folder.name + ".new")
-    old = folder.with_name(folder.name + ".old")
+    place = folder / f"step-{progress.step:08d}"
+    new = folder / f".{place.name}.new"
     shutil.rmtree(new, ignore_errors=True)
     tensors, rest = engine.state()
+    parts = {
+        "trainables": trainable_state(model),
+        "optimizer": _on_cpu(tensors),
+        "hooks": _on_cpu(hooks.state()) if hooks else {},
+        "random": _random_state(),
+    }
     try:
         new.mkdir(parents=True)
-        save_file(trainable_state(model), new / "trainables.safetensors")
-        save_file(_on_cpu(tensors), new / "optimizer.safetensors")
-        save_file(_on_cpu(hooks.state()) if hooks else {}, new / "hooks.safetensors")
-        save_file(_random_state(), new / "random.safetensors")
-        state = {"format": FORMAT, "progress": asdict(progress), "engine": rest}
-        (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for name, values in parts.items():
+            save_file(values, new / f"{name}.safetensors")
+        state = {
+            "format": FORMAT,
+            "progress": asdict(progress),
+            "engine": rest,
+            "identity": dict(identity),
+            "files": {file.name: file_digest(file) for file in sorted(new.iterdir())},
+        }
+        state["digest"] = _own_digest(state)
+        (new / STATE).write_text(json.dumps(state), encoding="utf-8")
         _flush(new)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        kept = f"the one before it is kept in {folder}" if folder.exists() else "there is none yet"
+        kept = f"those before it are kept in {folder}" if checkpoints(folder) else "there is none"
         raise UserError(
             f"the checkpoint of step {progress.step} could not be written ({error}); {kept}. "
             "Free some space and give the same command again"
         ) from error
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)  # of a training that went another way
+    new.rename(place)
+    for old in checkpoints(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
 
 
 def load_checkpoint(
-    folder: Path, *, model: SiameseForCausalLM, engine: Engine, hooks: Hooks | None
+    place: Path, *, model: SiameseForCausalLM, engine: Engine, hooks: Hooks | None
 ) -> Progress:
     """Restore what ``save_checkpoint`` wrote; returns how far it had come.
 
     Raises:
         RunError: the checkpoint does not fit the model, or is damaged.
     """
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        trainables = load_file(folder / "trainables.safetensors")
-        tensors = load_file(folder / "optimizer.safetensors")
-        random = load_file(folder / "random.safetensors")
-        hook_state = load_file(folder / "hooks.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(_damaged(folder, error)) from error
+    if problem := what_is_wrong(place):
+        raise RunError(f"checkpoint {place}: {problem}")
+    state = read_state(place)
+    trainables, tensors, hook_state, random = (
+        load_file(place / f"{name}.safetensors") for name in _PARTS
+    )
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if parameters.keys() != trainables.keys():
-        raise RunError(_damaged(folder, "it holds other parameters than this model trains"))
+        raise RunError(f"checkpoint {place}: holds other parameters than this model trains")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(trainables[name])
@@ -119,19 +147,59 @@ def load_checkpoint(
     return Progress(**state["progress"])
 
 
-def find_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint at ``folder``, also after a crash in the middle of a rename."""
-    places = (folder, *(folder.with_name(folder.name + end) for end in (".new", ".old")))
-    for candidate in places:
-        if (candidate / "state.json").is_file():
-            return candidate
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints below ``folder``, the newest first, damaged ones among them."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def read_state(place: Path) -> dict[str, Any]:
+    """The `state.json` of a checkpoint.
+
+    Raises:
+        ValueError: it is not there, is no JSON, or is of another format.
+    """
+    try:
+        state = json.loads((place / STATE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{STATE} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{STATE} is damaged ({error})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{STATE} is not of format {FORMAT}")
+    if state.get("digest") != _own_digest(state):
+        raise ValueError(f"{STATE} is damaged: it is not what was written")
+    return state
+
+
+def what_is_wrong(place: Path) -> str | None:
+    """Why a checkpoint cannot be used; None if every file is as it was written."""
+    try:
+        files = read_state(place)["files"]
+    except (ValueError, KeyError) as error:
+        return str(error)
+    for name, digest in files.items():
+        if not (place / name).is_file():
+            return f"{name} is missing"
+        if file_digest(place / name) != digest:
+            return f"{name} is damaged: it is not what was written"
     return None
 
 
-def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint that is not needed any more."""
-    for suffix in ("", ".new", ".old"):
-        shutil.rmtree(folder.with_name(folder.name + suffix), ignore_errors=True)
+def room_for(folder: Path, *, size: int) -> str | None:
+    """A warning if the disk below ``folder`` has no room for two checkpoints of ``size`` bytes."""
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    if free >= 2 * size:
+        return None
+    return (
+        f"{folder}: {free / 1e6:,.0f} MB are free and a checkpoint takes about {size / 1e6:,.0f} "
+        "MB; free some space, or the training stops when it is to be kept"
+    )
+
+
+def _own_digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 of a state's values but for this one."""
+    values = {key: value for key, value in state.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -152,10 +220,3 @@ def _flush(folder: Path) -> None:
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
         os.close(descriptor)
-
-
-def _damaged(folder: Path, reason: object) -> str:
-    return (
-        f"checkpoint {folder}: cannot be used ({reason}). Remove that folder to train from the "
-        "start, or give `folder=` another place"
-    )

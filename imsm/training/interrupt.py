@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM wait for the end of a step, so that a checkpoint is never half a step."""
+"""Signals wait for the end of a step, so that a checkpoint is never half a step.
+
+Ctrl-C and SIGTERM end the training after a checkpoint; SIGUSR1 asks for a checkpoint alone.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,21 @@ from types import FrameType, TracebackType
 class Interruptible:
     """Inside this block the first Ctrl-C (or SIGTERM) only sets ``requested``.
 
-    The second one interrupts at once. Outside the main thread nothing is changed.
+    The second one interrupts at once. SIGUSR1 sets ``save_requested``, which the loop takes back.
+    Outside the main thread nothing is changed.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.save_requested = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interruptible:
-        """Take the two signals over."""
+        """Take the signals over."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._request)
+            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._request_save)
         return self
 
     def __exit__(
@@ -34,6 +40,9 @@ class Interruptible:
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _request_save(self, number: int, frame: FrameType | None) -> None:
+        self.save_requested = True
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,8 +17,9 @@ from imsm.errors import RunError
 from imsm.progress import bar
 from imsm.training.checkpoint import (
     Progress,
-    find_checkpoint,
+    checkpoints,
     load_checkpoint,
+    room_for,
     save_checkpoint,
 )
 from imsm.training.interrupt import Interruptible
@@ -71,10 +72,27 @@ class TrainingSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpointing:
-    """Where checkpoints go and how often, in minutes."""
+    """Where checkpoints go, how often, and where the training goes on.
+
+    Attributes:
+        folder: of the run's checkpoints.
+        identity: what decides the training; a checkpoint carries it.
+        minutes: between two checkpoints.
+        steps: between two checkpoints, in place of or beside the minutes; None: minutes alone.
+        keep: how many stay.
+        start: the checkpoint to go on from; None: begin.
+    """
 
     folder: Path
+    identity: Mapping[str, Any]
     minutes: float
+    steps: int | None = None
+    keep: int = 2
+    start: Path | None = None
+
+    def due(self, step: int, seconds: float) -> bool:
+        """Whether a step is to be kept, so many seconds after the last one that was."""
+        return seconds > 60 * self.minutes or (self.steps is not None and step % self.steps == 0)
 
 
 def train(
@@ -88,7 +106,7 @@ def train(
     pad_id: int,
     log: Log,
 ) -> TrainingSummary:
-    """Train ``model``'s adapter and gate on ``items``; goes on from a checkpoint if there is one.
+    """Train ``model``'s adapter and gate on ``items``, from ``checkpointing.start`` on.
 
     Raises:
         RunError: the loss or a gradient is not finite; the last good checkpoint is kept.
@@ -102,17 +120,24 @@ def train(
         )
     ]
     torch.manual_seed(batching.seed)  # dropout; a checkpoint brings its own random state
-    found = find_checkpoint(checkpointing.folder)
     so_far = Progress()
-    if found:
-        so_far = load_checkpoint(found, model=model, engine=engine, hooks=hooks)
-        print(f"going on after step {so_far.step} of {len(order)} ({found})", file=sys.stderr)
+    if checkpointing.start is not None:
+        so_far = load_checkpoint(checkpointing.start, model=model, engine=engine, hooks=hooks)
+        at = f"step {so_far.step} of {len(order)}"
+        print(f"going on after {at} ({checkpointing.start})", file=sys.stderr)
+    _warn_of_a_full_disk(model, checkpointing.folder)
     reset_peak_memory(engine.device)
     started = saved = time.monotonic()
 
     def save(progress: Progress) -> None:
         save_checkpoint(
-            checkpointing.folder, progress=progress, model=model, engine=engine, hooks=hooks
+            checkpointing.folder,
+            progress=progress,
+            model=model,
+            engine=engine,
+            hooks=hooks,
+            identity=checkpointing.identity,
+            keep=checkpointing.keep,
         )
 
     before, done = so_far, so_far.step
@@ -147,10 +172,11 @@ def train(
             log(step, {**measured, "tokens_per_second": speed})
             shown = f"loss {measured['loss']:.3f}, {speed:,.0f} tokens/s"
             steps.set_postfix_str(shown, refresh=False)
-            due = time.monotonic() - saved > 60 * checkpointing.minutes
+            due = checkpointing.due(step, time.monotonic() - saved) or interrupt.save_requested
             if due or interrupt.requested or step == len(order):
                 save(so_far)
                 saved = time.monotonic()
+                interrupt.save_requested = False
             if interrupt.requested:
                 raise KeyboardInterrupt
     model.eval()
@@ -161,6 +187,14 @@ def train(
         final_loss=so_far.loss,
         peak_memory_bytes=peak_memory(engine.device),
     )
+
+
+def _warn_of_a_full_disk(model: SiameseForCausalLM, folder: Path) -> None:
+    """Say before the first step if a checkpoint will find no room: values and two moments each."""
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    warning = room_for(folder, size=3 * trainable)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 class _NotFiniteError(ArithmeticError):
@@ -227,8 +261,8 @@ def _stopped(
     good = all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
     if good and so_far.step:
         save(so_far)
-    kept = find_checkpoint(folder)
-    place = f"the last good checkpoint is {kept}" if kept else "no step was finished before it"
+    kept = checkpoints(folder)
+    place = f"the last good checkpoint is {kept[0]}" if kept else "no step was finished before it"
     return (
         f"{error}: training stopped, {place}. Try a lower trainer.learning_rate, "
         "trainer.clip_norm=1.0 or backbone.dtype=float32"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +17,21 @@ from imsm.adapters.lora import lora
 from imsm.data.tokenise import TokenisedExample
 from imsm.errors import RunError, UserError
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.training.checkpoint import Progress, find_checkpoint, save_checkpoint, trainable_state
+from imsm.training.checkpoint import (
+    Progress,
+    checkpoints,
+    read_state,
+    save_checkpoint,
+    trainable_state,
+)
 from imsm.training.local import LocalEngine
 from imsm.training.loop import Batching, Checkpointing, TrainingSummary, train
 from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.resume import checkpoint_to_resume
 from tests.adapters.moe import tiny_loramoe
 from tests.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
+
+IDENTITY = {"peft": {"rank": 4}, "seed": 7}
 
 
 def items(count: int = 12) -> list[TokenisedExample]:
@@ -75,7 +84,7 @@ class Run:
         own |= {"plain_loramoe": tiny_loramoe, "adalora_static": regularised_adalora}
         adapter = {**own, **ADAPTERS}[method]()
         self.model: SiameseForCausalLM = tiny_siamese("llama", adapter, gate=gate)
-        self.folder = folder / "checkpoint"
+        self.folder = folder / "checkpoints"
         self.batching = Batching(epochs=epochs, batch_size=4, micro_batch_size=micro, seed=7)
         steps = self.batching.steps(12)
         build = build_optimizer(
@@ -93,22 +102,29 @@ class Run:
         self.losses: list[float] = []
         self.auxiliary: list[float | None] = []
         self.stop_after: int | None = None
+        self.save_after: int | None = None
+        self.kept: dict[str, Any] = {}
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.losses.append(values["loss"])
         self.auxiliary.append(values.get("auxiliary_loss"))
         if step == self.stop_after:
             os.kill(os.getpid(), signal.SIGINT)
+        if step == self.save_after:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
-    def train(self) -> TrainingSummary:
+    def train(self, resume: str = "auto") -> TrainingSummary:
         torch.manual_seed(0)
+        start = checkpoint_to_resume(resume, self.folder, identity=IDENTITY)
         return train(
             self.model,
             items(),
             engine=self.engine,
             hooks=self.hooks,
             batching=self.batching,
-            checkpointing=Checkpointing(folder=self.folder, minutes=60),
+            checkpointing=Checkpointing(
+                folder=self.folder, identity=IDENTITY, minutes=60, start=start, **self.kept
+            ),
             pad_id=0,
             log=self.log,
         )
@@ -184,9 +200,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     run.engine.step = step  # type: ignore[method-assign]
     with pytest.raises(RunError, match=r"the loss of step 3 is (nan|inf).*last good checkpoint"):
         run.train()
-    found = find_checkpoint(run.folder)
-    assert found is not None
-    assert json.loads((found / "state.json").read_text())["progress"]["step"] == 2
+    found = checkpoints(run.folder)[0]
+    assert read_state(found)["progress"]["step"] == 2
     from safetensors.torch import load_file
 
     kept = load_file(found / "trainables.safetensors")
@@ -203,6 +218,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
             model=run.model,
             engine=run.engine,
             hooks=run.hooks,
+            identity=IDENTITY,
+            keep=2,
         )
 
     save(0)
@@ -210,26 +227,14 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(UserError, match=r"could not be written.*the one before it is kept"):
+        with pytest.raises(UserError, match=r"could not be written.*those before it are kept"):
             save(1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    found = find_checkpoint(run.folder)
-    assert found is not None
-    assert json.loads((found / "state.json").read_text())["progress"]["step"] == 0
-
-
-@pytest.mark.parametrize("file", ["trainables.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str) -> None:
-    run = Run(tmp_path)
-    run.stop_after = 2
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
-    path = run.folder / file
-    path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(RunError, match="cannot be used"):
-        Run(tmp_path).train()
+    (found,) = checkpoints(run.folder)
+    assert read_state(found)["progress"]["step"] == 0
+    assert [path.name for path in run.folder.iterdir()] == [found.name]
 
 
 def test_a_checkpoint_holds_no_frozen_weight_and_no_pickle(tmp_path: Path) -> None:
@@ -238,6 +243,6 @@ def test_a_checkpoint_holds_no_frozen_weight_and_no_pickle(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         run.train()
     trainable = sum(4 * p.numel() for p in run.model.parameters() if p.requires_grad)
-    sizes = {path.name: path.stat().st_size for path in run.folder.iterdir()}
+    sizes = {path.name: path.stat().st_size for path in checkpoints(run.folder)[0].iterdir()}
     assert {Path(name).suffix for name in sizes} == {".safetensors", ".json"}
     assert sum(sizes.values()) < 4 * trainable + 20_000
