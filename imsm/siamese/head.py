@@ -42,10 +42,22 @@ def head_logits(backbone: PreTrainedModel, body: nn.Module, memory: torch.Tensor
         return _Memory(last_hidden_state=memory)
 
     with forward_replaced(body, answer):
-        logits = backbone(inputs_embeds=memory, use_cache=False).logits
+        logits = _pass(backbone, memory)
     if calls != 1:
         raise RuntimeError(
             f"{type(backbone).__name__} called its {type(body).__name__} {calls} times for one "
             "pass of its head: this backbone's head cannot be used on an interwoven memory"
         )
     return logits
+
+
+def _pass(backbone: PreTrainedModel, memory: torch.Tensor) -> torch.Tensor:
+    """The logits of a pass whose body answers; what it is fed matters in its shape alone."""
+    try:
+        return backbone(inputs_embeds=memory, use_cache=False).logits
+    except RuntimeError as error:
+        if "input_ids" not in str(error):
+            raise
+        # Gemma 4 looks tokens up twice, and wants to know which ones an embedding stands for
+        tokens = torch.zeros(memory.shape[:2], dtype=torch.long, device=memory.device)
+        return backbone(input_ids=tokens, use_cache=False).logits
