@@ -23,6 +23,9 @@ ROLES = ("system", "user", "assistant", "observation")
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *(f"<|{role}|>" for role in ROLES))
 """In the order of their ids, which begin behind the last piece (64789 in the published model)."""
 Texts = str | list[Any]
+_PUBLISHED_CODE = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
+"""Kept in what is saved, and never run: without imsm, transformers then asks for this code, where
+it would else make a tokenizer of another kind of the same file and not say so."""
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
@@ -30,8 +33,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     Args:
         vocab_file: the SentencePiece model (`tokenizer.model`).
-        options: what transformers keeps in `tokenizer_config.json`; special tokens, their ids and
-            the code that a published file names are given here and not taken from there.
+        options: what transformers keeps in `tokenizer_config.json`; special tokens and their ids
+            are given here and not taken from there.
 
     Raises:
         ValueError: ``vocab_file`` is not there, or no SentencePiece model.
@@ -51,7 +54,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             for token, place in self.special_ids.items()
         }
         self.prefix_tokens = [self.special_ids["[gMASK]"], self.special_ids["sop"]]
-        for key in ("added_tokens_decoder", "auto_map", "bos_token", "additional_special_tokens"):
+        for key in ("added_tokens_decoder", "bos_token", "additional_special_tokens"):
             options.pop(key, None)
         options |= {
             "eos_token": "</s>",
@@ -60,6 +63,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             "extra_special_tokens": list(SPECIAL_TOKENS),
             "special_tokens_pattern": "prefix_suffix",
             "clean_up_tokenization_spaces": False,
+            "auto_map": _PUBLISHED_CODE,
         }
         options.setdefault("split_special_tokens", True)
         super().__init__(**options)

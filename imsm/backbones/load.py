@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
 from imsm.errors import UserError
@@ -97,7 +98,12 @@ def load_backbone(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except UnpicklingError as error:
+        raise UserError(
+            f"backbone {source}: its .bin files hold more than tensors and are not read; give a "
+            "folder with the model's .safetensors files"
+        ) from error
+    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(_unavailable(source, error)) from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):  # transformers fills them with random values

@@ -148,6 +148,33 @@ def test_a_member_of_the_family_with_another_shape_is_refused(
         load_backbone(path=str(tmp_path))
 
 
+def test_no_pickle_is_executed_to_read_weights(tmp_path: Path) -> None:
+    """The published repository has `.bin` files beside its safetensors."""
+    folder, trace = save_published(tmp_path / "model"), tmp_path / "trace"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str, str]]:
+            return open, (str(trace), "w")
+
+    torch.save({PREFIX + "output_layer.weight": Hostile()}, folder / "pytorch_model.bin")
+    assert torch.equal(
+        load_backbone(path=str(folder)).transformer.output_layer.weight,
+        WEIGHTS[PREFIX + "output_layer.weight"],
+    )
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"more than tensors.*safetensors"):
+        load_backbone(path=str(folder))
+    assert not trace.exists()
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_backbone(path=str(folder))
+    torch.save(WEIGHTS, folder / "pytorch_model.bin")  # plain tensors do load
+    ids = torch.tensor(ROWS[:1])
+    found = load_backbone(path=str(folder))(ids).logits[0]
+    torch.testing.assert_close(found, equations.logits(ROWS[0], WEIGHTS), **CLOSE)
+
+
 def test_files_that_lack_weights_are_not_taken_for_whole(tmp_path: Path) -> None:
     folder = save_published(tmp_path)
     file = folder / "model.safetensors.index.json"

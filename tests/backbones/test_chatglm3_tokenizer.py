@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,20 @@ def test_what_is_saved_loads_again(tokenizer: ChatGLMTokenizer, tmp_path: Path) 
     assert again(HOSTILE).input_ids == tokenizer(HOSTILE).input_ids
     again.save_pretrained(tmp_path)  # over itself
     assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.slow
+def test_without_imsm_a_saved_tokenizer_is_refused_and_not_replaced(
+    tokenizer: ChatGLMTokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    code = "from transformers import AutoTokenizer as A; import sys; print(A.from_pretrained("
+    code += "sys.argv[1], trust_remote_code=False))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1, done.stdout
+    assert "custom code" in done.stderr
 
 
 def test_later_published_files_name_special_tokens_that_are_not_taken_from_them(
