@@ -86,6 +86,8 @@ SMALL: dict[str, Any] = {
     "qk_rope_head_dim": 4,
     "qk_nope_head_dim": 4,
     "rotary_dim": 4,
+    "chunk_size": 8,
+    "mamba_chunk_size": 8,
     "image_token_id": 91,
     "image_token_index": 91,
     "video_token_id": 92,

@@ -177,6 +177,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         """
         if return_dict is False:
             raise ValueError("return_dict=False: a siamese model returns a SiameseOutput only")
+        self._check_cache(past_key_values)
         inputs = body_inputs(
             input_ids,
             inputs_embeds=inputs_embeds,
@@ -190,7 +191,6 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             return self._learn(inputs, labels, query_mask, num_items_in_batch)
         if use_cache and past_key_values is None and self.config.cached:
             past_key_values = self.new_cache()
-        self._check_cache(past_key_values)
         if self.stream != "interwoven":
             memory = self.streams.memory(inputs, stream=self.stream, cache=past_key_values)
             logits = self.head(kept(memory, logits_to_keep))
