@@ -8,6 +8,7 @@ import re
 import pytest
 
 from imsm.config import RunConfig
+from imsm.folders import conf_folder
 from imsm.identity import differs_only_in_method, run_identity, run_name
 from tests.composed import config
 
@@ -137,4 +138,5 @@ def test_shipped_arguments_fit_what_they_are_for() -> None:
     from imsm.siamese.gate import Gate
 
     accepted = set(inspect.signature(Gate).parameters) - {"hidden_size"}
-    assert set(config().gate.arguments()) == accepted
+    gates = [config(f"gate={path.stem}").gate for path in (conf_folder() / "gate").glob("*.yaml")]
+    assert {name for gate in gates for name in gate.arguments()} == accepted
