@@ -21,22 +21,22 @@ def test_it_learns_with_constraint_and_replay(method: str, tmp_path: Path) -> No
         "peft=loramoe_blc_replay",
         f"method={method}",
         f"folder={tmp_path / 'run'}",
-        "data.train_limit=80",
+        "data.train_limit=40",
         "trainer.epochs=2",
         "trainer.micro_batch_size=8",
         "trainer.gradient_checkpointing=true",
-        "evaluation.items=4",
-        "evaluation.tasks=[target,webq]",
+        "evaluation.items=2",
+        "evaluation.tasks=[webq]",
     )
     carry_out(run, runs_root=tmp_path)
     folder = RunFolder(tmp_path / "run")
     lines = [json.loads(line) for line in (folder.path / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "auxiliary_loss" in line]
-    assert len(steps) == 2 * 6  # 88 examples in batches of 16
-    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
-    assert all(0 < step["auxiliary_loss"] < 12 * 0.1 for step in steps)
+    assert len(steps) == 2 * 3  # 44 examples in batches of 16
+    assert steps[-1]["loss"] < 0.9 * steps[0]["loss"]
+    assert all(0 < step["auxiliary_loss"] < 28 * 0.1 for step in steps)
     training = json.loads(folder.trained.read_text())
-    assert training["replay"]["examples"] == 8
+    assert training["replay"]["examples"] == 4
     model = SiameseForCausalLM.from_pretrained(folder.path)
-    assert len(layers_of(model)) == 12
+    assert len(layers_of(model)) == 28
     assert all(layer.up.abs().max() > 0 for layer in layers_of(model))
