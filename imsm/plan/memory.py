@@ -111,14 +111,12 @@ def estimate_step(
 
 
 def logit_bytes(model: SiameseForCausalLM) -> int:
-    """Bytes of one answer token's logits at the peak of the loss.
+    """Bytes of one answer token's logits at the peak of the loss, in its backward pass.
 
-    Its logits, where they are in 16 bits a copy in float32, the logarithms of the probabilities,
-    and (backwards) a gradient in place of the logits.
+    Three times the vocabulary in float32: the logarithms of the probabilities, their gradient, and
+    the logits' gradient.
     """
-    dtype = _dtype(model)
-    copies = 2 * 4 if dtype.itemsize >= 4 else dtype.itemsize + 2 * 4
-    return int(model.config.vocab_size) * copies
+    return 3 * 4 * int(model.config.vocab_size)
 
 
 def cache_bytes(

@@ -14,7 +14,7 @@ from imsm.adapters.lora import lora
 from imsm.assemble import put_together
 from imsm.backbones.load import load_backbone
 from imsm.backbones.skeleton import build_skeleton, find_configuration
-from imsm.plan.memory import cache_bytes, count_bytes, estimate_step, logit_bytes
+from imsm.plan.memory import cache_bytes, count_bytes, estimate_step
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.training.optimizer import build_optimizer
 from tests.backbone_folder import save_backbone
@@ -156,12 +156,6 @@ def test_checkpointing_keeps_less(folder: Path) -> None:
     ]
     layers, inputs = 2, 2 * 4 * 64 * 32 * 4
     assert kept[1] == inputs + kept[0] // layers
-
-
-@pytest.mark.parametrize(("dtype", "size"), [("float32", 8), ("bfloat16", 10)])
-def test_logits(folder: Path, dtype: str, size: int) -> None:
-    model = planned(folder, stream="tuned", dtype=dtype)
-    assert logit_bytes(model) == size * model.config.vocab_size
 
 
 def test_caches_are_as_large_as_real_ones(folder: Path) -> None:
