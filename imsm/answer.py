@@ -6,12 +6,14 @@ Every arm that the run has answers: the original model, the tuned one, and both 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imsm.errors import UserError
 from imsm.folders import runs_root
+from imsm.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from imsm.siamese.streams import Stream
@@ -60,15 +62,19 @@ def answers(folder: Path, text: str, *, method: str, max_new_tokens: int, device
         UserError: no run there, an arm that it does not have, or a word that its closed
             vocabulary lacks.
     """
+    import torch
     from transformers import AutoTokenizer, TextStreamer
 
+    from imsm.data.tokenise import prompt_tokens
+    from imsm.evaluation.generate import end_tokens
     from imsm.siamese.model import SiameseForCausalLM
     from imsm.training.local import choose_device
 
     model = SiameseForCausalLM.from_pretrained(folder, device=choose_device(device))
     tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
-    prompt = tokenizer(text, return_tensors="pt").to(model.device)
-    _refuse_unknown_words(text, prompt["input_ids"][0].tolist(), tokenizer.unk_token_id)
+    (ids,) = prompt_tokens(tokenizer, [text], chat=_was_chatting(folder))
+    _refuse_unknown_words(text, list(ids), tokenizer.unk_token_id)
+    prompt = torch.tensor([ids], device=model.device)
     available = model.available_streams()
     chosen = [arm for arm, stream in ARMS.items() if stream in available]
     if method != "all":
@@ -79,10 +85,11 @@ def answers(folder: Path, text: str, *, method: str, max_new_tokens: int, device
         model.stream = ARMS[arm]
         print(f"{arm}: " if len(chosen) > 1 else "", end="", flush=True)
         model.generate(
-            prompt["input_ids"],
-            attention_mask=prompt["attention_mask"],
+            prompt,
+            attention_mask=torch.ones_like(prompt),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            eos_token_id=end_tokens(model, tokenizer),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )
@@ -98,6 +105,15 @@ def _run_folder(name: str) -> Path:
     raise UserError(
         f"{name}: no finished run here or under {root}; finished: {', '.join(finished) or 'none'}"
     )
+
+
+def _was_chatting(folder: Path) -> bool:
+    """Whether the run's prompts were turns of a chat; a model without a run's records: no."""
+    try:
+        identity = json.loads(RunFolder(folder).identity.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(identity["backbone"].get("chat_template", False))
 
 
 def _refuse_unknown_words(text: str, ids: list[int], unknown: int | None) -> None:

@@ -146,6 +146,7 @@ class DataConfig(TaskConfig):
     mirror: str | None
     folder: str | None
     prompts: Literal["verbatim", "corrected"]
+    chat_template: bool = False
     train_limit: Count | None
     metric: str | None
 

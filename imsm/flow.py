@@ -19,6 +19,7 @@ import transformers
 from imsm.backbones.fingerprint import backbone_fingerprint
 from imsm.backbones.load import load_tokenizer
 from imsm.config import RunConfig
+from imsm.data.chat import adopt_chat_template
 from imsm.errors import RunError, UserError
 from imsm.files import write_whole
 from imsm.identity import original_of, run_identity, run_name
@@ -79,6 +80,8 @@ def _carry_out(
     path, local = config.backbone.path, config.backbone.local
     revision = config.backbone.revision
     tokenizer = load_tokenizer(path=path, revision=revision, local=local)
+    if config.data.chat_template:
+        adopt_chat_template(tokenizer)
     tests = test_sets(config, tokenizer)
     weights = backbone_fingerprint(path=path, revision=revision, local=local)
     if config.method.trained:

@@ -21,11 +21,13 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     """Everything that decides the training, as plain values.
 
     Left out are evaluation, tracker, engine, mode and folder. Where nothing is trained, the
-    backbone alone counts.
+    backbone alone counts, and the way in which it is asked.
     """
     backbone = config.backbone.model_dump(
         mode="json", include={"path", "revision", "dtype", "attn_implementation", "local"}
     )
+    if config.data.chat_template:
+        backbone["chat_template"] = True  # with it the original is another one to compare with
     if not config.method.trained:
         return {"backbone": backbone, "method": {"stream": config.method.stream}}
     identity: dict[str, Any] = {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from imsm.data.chat import chat_ids
 from imsm.data.example import Example
 from imsm.errors import UserError
 
@@ -65,12 +66,14 @@ def tokenise_training(
     max_answer_tokens: int,
     closed_vocabulary: bool,
     task_type: int = 0,
+    chat: bool = False,
 ) -> tuple[list[TokenisedExample], TokenisationReport]:
     """Prompts with special tokens, answers (golds[0]) without, but with EOS.
 
     A prompt over max_prompt_tokens has its context cut from the left; if that is not enough, or
     there is none, the example is dropped. So is one whose answer and EOS exceed
-    max_answer_tokens: a cut answer would teach a wrong one.
+    max_answer_tokens: a cut answer would teach a wrong one. With ``chat`` a prompt is a user turn
+    in the tokenizer's template, which counts as part of it (`imsm.data.chat`).
 
     Raises:
         UserError: a word that a closed vocabulary does not know, a tokenizer without EOS, or no
@@ -83,7 +86,7 @@ def tokenise_training(
     if closed_vocabulary:
         _refuse_unknown_words(examples, [e.prompt for e in examples], tokenizer)
         _refuse_unknown_words(examples, answers, tokenizer)
-    prompt_ids, report = _prompts(examples, tokenizer, limit=max_prompt_tokens)
+    prompt_ids, report = _prompts(examples, tokenizer, limit=max_prompt_tokens, chat=chat)
     kept = []
     for example, prompt, answer in zip(examples, prompt_ids, _ids(tokenizer, answers), strict=True):
         answer_ids = (*answer, int(eos))
@@ -112,6 +115,7 @@ def tokenise_prompts(
     *,
     max_prompt_tokens: int,
     closed_vocabulary: bool,
+    chat: bool = False,
 ) -> tuple[list[TokenisedExample], TokenisationReport]:
     """Prompts for evaluation: all of them, cut as in training; what no cut makes fit stays whole.
 
@@ -120,7 +124,7 @@ def tokenise_prompts(
     """
     if closed_vocabulary:
         _refuse_unknown_words(examples, [e.prompt for e in examples], tokenizer)
-    prompt_ids, report = _prompts(examples, tokenizer, limit=max_prompt_tokens)
+    prompt_ids, report = _prompts(examples, tokenizer, limit=max_prompt_tokens, chat=chat)
     tokenised = [
         TokenisedExample(id=example.id, prompt_ids=prompt, answer_ids=())
         for example, prompt in zip(examples, prompt_ids, strict=True)
@@ -129,15 +133,15 @@ def tokenise_prompts(
 
 
 def _prompts(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, limit: int
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, limit: int, chat: bool
 ) -> tuple[list[tuple[int, ...]], TokenisationReport]:
     """Each example's prompt in at most `limit` tokens where a cut can do it, else whole."""
     report = TokenisationReport(examples=len(examples))
-    whole = _ids(tokenizer, [example.prompt for example in examples], special=True)
+    whole = prompt_tokens(tokenizer, [example.prompt for example in examples], chat=chat)
     prompts = []
     for example, ids in zip(examples, whole, strict=True):
         if len(ids) > limit:
-            shorter = _cut(example, tokenizer, limit=limit)
+            shorter = _cut(example, tokenizer, limit=limit, chat=chat)
             report.cut += shorter is not None
             report.too_long += shorter is None
             ids = shorter or ids
@@ -146,7 +150,7 @@ def _prompts(
 
 
 def _cut(
-    example: Example, tokenizer: PreTrainedTokenizerBase, *, limit: int
+    example: Example, tokenizer: PreTrainedTokenizerBase, *, limit: int, chat: bool
 ) -> tuple[int, ...] | None:
     """The prompt with as few of the context's first words left out as make it fit.
 
@@ -162,7 +166,7 @@ def _cut(
 
     def ids_from(position: int) -> tuple[int, ...]:
         text = example.prompt[:start] + example.prompt[position:]
-        return _ids(tokenizer, [text], special=True)[0]
+        return prompt_tokens(tokenizer, [text], chat=chat)[0]
 
     low, high = 0, len(beginnings) - 1
     while low < high:
@@ -176,6 +180,13 @@ def _cut(
         if len(ids) <= limit:
             return ids
     return None
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool
+) -> list[tuple[int, ...]]:
+    """What a model is asked, in training and evaluation alike: each whole prompt as token ids."""
+    return chat_ids(tokenizer, prompts) if chat else _ids(tokenizer, prompts, special=True)
 
 
 def _ids(

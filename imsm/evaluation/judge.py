@@ -55,14 +55,20 @@ def load_test_set(
     items: int | None,
     tokenizer: PreTrainedTokenizerBase,
     closed_vocabulary: bool,
+    chat: bool,
 ) -> TestSet:
-    """Load and tokenise a task's test items (a fixed random ``items`` of them; None: all)."""
+    """Load and tokenise a task's test items (a fixed random ``items`` of them; None: all).
+
+    ``chat``: each prompt is a user turn in the tokenizer's template; its tokens are part of the
+    answers' key.
+    """
     examples = load_examples(task, "test", source=source, prompts=prompts, limit=items)
     tokenised, report = tokenise_prompts(
         examples,
         tokenizer,
         max_prompt_tokens=task.max_prompt_tokens,
         closed_vocabulary=closed_vocabulary,
+        chat=chat,
     )
     return TestSet(task=task, examples=examples, prompts=tokenised, report=report)
 

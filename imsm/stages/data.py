@@ -100,6 +100,7 @@ def _tokenised(
         max_answer_tokens=task.max_new_tokens,
         closed_vocabulary=config.backbone.closed_vocabulary,
         task_type=task.task_type,
+        chat=config.data.chat_template,
     )
     _warn(f"{task.name} (train)", report.warning())
     return items, report
@@ -121,6 +122,7 @@ def test_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str
             items=config.evaluation.items_of(name),
             tokenizer=tokenizer,
             closed_vocabulary=config.backbone.closed_vocabulary,
+            chat=config.data.chat_template,
         )
         _warn(f"{name} (test)", tests[name].report.warning())
         # an accepted answer that a metric cannot score would show only after the training

@@ -60,6 +60,7 @@ class Bench:
             items=None,
             tokenizer=self.tokenizer,
             closed_vocabulary=False,
+            chat=False,
         )
         return judge(
             test,
