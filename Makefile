@@ -7,10 +7,10 @@ STAMP := $(VENV)/.imsm
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check miniature gemma methods bench clean distclean
+.PHONY: help demo test check miniature gemma methods capabilities bench clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)-base  ## the miniature, three arms side by side: original, PEFT, IMSM
 	$(PY) -m imsm.run -m method=original,peft,imsm
@@ -34,6 +34,9 @@ METHODS = peft=lora,ia3,adalora,dora,loramoe method=original,peft,imsm
 methods: $(STAMP)-base  ## the paper's PEFT methods on the miniature, one table (about 20 minutes)
 	$(PY) -m imsm.run -m $(METHODS); status=$$?; \
 	$(PY) -m imsm.table $(METHODS) --output experiments/mini_methods/table.md && exit $$status
+
+capabilities: $(STAMP)-base  ## try every PEFT method and every language model: docs/capabilities.md
+	OMP_NUM_THREADS=1 $(PY) -m scripts.capabilities
 
 bench: $(STAMP)-base  ## speed and memory of IMSM against plain PEFT
 	$(PY) -m scripts.bench_step
