@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from imsm.data.example import Example
 from imsm.data.folder import find_file, read_rows
@@ -15,8 +15,10 @@ from imsm.data.task import ROLES, Role, Task, TaskModule, task_module
 from imsm.data.tasks import jsonl
 from imsm.errors import UserError
 
-KINDS = ("hub", "mirror", "miniature", "folder")
-PROMPTS = ("verbatim", "corrected")
+Kind = Literal["hub", "mirror", "folder", "miniature"]
+Prompts = Literal["verbatim", "corrected"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PROMPTS: tuple[Prompts, ...] = get_args(Prompts)
 MINIATURE = Path(__file__).parents[1] / "backbones" / "miniature" / "hub"
 # Which items a limit keeps must not depend on a run's seed: arms and seeds share their items.
 LIMIT_SEED = "imsm.limit"

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _PIPED_WIDTH = 120
+_CAUTION = (
+    "Estimates leave out the working space of single operations. Measured on a CPU, activations "
+    "and logits took 1.2 (16 layers) to 1.6 times as much (2 layers)."
+)
 
 
 def show_page(plan: Plan, *, trainable: str | None, console: Console | None = None) -> None:
@@ -36,6 +40,8 @@ def show_page(plan: Plan, *, trainable: str | None, console: Console | None = No
         console.print()
         _line(console, f"[bold]{title}[/bold]")
         console.print(_memory(parts, together=_at_once(title)))
+    if plan.memory:
+        _line(console, _CAUTION, style="dim")
     console.print()
     console.print(_rest(plan))
 

@@ -12,6 +12,7 @@ from imsm.assemble import count_trainable, put_together
 from imsm.backbones.skeleton import build_skeleton, find_configuration
 from imsm.builders import show
 from imsm.config import RunConfig, TaskConfig
+from imsm.errors import UserError
 from imsm.identity import run_name
 from imsm.options import find_option
 from imsm.plan.downloads import Needed, needed_backbone, needed_dataset
@@ -74,7 +75,9 @@ def model_without_values(config: RunConfig) -> tuple[SiameseForCausalLM | None, 
     try:
         with torch.device("meta"):
             model = put_together(plain, adapter=adapter, **parts_of(config))
-    except (NotImplementedError, RuntimeError) as error:
+    except (UserError, RuntimeError) as error:
+        if not isinstance(error.__cause__ or error, RuntimeError):  # what "meta" cannot do
+            raise
         first = str(error).strip().splitlines()[0]
         return None, [f"peft={config.peft.name}: cannot be counted without the weights ({first})"]
     model.train(config.method.trained)
@@ -129,7 +132,7 @@ def _settings(config: RunConfig) -> dict[str, str]:
         "method": f"{method.name}: the {method.stream} stream answers",
     }
     if method.trained:
-        modules = peft.target_modules(backbone)
+        modules = peft.target_modules(backbone) or None
         replay = {"replay": peft.replay.model_dump()} if peft.replay is not None else {}
         lines["peft"] = _values(peft.name, {"modules": modules} | peft.arguments() | replay)
     if method.stream == "interwoven":

@@ -15,7 +15,14 @@ CONF = Path(__file__).parents[2] / "conf"
 def task_values(name: str) -> dict[str, Any]:
     values = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
     assert isinstance(values, dict)
+    values.pop("facts", None)  # of the plan, not of the task
     return values
+
+
+def task_facts(name: str) -> dict[str, Any]:
+    facts = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())["facts"]
+    assert isinstance(facts, dict)
+    return facts
 
 
 def shipped_task(name: str) -> Task:

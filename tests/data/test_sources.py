@@ -18,7 +18,7 @@ from imsm.data.example import Example
 from imsm.data.sources import Source, check_source, load_examples
 from imsm.data.task import Role, Task
 from imsm.errors import UserError
-from tests.data.shipped import CONF, shipped_task, task_values
+from tests.data.shipped import shipped_task, task_values
 
 PAIRS = [
     {"sentence1": f"Boat {n} sank .", "sentence2": f"Boat {n} went down .", "label": n % 2}
@@ -242,10 +242,9 @@ def test_folder_that_lacks_something(tmp_path: Path) -> None:
 
 def test_no_network_says_what_would_be_downloaded_and_the_way_round(tmp_path: Path) -> None:
     code = (
-        "import yaml\n"
         "from imsm.data.sources import Source, load_examples\n"
         "from imsm.data.task import Task\n"
-        f"task = Task(**yaml.safe_load(open({str(CONF / 'data' / 'freebaseqa.yaml')!r})))\n"
+        f"task = Task(**{task_values('freebaseqa')!r})\n"
         "source = Source(kind='hub')\n"
         "load_examples(task, 'test', source=source, prompts='verbatim', limit=None)\n"
     )

@@ -15,10 +15,10 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol, cast
 
 from imsm.errors import UserError
+from imsm.options import nearest
 
 if TYPE_CHECKING:
     from imsm.evaluation.text_metric import TextMetric
@@ -77,8 +77,8 @@ def metric_module(name: str) -> MetricModule:
     try:
         module = importlib.import_module(dotted)
     except ModuleNotFoundError as error:
-        near = get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        near = nearest(name, known)
+        hint = f" Did you mean {near}?" if near else ""
         raise UserError(
             f"There is no metric {name!r} ({error}).{hint} There are {', '.join(known)}; "
             "one of your own goes by the dotted name of its module."
