@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 
 from imsm.options import option_names
 
@@ -28,7 +29,7 @@ Groups and their options
 {groups}
 
 Keys (`--cfg job` prints all of them with their values)
-  seed=1  mode=run|evaluate  folder=FOLDER  gate.rank=4  peft.rank=8
+  seed=1  mode=run|evaluate|plan  folder=FOLDER  gate.rank=4  peft.rank=8
   data.train_limit=512  data.prompts=corrected  data.mirror=FOLDER  data.metric=NAME
   trainer.batch_size=16  trainer.epochs=2  trainer.learning_rate=3e-4
   evaluation.items=300  evaluation.tasks=[target,webq]  evaluation.batch_size=16
@@ -39,6 +40,7 @@ Examples
   python -m imsm.run -m method=original,peft,imsm              three arms, side by side
   python -m imsm.run -m gate.rank=4,8,16                       a sweep of the gate's rank
   python -m imsm.run backbone=llama3 peft=lora data=gsm8k      the paper's scale
+  python -m imsm.run backbone=llama3 mode=plan                 what it would take, in seconds
   python -m imsm.run backbone=llama3 backbone.path=FOLDER      any hub id or local folder
   python -m imsm.run data=jsonl data.folder=FOLDER data.metric=contain
   python -m imsm.run --config-dir MY_CONF data=my_data         options of one's own
@@ -54,6 +56,7 @@ def help_text(config_dir: Path | None = None) -> str:
     lines = []
     for group, meaning in GROUPS.items():
         names = ", ".join(option_names(group, config_dir=config_dir))
-        lines += [f"  {group:<11} {meaning}", f"  {'':<11} {names}"]
+        lines += [f"  {group:<11} {meaning}"]
+        lines += [f"  {'':<11} {line}" for line in wrap(names, width=80)]
     metrics = ", ".join(option_names("metric", config_dir=config_dir))
     return TEXT.format(groups="\n".join(lines), metrics=metrics)

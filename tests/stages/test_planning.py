@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from imsm.assemble import count_trainable
+from imsm.assemble import count_trainable, put_together
+from imsm.backbones.load import load_backbone
 from imsm.errors import UserError
+from imsm.options import option_names
+from imsm.stages.parts import adapter_of, parts_of
 from imsm.stages.planning import make_plan, model_without_values
 from tests.backbone_folder import save_backbone
 from tests.composed import config
@@ -104,6 +107,22 @@ def test_a_folders_own_configuration_goes_first(tmp_path: Path) -> None:
     model, _ = model_without_values(run)
     assert model is not None
     assert count_trainable(model)["adapter"] == 2 * 16 * ((32 + 32) + (32 + 16))
+
+
+@pytest.mark.parametrize("peft", [name for name in option_names("peft") if name != "any"])
+def test_counts_are_those_of_a_real_model(peft: str, tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "model", texts=["a b c d"])
+    chosen = ["backbone=llama3", f"backbone.path={folder}", f"peft={peft}", "method=imsm"]
+    run = config("mode=plan", *chosen, "backbone.dtype=float32")
+    model, _ = model_without_values(run)
+    assert model is not None
+    real = put_together(
+        load_backbone(path=str(folder), attn_implementation="sdpa"),
+        adapter=adapter_of(run),
+        **parts_of(run),
+    )
+    assert count_trainable(model) == count_trainable(real)
+    assert count_trainable(model)["adapter"] > 0
 
 
 def test_a_hub_id_of_ones_own_is_said_to_be_taken_for_the_yamls() -> None:
