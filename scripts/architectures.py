@@ -8,6 +8,7 @@ layers, and is compared with a computation of its own (scripts/plain_passes.py).
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from dataclasses import asdict, dataclass
@@ -105,11 +106,19 @@ def _checked(name: str, case: Case, note: str) -> Row:
         found[check.__name__] = wrong is None
         if wrong is not None:
             reasons.append(f"{check.__name__}: {wrong}")
-    if case.model.adapted.peft_config["default"].exclude_modules:
-        reasons.append("PEFT cannot adapt its router, or what its state space reads past a layer")
+    left_out = _left_out(case.model)
+    if left_out:
+        reasons.append(f"PEFT cannot adapt its {', '.join(left_out)}")
     if not case.model.config.cached:
         reasons.append("reads the whole text at every step, since it cannot go on from a cache")
     return Row(name=name, reason="; ".join(reasons), **found)
+
+
+def _left_out(model: SiameseForCausalLM) -> list[str]:
+    """What the layers are called that LoRA had to leave out."""
+    excluded = model.adapted.peft_config["default"].exclude_modules
+    names = [name for name, _ in model.backbone.named_modules() if excluded]
+    return sorted({name.rpartition(".")[2] for name in names if re.fullmatch(excluded, name)})
 
 
 def interwoven(configuration: PretrainedConfig) -> SiameseForCausalLM:
