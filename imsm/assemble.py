@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from imsm.adapters.adapter import Adapter, attach
+from imsm.adapters.probe import footprint, probe
+from imsm.adapters.refused import refuse
 from imsm.backbones.load import load_backbone
 from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.fitness import examine
@@ -36,9 +38,16 @@ def assemble(
         pooling: of the query memories.
         stream: who answers.
         seed: of the initial values.
+
+    Raises:
+        UserError: the backbone cannot be had or interwoven, or the adapter does not fit it, or is
+            refused (`imsm.adapters.refused`, `imsm.adapters.probe`).
     """
+    if adapter is not None:
+        refuse(adapter.config)
     plain = load_backbone(**backbone)
-    return put_together(
+    before = footprint(plain, adapter.config) if adapter is not None else None
+    model = put_together(
         plain,
         backbone=backbone,
         adapter=adapter,
@@ -47,6 +56,9 @@ def assemble(
         stream=stream,
         seed=seed,
     )
+    if before is not None:
+        probe(model, before)
+    return model
 
 
 def put_together(

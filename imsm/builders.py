@@ -81,6 +81,11 @@ def argument_problems(
     return problems
 
 
+def takes_modules(builder: Callable[..., Any]) -> bool:
+    """Whether a PEFT method's builder is given the names of modules that it changes."""
+    return "target_modules" in inspect.signature(builder).parameters
+
+
 def unknown_key(section: str, name: str, value: Any, allowed: Iterable[str]) -> str:
     """One line about a key that does not exist."""
     allowed = list(allowed)

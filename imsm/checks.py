@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.builders import argument_problems, locate, show, unknown_key
+from imsm.backbones.load import MINIATURE
+from imsm.builders import argument_problems, locate, show, takes_modules, unknown_key
 from imsm.config import (
     SHIPPED_GATE,
     BackboneConfig,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_MINIATURE = "imsm:miniature"
 _RESUME = ("auto", "must", "never")
 _STREAM_MEMORIES = ({"original"}, {"tuned"}, {"original", "tuned"})
 
@@ -88,7 +88,7 @@ def between_sections(
 
 def _backbone_path(backbone: BackboneConfig) -> list[str]:
     path = backbone.path
-    if path == _MINIATURE:
+    if path == MINIATURE:
         return []
     if is_local(path):
         if not Path(path).is_dir():
@@ -134,6 +134,22 @@ def _peft_roles(peft: PeftConfig, backbone: BackboneConfig) -> list[str]:
                 f"{role} ({named}){hint}"
             )
     return problems
+
+
+def _peft_targets(peft: PeftConfig) -> list[str]:
+    """A method has roles exactly if its builder takes target modules."""
+    try:
+        takes = takes_modules(locate(peft.target))
+    except UserError:
+        return []  # said elsewhere
+    if takes and not peft.roles:
+        return ["peft.roles=[]: needs at least one role, e.g. peft.roles=[attention_query]"]
+    if peft.roles and not takes:
+        return [
+            f"peft.roles={show(peft.roles)}: peft={peft.name} changes no module; leave peft.roles "
+            "out"
+        ]
+    return []
 
 
 def _peft_arguments(peft: PeftConfig) -> list[str]:
@@ -326,6 +342,7 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _backbone_path,
     _backbone_local,
     _peft_roles,
+    _peft_targets,
     _peft_arguments,
     _gate_arguments,
     _gate_shape,

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from imsm.builders import Count, NotNegative, Positive, Probability
+from imsm.data.sources import Kind, Prompts
 
-SourceKind = Literal["hub", "mirror", "folder", "miniature"]
 GateInput = Literal["query_original", "original", "tuned", "query_tuned"]
 SHIPPED_GATE = "imsm.siamese.gate.Gate"
 Text = Annotated[str, Field(min_length=1)]
@@ -68,7 +68,7 @@ class ReplayConfig(Section):
 class PeftConfig(Open):
     """Which PEFT method, on modules of which roles."""
 
-    roles: list[Text] = Field(min_length=1)
+    roles: list[Text]
     default_roles: list[Text] = []
     roles_by_backbone: dict[str, list[Text]] = {}
     recipes: dict[str, dict[str, Any]] = {}
@@ -135,17 +135,17 @@ class TaskConfig(Section):
 class Source(Section):
     """Where rows come from: the keyword arguments of `imsm.data.sources.Source`."""
 
-    kind: SourceKind
+    kind: Kind
     path: str | None = None
 
 
 class DataConfig(TaskConfig):
     """The target, and what is common to all datasets of a run."""
 
-    source: SourceKind
+    source: Kind
     mirror: str | None
     folder: str | None
-    prompts: Literal["verbatim", "corrected"]
+    prompts: Prompts
     chat_template: bool = False
     train_limit: Count | None
     metric: str | None

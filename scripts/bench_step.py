@@ -122,7 +122,8 @@ def make_setup(arguments: argparse.Namespace) -> Setup:
     """The setup that the command line asks for."""
     values = find_option("backbone", arguments.backbone)
     local = None if arguments.path else values["local"]
-    roles = values["roles"] if arguments.all_linear else _query_and_value(values["roles"])
+    roles = _linear(values["roles"])
+    roles = roles if arguments.all_linear else _query_and_value(roles)
     gate = find_option("gate", "query")
     keys = ("_target_", "inputs", "rank", "width", "bias", "trained")  # dropout is the recipe's
     return Setup(
@@ -139,6 +140,10 @@ def make_setup(arguments: argparse.Namespace) -> Setup:
         device=arguments.device,
         **SHAPES[arguments.shape],
     )
+
+
+def _linear(roles: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {role: names for role, names in roles.items() if not role.endswith("_norm")}
 
 
 def _query_and_value(roles: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -29,6 +29,8 @@ def test_an_option_makes_a_valid_run(path: Path, tmp_path: Path) -> None:
     overrides = [f"{path.parent.name}={path.stem}"]
     if path.stem == "jsonl":
         overrides.append(f"data.folder={tmp_path}")
+    if path.stem == "any":
+        overrides.append("peft.type=HRA")
     if path.stem in FORGETTING_ONLY:
         overrides.append("method=original")
     run = config(*overrides)

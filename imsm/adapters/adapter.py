@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from imsm.adapters.own import OwnConfig, attach_own
+from imsm.adapters.refused import refuse
+from imsm.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -60,14 +62,13 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
         then carries the configuration as ``own_adapter``.
 
     Raises:
-        UserError: PEFT refuses (no such target modules, for example), or the method overwrites the
-            backbone's weights (PiSSA, OLoRA, KaSA, ...), so that the adapter's absence would not
-            give the original model back.
+        UserError: PEFT refuses (no such target modules, for example), the method is one of
+            `imsm.adapters.refused`, or it overwrites the backbone's weights, so that the adapter's
+            absence would not give the original model back.
     """
     from peft import get_peft_model
 
-    from imsm.errors import UserError
-
+    refuse(adapter.config)
     before = _sampled(backbone)
     try:
         with warnings.catch_warnings():  # PEFT asks transformers by a name that is going
@@ -76,18 +77,15 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
                 adapted: nn.Module = attach_own(adapter.config, backbone)
             else:
                 adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
-    except ValueError as error:
+    except (ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the adapter does not fit the backbone: {error}") from error
     after = _sampled(backbone)
     changed = [name for name, values in before.items() if not values.equal(after.get(name, values))]
     if changed:
-        config = adapter.config
-        initialisation = getattr(config, "init_lora_weights", None)
         raise UserError(
-            f"{type(config).__name__} with init_lora_weights={initialisation!r} "
-            f"overwrites the backbone's weights ({changed[0]} and {len(changed) - 1} more): with "
-            "its adapter off the model would not be the original. Choose another method or "
-            "initialisation"
+            f"peft: {type(adapter.config).__name__} overwrites the backbone's weights "
+            f"({changed[0]} and {len(changed) - 1} more): with its adapter off the model would not "
+            "be the original. Choose another method or initialisation"
         )
     freeze_constants(adapted)
     return adapted
@@ -118,27 +116,3 @@ def _sampled(backbone: PreTrainedModel, *, values: int = 512) -> dict[str, torch
             plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
             found[plain] = weight.reshape(-1)[:: max(1, weight.numel() // values)].clone()
     return found
-
-
-def target_modules(
-    method_roles: list[str],
-    roles_by_backbone: dict[str, list[str]],
-    *,
-    backbone: str,
-    backbone_roles: dict[str, list[str]],
-) -> list[str]:
-    """The module names behind a method's roles on a backbone, the paper's exceptions included.
-
-    Raises:
-        UserError: the backbone does not name one of the roles.
-    """
-    from imsm.errors import UserError
-
-    roles = roles_by_backbone.get(backbone, method_roles)
-    missing = [role for role in roles if role not in backbone_roles]
-    if missing:
-        raise UserError(
-            f"backbone={backbone} names no {', '.join(missing)}; it names "
-            f"{', '.join(backbone_roles)}: set peft.roles to some of them"
-        )
-    return [name for role in roles for name in backbone_roles[role]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,11 +20,15 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from imsm.adapters.adapter import freeze_constants
 from imsm.adapters.own import is_own, load_own, own_config, save_own
+from imsm.adapters.probe import Footprint, footprint, probe
+from imsm.adapters.refused import refuse
 from imsm.backbones.load import load_backbone
 from imsm.errors import UserError
 from imsm.siamese.configuration import SiameseConfig
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from imsm.siamese.model import SiameseForCausalLM
 
 ADAPTER = "adapter"
@@ -77,15 +81,14 @@ def save_adapter(adapted: PeftModel, folder: Path, *, backbone_path: str) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = adapted.peft_config["default"]
     pattern = getattr(config, "rank_pattern", None)
-    path, config.base_model_name_or_path = config.base_model_name_or_path, backbone_path
-    inference, config.inference_mode = config.inference_mode, True
+    path, inference = config.base_model_name_or_path, config.inference_mode
     if pattern:
         config.rank_pattern = {}
     try:
-        save_file(
-            _contiguous(get_peft_model_state_dict(adapted, save_embedding_layers=False)),
-            folder / "adapter_model.safetensors",
-        )
+        # in inference mode PEFT would keep what goes into a prompt's encoder, not what comes out
+        values = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        save_file(_contiguous(values), folder / "adapter_model.safetensors")
+        config.base_model_name_or_path, config.inference_mode = backbone_path, True
         config.save_pretrained(str(folder))
     finally:
         config.base_model_name_or_path, config.inference_mode = path, inference
@@ -116,23 +119,51 @@ def load(
         source["dtype"] = str(dtype).removeprefix("torch.")
     backbone = load_backbone(**source)
     adapted: nn.Module = backbone
-    if is_own(folder / ADAPTER):
-        adapted = load_own(backbone, folder / ADAPTER, trainable=trainable)
-    elif (folder / ADAPTER).is_dir():
-        adapted = PeftModel.from_pretrained(adapted, str(folder / ADAPTER), is_trainable=trainable)
-        if trainable:
-            freeze_constants(adapted)
-        else:  # on a bfloat16 backbone PEFT leaves a cast adapter trainable all the same
-            adapted.requires_grad_(False)
+    before = None
+    if (folder / ADAPTER).is_dir():
+        adapted, before = _load_adapter(backbone, folder / ADAPTER, trainable=trainable)
     gate = _load_gate(folder, config=config, trainable=trainable) if config.gate else None
     try:
         model = model_class(config, adapted, gate)
     except ValueError as error:
         raise UserError(f"{folder}: its adapter is missing ({error})") from error
+    if before is not None:
+        probe(model, before)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.eval()
     return model if device is None else model.to(torch.device(device))  # type: ignore[arg-type]
+
+
+def _load_adapter(
+    backbone: PreTrainedModel, folder: Path, *, trainable: bool
+) -> tuple[nn.Module, Footprint]:
+    """The backbone with the adapter that lies in ``folder``, and what it was before.
+
+    Raises:
+        UserError: the adapter cannot be used, or cannot be trained further.
+    """
+    if is_own(folder):
+        before = footprint(backbone)
+        return load_own(backbone, folder, trainable=trainable), before
+    config = PeftConfig.from_pretrained(str(folder))
+    refuse(config)
+    before = footprint(backbone, config)
+    try:
+        adapted = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
+    except (ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
+    if not trainable:  # on a bfloat16 backbone PEFT leaves a cast adapter trainable all the same
+        return adapted.requires_grad_(False), before
+    freeze_constants(adapted)
+    if adapted.active_peft_config.is_prompt_learning:
+        saved = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+        if not torch.equal(adapted.get_prompt_embedding_to_save("default"), saved):
+            raise UserError(
+                f"{folder}: cannot be trained further, since PEFT keeps the prompt and not the "
+                "encoder that makes it; an interrupted run goes on from its checkpoint"
+            )
+    return adapted, before
 
 
 def _load_gate(folder: Path, *, config: SiameseConfig, trainable: bool) -> nn.Module:
@@ -169,4 +200,5 @@ def _source(config: SiameseConfig) -> dict[str, Any]:
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    """Copies on the CPU: what layers share (RandLoRA's bases) is written for each of them."""
+    return {n: v.detach().to("cpu", copy=True).contiguous() for n, v in tensors.items()}

@@ -9,8 +9,8 @@ Legend: B batch, T positions, D width of a memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from imsm.siamese.virtual import VirtualTokens
 
 Stream = Literal["original", "tuned", "interwoven"]
 STREAMS: tuple[Stream, ...] = ("original", "tuned", "interwoven")
+_SWITCH = "_disable_adapters"
 _SWITCHED = BaseTunerLayer | AuxiliaryTrainingWrapper
 _ADAPTED_ATTENTION = AdaptedAttention | AdaptedAttentionGPT
 
@@ -79,6 +80,7 @@ class Streams:
 
     def __init__(self, model: nn.Module, body: nn.Module) -> None:
         self.layers = tuner_layers(model)
+        self._off = {layer: _off_switch(layer) for layer in self.layers}
         self.body = body
         self.virtual: VirtualTokens | None = None
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
@@ -130,8 +132,8 @@ class Streams:
     def original(self) -> Iterator[None]:
         """The adapter is off: the body is the original model, bit for bit (DESIGN, invariant 2)."""
         with ExitStack() as stack:
-            for layer in self.layers:
-                stack.enter_context(_switched_off(layer))
+            for off in self._off.values():
+                stack.enter_context(off())
             yield
 
     @contextmanager
@@ -142,32 +144,38 @@ class Streams:
         tuned half; all other weights are read once for both.
         """
         with ExitStack() as stack:
-            for layer in self.layers:
-                halves = partial(_both_halves, layer, layer.forward)
+            for layer, off in self._off.items():
+                halves = partial(_both_halves, off, layer.forward)
                 stack.enter_context(forward_replaced(layer, halves))
             yield
 
 
+def _off_switch(layer: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Makes blocks in which an adapted layer is what it stands around."""
+    if isinstance(layer, _ADAPTED_ATTENTION):  # it has no switch
+        return partial(forward_replaced, layer, layer.model.forward)
+    # experts have a layer around a layer for each weight, trained tokens one inside a wrapper
+    return partial(_flipped, [each for each in layer.modules() if hasattr(each, _SWITCH)])
+
+
 @contextmanager
-def _switched_off(layer: nn.Module) -> Iterator[None]:
-    if isinstance(layer, _ADAPTED_ATTENTION):  # it has no switch, only what it stands around
-        with forward_replaced(layer, layer.model.forward):
-            yield
-        return
-    switches: list[Any] = [layer]
-    while hasattr(inner := getattr(switches[-1], "base_layer", None), "_disable_adapters"):
-        switches.append(inner)  # experts have a layer around a layer for each of their weights
-    before = [each._disable_adapters for each in switches]
-    for each in switches:
-        each._disable_adapters = True
+def _flipped(layers: Sequence[nn.Module]) -> Iterator[None]:
+    before = [getattr(each, _SWITCH) for each in layers]
+    for each in layers:
+        setattr(each, _SWITCH, True)
     try:
         yield
     finally:
-        for each, was in zip(switches, before, strict=True):
-            each._disable_adapters = was
+        for each, was in zip(layers, before, strict=True):
+            setattr(each, _SWITCH, was)
 
 
-def _both_halves(layer: nn.Module, tuned: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def _both_halves(
+    off: Callable[[], AbstractContextManager[None]],
+    tuned: Callable[..., Any],
+    *arguments: Any,
+    **named: Any,
+) -> Any:
     """One tuner layer over doubled rows, (2B, ...) or flattened (2BT, ...).
 
     Where the rows are all that it is given, each half goes through once. A router or experts are
@@ -176,10 +184,10 @@ def _both_halves(layer: nn.Module, tuned: Callable[..., Any], *arguments: Any, *
     """
     if len(arguments) == 1 and not named:
         original_rows, tuned_rows = arguments[0].chunk(2)
-        with _switched_off(layer):
+        with off():
             original = tuned(original_rows)
         return _joined(original, tuned(tuned_rows))
-    with _switched_off(layer):
+    with off():
         original = tuned(*arguments, **named)
     changed = tuned(*arguments, **named)
     if isinstance(original, tuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from imsm.builders import locate
+from imsm.builders import locate, takes_modules
 
 if TYPE_CHECKING:
     from imsm.adapters.adapter import Adapter
@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 def adapter_of(config: RunConfig) -> Adapter:
-    """The PEFT method, on the backbone's modules."""
+    """The PEFT method, on the backbone's modules if it changes any."""
     build = locate(config.peft.target)
-    modules = config.peft.target_modules(config.backbone)
-    adapter: Adapter = build(target_modules=modules, **config.peft.arguments())
+    arguments = config.peft.arguments()
+    if takes_modules(build):
+        arguments["target_modules"] = config.peft.target_modules(config.backbone)
+    adapter: Adapter = build(**arguments)
     return adapter
 
 

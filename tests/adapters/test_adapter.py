@@ -8,7 +8,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from imsm.adapters.adalora import adalora
-from imsm.adapters.adapter import Adapter, attach, target_modules
+from imsm.adapters.adapter import Adapter, attach
 from imsm.adapters.dora import dora
 from imsm.adapters.ia3 import ia3
 from imsm.adapters.lora import lora
@@ -101,19 +101,6 @@ def test_modules_that_a_backbone_lacks_are_refused() -> None:
     adapter = lora(target_modules=["query_key_value"], rank=2, alpha=2, dropout=0.0)
     with pytest.raises(UserError, match="query_key_value"):
         attach(adapter, tiny_backbone("llama"))
-
-
-def test_roles_become_names_and_exceptions_hold() -> None:
-    roles = {"attention_query": ["q_proj"], "mlp": ["gate_proj", "up_proj"]}
-    exceptions = {"qwen1_5": ["attention_query"]}
-    named = target_modules(
-        ["mlp", "attention_query"], exceptions, backbone="llama3", backbone_roles=roles
-    )
-    assert named == ["gate_proj", "up_proj", "q_proj"]
-    named = target_modules(["mlp"], exceptions, backbone="qwen1_5", backbone_roles=roles)
-    assert named == ["q_proj"]
-    with pytest.raises(UserError, match="attention_output"):
-        target_modules(["attention_output"], {}, backbone="llama3", backbone_roles=roles)
 
 
 def test_ia3_scales_inputs_of_feedforward_targets_only() -> None:

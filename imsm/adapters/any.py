@@ -1,0 +1,100 @@
+"""Any tuner of the installed PEFT, by its type and its own arguments.
+
+Nothing is known of it here but what PEFT says: `imsm.adapters.refused` and `imsm.adapters.probe`
+find out whether it can be interwoven.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from imsm.adapters.adapter import Adapter
+from imsm.adapters.refused import refuse
+from imsm.builders import argument_problems
+from imsm.errors import UserError
+from imsm.options import nearest
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+_RUN = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "task_type",
+)
+"""Fields of a configuration that the run sets."""
+_OWN_TARGETS = ("ADAPTION_PROMPT", "LN_TUNING", "TRAINABLE_TOKENS")
+"""Types whose targets are no linear layers; PEFT knows their names for many models."""
+_HOOKED = {"ADALORA": "peft=adalora"}
+"""Types that the training loop must call, and the option that does."""
+
+
+def any_tuner(
+    *, target_modules: list[str], type: str, arguments: dict[str, Any] | None
+) -> Adapter:
+    """The tuner of the given type.
+
+    Args:
+        target_modules: names of linear layers, for the types that take such.
+        type: a `peft.PeftType`, e.g. "HRA".
+        arguments: fields of PEFT's configuration of the type; None: PEFT's defaults.
+
+    Raises:
+        UserError: PEFT has no such type or the type no such argument, a value does not fit, or
+            the method is refused.
+    """
+    config_class, given = _config_class(type), dict(arguments or {})
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    if "target_modules" in fields and type.upper() not in _OWN_TARGETS:
+        given = {"target_modules": target_modules, **given}
+    return Adapter(_build(config_class, given))
+
+
+def check_arguments(*, type: str, arguments: dict[str, Any] | None) -> None:
+    """What PEFT demands of a type and its arguments; asked before anything is loaded too.
+
+    Raises:
+        UserError: see `any_tuner`.
+    """
+    config_class, given = _config_class(type), dict(arguments or {})
+    problems = argument_problems("peft.arguments", config_class, given, supplied=_RUN)
+    if problems:
+        raise UserError("; ".join(problems))
+    refuse(SimpleNamespace(**{"peft_type": SimpleNamespace(value=type.upper()), **given}))
+    _build(config_class, given)
+
+
+def _config_class(type: str) -> type[PeftConfig]:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    classes = {str(kind.value): found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = type.upper()
+    if kind not in classes:
+        guess = nearest(kind, classes)
+        hint = f"; did you mean peft.type={guess}?" if guess else ""
+        raise UserError(f"peft.type={type}: the installed PEFT has {', '.join(classes)}{hint}")
+    if kind in _HOOKED:
+        raise UserError(
+            f"peft.type={type}: needs calls of its own in the training loop; choose {_HOOKED[kind]}"
+        )
+    return classes[kind]
+
+
+def _build(config_class: type[PeftConfig], arguments: dict[str, Any]) -> PeftConfig:
+    try:
+        with warnings.catch_warnings():  # of targets that are not given yet
+            warnings.simplefilter("ignore")
+            config = config_class(task_type="CAUSAL_LM", **arguments)
+    except (AssertionError, ImportError, LookupError, TypeError, ValueError) as error:
+        first = next(iter(str(error).strip().splitlines()), error.__class__.__name__)
+        raise UserError(
+            f"peft.arguments: {config_class.__name__} refuses them ({first})"
+        ) from error
+    return config

@@ -1,0 +1,27 @@
+"""Prefix tuning (Li and Liang, 2021): learned keys and values before the tokens, in every layer."""
+
+from __future__ import annotations
+
+from imsm.adapters.adapter import Adapter
+from imsm.builders import Count
+
+
+def prefix_tuning(*, virtual_tokens: Count, encoder_width: Count | None) -> Adapter:
+    """Learned keys and values before every prompt; gradient checkpointing cannot be used.
+
+    Args:
+        virtual_tokens: how many positions.
+        encoder_width: of an MLP that makes them while they are trained (the paper's way); None:
+            they are trained themselves.
+    """
+    from peft import PrefixTuningConfig
+
+    projection = {} if encoder_width is None else {"encoder_hidden_size": encoder_width}
+    return Adapter(
+        PrefixTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=virtual_tokens,
+            prefix_projection=encoder_width is not None,
+            **projection,
+        )
+    )
