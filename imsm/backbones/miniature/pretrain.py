@@ -182,7 +182,7 @@ def _encoded(
             answer = [*answer, tokenizer.eos_token_id]
             if tokenizer.unk_token_id in head or tokenizer.unk_token_id in answer:
                 raise ValueError(f"a word of this document is not in the vocabulary: {document}")
-            learned = head if document.whole else [-100] * len(head)
+            learned = [-100, *head[1:]] if document.whole else [-100] * len(head)
             yield head + answer, learned + answer
 
 
