@@ -92,8 +92,9 @@ def page(found: Found) -> str:
     parts = [
         "# What can be interwoven",
         f"Found out by trying, with {versions}; made by `make capabilities`.",
-        "`yes`: seen. `no`: it does not hold, the last column says why. `–`: not tried. Where all "
-        "is `yes`, the last column has a condition, if there is one.",
+        "`yes`: seen. `no`: it does not hold, the last column says why. `–`: not tried, since it "
+        "is refused before, or cannot be built tiny. Where all is `yes`, the last column has a "
+        "condition, if there is one.",
         *(section(table, found[name]) for name, table in TABLES.items()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -102,6 +103,7 @@ def page(found: Found) -> str:
 def section(table: Table, rows: list[dict[str, Any]]) -> str:
     """One table with its columns explained."""
     whole = sum(all(row[column] is True for column in table.columns) for row in rows)
+    trained = sum(row["trains"] is True for row in rows)
     meanings = [f"- **{_title(column)}**: {meaning}" for column, meaning in table.columns.items()]
     heads = ["name", *map(_title, table.columns), "why, or under which condition"]
     lines = [_line(heads), _line(["---", *[":-:"] * len(table.columns), "---"])]
@@ -111,7 +113,7 @@ def section(table: Table, rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(
         [
             f"## {table.title}",
-            f"{table.tried} {whole} of {len(rows)} hold in every column.",
+            f"{table.tried} Of {len(rows)}, {trained} train and {whole} hold in every column.",
             "\n".join(meanings),
             "\n".join(lines),
         ]

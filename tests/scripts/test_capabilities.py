@@ -56,7 +56,8 @@ def test_the_page_has_every_row_once_and_says_what_its_columns_mean() -> None:
     page = capabilities.page(found)
     assert r"| `LORA` | yes | no | yes | yes | two passes \| each |" in page
     assert "| `blt` | – | – | – | too large |" in page
-    assert "0 of 1 hold in every column" in page
+    assert "Of 1, 1 train and 0 hold in every column." in page
+    assert "Of 1, 0 train and 0 hold in every column." in page
     for table in capabilities.TABLES.values():
         assert all(meaning in page for meaning in table.columns.values())
 
@@ -75,5 +76,6 @@ def test_the_shipped_page_is_made_of_the_shipped_rows() -> None:
             assert all(values) or each["reason"]
     models = {each["name"]: each for each in found["architectures"]}
     assert set(models) == set(ARCHITECTURES)
+    assert sum(each["trains"] is True for each in found["tuners"]) >= 25
     for name in NAMED:
         assert models[name]["forward"] and models[name]["trains"] and models[name]["generates"]
