@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
 from imsm.adapters.own import OwnConfig, attach_own
@@ -77,6 +78,7 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
                 adapted: nn.Module = attach_own(adapter.config, backbone)
             else:
                 adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
+                _read_again(adapter.config)
     except (ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the adapter does not fit the backbone: {error}") from error
     after = _sampled(backbone)
@@ -89,6 +91,19 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
         )
     freeze_constants(adapted)
     return adapted
+
+
+def _read_again(config: PeftConfig) -> None:
+    """PEFT fills in what was left out, and not every such configuration can be loaded again.
+
+    Raises:
+        ValueError: this one cannot: better said now than after the training.
+    """
+    from peft import PeftConfig
+
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        PeftConfig.from_pretrained(folder)
 
 
 def freeze_constants(adapted: nn.Module) -> None:

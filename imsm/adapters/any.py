@@ -36,9 +36,7 @@ _HOOKED = {"ADALORA": "peft=adalora"}
 """Types that the training loop must call, and the option that does."""
 
 
-def any_tuner(
-    *, target_modules: list[str], type: str, arguments: dict[str, Any] | None
-) -> Adapter:
+def any_tuner(*, target_modules: list[str], type: str, arguments: dict[str, Any] | None) -> Adapter:
     """The tuner of the given type.
 
     Args:
@@ -64,10 +62,10 @@ def check_arguments(*, type: str, arguments: dict[str, Any] | None) -> None:
         UserError: see `any_tuner`.
     """
     config_class, given = _config_class(type), dict(arguments or {})
+    refuse(SimpleNamespace(**{"peft_type": SimpleNamespace(value=type.upper()), **given}))
     problems = argument_problems("peft.arguments", config_class, given, supplied=_RUN)
     if problems:
         raise UserError("; ".join(problems))
-    refuse(SimpleNamespace(**{"peft_type": SimpleNamespace(value=type.upper()), **given}))
     _build(config_class, given)
 
 

@@ -25,15 +25,16 @@ def p_tuning(
         encoder_layers: of an LSTM (an MLP has three).
         encoder_dropout: of an LSTM.
     """
-    from peft import PromptEncoderConfig
+    from peft import PromptEncoderConfig, PromptEncoderReparameterizationType
 
+    lstm = encoder == "LSTM"
     return Adapter(
         PromptEncoderConfig(
             task_type="CAUSAL_LM",
             num_virtual_tokens=virtual_tokens,
-            encoder_reparameterization_type=encoder,
+            encoder_reparameterization_type=PromptEncoderReparameterizationType(encoder),
             encoder_hidden_size=encoder_width,
-            encoder_num_layers=encoder_layers,
-            encoder_dropout=encoder_dropout,
+            encoder_num_layers=encoder_layers if lstm else 2,  # PEFT warns of another number
+            encoder_dropout=encoder_dropout if lstm else 0.0,
         )
     )

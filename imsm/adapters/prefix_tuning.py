@@ -16,12 +16,11 @@ def prefix_tuning(*, virtual_tokens: Count, encoder_width: Count | None) -> Adap
     """
     from peft import PrefixTuningConfig
 
-    projection = {} if encoder_width is None else {"encoder_hidden_size": encoder_width}
     return Adapter(
         PrefixTuningConfig(
             task_type="CAUSAL_LM",
             num_virtual_tokens=virtual_tokens,
             prefix_projection=encoder_width is not None,
-            **projection,
+            encoder_hidden_size=encoder_width,  # type: ignore[arg-type]
         )
     )

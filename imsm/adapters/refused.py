@@ -10,8 +10,8 @@ from typing import Any
 from imsm.errors import UserError
 
 _OVERWRITES = (
-    "starts by overwriting the backbone's weights with what is left without its first directions: "
-    "with the adapter off the model would not be the original"
+    "takes its start out of the backbone's weights and overwrites them with the rest: with the "
+    "adapter off the model would not be the original"
 )
 _TASK_IDS = "routes by a task id per example, which IMSM's batches do not carry"
 TYPES = {
@@ -36,11 +36,14 @@ _INITIALISATIONS = {
     "olora": _OVERWRITES,
     "corda": _OVERWRITES,
     "loftq": _OVERWRITES,
-    "lora_ga": _OVERWRITES,
+    "lora_ga": "needs gradients on training data before it starts, and overwrites the weights",
     "eva": "needs activations on training data before it starts, which nothing gathers here",
 }
 _FIELDS = {
-    "kasa_config": _OVERWRITES,
+    "kasa_config": (
+        "drops the last directions of the backbone's weights for good: with the adapter off the "
+        "model would not be the original"
+    ),
     "layer_replication": "changes the backbone's depth: the original model is gone",
     "alora_invocation_tokens": (
         "switches itself on at a token of the prompt; the original memory would be mixed with "
@@ -75,7 +78,8 @@ def reason_against(config: Any) -> str | None:
             return f"{name} {reason}"
     if getattr(config, "bias", "none") not in ("none", False, None):
         return f"bias={config.bias} {_BIASES}"
-    if kind == "CPT" and any(mark % 4 == 0 for mark in config.cpt_tokens_type_mask or ()):
+    marks = getattr(config, "cpt_tokens_type_mask", None) or ()
+    if kind == "CPT" and any(mark % 4 == 0 for mark in marks):
         return "CPT with labels in its context learns them too, which only its own loss does"
     return None
 

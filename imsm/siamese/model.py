@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ModelOutput
 
+from imsm.errors import UserError
 from imsm.siamese import storage
 from imsm.siamese.body import find_body
 from imsm.siamese.cache import SiameseCache, StreamCache
@@ -40,6 +41,7 @@ from imsm.siamese.head import head_logits
 from imsm.siamese.inputs import IGNORED, body_inputs, kept, query_of_labels, query_of_piece
 from imsm.siamese.query import empty_state, running_query, whole_query
 from imsm.siamese.streams import STREAMS, Stream, Streams
+from imsm.siamese.virtual import DROPPED
 
 
 @dataclass
@@ -129,6 +131,16 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module | None:
         """The backbone's head, (V, D)."""
         return self.backbone.get_output_embeddings()
+
+    def activation_checkpointing_enable(self, *arguments: Any, **options: Any) -> None:
+        """As in transformers.
+
+        Raises:
+            UserError: with learned keys and values (prefix tuning), which it would drop.
+        """
+        if self.streams.virtual is not None and self.streams.virtual.in_cache():
+            raise UserError(DROPPED)
+        super().activation_checkpointing_enable(*arguments, **options)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing is initialised here: backbone, adapter and gate come initialised."""

@@ -146,8 +146,13 @@ def _load_adapter(
     if is_own(folder):
         before = footprint(backbone)
         return load_own(backbone, folder, trainable=trainable), before
-    config = PeftConfig.from_pretrained(str(folder))
+    config: Any = PeftConfig.from_pretrained(str(folder))
     refuse(config)
+    if trainable and config.is_prompt_learning:
+        raise UserError(
+            f"{folder}: cannot be trained further, since PEFT keeps a learned prompt and not what "
+            "made it; an interrupted run goes on from its checkpoint"
+        )
     before = footprint(backbone, config)
     try:
         adapted = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
@@ -156,13 +161,6 @@ def _load_adapter(
     if not trainable:  # on a bfloat16 backbone PEFT leaves a cast adapter trainable all the same
         return adapted.requires_grad_(False), before
     freeze_constants(adapted)
-    if adapted.active_peft_config.is_prompt_learning:
-        saved = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
-        if not torch.equal(adapted.get_prompt_embedding_to_save("default"), saved):
-            raise UserError(
-                f"{folder}: cannot be trained further, since PEFT keeps the prompt and not the "
-                "encoder that makes it; an interrupted run goes on from its checkpoint"
-            )
     return adapted, before
 
 

@@ -15,7 +15,14 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from imsm.errors import UserError
+
+DROPPED = (
+    "gradient checkpointing drops the keys and values that prefix tuning learns; set "
+    "trainer.gradient_checkpointing=false"
+)
 
 
 class VirtualTokens:
@@ -31,6 +38,14 @@ class VirtualTokens:
         self.adapted = adapted
         self.body = cast("PreTrainedModel", body)
         self.count = int(adapted.active_peft_config.num_virtual_tokens)
+        layers = DynamicCache(config=self.body.config.get_text_config(decoder=True)).layers
+        windows = [getattr(each, "sliding_window", None) for each in layers]
+        self.window = min((each for each in windows if each), default=None)
+
+    @torch.no_grad()
+    def in_cache(self) -> bool:
+        """Whether keys and values are learned, not embeddings."""
+        return isinstance(self.adapted.get_prompt(1), Cache)
 
     def memory(self, inputs: dict[str, torch.Tensor], *, cache: Cache | None) -> torch.Tensor:
         """The memories (B, T, D) of the tokens in ``inputs``.
@@ -42,6 +57,7 @@ class VirtualTokens:
         Raises:
             ValueError: a mask that is not (B, past + T), or gradient checkpointing with learned
                 keys and values, which transformers would drop without a word.
+            UserError: padding on the left of texts longer than a sliding window.
         """
         inputs = dict(inputs)
         rows = len(next(iter(inputs.values())))
@@ -49,6 +65,7 @@ class VirtualTokens:
         if mask is not None:
             if mask.ndim != 2:
                 raise ValueError("attention_mask: prompt learning needs one of (B, past + T)")
+            self._check_window(mask)
             inputs["attention_mask"] = functional.pad(mask, (self.count, 0), value=1)
         inputs["position_ids"] = inputs["position_ids"] + self.count
         shown = 0
@@ -61,6 +78,17 @@ class VirtualTokens:
                 self._prepend(inputs, learned)
         outputs = self.body(**inputs, past_key_values=cache, use_cache=cache is not None)
         return outputs.last_hidden_state[:, shown:]
+
+    def _check_window(self, mask: torch.Tensor) -> None:
+        """A sliding window counts places, so padding after the virtual ones would push them out."""
+        length = self.count + mask.shape[1]
+        if self.window is None or length <= self.window or bool(mask[:, 0].all()):
+            return
+        raise UserError(
+            f"prompt learning on a backbone with sliding-window attention: padding on the left of "
+            f"{length} positions would push the learned ones out of a window of {self.window}; set "
+            "evaluation.batch_size=1"
+        )
 
     def _prepend(self, inputs: dict[str, torch.Tensor], learned: torch.Tensor) -> None:
         """Put learned embeddings (B, V, D) before the tokens' own."""
@@ -76,12 +104,9 @@ class VirtualTokens:
         """``cache`` with the learned keys and values in it; without one they are the cache."""
         modules = self.body.modules()
         if self.body.training and any(getattr(m, "gradient_checkpointing", False) for m in modules):
-            raise ValueError(
-                "gradient checkpointing drops the keys and values that prefix tuning learns; set "
-                "trainer.gradient_checkpointing=false"
-            )
+            raise ValueError(DROPPED)
         if cache is None:
             return learned
         for index, layer in enumerate(learned.layers):
-            cache.update(layer.keys, layer.values, index)  # type: ignore[attr-defined]
+            cache.update(layer.keys, layer.values, index)  # type: ignore[union-attr, arg-type]
         return cache

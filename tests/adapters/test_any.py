@@ -1,0 +1,83 @@
+"""Any tuner of PEFT by its type, and the methods that have an option of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from peft import PeftType
+
+from imsm.adapters.any import any_tuner, check_arguments
+from imsm.errors import UserError
+from imsm.stages.parts import adapter_of
+from tests.composed import config
+
+
+def test_type_targets_and_arguments() -> None:
+    chosen = any_tuner(target_modules=["q_proj"], type="hra", arguments={"r": 6}).config
+    assert (chosen.peft_type, chosen.r, chosen.target_modules) == (PeftType.HRA, 6, {"q_proj"})
+    own = any_tuner(target_modules=["q_proj"], type="HRA", arguments={"target_modules": ["v"]})
+    assert own.config.target_modules == {"v"}
+    assert any_tuner(target_modules=["q_proj"], type="LN_TUNING", arguments=None).config
+    embeddings = any_tuner(
+        target_modules=["q_proj"], type="TRAINABLE_TOKENS", arguments={"token_indices": [3]}
+    )
+    assert "q_proj" not in (embeddings.config.target_modules or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("HRE", {}, "did you mean peft.type=HRA"),
+        ("HRA", {"rr": 8}, r"did you mean peft\.arguments\.r=8"),
+        ("HRA", {"r": "eight"}, r"peft\.arguments\.r.*whole number"),
+        ("HRA", {"r": 2.5}, "whole number"),
+        ("HRA", {"peft_type": "LORA"}, "no such key"),
+        ("LORA", {"init_lora_weights": "pisa"}, "init_lora_weights"),
+        ("VBLORA", {"num_vectors": "many"}, "whole number"),
+        ("ADALORA", {"total_step": 5}, "peft=adalora"),
+        ("OFT", {"r": 4, "oft_block_size": 4}, "OFTConfig refuses"),
+    ],
+)
+def test_what_does_not_fit_is_said(kind: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_arguments(type=kind, arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "targets"),
+    [
+        (("peft=bitfit",), "BEFT", 7),
+        (("peft=bitfit", "backbone=chatglm3"), "BEFT", 4),
+        (("peft=ln_tuning",), "LN_TUNING", 3),
+        (("peft=ln_tuning", "backbone=gemma3_270m"), "LN_TUNING", 5),
+        (("peft=vera", "backbone=llama3"), "VERA", 2),
+        (("peft=oft", "backbone=chatglm3"), "OFT", 1),
+        (("peft=prompt_tuning",), "PROMPT_TUNING", None),
+        (("peft=p_tuning",), "P_TUNING", None),
+        (("peft=prefix_tuning",), "PREFIX_TUNING", None),
+        (("peft=any", "peft.type=HRA", "peft.arguments={r: 8}", "backbone=llama3"), "HRA", 2),
+    ],
+)
+def test_options_become_adapters(
+    overrides: tuple[str, ...], kind: str, targets: int | None
+) -> None:
+    chosen: Any = adapter_of(config(*overrides)).config
+    assert chosen.peft_type == kind
+    assert (len(chosen.target_modules) if targets else None) == targets
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("peft=prompt_tuning", "peft.roles=[mlp_up]"), "changes no module"),
+        (("peft=vera", "peft.roles=[]"), "at least one role"),
+        (("peft=any",), "peft.type"),
+        (("peft=any", "peft.type=XLORA"), "XLORA mixes"),
+    ],
+)
+def test_wrong_options_are_found_before_anything_is_loaded(
+    override: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        config(*override)

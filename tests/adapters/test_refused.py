@@ -1,0 +1,75 @@
+"""What is refused by name, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from peft import LoraConfig
+
+from imsm.adapters.adapter import Adapter, attach
+from imsm.adapters.any import check_arguments
+from imsm.adapters.refused import TYPES, reason_against, refuse
+from imsm.assemble import assemble
+from imsm.errors import UserError
+from tests.siamese.tiny import ADAPTERS, tiny_backbone
+
+STARTS = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "eva"]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_starts_that_overwrite_weights_or_need_data(start: str) -> None:
+    with pytest.raises(UserError, match=f"init_lora_weights={start}"):
+        check_arguments(type="LORA", arguments={"init_lora_weights": start})
+
+
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "mica", False])
+def test_starts_that_do_not(start: Any) -> None:
+    check_arguments(type="LORA", arguments={"init_lora_weights": start})
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_types(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        check_arguments(type=name.lower(), arguments={})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bias": "all"}, "own biases"),
+        ({"bias": "lora_only"}, "own biases"),
+        ({"layer_replication": [(0, 2)]}, "depth"),
+        ({"alora_invocation_tokens": [5]}, "prompt"),
+    ],
+)
+def test_settings(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        refuse(LoraConfig(**arguments))
+
+
+def test_a_context_with_labels() -> None:
+    context = {"cpt_token_ids": [5, 6, 7], "cpt_mask": [1, 1, 1], "num_virtual_tokens": 3}
+    check_arguments(type="CPT", arguments={**context, "cpt_tokens_type_mask": [1, 2, 3]})
+    with pytest.raises(UserError, match="labels"):
+        check_arguments(type="CPT", arguments={**context, "cpt_tokens_type_mask": [1, 2, 4]})
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_shipped_methods_are_not_refused(method: str) -> None:
+    assert reason_against(ADAPTERS[method]().config) is None
+
+
+def test_refused_before_the_backbone_is_looked_for() -> None:
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")
+    with pytest.raises(UserError, match="pissa"):
+        attach(Adapter(config), tiny_backbone("llama"))
+    with pytest.raises(UserError, match="pissa"):
+        assemble(
+            backbone={"path": "nowhere"},
+            adapter=Adapter(config),
+            gate=None,
+            pooling="mean",
+            stream="tuned",
+            seed=0,
+        )
