@@ -74,6 +74,7 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
     try:
         with warnings.catch_warnings():  # PEFT asks transformers by a name that is going
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # norms
             if isinstance(adapter.config, OwnConfig):
                 adapted: nn.Module = attach_own(adapter.config, backbone)
             else:

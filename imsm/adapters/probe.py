@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from imsm.siamese.model import SiameseForCausalLM
 
-_ROWS, _LENGTH, _PREFILL = 2, 8, 5
+_ROWS, _LENGTH, _PREFILL = 2, 6, 4
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 1e-2}
 """How far two memories may be off, relatively; of bfloat16 5e-2: tens of layers of rounding."""
 _SCALES = (0.05, 0.3, 1.0)
@@ -250,8 +250,10 @@ def _checksums(model: nn.Module) -> set[tuple[Any, ...]]:
 
 
 def _bits(value: torch.Tensor) -> torch.Tensor:
+    """A tensor as whole numbers, the longest that it divides into: they are added fastest."""
     flat = value.detach().contiguous().reshape(-1)
-    return flat.view(_INTEGERS[flat.element_size()])
+    size = flat.numel() * flat.element_size()
+    return flat.view(torch.int64 if size % 8 == 0 else _INTEGERS[flat.element_size()])
 
 
 def _name(model: SiameseForCausalLM) -> str:
