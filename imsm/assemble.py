@@ -28,6 +28,7 @@ def assemble(
     pooling: str,
     stream: str,
     seed: int,
+    device: torch.device | None = None,
 ) -> SiameseForCausalLM:
     """A siamese model with the backbone's weights, a new adapter and a new gate.
 
@@ -38,6 +39,7 @@ def assemble(
         pooling: of the query memories.
         stream: who answers.
         seed: of the initial values.
+        device: where it goes, and is probed; None: where the backbone is loaded to.
 
     Raises:
         UserError: the backbone cannot be had or interwoven, or the adapter does not fit it, or is
@@ -46,6 +48,8 @@ def assemble(
     if adapter is not None:
         refuse(adapter.config)
     plain = load_backbone(**backbone)
+    if device is not None:
+        plain.to(device)  # type: ignore[arg-type]
     before = footprint(plain, adapter.config) if adapter is not None else None
     model = put_together(
         plain,
@@ -56,6 +60,7 @@ def assemble(
         stream=stream,
         seed=seed,
     )
+    model.to(plain.device)  # type: ignore[arg-type]
     if before is not None:
         probe(model, before)
     return model

@@ -92,9 +92,7 @@ def _carry_out(
 
     @cache
     def model() -> SiameseForCausalLM:
-        answering = trained or finished_model(config, run)
-        answering.to(device)  # type: ignore[arg-type]
-        return answering
+        return trained or finished_model(config, run, device=device)
 
     place = _original_path(config, runs_root=runs_root)
     with locked(place, wait=True) if config.method.trained else nullcontext():

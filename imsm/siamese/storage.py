@@ -118,6 +118,8 @@ def load(
     if dtype not in (None, "auto"):  # a pipeline says "auto" of its own accord
         source["dtype"] = str(dtype).removeprefix("torch.")
     backbone = load_backbone(**source)
+    place = backbone.device if device is None else torch.device(device)
+    backbone.to(place)  # type: ignore[arg-type]
     adapted: nn.Module = backbone
     before = None
     if (folder / ADAPTER).is_dir():
@@ -127,12 +129,12 @@ def load(
         model = model_class(config, adapted, gate)
     except ValueError as error:
         raise UserError(f"{folder}: its adapter is missing ({error})") from error
+    model.to(place)  # type: ignore[arg-type]
     if before is not None:
         probe(model, before)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    model.eval()
-    return model if device is None else model.to(torch.device(device))  # type: ignore[arg-type]
+    return model.eval()
 
 
 def _load_adapter(

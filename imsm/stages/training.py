@@ -48,8 +48,7 @@ def train_run(
     steps = batching.steps(len(items))
     checkpointing = _checkpointing(config, run)
     adapter = adapter_of(config)
-    model = new_model(config, adapter)
-    model.to(device)  # type: ignore[arg-type]
+    model = new_model(config, adapter, device=device)
     parameters = count_trainable(model)
     print(trainable_line(parameters))
     if recipe.gradient_checkpointing:
@@ -109,13 +108,17 @@ def _engine(
     )
 
 
-def new_model(config: RunConfig, adapter: Adapter | None) -> SiameseForCausalLM:
+def new_model(
+    config: RunConfig, adapter: Adapter | None, *, device: torch.device
+) -> SiameseForCausalLM:
     """The run's model as training begins; without an adapter the original alone."""
-    return assemble(adapter=adapter, **parts_of(config))
+    return assemble(adapter=adapter, device=device, **parts_of(config))
 
 
-def finished_model(config: RunConfig, run: RunFolder) -> SiameseForCausalLM:
+def finished_model(
+    config: RunConfig, run: RunFolder, *, device: torch.device
+) -> SiameseForCausalLM:
     """The model that training left; the backbone alone for the original."""
     if config.method.trained:
-        return SiameseForCausalLM.from_pretrained(run.path)
-    return new_model(config, None)
+        return SiameseForCausalLM.from_pretrained(run.path, device=device)
+    return new_model(config, None, device=device)
