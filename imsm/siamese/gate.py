@@ -21,6 +21,7 @@ A gate of one's own is a module with ``Gate``'s ``reads_query`` and ``forward``;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -92,7 +93,7 @@ class Gate(nn.Module):
             self.down = nn.Linear(len(self.inputs) * hidden_size, rank, bias=False)  # W_A
             self.up = nn.Linear(rank, channels, bias=False)  # W_B
         if not self.inputs and bias is None:
-            bias = torch.tensor(0.5 if value is None else value).logit().item()
+            bias = _logit(0.5 if value is None else value)
         start = None if bias is None else torch.full((channels,), float(bias))
         self.bias = None if start is None else nn.Parameter(start)
         self.requires_grad_(trained)
@@ -145,6 +146,13 @@ class Gate(nn.Module):
             logit = bias if logit is None else logit + bias
         assert logit is not None  # without inputs there is a bias
         return self.floor + (1 - self.floor) * torch.sigmoid(logit)
+
+
+def _logit(value: float) -> float:
+    """The logit of a value in [0, 1]; plain numbers, since a plan's tensors have no values."""
+    if value in (0, 1):
+        return math.copysign(math.inf, value - 0.5)
+    return math.log(value / (1 - value))
 
 
 def _given(memories: dict[str, torch.Tensor | None], name: str) -> torch.Tensor:

@@ -48,6 +48,7 @@ CELLS = [
     for peft, cells in TABLE_6.items()
     for rank, millions in zip((4, 8, 16), cells, strict=True)
 ]
+_TYPE = {"any": ("peft.type=HRA",)}
 
 
 def counted(command: str) -> dict[str, int]:
@@ -123,6 +124,39 @@ def test_counts_are_those_of_a_real_model(peft: str, tmp_path: Path) -> None:
     )
     assert count_trainable(model) == count_trainable(real)
     assert count_trainable(model)["adapter"] > 0
+
+
+@pytest.mark.parametrize("peft", option_names("peft"))
+def test_every_method_finds_its_modules_where_matrices_are_fused(peft: str) -> None:
+    chosen = config("mode=plan", "backbone=chatglm3", f"peft={peft}", *_TYPE.get(peft, ()))
+    assert chosen.peft.target_modules(chosen.backbone) or not chosen.peft.roles
+
+
+def test_loramoe_on_chatglm3_stands_beside_its_fused_mlp() -> None:
+    width, inner, layers = 4096, 13696, 28
+    sizes = [(width, 2 * inner), (inner, width)]  # dense_h_to_4h, dense_4h_to_h
+    experts = sum(8 * 4 * (inputs + outputs) + 8 * inputs for inputs, outputs in sizes)
+    found = counted("backbone=chatglm3 peft=loramoe method=peft")
+    assert found["adapter"] == layers * experts
+
+
+@pytest.mark.parametrize(
+    ("gate", "parameters"),
+    [
+        ("additive", 8 * (2 * 4096 + 4096)),
+        ("constant", 0),
+        ("mean", 0),
+        ("query", 8 * (4 * 4096 + 4096)),
+        ("query_only", 8 * (2 * 4096 + 4096)),
+        ("residual", 8 * (4 * 4096 + 4096)),
+        ("scalar", 1),
+        ("token", 8 * (2 * 4096 + 4096)),
+        ("vector", 4096),
+    ],
+)
+def test_every_gate_is_counted(gate: str, parameters: int) -> None:
+    found = counted(f"backbone=llama3 method=imsm gate={gate}")
+    assert found["gate"] == parameters
 
 
 def test_a_hub_id_of_ones_own_is_said_to_be_taken_for_the_yamls() -> None:
