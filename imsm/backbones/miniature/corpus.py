@@ -117,30 +117,6 @@ def _passage(rng: random.Random, world: World) -> Document:
     return Document(told, row["answer"], whole=True)
 
 
-def _compared(rng: random.Random, world: World) -> Document:
-    """Is a thing, a town or a name in a list? What MultiRC's and MRPC's questions come down to."""
-    kinds = (THINGS, world.names.towns, world.names.first)
-    some = rng.sample(rng.choice(kinds), rng.randrange(2, 5))
-    listed, asked = some[1:], rng.choice(some[:1] if rng.random() < 0.5 else some[1:])
-    answer = "yes" if asked in listed else "no"
-    return Document(f"\nQuestion: {asked}? \nContent: {', '.join(listed)}. \nAnswer:", answer)
-
-
-def _short_multirc(rng: random.Random, world: World) -> Document:
-    """MultiRC's question and a passage of one to three deeds, without the instruction."""
-    while True:
-        rows = next(multirc.passages(rng, world.names, deeds=rng.randrange(1, 4)))
-        rows = [{**row, "idx": {"paragraph": 0, **row["idx"]}} for row in rows]
-        found = render("multirc", rows, rng.choice(STYLES))
-        if found:
-            return without_instruction(rng.choice(found))
-
-
-def _short_mrpc(rng: random.Random, world: World) -> Document:
-    row = next(mrpc.rows(rng, world.names, hard=0.0, same=0.5))
-    return without_instruction(render("mrpc", [row], rng.choice(STYLES))[0])
-
-
 def without_instruction(document: Document) -> Document:
     """The prompt from its first line break on: shorter, so more of them in the same time."""
     return replace(document, prompt=document.prompt[document.prompt.index("\n") :])
@@ -199,38 +175,28 @@ def _article(rng: random.Random, world: World) -> Document:
 
 
 FACTS_FIRST: Mixture = (
-    (_told, 0.30),
-    (_plain_question, 0.25),
+    (_told, 0.32),
+    (_plain_question, 0.26),
     (_question, 0.15),
-    (_compared, 0.13),
-    (_mrpc, 0.04),
+    (_multirc, 0.05),
+    (_mrpc, 0.05),
     (_sums, 0.05),
-    (_sum_story, 0.03),
-    (_sentence, 0.02),
-    (_judged, 0.01),
-    (_article, 0.02),
-)
-COMPARING: Mixture = (
-    (_compared, 0.30),
-    (_short_multirc, 0.27),
-    (_short_mrpc, 0.18),
-    (_plain_question, 0.13),
-    (_told, 0.09),
-    (_sum_story, 0.03),
+    (_sum_story, 0.04),
+    (_sentence, 0.03),
+    (_judged, 0.02),
+    (_article, 0.03),
 )
 READING: Mixture = (
-    (_told, 0.10),
+    (_told, 0.12),
     (_plain_question, 0.15),
     (_question, 0.15),
-    (_short_multirc, 0.04),
-    (_multirc, 0.10),
-    (_passage, 0.04),
-    (_short_mrpc, 0.03),
-    (_mrpc, 0.08),
-    (_sums, 0.03),
-    (_sum_story, 0.13),
+    (_multirc, 0.08),
+    (_passage, 0.05),
+    (_mrpc, 0.10),
+    (_sums, 0.05),
+    (_sum_story, 0.18),
     (_instruction, 0.02),
     (_sentence, 0.02),
-    (_judged, 0.05),
-    (_article, 0.06),
+    (_judged, 0.04),
+    (_article, 0.04),
 )

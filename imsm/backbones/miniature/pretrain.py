@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.backbones.miniature.corpus import (
-    COMPARING,
-    FACTS_FIRST,
-    READING,
-    Document,
-    Mixture,
-    documents,
-)
+from imsm.backbones.miniature.corpus import FACTS_FIRST, READING, Document, Mixture, documents
 from imsm.backbones.miniature.world import World
 
 if TYPE_CHECKING:
@@ -50,8 +43,7 @@ class Stage:
 
 STAGES = (
     Stage(name="facts first", mixture=FACTS_FIRST, steps=1500, peak=3e-3),
-    Stage(name="comparing", mixture=COMPARING, steps=1400, peak=2e-3),
-    Stage(name="reading", mixture=READING, steps=1000, peak=2e-3),
+    Stage(name="reading", mixture=READING, steps=1100, peak=2e-3),
 )
 
 
