@@ -70,11 +70,13 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
     from peft import get_peft_model
 
     refuse(adapter.config)
+    _check_targets(adapter.config, backbone)
     before = _sampled(backbone)
     try:
         with warnings.catch_warnings():  # PEFT asks transformers by a name that is going
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # norms
+            warnings.filterwarnings("ignore", "Detected that the base layer has no", UserWarning)
             if isinstance(adapter.config, OwnConfig):
                 adapted: nn.Module = attach_own(adapter.config, backbone)
             else:
@@ -92,6 +94,30 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
         )
     freeze_constants(adapted)
     return adapted
+
+
+def _check_targets(config: PeftConfig | OwnConfig, backbone: PreTrainedModel) -> None:
+    """PEFT passes over a name that no module has as long as another one is found.
+
+    Raises:
+        UserError: a listed target is no module of the backbone.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    targets = getattr(config, "target_modules", None) or ()
+    if isinstance(targets, str):  # a pattern, or a word of PEFT's
+        return
+    places = [f".{name}" for name, _ in backbone.named_modules()]
+    missing = [t for t in sorted(targets) if not any(p.endswith(f".{t}") for p in places)]
+    if missing:
+        linear = (nn.Linear, Conv1D)
+        has = {n.rpartition(".")[2] for n, m in backbone.named_modules() if isinstance(m, linear)}
+        raise UserError(
+            f"{type(backbone).__name__} has no module {', '.join(missing)} (its linear layers: "
+            f"{', '.join(sorted(has))}); choose others by peft.roles, or name them in the "
+            "backbone's roles (docs/extending.md)"
+        )
 
 
 def _read_again(config: PeftConfig) -> None:

@@ -7,6 +7,7 @@ that of `imsm.adapters.own`) and ``gate.safetensors``.
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter"
 GATE = "gate.safetensors"
+_UNLOADABLE = (
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 HUB_OPTIONS = frozenset(
     {
         "_commit_hash",
@@ -148,7 +158,10 @@ def _load_adapter(
     if is_own(folder):
         before = footprint(backbone)
         return load_own(backbone, folder, trainable=trainable), before
-    config: Any = PeftConfig.from_pretrained(str(folder))
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+    except _UNLOADABLE as error:
+        raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
     refuse(config)
     if trainable and config.is_prompt_learning:
         raise UserError(
@@ -157,8 +170,14 @@ def _load_adapter(
         )
     before = footprint(backbone, config)
     try:
-        adapted = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
-    except (ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        with warnings.catch_warnings():  # PEFT asks transformers by a name that is going
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
+        lacking = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        lacking -= load_file(folder / "adapter_model.safetensors").keys()
+        if lacking:  # PEFT would go on from values drawn at random
+            raise ValueError(f"it has no {min(lacking)}")
+    except _UNLOADABLE as error:
         raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
     if not trainable:  # on a bfloat16 backbone PEFT leaves a cast adapter trainable all the same
         return adapted.requires_grad_(False), before

@@ -103,6 +103,13 @@ def test_modules_that_a_backbone_lacks_are_refused() -> None:
         attach(adapter, tiny_backbone("llama"))
 
 
+def test_no_target_is_passed_over() -> None:
+    """PEFT itself is content with one that it finds: (IA)^3 would go without keys and values."""
+    adapter = lora(target_modules=["down_proj", "qkv_proj"], rank=4, alpha=8, dropout=0.0)
+    with pytest.raises(UserError, match=r"no module qkv_proj \(its linear layers: down_proj, gate"):
+        attach(adapter, tiny_backbone("llama"))
+
+
 def test_ia3_scales_inputs_of_feedforward_targets_only() -> None:
     adapter = ia3(target_modules=["k_proj"], feedforward_modules=["down_proj"])
     assert list(adapter.config.feedforward_modules) == []

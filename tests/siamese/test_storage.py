@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, pipeline
 
 import imsm
@@ -156,6 +156,23 @@ def edited(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, **changes}))
+
+
+def test_an_adapter_that_lacks_a_value_is_refused(tmp_path: Path) -> None:
+    """PEFT warns at most, and goes on from what it drew at random."""
+    _, folder = saved(tmp_path)
+    file = folder / "adapter" / "adapter_model.safetensors"
+    values = load_file(file)
+    name = sorted(values)[0]
+    save_file({key: value for key, value in values.items() if key != name}, file)
+    with pytest.raises(UserError, match=f"cannot be loaded .it has no {name}"):
+        SiameseForCausalLM.from_pretrained(folder)
+    file.write_bytes(b"harmed")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        SiameseForCausalLM.from_pretrained(folder)
+    (folder / "adapter" / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded \(Can.t find"):
+        SiameseForCausalLM.from_pretrained(folder)
 
 
 def test_a_gate_that_names_a_function_is_refused(tmp_path: Path) -> None:
