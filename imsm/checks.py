@@ -263,6 +263,31 @@ def _places(data: DataConfig) -> list[str]:
     ]
 
 
+def _chat_template(data: DataConfig, backbone: BackboneConfig) -> list[str]:
+    if not data.chat_template or backbone.path != MINIATURE:
+        return []
+    return [
+        "data.chat_template=true: the miniature's tokenizer has no chat template; leave it out, or "
+        "choose an instruct model (backbone=llama3_1_instruct)"
+    ]
+
+
+def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> list[str]:
+    """Learned keys and values stand in a cache, which gradient checkpointing does not carry."""
+    if not trainer.gradient_checkpointing:
+        return []
+    try:
+        builder = locate(peft.target)
+    except UserError:
+        return []  # said elsewhere
+    if not getattr(sys.modules[builder.__module__], "LEARNS_KEYS", False):
+        return []
+    return [
+        f"trainer.gradient_checkpointing=true: peft={peft.name} learns keys and values, which it "
+        "would drop; set trainer.gradient_checkpointing=false"
+    ]
+
+
 def _resume(resume: str) -> list[str]:
     if resume in _RESUME or Path(resume).is_dir():
         return []
@@ -350,6 +375,8 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _batch,
     _items_by_task,
     _places,
+    _chat_template,
+    _prefix_checkpointing,
     _resume,
     _source,
     _vocabulary,

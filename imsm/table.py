@@ -7,6 +7,7 @@ is trained or asked. A run that is not finished stands in the table with the com
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,13 +86,15 @@ def _member(
         "trainer": f"trainer {config.trainer.name}",
         "seed": f"seed {config.seed}",
     }
+    words = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    words += [f"{key}={value}" for key, value in lines.items()]
     # the original is one run for all targets, but stands in each target's table
     key = name if config.method.trained else f"{name}/{config.data.name}"
     return key, Member(
         swept={**lines, "method": config.method.name},
         target=config.data.name,
         about=about,
-        command=" ".join(f"{name}={value}" for name, value in lines.items()),
+        command=" ".join(shlex.quote(word) for word in words),
         result=result,
     )
 

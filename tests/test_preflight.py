@@ -99,12 +99,22 @@ WRONG = [
     ("backbone.local=os.system", ["must be a function of imsm", "--config-dir"]),
     ("backbone.local=imsm.nowhere.f", ["backbone.local=imsm.nowhere.f", "No module"]),
     ("backbone.local=imsm.backbones.gemma3.folder", ["did you mean"]),
+    ("data.chat_template=true", ["no chat template", "llama3_1_instruct"]),
+    ("resume=atuo", ["must be auto, must, never", "did you mean resume=auto?"]),
     # what must be there
     ("data.mirror=/no/such/place", ["there is no such folder"]),
     ("data.folder=/no/such/place", ["there is no such folder"]),
     ("backbone.path=/no/such/place", ["there is no such folder"]),
     ("backbone.path='not an id'", ["no hub id and no folder"]),
 ]
+
+
+def test_learned_keys_and_gradient_checkpointing(preflight: Preflight) -> None:
+    asked = ["peft=prefix_tuning", "trainer.gradient_checkpointing=true"]
+    (line,) = preflight.problems(asked, sweep=False)
+    assert "set trainer.gradient_checkpointing=false" in line
+    for fine in (["peft=prefix_tuning"], ["peft=prompt_tuning", asked[1]], [asked[1]]):
+        assert preflight.problems(fine, sweep=False) == []
 
 
 @pytest.mark.parametrize(("override", "told"), WRONG, ids=[case[0] for case in WRONG])

@@ -5,6 +5,9 @@ from __future__ import annotations
 from imsm.adapters.adapter import Adapter
 from imsm.builders import Count
 
+LEARNS_KEYS = True
+"""What is learned stands in a cache: gradient checkpointing is refused before all else."""
+
 
 def prefix_tuning(*, virtual_tokens: Count, encoder_width: Count | None) -> Adapter:
     """Learned keys and values before every prompt; gradient checkpointing cannot be used.

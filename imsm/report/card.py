@@ -122,6 +122,8 @@ def _title(card: Comparison) -> str:
 
 
 def _score_table(card: Comparison) -> Table:
+    from rich.markup import escape  # a list in an arm's name is no markup
+
     to_original, to_peft = bool(card.to_original), bool(card.to_peft)
     names = ["task", "metric", "arm", "points"]
     names += ["to original"] * to_original + ["to PEFT"] * to_peft
@@ -136,7 +138,7 @@ def _score_table(card: Comparison) -> Table:
             differences += [_signed(score.to_peft)] * to_peft
             table.add_row(
                 *(heads[number] if number < len(heads) else ("", "")),
-                score.arm,
+                escape(score.arm),
                 points(score.value),
                 *differences,
                 end_section=number == len(row.scores) - 1,
@@ -146,9 +148,11 @@ def _score_table(card: Comparison) -> Table:
 
 
 def _cost_table(card: Comparison) -> Table:
+    from rich.markup import escape
+
     table = plain_table(_COST_NAMES, text=1)
     for cost in card.costs:
-        table.add_row(*_cost_cells(cost))
+        table.add_row(*map(escape, _cost_cells(cost)))
     return table
 
 

@@ -28,7 +28,7 @@ class Member:
         swept: the values of the sweep's keys, e.g. {"peft": "lora", "method": "imsm"}.
         target: the name of its dataset.
         about: what else a title says of it by key, e.g. {"backbone": "mini", "seed": "0"}.
-        command: the overrides that make the run.
+        command: what makes the run, after `python -m imsm.run`, quoted for a shell.
         result: as `result.json` keeps it; None if the run is not finished.
     """
 
@@ -62,18 +62,19 @@ def sweep_tables(members: Sequence[Member]) -> list[SweepTable]:
 def render_terminal(tables: Sequence[SweepTable], *, console: Console | None = None) -> None:
     """Print the tables, and the commands of what is missing."""
     from rich.console import Console as RichConsole
+    from rich.markup import escape
 
     console = console or RichConsole()
     for table in tables:
-        console.print(f"\n[bold]{table.title}[/bold]", highlight=False)
+        console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
         shown = plain_table(table.names, text=table.text)
         for row in table.rows:
-            shown.add_row(*row)
+            shown.add_row(*map(escape, row))
         whole = console.measure(shown, options=console.options.update(max_width=1000)).maximum
         console.width = max(whole, console.width)  # a name that is cut says nothing
         console.print(shown, crop=False)
         for line in (*table.notes, *_missing(table)):
-            console.print(line, style="dim", highlight=False, soft_wrap=True)
+            console.print(line, style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
 def render_markdown(tables: Sequence[SweepTable]) -> str:
@@ -88,7 +89,7 @@ def render_markdown(tables: Sequence[SweepTable]) -> str:
 
 
 def _missing(table: SweepTable) -> list[str]:
-    return [f"missing: python -m imsm.run {command}" for command in table.missing]
+    return [f"missing: python -m imsm.run {command}".rstrip() for command in table.missing]
 
 
 def _table(members: Sequence[Member], keys: Sequence[str]) -> SweepTable:

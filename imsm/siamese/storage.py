@@ -123,7 +123,7 @@ def load(
             f"{folder}: no siamese model here (no {CONFIG_NAME}); give the folder of a finished run"
         )
     if not isinstance(config, SiameseConfig):
-        config = SiameseConfig.from_pretrained(folder)
+        config = _read_config(folder)
     source = _source(config)
     if dtype not in (None, "auto"):  # a pipeline says "auto" of its own accord
         source["dtype"] = str(dtype).removeprefix("torch.")
@@ -145,6 +145,13 @@ def load(
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
+
+
+def _read_config(folder: Path) -> SiameseConfig:
+    try:
+        return SiameseConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / CONFIG_NAME}: is damaged ({error})") from error
 
 
 def _load_adapter(
@@ -209,7 +216,10 @@ def build_gate(*, _target_: str, hidden_size: int, **arguments: Any) -> nn.Modul
         raise UserError(f"gate {_target_}: cannot be imported ({error})") from error
     if not (isinstance(gate_class, type) and issubclass(gate_class, nn.Module)):
         raise UserError(f"gate {_target_}: not a torch.nn.Module class")
-    return gate_class(hidden_size=hidden_size, **arguments)
+    try:
+        return gate_class(hidden_size=hidden_size, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"gate {_target_}: does not take these arguments ({error})") from error
 
 
 def _source(config: SiameseConfig) -> dict[str, Any]:

@@ -36,10 +36,11 @@ def memory_parts(
     exact = count_bytes(model, optimizer=config.trainer.optimizer)
     rows = config.trainer.micro_batch_size or config.trainer.batch_size
     prompt, answer = train.longest if train is not None else (1, 1)
+    virtual = 0 if model.streams.virtual is None else model.streams.virtual.count
     step = estimate_step(
         model,
         rows=rows,
-        tokens=prompt + answer,
+        tokens=virtual + prompt + answer,
         answer_tokens=answer,
         attention=config.backbone.attn_implementation,
         checkpointing=config.trainer.gradient_checkpointing,
@@ -47,6 +48,7 @@ def memory_parts(
     found = {}
     if train is not None:
         kept = f"kept of {rows} examples of {prompt} + {answer} tokens (longest prompt and answer)"
+        kept += f", after {virtual} virtual ones" if virtual else ""
         if config.trainer.gradient_checkpointing:
             kept += ", layers' inputs and one layer"
         words = f"of {rows} × {answer} answer tokens, {model.config.vocab_size:,} words each"
@@ -57,7 +59,7 @@ def memory_parts(
             Part(name="activations", size=step.activations, how=kept, exact=False),
             Part(name="answer logits", size=step.logits, how=words, exact=False),
         ]
-    caches = _caches(config, step.cache, tests)
+    caches = _caches(config, step.cache, tests, virtual=virtual)
     found[EVALUATION] = [*_model_parts(config, exact), caches]
     if train is not None and config.method.stream == "interwoven":
         found[DISK] = [_bank(model, train)]
@@ -74,9 +76,13 @@ def _model_parts(config: RunConfig, exact: Exact) -> list[Part]:
 
 
 def _caches(
-    config: RunConfig, cache: list[tuple[int, int | None]], tests: dict[str, Lengths]
+    config: RunConfig,
+    cache: list[tuple[int, int | None]],
+    tests: dict[str, Lengths],
+    *,
+    virtual: int,
 ) -> Part:
-    """The largest keys and values of the tasks that are asked."""
+    """The largest keys and values of the tasks that are asked; virtual tokens are the tuned's."""
     rows, tasks = config.evaluation.batch_size, judged(config)
     streams = 2 if config.method.stream == "interwoven" else 1
     longest = {name: lengths.longest[0] for name, lengths in tests.items()}
@@ -84,9 +90,12 @@ def _caches(
     new = tasks[name].max_new_tokens
     size = None
     if cache:
-        size = cache_bytes(cache, rows=rows, tokens=longest[name] + new, streams=streams)
+        tokens = longest[name] + new
+        size = cache_bytes(cache, rows=rows, tokens=virtual + tokens, streams=1)
+        size += cache_bytes(cache, rows=rows, tokens=tokens, streams=streams - 1)
     both = ", both streams" if streams == 2 else ""
     how = f"{rows} prompts of {name}, {longest[name]} (the longest) + {new} new tokens{both}"
+    how += f", the tuned one after {virtual} virtual tokens" if virtual else ""
     return Part(name="KV caches", size=size, how=how, exact=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,13 @@ def test_names_stay_whole_in_a_narrow_terminal(capsys: pytest.CaptureFixture[str
     render_terminal(sweep_tables(members), console=Console(width=40))
     printed = capsys.readouterr().out
     assert "loramoe_blc_replay" in printed and "original" in printed and "…" not in printed
+
+
+def test_a_missing_runs_command_can_be_pasted_into_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "runs"))
+    tasks = "evaluation.tasks=[target, webq]"
+    assert table.main(["peft=ia3", "method=peft", tasks]) == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "missing" in each]
+    assert shlex.split(line)[-3:] == ["peft=ia3", "method=peft", tasks], line

@@ -191,7 +191,15 @@ def test_what_is_missing_or_damaged_is_said(tmp_path: Path) -> None:
     edited(folder, gate={**QUERY_GATE, "rank": 2})
     with pytest.raises(UserError, match=r"gate\.safetensors"):
         SiameseForCausalLM.from_pretrained(folder)
+    edited(folder, gate={**QUERY_GATE, "shape": 3})
+    with pytest.raises(UserError, match=r"gate .*Gate: does not take these arguments"):
+        SiameseForCausalLM.from_pretrained(folder)
     edited(folder, gate=QUERY_GATE)
+    whole = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(whole[:60])
+    with pytest.raises(UserError, match=r"config\.json: is damaged"):
+        SiameseForCausalLM.from_pretrained(folder)
+    (folder / "config.json").write_text(whole)
     gate = (folder / "gate.safetensors").read_bytes()
     (folder / "gate.safetensors").write_bytes(gate[:40])
     with pytest.raises(UserError, match=r"gate\.safetensors"):

@@ -272,3 +272,19 @@ def test_a_plan_needs_no_place_for_runs(monkeypatch, tmp_path: Path) -> None:
     assert checks.problems(["mode=plan"], sweep=False) == []
     assert len(checks.problems(["mode=run"], sweep=False)) == 1
     assert len(checks.problems(["mode=plan,run"], sweep=True)) == 1
+
+
+def test_virtual_tokens_take_memory() -> None:
+    """Of a thousand more positions the tuned stream's keys and values are there, and only those."""
+    asked = ("backbone=llama3", "trainer=paper", "data.source=hub", "peft=prefix_tuning")
+    few, many = (
+        {
+            part.name: part.size or 0
+            for group in make_plan(config(*asked, f"peft.virtual_tokens={count}")).memory.values()
+            for part in group
+        }
+        for count in (20, 1020)
+    )
+    keys_and_values = 32 * 2 * 8 * 128 * 2  # layers, both, heads, width, bytes of bfloat16
+    assert many["KV caches"] - few["KV caches"] == 16 * 1000 * keys_and_values
+    assert many["activations"] > few["activations"]
