@@ -84,6 +84,9 @@ def test_training_judging_and_answering_use_the_template(
     assert capsys.readouterr().out.strip() == texts[0].strip()
 
 
+INSTRUCT = "backbone=llama3_1_instruct"
+
+
 def test_it_is_another_run_with_another_original(made: Path, tmp_path: Path) -> None:
     for template in ("true", "false"):
         chosen = choices(made, f"data.chat_template={template}", "method=original")
@@ -91,11 +94,11 @@ def test_it_is_another_run_with_another_original(made: Path, tmp_path: Path) -> 
     asked = [json.loads(p.read_text())["key"] for p in tmp_path.rglob("settings.json")]
     assert len(list(tmp_path.glob("*-original-*"))) == len(set(asked)) == 2
     plain, chatting = (
-        run_identity(config(f"data.chat_template={template}", "method=peft"))
+        run_identity(config(INSTRUCT, f"data.chat_template={template}", "method=peft"))
         for template in ("false", "true")
     )
     assert not differs_only_in_method(plain, chatting)
-    original = run_identity(config("data.chat_template=true", "method=original"))
+    original = run_identity(config(INSTRUCT, "data.chat_template=true", "method=original"))
     assert differs_only_in_method(original, chatting)
     assert not differs_only_in_method(original, plain)
     assert "chat_template" not in json.dumps(plain)  # runs without keep their names
