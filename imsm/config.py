@@ -245,14 +245,24 @@ class TrackerConfig(Section):
 class EngineConfig(Section):
     """What carries the training out."""
 
-    name: Literal["auto", "local"]
+    name: Text
+    stage: Literal[0, 1, 2, 3] | None
+    """Of ZeRO; 0: one process, no DeepSpeed; None: decided by the GPUs that are there."""
+    offload: bool
     device: Literal["auto", "cpu", "cuda"]
+    processes: Count | None
+    nodes: Count
+    hostfile: str | None
+    timeout_minutes: Positive
+    bucket_elements: Count
+    prefetch_elements: Count
+    live_elements: Count
 
 
 class RunConfig(Section):
     """One run: everything that was chosen, and what the names in it stand for."""
 
-    mode: Literal["run", "evaluate", "plan"]
+    mode: Literal["run", "evaluate", "plan", "prepare"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     folder: Text | None
     resume: Text

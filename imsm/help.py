@@ -16,7 +16,7 @@ GROUPS = {
     "trainer": "the recipe",
     "evaluation": "what is judged",
     "tracker": "where the local log is mirrored to",
-    "engine": "what carries the training out",
+    "engine": "what carries the training out: one process, or DeepSpeed ZeRO over several",
 }
 
 TEXT = """\
