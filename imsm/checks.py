@@ -255,6 +255,22 @@ def _batch(trainer: TrainerConfig) -> list[str]:
     ]
 
 
+def _best_by(trainer: TrainerConfig) -> list[str]:
+    if trainer.best_by is None:
+        return []
+    problems = []
+    if trainer.checkpoint_steps is None:
+        problems.append(
+            f"trainer.best_by={trainer.best_by}: compares checkpoints at fixed steps; set "
+            "trainer.checkpoint_steps as well"
+        )
+    if trainer.validation_examples is None:
+        problems.append(
+            f"trainer.best_by={trainer.best_by}: set trainer.validation_examples as well"
+        )
+    return problems
+
+
 def _places(data: DataConfig) -> list[str]:
     return [
         f"data.{key}={path}: there is no such folder"
@@ -373,6 +389,7 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _gate_shape,
     _method,
     _batch,
+    _best_by,
     _items_by_task,
     _places,
     _chat_template,

@@ -216,6 +216,8 @@ class TrainerConfig(Section):
     checkpoint_minutes: Positive
     checkpoint_steps: Count | None
     checkpoints_kept: Count
+    validation_examples: Count | None = None
+    best_by: Literal["validation_loss"] | None = None
     by_method: list[str] = []
 
 

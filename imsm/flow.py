@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 
@@ -23,40 +23,44 @@ from imsm.data.chat import adopt_chat_template
 from imsm.errors import RunError, UserError
 from imsm.files import write_whole
 from imsm.identity import original_of, run_identity, run_name
+from imsm.processes.world import World
 from imsm.report.card import find_siblings, render_markdown, render_terminal
 from imsm.run_folder import RunFolder, check_inputs, locked, open_run
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import test_sets, training_fingerprint
-from imsm.stages.judging import judge_arm, judge_original
+from imsm.stages.engine import device_of
+from imsm.stages.judging import GetModel, judge_arm, judge_original
 from imsm.stages.training import finished_model, train_run
 from imsm.tracking import Tracker, open_tracker
-from imsm.training.local import choose_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from imsm.evaluation.judge import TestSet
 
 
-def carry_out(config: RunConfig, *, runs_root: Path) -> None:
+def carry_out(config: RunConfig, *, runs_root: Path, world: World | None = None) -> None:
     """Train (unless that is done), judge, and report one run.
+
+    Args:
+        config: the run's.
+        runs_root: under which all runs lie.
+        world: this process and those beside it, which all carry the same run out; None: alone.
 
     Raises:
         UserError: the input does not fit; nothing was lost.
         RunError: training went wrong; the last good checkpoint is kept.
         KeyboardInterrupt: stopped by hand, after a checkpoint.
     """
+    world = world or World()
     path = Path(config.folder) if config.folder else runs_root / run_name(config)
-    finished = RunFolder(path).trained.is_file() or not config.method.trained
-    if config.mode == "evaluate" and not finished:
-        raise UserError(
-            f"mode=evaluate: {path} holds no finished training; give the same command with "
-            "mode=run first"
-        )
-    with locked(path):
-        run = open_run(path, run_identity(config))
-        print(f"{path.name}  ({path})")
+    with ExitStack() as stack:
+        world.first(lambda: _take(config, path, stack))
+        if world.leads:
+            print(f"{path.name}  ({path})")
         transformers.utils.logging.disable_progress_bar()
         try:
-            tracker = open_tracker(path, config=config.to_dict(), **config.tracker.model_dump())
-            with tracker:
-                result = _carry_out(config, run=run, runs_root=runs_root, tracker=tracker)
-                tracker.finish(result)
+            _carry_out(config, run=RunFolder(path), runs_root=runs_root, world=world)
         except Exception as error:
             if isinstance(error, UserError | RunError) or not _disk_is_full(error):
                 raise
@@ -65,18 +69,29 @@ def carry_out(config: RunConfig, *, runs_root: Path) -> None:
                 "space and give the same command again"
             ) from error
         except KeyboardInterrupt:
-            print(
-                f"\nstopped; what is done is kept in {path}\ngive the same command again to go on",
-                file=sys.stderr,
-            )
+            if world.leads:
+                print(
+                    f"\nstopped; what is done is kept in {path}\n"
+                    "give the same command again to go on",
+                    file=sys.stderr,
+                )
             raise
 
 
-def _carry_out(
-    config: RunConfig, *, run: RunFolder, runs_root: Path, tracker: Tracker
-) -> dict[str, Any]:
-    done = run.trained.is_file() or not config.method.trained
-    device = choose_device(config.engine.device)
+def _take(config: RunConfig, path: Path, stack: ExitStack) -> None:
+    """Make the folder this run's own, for as long as ``stack`` lasts."""
+    finished = RunFolder(path).trained.is_file() or not config.method.trained
+    if config.mode == "evaluate" and not finished:
+        raise UserError(
+            f"mode=evaluate: {path} holds no finished training; give the same command with "
+            "mode=run first"
+        )
+    stack.enter_context(locked(path))
+    open_run(path, run_identity(config))
+
+
+def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: World) -> None:
+    device = device_of(config, world)
     path, local = config.backbone.path, config.backbone.local
     revision = config.backbone.revision
     tokenizer = load_tokenizer(path=path, revision=revision, local=local)
@@ -85,27 +100,88 @@ def _carry_out(
     tests = test_sets(config, tokenizer)
     weights = backbone_fingerprint(path=path, revision=revision, local=local)
     if config.method.trained:
-        check_inputs(run, {"backbone": weights, "data": training_fingerprint(config)})
-    trained = None
-    if not done:
-        trained = train_run(config, run=run, tokenizer=tokenizer, tracker=tracker, device=device)
+        began = {"backbone": weights, "data": training_fingerprint(config)}
+        world.first(lambda: check_inputs(run, began))
+    with _tracker(config, run, world) as tracker:
+        trained = None
+        if config.method.trained and not world.first(run.trained.is_file):
+            trained = train_run(
+                config,
+                run=run,
+                tokenizer=tokenizer,
+                log=tracker.log if tracker else _silent,
+                device=device,
+                world=world,
+            )
 
-    @cache
-    def model() -> SiameseForCausalLM:
-        return trained or finished_model(config, run, device=device)
+        @cache
+        def model() -> SiameseForCausalLM:
+            return trained or finished_model(config, run, device=device)
 
+        result, original = _judge(
+            config,
+            run=run,
+            tests=tests,
+            model=model,
+            tokenizer=tokenizer,
+            weights=weights,
+            runs_root=runs_root,
+            world=world,
+        )
+        if tracker:
+            _report(run, result, original=original, runs_root=runs_root)
+            tracker.finish(result)
+
+
+def _judge(
+    config: RunConfig,
+    *,
+    run: RunFolder,
+    tests: dict[str, TestSet],
+    model: GetModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: str,
+    runs_root: Path,
+    world: World,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The run's result and the original's; they are the same where nothing is trained."""
     place = _original_path(config, runs_root=runs_root)
-    with locked(place, wait=True) if config.method.trained else nullcontext():
+    apart = config.method.trained and world.leads
+    with locked(place, wait=True) if apart else nullcontext():
         original = judge_original(
-            config, path=place, tests=tests, model=model, tokenizer=tokenizer, weights=weights
+            config,
+            path=place,
+            tests=tests,
+            model=model,
+            tokenizer=tokenizer,
+            weights=weights,
+            world=world,
         )
-    result = original
-    if config.method.trained:
-        result = judge_arm(
-            config, run=run, tests=tests, model=model, tokenizer=tokenizer, original=original
-        )
-    _report(run, result, original=original, runs_root=runs_root)
-    return result
+    if not config.method.trained:
+        return original, original
+    result = judge_arm(
+        config,
+        run=run,
+        tests=tests,
+        model=model,
+        tokenizer=tokenizer,
+        original=original,
+        world=world,
+    )
+    return result, original
+
+
+def _tracker(
+    config: RunConfig, run: RunFolder, world: World
+) -> AbstractContextManager[Tracker | None]:
+    """The run's tracker; one of several processes has it."""
+    if not world.leads:
+        return nullcontext()
+    return open_tracker(run.path, config=config.to_dict(), **config.tracker.model_dump())
+
+
+def _silent(step: int, values: dict[str, float]) -> None:
+    """The log of a process that is not the first one."""
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -16,6 +16,7 @@ def bar(
     label: str,
     unit: str,
     keep: bool = True,
+    shown: bool = True,
 ) -> tqdm:
     """A bar on standard error.
 
@@ -26,6 +27,7 @@ def bar(
         label: what it says on the left.
         unit: what is counted.
         keep: leave the finished bar on the screen.
+        shown: False for all but one of several processes.
     """
     live = sys.stderr.isatty()
     return tqdm(
@@ -38,4 +40,5 @@ def bar(
         mininterval=0.2 if live else 20,
         maxinterval=1 if live else 30,
         dynamic_ncols=True,
+        disable=not shown,
     )

@@ -81,13 +81,16 @@ def train_step(model: SiameseForCausalLM, setup: Setup) -> Callable[[], None]:
     )
     schedule = build_schedule(optimizer, name="constant", warmup_ratio=0.0, steps=100)
     engine = LocalEngine(
-        optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=torch.device(setup.device)
+        model,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip_norm=1.0,
+        device=torch.device(setup.device),
     )
 
     def step() -> None:
         model.train()
-        engine.backward(model(**batch).loss)
-        engine.clip()
+        engine.backward(model(**batch).loss, last=True)
         engine.step()
 
     return step

@@ -31,8 +31,9 @@ from imsm.data.tokenise import TokenisedExample
 from imsm.errors import UserError
 from imsm.siamese.cache import SiameseCache
 from imsm.siamese.model import SiameseForCausalLM
+from imsm.training.keep import Keeper
 from imsm.training.local import LocalEngine
-from imsm.training.loop import Batching, Checkpointing, train
+from imsm.training.loop import Batching, train
 from imsm.training.optimizer import build_optimizer, build_schedule
 
 GATE = {
@@ -171,14 +172,21 @@ def training(model: SiameseForCausalLM, adapter: Adapter, *, folder: Path) -> No
         model, name="adamw", learning_rate=2e-2, gate_learning_rate=1e-3, weight_decay=0.0
     )
     schedule = build_schedule(optimizer, name="linear", warmup_ratio=0.1, steps=STEPS)
-    device = torch.device("cpu")
+    engine = LocalEngine(
+        model,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip_norm=1.0,
+        device=torch.device("cpu"),
+    )
+    hooks = adapter.hooks(model.adapted, STEPS) if adapter.hooks else None
     train(
         model,
         examples(),
-        engine=LocalEngine(optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=device),
-        hooks=adapter.hooks(model.adapted, STEPS) if adapter.hooks else None,
+        engine=engine,
+        hooks=hooks,
         batching=Batching(epochs=STEPS, batch_size=BATCH, micro_batch_size=BATCH, seed=0),
-        checkpointing=Checkpointing(folder=folder, minutes=60, identity={}),
+        keeper=Keeper(folder=folder, identity={}, engine=engine, hooks=hooks, minutes=60),
         pad_id=0,
         log=lambda step, measured: None,
     )

@@ -8,7 +8,7 @@ set to zero. P and Q are kept near orthogonal by a regulariser on the loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from imsm.adapters.adapter import Adapter
 from imsm.builders import Count, NotNegative, Probability
@@ -103,6 +103,7 @@ def check_arguments(
 class RankBudget:
     """The schedule of ranks and the orthogonal regulariser, for a training loop."""
 
+    touches_parameters: ClassVar[bool] = True
     model: PeftModel
 
     def __post_init__(self) -> None:

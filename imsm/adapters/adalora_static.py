@@ -8,7 +8,7 @@ model computes its loss outside PEFT. (`imsm.adapters.adalora` is the method as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from imsm.adapters.adapter import Adapter
 from imsm.builders import Count, NotNegative, Probability
@@ -58,6 +58,7 @@ def adalora_static(
 class OrthogonalRegulariser:
     """The regulariser as hooks of a training loop, and nothing else of AdaLoRA."""
 
+    touches_parameters: ClassVar[bool] = False
     model: nn.Module
     weight: float
 

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
 
 class Hooks(Protocol):
-    """What a method does during training; the loop knows no method by name."""
+    """What a method does during training; the loop knows no method by name.
+
+    ``touches_parameters``: whether it reads gradients or changes values. If so, all of them are
+    whole during `after_backward` and `after_step`; otherwise these two are not called.
+    """
+
+    @property
+    def touches_parameters(self) -> bool:
+        """See above."""
 
     def before_forward(self, attention_mask: torch.Tensor, task_types: torch.Tensor) -> None:
         """Called before a micro-batch's pass: its mask (B, T) and its examples' types (B,)."""

@@ -31,6 +31,8 @@ class Balance:
         mask_padding: leave padding out of Q; False: count all positions, as the released code.
     """
 
+    touches_parameters = False
+
     def __init__(
         self, model: nn.Module, *, weight: float, delta: float, mask_padding: bool
     ) -> None:

@@ -5,15 +5,17 @@ Shapes: B examples, T positions of the longest of them.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from imsm.data.tokenise import TokenisedExample
 
 if TYPE_CHECKING:
     import torch
 
+Item = TypeVar("Item")
 IGNORED = -100  # the label that torch's cross-entropy passes over
 
 
@@ -61,6 +63,18 @@ def training_order(n: int, *, batch_size: int, seed: int, epoch: int) -> list[li
     order = list(range(n))
     random.Random(f"imsm.training_order/{seed}/{epoch}").shuffle(order)
     return _chunks(order, batch_size)
+
+
+def micro_batches(
+    batch: Sequence[Item], *, micro_batch_size: int, rank: int, processes: int
+) -> list[Sequence[Item]]:
+    """A process's part of a global batch, cut into what one forward takes.
+
+    Every process gets equally many micro-batches; the last ones may be empty.
+    """
+    own = batch[rank::processes]
+    count = math.ceil(math.ceil(len(batch) / processes) / micro_batch_size)
+    return [own[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
 
 
 def evaluation_order(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:

@@ -67,8 +67,10 @@ def generate_answers(
     max_new_tokens: int,
     stop: str | None,
     label: str,
-) -> list[Generation]:
-    """The chosen stream's greedy answers, in the order of ``prompts``.
+    rank: int = 0,
+    processes: int = 1,
+) -> dict[int, Generation]:
+    """The chosen stream's greedy answers, by the place of the prompt.
 
     Args:
         model: its ``stream`` answers.
@@ -78,6 +80,8 @@ def generate_answers(
         max_new_tokens: at most so many tokens an answer.
         stop: regular expression on the generated text; None: until the end-of-text token.
         label: what the progress bar says.
+        rank: which of the processes this is: every so many batches are its own.
+        processes: how many share the batches out.
     """
     ends = end_tokens(model, tokenizer)
     pad_id = tokenizer.pad_token_id
@@ -91,8 +95,10 @@ def generate_answers(
     )
     answers: dict[int, Generation] = {}
     order = evaluation_order([len(p.prompt_ids) for p in prompts], batch_size=batch_size)
-    with bar(total=len(prompts), label=label, unit="item", keep=False) as items_done:
-        for indices in order:
+    own = order[rank::processes]
+    total = sum(map(len, own))
+    with bar(total=total, label=label, unit="item", keep=False, shown=rank == 0) as items_done:
+        for indices in own:
             items = [prompts[index] for index in indices]
             batch = {
                 k: v.to(model.device) for k, v in collate_prompts(items, pad_id=pad_id).items()
@@ -112,7 +118,7 @@ def generate_answers(
                     limit=max_new_tokens,
                 )
             items_done.update(len(items))
-    return [answers[index] for index in range(len(prompts))]
+    return dict(sorted(answers.items()))
 
 
 def end_tokens(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from imsm.data.sources import Source, load_examples
 from imsm.data.task import Task, task_module
 from imsm.data.tokenise import TokenisationReport, TokenisedExample, tokenise_prompts
+from imsm.errors import RunError
 from imsm.evaluation.generate import Generation, generate_answers
 from imsm.evaluation.score import score_answers
 from imsm.files import write_whole
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from imsm.data.example import Example
+    from imsm.processes.world import World
     from imsm.siamese.model import SiameseForCausalLM
 
 _KEY_VERSION = 1
@@ -101,6 +103,7 @@ def judge(
     batch_size: int,
     folder: Path,
     label: str,
+    world: World,
 ) -> Judgement:
     """Generate (or reuse), extract and score; every stage's file lies in ``folder``.
 
@@ -114,39 +117,31 @@ def judge(
         batch_size: prompts in one pass.
         folder: of this stream and task.
         label: what the progress bar says.
+        world: the processes that share the prompts out; the first one writes.
     """
-    key = generation_key(test, model_fingerprint=model_fingerprint)
-    generations, seconds = read_generations(folder, key=key)
-    if generations is None:
-        answering = model()
-        answering.stream = stream  # type: ignore[assignment]
-        started = time.monotonic()
-        generations = generate_answers(
-            answering,
-            tokenizer,
-            test.prompts,
-            batch_size=batch_size,
-            max_new_tokens=test.task.max_new_tokens,
-            stop=test.task.stop,
-            label=label,
-        )
-        seconds = time.monotonic() - started
-        write_generations(folder, generations, key=key, seconds=seconds, batch_size=batch_size)
+    generations, seconds = _answered(
+        test,
+        model=model,
+        stream=stream,
+        tokenizer=tokenizer,
+        key=generation_key(test, model_fingerprint=model_fingerprint),
+        batch_size=batch_size,
+        folder=folder,
+        label=label,
+        world=world,
+    )
     module = task_module(test.task)
     answers = [module.extract(generation.text) for generation in generations]
     golds = [example.golds for example in test.examples]
     totals, per_item = score_answers(metrics, answers, golds)
-    _write_lines(
-        folder / "answers.jsonl",
-        (
+    if world.leads:
+        told = (
             {"id": e.id, "answer": answer, "golds": list(e.golds), "group": e.group}
             for e, answer in zip(test.examples, answers, strict=True)
-        ),
-    )
-    _write_lines(
-        folder / "scores.jsonl",
-        ({"id": e.id, **scores} for e, scores in zip(test.examples, per_item, strict=True)),
-    )
+        )
+        _write_lines(folder / "answers.jsonl", told)
+        scored = zip(test.examples, per_item, strict=True)
+        _write_lines(folder / "scores.jsonl", ({"id": e.id, **scores} for e, scores in scored))
     return Judgement(
         items=len(generations),
         metrics=totals,
@@ -156,6 +151,55 @@ def judge(
         unparsed=sum(not answer for answer in answers),
         truncated=sum(not generation.ended for generation in generations),
     )
+
+
+def _answered(
+    test: TestSet,
+    *,
+    model: Callable[[], SiameseForCausalLM],
+    stream: str,
+    tokenizer: PreTrainedTokenizerBase,
+    key: str,
+    batch_size: int,
+    folder: Path,
+    label: str,
+    world: World,
+) -> tuple[list[Generation], float]:
+    """The generations of ``folder`` and the seconds they took; made if they are not there.
+
+    The processes share the batches out, not the prompts: each batch is what it is in one process,
+    and so are its answers.
+    """
+    if not world.first(lambda: read_generations(folder, key=key)[0] is not None):
+        answering = model()
+        answering.stream = stream  # type: ignore[assignment]
+        started = time.monotonic()
+        own = generate_answers(
+            answering,
+            tokenizer,
+            test.prompts,
+            batch_size=batch_size,
+            max_new_tokens=test.task.max_new_tokens,
+            stop=test.task.stop,
+            label=label,
+            rank=world.rank,
+            processes=world.size,
+        )
+        told = world.gather(json.dumps({place: asdict(each) for place, each in own.items()}))
+        found = {int(k): Generation(**v) for text in told for k, v in json.loads(text).items()}
+        made = [found[place] for place in range(len(test.prompts))]
+        took = time.monotonic() - started
+        world.first(
+            lambda: write_generations(folder, made, key=key, seconds=took, batch_size=batch_size)
+        )
+        return made, took
+    generations, seconds = read_generations(folder, key=key)
+    if generations is None:
+        raise RunError(
+            f"{folder}: process {world.rank} does not see the answers that process 0 sees; the "
+            "runs' folder must be on a disk that all nodes share"
+        )
+    return generations, seconds
 
 
 def generation_key(test: TestSet, *, model_fingerprint: str) -> str:

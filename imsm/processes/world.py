@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from imsm.errors import RunError, UserError
 
@@ -61,7 +61,7 @@ class World:
             told = json.loads(self._read(key))
             if "error" in told:
                 raise _ERRORS[told["error"]](told["text"])
-            return told["value"]  # type: ignore[no-any-return]
+            return cast("Value", told["value"])
         try:
             value = work()
         except (UserError, RunError) as error:

@@ -19,6 +19,8 @@ from imsm.siamese.model import SiameseForCausalLM
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from imsm.processes.world import World
+
 GetModel = Callable[[], SiameseForCausalLM]
 """Gives the model; called only if something has to be generated."""
 
@@ -31,13 +33,14 @@ def judge_original(
     model: GetModel,
     tokenizer: PreTrainedTokenizerBase,
     weights: str,
+    world: World,
 ) -> dict[str, Any]:
     """The original's result on these tasks; it answers once, every later run reuses that.
 
     Its `result.json` is written by its own run alone: another run may ask other tasks.
     """
     alone = original_of(config)
-    open_run(path, run_identity(alone))
+    world.first(lambda: _open(path, alone))
     tasks = _judge_tasks(
         config,
         tests=tests,
@@ -46,6 +49,7 @@ def judge_original(
         tokenizer=tokenizer,
         fingerprint=digest([weights, config.backbone.dtype, "original"]),
         folder=path / "evaluation",
+        world=world,
     )
     result = build_result(
         name=path.name,
@@ -57,7 +61,7 @@ def judge_original(
         training=None,
         evaluation=tasks,
     )
-    if not config.method.trained:
+    if not config.method.trained and world.leads:
         write_result(path, result)
     return result
 
@@ -70,6 +74,7 @@ def judge_arm(
     model: GetModel,
     tokenizer: PreTrainedTokenizerBase,
     original: dict[str, Any],
+    world: World,
 ) -> dict[str, Any]:
     """The trained arm's result; it keeps the original's scores on the same items beside its own."""
     digests = _trainable_digests(run.model)
@@ -84,6 +89,7 @@ def judge_arm(
         tokenizer=tokenizer,
         fingerprint=digest(made_of),
         folder=run.evaluation,
+        world=world,
     )
     result = build_result(
         name=run.path.name,
@@ -95,7 +101,8 @@ def judge_arm(
         training=training,
         evaluation={**tasks, "original": original["evaluation"]["tasks"]},
     )
-    write_result(run.path, result)
+    if world.leads:
+        write_result(run.path, result)
     return result
 
 
@@ -108,6 +115,7 @@ def _judge_tasks(
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: str,
     folder: Path,
+    world: World,
 ) -> dict[str, Any]:
     """One stream on every task, as `result.json` keeps it; a folder per task and test set."""
     tasks: dict[str, Any] = {}
@@ -122,6 +130,7 @@ def _judge_tasks(
             batch_size=config.evaluation.batch_size,
             folder=folder / f"{name}-{test.fingerprint[:8]}",
             label=f"{config.method.name if stream != 'original' else 'original'}: {name}",
+            world=world,
         )
         is_target = name == config.data.name
         tasks[name] = {
@@ -131,6 +140,10 @@ def _judge_tasks(
             **asdict(judgement),
         }
     return {"settings": config.evaluation.model_dump(), "tasks": tasks}
+
+
+def _open(path: Path, alone: RunConfig) -> None:
+    open_run(path, run_identity(alone))
 
 
 def _trainable_digests(folder: Path) -> list[list[str]]:

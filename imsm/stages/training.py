@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from imsm.adapters.adapter import Adapter
 from imsm.assemble import assemble, count_trainable
 from imsm.config import RunConfig
+from imsm.data.batches import training_order
+from imsm.errors import UserError
 from imsm.files import write_whole
 from imsm.identity import run_identity
 from imsm.run_folder import RunFolder
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import training_items
+from imsm.stages.engine import engine_of, micro_batch_size
 from imsm.stages.parts import adapter_of, parts_of, trainable_line
-from imsm.tracking import Tracker
-from imsm.training.engine import Engine
-from imsm.training.local import LocalEngine
-from imsm.training.loop import Batching, Checkpointing, train
-from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.keep import Keeper
+from imsm.training.loop import Batching, Log, train
 from imsm.training.resume import checkpoint_to_resume
 
 if TYPE_CHECKING:
@@ -27,85 +28,118 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from imsm.data.tokenise import TokenisedExample
+    from imsm.processes.world import World
+
 
 def train_run(
     config: RunConfig,
     *,
     run: RunFolder,
     tokenizer: PreTrainedTokenizerBase,
-    tracker: Tracker,
+    log: Log,
     device: torch.device,
-) -> SiameseForCausalLM:
-    """Train a run's adapter and gate; `training.json`, written last, says that it is finished."""
+    world: World,
+) -> SiameseForCausalLM | None:
+    """Train a run's adapter and gate; `training.json`, written last, says that it is finished.
+
+    Returns:
+        The trained model; None where DeepSpeed took it over, so that it has to be loaded.
+    """
     items, examples = training_items(config, tokenizer)
+    items, validation = _held_out(config, items)
     recipe = config.trainer
     batching = Batching(
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
-        micro_batch_size=recipe.micro_batch_size or recipe.batch_size,
+        micro_batch_size=micro_batch_size(config, processes=world.size),
         seed=config.seed,
     )
     steps = batching.steps(len(items))
-    checkpointing = _checkpointing(config, run)
+    start = _start(config, run, world)
     adapter = adapter_of(config)
     model = new_model(config, adapter, device=device)
     parameters = count_trainable(model)
-    print(trainable_line(parameters))
+    if world.leads:
+        print(trainable_line(parameters))
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    summary = train(
-        model,
-        items,
-        engine=_engine(config, model, steps=steps, device=device),
-        hooks=adapter.hooks(cast("PeftModel", model.adapted), steps) if adapter.hooks else None,
-        batching=batching,
-        checkpointing=checkpointing,
-        pad_id=tokenizer.pad_token_id,
-        log=tracker.log,
-    )
+    hooks = adapter.hooks(cast("PeftModel", model.adapted), steps) if adapter.hooks else None
+    with engine_of(config, model, steps=steps, device=device, world=world) as engine:
+        keeper = Keeper(
+            folder=run.checkpoints,
+            identity=run_identity(config),
+            engine=engine,
+            hooks=hooks,
+            minutes=recipe.checkpoint_minutes,
+            steps=recipe.checkpoint_steps,
+            keep=recipe.checkpoints_kept,
+            best_by=recipe.best_by,
+            start=start,
+        )
+        summary = train(
+            model,
+            items,
+            engine=engine,
+            hooks=hooks,
+            batching=batching,
+            keeper=keeper,
+            pad_id=tokenizer.pad_token_id,
+            log=log,
+            validation=validation,
+        )
+        best = keeper.take_best()
+        with engine.values():
+            model.save_pretrained(run.model, is_main_process=world.leads)
+    record = summary.record() | examples | best | {"trainable_parameters": parameters}
+    record |= {"engine": config.engine.name, "processes": world.size}
+    world.first(lambda: _finish(run, tokenizer, record))
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_disable()
-    model.save_pretrained(run.model)
+    return model if world.store is None else None
+
+
+def _finish(run: RunFolder, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> None:
+    """What stands beside the finished model; its checkpoints have had their time."""
     tokenizer.save_pretrained(run.model)
-    record = summary.record() | examples | {"trainable_parameters": parameters}
     write_whole(run.trained, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(run.checkpoints, ignore_errors=True)
-    return model
 
 
-def _checkpointing(config: RunConfig, run: RunFolder) -> Checkpointing:
-    """Where the training goes on, and how it is kept from now on."""
+def _start(config: RunConfig, run: RunFolder, world: World) -> Path | None:
+    """Where the training goes on; None: it begins, and what was kept of another start goes."""
     identity = run_identity(config)
-    start = checkpoint_to_resume(config.resume, run.checkpoints, identity=identity)
-    if start is None:
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-    return Checkpointing(
-        folder=run.checkpoints,
-        identity=identity,
-        minutes=config.trainer.checkpoint_minutes,
-        steps=config.trainer.checkpoint_steps,
-        keep=config.trainer.checkpoints_kept,
-        start=start,
-    )
+
+    def find() -> str | None:
+        start = checkpoint_to_resume(config.resume, run.checkpoints, identity=identity)
+        if start is None:
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        return None if start is None else str(start)
+
+    found = world.first(find)
+    return None if found is None else Path(found)
 
 
-def _engine(
-    config: RunConfig, model: SiameseForCausalLM, *, steps: int, device: torch.device
-) -> Engine:
-    recipe = config.trainer
-    optimizer = build_optimizer(
-        model,
-        name=recipe.optimizer,
-        learning_rate=recipe.learning_rate,
-        gate_learning_rate=recipe.gate_learning_rate,
-        weight_decay=recipe.weight_decay,
-    )
-    schedule = build_schedule(
-        optimizer, name=recipe.schedule, warmup_ratio=recipe.warmup_ratio, steps=steps
-    )
-    return LocalEngine(
-        optimizer=optimizer, schedule=schedule, clip_norm=recipe.clip_norm, device=device
-    )
+def _held_out(
+    config: RunConfig, items: list[TokenisedExample]
+) -> tuple[list[TokenisedExample], list[TokenisedExample]]:
+    """What is learned, and the examples that are kept out of it to validate on.
+
+    Raises:
+        UserError: nothing would be left to learn.
+    """
+    count = config.trainer.validation_examples
+    if not count:
+        return items, []
+    if count >= len(items):
+        raise UserError(
+            f"trainer.validation_examples={count}: there are {len(items)} training examples, and "
+            "some must be left to learn; choose fewer"
+        )
+    (order,) = training_order(len(items), batch_size=len(items), seed=config.seed, epoch=-1)
+    kept_out = set(order[:count])
+    learned = [item for place, item in enumerate(items) if place not in kept_out]
+    return learned, [items[place] for place in sorted(kept_out)]
 
 
 def new_model(

@@ -1,8 +1,11 @@
-"""Checkpoints: trainables, optimizer, schedule, random state and position; no frozen weight.
+"""Checkpoints: trainables, optimizer, schedule, random states and position; no frozen weight.
 
     checkpoints/step-00000120/
         trainables.safetensors  optimizer.safetensors  hooks.safetensors  random.safetensors
-        state.json              position, schedule, whose run it is, SHA-256 of the other files
+        state.json              position, what was measured, schedule, whose run it is, SHA-256 of
+                                the other files
+
+Values are whole and named as in the model, whatever number of processes they came from.
 
 A checkpoint is written beside its place and renamed, `state.json` last: a folder with that name
 is whole, unless the disk harmed it later, which the digests tell. The newest ones are kept.
@@ -10,9 +13,11 @@ is whole, unless the disk harmed it later, which the digests tell. The newest on
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -29,10 +34,10 @@ from imsm.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from imsm.adapters.adapter import Hooks
-    from imsm.siamese.model import SiameseForCausalLM
+    from imsm.processes.world import World
     from imsm.training.engine import Engine
 
-FORMAT = 2
+FORMAT = 3
 STATE = "state.json"
 _PARTS = ("trainables", "optimizer", "hooks", "random")
 
@@ -47,80 +52,50 @@ class Progress:
     loss: float | None = None
 
 
-def trainable_state(model: SiameseForCausalLM) -> dict[str, torch.Tensor]:
-    """The trainable parameters by name, on the CPU."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
 def save_checkpoint(
     folder: Path,
     *,
     progress: Progress,
-    model: SiameseForCausalLM,
+    measured: Mapping[str, float],
     engine: Engine,
     hooks: Hooks | None,
     identity: Mapping[str, Any],
-    keep: int,
 ) -> Path:
     """Write the state after so many optimizer steps below ``folder``; returns where it lies.
+
+    All processes must call it; the first one writes.
 
     Args:
         folder: of the run's checkpoints.
         progress: how far the training has come.
-        model: adapter and gate are what is trainable of it.
-        engine: its optimizer and schedule.
+        measured: at the last step, by name.
+        engine: trainables, optimizer and schedule.
         hooks: the PEFT method's.
         identity: whose checkpoint it is: what decides the training.
-        keep: how many checkpoints stay, the newest ones.
 
     Raises:
         UserError: it could not be written (a full disk, say); the checkpoints before it are kept.
     """
     place = folder / f"step-{progress.step:08d}"
-    new = folder / f".{place.name}.new"
-    shutil.rmtree(new, ignore_errors=True)
     tensors, rest = engine.state()
     parts = {
-        "trainables": trainable_state(model),
+        "trainables": engine.trainables(),
         "optimizer": _on_cpu(tensors),
         "hooks": _on_cpu(hooks.state()) if hooks else {},
-        "random": _random_state(),
+        "random": _random_states(engine.world),
     }
-    try:
-        new.mkdir(parents=True)
-        for name, values in parts.items():
-            save_file(values, new / f"{name}.safetensors")
-        state = {
-            "format": FORMAT,
-            "progress": asdict(progress),
-            "engine": rest,
-            "identity": dict(identity),
-            "files": {file.name: file_digest(file) for file in sorted(new.iterdir())},
-        }
-        state["digest"] = _own_digest(state)
-        (new / STATE).write_text(json.dumps(state), encoding="utf-8")
-        _flush(new)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(new, ignore_errors=True)
-        kept = f"those before it are kept in {folder}" if checkpoints(folder) else "there is none"
-        raise UserError(
-            f"the checkpoint of step {progress.step} could not be written ({error}); {kept}. "
-            "Free some space and give the same command again"
-        ) from error
-    shutil.rmtree(place, ignore_errors=True)  # of a training that went another way
-    new.rename(place)
-    for old in checkpoints(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    state = {
+        "format": FORMAT,
+        "progress": asdict(progress),
+        "measured": {k: v for k, v in measured.items() if math.isfinite(v)},
+        "engine": rest,
+        "identity": dict(identity),
+    }
+    engine.world.first(lambda: _write(place, parts, state))
     return place
 
 
-def load_checkpoint(
-    place: Path, *, model: SiameseForCausalLM, engine: Engine, hooks: Hooks | None
-) -> Progress:
+def load_checkpoint(place: Path, *, engine: Engine, hooks: Hooks | None) -> Progress:
     """Restore what ``save_checkpoint`` wrote; returns how far it had come.
 
     Raises:
@@ -132,19 +107,20 @@ def load_checkpoint(
     trainables, tensors, hook_state, random = (
         load_file(place / f"{name}.safetensors") for name in _PARTS
     )
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if parameters.keys() != trainables.keys():
+    if engine.trainables().keys() != trainables.keys():
         raise RunError(f"checkpoint {place}: holds other parameters than this model trains")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(trainables[name])
+    engine.load_trainables(trainables)
     engine.load_state(tensors, state["engine"])
     if hooks is not None:
         hooks.load_state(hook_state)
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
-    return Progress(**state["progress"])
+    progress = Progress(**state["progress"])
+    _restore_random(random, rank=engine.world.rank, step=progress.step)
+    return progress
+
+
+def load_values(place: Path, *, engine: Engine) -> None:
+    """Restore the trainables of a checkpoint alone: what the model is, not how it goes on."""
+    engine.load_trainables(load_file(place / "trainables.safetensors"))
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -206,11 +182,54 @@ def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
+def _write(place: Path, parts: Mapping[str, dict[str, torch.Tensor]], state: dict) -> None:
+    """Write a whole checkpoint, or nothing."""
+    new = place.with_name(f".{place.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        for name, values in parts.items():
+            save_file(values, new / f"{name}.safetensors")
+        state["files"] = {file.name: file_digest(file) for file in sorted(new.iterdir())}
+        state["digest"] = _own_digest(state)
+        (new / STATE).write_text(json.dumps(state), encoding="utf-8")
+        _flush(new)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        folder = place.parent
+        kept = f"those before it are kept in {folder}" if checkpoints(folder) else "there is none"
+        step = state["progress"]["step"]
+        raise UserError(
+            f"the checkpoint of step {step} could not be written ({error}); {kept}. "
+            "Free some space and give the same command again"
+        ) from error
+    shutil.rmtree(place, ignore_errors=True)  # of a training that went another way
+    new.rename(place)
+
+
+def _random_states(world: World) -> dict[str, torch.Tensor]:
+    """Those of all processes, as "cpu.<rank>" and "cuda.<rank>"."""
+    own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+        own["cuda"] = torch.cuda.get_rng_state()
+    text = json.dumps({k: base64.b64encode(v.numpy().tobytes()).decode() for k, v in own.items()})
+    return {
+        f"{device}.{rank}": torch.frombuffer(
+            bytearray(base64.b64decode(state)), dtype=torch.uint8
+        ).clone()
+        for rank, told in enumerate(world.gather(text))
+        for device, state in json.loads(told).items()
+    }
+
+
+def _restore_random(states: Mapping[str, torch.Tensor], *, rank: int, step: int) -> None:
+    """This process's random state; one that was not there before gets one of its own."""
+    if f"cpu.{rank}" in states:
+        torch.set_rng_state(states[f"cpu.{rank}"])
+    else:
+        torch.manual_seed(hash((rank, step)))
+    if f"cuda.{rank}" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"cuda.{rank}"])
 
 
 def _flush(folder: Path) -> None:

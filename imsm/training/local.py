@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
 
+from imsm.errors import UserError
+from imsm.processes.world import World
+from imsm.training.engine import NotFiniteError
+from imsm.training.optimizer_state import (
+    load_named_state,
+    load_plain_state,
+    named_state,
+    plain_state,
+)
+
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
+
+    from imsm.siamese.model import SiameseForCausalLM, SiameseOutput
 
 
 def choose_device(name: str) -> torch.device:
@@ -18,8 +32,6 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: a GPU is asked for and there is none.
     """
-    from imsm.errors import UserError
-
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
@@ -29,61 +41,101 @@ def choose_device(name: str) -> torch.device:
 
 
 class LocalEngine:
-    """See `imsm.training.engine.Engine`."""
+    """See `imsm.training.engine.Engine`.
+
+    Args:
+        model: what is trained.
+        optimizer: of its trainable parameters.
+        schedule: of the optimizer.
+        clip_norm: of the gradients; None: no clipping.
+        device: where the model is.
+    """
 
     def __init__(
         self,
+        model: SiameseForCausalLM,
         *,
         optimizer: Optimizer,
         schedule: LRScheduler,
         clip_norm: float | None,
         device: torch.device,
     ) -> None:
+        self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
         self.clip_norm = clip_norm
         self.device = device
-        self._trainable = [p for group in optimizer.param_groups for p in group["params"]]
+        self.world = World()
+        self._names: dict[torch.Tensor, str] = {
+            p: name for name, p in model.named_parameters() if p.requires_grad
+        }
+        self._norm: float | None = None
 
-    def backward(self, loss: torch.Tensor) -> None:
+    def forward(self, **inputs: Any) -> SiameseOutput:
+        """The model's own pass."""
+        output: SiameseOutput = self.model(**inputs)
+        return output
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradients of a micro-batch's share of the loss."""
         loss.backward()
 
-    def clip(self) -> float:
-        """Clip the step's gradients; returns their norm before clipping."""
-        limit = self.clip_norm if self.clip_norm is not None else math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self._trainable, limit))
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The values as they are: there is no other process."""
+        return list(values)
 
-    def step(self) -> None:
-        """Move the parameters, advance the schedule, forget the gradients."""
+    @contextmanager
+    def gradients(self) -> Iterator[None]:
+        """Clipped gradients; the parameters have them anyway."""
+        self._clip()
+        yield
+
+    def step(self) -> float:
+        """Clip unless that is done, move the parameters, advance the schedule."""
+        norm = self._clip()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._norm = None
+        return norm
+
+    @contextmanager
+    def values(self) -> Iterator[None]:
+        """The parameters have their values anyway."""
+        yield
 
     def learning_rates(self) -> dict[str, float]:
         """The learning rates of the step to come, by parameter group."""
         return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
 
+    def trainables(self) -> dict[str, torch.Tensor]:
+        """The trainable parameters by name, on the CPU."""
+        return {name: p.detach().cpu().contiguous() for p, name in self._names.items()}
+
+    def load_trainables(self, values: dict[str, torch.Tensor]) -> None:
+        """Go on from what ``trainables`` returned."""
+        with torch.no_grad():
+            for parameter, name in self._names.items():
+                parameter.copy_(values[name])
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Optimizer and schedule: tensors by "<parameter>.<name>", and what JSON can hold."""
-        optimizer = self.optimizer.state_dict()
-        tensors: dict[str, torch.Tensor] = {}
-        plain: dict[str, Any] = {}
-        for index, values in optimizer["state"].items():
-            for name, value in values.items():
-                target = tensors if isinstance(value, torch.Tensor) else plain
-                target[f"{index}.{name}"] = value
-        return tensors, {
-            "plain": plain,
-            "groups": optimizer["param_groups"],
-            "schedule": self.schedule.state_dict(),
-        }
+        """Optimizer and schedule."""
+        kept = named_state(self.optimizer, self._names)
+        tensors = {key: v.detach().cpu() for key, v in kept.items() if isinstance(v, torch.Tensor)}
+        plain = {key: value for key, value in kept.items() if key not in tensors}
+        return tensors, {"plain": plain} | plain_state(self.optimizer, self.schedule)
 
     def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
         """Go on from what ``state`` returned."""
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in {**tensors, **rest["plain"]}.items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": rest["groups"]})
-        self.schedule.load_state_dict(rest["schedule"])
+        load_named_state(self.optimizer, self._names, {**tensors, **rest["plain"]})
+        load_plain_state(self.optimizer, self.schedule, rest)
+
+    def _clip(self) -> float:
+        if self._norm is None:
+            limit = self.clip_norm if self.clip_norm is not None else math.inf
+            self._norm = float(torch.nn.utils.clip_grad_norm_(list(self._names), limit))
+        norm, finite = self._norm, math.isfinite(self._norm)
+        if not finite:
+            self._norm = None
+            raise NotFiniteError(f"the gradient norm is {norm}")
+        return norm

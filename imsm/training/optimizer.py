@@ -36,6 +36,11 @@ OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {
     "adamw": _adamw,
     "adafactor": _adafactor,
 }
+ELEMENTWISE = frozenset({"adamw"})
+"""Those that treat each value by itself, so that ZeRO's flat shards give what whole matrices give.
+
+The others look at rows and columns: several processes gather the gradients and all do the same.
+"""
 
 
 def build_optimizer(

@@ -72,9 +72,10 @@ def test_early_stop_order_and_counts(folder: Path) -> None:
         TokenisedExample(id=name, prompt_ids=(first, *[5] * extra), answer_ids=())
         for extra, (name, first) in enumerate(firsts.items(), start=1)
     ]
-    answers = generate_answers(
+    found = generate_answers(
         model, tokenizer, prompts, batch_size=3, max_new_tokens=12, stop=r"\S[^\n]*\n", label="x"
     )
+    answers = list(found.values())
     assert [a.id for a in answers] == list("abcd")
     assert [a.text for a in answers] == ["\n 7 8\n", " 9", " 1" * 12, " the answer is 3\n"]
     assert [a.ended for a in answers] == [True, True, False, True]
@@ -112,7 +113,7 @@ def test_batching_changes_no_answer(folder: Path) -> None:
                 max_new_tokens=6,
                 stop=None,
                 label="x",
-            )
+            ).values()
         ]
 
     alone = run(1)

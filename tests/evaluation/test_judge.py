@@ -12,6 +12,7 @@ from imsm.assemble import assemble
 from imsm.data.sources import Source
 from imsm.data.task import Task
 from imsm.evaluation.judge import Judgement, judge, load_test_set
+from imsm.processes.world import World
 from imsm.siamese.model import SiameseForCausalLM
 from tests.backbone_folder import save_backbone
 
@@ -72,6 +73,7 @@ class Bench:
             batch_size=2,
             folder=self.root / "out",
             label="x",
+            world=World(),
         )
 
     def rows(self, name: str) -> list[dict]:

@@ -17,15 +17,10 @@ from imsm.adapters.lora import lora
 from imsm.data.tokenise import TokenisedExample
 from imsm.errors import RunError, UserError
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.training.checkpoint import (
-    Progress,
-    checkpoints,
-    read_state,
-    save_checkpoint,
-    trainable_state,
-)
+from imsm.training.checkpoint import Progress, checkpoints, read_state, save_checkpoint
+from imsm.training.keep import Keeper
 from imsm.training.local import LocalEngine
-from imsm.training.loop import Batching, Checkpointing, TrainingSummary, train
+from imsm.training.loop import Batching, TrainingSummary, train
 from imsm.training.optimizer import build_optimizer, build_schedule
 from imsm.training.resume import checkpoint_to_resume
 from tests.adapters.moe import tiny_loramoe
@@ -96,7 +91,11 @@ class Run:
         )
         schedule = build_schedule(build, name="cosine", warmup_ratio=0.1, steps=steps)
         self.engine = LocalEngine(
-            optimizer=build, schedule=schedule, clip_norm=1.0, device=torch.device("cpu")
+            self.model,
+            optimizer=build,
+            schedule=schedule,
+            clip_norm=1.0,
+            device=torch.device("cpu"),
         )
         self.hooks = adapter.hooks(self.model.adapted, steps) if adapter.hooks else None
         self.losses: list[float] = []
@@ -122,8 +121,13 @@ class Run:
             engine=self.engine,
             hooks=self.hooks,
             batching=self.batching,
-            checkpointing=Checkpointing(
-                folder=self.folder, identity=IDENTITY, minutes=60, start=start, **self.kept
+            keeper=Keeper(
+                folder=self.folder,
+                identity=IDENTITY,
+                engine=self.engine,
+                hooks=self.hooks,
+                start=start,
+                **{"minutes": 60, **self.kept},
             ),
             pad_id=0,
             log=self.log,
@@ -145,8 +149,8 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, method: str) -> No
     assert summary.tokens == 2 * sum(len(i.prompt_ids) + len(i.answer_ids) for i in items())
     assert summary.final_loss == whole.losses[-1]
     assert first.losses + second.losses == whole.losses
-    expected = trainable_state(whole.model)
-    for name, value in trainable_state(second.model).items():
+    expected = whole.engine.trainables()
+    for name, value in second.engine.trainables().items():
         assert torch.equal(value, expected[name]), name
 
 
@@ -193,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     def step() -> None:
         step_of()
         if len(run.losses) == 1:  # after the second step, one value blows up in the third's data
-            good.update({k: v.clone() for k, v in trainable_state(run.model).items()})
+            good.update({k: v.clone() for k, v in run.engine.trainables().items()})
             with torch.no_grad():
                 run.model.backbone.lm_head.weight[5] = float("inf")
 
@@ -215,11 +219,10 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
         save_checkpoint(
             run.folder,
             progress=Progress(step=step),
-            model=run.model,
+            measured={},
             engine=run.engine,
             hooks=run.hooks,
             identity=IDENTITY,
-            keep=2,
         )
 
     save(0)

@@ -15,7 +15,6 @@ from imsm.training.checkpoint import (
     load_checkpoint,
     read_state,
     room_for,
-    trainable_state,
 )
 from imsm.training.resume import checkpoint_to_resume
 from tests.training.test_loop import IDENTITY, Run
@@ -69,7 +68,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     told = capsys.readouterr().err
     assert str(newest) in told and file in told
     with pytest.raises(RunError, match=file):
-        load_checkpoint(newest, model=run.model, engine=run.engine, hooks=run.hooks)
+        load_checkpoint(newest, engine=run.engine, hooks=run.hooks)
 
 
 def test_after_damage_the_end_is_the_same(tmp_path: Path) -> None:
@@ -80,8 +79,8 @@ def test_after_damage_the_end_is_the_same(tmp_path: Path) -> None:
     going_on = Run(tmp_path / "parts")
     going_on.train()
     assert going_on.losses == whole.losses[3:]
-    expected = trainable_state(whole.model)
-    for name, value in trainable_state(going_on.model).items():
+    expected = whole.engine.trainables()
+    for name, value in going_on.engine.trainables().items():
         assert torch.equal(value, expected[name]), name
 
 

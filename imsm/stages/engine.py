@@ -1,0 +1,135 @@
+"""Which engine trains a run, on which device, and how a batch is shared out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from imsm.processes.layout import Layout, resolve_layout
+from imsm.training.local import LocalEngine, choose_device
+from imsm.training.optimizer import ELEMENTWISE, build_optimizer, build_schedule
+from imsm.training.zero_settings import zero_settings
+
+if TYPE_CHECKING:
+    from imsm.config import RunConfig
+    from imsm.processes.world import World
+    from imsm.siamese.model import SiameseForCausalLM
+    from imsm.training.engine import Engine
+
+
+def layout_of(config: RunConfig, *, gpus: int, joined: int | None = None) -> Layout:
+    """The processes that a run's engine means here.
+
+    Args:
+        config: the run's.
+        gpus: visible on this machine.
+        joined: how many processes there are already; None: this one is not one of a group.
+    """
+    engine = config.engine
+    return resolve_layout(
+        name=engine.name,
+        stage=engine.stage,
+        offload=engine.offload,
+        device=engine.device,
+        processes=engine.processes,
+        nodes=engine.nodes,
+        gpus=gpus,
+        joined=joined,
+    )
+
+
+def device_of(config: RunConfig, world: World) -> torch.device:
+    """Where a process works: its own GPU, or the CPU."""
+    device = choose_device(config.engine.device)
+    if device.type == "cuda" and world.store is not None:
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    return device
+
+
+def micro_batch_size(config: RunConfig, *, processes: int) -> int:
+    """Examples of one pass of one process."""
+    recipe = config.trainer
+    share = math.ceil(recipe.batch_size / processes)
+    return min(recipe.micro_batch_size or share, share)
+
+
+def engine_settings(
+    config: RunConfig, model: SiameseForCausalLM, *, layout: Layout
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for a run; `mode=plan` shows it."""
+    recipe, engine = config.trainer, config.engine
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    micro = micro_batch_size(config, processes=layout.size)
+    return zero_settings(
+        stage=layout.stage,
+        offload=layout.offload,
+        pinned=layout.device == "cuda",
+        micro_batch_size=micro,
+        accumulation=math.ceil(recipe.batch_size / (micro * layout.size)),
+        clip_norm=recipe.clip_norm,
+        largest=max(sizes),
+        trainable=sum(sizes),
+        bucket_elements=engine.bucket_elements,
+        prefetch_elements=engine.prefetch_elements,
+        live_elements=engine.live_elements,
+    )
+
+
+@contextmanager
+def engine_of(
+    config: RunConfig,
+    model: SiameseForCausalLM,
+    *,
+    steps: int,
+    device: torch.device,
+    world: World,
+) -> Iterator[Engine]:
+    """The engine that trains ``model``; inside, the processes can talk in tensors.
+
+    Args:
+        config: the run's.
+        model: what is trained; of no use afterwards where several processes trained it.
+        steps: of the whole training.
+        device: of this process.
+        world: this process and those beside it.
+    """
+    recipe = config.trainer
+    optimizer = build_optimizer(
+        model,
+        name=recipe.optimizer,
+        learning_rate=recipe.learning_rate,
+        gate_learning_rate=recipe.gate_learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
+    schedule = build_schedule(
+        optimizer, name=recipe.schedule, warmup_ratio=recipe.warmup_ratio, steps=steps
+    )
+    if world.store is None:
+        yield LocalEngine(
+            model, optimizer=optimizer, schedule=schedule, clip_norm=recipe.clip_norm, device=device
+        )
+        return
+    from imsm.processes.collectives import collectives
+    from imsm.training.zero import ZeroEngine
+
+    layout = layout_of(config, gpus=torch.cuda.device_count(), joined=world.size)
+    with collectives(world, device=device, timeout_minutes=config.engine.timeout_minutes):
+        engine = ZeroEngine(
+            model,
+            optimizer=optimizer,
+            elementwise=recipe.optimizer in ELEMENTWISE,
+            schedule=schedule,
+            clip_norm=recipe.clip_norm,
+            settings=engine_settings(config, model, layout=layout),
+            device=device,
+            world=world,
+        )
+        try:
+            yield engine
+        finally:
+            engine.close()

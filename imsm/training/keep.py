@@ -1,0 +1,132 @@
+"""When a training is kept, which checkpoints stay, and which one the finished model comes from."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imsm.training.checkpoint import (
+    Progress,
+    checkpoints,
+    load_checkpoint,
+    load_values,
+    read_state,
+    room_for,
+    save_checkpoint,
+)
+
+if TYPE_CHECKING:
+    from imsm.adapters.adapter import Hooks
+    from imsm.training.engine import Engine
+
+
+@dataclass(kw_only=True)
+class Keeper:
+    """Writes, drops and reads a run's checkpoints.
+
+    Attributes:
+        folder: of the run's checkpoints.
+        identity: what decides the training; a checkpoint carries it.
+        engine: what is kept.
+        hooks: the PEFT method's, which are kept too.
+        minutes: between two checkpoints.
+        steps: between two checkpoints, in place of or beside the minutes; None: minutes alone.
+        keep: how many stay, the newest ones.
+        best_by: what is measured and the less the better; the checkpoint where it was least stays
+            too; None: the newest ones alone.
+        start: the checkpoint to go on from; None: begin.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+    engine: Engine
+    hooks: Hooks | None
+    minutes: float
+    steps: int | None = None
+    keep: int = 2
+    best_by: str | None = None
+    start: Path | None = None
+    _saved: float = field(default_factory=time.monotonic)
+
+    def begin(self, *, steps: int) -> Progress:
+        """Where the training stands: at its start, or where the checkpoint was written.
+
+        ``steps`` are those of the whole training, for the message.
+        """
+        progress = Progress()
+        leads = self.engine.world.leads
+        if self.start is not None:
+            progress = load_checkpoint(self.start, engine=self.engine, hooks=self.hooks)
+            if leads:
+                at = f"step {progress.step} of {steps}"
+                print(f"going on after {at} ({self.start})", file=sys.stderr)
+        size = sum(value.nbytes for value in self.engine.trainables().values())
+        warning = room_for(self.folder, size=3 * size)  # values and two moments each
+        if warning and leads:
+            print(f"warning: {warning}", file=sys.stderr)
+        self._saved = time.monotonic()
+        return progress
+
+    def due(self, step: int) -> bool:
+        """Whether a step is to be kept by its number; every process says the same."""
+        return self.steps is not None and step % self.steps == 0
+
+    def overdue(self) -> bool:
+        """Whether so many minutes have passed since the last one; each process has its clock."""
+        return time.monotonic() - self._saved > 60 * self.minutes
+
+    def save(self, progress: Progress, measured: Mapping[str, float]) -> None:
+        """Write a checkpoint, and drop those that need not stay."""
+        save_checkpoint(
+            self.folder,
+            progress=progress,
+            measured=measured,
+            engine=self.engine,
+            hooks=self.hooks,
+            identity=self.identity,
+        )
+        self._saved = time.monotonic()
+        if self.engine.world.leads:
+            best = self.best()
+            for old in checkpoints(self.folder)[self.keep :]:
+                if old != best:
+                    shutil.rmtree(old, ignore_errors=True)
+
+    def save_if_finite(self, progress: Progress) -> Path | None:
+        """Keep the steps that were finished, if their values are good; the newest checkpoint."""
+        good = all(bool(value.isfinite().all()) for value in self.engine.trainables().values())
+        if good and progress.step:
+            self.save(progress, {})
+        kept = checkpoints(self.folder)
+        return kept[0] if kept else None
+
+    def best(self) -> Path | None:
+        """The checkpoint where ``best_by`` was least, the earliest of equals."""
+        if self.best_by is None:
+            return None
+        found = []
+        for place in checkpoints(self.folder):
+            try:
+                state = read_state(place)
+            except ValueError:
+                continue
+            if self.best_by in state["measured"]:
+                found.append((state["measured"][self.best_by], state["progress"]["step"], place))
+        return min(found)[2] if found else None
+
+    def take_best(self) -> dict[str, float]:
+        """Give the model the values of the best checkpoint; its step and value, for the record."""
+        told = self.engine.world.first(lambda: str(self.best() or ""))
+        if not told:
+            return {}
+        place = Path(told)
+        load_values(place, engine=self.engine)
+        state = read_state(place)
+        assert self.best_by is not None
+        value = state["measured"][self.best_by]
+        return {"best_step": state["progress"]["step"], f"best_{self.best_by}": value}

@@ -1,0 +1,109 @@
+"""One optimizer step over a global batch, whatever it is cut into and whoever does the parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from imsm.data.batches import collate_training, micro_batches
+from imsm.training.engine import NotFiniteError
+
+if TYPE_CHECKING:
+    from imsm.adapters.adapter import Hooks
+    from imsm.data.tokenise import TokenisedExample
+    from imsm.training.engine import Engine
+
+
+def train_step(
+    batch: Sequence[TokenisedExample],
+    *,
+    step: int,
+    engine: Engine,
+    hooks: Hooks | None,
+    micro_batch_size: int,
+    pad_id: int,
+) -> dict[str, float]:
+    """One step; its loss is the mean over all answer tokens of the batch.
+
+    Each process takes its part of the batch, micro-batch by micro-batch. All run equally many
+    passes, since ZeRO's processes wait for each other; one that has nothing left runs an example
+    that does not count.
+
+    Args:
+        batch: the global batch, the same in every process.
+        step: its number, from 1.
+        engine: what moves the parameters.
+        hooks: the PEFT method's.
+        micro_batch_size: examples of one pass.
+        pad_id: the padding token.
+
+    Returns:
+        What was measured over the whole batch, by name.
+
+    Raises:
+        NotFiniteError: the loss or the gradients; nothing was moved.
+    """
+    rates = engine.learning_rates()
+    answer_tokens = sum(len(item.answer_ids) for item in batch)
+    world = engine.world
+    parts = micro_batches(
+        batch, micro_batch_size=micro_batch_size, rank=world.rank, processes=world.size
+    )
+    loss = added = gate = 0.0
+    has_auxiliary = has_gate = False
+    for number, micro in enumerate(parts, start=1):
+        counts = bool(micro)
+        items = micro if counts else batch[:1]
+        tensors = _on(engine.device, items, pad_id)
+        if hooks is not None:
+            types = torch.tensor([item.task_type for item in items], device=engine.device)
+            hooks.before_forward(tensors["attention_mask"], types)
+        output = engine.forward(**tensors, num_items_in_batch=answer_tokens)
+        share = output.loss
+        assert share is not None
+        loss += share.item() if counts else 0.0
+        auxiliary = hooks.auxiliary_loss() if hooks is not None else None
+        if auxiliary is not None:
+            has_auxiliary = True
+            auxiliary = auxiliary * (len(micro) / len(batch))
+            added += auxiliary.item()
+            share = share + auxiliary
+        engine.backward(share if counts else 0 * share, last=number == len(parts))
+        if output.gate_mean is not None:
+            has_gate = True
+            part = sum(len(item.answer_ids) for item in micro) / answer_tokens
+            gate += output.gate_mean.item() * part
+    loss, added, gate = engine.total([loss, added, gate])
+    if not math.isfinite(loss + added):
+        raise NotFiniteError(f"the loss of step {step} is {loss + added}")
+    norm = _move(engine, hooks, step)
+    measured = {"loss": loss, "gradient_norm": norm}
+    measured |= {f"learning_rate_{group}": rate for group, rate in rates.items()}
+    measured |= {"auxiliary_loss": added} if has_auxiliary else {}
+    return measured | ({"gate_mean": gate} if has_gate else {})
+
+
+def _move(engine: Engine, hooks: Hooks | None, step: int) -> float:
+    """The optimizer's step between the hooks; the gradients' norm before clipping."""
+    touching = hooks is not None and hooks.touches_parameters
+    try:
+        if hooks is not None and touching:
+            with engine.gradients():
+                hooks.after_backward(step)
+        norm = engine.step()
+        if hooks is not None and touching:
+            with engine.values():
+                hooks.after_step(step)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{error} at step {step}") from error
+    return norm
+
+
+def _on(
+    device: torch.device, items: Sequence[TokenisedExample], pad_id: int
+) -> dict[str, torch.Tensor]:
+    collated = collate_training(items, pad_id=pad_id)
+    return {name: value.to(device) for name, value in collated.items()}

@@ -1,0 +1,50 @@
+"""The loss on examples that are not learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from imsm.data.batches import collate_training, micro_batches
+
+if TYPE_CHECKING:
+    from imsm.data.tokenise import TokenisedExample
+    from imsm.siamese.model import SiameseForCausalLM
+    from imsm.training.engine import Engine
+
+
+@torch.no_grad()
+def validation_loss(
+    model: SiameseForCausalLM,
+    items: Sequence[TokenisedExample],
+    *,
+    engine: Engine,
+    micro_batch_size: int,
+    pad_id: int,
+) -> float:
+    """The mean cross-entropy over all answer tokens of ``items``, in nats, without dropout.
+
+    Args:
+        model: as it is now; its mode is left as it was.
+        items: the same in every process; each takes its part of them.
+        engine: what passes run through.
+        micro_batch_size: examples of one pass.
+        pad_id: the padding token.
+    """
+    world, training = engine.world, model.training
+    parts = micro_batches(
+        items, micro_batch_size=micro_batch_size, rank=world.rank, processes=world.size
+    )
+    answer_tokens = sum(len(item.answer_ids) for item in items)
+    model.eval()
+    loss = 0.0
+    for micro in parts:  # a process that has nothing left takes part in the pass all the same
+        collated = collate_training(micro or items[:1], pad_id=pad_id)
+        tensors = {name: value.to(engine.device) for name, value in collated.items()}
+        share = engine.forward(**tensors, num_items_in_batch=answer_tokens).loss
+        assert share is not None
+        loss += share.item() if micro else 0.0
+    model.train(training)
+    return engine.total([loss])[0]
