@@ -1,9 +1,8 @@
-"""Torch's process group, for as long as tensors go between the processes of a run."""
+"""Torch's process group: what tensors go through between the processes of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import atexit
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -14,31 +13,27 @@ if TYPE_CHECKING:
 
     from imsm.processes.world import World
 
-_groups = 0
 
+def start_collectives(world: World, *, device: torch.device, timeout_minutes: float) -> None:
+    """Let tensors be summed over all processes of ``world``, from now on until they end.
 
-@contextmanager
-def collectives(world: World, *, device: torch.device, timeout_minutes: float) -> Iterator[None]:
-    """Inside, tensors can be summed over all processes of ``world``.
-
-    Everything slow (loading, tokenising) belongs outside, since a collective has a limit of time.
+    Once is enough: the members of a sweep go on with the group that is there (DeepSpeed keeps hold
+    of the first one it sees). Everything slow (loading, tokenising) belongs before the first
+    collective, since a collective has a limit of time.
 
     Args:
         world: with a store, be it of one process.
         device: of this process; NCCL on a GPU, gloo on a CPU.
         timeout_minutes: after it a process that waits for another one gives up.
     """
-    global _groups
+    if distributed.is_initialized():
+        return
     assert world.store is not None
-    _groups += 1  # a sweep's members meet anew, each under keys of its own
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=distributed.PrefixStore(f"imsm-collectives-{_groups}", world.store),
+        store=distributed.PrefixStore("imsm-collectives", world.store),
         rank=world.rank,
         world_size=world.size,
         timeout=timedelta(minutes=timeout_minutes),
     )
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    atexit.register(distributed.destroy_process_group)

@@ -114,22 +114,22 @@ def engine_of(
             model, optimizer=optimizer, schedule=schedule, clip_norm=recipe.clip_norm, device=device
         )
         return
-    from imsm.processes.collectives import collectives
+    from imsm.processes.collectives import start_collectives
     from imsm.training.zero import ZeroEngine
 
     layout = layout_of(config, gpus=torch.cuda.device_count(), joined=world.size)
-    with collectives(world, device=device, timeout_minutes=config.engine.timeout_minutes):
-        engine = ZeroEngine(
-            model,
-            optimizer=optimizer,
-            elementwise=recipe.optimizer in ELEMENTWISE,
-            schedule=schedule,
-            clip_norm=recipe.clip_norm,
-            settings=engine_settings(config, model, layout=layout),
-            device=device,
-            world=world,
-        )
-        try:
-            yield engine
-        finally:
-            engine.close()
+    start_collectives(world, device=device, timeout_minutes=config.engine.timeout_minutes)
+    engine = ZeroEngine(
+        model,
+        optimizer=optimizer,
+        elementwise=recipe.optimizer in ELEMENTWISE,
+        schedule=schedule,
+        clip_norm=recipe.clip_norm,
+        settings=engine_settings(config, model, layout=layout),
+        device=device,
+        world=world,
+    )
+    try:
+        yield engine
+    finally:
+        engine.close()

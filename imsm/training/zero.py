@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -62,9 +63,13 @@ class ZeroEngine:
         device: torch.device,
         world: World,
     ) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists on it
         import deepspeed
 
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # importing sets it
+        # gloo does without the extension that DeepSpeed would compile into the user's home
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device, self.world = device, world
         self.optimizer, self.schedule, self.clip_norm = optimizer, schedule, clip_norm
         self._stage = int(settings["zero_optimization"]["stage"])
@@ -79,6 +84,8 @@ class ZeroEngine:
         self._engine, self._zero, *_ = deepspeed.initialize(
             model=model, optimizer=inner, config=settings
         )
+        if elementwise:
+            self._begin_moments()
 
     def forward(self, **inputs: Any) -> SiameseOutput:
         """The model's own pass."""
@@ -183,11 +190,8 @@ class ZeroEngine:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         (steps, *_) = [value for key, value in tensors.items() if key.endswith(".step")]
-        for flat in self._flat():  # DeepSpeed makes them at the first step only
-            kept = {key: torch.zeros_like(flat) for key in _MOMENTS}
-            self.optimizer.state[flat] = {"step": steps.clone(), **kept}
-        if self._stage < 3:
-            self._zero._lazy_init_hp_params_optimizer_state()
+        for flat in self._flat():
+            self.optimizer.state[flat]["step"] = steps.clone()
         for parameter, name in self._names.items():
             for key in _MOMENTS:
                 whole = tensors[f"{name}.{key}"].to(self.device)
@@ -198,6 +202,18 @@ class ZeroEngine:
         self._engine.destroy()
 
     # ------------------------------------------------------------------ inside
+
+    def _begin_moments(self) -> None:
+        """The optimizer's state before the first step.
+
+        Left to DeepSpeed, stages 1 and 2 would find the first group's moments alone, which they
+        look for when that group has made its first step and the others have not.
+        """
+        for flat in self._flat():
+            kept = {key: torch.zeros_like(flat) for key in _MOMENTS}
+            self.optimizer.state[flat] = {"step": torch.tensor(0.0), **kept}
+        if self._stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()
 
     def _replicate(self) -> Optimizer:
         """Give the optimizer copies of the parameters; returns one for ZeRO that moves nothing."""
