@@ -17,6 +17,7 @@ GROUPS = {
     "evaluation": "what is judged",
     "tracker": "where the local log is mirrored to",
     "engine": "what carries the training out: one process, or DeepSpeed ZeRO over several",
+    "sweep": "how the members of a sweep (-m) are chosen and started",
 }
 
 TEXT = """\
@@ -39,6 +40,7 @@ Examples
   python -m imsm.run                                           the miniature, one run
   python -m imsm.run -m method=original,peft,imsm              three arms, side by side
   python -m imsm.run -m gate.rank=4,8,16                       a sweep of the gate's rank
+  python -m imsm.run -m sweep=optuna                           a search for the best of them
   python -m imsm.run backbone=llama3 peft=lora data=gsm8k      the paper's scale
   python -m imsm.run backbone=llama3 mode=plan                 what it would take, in seconds
   python -m imsm.run backbone=llama3 backbone.path=FOLDER      any hub id or local folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -32,7 +33,41 @@ from imsm.examine import examine
 from imsm.folders import runs_root
 from imsm.options import nearest, unknown_option
 
+_GROUPS = (*RunConfig.model_fields, "sweep")
+_PLUGINS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "optuna": "optuna"}
+"""Launchers and sweepers that an extra of the project brings, and the extra."""
 _FREE = ("backbone.roles", "backbone.architecture", "peft.roles_by_backbone", "peft.recipes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """How the runs of a command line are chosen and started.
+
+    Attributes:
+        name: the option of the group `sweep`, or the launcher's where that was given itself.
+        launcher: Hydra's name of what starts them; basic: this process.
+        sweeper: Hydra's name of what chooses them; basic: all combinations.
+        several: whether it is a sweep (`-m`).
+        overrides: the command line's, without Hydra's own.
+        members: the overrides of each member, as far as they are known before the start.
+    """
+
+    name: str = "none"
+    launcher: str = "basic"
+    sweeper: str = "basic"
+    several: bool = False
+    overrides: Sequence[str] = ()
+    members: Sequence[Sequence[str]] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether its own folder stays: for the logs of other processes, and for a search."""
+        return self.several and (self.launcher, self.sweeper) != ("basic", "basic")
+
+    @property
+    def searches(self) -> bool:
+        """Whether each member depends on how those before it ended."""
+        return self.several and self.sweeper == "optuna"
 
 
 @dataclass(kw_only=True)
@@ -58,7 +93,7 @@ class Preflight:
             anchor = SearchPathQuery(provider="schema")
             path.prepend("command-line", f"file://{self.config_dir}", anchor=anchor)
         self.loader = ConfigLoaderImpl(config_search_path=path)
-        self.groups = [g for g in self.loader.list_groups("") if g in RunConfig.model_fields]
+        self.groups = [g for g in self.loader.list_groups("") if g in _GROUPS]
         self.parser = OverridesParser.create(config_loader=self.loader)
 
     def problems(
@@ -72,13 +107,16 @@ class Preflight:
             composition_only: look at names only, not at values (`--cfg`, `--info`).
         """
         parsed, problems = self._parse(overrides)
-        sweep = sweep or any(
-            o.key_or_group == "hydra.mode" and o.value() == RunMode.MULTIRUN.name for o in parsed
-        )
+        sweep = sweep or _wants_sweep(parsed)
         own = [override for override in parsed if override.is_hydra_override()]
         rest = [override for override in parsed if not override.is_hydra_override()]
-        if any(override.key_or_group == "hydra/sweeper" for override in own):
-            rest = [override for override in rest if not override.is_sweep_override()]
+        for override in [o for o in rest if o.key_or_group == "sweep"]:
+            line = self._sweep_problem(override, sweep)
+            if line is not None:
+                problems.append(line)
+                rest.remove(override)
+        if sweep and self._chosen(own, rest)[1] != "basic":
+            rest = [self._ends(override) for override in rest]
         for override in [] if sweep else [o for o in rest if o.is_sweep_override()]:
             problems.append(f"{override.input_line}: several values need a sweep; add -m")
             rest.remove(override)
@@ -90,6 +128,29 @@ class Preflight:
         for member in members:
             problems += self._member(member, hydra_lines, composition_only)
         return list(dict.fromkeys(problems))
+
+    def sweep_plan(self, overrides: Sequence[str], *, sweep: bool) -> SweepPlan:
+        """How the runs of a command line are chosen and started; ask `problems` first.
+
+        Args:
+            overrides: the command line's `key=value`s.
+            sweep: whether it was given -m.
+        """
+        parsed = self._parse(overrides)[0]
+        own = [override for override in parsed if override.is_hydra_override()]
+        rest = [override for override in parsed if not override.is_hydra_override()]
+        several = sweep or _wants_sweep(parsed)
+        launcher, sweeper = self._chosen(own, rest) if several else ("basic", "basic")
+        given = [str(o.value()) for o in rest if o.key_or_group == "sweep"]
+        members = self._members(rest, []) if sweeper == "basic" else []
+        return SweepPlan(
+            name=given[-1] if given else launcher if sweeper == "basic" else sweeper,
+            launcher=launcher,
+            sweeper=sweeper,
+            several=several,
+            overrides=[str(override.input_line) for override in rest],
+            members=[[str(override.input_line) for override in member] for member in members],
+        )
 
     def members(self, overrides: Sequence[str]) -> list[tuple[dict[str, str], DictConfig]]:
         """Each run of a sweep: its overrides by key, and what they compose.
@@ -133,6 +194,35 @@ class Preflight:
         hint = f"; did you mean {' or '.join(exact or near)}?" if exact or near else ""
         return f"{text}: is not of the form key=value{hint or '; --help shows what there is'}"
 
+    def _chosen(self, own: list[Override], rest: list[Override]) -> tuple[str, str]:
+        """The names of the launcher and the sweeper; basic if they cannot be composed."""
+        lines = [str(o.input_line) for o in (*own, *rest) if o.key_or_group == "sweep" or o in own]
+        if not lines:
+            return "basic", "basic"
+        try:
+            choices = self._base(tuple(lines)).hydra.runtime.choices
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError):
+            return "basic", "basic"  # told where the members are composed
+        return str(choices["hydra/launcher"]), str(choices["hydra/sweeper"])
+
+    def _ends(self, override: Override) -> Override:
+        """For a search between two values: these two, which stand for all."""
+        if not override.is_interval_sweep():
+            return override
+        value = override.value()
+        assert isinstance(value, IntervalSweep)
+        text = f"{override.key_or_group}=choice({value.start},{value.end})"
+        return self.parser.parse_overrides([text])[0]
+
+    def _sweep_problem(self, override: Override, sweep: bool) -> str | None:
+        """What is wrong with a choice of how to sweep, or None."""
+        if override.is_sweep_override():
+            names = ", ".join(self.loader.get_group_options("sweep"))
+            return f"{override.input_line}: sweep takes the name of one option ({names})"
+        if not sweep and override.value() != "none":
+            return f"{override.input_line}: is for a sweep; add -m, or leave it out"
+        return None
+
     def _all_options(self) -> list[tuple[str, str]]:
         return [(group, n) for group in self.groups for n in self.loader.get_group_options(group)]
 
@@ -167,7 +257,7 @@ class Preflight:
         try:
             base = self._base((*hydra_lines, *chosen.values()))
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-            return [*problems, _first_lines(error)]
+            return [*problems, _without_plugin(error) or _first_lines(error)]
         tree = OmegaConf.to_container(base, resolve=False)
         good = []
         for override in values:
@@ -209,6 +299,24 @@ class Preflight:
                 config_name=self.config_name, overrides=list(lines), run_mode=RunMode.RUN
             )
         return self._bases[lines]
+
+
+def _wants_sweep(parsed: list[Override]) -> bool:
+    """Whether a sweep was asked for in words, in place of -m."""
+    given = [o.value() for o in parsed if o.key_or_group == "hydra.mode"]
+    return given[-1:] == [RunMode.MULTIRUN.name]
+
+
+def _without_plugin(error: Exception) -> str | None:
+    """The line about a launcher or a sweeper that an extra would bring, or None."""
+    found = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", str(error))
+    if found is None or found[2] not in _PLUGINS:
+        return None
+    extra = _PLUGINS[found[2]]
+    return (
+        f"{found[2]}: this {found[1]} is not installed; "
+        f"pip install -c constraints.txt -e '.[{extra}]' brings it"
+    )
 
 
 def _shared_folder(members: list[list[Override]]) -> list[str]:

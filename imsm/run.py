@@ -9,63 +9,117 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import traceback
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from imsm.errors import RunError, UserError
 from imsm.folders import conf_folder, runs_root
+from imsm.member import Member
+from imsm.sweep import FOLDER, Sweep, best_values, summary, with_missing
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from imsm.config import RunConfig
+    from imsm.preflight import SweepPlan
 
 
 def main() -> None:
     """Run the command line and exit."""
     _exit_on_help()
-    import hydra
     from hydra._internal.utils import get_args_parser
-    from omegaconf import OmegaConf
 
     arguments = get_args_parser().parse_args()
     config_dir = _config_dir(arguments)
-    _exit_on_problems(arguments, config_dir)
+    plan = _exit_on_problems(arguments, config_dir)
+    try:
+        if plan.launcher.startswith("submitit_"):
+            from imsm.submission import take_over
+
+            take_over(plan.launcher)
+        with _folder_of(plan, config_dir) as sweep:
+            sys.exit(_run_hydra(sweep, plan, config_dir=config_dir))
+    except UserError as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def carry_out_one(config: RunConfig, *, sweep: bool = False) -> None:
+    """Carry one run out, or print its plan (shorter where it is one of a sweep)."""
+    if config.mode == "plan":
+        gc.disable()  # importing makes much and drops nothing: a fifth of its time
+        from imsm.stages.planning import print_plan
+
+        gc.enable()
+        print_plan(config, compact=sweep)
+        return
+    from imsm.stages.preparing import check_here, prepare
+
+    if config.mode == "prepare":
+        prepare(config, program=sys.argv[0], arguments=sys.argv[1:])
+        return
+    check_here(config)
+    from imsm.flow import carry_out
+
+    carry_out(config, runs_root=runs_root())
+
+
+def _run_hydra(sweep: Sweep, plan: SweepPlan, *, config_dir: Path | None) -> int:
+    """Let Hydra compose and start every member; returns the worst of their exit codes."""
+    import hydra
+    from hydra.core.utils import env_override
+
+    task = Member(config_dir=config_dir, sweep=sweep, several=plan.several)
+    run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
     codes = [0]
-
-    def task(cfg: DictConfig) -> None:
-        codes.append(carry_out_one(cfg, config_dir=config_dir, sweep=arguments.multirun))
-
-    with TemporaryDirectory(prefix="imsm-sweep-") as folder:  # Hydra's own record of a sweep
-        OmegaConf.register_new_resolver("imsm.sweep_folder", lambda: folder, replace=True)
-        run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+    # with its full errors Hydra lets an exception through to here
+    with env_override({FOLDER: str(sweep.folder), "HYDRA_FULL_ERROR": "1"}):
         try:
             run(task)()
-        except KeyboardInterrupt:
-            sys.exit(130)
-    sys.exit(max(codes))
+        except (UserError, RunError) as error:
+            print(f"imsm: {error}", file=sys.stderr)
+            codes.append(2 if isinstance(error, UserError) else 1)
+        except Exception as error:
+            codes.append(1)
+            if not plan.searches or any(m.objective is not None for m in sweep.ended().values()):
+                traceback.print_exception(error)
+    members = with_missing(sweep.ended(), plan.members)
+    if len(members) > 1 and "mode=plan" not in plan.overrides:
+        print("\n" + "\n".join(summary(members, config_dir=config_dir)))
+    if plan.searches:
+        print(best_values(sweep.folder))
+    return max([*codes, *(member.exit_code for member in members)])
 
 
-def carry_out_one(cfg: DictConfig, *, config_dir: Path | None, sweep: bool = False) -> int:
-    """Carry one composed run out; returns its exit code, so that a sweep goes on after it."""
-    from imsm.examine import parse
+@contextmanager
+def _folder_of(plan: SweepPlan, config_dir: Path | None) -> Iterator[Sweep]:
+    """Where the members of this command leave what became of them.
 
-    try:
-        config = parse(cfg, config_dir=config_dir)
-        if config.mode == "plan":
-            gc.disable()  # importing makes much and drops nothing: a fifth of its time
-            from imsm.stages.planning import print_plan
+    Members in this process need it no longer than the command lasts. Other launchers' logs and a
+    search's best values are kept.
 
-            gc.enable()
-            print_plan(config, compact=sweep)
-            return 0
-        from imsm.flow import carry_out
+    Raises:
+        UserError: the same sweep is at work already.
+    """
+    if not plan.kept:
+        with TemporaryDirectory(prefix="imsm-sweep-") as folder:
+            yield Sweep(folder=Path(folder))
+        return
+    from imsm.run_folder import locked
+    from imsm.sweep import new_start, sweep_place
 
-        carry_out(config, runs_root=runs_root())
-    except (UserError, RunError) as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    return 0
+    place = sweep_place(
+        runs_root(), name=plan.name, overrides=plan.overrides, config_dir=config_dir
+    )
+    with locked(place):
+        sweep = new_start(place)
+        print(f"sweep: its logs are in {sweep.folder}")
+        yield sweep
 
 
 def _exit_on_help() -> None:
@@ -92,10 +146,11 @@ def _config_dir(arguments: Namespace) -> Path | None:
     return folder
 
 
-def _exit_on_problems(arguments: Namespace, config_dir: Path | None) -> None:
+def _exit_on_problems(arguments: Namespace, config_dir: Path | None) -> SweepPlan:
+    from imsm.preflight import Preflight, SweepPlan
+
     if arguments.hydra_help or arguments.shell_completion:
-        return
-    from imsm.preflight import Preflight
+        return SweepPlan()
 
     conf = Path(arguments.config_path) if arguments.config_path else conf_folder()
     checks = Preflight(
@@ -108,6 +163,9 @@ def _exit_on_problems(arguments: Namespace, config_dir: Path | None) -> None:
     )
     if problems:
         _fail(problems)
+    if arguments.cfg is not None or arguments.info is not None:
+        return SweepPlan()
+    return checks.sweep_plan(arguments.overrides, sweep=arguments.multirun)
 
 
 def _fail(problems: list[str]) -> None:

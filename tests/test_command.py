@@ -13,7 +13,6 @@ import imsm.run
 from imsm.errors import RunError, UserError
 from imsm.folders import checkout, conf_folder, runs_root
 from imsm.help import GROUPS, help_text
-from tests.composed import composed
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "wandb", "sklearn", "pandas")
 
@@ -101,11 +100,24 @@ def test_nothing_heavy_is_imported_for_help_and_errors(here: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code"), [(None, 0), (UserError("bad input"), 2), (RunError("NaN"), 1)]
 )
-def test_exit_codes_of_one_run(monkeypatch, capsys, error: Exception | None, code: int) -> None:
+def test_exit_codes_of_one_run(
+    monkeypatch, capsys, tmp_path: Path, error: Exception | None, code: int
+) -> None:
     _stub_flow(monkeypatch, lambda config: _raise(error))
-    assert imsm.run.carry_out_one(composed(), config_dir=None) == code
+    monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "runs"))
+    assert run_main(monkeypatch, "method=peft") == code
     told = capsys.readouterr().err
     assert told == ("" if error is None else f"imsm: {error}\n")
+
+
+def test_an_unexpected_error_is_shown_with_its_traceback(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
+    _stub_flow(monkeypatch, lambda config: _raise(KeyError("lost")))
+    monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "runs"))
+    assert run_main(monkeypatch, "method=peft") == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told and told.endswith("KeyError: 'lost'\n")
 
 
 def test_a_sweep_goes_on_after_a_member_and_keeps_its_worst_code(
@@ -120,12 +132,12 @@ def test_a_sweep_goes_on_after_a_member_and_keeps_its_worst_code(
     _stub_flow(monkeypatch, carry_out)
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["imsm", "-m", "method=original,peft,imsm"])
-    with pytest.raises(SystemExit) as end:
-        imsm.run.main()
-    assert end.value.code == 2
+    assert run_main(monkeypatch, "-m", "method=original,peft,imsm") == 2
     assert seen == ["original", "peft", "imsm"]
-    assert capsys.readouterr().err == "imsm: first\nimsm: second\n"
+    told = capsys.readouterr()
+    assert told.err == "imsm: first\nimsm: second\n"
+    assert "sweep of 3: 1 done, 2 failed" in told.out
+    assert "failed: python -m imsm.run method=original\n" in told.out
     assert not list(tmp_path.iterdir())
 
 
@@ -138,10 +150,7 @@ def test_stopped_by_hand(monkeypatch, tmp_path: Path) -> None:
 
     _stub_flow(monkeypatch, carry_out)
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(sys, "argv", ["imsm", "-m", "method=original,peft"])
-    with pytest.raises(SystemExit) as end:
-        imsm.run.main()
-    assert end.value.code == 130
+    assert run_main(monkeypatch, "-m", "method=original,peft") == 130
     assert seen == ["original"]
 
 
@@ -154,10 +163,7 @@ def test_modules_of_ones_own_are_found_beside_their_yamls(monkeypatch, tmp_path:
     seen = []
     _stub_flow(monkeypatch, seen.append)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["imsm", "--config-dir", str(tmp_path), "peft=own"])
-    with pytest.raises(SystemExit) as end:
-        imsm.run.main()
-    assert end.value.code == 0
+    assert run_main(monkeypatch, "--config-dir", str(tmp_path), "peft=own") == 0
     (config,) = seen
     assert (config.peft.target, config.config_dir) == ("imsm_test_own.own", str(tmp_path))
 
@@ -173,6 +179,14 @@ def test_the_runs_lie_in_one_place(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("imsm.folders.PACKAGE", tmp_path / "site-packages" / "imsm")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
     assert runs_root() == tmp_path / "share" / "imsm" / "runs"
+
+
+def run_main(monkeypatch, *arguments: str) -> int | str | None:
+    """Run the command line in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["imsm", *arguments])
+    with pytest.raises(SystemExit) as end:
+        imsm.run.main()
+    return end.value.code
 
 
 def _raise(error: Exception | None) -> None:

@@ -10,16 +10,16 @@ from imsm.folders import conf_folder
 from imsm.options import find_option, option_names
 from tests.composed import config
 
-OPTIONS = sorted(path for path in conf_folder().glob("*/*.yaml") if path.parent.name != "metric")
+NO_SECTION = {"metric", "sweep"}  # groups that are no section of a run's configuration
+OPTIONS = sorted(p for p in conf_folder().glob("*/*.yaml") if p.parent.name not in NO_SECTION)
 FORGETTING_ONLY = {"multirc", "freebaseqa"}
 
 
 def test_every_yaml_was_found() -> None:
     groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
-    assert {path.parent.name for path in OPTIONS} | {"metric"} == groups
-    assert len(OPTIONS) + len(option_names("metric")) + 1 == len(
-        list(conf_folder().rglob("*.yaml"))
-    )
+    assert {path.parent.name for path in OPTIONS} | NO_SECTION == groups
+    others = sum(len(option_names(group)) for group in NO_SECTION)
+    assert len(OPTIONS) + others + 1 == len(list(conf_folder().rglob("*.yaml")))
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")

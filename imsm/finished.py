@@ -1,0 +1,59 @@
+"""Whether a run's folder holds all that a configuration asks for, without loading any library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from imsm.config import RunConfig, is_local
+from imsm.errors import UserError
+from imsm.failure import read_failure
+from imsm.identity import run_identity, run_name
+from imsm.report.comparison import headline
+from imsm.report.result import FILE, read_result
+
+_ELSEWHERE = ("mode", "folder", "resume", "engine", "tracker")  # they change no result
+
+
+def folder_of(config: RunConfig, *, runs_root: Path) -> Path:
+    """A run's folder: the one that was asked for, or its name under the root of all runs."""
+    return Path(config.folder) if config.folder else runs_root / run_name(config)
+
+
+def finished_result(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | None:
+    """The result of the very run that ``config`` asks for; None if there is anything left to do.
+
+    Where data, a model or code of one's own lie in a folder, the result counts only if nothing in
+    that folder is newer: the run itself looks closer.
+    """
+    if config.mode != "run":
+        return None
+    folder = folder_of(config, runs_root=runs_root)
+    try:
+        result = read_result(folder)
+    except UserError:
+        return None
+    wanted = json.loads(json.dumps(config.to_dict()))
+    asked = [
+        {k: v for k, v in c.items() if k not in _ELSEWHERE} for c in (result["config"], wanted)
+    ]
+    same = asked[0] == asked[1]
+    same = same and result.get("identity") == json.loads(json.dumps(run_identity(config)))
+    if not same or read_failure(folder) is not None:
+        return None
+    made = (folder / FILE).stat().st_mtime_ns
+    model = config.backbone.path if is_local(config.backbone.path) else None
+    own = (model, config.data.folder, config.data.mirror, config.config_dir)
+    return None if any(_changed_since(made, Path(place)) for place in own if place) else result
+
+
+def objective(result: dict[str, Any], target: str) -> float | None:
+    """What a search maximises: the target's score by its headline metric; None if not judged."""
+    entry = result["evaluation"]["tasks"].get(target)
+    return None if entry is None else float(entry["metrics"][headline(entry)])
+
+
+def _changed_since(made: int, place: Path) -> bool:
+    files = [place] if place.is_file() else [f for f in place.rglob("*") if f.is_file()]
+    return any(f.stat().st_mtime_ns > made for f in files if "__pycache__" not in f.parts)

@@ -1,0 +1,149 @@
+"""What Hydra calls for each run: carry it out, and keep what became of it.
+
+A run that fails ends nothing but itself: its error is told, noted in its folder for
+`python -m imsm.table`, and noted in the sweep's folder for the command that started the sweep.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imsm.errors import RunError, UserError
+from imsm.folders import runs_root
+from imsm.sweep import Ended, Sweep, member_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from imsm.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Carries out what Hydra composed; submitit takes it to another process.
+
+    Args:
+        config_dir: the folder of options of one's own.
+        sweep: where to keep what became of it.
+        several: whether there are others beside it.
+    """
+
+    config_dir: Path | None
+    sweep: Sweep
+    several: bool
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Carry one run out; returns what a search maximises, None if there is no such value."""
+        number, overrides = _place()
+        try:
+            ended = self._carry_out(cfg, number, overrides)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
+                raise  # submitit puts the job back into the queue
+            ended = self._failed(error, cfg, number, overrides)
+        self.sweep.note(ended)
+        if ended.state == "failed":
+            _free_memory()
+        return ended.objective
+
+    def _carry_out(self, cfg: DictConfig, number: int, overrides: list[str]) -> Ended:
+        from imsm.examine import parse
+        from imsm.failure import clear_failure
+        from imsm.finished import finished_result, folder_of, objective
+        from imsm.run import carry_out_one  # here, since that module imports this one
+
+        config = parse(cfg, config_dir=self.config_dir)
+        before = finished_result(config, runs_root=runs_root())
+        folder = folder_of(config, runs_root=runs_root())
+        if config.mode != "plan":
+            clear_failure(folder)
+        carry_out_one(config, sweep=self.several)
+        if config.mode != "plan":
+            clear_failure(folder)
+        found = finished_result(config, runs_root=runs_root())
+        return Ended(
+            number=number,
+            overrides=overrides,
+            state="done" if before is None else "skipped",
+            objective=None if found is None else objective(found, config.data.name),
+        )
+
+    def _failed(
+        self, error: BaseException, cfg: DictConfig, number: int, overrides: list[str]
+    ) -> Ended:
+        if isinstance(error, UserError | RunError):
+            line = str(error)
+            print(f"imsm: {line}", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+        code = 2 if isinstance(error, UserError) else 1
+        self._note_in_the_folder(cfg, overrides, line, code)
+        return Ended(number=number, overrides=overrides, state="failed", exit_code=code, error=line)
+
+    def _note_in_the_folder(
+        self, cfg: DictConfig, overrides: list[str], line: str, code: int
+    ) -> None:
+        from imsm.examine import parse
+
+        try:
+            config = parse(cfg, config_dir=self.config_dir)
+        except UserError:
+            return
+        note_failure(config, overrides, error=line, exit_code=code, config_dir=self.config_dir)
+
+
+def note_failure(
+    config: RunConfig,
+    overrides: list[str],
+    *,
+    error: str,
+    exit_code: int,
+    config_dir: Path | None,
+) -> None:
+    """Leave `failed.json` in a run's folder, if the folder is that run's."""
+    from imsm.failure import write_failure
+    from imsm.finished import folder_of
+
+    folder = folder_of(config, runs_root=runs_root())
+    own = config.folder is None or _is_of(config, folder)
+    if config.mode != "plan" and own:
+        command = f"python -m imsm.run {member_command(overrides, config_dir=config_dir)}".rstrip()
+        write_failure(folder, error=error, exit_code=exit_code, command=command)
+
+
+def _is_of(config: RunConfig, folder: Path) -> bool:
+    """Whether a folder that was asked for holds this very run, not another one or other files."""
+    from imsm.identity import run_identity
+    from imsm.run_folder import RunFolder
+
+    try:
+        found = json.loads(RunFolder(folder).identity.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found == json.loads(json.dumps(run_identity(config))))
+
+
+def _place() -> tuple[int, list[str]]:
+    """A member's number in its sweep (0 for a single run), and its overrides."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    hydra = HydraConfig.get()
+    number = 0 if OmegaConf.is_missing(hydra.job, "num") else int(hydra.job.num)
+    return number, [str(text) for text in hydra.overrides.task]
+
+
+def _free_memory() -> None:
+    """Let go of what a failed run held, so that the next one has the memory."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
