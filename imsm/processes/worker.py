@@ -1,0 +1,91 @@
+"""One of several processes of a run: `python -m imsm.processes.worker FILE`.
+
+FILE is a run's configuration, as `imsm.processes.launch` saves it: a worker never reads Hydra's
+command line, which would start the whole sweep again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imsm.errors import RunError, UserError
+from imsm.processes.guard import die_with_parent
+from imsm.processes.join import end_together, enter, joined
+
+if TYPE_CHECKING:
+    from imsm.processes.world import World
+
+LAUNCHER = "IMSM_LAUNCHER"
+"""The launcher's process id, in a worker's environment."""
+ERROR_FILE = "IMSM_ERROR_FILE"
+"""Where a worker leaves its error for the launcher, in its environment."""
+
+
+def work(file: Path, task: Callable[[dict[str, Any], World], None]) -> int:
+    """Be one process of a run; returns its exit code.
+
+    Args:
+        file: the saved settings.
+        task: what to do with them, together with the other processes.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a checkpoint is asked for before training
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    die_with_parent(parent=int(launcher) if launcher else None)
+    world = None
+    code, text = 0, ""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        for name, value in settings.get("environment", {}).items():
+            os.environ.setdefault(name, value)
+        group = joined()
+        if group is None:
+            raise UserError(f"{file}: is for processes that imsm.run starts")
+        from imsm.processes.gpus import visible_gpus
+
+        world = enter(group, gpus=visible_gpus())
+        task(settings, world)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code, text = 2 if isinstance(error, UserError) else 1, str(error)
+        _leave(error, leads=world.leads if world else os.environ.get("RANK") == "0")
+    if launcher is None and world is not None:  # the first process may hold the store
+        end_together(world, code=code, text=text)
+    return code
+
+
+def _leave(error: Exception, *, leads: bool) -> None:
+    """Leave the error for the launcher, which knows who failed first; without one, say it."""
+    expected = isinstance(error, UserError | RunError)
+    trace = traceback.format_exc()
+    file = os.environ.get(ERROR_FILE)
+    if file is not None:
+        kind = "UserError" if isinstance(error, UserError) else type(error).__name__
+        told = {"kind": kind, "text": str(error), "trace": trace, "time": time.time()}
+        Path(file).write_text(json.dumps(told), encoding="utf-8")
+    if file is None or not leads:  # the first process shares the launcher's terminal
+        print(f"imsm: {error}" if expected else trace, file=sys.stderr, flush=True)
+
+
+def _carry_out(settings: dict[str, Any], world: World) -> None:
+    from imsm.config import RunConfig
+
+    config = RunConfig.from_dict(settings["config"])
+    if config.config_dir is not None:
+        sys.path.insert(0, config.config_dir)
+    from imsm.flow import carry_out
+
+    carry_out(config, runs_root=Path(settings["runs_root"]), world=world)
+
+
+if __name__ == "__main__":
+    sys.exit(work(Path(sys.argv[1]), _carry_out))
