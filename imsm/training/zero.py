@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,7 @@ class ZeroEngine:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # importing sets it
         # gloo does without the extension that DeepSpeed would compile into the user's home
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         self.device, self.world = device, world
         self.optimizer, self.schedule, self.clip_norm = optimizer, schedule, clip_norm
         self._stage = int(settings["zero_optimization"]["stage"])
@@ -89,6 +91,8 @@ class ZeroEngine:
 
     def forward(self, **inputs: Any) -> SiameseOutput:
         """The model's own pass."""
+        if self._stage == 3:
+            self._hold()
         output: SiameseOutput = self._engine(**inputs)
         return output
 
@@ -262,9 +266,25 @@ class ZeroEngine:
         """Stage 3 shares parameters out; the first process's changes are everybody's."""
         if self._stage < 3:
             return nullcontext()
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        return GatheredParameters(list(self._names), modifier_rank=0)
+        for parameter in self._names:
+            parameter.ds_active_sub_modules.discard(self)  # type: ignore[attr-defined]
+        return deepspeed.zero.GatheredParameters(list(self._names), modifier_rank=0)
+
+    def _hold(self) -> None:
+        """Have every trainable whole from a pass to the step after it, for losses on its values.
+
+        In the first passes, whose order DeepSpeed still learns, it lets go even of parameters that
+        are to persist; one that a module is said to work on stays.
+        """
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        away: list[Any] = [p for p in self._names if p.ds_status is ZeroParamStatus.NOT_AVAILABLE]
+        if away:
+            away[0].all_gather(away)
+        for parameter in self._names:
+            parameter.ds_active_sub_modules.add(self)
 
     def _flat(self) -> list[torch.Tensor]:
         """This process's shares, one per group, that the optimizer moves."""

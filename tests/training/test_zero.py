@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
-from tests.training.zero_worker import arms, build, local_engine, name_of, run
+from tests.training.zero_worker import PARTED, arms, build, local_engine, name_of, run
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
 STAGES = [(1, False), (2, False), (3, False), (3, True)]
-PARTED = [name_of(arm) for arm in arms() if arm[0] in ("lora", "adalora")]
+NAMES = [name_of(arm) for arm in arms()]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Stage:
     """What two processes left, and what one process left for them and made of theirs."""
 
     folder: Path
+    names: list[str]
 
     def losses(self, name: str, what: str) -> list[float]:
         logged = json.loads((self.folder / f"{name}-{what}.json").read_text())
@@ -46,8 +47,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """One process's trainings."""
     found = {}
     for arm in arms():
-        method, interwoven, optimizer = arm
-        parts = build(method, interwoven=interwoven, optimizer=optimizer)
+        parts = build(arm)
         folder = tmp_path_factory.mktemp("local")
         found[name_of(arm)] = run(parts, local_engine(parts), folder)
     return found
@@ -57,16 +57,15 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     number, offload = request.param
     folder = tmp_path_factory.mktemp("zero")
-    for arm in arms():
+    for arm in arms(few=offload):
         if name_of(arm) in PARTED:
-            method, interwoven, optimizer = arm
-            parts = build(method, interwoven=interwoven, optimizer=optimizer)
+            parts = build(arm)
             run(parts, local_engine(parts), folder / name_of(arm) / "by-local", stop_after=3)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    arguments = ["2", str(store.port), str(folder), str(number), str(offload)]
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.zero_worker", str(rank), "2", str(store.port)]
-            + [str(folder), str(number), str(offload)],
+            [sys.executable, "-m", "tests.training.zero_worker", str(rank), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -75,7 +74,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     ]
     told = [worker.communicate(timeout=500)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(told)[-4000:]
-    return Stage(folder)
+    return Stage(folder, [name_of(arm) for arm in arms(few=offload)])
 
 
 def close(one: list[float], other: list[float], tolerance: float) -> bool:
@@ -84,11 +83,17 @@ def close(one: list[float], other: list[float], tolerance: float) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", [name_of(arm) for arm in arms()])
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest, stage: Stage) -> str:
+    if request.param not in stage.names:
+        pytest.skip("few arms at this stage")
+    return str(request.param)
+
+
 def test_losses_are_those_of_one_process(stage: Stage, local: dict, name: str) -> None:
     expected = [row["loss"] + row.get("auxiliary_loss", 0.0) for row in local[name]["logged"]]
-    assert expected[-1] < 0.9 * expected[0]  # there is something to compare
-    assert close(stage.losses(name, "whole"), expected, 1e-5)
+    assert max(expected) - min(expected) > 0.1  # there is something to compare
+    assert close(stage.losses(name, "whole"), expected, 3e-3 if "bf16" in name else 1e-5)
 
 
 @pytest.mark.parametrize("key", ["gradient_norm", "gate_mean", "validation_loss"])
@@ -99,12 +104,12 @@ def test_so_is_what_is_measured(stage: Stage, local: dict, key: str) -> None:
         assert expected and close(found, expected, 1e-4)
 
 
-@pytest.mark.parametrize("name", [name_of(arm) for arm in arms()])
 def test_values_are_those_of_one_process(stage: Stage, local: dict, name: str) -> None:
     found, expected = stage.values(name, "whole"), local[name]["values"]
     assert found.keys() == expected.keys()
-    for key, value in found.items():
-        torch.testing.assert_close(value, expected[key], atol=1e-4, rtol=1e-3)
+    for key, value in found.items():  # Adam makes much of a small difference in a small gradient
+        off = 3e-2 if "bf16" in name else 1e-4
+        torch.testing.assert_close(value, expected[key], atol=off, rtol=1e-3)
 
 
 def test_adalora_cuts_the_same_triplets(stage: Stage, local: dict) -> None:
@@ -124,16 +129,13 @@ def test_resumed_is_bit_equal(stage: Stage, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PARTED)
-def test_goes_on_from_another_engine(
-    stage: Stage, local: dict, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_goes_on_from_another_engine(stage: Stage, local: dict, name: str) -> None:
     """One process's checkpoint under two, and theirs under one."""
     expected = [row["loss"] for row in local[name]["logged"]][-1]
     from_local = stage.logged(name, "from-local")[-1]["loss"]
     assert abs(from_local - expected) < 1e-4
-    (arm,) = [arm for arm in arms() if name_of(arm) == name]
-    method, interwoven, optimizer = arm
-    parts = build(method, interwoven=interwoven, optimizer=optimizer)
+    (arm,) = (arm for arm in arms() if name_of(arm) == name)
+    parts = build(arm)
     gone_on = run(parts, local_engine(parts), stage.folder / name / "for-local")
     logged = gone_on["logged"]
     assert len(logged) == 3

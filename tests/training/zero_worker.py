@@ -1,14 +1,17 @@
 """One process of `test_zero.py`: trains tiny models under a ZeRO stage, writes what came out.
 
-    python -m tests.training.zero_worker RANK SIZE PORT OUTPUT STAGE OFFLOAD
+python -m tests.training.zero_worker RANK SIZE PORT OUTPUT STAGE OFFLOAD
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -29,17 +32,47 @@ from tests.adapters.moe import tiny_loramoe
 from tests.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
 from tests.training.test_loop import IDENTITY, items
 
-METHODS = ("lora", "ia3", "adalora", "dora", "loramoe")
 BATCHING = Batching(epochs=2, batch_size=5, micro_batch_size=2, seed=7)
 EXAMPLES = 12
 
 
-def build(method: str, *, interwoven: bool, optimizer: str = "adamw") -> dict[str, Any]:
+class Arm(NamedTuple):
+    method: str
+    interwoven: bool = True
+    optimizer: str = "adamw"
+    dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
+
+
+def arms(*, few: bool = False) -> list[Arm]:
+    """What is trained; ``few`` of it where a stage is much like another."""
+    found = [Arm("lora"), Arm("adalora"), Arm("ia3", optimizer="adafactor")]
+    if few:
+        return found
+    found += [Arm("ia3"), Arm("dora"), Arm("loramoe"), Arm("lora", optimizer="adafactor")]
+    found += [Arm("lora", interwoven=False), Arm("adalora", interwoven=False)]
+    return [*found, Arm("lora", checkpointing=True), Arm("dora", dtype=torch.bfloat16)]
+
+
+def name_of(arm: Arm) -> str:
+    words = [arm.method, "imsm" if arm.interwoven else "peft", arm.optimizer]
+    words += ["bf16"] if arm.dtype == torch.bfloat16 else []
+    return "-".join([*words, "checkpointing"] if arm.checkpointing else words)
+
+
+PARTED = ("lora-imsm-adamw", "adalora-imsm-adamw", "ia3-imsm-adafactor")
+"""Those that are stopped and go on."""
+
+
+def build(arm: Arm) -> dict[str, Any]:
     """A tiny model with what trains it."""
-    adapter: Adapter = {**ADAPTERS, "loramoe": lambda: tiny_loramoe(blc_weight=0.0)}[method]()
-    model = tiny_siamese("llama", adapter, gate=QUERY_GATE if interwoven else None)
+    adapter: Adapter = {**ADAPTERS, "loramoe": lambda: tiny_loramoe(blc_weight=0.0)}[arm.method]()
+    gate = QUERY_GATE if arm.interwoven else None
+    model = tiny_siamese("llama", adapter, gate=gate, dtype=arm.dtype)
+    if arm.checkpointing:
+        model.activation_checkpointing_enable()
     built = build_optimizer(
-        model, name=optimizer, learning_rate=1e-2, gate_learning_rate=2e-2, weight_decay=0.01
+        model, name=arm.optimizer, learning_rate=1e-2, gate_learning_rate=2e-2, weight_decay=0.01
     )
     steps = BATCHING.steps(EXAMPLES)
     schedule = build_schedule(built, name="cosine", warmup_ratio=0.1, steps=steps)
@@ -119,7 +152,7 @@ def run(
             raise Stop
 
         keeper.save = save_and_stop  # type: ignore[method-assign]
-    try:
+    with suppress(Stop):
         train(
             parts["model"],
             items(EXAMPLES),
@@ -131,21 +164,7 @@ def run(
             log=log,
             validation=items(EXAMPLES)[:3],
         )
-    except Stop:
-        pass
     return {"logged": logged, "values": engine.trainables()}
-
-
-def arms() -> list[tuple[str, bool, str]]:
-    """Method, whether it is interwoven, optimizer."""
-    found = [(method, True, "adamw") for method in METHODS]
-    found += [("lora", False, "adamw"), ("adalora", False, "adamw"), ("ia3", True, "adafactor")]
-    return [*found, ("lora", True, "adafactor")]
-
-
-def name_of(arm: tuple[str, bool, str]) -> str:
-    method, interwoven, optimizer = arm
-    return f"{method}-{'imsm' if interwoven else 'peft'}-{optimizer}"
 
 
 def main() -> None:
@@ -153,38 +172,42 @@ def main() -> None:
     store = TCPStore("127.0.0.1", int(port), is_master=False)
     world = World(rank=int(rank), size=int(size), store=store)
     start_collectives(world, device=torch.device("cpu"), timeout_minutes=1)
-    folder = Path(output)
-    for arm in arms():
-        method, interwoven, optimizer = arm
-
-        def go(place: Path, stop_after: int | None = None) -> dict[str, Any]:
-            parts = build(method, interwoven=interwoven, optimizer=optimizer)
-            engine = zero_engine(
-                parts, stage=int(stage), offload=offload == "True", optimizer=optimizer,
-                world=world,
-            )  # fmt: skip
-            result = run(parts, engine, place, stop_after=stop_after)
-            engine.close()
-            return result
-
-        found = {"whole": go(folder / name_of(arm) / "whole")}
-        if method in ("lora", "adalora"):
-            parted = folder / name_of(arm) / "parted"
-            go(parted, stop_after=3)
-            if world.leads:  # another engine will go on from it too
-                import shutil
-
-                shutil.copytree(parted, folder / name_of(arm) / "for-local")
-            world.gather("")
-            found["parted"] = go(parted)
-            local = folder / name_of(arm) / "by-local"
-            if local.is_dir():
-                found["from-local"] = go(local)
+    zero = partial(go, world=world, stage=int(stage), offload=offload == "True")
+    for arm in arms(few=offload == "True"):
+        folder = Path(output) / name_of(arm)
+        found = {"whole": zero(arm, folder / "whole")}
+        if name_of(arm) in PARTED:
+            zero(arm, folder / "parted", stop_after=3)
+            # another engine will go on from it too
+            world.first(lambda place=folder: keep_for_local(place))
+            found["parted"] = zero(arm, folder / "parted")
+            found["from-local"] = zero(arm, folder / "by-local")
         if world.leads:
             for what, result in found.items():
-                base = folder / f"{name_of(arm)}-{what}"
+                base = folder.with_name(f"{name_of(arm)}-{what}")
                 base.with_suffix(".json").write_text(json.dumps(result["logged"]))
                 save_file(result["values"], base.with_suffix(".safetensors"))
+
+
+def go(
+    arm: Arm,
+    place: Path,
+    *,
+    world: World,
+    stage: int,
+    offload: bool,
+    stop_after: int | None = None,
+) -> dict[str, Any]:
+    """One training under ZeRO."""
+    parts = build(arm)
+    engine = zero_engine(parts, stage=stage, offload=offload, optimizer=arm.optimizer, world=world)
+    result = run(parts, engine, place, stop_after=stop_after)
+    engine.close()
+    return result
+
+
+def keep_for_local(folder: Path) -> None:
+    shutil.copytree(folder / "parted", folder / "for-local")
 
 
 if __name__ == "__main__":
