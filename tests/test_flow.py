@@ -126,7 +126,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     folder = run(made, tmp_path)
     before = json.loads((folder / "result.json").read_text())["evaluation"]
-    monkeypatch.setattr(loop, "_step", None)  # a step would fail
+    monkeypatch.setattr(loop, "train_step", None)  # a step would fail
     run(made, tmp_path)
     assert json.loads((folder / "result.json").read_text())["evaluation"] == before
     # judged again, with fewer items
@@ -140,18 +140,18 @@ def test_interrupted_and_given_again_it_ends_as_if_nothing_had_been(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = run(made, tmp_path / "whole")
-    step = loop._step
+    step = loop.train_step
 
     def interrupting(*arguments: object, **named: object) -> dict[str, float]:
         if named["step"] == 5:
             os.kill(os.getpid(), signal.SIGINT)
         return step(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "_step", interrupting)
+    monkeypatch.setattr(loop, "train_step", interrupting)
     with pytest.raises(KeyboardInterrupt):
         run(made, tmp_path / "parts")
     assert "give the same command again" in capsys.readouterr().err
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     parts = run(made, tmp_path / "parts")
     for file in ("adapter/adapter_model.safetensors", "gate.safetensors"):
         assert (parts / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
