@@ -30,7 +30,7 @@ Groups and their options
 {groups}
 
 Keys (`--cfg job` prints all of them with their values)
-  seed=1  mode=run|evaluate|plan  folder=FOLDER  gate.rank=4  peft.rank=8
+  seed=1  mode=run|evaluate|plan|prepare  folder=FOLDER  gate.rank=4  peft.rank=8
   data.train_limit=512  data.prompts=corrected  data.mirror=FOLDER  data.metric=NAME
   trainer.batch_size=16  trainer.epochs=2  trainer.learning_rate=3e-4
   evaluation.items=300  evaluation.tasks=[target,webq]  evaluation.batch_size=16
@@ -43,6 +43,7 @@ Examples
   python -m imsm.run -m sweep=optuna                           a search for the best of them
   python -m imsm.run backbone=llama3 peft=lora data=gsm8k      the paper's scale
   python -m imsm.run backbone=llama3 mode=plan                 what it would take, in seconds
+  python -m imsm.run backbone=llama3 mode=prepare              fetch all it reads, train offline
   python -m imsm.run backbone=llama3 backbone.path=FOLDER      any hub id or local folder
   python -m imsm.run data=jsonl data.folder=FOLDER data.metric=contain
   python -m imsm.run --config-dir MY_CONF data=my_data         options of one's own

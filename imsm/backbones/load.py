@@ -104,7 +104,7 @@ def load_backbone(
             "folder with the model's .safetensors files"
         ) from error
     except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(_unavailable(source, error)) from error
+        raise UserError(unavailable(source, error)) from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):  # transformers fills them with random values
         raise UserError(
@@ -133,7 +133,7 @@ def load_tokenizer(
             source, revision=revision, trust_remote_code=False, padding_side="left"
         )
     except (OSError, ValueError) as error:
-        raise UserError(_unavailable(source, error)) from error
+        raise UserError(unavailable(source, error)) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"backbone {source}: its tokenizer has no end-of-text token")
     if tokenizer.pad_token_id is None:
@@ -166,8 +166,17 @@ def _told(module: Module) -> list[Module | PretrainedConfig]:
     return [module, config] if isinstance(config, PretrainedConfig) else [module]
 
 
-def _unavailable(source: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0]
+def unavailable(source: str, error: Exception) -> str:
+    """Why a backbone cannot be had, in one line with the way out."""
+    from huggingface_hub import is_offline_mode
+
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if is_offline_mode() and not Path(source).is_dir():
+        return (
+            f"backbone {source}: is not whole in the hub's cache of this machine, and "
+            "HF_HUB_OFFLINE is set; give the same command with mode=prepare where there is a "
+            "network"
+        )
     return (
         f"backbone {source}: cannot be loaded ({first_line}). Give a local folder or a hub id "
         "(backbone.path=...); a gated model needs `hf auth login` and its licence accepted"

@@ -27,16 +27,10 @@ def load_from_hub(hub: dict[str, str | None], *, split: str) -> Dataset:
 
     path, revision = str(hub["path"]), hub["revision"]
     try:
-        return datasets.load_dataset(path, hub["name"], split=split, revision=revision)
+        with _quiet():
+            return datasets.load_dataset(path, hub["name"], split=split, revision=revision)
     except Exception as error:  # a dozen types, from three libraries
-        at = f" --revision {revision}" if revision else ""
-        raise UserError(
-            f"The hub's dataset {_title(hub, split)} could not be had: {_reason(error)}\n"
-            "Without a network, fetch it where there is one\n"
-            f"  hf download {path}{at} --repo-type dataset --local-dir MIRROR/{path}\n"
-            "and give data.mirror=MIRROR; or give rows of your own with data.folder=; or take the "
-            "miniature, which needs neither: backbone=mini."
-        ) from error
+        raise UserError(_not_had(hub, split, error)) from error
 
 
 def load_from_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) -> Dataset:
@@ -174,10 +168,46 @@ def _title(hub: dict[str, str | None], split: str) -> str:
     return f"{hub['path']} ({', '.join(part for part in details if part)})"
 
 
+def _not_had(hub: dict[str, str | None], split: str, error: Exception) -> str:
+    """What would have been downloaded, and the way round."""
+    import datasets
+
+    at = f" --revision {hub['revision']}" if hub["revision"] else ""
+    fetch = f"hf download {hub['path']}{at} --repo-type dataset --local-dir MIRROR/{hub['path']}"
+    what = f"The hub's dataset {_title(hub, split)}"
+    if datasets.config.HF_HUB_OFFLINE:
+        return (
+            f"{what} is not in the cache of this machine, and HF_HUB_OFFLINE is set: give the same "
+            f"command with mode=prepare where there is a network (or `{fetch}` there, and "
+            "data.mirror=MIRROR here)"
+        )
+    return (
+        f"{what} could not be had: {_reason(error)}\n"
+        "Without a network, give the same command with mode=prepare where there is one; or fetch "
+        f"it there\n  {fetch}\n"
+        "and give data.mirror=MIRROR; or give rows of your own with data.folder=; or take the "
+        "miniature, which needs neither: backbone=mini."
+    )
+
+
 def _reason(error: BaseException) -> str:
     cause = error.__cause__
     inner = f" [{type(cause).__name__}: {cause}]" if cause is not None else ""
     return f"{type(error).__name__}: {error}{inner}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a network the library would say at each split that it takes what is cached."""
+    import datasets
+
+    before = datasets.logging.get_verbosity()
+    if datasets.config.HF_HUB_OFFLINE:
+        datasets.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
 
 
 @contextmanager

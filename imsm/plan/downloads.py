@@ -60,16 +60,19 @@ def needed_dataset(hub: Mapping[str, str | None], *, megabytes: int | None) -> N
         megabytes: of the files that are read; None: not known.
     """
     path, name = str(hub["path"]), hub["name"]
-    folders = [
-        _datasets_cache() / path.replace("/", "___"),
-        Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}",
-    ]
-    if name is not None:
-        folders[0] /= name
-    here = next((f"in the cache ({folder})" for folder in folders if folder.is_dir()), None)
+    folder = dataset_folder(path, name=name)
+    here = None if folder is None else f"in the cache ({folder})"
     size = None if megabytes is None else megabytes / 1e3
     what = f"dataset {path}" + (f" ({name})" if name else "")
     return Needed(what=what, here=here, gigabytes=size)
+
+
+def dataset_folder(path: str, *, name: str | None) -> Path | None:
+    """Where a dataset of the hub lies on this machine, by its names alone; None: nowhere."""
+    made = _datasets_cache() / path.replace("/", "___")
+    fetched = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}"
+    folders = (made / name if name is not None else made, fetched)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _datasets_cache() -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from imsm.backbones.load import resolve_path
 from imsm.config import RunConfig, TaskConfig
+from imsm.config import Source as SourceConfig
 from imsm.data.sources import Source
 from imsm.data.task import Role, Task
 from imsm.plan.examples import Lengths, counted_lengths, known_lengths, limits_alone, within_limits
@@ -18,6 +19,21 @@ def judged(config: RunConfig) -> dict[str, TaskConfig]:
         name: config.data if name == config.data.name else task
         for name, task in config.tasks.items()
     }
+
+
+def tasks_read(config: RunConfig) -> list[tuple[TaskConfig, SourceConfig]]:
+    """Every dataset of which a run reads anything, once, and where it comes from."""
+    trained: list[TaskConfig] = [config.data] if config.method.trained else []
+    tasks = (*trained, *judged(config).values(), *config.replay_tasks.values())
+    return [
+        (
+            task,
+            config.data.target_source()
+            if task.name == config.data.name
+            else config.data.forgetting_source(config.backbone),
+        )
+        for task in {task.name: task for task in tasks}.values()
+    ]
 
 
 def split_lengths(config: RunConfig, described: TaskConfig, role: Role) -> Lengths:

@@ -1,0 +1,174 @@
+"""`mode=prepare`: all that a run reads is fetched and looked through where there is a network.
+
+Afterwards the same command runs without one. No weight is loaded, no GPU asked for, and no run's
+folder made.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imsm.config import RunConfig
+from imsm.errors import UserError
+from imsm.identity import run_name
+from imsm.stages.planning_data import tasks_read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_prepared: dict[str, str] = {}
+"""What this process has prepared, and what came of it: members of a sweep share most of it."""
+
+
+def prepare(config: RunConfig, *, program: str, arguments: Sequence[str]) -> None:
+    """Have all that a run reads here, and print what that is and the run's own command.
+
+    Args:
+        config: of the run.
+        program: what was started (`sys.argv[0]`).
+        arguments: what it was given.
+
+    Raises:
+        UserError: something cannot be had, or does not fit (no example short enough, say).
+    """
+    from imsm.backbones.load import load_tokenizer
+    from imsm.data.chat import adopt_chat_template
+
+    first = not _prepared
+    print(run_name(config))
+    backbone = config.backbone
+    place: dict[str, Any] = backbone.model_dump(include={"path", "revision", "local"})
+    _once("backbone", place, partial(_backbone, place))
+    tokenizer = load_tokenizer(**place)
+    if config.data.chat_template:
+        adopt_chat_template(tokenizer)
+    _data(config, tokenizer)
+    if first:
+        print("\nthe run itself, with or without a network:")
+        print(f"  HF_HUB_OFFLINE=1 {_command(program, arguments)}", flush=True)
+
+
+def check_here(config: RunConfig) -> None:
+    """Without a network, look before anything is loaded whether a run's files are here.
+
+    Only names are looked at, in a moment; what a file holds shows when it is read.
+
+    Raises:
+        UserError: something is missing; one line.
+    """
+    from huggingface_hub import is_offline_mode
+
+    from imsm.backbones.fetch import missing_files
+    from imsm.backbones.load import resolve_path
+    from imsm.plan.downloads import needed_dataset
+
+    if not is_offline_mode():
+        return
+    backbone = config.backbone
+    source = resolve_path(backbone.path, local=backbone.local)
+    if not Path(source).is_dir() and (problem := missing_files(source, revision=backbone.revision)):
+        raise UserError(problem)
+    for task, where in tasks_read(config):
+        if where.kind == "hub" and task.hub is not None:
+            needed = needed_dataset(task.hub.model_dump(), megabytes=None)
+            if needed.here is None:
+                raise UserError(
+                    f"{needed.what}: is not in the cache of this machine, and HF_HUB_OFFLINE is "
+                    "set; give the same command with mode=prepare where there is a network"
+                )
+
+
+def _backbone(place: dict[str, Any]) -> str:
+    from imsm.backbones.fetch import fetch_backbone
+    from imsm.backbones.fingerprint import backbone_fingerprint
+
+    folder = fetch_backbone(**place)
+    fingerprint = backbone_fingerprint(**place)
+    shown = fingerprint.rpartition("@")[2][:8]
+    return f"{place['path']}: {_size(folder)} in {folder}, fingerprint {shown}"
+
+
+def _data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fetch and tokenise what is learned and what is asked."""
+    from imsm.stages.data import training_items
+
+    reads = {
+        "backbone": config.backbone.model_dump(mode="json"),
+        "chat": config.data.chat_template,
+        "prompts": config.data.prompts,
+    }
+    if config.method.trained:
+        replay = config.peft.replay
+        learns = {
+            "data": config.data.model_dump(mode="json"),
+            "replay": replay and replay.model_dump(mode="json"),
+        }
+        _once(
+            f"{config.data.name} (train)",
+            reads | learns,
+            lambda: _counted(training_items(config, tokenizer)[0]),
+        )
+    for name, task in config.tasks.items():
+        alone = config.model_copy(update={"tasks": {name: task}})
+        own = name == config.data.name
+        asked = {
+            "task": (config.data if own else task).model_dump(mode="json"),
+            "items": config.evaluation.items_of(name),
+            "mirror": config.data.mirror,
+            "source": config.data.source,
+        }
+        _once(
+            f"{name} (test)",
+            reads | asked,
+            partial(_test_set, alone, name, tokenizer),
+        )
+    for task, where in tasks_read(config):
+        if where.kind == "hub" and task.hub is not None:
+            hub = task.hub.model_dump()
+            _once(f"{task.name} (dataset)", hub, partial(_dataset, hub))
+
+
+def _test_set(config: RunConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    from imsm.stages.data import test_sets
+
+    return _counted(test_sets(config, tokenizer)[name].prompts)
+
+
+def _dataset(hub: dict[str, Any]) -> str:
+    """Where what was fetched of a dataset lies now."""
+    from imsm.plan.downloads import dataset_folder
+
+    folder = dataset_folder(hub["path"], name=hub["name"])
+    return f"{hub['path']}: " + (f"{_size(folder)} in {folder}" if folder else "nothing is kept")
+
+
+def _once(what: str, of: dict[str, Any], work: Callable[[], str]) -> None:
+    """Do a piece of work and print what came of it, unless this process has done the same."""
+    key = repr((what, sorted(of.items())))
+    if key in _prepared:
+        return
+    _prepared[key] = work()
+    print(f"  {what:<20} {_prepared[key]}", flush=True)
+
+
+def _counted(items: Sequence[Any]) -> str:
+    lengths = [len(item.prompt_ids) + len(item.answer_ids) for item in items]
+    return f"{len(items):,} examples, {sum(lengths):,} tokens, the longest {max(lengths):,}"
+
+
+def _size(folder: Path) -> str:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    unit, name = next((u, n) for u, n in _UNITS if size >= u / 10 or u == 1e3)
+    return f"{size / unit:.1f} {name}"
+
+
+def _command(program: str, arguments: Sequence[str]) -> str:
+    """What to give on the machine that trains: the same without `mode=prepare`."""
+    given = [argument for argument in arguments if argument.partition("=")[0] != "mode"]
+    start = ["imsm"] if Path(program).name == "imsm" else ["python", "-m", "imsm.run"]
+    return shlex.join([*start, *given])
