@@ -58,6 +58,7 @@ class _Jobs:
     task_function: Member
     params: dict[str, Any]
     runs_root: Path
+    shared: set[str]
 
     def __call__(self, *arguments: Any) -> JobReturn:
         """In the job's process: one member."""
@@ -72,6 +73,7 @@ class _Jobs:
         """Start what is not finished, and wait for all of it."""
         self.runs_root = runs_root()
         given = dict(enumerate(map(list, job_overrides), initial_job_idx))
+        self.shared = set.intersection(*map(set, given.values())) if len(given) > 1 else set()
         configs = {number: self._config(overrides) for number, overrides in given.items()}
         returns = {}
         for number, config in configs.items():
@@ -115,7 +117,8 @@ class _Jobs:
 
     def _tell(self, ended: Ended) -> None:
         said = f": {ended.error}" if ended.error else ""
-        print(f"{' '.join(ended.overrides)}: {ended.state}{said}", flush=True)
+        own = [text for text in ended.overrides if text not in self.shared]
+        print(f"{' '.join(own)}: {ended.state}{said}", flush=True)
 
     def _config(self, overrides: Sequence[str]) -> RunConfig:
         from imsm.examine import parse

@@ -1,13 +1,13 @@
 """The runs of a sweep in one table: `python -m imsm.table group=option,option [--output FILE]`.
 
 Takes the overrides of the sweep (`python -m imsm.run -m ...`) and reads what its runs left; nothing
-is trained or asked. A run that is not finished stands in the table with the command that makes it.
+is trained or asked. A run that is not finished stands in the table with the command that makes it,
+and, if it failed, with the reason. Of a search (`sweep=optuna`) it shows the last start's trials.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from imsm.folders import conf_folder, runs_root
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from imsm.preflight import Preflight
     from imsm.report.sweep import Member
 
 
@@ -60,23 +61,53 @@ def _members(overrides: list[str], *, config_dir: Path | None) -> list[Member]:
     if problems:
         raise UserError(report(problems))
     found: dict[str, Member] = {}
-    for lines, cfg in preflight.members(overrides):
+    for lines, cfg in _composed(preflight, overrides, config_dir=config_dir):
         name, member = _member(lines, cfg, config_dir=config_dir)
         found.setdefault(name, member)
     return list(found.values())
+
+
+def _composed(
+    preflight: Preflight, overrides: list[str], *, config_dir: Path | None
+) -> list[tuple[dict[str, str], DictConfig]]:
+    """Each run: its overrides by key, and what they compose; a search noted its own.
+
+    Raises:
+        UserError: the search was not started yet.
+    """
+    from imsm.sweep import newest_start, sweep_place
+
+    plan = preflight.sweep_plan(overrides, sweep=True)
+    if not plan.searches:
+        return preflight.members(overrides)
+    place = sweep_place(
+        runs_root(), name=plan.name, overrides=plan.overrides, config_dir=config_dir
+    )
+    start = newest_start(place)
+    trials = [] if start is None else list(start.ended().values())
+    if not trials:
+        raise UserError(
+            f"{' '.join(overrides)}: this search has no trial yet; python -m imsm.run -m with the "
+            "same overrides starts it"
+        )
+    return [run for trial in trials for run in preflight.members(trial.overrides)]
 
 
 def _member(
     lines: dict[str, str], cfg: DictConfig, *, config_dir: Path | None
 ) -> tuple[str, Member]:
     from imsm.examine import parse
+    from imsm.failure import read_failure
+    from imsm.finished import folder_of
     from imsm.identity import run_name
     from imsm.report.result import read_result
     from imsm.report.sweep import Member
+    from imsm.sweep import member_command
 
     config = parse(cfg, config_dir=config_dir)
     name = run_name(config)
-    folder = Path(config.folder) if config.folder else runs_root() / name
+    folder = folder_of(config, runs_root=runs_root())
+    failure = read_failure(folder)
     try:
         result = read_result(folder)
     except UserError:
@@ -86,16 +117,16 @@ def _member(
         "trainer": f"trainer {config.trainer.name}",
         "seed": f"seed {config.seed}",
     }
-    words = [] if config_dir is None else ["--config-dir", str(config_dir)]
-    words += [f"{key}={value}" for key, value in lines.items()]
+    overrides = [f"{key}={value}" for key, value in lines.items()]
     # the original is one run for all targets, but stands in each target's table
     key = name if config.method.trained else f"{name}/{config.data.name}"
     return key, Member(
         swept={**lines, "method": config.method.name},
         target=config.data.name,
         about=about,
-        command=" ".join(shlex.quote(word) for word in words),
+        command=member_command(overrides, config_dir=config_dir),
         result=result,
+        failure=None if failure is None else failure["error"],
     )
 
 

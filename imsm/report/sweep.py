@@ -1,8 +1,8 @@
 """One table over the runs of a sweep: a row per run, a column per task, one table per target.
 
-The original stands once on top, with its answers to the same items; a run that is missing stands
-with the command that makes it. Scores are in points. A cell whose data the run was trained on is
-marked and enters no average.
+The original stands once on top, with its answers to the same items; a run that is missing or failed
+stands with the command that makes it. Scores are in points. A cell whose data the run was trained
+on is marked and enters no average.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Member:
         about: what else a title says of it by key, e.g. {"backbone": "mini", "seed": "0"}.
         command: what makes the run, after `python -m imsm.run`, quoted for a shell.
         result: as `result.json` keeps it; None if the run is not finished.
+        failure: why it ended early, in one line; None if it did not.
     """
 
     swept: Mapping[str, str]
@@ -37,17 +38,22 @@ class Member:
     about: Mapping[str, str]
     command: str
     result: Mapping[str, Any] | None
+    failure: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepTable:
-    """All runs with one target: cells as text; the first ``text`` columns are names."""
+    """All runs with one target: cells as text; the first ``text`` columns are names.
+
+    What is missing stands as its command, what failed as its error and its command.
+    """
 
     title: str
     names: list[str]
     text: int
     rows: list[list[str]]
     missing: list[str]
+    failed: list[tuple[str, str]]
     notes: list[str]
 
 
@@ -89,7 +95,10 @@ def render_markdown(tables: Sequence[SweepTable]) -> str:
 
 
 def _missing(table: SweepTable) -> list[str]:
-    return [f"missing: python -m imsm.run {command}".rstrip() for command in table.missing]
+    lines = []
+    for error, command in table.failed:
+        lines += [f"failed: {error}", f"  again: python -m imsm.run {command}".rstrip()]
+    return lines + [f"missing: python -m imsm.run {command}".rstrip() for command in table.missing]
 
 
 def _table(members: Sequence[Member], keys: Sequence[str]) -> SweepTable:
@@ -105,7 +114,7 @@ def _table(members: Sequence[Member], keys: Sequence[str]) -> SweepTable:
     rows = [[*first, *_cells(original, reference, target, counted), "", ""]]
     for member, found in zip(trained, answered[1:], strict=True):
         cells = _cells(found, reference, target, counted)
-        rows.append([*(member.swept[key] for key in keys), *cells, *_cost(member.result)])
+        rows.append([*(member.swept.get(key, "–") for key in keys), *cells, *_cost(member)])
     scored = ", ".join(f"{name} {headline(reference[name])}" for name in reference)
     notes = [f"metrics: {scored}."] if scored else []
     notes += [f"kept: the mean of {', '.join(counted)}."] if counted else []
@@ -119,7 +128,8 @@ def _table(members: Sequence[Member], keys: Sequence[str]) -> SweepTable:
         names=[*keys, *reference, "kept", "parameters", "training"],
         text=len(keys),
         rows=rows,
-        missing=[m.command for m in members if m.result is None],
+        missing=[m.command for m in members if m.result is None and m.failure is None],
+        failed=[(m.failure, m.command) for m in members if m.failure is not None],
         notes=notes,
     )
 
@@ -159,7 +169,10 @@ def _cells(
     return [*cells, points(mean)]
 
 
-def _cost(result: Mapping[str, Any] | None) -> list[str]:
+def _cost(member: Member) -> list[str]:
+    result = member.result
+    if member.failure is not None:
+        return ["–", "failed"]
     if result is None:
         return ["–", "–"]
     trainable = sum(result["trainable_parameters"].values())
