@@ -66,6 +66,7 @@ class ZeroEngine:
     ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists on it
+        os.environ.setdefault("DS_ACCELERATOR", device.type)
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # importing sets it
