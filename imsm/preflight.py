@@ -117,6 +117,10 @@ class Preflight:
                 rest.remove(override)
         if sweep and self._chosen(own, rest)[1] != "basic":
             rest = [self._ends(override) for override in rest]
+        elif sweep:
+            for override in [o for o in rest if o.is_interval_sweep()]:
+                problems.append(f"{override.input_line}: needs sweep=optuna, or values in a list")
+                rest.remove(override)
         for override in [] if sweep else [o for o in rest if o.is_sweep_override()]:
             problems.append(f"{override.input_line}: several values need a sweep; add -m")
             rest.remove(override)
