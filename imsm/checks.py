@@ -19,6 +19,7 @@ from imsm.config import (
     SHIPPED_GATE,
     BackboneConfig,
     DataConfig,
+    EngineConfig,
     EvaluationConfig,
     GateConfig,
     MethodConfig,
@@ -28,6 +29,7 @@ from imsm.config import (
 )
 from imsm.errors import UserError
 from imsm.options import nearest
+from imsm.processes.nodes import processes_by_hostfile
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -255,6 +257,22 @@ def _batch(trainer: TrainerConfig) -> list[str]:
     ]
 
 
+def _engine(engine: EngineConfig) -> list[str]:
+    """A hostfile that cannot be used is told before anything is loaded."""
+    if engine.hostfile is None:
+        return []
+    if engine.nodes == 1:
+        return [
+            f"engine.hostfile={engine.hostfile}: is for several nodes; set engine.nodes as well, "
+            "or leave it out"
+        ]
+    try:
+        processes_by_hostfile(engine.hostfile, nodes=engine.nodes, processes=engine.processes)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def _best_by(trainer: TrainerConfig) -> list[str]:
     if trainer.best_by is None:
         return []
@@ -390,6 +408,7 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _method,
     _batch,
     _best_by,
+    _engine,
     _items_by_task,
     _places,
     _chat_template,

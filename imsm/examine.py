@@ -96,8 +96,9 @@ def _adapter(name: str) -> TypeAdapter[Any]:
 
 def _make_paths_absolute(values: dict[str, Any]) -> None:
     """A saved configuration means the same from any folder."""
-    data, backbone = values.get("data"), values.get("backbone")
+    data, backbone, engine = (values.get(name) for name in ("data", "backbone", "engine"))
     places = [(values, "folder"), (data, "mirror"), (data, "folder"), (backbone, "path")]
+    places.append((engine, "hostfile"))
     for section, key in places:
         if not isinstance(section, dict):
             continue

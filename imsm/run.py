@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from imsm.errors import RunError, UserError
 from imsm.folders import conf_folder, runs_root
 from imsm.member import Member
+from imsm.processes.join import silence_others
 from imsm.sweep import FOLDER, Sweep, best_values, summary, with_missing
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line and exit."""
+    silence_others()
     _exit_on_help()
     from hydra._internal.utils import get_args_parser
 
@@ -56,7 +58,7 @@ def carry_out_one(config: RunConfig, *, sweep: bool = False) -> None:
         from imsm.stages.planning import print_plan
 
         gc.enable()
-        print_plan(config, compact=sweep)
+        print_plan(config, compact=sweep, overrides=own_overrides())
         return
     from imsm.stages.preparing import check_here, prepare
 
@@ -64,9 +66,19 @@ def carry_out_one(config: RunConfig, *, sweep: bool = False) -> None:
         prepare(config, program=sys.argv[0], arguments=sys.argv[1:])
         return
     check_here(config)
-    from imsm.flow import carry_out
+    from imsm.stages.starting import start
 
-    carry_out(config, runs_root=runs_root())
+    start(config, runs_root=runs_root(), overrides=own_overrides())
+
+
+def own_overrides() -> list[str]:
+    """What makes the run that is at work alone, without Hydra's own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return []
+    given = [str(text) for text in HydraConfig.get().overrides.task]
+    return [text for text in given if text.partition("=")[0] != "sweep"]
 
 
 def _run_hydra(sweep: Sweep, plan: SweepPlan, *, config_dir: Path | None) -> int:

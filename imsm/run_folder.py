@@ -13,6 +13,9 @@ from typing import Any
 from imsm.errors import UserError
 from imsm.files import write_whole
 
+_NOT_THE_RUNS = ("lock", "processes")
+"""What concerns the processes at work alone; it may be there before the run is."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -65,7 +68,7 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> RunFolder:
             found = json.loads(folder.identity.read_text(encoding="utf-8"))
             if found != wanted:
                 raise UserError(_another(path, found, wanted))
-        elif any(entry.name != "lock" for entry in path.iterdir()):
+        elif any(entry.name not in _NOT_THE_RUNS for entry in path.iterdir()):
             raise UserError(
                 f"folder={path}: holds other files and no run; give folder= an empty or new place"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imsm.plan.downloads import Needed
 
@@ -37,6 +37,7 @@ class Plan:
         steps: the training's length, in words.
         items: what is asked, in words.
         needed: what the run needs from elsewhere.
+        start: how it is started on several machines, a line each.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Plan:
     steps: str
     items: str
     needed: list[Needed]
+    start: list[str] = field(default_factory=list)
 
 
 def total(parts: list[Part]) -> int | None:

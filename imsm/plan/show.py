@@ -44,6 +44,11 @@ def show_page(plan: Plan, *, trainable: str | None, console: Console | None = No
         _line(console, _CAUTION, style="dim")
     console.print()
     console.print(_rest(plan))
+    if plan.start:
+        console.print()
+        _line(console, "[bold]start[/bold]")
+    for line in plan.start:
+        _line(console, escape(line))
 
 
 def show_block(plan: Plan, *, trainable: str | None, console: Console | None = None) -> None:

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING
 
-from imsm.errors import UserError
+from imsm.errors import RunError, UserError
+from imsm.processes.supervise import STOPPED
 from imsm.processes.world import World
 
 if TYPE_CHECKING:
@@ -116,7 +117,30 @@ def enter(group: Rendezvous, *, gpus: int = 0) -> World:
 _ends = 0
 
 
-def end_together(world: World, *, code: int, text: str = "") -> bool:
+def in_step(world: World, task: Callable[[], None]) -> None:
+    """Do a run's work in one of several processes that no launcher of ours watches over.
+
+    An error that all have in common is raised; after any other one this process ends, since the
+    others wait for it: what started them then ends them too.
+    """
+    try:
+        task()
+    except KeyboardInterrupt:
+        _end_together(world, code=STOPPED)
+        raise
+    except Exception as error:
+        code = 2 if isinstance(error, UserError) else 1
+        if _end_together(world, code=code, text=str(error)):
+            raise
+        expected = isinstance(error, UserError | RunError)
+        who = "" if world.leads else f"process {world.rank} of {world.size}: "
+        tell(f"imsm: {who}{error}" if expected else f"{who}{traceback.format_exc()}")
+        sys.stdout.flush()
+        os._exit(code)
+    _end_together(world, code=0)
+
+
+def _end_together(world: World, *, code: int, text: str = "") -> bool:
     """Wait a little for the others at the end of a run: the first one may hold what they meet at.
 
     Args:
@@ -125,34 +149,39 @@ def end_together(world: World, *, code: int, text: str = "") -> bool:
         text: its error.
 
     Returns:
-        Whether nothing is left to say or to stop: this process went well, or all others ended too
-        and the first one has the same to say.
+        Whether all others ended too, and the first one with the same error.
     """
     global _ends
     _ends += 1
     if world.store is None or world.size == 1:
         return True
     keys = [f"ended/{_ends}/{rank}" for rank in range(world.size)]
-    world.store.set(keys[world.rank], text)
-    if code == 0 and not world.leads:
-        return True
-    until = time.monotonic() + _FAREWELL
     try:
+        world.store.set(keys[world.rank], text)
+        if code == 0 and not world.leads:
+            return True
+        until = time.monotonic() + _FAREWELL
         while not world.store.check(keys):
             if time.monotonic() > until:
-                return code == 0
+                return False
             time.sleep(_PAUSE)
-        return code == 0 or world.store.get(keys[0]).decode() == text
+        return str(world.store.get(keys[0]).decode()) == text
     except RuntimeError:  # the store went with the process that held it
-        return code == 0
+        return False
 
 
 _terminal = 2
 
 
-def silence() -> None:
-    """From here on only `tell` reaches the terminal."""
+def silence_others() -> None:
+    """In all processes of a group but the first, only `tell` reaches the terminal from here on."""
     global _terminal
+    try:
+        group = joined()
+    except UserError:
+        return  # told where the group is entered
+    if group is None or group.rank == 0:
+        return
     _terminal = os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -164,11 +193,6 @@ def tell(text: str) -> None:
     """Say what must be seen even of a silent process."""
     sys.stderr.flush()
     os.write(_terminal, f"{text.rstrip()}\n".encode())
-
-
-def tell_error(world: World) -> None:
-    """Say where the error that is being handled comes from."""
-    tell(f"process {world.rank} of {world.size}:\n{traceback.format_exc()}")
 
 
 def _slurm_step(environment: Mapping[str, str], size: int) -> Rendezvous:

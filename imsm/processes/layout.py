@@ -35,6 +35,13 @@ class Layout:
         """Whether DeepSpeed carries the run out, be it in one process."""
         return self.stage > 0
 
+    def __str__(self) -> str:
+        each = f"{self.processes} process{'es' if self.processes > 1 else ''}"
+        if self.nodes > 1:
+            each += f" on each of {self.nodes} nodes, {self.size} together"
+        how = f"DeepSpeed ZeRO stage {self.stage}" if self.distributed else "plain torch"
+        return f"{each}; {how}{', offloaded to the CPU' if self.offload else ''}"
+
 
 def resolve_layout(
     *,

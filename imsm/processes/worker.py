@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from imsm.errors import RunError, UserError
 from imsm.processes.guard import die_with_parent
-from imsm.processes.join import end_together, enter, joined
+from imsm.processes.join import enter, in_step, joined, silence_others
+from imsm.processes.supervise import STOPPED
 
 if TYPE_CHECKING:
     from imsm.processes.world import World
@@ -40,8 +41,8 @@ def work(file: Path, task: Callable[[dict[str, Any], World], None]) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a checkpoint is asked for before training
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     die_with_parent(parent=int(launcher) if launcher else None)
-    world = None
-    code, text = 0, ""
+    if launcher is None:
+        silence_others()
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         for name, value in settings.get("environment", {}).items():
@@ -52,18 +53,19 @@ def work(file: Path, task: Callable[[dict[str, Any], World], None]) -> int:
         from imsm.processes.gpus import visible_gpus
 
         world = enter(group, gpus=visible_gpus())
-        task(settings, world)
+        if launcher is None:
+            in_step(world, lambda: task(settings, world))
+        else:
+            task(settings, world)
     except KeyboardInterrupt:
-        code = 130
+        return STOPPED
     except Exception as error:
-        code, text = 2 if isinstance(error, UserError) else 1, str(error)
-        _leave(error, leads=world.leads if world else os.environ.get("RANK") == "0")
-    if launcher is None and world is not None:  # the first process may hold the store
-        end_together(world, code=code, text=text)
-    return code
+        _leave(error)
+        return 2 if isinstance(error, UserError) else 1
+    return 0
 
 
-def _leave(error: Exception, *, leads: bool) -> None:
+def _leave(error: Exception) -> None:
     """Leave the error for the launcher, which knows who failed first; without one, say it."""
     expected = isinstance(error, UserError | RunError)
     trace = traceback.format_exc()
@@ -72,8 +74,9 @@ def _leave(error: Exception, *, leads: bool) -> None:
         kind = "UserError" if isinstance(error, UserError) else type(error).__name__
         told = {"kind": kind, "text": str(error), "trace": trace, "time": time.time()}
         Path(file).write_text(json.dumps(told), encoding="utf-8")
-    if file is None or not leads:  # the first process shares the launcher's terminal
-        print(f"imsm: {error}" if expected else trace, file=sys.stderr, flush=True)
+        if os.environ["RANK"] == "0":  # it shares the launcher's terminal
+            return
+    print(f"imsm: {error}" if expected else trace, file=sys.stderr, flush=True)
 
 
 def _carry_out(settings: dict[str, Any], world: World) -> None:

@@ -9,37 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imsm.processes.layout import Layout, resolve_layout
+from imsm.stages.layout import layout_of
 from imsm.training.local import LocalEngine, choose_device
 from imsm.training.optimizer import ELEMENTWISE, build_optimizer, build_schedule
 from imsm.training.zero_settings import zero_settings
 
 if TYPE_CHECKING:
     from imsm.config import RunConfig
+    from imsm.processes.layout import Layout
     from imsm.processes.world import World
     from imsm.siamese.model import SiameseForCausalLM
     from imsm.training.engine import Engine
-
-
-def layout_of(config: RunConfig, *, gpus: int, joined: int | None = None) -> Layout:
-    """The processes that a run's engine means here.
-
-    Args:
-        config: the run's.
-        gpus: visible on this machine.
-        joined: how many processes there are already; None: this one is not one of a group.
-    """
-    engine = config.engine
-    return resolve_layout(
-        name=engine.name,
-        stage=engine.stage,
-        offload=engine.offload,
-        device=engine.device,
-        processes=engine.processes,
-        nodes=engine.nodes,
-        gpus=gpus,
-        joined=joined,
-    )
 
 
 def device_of(config: RunConfig, world: World) -> torch.device:

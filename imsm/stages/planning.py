@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,32 +14,43 @@ from imsm.backbones.skeleton import build_skeleton, find_configuration
 from imsm.builders import show
 from imsm.config import RunConfig, TaskConfig
 from imsm.errors import UserError
+from imsm.folders import runs_root
 from imsm.identity import run_name
 from imsm.options import find_option
 from imsm.plan.downloads import Needed, needed_backbone, needed_dataset
 from imsm.plan.plan import Plan
 from imsm.plan.show import show_block, show_page
+from imsm.processes.gpus import visible_gpus
+from imsm.stages.layout import layout_of
 from imsm.stages.parts import adapter_of, parts_of, trainable_line
 from imsm.stages.planning_data import items_asked, judged, split_lengths, steps_taken
 from imsm.stages.planning_memory import memory_parts
+from imsm.stages.starting import lines_for
 
 if TYPE_CHECKING:
+    from imsm.processes.layout import Layout
     from imsm.siamese.model import SiameseForCausalLM
 
 
-def print_plan(config: RunConfig, *, compact: bool) -> None:
+def print_plan(config: RunConfig, *, compact: bool, overrides: Sequence[str] = ()) -> None:
     """Print the plan of one run; a member of a sweep gets a compact one.
+
+    Args:
+        config: the run's.
+        compact: a few lines in place of a page.
+        overrides: of the command, for the lines that start it on several nodes.
 
     Raises:
         UserError: the backbone's architecture describes no model, or the adapter does not fit it.
     """
-    plan = make_plan(config)
+    plan = make_plan(config, overrides=overrides)
     trainable = None if plan.counts is None else trainable_line(plan.counts)
     (show_block if compact else show_page)(plan, trainable=trainable)
 
 
-def make_plan(config: RunConfig) -> Plan:
-    """All that a plan says of one run."""
+def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
+    """All that a plan says of one run; see `print_plan`."""
+    layout = layout_of(config, gpus=visible_gpus(), elsewhere=True)
     model, notes = model_without_values(config)
     train = None
     if config.method.trained:
@@ -47,13 +59,14 @@ def make_plan(config: RunConfig) -> Plan:
     memory = None if model is None else memory_parts(config, model, train=train, tests=tests)
     return Plan(
         name=run_name(config),
-        settings=_settings(config),
+        settings=_settings(config, layout),
         counts=None if model is None else count_trainable(model),
         notes=notes,
         memory=memory or {},
         steps=steps_taken(config, train),
         items=items_asked(config, tests),
         needed=_needed(config, model),
+        start=lines_for(config, layout, overrides=overrides, runs_root=runs_root()),
     )
 
 
@@ -123,7 +136,7 @@ def _needed(config: RunConfig, model: SiameseForCausalLM | None) -> list[Needed]
     return found
 
 
-def _settings(config: RunConfig) -> dict[str, str]:
+def _settings(config: RunConfig, layout: Layout) -> dict[str, str]:
     """The resolved configuration, a line per group."""
     backbone, peft, method, data = config.backbone, config.peft, config.method, config.data
     chosen = backbone.model_dump(include={"path", "revision", "dtype", "attn_implementation"})
@@ -144,6 +157,8 @@ def _settings(config: RunConfig) -> dict[str, str]:
     if method.trained:
         recipe = config.trainer.model_dump(exclude={"name", "by_method"})
         recipe = {k: v for k, v in recipe.items() if not k.startswith("checkpoint")}
+    if layout.distributed:
+        lines["processes"] = str(layout)
         lines["trainer"] = _values(config.trainer.name, recipe)
     lines["evaluation"] = _values("", config.evaluation.model_dump())
     engine = config.engine.model_dump(exclude={"name"})
