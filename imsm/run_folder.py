@@ -64,6 +64,8 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> RunFolder:
     wanted = json.loads(json.dumps(identity))
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for unfinished in path.glob(f"{folder.identity.name}.*.tmp"):  # of a killed process
+            unfinished.unlink()
         if folder.identity.is_file():
             found = json.loads(folder.identity.read_text(encoding="utf-8"))
             if found != wanted:

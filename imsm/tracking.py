@@ -49,6 +49,7 @@ class Tracker:
     mirror: Mirror | None = None
     warn: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr))
     _begun: bool = False
+    _whole: bool = False
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of one training step."""
@@ -84,8 +85,17 @@ class Tracker:
             key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
         }
+        if not self._whole:
+            self._whole = True
+            self._drop_half_a_line()
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain) + "\n")
+
+    def _drop_half_a_line(self) -> None:
+        """Take out what an earlier process had no room, or no time, to write to its end."""
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        if not text.endswith("\n") and text:
+            write_whole(self.path, text[: text.rfind("\n") + 1])
 
     def _forget_from(self, step: int) -> None:
         """Take out what an earlier process logged of this step and later ones."""

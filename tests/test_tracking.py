@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -158,3 +159,31 @@ def test_a_training_that_goes_on_logs_each_step_once(tmp_path: Path) -> None:
         going_on.log(step, {"loss": 10.0 * step})
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
     assert [line["loss"] for line in lines(tmp_path)] == [1.0, 2.0, 3.0, 40.0, 50.0, 60.0, 70.0]
+
+
+def test_half_a_line_of_a_finished_training_is_dropped(tmp_path: Path) -> None:
+    """No step follows that would take it out."""
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 2.0}\n{"step": null, "webq/con')
+    Tracker(log).finish(RESULT)
+    assert [line["step"] for line in lines(tmp_path)] == [1, None]
+
+
+@pytest.mark.slow
+def test_a_wandb_that_cannot_be_reached_is_one_warning(tmp_path: Path, monkeypatch, capsys) -> None:
+    with socket.socket() as nobody:  # a port at which nothing listens
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        started = time.monotonic()
+        with open_tracker(
+            tmp_path, config={}, name="wandb", project="imsm", mode="online", init_timeout=3
+        ) as tracker:
+            assert tracker.mirror is None
+            tracker.log(1, {"loss": 1.0})
+            tracker.finish(RESULT)
+    assert time.monotonic() - started < 60
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(told) == 1
+    assert told[0].startswith("warning: tracker: start failed (") and "log.jsonl alone" in told[0]
+    assert len(lines(tmp_path)) == 2
