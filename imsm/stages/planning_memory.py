@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 
 from imsm.plan.memory import Exact, bank_bytes, cache_bytes, count_bytes, estimate_step
 from imsm.plan.plan import Part
+from imsm.plan.share import Shares, shared_parts
+from imsm.stages.engine import engine_settings, micro_batch_size
 from imsm.stages.planning_data import judged
+from imsm.training.optimizer import ELEMENTWISE
 
 if TYPE_CHECKING:
     from imsm.config import RunConfig
     from imsm.plan.examples import Lengths
+    from imsm.processes.layout import Layout
     from imsm.siamese.model import SiameseForCausalLM
 
 TRAINING = "memory per GPU, training"
@@ -24,6 +28,7 @@ def memory_parts(
     *,
     train: Lengths | None,
     tests: dict[str, Lengths],
+    layout: Layout,
 ) -> dict[str, list[Part]]:
     """The parts of `TRAINING`, `EVALUATION` and `DISK`.
 
@@ -32,9 +37,10 @@ def memory_parts(
         model: without values.
         train: the training examples; None: nothing is trained.
         tests: each task's items.
+        layout: the processes that share the training out.
     """
     exact = count_bytes(model, optimizer=config.trainer.optimizer)
-    rows = config.trainer.micro_batch_size or config.trainer.batch_size
+    rows = micro_batch_size(config, processes=layout.size)
     prompt, answer = train.longest if train is not None else (1, 1)
     virtual = 0 if model.streams.virtual is None else model.streams.virtual.count
     step = estimate_step(
@@ -53,9 +59,7 @@ def memory_parts(
             kept += ", layers' inputs and one layer"
         words = f"of {rows} × {answer} answer tokens, {model.config.vocab_size:,} words each"
         found[TRAINING] = [
-            *_model_parts(config, exact),
-            _exact("gradients", exact.gradients, "float32"),
-            _exact("optimizer", exact.optimizer, config.trainer.optimizer),
+            *_training_parts(config, model, exact, layout),
             Part(name="activations", size=step.activations, how=kept, exact=False),
             Part(name="answer logits", size=step.logits, how=words, exact=False),
         ]
@@ -66,10 +70,38 @@ def memory_parts(
     return found
 
 
-def _model_parts(config: RunConfig, exact: Exact) -> list[Part]:
+def _training_parts(
+    config: RunConfig, model: SiameseForCausalLM, exact: Exact, layout: Layout
+) -> list[Part]:
+    """What one process has of the model, its gradients and the optimizer."""
+    optimizer = config.trainer.optimizer
+    if not layout.distributed:
+        return [
+            *_model_parts(config, exact),
+            _exact("gradients", exact.gradients, "float32"),
+            _exact("optimizer", exact.optimizer, optimizer),
+        ]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    ahead = config.engine.prefetch_elements * frozen[0].element_size()
+    zero = engine_settings(config, model, layout=layout)["zero_optimization"]
+    shares = Shares(
+        stage=layout.stage,
+        size=layout.size,
+        offload=layout.offload,
+        elementwise=optimizer in ELEMENTWISE,
+        bucket=zero["reduce_bucket_size"],
+        gathered=min(exact.weights, ahead + max(p.nbytes for p in frozen)),
+    )
+    return shared_parts(exact, shares, optimizer=optimizer, weights=_weights(config, exact))
+
+
+def _weights(config: RunConfig, exact: Exact) -> str:
     shared = ", shared by both streams" if config.method.stream == "interwoven" else ""
-    how = f"{exact.frozen:,} frozen parameters in {config.backbone.dtype}{shared}"
-    parts = [_exact("weights", exact.weights, how)]
+    return f"{exact.frozen:,} frozen parameters in {config.backbone.dtype}{shared}"
+
+
+def _model_parts(config: RunConfig, exact: Exact) -> list[Part]:
+    parts = [_exact("weights", exact.weights, _weights(config, exact))]
     if config.method.trained:
         parts.append(_exact("trainables", exact.trainables, "adapter and gate in float32"))
     return parts
