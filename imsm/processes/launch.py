@@ -38,7 +38,7 @@ def launch(
     which go when all went well.
 
     Args:
-        settings: what the workers read: `config`, `runs_root`.
+        settings: what the workers read: `config`, `runs_root`, `device`.
         folder: the run's.
         processes: how many.
         module: what they run.

@@ -160,7 +160,7 @@ def launch_nodes(
     """Carry a run out on several machines; all must see ``folder`` at the same path.
 
     Args:
-        settings: what the workers read: `config`, `runs_root`.
+        settings: what the workers read: `config`, `runs_root`, `device`.
         folder: the run's.
         hostfile: the machines.
         nodes: how many of them.

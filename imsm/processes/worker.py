@@ -52,7 +52,7 @@ def work(file: Path, task: Callable[[dict[str, Any], World], None]) -> int:
             raise UserError(f"{file}: is for processes that imsm.run starts")
         from imsm.processes.gpus import visible_gpus
 
-        world = enter(group, gpus=visible_gpus())
+        world = enter(group, gpus=0 if settings.get("device") == "cpu" else visible_gpus())
         if launcher is None:
             in_step(world, lambda: task(settings, world))
         else:

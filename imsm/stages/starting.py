@@ -55,7 +55,7 @@ def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) 
         in_step(world, lambda: carry_out(config, runs_root=runs_root, world=world))
         return
     folder = folder_of(config, runs_root=runs_root)
-    settings = {"config": config.to_dict(), "runs_root": str(runs_root)}
+    settings = {"config": config.to_dict(), "runs_root": str(runs_root), "device": layout.device}
     if layout.nodes > 1:
         hostfile = config.engine.hostfile
         if hostfile is None:

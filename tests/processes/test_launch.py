@@ -79,6 +79,7 @@ def test_a_run_that_goes_well_leaves_nothing_behind(tmp_path: Path, capfd, monke
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(RunError) as failure:
@@ -96,7 +97,7 @@ def test_a_process_that_is_killed_ends_the_others(tmp_path: Path) -> None:
 
 
 def test_a_process_that_ends_with_a_code_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="process 0 of 2 ended with exit code 3$"):
+    with pytest.raises(RunError, match=r"process 0 of 2 ended with exit code 3$"):
         start(tmp_path, "exit", "wait")
     assert gone(tmp_path, within=0.1)
 
@@ -141,7 +142,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_meet_and_the_first_failure_is_told(tmp_path: Path, capfd) -> None:
-    settings = {"folder": str(tmp_path), "do": "talk", "breaks": True}
+    settings = {"folder": str(tmp_path), "do": "talk", "breaks": True, "device": "cpu"}
     with pytest.raises(RunError) as failure:
         launch(settings, folder=tmp_path / "run", processes=2, module=MEETING)
     assert str(failure.value).startswith(
@@ -158,7 +159,7 @@ def test_processes_meet_and_the_first_failure_is_told(tmp_path: Path, capfd) -> 
 @pytest.mark.slow
 def test_bad_input_is_told_once(tmp_path: Path, capfd) -> None:
     settings = {"do": "refuse"}
-    with pytest.raises(UserError, match="^data=x: is bad$"):
+    with pytest.raises(UserError, match=r"^data=x: is bad$"):
         launch(settings, folder=tmp_path / "run", processes=2, module=MEETING)
     assert capfd.readouterr().err == ""
     assert not (tmp_path / "run").exists()
