@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
 from imsm.data.batches import (
     collate_prompts,
     collate_training,
     evaluation_order,
+    micro_batches,
     training_order,
 )
 from imsm.data.tokenise import TokenisedExample
@@ -71,3 +73,17 @@ def test_training_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
 
 def test_evaluation_order_is_longest_first_and_stable() -> None:
     assert evaluation_order([3, 9, 3, 5, 9], batch_size=2) == [[1, 4], [3, 0], [2]]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_micro_batches_share_a_batch_out(size: int, processes: int) -> None:
+    batch = list(range(size))
+    parts = [
+        micro_batches(batch, micro_batch_size=2, rank=rank, processes=processes)
+        for rank in range(processes)
+    ]
+    assert sorted(item for part in parts for micro in part for item in micro) == batch
+    assert len({len(part) for part in parts}) == 1  # all pass equally often
+    assert all(len(micro) <= 2 for part in parts for micro in part)
+    assert len(parts[0]) == -(-size // processes) // 2 + (-(-size // processes)) % 2

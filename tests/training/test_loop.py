@@ -103,10 +103,13 @@ class Run:
         self.stop_after: int | None = None
         self.save_after: int | None = None
         self.kept: dict[str, Any] = {}
+        self.validation: list[TokenisedExample] = []
+        self.validation_losses: list[float] = []
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.losses.append(values["loss"])
         self.auxiliary.append(values.get("auxiliary_loss"))
+        self.validation_losses += [values[k] for k in values if k == "validation_loss"]
         if step == self.stop_after:
             os.kill(os.getpid(), signal.SIGINT)
         if step == self.save_after:
@@ -131,6 +134,7 @@ class Run:
             ),
             pad_id=0,
             log=self.log,
+            validation=self.validation,
         )
 
 
