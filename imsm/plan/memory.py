@@ -101,7 +101,7 @@ def estimate_step(
     fused = attention != "eager" and model.backbone._supports_attention_backend
     try:
         seen = watch_pass(model, rows=rows, tokens=tokens, answers=answers, fused=fused)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
+    except (RuntimeError, ValueError, TypeError, AttributeError):
         seen = None
     return Estimate(
         activations=_kept(model, seen, rows * tokens, checkpointing) if seen else None,
