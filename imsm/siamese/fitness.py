@@ -58,7 +58,6 @@ def examine(backbone: PreTrainedModel) -> bool:
         AttributeError,
         ImportError,
         LookupError,
-        NotImplementedError,
         RuntimeError,
         TypeError,
         ValueError,
