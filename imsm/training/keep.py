@@ -52,6 +52,7 @@ class Keeper:
     best_by: str | None = None
     start: Path | None = None
     _saved: float = field(default_factory=time.monotonic)
+    _warned: bool = False
 
     def begin(self, *, steps: int) -> Progress:
         """Where the training stands: at its start, or where the checkpoint was written.
@@ -59,16 +60,12 @@ class Keeper:
         ``steps`` are those of the whole training, for the message.
         """
         progress = Progress()
-        leads = self.engine.world.leads
         if self.start is not None:
             progress = load_checkpoint(self.start, engine=self.engine, hooks=self.hooks)
-            if leads:
+            if self.engine.world.leads:
                 at = f"step {progress.step} of {steps}"
                 print(f"going on after {at} ({self.start})", file=sys.stderr)
-        size = sum(value.nbytes for value in self.engine.trainables().values())
-        warning = room_for(self.folder, size=3 * size)  # values and two moments each
-        if warning and leads:
-            print(f"warning: {warning}", file=sys.stderr)
+        self._warn_of_a_full_disk()
         self._saved = time.monotonic()
         return progress
 
@@ -96,6 +93,15 @@ class Keeper:
             for old in checkpoints(self.folder)[self.keep :]:
                 if old != best:
                     shutil.rmtree(old, ignore_errors=True)
+        self._warn_of_a_full_disk()
+
+    def _warn_of_a_full_disk(self) -> None:
+        """Say once, while there is time, that a checkpoint to come will find no room."""
+        size = sum(value.nbytes for value in self.engine.trainables().values())
+        warning = room_for(self.folder, size=3 * size)  # values and two moments each
+        if warning and not self._warned and self.engine.world.leads:
+            self._warned = True
+            print(f"warning: {warning}", file=sys.stderr)
 
     def save_if_finite(self, progress: Progress) -> Path | None:
         """Keep the steps that were finished, if their values are good; the newest checkpoint."""
