@@ -7,6 +7,7 @@ Check the whole command line, let Hydra compose each run, and carry each one out
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -86,6 +87,11 @@ def _run_hydra(sweep: Sweep, plan: SweepPlan, *, config_dir: Path | None) -> int
     import hydra
     from hydra.core.utils import env_override
 
+    if plan.searches:
+        import optuna  # sets its logger up
+
+        for library in (optuna.__name__, "hydra_plugins"):  # what became of a trial is told here
+            logging.getLogger(library).setLevel(logging.CRITICAL)
     task = Member(config_dir=config_dir, sweep=sweep, several=plan.several)
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
     codes = [0]
@@ -122,9 +128,15 @@ def _folder_of(plan: SweepPlan, config_dir: Path | None) -> Iterator[Sweep]:
         with TemporaryDirectory(prefix="imsm-sweep-") as folder:
             yield Sweep(folder=Path(folder))
         return
+    from imsm.processes.join import joined
     from imsm.run_folder import locked
     from imsm.sweep import new_start, sweep_place
 
+    if joined() is not None:
+        raise UserError(
+            f"sweep={plan.name}: is one command for all its members; give it once, not under "
+            "torchrun or srun"
+        )
     place = sweep_place(
         runs_root(), name=plan.name, overrides=plan.overrides, config_dir=config_dir
     )

@@ -175,7 +175,8 @@ class LocalJobs(_Jobs, LocalLauncher):
 
     def _jobs(self, waiting: dict[int, list[str]]) -> Iterator[tuple[int, submitit.Job[JobReturn]]]:
         free = _places(**{key: self.params[key] for key in _NEEDS})
-        left, running, places = list(waiting), {}, {}
+        left, places = list(waiting), {}
+        running: dict[int, submitit.Job[JobReturn]] = {}
         if left:
             print(f"{len(left)} members to do, {min(len(left), len(free))} at once", flush=True)
         try:

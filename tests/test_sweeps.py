@@ -52,13 +52,15 @@ class Brittle(Gate):
 """
 
 
-def command(module: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(
+    module: str, root: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
         cwd=root,
-        env={**os.environ, "IMSM_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "IMSM_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1", **environment},
         timeout=500,
     )
 
@@ -122,6 +124,46 @@ def test_a_search_goes_on_after_a_trial_and_ends_with_the_best_values(tmp_path: 
     shown = command("imsm.table", tmp_path, *search)
     assert "trainer.learning_rate" in shown.stdout and "missing" not in shown.stdout
     assert sum(line.startswith((" 4 ", " 8 ")) for line in shown.stdout.splitlines()) == 3
+
+
+SBATCH = """#!{python}
+import os, subprocess, sys
+script = open(sys.argv[-1]).read()
+(array,) = [line for line in script.splitlines() if line.startswith("#SBATCH --array=")]
+first, last = array.split("=")[1].split("%")[0].split("-")
+for index in range(int(first), int(last) + 1):
+    own = dict(SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(index), SLURM_JOB_ID=f"{{index}}")
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.Popen(["bash", "-c", script], env=os.environ | own, **quiet)
+print("Submitted batch job 7")
+"""
+SRUN = """#!/bin/sh
+while [ "${1#/*python}" = "$1" ]; do shift; done
+exec "$@"
+"""
+SACCT = """#!/bin/sh
+printf 'JobID|State|NodeList\n7_0|RUNNING|here\n7_1|RUNNING|here\n'
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_on_slurm_is_one_job_array(tmp_path: Path) -> None:
+    """SLURM's programs stand in for themselves, here: the members only make a plan."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    texts = {"sbatch": SBATCH.format(python=sys.executable), "srun": SRUN, "sacct": SACCT}
+    for name, text in texts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    given = ["sweep=slurm", "hydra.launcher.partition=a100", "mode=plan", "gate.rank=4,8"]
+    done = command("imsm.run", tmp_path, "-m", *given, PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "gate.rank=4: done" in done.stdout and "gate.rank=8: done" in done.stdout
+    (script,) = (tmp_path / "runs").glob("sweeps/slurm-*/*/jobs/7_submission.sh")
+    asked = script.read_text()
+    for line in ("--array=0-1%2", "--partition=a100", "--gpus-per-node=1", "--time=480"):
+        assert f"#SBATCH {line}\n" in asked
 
 
 def test_a_failed_run_is_noted_in_its_folder_until_it_is_done(
@@ -360,3 +402,8 @@ def test_the_same_sweep_is_not_started_twice_at_once(
     with locked(place):
         assert run_main(monkeypatch, *search) == 2
     assert "another process is at work" in capsys.readouterr().err
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    assert run_main(monkeypatch, *search) == 2
+    assert "not under torchrun or srun" in capsys.readouterr().err
