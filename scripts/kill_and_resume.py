@@ -7,6 +7,9 @@ A small run of the miniature is carried out once without any interruption. Each 
 an empty folder, sends `kill -9` to one of its processes at a random point of that time, looks that
 no process of it is left over, gives the same command again, and compares: the weights bit for
 bit, every line of the evaluation, every step of the log. Exit code 1 if anything differs.
+
+Time is the seconds that the run's processes computed: whatever else the machine does, a run then
+is as far as the one left alone was.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -39,7 +43,7 @@ MARK = "IMSM_KILLED_RUN"
 WORKER = "imsm.processes.worker"
 """What stands in the command line of a worker."""
 _PATIENCE = 600
-"""Seconds until a run counts as stuck."""
+"""Seconds until a run counts as stuck, and is killed wherever it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ class Ended:
 
     code: int
     seconds: float
+    computed: float
     told: str
     """What it said on both streams."""
 
@@ -76,7 +81,8 @@ def main() -> None:
     whole = carry_out(command, root / "whole")
     if whole.code != 0:
         sys.exit(f"the run ends with {whole.code} even if nothing kills it:\n{whole.told}")
-    print(f"uninterrupted: {whole.seconds:.1f} s", flush=True)
+    took = f"{whole.seconds:.1f} s, of computing {whole.computed:.1f} s"
+    print(f"uninterrupted: {took}", flush=True)
     draw = random.Random(asked.seed)
     good = 0
     for number in range(1, asked.rounds + 1):
@@ -85,7 +91,7 @@ def main() -> None:
         killed = None
         while killed is None:  # a run may end sooner than its kill
             shutil.rmtree(folder, ignore_errors=True)
-            after = draw.uniform(0, whole.seconds)
+            after = draw.uniform(0, whole.computed)
             killed = kill_one(command, folder, after=after, target=target, grace=asked.grace)
         problems = _go_on(command, folder, root / "whole", killed)
         said = f"{number:>3}  killed {killed.whom} at {killed.seconds:5.1f} s, {killed.phase}"
@@ -103,7 +109,7 @@ def main() -> None:
 
 def carry_out(command: list[str], runs: Path) -> Ended:
     """Carry a command out, with its runs below ``runs``, and wait for its end."""
-    mark, started = _new_mark(runs), time.monotonic()
+    mark, started, before = _new_mark(runs), time.monotonic(), _of_children()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=_environment(runs, mark=mark)
@@ -115,7 +121,12 @@ def carry_out(command: list[str], runs: Path) -> Ended:
                 _kill(pid)
             code = process.wait()
         output.seek(0)
-        return Ended(code=code, seconds=time.monotonic() - started, told=output.read())
+        return Ended(
+            code=code,
+            seconds=time.monotonic() - started,
+            computed=_of_children() - before,
+            told=output.read(),
+        )
 
 
 def kill_one(
@@ -126,26 +137,24 @@ def kill_one(
     Args:
         command: what to start.
         runs: where its runs lie.
-        after: seconds.
+        after: seconds that its processes have computed.
         target: "worker" (a random one, if there is any yet) or "launcher", the command itself.
         grace: seconds in which all of its processes have to be gone.
 
     Returns:
         What was killed, or None if the command had ended before.
     """
-    mark = _new_mark(runs)
+    mark, patience = _new_mark(runs), time.monotonic() + _PATIENCE
     with (
         tempfile.TemporaryFile() as output,
         subprocess.Popen(
             command, stdout=output, stderr=output, env=_environment(runs, mark=mark)
         ) as process,
     ):
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
-            pass
-        else:
-            return None
+        while (computed := computed_by(mark)) < after and time.monotonic() < patience:
+            if process.poll() is not None:
+                return None
+            time.sleep(0.02)
         phase = phase_of(runs)
         workers = [pid for pid in processes_of(mark) if WORKER in _command_line(pid)]
         if target == "worker" and workers:
@@ -160,7 +169,7 @@ def kill_one(
         for pid in left_over:
             _kill(pid)
         return Kill(
-            seconds=after, phase=phase, whom=whom, left_over=left_over, code=process.wait(grace)
+            seconds=computed, phase=phase, whom=whom, left_over=left_over, code=process.wait(grace)
         )
 
 
@@ -177,6 +186,16 @@ def processes_of(mark: str) -> list[int]:
         except OSError:  # it ended meanwhile, or is somebody else's
             continue
     return sorted(found)
+
+
+def computed_by(mark: str) -> float:
+    """Processor time, in seconds, of a run's processes and of those that they waited for."""
+    ticks = 0
+    for pid in processes_of(mark):
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, stat[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def phase_of(runs: Path) -> str:
@@ -233,6 +252,11 @@ def _go_on(command: list[str], runs: Path, whole: Path, killed: Kill) -> list[st
         last = (again.told.strip().splitlines() or ["nothing was said"])[-1]
         return [*problems, f"the same command ended with {again.code} ({last})"]
     return problems + differences(whole, runs)
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _new_mark(runs: Path) -> str:

@@ -13,7 +13,7 @@ import pytest
 from scripts.kill_and_resume import carry_out, differences, kill_one, phase_of, processes_of
 
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
-SLEEP = "import time; time.sleep(60)"
+BUSY = "import time; end = time.time() + 60\nwhile time.time() < end: pass"
 
 
 def save_runs(root: Path, *, step: int = 3) -> Path:
@@ -66,12 +66,12 @@ def test_every_difference_is_seen(tmp_path: Path, file: str, change, told: str) 
 
 def test_a_kill_finds_what_it_leaves_over(tmp_path: Path) -> None:
     """A parent that takes nobody along: its child is found, counted, and ended."""
-    command = [sys.executable, "-c", CHILD.format(code=SLEEP)]
+    command = [sys.executable, "-c", CHILD.format(code=BUSY)]
     killed = kill_one(command, tmp_path, after=1.0, target="launcher", grace=0.5)
     assert killed is not None and len(killed.left_over) == 1
     assert killed.code == -9
-    alone = kill_one([sys.executable, "-c", SLEEP], tmp_path, after=0.3, target="both", grace=5)
-    assert alone is not None and alone.left_over == []
+    alone = kill_one([sys.executable, "-c", BUSY], tmp_path, after=0.3, target="both", grace=5)
+    assert alone is not None and alone.left_over == [] and 0.3 <= alone.seconds < 1
     quick = [sys.executable, "-c", ""]
     assert kill_one(quick, tmp_path, after=20, target="both", grace=1) is None
 
@@ -80,7 +80,7 @@ def test_a_worker_is_chosen_by_its_command_line(tmp_path: Path) -> None:
     """The stand-in for a launcher ends with 1 when its worker dies."""
     code = (
         "import subprocess, sys; done = subprocess.run([sys.executable, '-c', "
-        f"{SLEEP!r}, 'imsm.processes.worker']); sys.exit(done.returncode < 0)"
+        f"{BUSY!r}, 'imsm.processes.worker']); sys.exit(done.returncode < 0)"
     )
     killed = kill_one([sys.executable, "-c", code], tmp_path, after=1, target="worker", grace=5)
     assert killed is not None
@@ -91,6 +91,7 @@ def test_processes_by_their_mark(tmp_path: Path) -> None:
     assert processes_of("nobody has this one") == []
     done = carry_out([sys.executable, "-c", "print('here')"], tmp_path)
     assert (done.code, done.told) == (0, "here\n")
+    assert 0 < done.computed < 5
 
 
 def test_phases_are_told_from_the_files(tmp_path: Path) -> None:
