@@ -100,8 +100,8 @@ def _run_hydra(sweep: Sweep, plan: SweepPlan, *, config_dir: Path | None) -> int
         try:
             run(task)()
         except (UserError, RunError) as error:
-            print(f"imsm: {error}", file=sys.stderr)
-            codes.append(2 if isinstance(error, UserError) else 1)
+            print(f"imsm: {error}", file=sys.stderr)  # of the launcher: nothing was started
+            return 2 if isinstance(error, UserError) else 1
         except Exception as error:
             codes.append(1)
             if not plan.searches or any(m.objective is not None for m in sweep.ended().values()):

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,8 @@ class LocalJobs(_Jobs, LocalLauncher):
             tasks_per_node=1,
             stderr_to_stdout=self.params["stderr_to_stdout"],
         )
-        return executor.submit(self, *self._arguments(number, overrides))
+        with _nothing_on_stderr():  # of submitit's own process; the member's goes to its log
+            return executor.submit(self, *self._arguments(number, overrides))
 
 
 def _places(
@@ -249,6 +250,20 @@ def _gpus() -> list[int]:
             "the sweep can be given its own"
         )
     return [int(name) for name in names]
+
+
+@contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """For processes started meanwhile: a Ctrl-C would show a traceback of each."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _finished(config: RunConfig) -> dict[str, Any] | None:
