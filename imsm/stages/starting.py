@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from imsm.config import RunConfig
     from imsm.processes.layout import Layout
 
-_DEEPSPEED = "pip install -c constraints.txt -e .[deepspeed]"
+_DEEPSPEED = "pip install -c constraints.txt -e '.[deepspeed]'"
 
 
 def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> None:
