@@ -12,7 +12,7 @@ import torch
 from imsm.assemble import count_trainable, put_together
 from imsm.backbones.skeleton import build_skeleton, find_configuration
 from imsm.builders import show
-from imsm.config import RunConfig, TaskConfig
+from imsm.config import RunConfig
 from imsm.errors import UserError
 from imsm.folders import runs_root
 from imsm.identity import run_name
@@ -21,9 +21,10 @@ from imsm.plan.downloads import Needed, needed_backbone, needed_dataset
 from imsm.plan.plan import Plan
 from imsm.plan.show import show_block, show_page
 from imsm.processes.gpus import visible_gpus
+from imsm.stages.engine import engine_settings
 from imsm.stages.layout import layout_of
 from imsm.stages.parts import adapter_of, parts_of, trainable_line
-from imsm.stages.planning_data import items_asked, judged, split_lengths, steps_taken
+from imsm.stages.planning_data import items_asked, judged, split_lengths, steps_taken, tasks_read
 from imsm.stages.planning_memory import memory_parts
 from imsm.stages.starting import lines_for
 
@@ -56,10 +57,17 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
     if config.method.trained:
         train = split_lengths(config, config.data, "train").limited(config.data.train_limit)
     tests = {name: split_lengths(config, task, "test") for name, task in judged(config).items()}
-    memory = None if model is None else memory_parts(config, model, train=train, tests=tests)
+    memory = (
+        None
+        if model is None
+        else memory_parts(config, model, train=train, tests=tests, layout=layout)
+    )
+    settings = _settings(config, layout)
+    if layout.distributed and model is not None and config.method.trained:
+        settings["deepspeed"] = _flat(engine_settings(config, model, layout=layout))
     return Plan(
         name=run_name(config),
-        settings=_settings(config, layout),
+        settings=settings,
         counts=None if model is None else count_trainable(model),
         notes=notes,
         memory=memory or {},
@@ -125,11 +133,7 @@ def _needed(config: RunConfig, model: SiameseForCausalLM | None) -> list[Needed]
             backbone.path, revision=backbone.revision, stand_in=stand_in, weights=weights
         )
     ]
-    trained: list[TaskConfig] = [config.data] if config.method.trained else []
-    tasks = (*trained, *judged(config).values(), *config.replay_tasks.values())
-    for task in {task.name: task for task in tasks}.values():
-        own = task.name == config.data.name
-        source = config.data.target_source() if own else config.data.forgetting_source(backbone)
+    for task, source in tasks_read(config):
         if source.kind == "hub" and task.hub is not None:
             size = task.facts.megabytes if task.facts is not None else None
             found.append(needed_dataset(task.hub.model_dump(), megabytes=size))
@@ -157,13 +161,19 @@ def _settings(config: RunConfig, layout: Layout) -> dict[str, str]:
     if method.trained:
         recipe = config.trainer.model_dump(exclude={"name", "by_method"})
         recipe = {k: v for k, v in recipe.items() if not k.startswith("checkpoint")}
-    if layout.distributed:
-        lines["processes"] = str(layout)
         lines["trainer"] = _values(config.trainer.name, recipe)
     lines["evaluation"] = _values("", config.evaluation.model_dump())
     engine = config.engine.model_dump(exclude={"name"})
     lines["engine"] = _values(config.engine.name, engine | {"seed": config.seed})
+    if layout.distributed:
+        lines["processes"] = str(layout)
     return lines
+
+
+def _flat(settings: dict[str, Any]) -> str:
+    """DeepSpeed's own keys and values, those inside ZeRO's among the others."""
+    zero = settings["zero_optimization"]
+    return _values("", {k: v for k, v in settings.items() if k != "zero_optimization"} | zero)
 
 
 def _values(name: str, values: dict[str, Any]) -> str:
