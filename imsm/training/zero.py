@@ -281,10 +281,11 @@ class ZeroEngine:
         """
         from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-        away: list[Any] = [p for p in self._names if p.ds_status is ZeroParamStatus.NOT_AVAILABLE]
+        shared: list[Any] = list(self._names)  # with what DeepSpeed has put on them
+        away = [p for p in shared if p.ds_status is ZeroParamStatus.NOT_AVAILABLE]
         if away:
             away[0].all_gather(away)
-        for parameter in self._names:
+        for parameter in shared:
             parameter.ds_active_sub_modules.add(self)
 
     def _flat(self) -> list[torch.Tensor]:
