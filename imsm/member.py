@@ -57,7 +57,7 @@ class Member:
         from imsm.examine import parse
         from imsm.failure import clear_failure
         from imsm.finished import finished_result, folder_of, objective
-        from imsm.run import carry_out_one  # here, since that module imports this one
+        from imsm.modes import carry_out_one
 
         config = parse(cfg, config_dir=self.config_dir)
         before = finished_result(config, runs_root=runs_root())

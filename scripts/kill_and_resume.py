@@ -40,7 +40,7 @@ SHORT = (
 """A run of about twenty seconds on two cores, half of them training, a checkpoint a second."""
 MARK = "IMSM_KILLED_RUN"
 """An environment variable whose value tells a run's processes from all others."""
-WORKER = "imsm.processes.worker"
+WORKER = "imsm.worker"
 """What stands in the command line of a worker."""
 _PATIENCE = 600
 """Seconds until a run counts as stuck, and is killed wherever it is."""

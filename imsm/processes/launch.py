@@ -1,6 +1,6 @@
 """Start the processes of a run on this machine, and end with them.
 
-    imsm.run (the launcher) -> imsm.processes.worker, a process per GPU
+    imsm.run (the launcher) -> imsm.worker, a process per GPU
 
 The launcher holds the store that the workers meet at, so that no port can be taken in between. It
 trains nothing. A signal to it goes to all workers; whatever ends one of them ends them all.
@@ -24,7 +24,7 @@ from imsm.errors import RunError, UserError
 from imsm.processes.supervise import Signals, Worker, first_failing, watch
 from imsm.processes.worker import ERROR_FILE, LAUNCHER
 
-WORKER = "imsm.processes.worker"
+WORKER = "imsm.worker"
 _HERE = "127.0.0.1"
 _AGAIN = "the last checkpoint is kept; give the same command again to go on"
 

@@ -1,8 +1,4 @@
-"""One of several processes of a run: `python -m imsm.processes.worker FILE`.
-
-FILE is a run's configuration, as `imsm.processes.launch` saves it: a worker never reads Hydra's
-command line, which would start the whole sweep again.
-"""
+"""What one of several processes of a run does around its work: meet the others, end with them."""
 
 from __future__ import annotations
 
@@ -77,18 +73,3 @@ def _leave(error: Exception) -> None:
         if os.environ["RANK"] == "0":  # it shares the launcher's terminal
             return
     print(f"imsm: {error}" if expected else trace, file=sys.stderr, flush=True)
-
-
-def _carry_out(settings: dict[str, Any], world: World) -> None:
-    from imsm.config import RunConfig
-
-    config = RunConfig.from_dict(settings["config"])
-    if config.config_dir is not None:
-        sys.path.insert(0, config.config_dir)
-    from imsm.flow import carry_out
-
-    carry_out(config, runs_root=Path(settings["runs_root"]), world=world)
-
-
-if __name__ == "__main__":
-    sys.exit(work(Path(sys.argv[1]), _carry_out))

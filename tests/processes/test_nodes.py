@@ -110,7 +110,7 @@ def test_deepspeed_understands_the_line_of_a_plan(hosts: Path) -> None:
     parsed = runner.parse_args(line[3:])
     assert (parsed.hostfile, parsed.num_nodes, parsed.num_gpus) == (str(hosts), 2, 8)
     assert (parsed.module, parsed.no_local_rank) == (True, True)
-    assert parsed.user_script == "imsm.processes.worker"
+    assert parsed.user_script == "imsm.worker"
     assert parsed.user_args == [str(runs_root() / plan.name / "processes" / "run.json")]
     slots = runner.fetch_hostfile(parsed.hostfile)
     taken = runner.apply_num_nodes_and_gpus(

@@ -80,7 +80,7 @@ def test_a_worker_is_chosen_by_its_command_line(tmp_path: Path) -> None:
     """The stand-in for a launcher ends with 1 when its worker dies."""
     code = (
         "import subprocess, sys; done = subprocess.run([sys.executable, '-c', "
-        f"{BUSY!r}, 'imsm.processes.worker']); sys.exit(done.returncode < 0)"
+        f"{BUSY!r}, 'imsm.worker']); sys.exit(done.returncode < 0)"
     )
     killed = kill_one([sys.executable, "-c", code], tmp_path, after=1, target="worker", grace=5)
     assert killed is not None
