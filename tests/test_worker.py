@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from imsm.processes import worker
+from imsm import worker
 from imsm.processes.world import World
 from imsm.stages import starting
 from tests.composed import config
@@ -45,7 +45,7 @@ def test_a_saved_configuration_is_the_run(
     monkeypatch.setitem(sys.modules, "imsm.flow", flow)
     monkeypatch.setattr(sys, "path", list(sys.path))
     world = World()
-    worker._carry_out(how["settings"], world)
+    worker.carry_out_saved(how["settings"], world)
     assert seen == [asked, {"runs_root": tmp_path / "runs", "world": world}]
     assert seen[0].replay_tasks and seen[0].metrics
     assert sys.path[0] == str(tmp_path)
