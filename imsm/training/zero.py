@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -263,15 +263,21 @@ class ZeroEngine:
                 gradient.mul_(scale)
         return norm
 
-    def _gathered(self) -> Any:
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
         """Stage 3 shares parameters out; the first process's changes are everybody's."""
         if self._stage < 3:
-            return nullcontext()
+            yield
+            return
         import deepspeed
 
-        for parameter in self._names:
-            parameter.ds_active_sub_modules.discard(self)  # type: ignore[attr-defined]
-        return deepspeed.zero.GatheredParameters(list(self._names), modifier_rank=0)
+        self._let_go()
+        with deepspeed.zero.GatheredParameters(list(self._names), modifier_rank=0):
+            self._hold()  # a module that runs in here (a prompt's encoder) would let go of its own
+            try:
+                yield
+            finally:
+                self._let_go()
 
     def _hold(self) -> None:
         """Have every trainable whole from a pass to the step after it, for losses on its values.
@@ -287,6 +293,11 @@ class ZeroEngine:
             away[0].all_gather(away)
         for parameter in shared:
             parameter.ds_active_sub_modules.add(self)
+
+    def _let_go(self) -> None:
+        shared: list[Any] = list(self._names)
+        for parameter in shared:
+            parameter.ds_active_sub_modules.discard(self)
 
     def _flat(self) -> list[torch.Tensor]:
         """This process's shares, one per group, that the optimizer moves."""

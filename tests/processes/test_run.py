@@ -52,18 +52,13 @@ def rows(folder: Path, file: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in found.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("local")
-    run(root)
-    return root
-
-
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_two_processes_do_what_one_does(local: Path, tmp_path: Path, engine: str) -> None:
-    told = run(tmp_path, f"engine={engine}", *TWO)
+@pytest.mark.parametrize(("engine", "peft"), [("zero2", "lora"), ("zero3", "p_tuning")])
+def test_two_processes_do_what_one_does(tmp_path: Path, engine: str, peft: str) -> None:
+    local, several = tmp_path / "local", tmp_path / "several"
+    run(local, f"peft={peft}")
+    told = run(several, f"peft={peft}", f"engine={engine}", *TWO)
     assert told.count("trainable parameters") == 1  # one process speaks
-    one, two = only(local, "imsm"), only(tmp_path, "imsm")
+    one, two = only(local, "imsm"), only(several, "imsm")
     assert one.name == two.name
     for file in ("adapter/adapter_model.safetensors", "gate.safetensors"):
         values, expected = load_file(two / "model" / file), load_file(one / "model" / file)
@@ -75,7 +70,7 @@ def test_two_processes_do_what_one_does(local: Path, tmp_path: Path, engine: str
     ]
     assert losses[1][:-1] == pytest.approx(losses[0][:-1], abs=1e-4)
     # the original's answers are the same, each item once and in order
-    originals = only(local, "original"), only(tmp_path, "original")
+    originals = only(local, "original"), only(several, "original")
     assert rows(originals[0], "generations") == rows(originals[1], "generations")
     assert rows(originals[0], "scores") == rows(originals[1], "scores")
     result = json.loads((two / "result.json").read_text())
