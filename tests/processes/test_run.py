@@ -63,7 +63,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, engine: str, peft: str) 
     for file in ("adapter/adapter_model.safetensors", "gate.safetensors"):
         values, expected = load_file(two / "model" / file), load_file(one / "model" / file)
         for name, value in values.items():
-            assert (value - expected[name]).abs().max() < 1e-3, name
+            assert (value - expected[name]).abs().max() < 5e-3, name  # rounding, through Adam
     losses = [
         [json.loads(line).get("loss") for line in (place / "log.jsonl").read_text().splitlines()]
         for place in (one, two)
