@@ -21,6 +21,7 @@ from imsm.errors import RunError, UserError
 from imsm.folders import conf_folder, runs_root
 from imsm.member import Member
 from imsm.processes.join import silence_others
+from imsm.processes.leave import leave
 from imsm.sweep import FOLDER, Sweep, best_values, summary, with_missing
 
 if TYPE_CHECKING:
@@ -42,12 +43,13 @@ def main() -> None:
 
             take_over(plan.launcher)
         with _folder_of(plan, config_dir) as sweep:
-            sys.exit(_run_hydra(sweep, plan, config_dir=config_dir))
+            code = _run_hydra(sweep, plan, config_dir=config_dir)
+        leave(code)
     except UserError as error:
         print(f"imsm: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(130)
 
 
 def _run_hydra(sweep: Sweep, plan: SweepPlan, *, config_dir: Path | None) -> int:

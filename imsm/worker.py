@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imsm.processes.leave import leave
 from imsm.processes.worker import work
 
 if TYPE_CHECKING:
@@ -29,4 +30,4 @@ def carry_out_saved(settings: dict[str, Any], world: World) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(work(Path(sys.argv[1]), carry_out_saved))
+    leave(work(Path(sys.argv[1]), carry_out_saved))

@@ -19,6 +19,7 @@ from torch.distributed import TCPStore
 
 from imsm.adapters.adapter import Adapter
 from imsm.processes.collectives import start_collectives
+from imsm.processes.leave import leave
 from imsm.processes.world import World
 from imsm.training.engine import Engine
 from imsm.training.keep import Keeper
@@ -212,3 +213,4 @@ def keep_for_local(folder: Path) -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)
