@@ -8,12 +8,14 @@ Everything that is finished is kept and reused: a second run of the same command
 from __future__ import annotations
 
 import errno
+import gc
 import sys
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 
 from imsm.backbones.fingerprint import backbone_fingerprint
@@ -116,7 +118,12 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
 
         @cache
         def model() -> SiameseForCausalLM:
-            return trained or finished_model(config, run, device=device)
+            if trained is not None:
+                return trained
+            gc.collect()  # what DeepSpeed trained on must go before the model comes again
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            return finished_model(config, run, device=device)
 
         result, original = _judge(
             config,

@@ -165,7 +165,7 @@ def _end_together(world: World, *, code: int, text: str = "") -> bool:
             if time.monotonic() > until:
                 return False
             time.sleep(_PAUSE)
-        return str(world.store.get(keys[0]).decode()) == text
+        return all(str(world.store.get(key).decode()) == text for key in keys)
     except RuntimeError:  # the store went with the process that held it
         return False
 

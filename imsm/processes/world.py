@@ -68,6 +68,10 @@ class World:
             kind = "UserError" if isinstance(error, UserError) else "RunError"
             self._write(key, json.dumps({"error": kind, "text": str(error)}))
             raise
+        except BaseException as error:  # nobody shall wait for what does not come
+            text = f"process 0 failed: {type(error).__name__}: {error}"
+            self._write(key, json.dumps({"error": "RunError", "text": text}))
+            raise
         self._write(key, json.dumps({"value": value}))
         return value
 

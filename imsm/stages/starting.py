@@ -7,6 +7,8 @@ in a process then touches no other member of a sweep.
 from __future__ import annotations
 
 import importlib.util
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +40,11 @@ def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) 
         RunError: training went wrong, or a process ended.
         KeyboardInterrupt: stopped by hand, after a checkpoint.
     """
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+            signal.signal(
+                signal.SIGUSR1, signal.SIG_IGN
+            )  # before training there is nothing to keep
     group = joined()
     layout = layout_of(config, gpus=visible_gpus(), joined=group.size if group else None)
     if not layout.distributed:
@@ -46,7 +53,9 @@ def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) 
         carry_out(config, runs_root=runs_root)
         return
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(f"engine={config.engine.name}: needs DeepSpeed: {_DEEPSPEED}")
+        raise UserError(
+            f"engine={config.engine.name}: needs DeepSpeed: {_DEEPSPEED}; or engine=local"
+        )
     if group is not None:
         from imsm.flow import carry_out
 

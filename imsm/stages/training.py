@@ -19,6 +19,7 @@ from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import training_items
 from imsm.stages.engine import engine_of, micro_batch_size
 from imsm.stages.parts import adapter_of, parts_of, trainable_line
+from imsm.training.checkpoint import set_aside_after
 from imsm.training.keep import Keeper
 from imsm.training.loop import Batching, Log, train
 from imsm.training.resume import checkpoint_to_resume
@@ -114,7 +115,9 @@ def _start(config: RunConfig, run: RunFolder, world: World) -> Path | None:
         start = checkpoint_to_resume(config.resume, run.checkpoints, identity=identity)
         if start is None:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
-        return None if start is None else str(start)
+            return None
+        set_aside_after(start, run.checkpoints)
+        return str(start)
 
     found = world.first(find)
     return None if found is None else Path(found)

@@ -128,6 +128,18 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
+def set_aside_after(start: Path, folder: Path) -> None:
+    """Take the checkpoints of later steps than ``start``'s out of the way of those to come.
+
+    They are of a training that went another way, or damaged; renamed, they count no more.
+    """
+    for place in checkpoints(folder):
+        if place.name > start.name:
+            aside = place.with_name(f"abandoned-{place.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            place.rename(aside)
+
+
 def read_state(place: Path) -> dict[str, Any]:
     """The `state.json` of a checkpoint.
 
@@ -194,6 +206,12 @@ def _write(place: Path, parts: Mapping[str, dict[str, torch.Tensor]], state: dic
         state["digest"] = _own_digest(state)
         (new / STATE).write_text(json.dumps(state), encoding="utf-8")
         _flush(new)
+        old = place.with_name(f".{place.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
         folder = place.parent
@@ -203,8 +221,6 @@ def _write(place: Path, parts: Mapping[str, dict[str, torch.Tensor]], state: dic
             f"the checkpoint of step {step} could not be written ({error}); {kept}. "
             "Free some space and give the same command again"
         ) from error
-    shutil.rmtree(place, ignore_errors=True)  # of a training that went another way
-    new.rename(place)
 
 
 def _random_states(world: World) -> dict[str, torch.Tensor]:
@@ -228,8 +244,12 @@ def _restore_random(states: Mapping[str, torch.Tensor], *, rank: int, step: int)
         torch.set_rng_state(states[f"cpu.{rank}"])
     else:
         torch.manual_seed(hash((rank, step)))
-    if f"cuda.{rank}" in states and torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        return
+    if f"cuda.{rank}" in states:
         torch.cuda.set_rng_state(states[f"cuda.{rank}"])
+    else:
+        torch.cuda.manual_seed(hash((rank, step)))
 
 
 def _flush(folder: Path) -> None:

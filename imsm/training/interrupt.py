@@ -5,10 +5,13 @@ Ctrl-C and SIGTERM end the training after a checkpoint; SIGUSR1 asks for a check
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from types import FrameType, TracebackType
+
+from imsm.processes.worker import LAUNCHER
 
 
 class Interruptible:
@@ -45,6 +48,8 @@ class Interruptible:
         self.save_requested = True
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and LAUNCHER in os.environ:
+            return  # a cluster signals all processes, and the launcher passes its own on; it kills
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

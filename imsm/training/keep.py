@@ -18,6 +18,7 @@ from imsm.training.checkpoint import (
     read_state,
     room_for,
     save_checkpoint,
+    what_is_wrong,
 )
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ class Keeper:
     def save_if_finite(self, progress: Progress) -> Path | None:
         """Keep the steps that were finished, if their values are good; the newest checkpoint."""
         good = all(bool(value.isfinite().all()) for value in self.engine.trainables().values())
-        if good and progress.step:
+        kept = checkpoints(self.folder)
+        there = self.engine.world.first(lambda: bool(kept) and _step(kept[0]) == progress.step)
+        if good and progress.step and not there:
             self.save(progress, {})
         kept = checkpoints(self.folder)
         return kept[0] if kept else None
@@ -123,7 +126,8 @@ class Keeper:
                 continue
             if self.best_by in state["measured"]:
                 found.append((state["measured"][self.best_by], state["progress"]["step"], place))
-        return min(found)[2] if found else None
+        whole = (place for *_, place in sorted(found) if what_is_wrong(place) is None)
+        return next(whole, None)
 
     def take_best(self) -> dict[str, float]:
         """Give the model the values of the best checkpoint; its step and value, for the record."""
@@ -136,3 +140,7 @@ class Keeper:
         assert self.best_by is not None
         value = state["measured"][self.best_by]
         return {"best_step": state["progress"]["step"], f"best_{self.best_by}": value}
+
+
+def _step(place: Path) -> int:
+    return int(place.name.rpartition("-")[2])

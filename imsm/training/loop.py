@@ -106,7 +106,8 @@ def train(
         KeyboardInterrupt: after a checkpoint of all finished steps was written.
     """
     order = batching.order(len(items))
-    torch.manual_seed(batching.seed + engine.world.rank)  # dropout; a checkpoint brings its own
+    rank, seed = engine.world.rank, batching.seed
+    torch.manual_seed(hash((seed, rank)) if rank else seed)  # dropout; a checkpoint brings its own
     so_far = before = keeper.begin(steps=len(order))
     reset_peak_memory(engine.device)
     started = time.monotonic()
@@ -164,6 +165,8 @@ def train(
                 interrupt.save_requested = False
             if stop:
                 raise KeyboardInterrupt
+        if engine.total([interrupt.requested])[0]:  # after the last step's checkpoint
+            raise KeyboardInterrupt
     model.eval()
     peaks = [int(text) for text in engine.world.gather(str(peak_memory(engine.device) or 0))]
     return TrainingSummary(

@@ -127,8 +127,9 @@ class ZeroEngine:
         norm = self._step_copies() if self._copies else None
         self._engine.step()
         if norm is None:
-            norm = float(self._engine.get_global_grad_norm())
-            if self._zero.overflow or not math.isfinite(norm):  # DeepSpeed moved nothing
+            found = self._engine.get_global_grad_norm()
+            norm = math.inf if self._zero.overflow or found is None else float(found)
+            if not math.isfinite(norm):  # DeepSpeed moved nothing
                 raise NotFiniteError(f"the gradient norm is {norm}")
         self.schedule.step()
         return norm
@@ -194,17 +195,24 @@ class ZeroEngine:
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        (steps, *_) = [value for key, value in tensors.items() if key.endswith(".step")]
+        counts = [value for key, value in tensors.items() if key.endswith(".step")]
+        steps = max(counts, default=torch.tensor(0.0))
         for flat in self._flat():
             self.optimizer.state[flat]["step"] = steps.clone()
         for parameter, name in self._names.items():
             for key in _MOMENTS:
-                whole = tensors[f"{name}.{key}"].to(self.device)
-                safe_set_full_optimizer_state(parameter, whole, key)
+                whole = tensors.get(f"{name}.{key}")  # none of one that never had a gradient
+                if whole is not None:
+                    safe_set_full_optimizer_state(parameter, whole.to(self.device), key)
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks and buffers; the model is of no use after it."""
+        module = self._engine.module
         self._engine.destroy()
+        for parameter in module.parameters():  # something in stage 3 keeps hold of them
+            parameter.data = parameter.data.new_empty(0)
+            if hasattr(parameter, "ds_tensor"):
+                parameter.ds_tensor = None
 
     # ------------------------------------------------------------------ inside
 
