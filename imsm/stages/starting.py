@@ -40,11 +40,9 @@ def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) 
         RunError: training went wrong, or a process ended.
         KeyboardInterrupt: stopped by hand, after a checkpoint.
     """
-    if threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
-            signal.signal(
-                signal.SIGUSR1, signal.SIG_IGN
-            )  # before training there is nothing to keep
+    default = signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    if default and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # outside training there is nothing to keep
     group = joined()
     layout = layout_of(config, gpus=visible_gpus(), joined=group.size if group else None)
     if not layout.distributed:

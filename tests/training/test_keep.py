@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.training.checkpoint import checkpoints, read_state
+from imsm.training.checkpoint import checkpoints, read_state, set_aside_after
 from imsm.training.keep import Keeper
 from tests.training.test_loop import IDENTITY, Run
 
@@ -92,3 +92,33 @@ def test_validation_changes_nothing_else(tmp_path: Path) -> None:
         for size in (1, 2, 5)
     ]
     assert found == pytest.approx([other.validation_losses[-1]] * 3, abs=1e-6)
+
+
+def test_a_damaged_best_gives_way_to_the_next(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    made = keeper(run, tmp_path / "checkpoints", keep=5)
+    saved(run, made, {1: 3.0, 2: 1.5, 3: 2.0})
+    (best,) = made.folder.glob("step-*2")
+    (best / "trainables.safetensors").write_bytes(b"")
+    assert made.take_best()["best_step"] == 3
+
+
+def test_a_value_that_is_not_finite_leaves_the_last_checkpoint_as_it_is(tmp_path: Path) -> None:
+    from imsm.training.checkpoint import Progress
+
+    run = Run(tmp_path)
+    made = keeper(run, tmp_path / "checkpoints")
+    saved(run, made, {1: 3.0, 2: 1.5})
+    assert made.save_if_finite(Progress(step=2)) == checkpoints(made.folder)[0]
+    assert made.take_best()["best_step"] == 2
+
+
+def test_going_on_from_an_older_one_sets_the_newer_ones_aside(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    made = keeper(run, tmp_path / "checkpoints", keep=5, best_by=None)
+    saved(run, made, {1: 1.0, 2: 1.0, 3: 1.0})
+    set_aside_after(made.folder / "step-00000001", made.folder)
+    assert kept(made.folder) == [1]
+    saved(run, made, {2: 1.0})
+    assert kept(made.folder) == [1, 2]
+    assert len(list(made.folder.glob("abandoned-*"))) == 2
