@@ -51,9 +51,7 @@ def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) 
         carry_out(config, runs_root=runs_root)
         return
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            f"engine={config.engine.name}: needs DeepSpeed: {_DEEPSPEED}; or engine=local"
-        )
+        raise UserError(f"engine={config.engine.name}: needs DeepSpeed: {_DEEPSPEED}")
     if group is not None:
         from imsm.flow import carry_out
 
