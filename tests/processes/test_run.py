@@ -94,7 +94,8 @@ def test_ctrl_c_ends_all_after_a_checkpoint_and_one_process_goes_on(tmp_path: Pa
     assert process.returncode == 130, told[-3000:]
     assert told.count("give the same command again to go on") == 1
     assert "Traceback" not in told
-    *_, place = sorted(only(tmp_path, "imsm").glob("checkpoints/step-*"))
+    on_demand, place = sorted(only(tmp_path, "imsm").glob("checkpoints/step-*"))
+    assert on_demand.name < place.name
     step = int(place.name.partition("-")[2])
     # another engine goes on with it, and SIGTERM ends it in the same way
     again = started(tmp_path, "engine=local", "trainer.epochs=40")
