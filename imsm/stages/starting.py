@@ -42,7 +42,8 @@ def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) 
     """
     default = signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
     if default and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # outside training there is nothing to keep
+        # outside training there is nothing to keep; ignored for good, it would not be passed on
+        signal.signal(signal.SIGUSR1, _pass_over)
     group = joined()
     layout = layout_of(config, gpus=visible_gpus(), joined=group.size if group else None)
     if not layout.distributed:
@@ -108,3 +109,7 @@ def lines_for(
         processes=layout.processes,
         place=folder_of(config, runs_root=runs_root) / "processes" / "run.json",
     )
+
+
+def _pass_over(number: int, frame: object) -> None:
+    """Take a signal and do nothing."""
