@@ -84,7 +84,7 @@ def read_items(folder: Path, *, task: str, test_set: str) -> pandas.DataFrame:
 
     path = task_folder(folder, task=task, test_set=test_set) / FILE
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         scores = [{f"score.{name}": value for name, value in r["scores"].items()} for r in rows]
         plain = [{column: row[column] for column in COLUMNS if column != "scores"} for row in rows]
     except FileNotFoundError as error:

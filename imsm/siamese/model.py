@@ -48,13 +48,15 @@ from imsm.siamese.virtual import DROPPED
 class SiameseOutput(ModelOutput):
     """What a forward pass returns.
 
-    ``loss`` is there with labels, ``logits`` (B, T, V) without; ``gate_mean`` is the mean weight
-    of the original memory over the positions that were computed (interwoven stream only).
+    ``loss`` is there with labels, ``logits`` (B, T, V) without. Of the interwoven stream,
+    ``gate`` is the weight of the original memory at each position that was computed, as a mean
+    over D ((B, T), or (N,) with labels), and ``gate_mean`` its mean.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
+    gate: torch.Tensor | None = None
     gate_mean: torch.Tensor | None = None
 
 
@@ -226,10 +228,8 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         else:
             memories = self.streams.memories(inputs, cache=cache)
         original, tuned = (kept(memory, logits_to_keep) for memory in memories)
-        interwoven, gate_mean = self._interweave(original, tuned, *queries)
-        return SiameseOutput(
-            logits=self.head(interwoven), past_key_values=cache, gate_mean=gate_mean
-        )
+        logits, gate = self._combine(original, tuned, *queries)
+        return SiameseOutput(logits=logits, past_key_values=cache, gate=gate, gate_mean=gate.mean())
 
     def _read(
         self,
@@ -263,40 +263,99 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None,
     ) -> SiameseOutput:
         """The loss, gate and head at answer positions alone (DESIGN §4)."""
-        rows, columns = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)  # (N,), (N,)
-        targets = labels[rows, columns + 1]
+        _, targets, memories, queries = self._at_answers(inputs, labels, query_mask)
         if num_items_in_batch is None and not len(targets):
             raise ValueError("labels: there is no label to learn")
-        gate_mean = None
-        if self.stream == "interwoven":
-            mask = inputs.get("attention_mask")
-            query = query_of_labels(labels, attention_mask=mask, query_mask=query_mask)
-            original, tuned = self.streams.memories(inputs, cache=None)
-            queries: list[torch.Tensor | None] = [None, None]
-            if self._gate.reads_query:
-                pooling = self.config.pooling
-                pooled = (whole_query(h, query, pooling=pooling) for h in (original, tuned))
-                queries = [each[rows] for each in pooled]
-            memory, gate_mean = self._interweave(
-                original[rows, columns], tuned[rows, columns], *queries
-            )
-        else:
-            memory = self.streams.memory(inputs, stream=self.stream, cache=None)[rows, columns]
-        logits = self.head(memory[None])[0]  # (N, V)
+        logits, gate = self._logits(memories, queries)
         total = functional.cross_entropy(logits.float(), targets, reduction="sum")
         items = len(targets) if num_items_in_batch is None else num_items_in_batch
-        return SiameseOutput(loss=total / items, gate_mean=gate_mean)
+        gate_mean = None if gate is None else gate.mean()
+        return SiameseOutput(loss=total / items, gate=gate, gate_mean=gate_mean)
 
-    def _interweave(
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        query_mask: torch.Tensor | None = None,
+        positions_at_once: int = 256,
+    ) -> torch.Tensor:
+        """How likely the chosen stream finds given answers: sums of ln p over their tokens, (B,).
+
+        Args:
+            input_ids: prompt and answer, (B, T).
+            attention_mask: 1 on real tokens, (B, T).
+            labels: the answers' tokens, -100 elsewhere, (B, T).
+            query_mask: as in ``forward``.
+            positions_at_once: of how many positions logits are in memory at a time.
+        """
+        inputs = body_inputs(
+            input_ids,
+            inputs_embeds=None,
+            attention_mask=attention_mask,
+            position_ids=None,
+            cache=None,
+        )
+        rows, targets, memories, queries = self._at_answers(inputs, labels, query_mask)
+        total = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
+        for start in range(0, len(targets), positions_at_once):
+            piece = slice(start, start + positions_at_once)
+            logits, _ = self._logits(
+                [memory[piece] for memory in memories],
+                [None if query is None else query[piece] for query in queries],
+            )
+            losses = functional.cross_entropy(logits.float(), targets[piece], reduction="none")
+            total.index_add_(0, rows[piece], -losses)
+        return total
+
+    def _at_answers(
+        self,
+        inputs: dict[str, torch.Tensor],
+        labels: torch.Tensor,
+        query_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
+        """What the N labels need: their rows (N,), the labels (N,), memories and queries (N, D).
+
+        The memories are the original and the tuned one, or that of the one stream that answers.
+        """
+        rows, columns = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)
+        targets = labels[rows, columns + 1]
+        if self.stream != "interwoven":
+            memory = self.streams.memory(inputs, stream=self.stream, cache=None)
+            return rows, targets, [memory[rows, columns]], []
+        mask = inputs.get("attention_mask")
+        query = query_of_labels(labels, attention_mask=mask, query_mask=query_mask)
+        memories = self.streams.memories(inputs, cache=None)
+        queries: list[torch.Tensor | None] = [None, None]
+        if self._gate.reads_query:
+            pooling = self.config.pooling
+            queries = [whole_query(h, query, pooling=pooling)[rows] for h in memories]
+        return rows, targets, [memory[rows, columns] for memory in memories], queries
+
+    def _logits(
+        self, memories: list[torch.Tensor], queries: list[torch.Tensor | None]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits (N, V) of what `_at_answers` gives, and the gate (N,) of the interwoven stream."""
+        if self.stream != "interwoven":
+            return self.head(memories[0]), None
+        return self._combine(*memories, *queries)
+
+    def _combine(
         self,
         original: torch.Tensor,
         tuned: torch.Tensor,
         query_original: torch.Tensor | None,
         query_tuned: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eq. 4-6, and the gate's mean."""
+        """Both streams to one: logits (..., V), and the original's weight (...), mean over D.
+
+        Here eq. 4-7; a control that combines the streams in another way replaces this alone.
+        """
         gate = self._gate(original, tuned, query_original, query_tuned)
-        return interweave(original, tuned, gate), gate.detach().mean()
+        logits = self.head(interweave(original, tuned, gate))
+        return logits, gate.detach().mean(dim=-1)
 
     def _check_cache(self, cache: Cache | None) -> None:
         if cache is None:
@@ -317,9 +376,11 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             raise ValueError("gradient checkpointing keeps no cache in training mode: call eval()")
 
     def head(self, memory: torch.Tensor) -> torch.Tensor:
-        """The backbone's own logits of given memories, adapter off: (B, T, D) -> (B, T, V)."""
+        """The backbone's own logits of given memories, adapter off: (..., D) -> (..., V)."""
+        batched = memory if memory.ndim == 3 else memory[None]
         with self.streams.original():
-            return head_logits(self.backbone, self.streams.body, memory)
+            logits = head_logits(self.backbone, self.streams.body, batched)
+        return logits if memory.ndim == 3 else logits[0]
 
     # ---------------------------------------------------------------- storage
 
