@@ -1,0 +1,90 @@
+"""Two streams as one by their logits: what stands where the siamese model has its gate.
+
+    z_o, z_t = Head(h_o), Head(h_t)          of the original and of the tuned memory
+    z = mix(z_o, z_t)
+
+Mixing memories by one constant weight and then applying the head gives the same logits wherever
+the head is linear. A head that caps its logits (Gemma 2) is not, so here logits are mixed.
+
+Legend: D width of a memory, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from imsm.siamese.model import SiameseForCausalLM
+
+Model = TypeVar("Model", bound=SiameseForCausalLM)
+Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From the logits z_o and z_t, each (..., V) in float32: the mixed ones (..., V), and how much of
+them is the original's (...)."""
+
+
+class Mixing(nn.Module):
+    """In the place of a gate; it reads logits, never the query.
+
+    Args:
+        mix: how the two streams' logits become one.
+    """
+
+    reads_query = False
+
+    def __init__(self, mix: Mix) -> None:
+        super().__init__()
+        self.mix = mix
+
+    def forward(
+        self, original: torch.Tensor, tuned: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """z_o and z_t, each (..., V), to the mixed logits and the original's share (...)."""
+        return self.mix(original.float(), tuned.float())
+
+
+class MixedForCausalLM(SiameseForCausalLM):
+    """A siamese model whose interwoven stream mixes logits; `generate()` and the rest as ever."""
+
+    def _combine(
+        self,
+        original: torch.Tensor,
+        tuned: torch.Tensor,
+        query_original: torch.Tensor | None,
+        query_tuned: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, share = self._gate(self.head(original), self.head(tuned))
+        return logits, share
+
+
+def mixed(model: SiameseForCausalLM, mix: Mix) -> MixedForCausalLM:
+    """A model that answers with the mix of the original's and the tuned stream's logits.
+
+    Args:
+        model: has an adapter; its weights are shared, and it stays what it is.
+        mix: see `Mix`.
+    """
+    made = variant(model, MixedForCausalLM, stream="interwoven", gate=Mixing(mix))
+    made.streams.doubled = model.streams.doubled
+    return made
+
+
+def variant(
+    model: SiameseForCausalLM, kind: type[Model], *, stream: str, gate: nn.Module | None
+) -> Model:
+    """Another siamese model on the weights of ``model``, which stays what it is.
+
+    Args:
+        model: whose backbone and adapter are shared.
+        kind: the class of the other.
+        stream: that answers.
+        gate: of the other.
+    """
+    config = copy.copy(model.config)
+    config.stream = stream
+    made = kind(config, model.adapted, gate)
+    made.generation_config = model.generation_config
+    return made.eval()
