@@ -34,6 +34,7 @@ from imsm.errors import UserError
 from imsm.siamese import storage
 from imsm.siamese.body import find_body
 from imsm.siamese.cache import SiameseCache, StreamCache
+from imsm.siamese.closeness import Closeness, divergence
 from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.gate import interweave
 from imsm.siamese.generation import SiameseGeneration
@@ -50,7 +51,8 @@ class SiameseOutput(ModelOutput):
 
     ``loss`` is there with labels, ``logits`` (B, T, V) without. Of the interwoven stream,
     ``gate`` is the weight of the original memory at each position that was computed, as a mean
-    over D ((B, T), or (N,) with labels), and ``gate_mean`` its mean.
+    over D ((B, T), or (N,) with labels), and ``gate_mean`` its mean. ``divergence``, in training
+    with `SiameseForCausalLM.closeness`, is KL to the original per label, without its weight.
     """
 
     loss: torch.Tensor | None = None
@@ -58,6 +60,7 @@ class SiameseOutput(ModelOutput):
     past_key_values: Cache | None = None
     gate: torch.Tensor | None = None
     gate_mean: torch.Tensor | None = None
+    divergence: torch.Tensor | None = None
 
 
 class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
@@ -69,6 +72,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         gate: the gate module; None for plain PEFT and for the original model.
 
     ``model.stream`` chooses who answers: "original", "tuned" or "interwoven".
+    ``model.closeness`` adds KL to the original to the training loss; None: nothing is added.
     """
 
     config_class = SiameseConfig
@@ -86,6 +90,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         self.adapted = adapted
         self.gate = gate
         self.streams = Streams(adapted, find_body(self.backbone))
+        self.closeness: Closeness | None = None
         self.generation_config = self.backbone.generation_config
         self.stream = config.stream  # type: ignore[assignment]
 
@@ -270,7 +275,15 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         total = functional.cross_entropy(logits.float(), targets, reduction="sum")
         items = len(targets) if num_items_in_batch is None else num_items_in_batch
         gate_mean = None if gate is None else gate.mean()
-        return SiameseOutput(loss=total / items, gate=gate, gate_mean=gate_mean)
+        apart = None
+        if self.closeness is not None and self.training and len(memories) > 1:
+            with torch.no_grad():
+                original = self.head(memories[0])
+            without = targets if self.closeness.mask_target else None
+            kl = divergence(original, logits, without=without)
+            total = total + self.closeness.weight * kl
+            apart = kl.detach() / items
+        return SiameseOutput(loss=total / items, gate=gate, gate_mean=gate_mean, divergence=apart)
 
     @torch.no_grad()
     def log_likelihood(
@@ -318,10 +331,14 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
         """What the N labels need: their rows (N,), the labels (N,), memories and queries (N, D).
 
-        The memories are the original and the tuned one, or that of the one stream that answers.
+        The memories are the original and the tuned one, or that of the one stream that answers
+        (where the tuned one is kept close to the original, both).
         """
         rows, columns = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)
         targets = labels[rows, columns + 1]
+        if self.stream == "tuned" and self.closeness is not None and self.training:
+            both = self.streams.memories(inputs, cache=None)
+            return rows, targets, [memory[rows, columns] for memory in both], []
         if self.stream != "interwoven":
             memory = self.streams.memory(inputs, stream=self.stream, cache=None)
             return rows, targets, [memory[rows, columns]], []
@@ -339,7 +356,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits (N, V) of what `_at_answers` gives, and the gate (N,) of the interwoven stream."""
         if self.stream != "interwoven":
-            return self.head(memories[0]), None
+            return self.head(memories[-1]), None
         return self._combine(*memories, *queries)
 
     def _combine(

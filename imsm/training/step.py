@@ -52,8 +52,8 @@ def train_step(
     parts = micro_batches(
         batch, micro_batch_size=micro_batch_size, rank=world.rank, processes=world.size
     )
-    loss = added = gate = 0.0
-    has_auxiliary = has_gate = False
+    loss = added = gate = apart = 0.0
+    has_auxiliary = has_gate = has_divergence = False
     for number, micro in enumerate(parts, start=1):
         counts = bool(micro)
         items = micro if counts else batch[:1]
@@ -76,13 +76,17 @@ def train_step(
             has_gate = True
             part = sum(len(item.answer_ids) for item in micro) / answer_tokens
             gate += output.gate_mean.item() * part
-    loss, added, gate = engine.total([loss, added, gate])
+        if output.divergence is not None:
+            has_divergence = True
+            apart += output.divergence.item() if counts else 0.0
+    loss, added, gate, apart = engine.total([loss, added, gate, apart])
     if not math.isfinite(loss + added):
         raise NotFiniteError(f"the loss of step {step} is {loss + added}")
     norm = _move(engine, hooks, step)
     measured = {"loss": loss, "gradient_norm": norm}
     measured |= {f"learning_rate_{group}": rate for group, rate in rates.items()}
     measured |= {"auxiliary_loss": added} if has_auxiliary else {}
+    measured |= {"kl_to_original": apart} if has_divergence else {}
     return measured | ({"gate_mean": gate} if has_gate else {})
 
 
