@@ -289,6 +289,15 @@ def _best_by(trainer: TrainerConfig) -> list[str]:
     return problems
 
 
+def _kl(trainer: TrainerConfig) -> list[str]:
+    if trainer.kl_mask_target and trainer.kl_weight is None:
+        return [
+            "trainer.kl_mask_target=true: leaves the right token out of a term that is not there; "
+            "set trainer.kl_weight as well"
+        ]
+    return []
+
+
 def _places(data: DataConfig) -> list[str]:
     return [
         f"data.{key}={path}: there is no such folder"
@@ -408,6 +417,7 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _method,
     _batch,
     _best_by,
+    _kl,
     _engine,
     _items_by_task,
     _places,

@@ -218,6 +218,8 @@ class TrainerConfig(Section):
     checkpoints_kept: Count
     validation_examples: Count | None = None
     best_by: Literal["validation_loss"] | None = None
+    kl_weight: Positive | None = None
+    kl_mask_target: bool = False
     by_method: list[str] = []
 
 

@@ -110,8 +110,8 @@ def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _trainer(config: RunConfig) -> dict[str, Any]:
     """The recipe; where it sets keys per method, also which one it is and which keys."""
     recipe = config.trainer.model_dump(mode="json", exclude=_NOT_DECIDING)
-    for key in ("validation_examples", "best_by"):
-        if recipe[key] is None:
+    for key in ("validation_examples", "best_by", "kl_weight", "kl_mask_target"):
+        if recipe[key] in (None, False):
             del recipe[key]
     if "best_by" in recipe:  # what was measured where decides which checkpoint is the model
         recipe["checkpoint_steps"] = config.trainer.checkpoint_steps

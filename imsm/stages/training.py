@@ -15,6 +15,7 @@ from imsm.errors import UserError
 from imsm.files import write_whole
 from imsm.identity import run_identity
 from imsm.run_folder import RunFolder
+from imsm.siamese.closeness import Closeness
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import training_items
 from imsm.stages.engine import engine_of, micro_batch_size
@@ -60,6 +61,8 @@ def train_run(
     start = _start(config, run, world)
     adapter = adapter_of(config)
     model = new_model(config, adapter, device=device)
+    if recipe.kl_weight is not None:
+        model.closeness = Closeness(weight=recipe.kl_weight, mask_target=recipe.kl_mask_target)
     parameters = count_trainable(model)
     if world.leads:
         print(trainable_line(parameters))
