@@ -18,7 +18,7 @@ Mixed = tuple[torch.Tensor, torch.Tensor]
 
 
 def by_logits(weight: float) -> Mix:
-    """z = w z_o + (1 - w) z_t, the geometric mean of both; outside 0..1 it is carried further.
+    """The geometric mean, z = w z_o + (1 - w) z_t; outside 0..1 it is carried further.
 
     With -a for w it is z_t + a (z_t - z_o), as in DExperts (2105.03023) and proxy tuning
     (2401.08565).
@@ -31,7 +31,7 @@ def _by_logits(original: torch.Tensor, tuned: torch.Tensor, *, weight: float) ->
 
 
 def by_probabilities(weight: float) -> Mix:
-    """p = w p_o + (1 - w) p_t, as ln p; w in 0..1."""
+    """The arithmetic mean, p = w p_o + (1 - w) p_t, as ln p; w in 0..1."""
     return partial(_by_probabilities, weight=weight)
 
 

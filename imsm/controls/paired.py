@@ -32,8 +32,9 @@ class PairedStreams(Streams):
         self, inputs: dict[str, torch.Tensor], *, stream: str, cache: Cache | None
     ) -> torch.Tensor:
         """The memories (B, T, D) of the first adapter ("tuned") or of the second ("original")."""
-        streams = self.other if stream == "original" else super()
-        return streams.memory(inputs, stream="tuned", cache=cache)
+        if stream == "original":
+            return self.other.memory(inputs, stream="tuned", cache=cache)
+        return super().memory(inputs, stream=stream, cache=cache)
 
 
 class PairedForCausalLM(MixedForCausalLM):

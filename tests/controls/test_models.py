@@ -221,7 +221,7 @@ def test_a_layer_that_keeps_a_state_is_refused() -> None:
         return inner(rows) + len(calls)
 
     layer.forward = counting
-    with pytest.raises(UserError, match="Lora at strength .* is not the"):
+    with pytest.raises(UserError, match=r"Lora at strength .* is not the"):
         scaled(model, 0.5)
 
 
