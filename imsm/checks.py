@@ -339,6 +339,38 @@ def _resume(resume: str) -> list[str]:
     return [f"resume={resume}: must be auto, must, never or the folder of a checkpoint{hint}"]
 
 
+def _sequence(
+    sequence: list[str] | None, peft: PeftConfig, folder: str | None, resume: str
+) -> list[str]:
+    if sequence is None:
+        return []
+    given = f"sequence={show(sequence)}"
+    problems = [
+        f"{given}: {name} is named twice; each task once"
+        for name in dict.fromkeys(sequence)
+        if sequence.count(name) > 1
+    ]
+    if len(sequence) < 2:
+        instead = f"data={sequence[0]}" if sequence else "data=gsm8k"
+        problems.append(f"{given}: needs at least two tasks; for one, {instead}")
+    if folder is not None:
+        problems.append(
+            f"folder={folder}: each stage of {given} has a folder of its own; leave it out, or "
+            "choose their root by IMSM_RUNS"
+        )
+    if resume not in ("auto", "never"):
+        problems.append(
+            f"resume={resume}: {given} goes on where it stopped; use resume=auto, or never to "
+            "begin the unfinished stage anew"
+        )
+    if peft.replay is not None:
+        problems.append(
+            f"peft={peft.name}: replays questions of {peft.replay.task} beside one target, not "
+            f"beside {given}; choose a method without replay"
+        )
+    return problems
+
+
 def _source(data: DataConfig, source_given: bool) -> list[str]:
     problems = []
     for kind in ("mirror", "folder"):
@@ -424,6 +456,7 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _chat_template,
     _prefix_checkpointing,
     _resume,
+    _sequence,
     _source,
     _vocabulary,
     _trainable,

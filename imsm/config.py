@@ -112,6 +112,7 @@ class TaskConfig(Section):
     hub: HubConfig | None
     splits: dict[Literal["train", "test"], list[Text]]
     metrics: list[Text] = Field(min_length=1)
+    released_metrics: list[Text] = []
     max_prompt_tokens: Count
     max_new_tokens: Count
     stop: str | None
@@ -153,7 +154,8 @@ class DataConfig(TaskConfig):
     def task_arguments(self) -> dict[str, Any]:
         """The keyword arguments of `imsm.data.task.Task`, with the metric asked for."""
         values = super().task_arguments()
-        return values | {"metrics": [self.metric]} if self.metric else values
+        asked = {"metrics": [self.metric], "released_metrics": []} if self.metric else {}
+        return values | asked
 
     def target_source(self) -> Source:
         """Where the target comes from: one's own folder, else the mirror, else `source`."""
@@ -224,8 +226,9 @@ class TrainerConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Which tasks are judged, and how many items of each."""
+    """Which tasks are judged, on how many items of each, and by whose metrics."""
 
+    protocol: Literal["clean", "released"] = "clean"
     tasks: list[Text] = Field(min_length=1)
     items: Count | None
     items_by_task: dict[str, Count] | None
@@ -263,6 +266,17 @@ class EngineConfig(Section):
     live_elements: Count
 
 
+class AfterConfig(Section):
+    """The stage of a sequence that a run goes on from."""
+
+    run: Text
+    """The name of its folder, under the same root."""
+    tasks: list[Text] = Field(min_length=1)
+    """What has been learned so far, in order."""
+    identity: dict[str, Any]
+    """What decided its training, the stages before it included."""
+
+
 class RunConfig(Section):
     """One run: everything that was chosen, and what the names in it stand for."""
 
@@ -270,6 +284,8 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     folder: Text | None
     resume: Text
+    sequence: list[Text] | None = None
+    """Tasks to be learned one after the other (`imsm.chain`); None: `data` alone."""
     backbone: BackboneConfig
     peft: PeftConfig
     data: DataConfig
@@ -283,6 +299,10 @@ class RunConfig(Section):
     """The tasks to be judged by name, the target among them; filled by `examine`."""
     replay_tasks: dict[str, TaskConfig] = {}
     """The tasks that `peft.replay` names; filled by `examine`."""
+    sequence_tasks: dict[str, TaskConfig] = {}
+    """The tasks that `sequence` names; filled by `examine`."""
+    after: AfterConfig | None = None
+    """Of a stage: the one before it; filled by `imsm.chain`."""
     metrics: dict[str, str] = {}
     """The modules of the metrics that these tasks name; filled by `examine`."""
     config_dir: str | None = None

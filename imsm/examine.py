@@ -15,9 +15,10 @@ from imsm.checks import between_sections
 from imsm.config import RunConfig, is_local
 from imsm.errors import UserError
 from imsm.messages import explain_errors, report
+from imsm.references import adopt_sequence
 from imsm.resolve import resolve
 
-_DERIVED = ("tasks", "replay_tasks", "metrics", "config_dir")
+_DERIVED = ("tasks", "replay_tasks", "sequence_tasks", "after", "metrics", "config_dir")
 
 
 def parse(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:
@@ -81,11 +82,24 @@ def examine(
             refused |= set(keys)
     sure = {name: section for name, section in sections.items() if name not in unsure}
     given = not OmegaConf.is_interpolation(cfg.get("data", {}), "source")
+    learned: dict[str, Any] = {}
+    if sure.get("sequence") and "data" in sure and "evaluation" in sure:
+        adopted, learned, more = adopt_sequence(
+            sure["sequence"],
+            data=sure["data"],
+            evaluation=sure["evaluation"],
+            backbone=sure.get("backbone"),
+            cfg=cfg,
+            config_dir=config_dir,
+        )
+        problems += more
+        sections |= adopted
+        sure |= adopted
     found, more = between_sections(sure | {"source_given": given}, cfg=cfg, config_dir=config_dir)
     problems += more
     if problems or len(sections) < len(fields):
         return Examination(config=None, problems=problems, refused=refused)
-    return Examination(config=RunConfig(**sections | found), problems=[], refused=set())
+    return Examination(config=RunConfig(**sections | found | learned), problems=[], refused=set())
 
 
 def _adapter(name: str) -> TypeAdapter[Any]:

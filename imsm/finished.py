@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from imsm.chain import last_stage
 from imsm.config import RunConfig, is_local
 from imsm.errors import UserError
 from imsm.failure import read_failure
@@ -13,12 +14,15 @@ from imsm.identity import run_identity, run_name
 from imsm.report.comparison import headline
 from imsm.report.result import FILE, read_result
 
-_ELSEWHERE = ("mode", "folder", "resume", "engine", "tracker")  # they change no result
+_ELSEWHERE = ("mode", "folder", "resume", "engine", "tracker", "sequence")  # no result changes
 
 
 def folder_of(config: RunConfig, *, runs_root: Path) -> Path:
-    """A run's folder: the one that was asked for, or its name under the root of all runs."""
-    return Path(config.folder) if config.folder else runs_root / run_name(config)
+    """A run's folder: the one that was asked for, or its name under the root of all runs.
+
+    A sequence's is that of its last stage.
+    """
+    return Path(config.folder) if config.folder else runs_root / run_name(last_stage(config))
 
 
 def finished_result(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | None:
@@ -29,6 +33,7 @@ def finished_result(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | N
     """
     if config.mode != "run":
         return None
+    config = last_stage(config)
     folder = folder_of(config, runs_root=runs_root)
     try:
         result = read_result(folder)

@@ -31,6 +31,7 @@ from imsm.run_folder import RunFolder, check_inputs, locked, open_run
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import test_sets, training_fingerprint
 from imsm.stages.engine import device_of
+from imsm.stages.going_on import start_fingerprint
 from imsm.stages.judging import GetModel, judge_arm, judge_original
 from imsm.stages.training import finished_model, train_run
 from imsm.tracking import Tracker, open_tracker
@@ -38,7 +39,7 @@ from imsm.tracking import Tracker, open_tracker
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from imsm.evaluation.judge import TestSet
+    from imsm.evaluation.test_set import TestSet
 
 
 def carry_out(config: RunConfig, *, runs_root: Path, world: World | None = None) -> None:
@@ -101,8 +102,11 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
         adopt_chat_template(tokenizer)
     tests = test_sets(config, tokenizer)
     weights = backbone_fingerprint(path=path, revision=revision, local=local)
+    before = None if config.after is None else runs_root / config.after.run
     if config.method.trained:
         began = {"backbone": weights, "data": training_fingerprint(config)}
+        if before is not None:
+            began["start"] = start_fingerprint(before)
         world.first(lambda: check_inputs(run, began))
     with _tracker(config, run, world) as tracker:
         trained = None
@@ -110,6 +114,7 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
             trained = train_run(
                 config,
                 run=run,
+                before=before,
                 tokenizer=tokenizer,
                 log=tracker.log if tracker else _silent,
                 device=device,
@@ -158,6 +163,7 @@ def _judge(
         original = judge_original(
             config,
             path=place,
+            ledgers=runs_root / "ledger",
             tests=tests,
             model=model,
             tokenizer=tokenizer,
@@ -169,6 +175,7 @@ def _judge(
     result = judge_arm(
         config,
         run=run,
+        ledgers=runs_root / "ledger",
         tests=tests,
         model=model,
         tokenizer=tokenizer,

@@ -20,7 +20,8 @@ _NOT_DECIDING |= {"checkpoint_minutes", "checkpoint_steps", "checkpoints_kept"}
 def run_identity(config: RunConfig) -> dict[str, Any]:
     """Everything that decides the training, as plain values.
 
-    Left out are evaluation, tracker, engine, mode and folder. Where nothing is trained, the
+    Left out are evaluation, tracker, engine, mode and folder. A stage of a sequence has the
+    identity of the stage before it in its own. Where nothing is trained, the
     backbone alone counts, and the way in which it is asked.
     """
     backbone = config.backbone.model_dump(
@@ -43,6 +44,8 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
         "trainer": _trainer(config),
         "seed": config.seed,
     }
+    if config.after is not None:
+        identity["after"] = config.after.identity
     if config.method.stream != "interwoven":
         del identity["trainer"]["gate_learning_rate"]
         return identity
@@ -54,11 +57,13 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
 def run_name(config: RunConfig) -> str:
     """The name of a run's folder: its choices, and eight digits of its identity's hash.
 
-    For example ``mini-lora-gsm8k-imsm-query-r8-s0-1a2b3c4d``, ``mini-original-5e6f7a8b``.
+    For example ``mini-lora-gsm8k-imsm-query-r8-s0-1a2b3c4d``, ``mini-original-5e6f7a8b``; a later
+    stage of a sequence carries the tasks before it: ``mini-lora-gsm8k_mrpc-peft-s0-9a0b1c2d``.
     """
     parts = [config.backbone.name]
     if config.method.trained:
-        parts += [config.peft.name, config.data.name, config.method.name]
+        learned = [*(config.after.tasks if config.after else []), config.data.name]
+        parts += [config.peft.name, "_".join(learned), config.method.name]
         if config.method.stream == "interwoven":
             parts.append(config.gate.name)
             parts += [f"r{config.gate.rank}"] if config.gate.rank else []
@@ -104,7 +109,8 @@ def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in identity.items() if key not in ("method", "gate")}
     peft = rest["peft"]
     peft = {key: peft[key] for key in peft if key not in peft.get("by_method", [])}
-    return rest | {"trainer": kept, "peft": peft}
+    before = {"after": _without_method(rest["after"])} if "after" in rest else {}
+    return rest | {"trainer": kept, "peft": peft} | before
 
 
 def _trainer(config: RunConfig) -> dict[str, Any]:

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 
 
 def carry_out_one(config: RunConfig, *, sweep: bool = False) -> None:
-    """Carry one run out, or print its plan (shorter where it is one of a sweep)."""
+    """Carry one run or sequence out, or print its plan (shorter where it is one of a sweep)."""
     if config.mode == "plan":
         gc.disable()  # importing makes much and drops nothing: a fifth of its time
         from imsm.stages.planning import print_plan
 
         gc.enable()
+        if config.sequence is not None:
+            from imsm.stages.sequence import plan_sequence
+
+            plan_sequence(config, compact=sweep, overrides=own_overrides())
+            return
         print_plan(config, compact=sweep, overrides=own_overrides())
         return
     from imsm.stages.preparing import check_here, prepare
@@ -27,6 +32,11 @@ def carry_out_one(config: RunConfig, *, sweep: bool = False) -> None:
         prepare(config, program=sys.argv[0], arguments=sys.argv[1:])
         return
     check_here(config)
+    if config.sequence is not None:
+        from imsm.stages.sequence import carry_out_sequence
+
+        carry_out_sequence(config, runs_root=runs_root(), overrides=own_overrides())
+        return
     from imsm.stages.starting import start
 
     start(config, runs_root=runs_root(), overrides=own_overrides())

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imsm.builders import show, unknown_key
-from imsm.config import RunConfig
+from imsm.config import RunConfig, TaskConfig
 from imsm.examine import examine
 from imsm.folders import runs_root
 from imsm.options import nearest, unknown_option
@@ -263,6 +263,7 @@ class Preflight:
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
             return [*problems, _without_plugin(error) or _first_lines(error)]
         tree = OmegaConf.to_container(base, resolve=False)
+        problems += _beside_a_sequence(overrides)
         good = []
         for override in values:
             if override.key_or_group.split(".")[0] in unsure:
@@ -303,6 +304,21 @@ class Preflight:
                 config_name=self.config_name, overrides=list(lines), run_mode=RunMode.RUN
             )
         return self._bases[lines]
+
+
+def _beside_a_sequence(overrides: list[Override]) -> list[str]:
+    """What describes one dataset would be lost: a sequence names its datasets itself."""
+    given = [override for override in overrides if override.key_or_group == "sequence"]
+    if not given or given[-1].value() is None:
+        return []
+    one = {f"data.{name}" for name in TaskConfig.model_fields}
+    return [
+        f"{override.input_line}: {given[-1].input_line} names its tasks itself, each with its own "
+        "keys; leave one of the two out"
+        for override in overrides
+        if override.key_or_group == "data"
+        or ".".join(override.key_or_group.split(".")[:2]) in one
+    ]
 
 
 def _wants_sweep(parsed: list[Override]) -> bool:

@@ -10,7 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from imsm.builders import show
-from imsm.config import BackboneConfig, DataConfig, ReplayConfig, Source, TaskConfig
+from imsm.config import (
+    BackboneConfig,
+    DataConfig,
+    EvaluationConfig,
+    ReplayConfig,
+    Source,
+    TaskConfig,
+)
 from imsm.errors import UserError
 from imsm.messages import explain_errors
 from imsm.options import find_option, nearest, option_names
@@ -115,6 +122,69 @@ def look_up_replay(
     return tasks, problems + _modules(list(tasks.values()))
 
 
+def adopt_sequence(
+    names: list[str],
+    *,
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    backbone: BackboneConfig | None,
+    cfg: DictConfig,
+    config_dir: Path | None,
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Resolve the tasks of a sequence; its last one is the run's target, all of them are judged.
+
+    Args:
+        names: of the tasks, in order.
+        data: what is common to them; which dataset it describes does not count.
+        evaluation: as it was chosen; "target" stands for the whole sequence.
+        backbone: as of `look_up`, like the rest.
+        cfg: likewise.
+        config_dir: likewise.
+
+    Returns:
+        The sections `data` and `evaluation` as the sequence wants them, `sequence_tasks`, and a
+        line per problem; the first two are empty if there is any.
+    """
+    problems = _common_problems(names, data)
+    tasks: dict[str, TaskConfig] = {}
+    elsewhere = None if backbone is None else data.forgetting_source(backbone)
+    for name in names:
+        task, wrong = _task(name, key="sequence", known=[], cfg=cfg, config_dir=config_dir)
+        problems += wrong
+        if task is None:
+            continue
+        tasks[name] = task
+        if task.hub is None:
+            problems.append(
+                f"sequence={show(names)}: {name} is not on the hub, and one's own data can be the "
+                "target of a single run only"
+            )
+        elif not task.splits.get("train"):
+            problems.append(f"sequence={show(names)}: {name} has no split to train on")
+        elif elsewhere is not None:
+            problems += _there(task, elsewhere, roles=["train", "test"])
+    if problems:
+        return {}, {}, problems
+    common = data.model_dump(include=_COMMON_KEYS, exclude_unset=True)
+    target = DataConfig(**tasks[names[-1]].model_dump(exclude_unset=True), **common)
+    judged = [*dict.fromkeys(names), *(n for n in evaluation.tasks if n not in (TARGET, *names))]
+    adopted = {
+        "data": target,
+        "evaluation": evaluation.model_copy(update={"tasks": judged}),
+    }
+    return adopted, {"sequence_tasks": tasks}, []
+
+
+def _common_problems(names: list[str], data: DataConfig) -> list[str]:
+    """What describes one dataset cannot be said of several."""
+    given = {"folder": data.folder, "metric": data.metric}
+    return [
+        f"data.{key}={value}: is for a single target, not for sequence={show(names)}; leave it out"
+        for key, value in given.items()
+        if value is not None
+    ]
+
+
 def _replay_problems(replay: ReplayConfig, *, target: str, judged: list[str]) -> list[str]:
     problems = []
     if replay.task == target:
@@ -170,7 +240,7 @@ def _metrics(
     problems = []
     names = option_names("metric", config_dir=config_dir)
     for task in tasks.values():
-        for metric in task.metrics:
+        for metric in (*task.metrics, *task.released_metrics):
             if metric not in names:
                 guess = nearest(metric, names)
                 hint = f"; did you mean {guess}?" if guess else ""

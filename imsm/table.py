@@ -96,6 +96,7 @@ def _composed(
 def _member(
     lines: dict[str, str], cfg: DictConfig, *, config_dir: Path | None
 ) -> tuple[str, Member]:
+    from imsm.chain import last_stage
     from imsm.examine import parse
     from imsm.failure import read_failure
     from imsm.finished import folder_of
@@ -105,7 +106,7 @@ def _member(
     from imsm.sweep import member_command
 
     config = parse(cfg, config_dir=config_dir)
-    name = run_name(config)
+    name = run_name(last_stage(config))
     folder = folder_of(config, runs_root=runs_root())
     failure = read_failure(folder)
     try:

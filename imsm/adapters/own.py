@@ -75,14 +75,29 @@ def load_own(backbone: PreTrainedModel, folder: Path, *, trainable: bool) -> Pre
     Raises:
         UserError: the folder names no such method, or its values do not fit.
     """
+    try:
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = _class(saved.pop("own_method"))(**saved)
+        adapted = attach_own(config, backbone)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
+    fill_own(adapted, folder)
+    for place in _values(adapted).values():
+        place.requires_grad_(trainable)
+    return adapted
+
+
+def fill_own(adapted: nn.Module, folder: Path) -> None:
+    """Give the layers that `attach_own` put in the values that `save_own` wrote.
+
+    Raises:
+        UserError: they do not fit.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config = _class(saved.pop("own_method"))(**saved)
-        adapted = attach_own(config, backbone)
         values = load_file(folder / VALUES)
         places = _values(adapted)
         if values.keys() != places.keys():
@@ -90,11 +105,8 @@ def load_own(backbone: PreTrainedModel, folder: Path, *, trainable: bool) -> Pre
         with torch.no_grad():
             for name, place in places.items():
                 place.copy_(values[name])
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
-    for place in places.values():
-        place.requires_grad_(trainable)
-    return adapted
 
 
 def _class(dotted: str) -> Any:

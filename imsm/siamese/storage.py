@@ -7,12 +7,18 @@ that of `imsm.adapters.own`) and ``gate.safetensors``.
 from __future__ import annotations
 
 import importlib
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,7 +26,7 @@ from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from imsm.adapters.adapter import freeze_constants
-from imsm.adapters.own import is_own, load_own, own_config, save_own
+from imsm.adapters.own import fill_own, is_own, load_own, own_config, save_own
 from imsm.adapters.probe import Footprint, footprint, probe
 from imsm.adapters.refused import refuse
 from imsm.backbones.load import load_backbone
@@ -147,6 +153,44 @@ def load(
     return model.eval()
 
 
+def fill(model: SiameseForCausalLM, folder: Path) -> None:
+    """Give the adapter and the gate of ``model`` the values that ``save`` wrote of a model like it.
+
+    Raises:
+        UserError: they are of another model, or are not all that ``model`` learns.
+    """
+    learned = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in learned:
+            parameter.fill_(math.nan)  # what stays so was not in the files
+    if own_config(model.adapted) is not None:
+        fill_own(model.adapted, folder / ADAPTER)
+    else:
+        _fill_adapter(model.adapted, folder / ADAPTER)
+    if model.gate is not None:
+        _fill_gate(model.gate, folder)
+    if not all(bool(parameter.isfinite().all()) for parameter in learned):
+        raise UserError(f"{folder}: does not keep all that is learned; nothing can go on from it")
+
+
+def _fill_adapter(adapted: Any, folder: Path) -> None:
+    try:
+        values = load_file(folder / "adapter_model.safetensors")
+        own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if values.keys() != own.keys():
+            raise ValueError("it has other layers than the model")
+        set_peft_model_state_dict(adapted, values)
+    except _UNLOADABLE as error:
+        raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
+
+
+def _fill_gate(gate: nn.Module, folder: Path) -> None:
+    try:
+        gate.load_state_dict(load_file(folder / GATE))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder / GATE}: not the gate of {CONFIG_NAME} ({error})") from error
+
+
 def _read_config(folder: Path) -> SiameseConfig:
     try:
         return SiameseConfig.from_pretrained(folder)
@@ -194,10 +238,7 @@ def _load_adapter(
 
 def _load_gate(folder: Path, *, config: SiameseConfig, trainable: bool) -> nn.Module:
     gate = build_gate(hidden_size=config.hidden_size, **(config.gate or {}))
-    try:
-        gate.load_state_dict(load_file(folder / GATE))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder / GATE}: not the gate of {CONFIG_NAME} ({error})") from error
+    _fill_gate(gate, folder)
     return gate if trainable else gate.requires_grad_(False)
 
 

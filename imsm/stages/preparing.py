@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imsm.chain import stages_of
 from imsm.config import RunConfig
 from imsm.errors import UserError
 from imsm.identity import run_name
@@ -40,14 +41,17 @@ def prepare(config: RunConfig, *, program: str, arguments: Sequence[str]) -> Non
     from imsm.data.chat import adopt_chat_template
 
     first = not _prepared
-    print(run_name(config))
+    stages = stages_of(config)
+    for stage in stages:
+        print(run_name(stage))
     backbone = config.backbone
     place: dict[str, Any] = backbone.model_dump(include={"path", "revision", "local"})
     _once("backbone", place, partial(_backbone, place))
     tokenizer = load_tokenizer(**place)
     if config.data.chat_template:
         adopt_chat_template(tokenizer)
-    _data(config, tokenizer)
+    for stage in stages:
+        _data(stage, tokenizer)
     if first:
         print("\nthe run itself, with or without a network:")
         print(f"  HF_HUB_OFFLINE=1 {_command(program, arguments)}", flush=True)

@@ -19,6 +19,7 @@ from imsm.siamese.closeness import Closeness
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import training_items
 from imsm.stages.engine import engine_of, micro_batch_size
+from imsm.stages.going_on import start_from
 from imsm.stages.parts import adapter_of, parts_of, trainable_line
 from imsm.training.checkpoint import set_aside_after
 from imsm.training.keep import Keeper
@@ -38,12 +39,15 @@ def train_run(
     config: RunConfig,
     *,
     run: RunFolder,
+    before: Path | None,
     tokenizer: PreTrainedTokenizerBase,
     log: Log,
     device: torch.device,
     world: World,
 ) -> SiameseForCausalLM | None:
     """Train a run's adapter and gate; `training.json`, written last, says that it is finished.
+
+    A stage of a sequence starts from what the run in the folder ``before`` learned.
 
     Returns:
         The trained model; None where DeepSpeed took it over, so that it has to be loaded.
@@ -61,6 +65,8 @@ def train_run(
     start = _start(config, run, world)
     adapter = adapter_of(config)
     model = new_model(config, adapter, device=device)
+    if before is not None:
+        start_from(model, before)
     if recipe.kl_weight is not None:
         model.closeness = Closeness(weight=recipe.kl_weight, mask_target=recipe.kl_mask_target)
     parameters = count_trainable(model)

@@ -1,0 +1,122 @@
+"""A finished sequence's tables and heat map: `python -m imsm.sequence FOLDER [FOLDER ...]`.
+
+FOLDER is the folder of a sequence's last stage; a run with `sequence=[...]` does the same at its
+end. With one folder, the other methods' sequences beside it that differ in nothing else are shown
+too. Written into the last folder given: `sequence.json` `.md` `.csv` `.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imsm.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ORDER = {"peft": 0, "imsm": 1}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables; exit code 2 if a folder holds no finished sequence."""
+    parser = argparse.ArgumentParser(
+        prog="python -m imsm.sequence", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="a last stage's folder")
+    arguments = parser.parse_args(argv)
+    try:
+        report(*arguments.folders)
+    except UserError as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def report(*folders: Path) -> None:
+    """Print what sequences found, side by side, and write it into the last one's folder.
+
+    Args:
+        folders: of the sequences' last stages; one alone brings its siblings.
+
+    Raises:
+        UserError: one is no finished sequence, or they learned different tasks in a row.
+    """
+    from imsm.files import write_whole
+    from imsm.report.sequence import render_markdown, render_terminal, score_frame
+    from imsm.report.sequence_picture import draw
+    from imsm.report.sequence_record import build_record, write_record
+
+    own = Path(folders[-1]).absolute()
+    record, drawn = build_record(own)
+    write_record(own, record)
+    others = [Path(folder).absolute() for folder in folders[:-1]] or _siblings(own, record)
+    arms = [(record, drawn), *(build_record(other) for other in others)]
+    arms.sort(key=lambda arm: _ORDER.get(arm[0]["method"], len(_ORDER)))
+    records = [arm for arm, _ in arms]
+    _check_alike(records)
+    differences = _differences(arms)
+    draw(records, own / "sequence.png")
+    write_whole(own / "sequence.csv", score_frame(record).to_csv(float_format="%.6g"))
+    write_whole(own / "sequence.md", render_markdown(records, differences))
+    render_terminal(records, differences)
+    print(f"sequence: {own / 'sequence.md'}, with its heat map in sequence.png")
+
+
+def _siblings(folder: Path, record: dict[str, Any]) -> list[Path]:
+    """The other methods' sequences under the same root, the newest of each, on the same items."""
+    from imsm.identity import differs_only_in_method
+    from imsm.report.sequence_record import FILE, read_record
+
+    found: dict[str, Path] = {}
+    files = sorted(folder.parent.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    for file in files:
+        other = read_record(file.parent)
+        if other is None or file.parent == folder or other["method"] == record["method"]:
+            continue
+        alike = differs_only_in_method(record["identity"], other["identity"])
+        if alike and other["tasks"] == record["tasks"]:
+            found[other["method"]] = file.parent
+    return list(found.values())
+
+
+def _check_alike(records: Sequence[dict[str, Any]]) -> None:
+    for record in records[1:]:
+        for key in ("sequence", "tasks"):
+            if record[key] != records[0][key]:
+                raise UserError(
+                    f"{record['name']}: is not to be compared with {records[0]['name']}, its {key} "
+                    "are others; give folders of one sequence, judged on the same items"
+                )
+
+
+def _differences(
+    arms: Sequence[tuple[dict[str, Any], NDArray[np.float64] | None]],
+) -> dict[str, dict[str, float]]:
+    """Each measure of the last arm less PEFT's, with its interval on the same draws."""
+    from imsm.evaluation.sequential import MEASURES
+    from imsm.report.sequence_record import interval
+
+    found = {record["method"]: (record, drawn) for record, drawn in arms}
+    names = [name for name in found if name != "peft"]
+    if "peft" not in found or not names:
+        return {}
+    (record, drawn), (peft, peft_drawn) = found[names[-1]], found["peft"]
+    if not record["measures"] or not peft["measures"]:
+        return {}
+    differences = {}
+    for name, (_, function) in MEASURES.items():
+        spread = None
+        if drawn is not None and peft_drawn is not None:
+            spread = function(drawn) - function(peft_drawn)
+        value = record["measures"][name]["value"] - peft["measures"][name]["value"]
+        differences[name] = {"value": value, **interval(spread)}
+    return differences
+
+
+if __name__ == "__main__":
+    sys.exit(main())

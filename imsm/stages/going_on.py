@@ -1,0 +1,60 @@
+"""Going on from a finished run: a stage of a sequence starts from what the one before it learned.
+
+The values of adapter and gate are handed on, nothing else. Optimizer and schedule begin anew, and
+so does a PEFT method's own bookkeeping: AdaLoRA has its whole budget of ranks again, where the
+directions that were cut begin at zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imsm.backbones.fingerprint import file_digest
+from imsm.config import RunConfig
+from imsm.errors import UserError
+from imsm.run_folder import RunFolder
+from imsm.siamese.storage import fill
+from imsm.stages.parts import adapter_of
+
+if TYPE_CHECKING:
+    from imsm.siamese.model import SiameseForCausalLM
+
+
+def check_can_go_on(config: RunConfig) -> None:
+    """Refuse a method whose saved model cannot be trained further, before a first stage is trained.
+
+    Raises:
+        UserError: it is such a method.
+    """
+    method = adapter_of(config).config
+    kind = getattr(getattr(method, "peft_type", None), "value", None)
+    if kind == "P_TUNING" or getattr(method, "prefix_projection", False):
+        raise UserError(
+            f"peft={config.peft.name}: learns by an encoder that a finished model does not keep, "
+            "so no stage can go on from it; choose peft=prompt_tuning, prefix_tuning without a "
+            "projection, or lora"
+        )
+
+
+def start_fingerprint(before: Path) -> str:
+    """Identifies the values of adapter and gate that a finished run left.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    run = RunFolder(before)
+    if not run.trained.is_file():
+        raise UserError(
+            f"{before}: is the stage before and holds no finished training; give the whole "
+            "sequence, whose stages are trained in order"
+        )
+    files = sorted(run.model.rglob("*.safetensors"))
+    digests = [f"{file.relative_to(run.model)} {file_digest(file)}\n" for file in files]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def start_from(model: SiameseForCausalLM, before: Path) -> None:
+    """Give ``model``'s adapter and gate the values that the run in ``before`` left."""
+    fill(model, RunFolder(before).model)

@@ -1,0 +1,84 @@
+"""A sequence carried out: its stages in order, each an ordinary run, then its summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imsm.chain import stages_of
+from imsm.errors import UserError
+from imsm.finished import finished_result
+from imsm.identity import run_name
+from imsm.processes.join import joined
+from imsm.run_folder import RunFolder
+from imsm.stages.going_on import check_can_go_on, start_fingerprint
+from imsm.stages.starting import start
+
+if TYPE_CHECKING:
+    from imsm.config import RunConfig
+
+
+def carry_out_sequence(
+    config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()
+) -> None:
+    """Train and judge every stage that is not finished, and say what each one forgot.
+
+    Args:
+        config: of the sequence.
+        runs_root: under which all runs lie.
+        overrides: of the command, for the lines that start it on several nodes.
+
+    Raises:
+        UserError: as of `start`; or the model that a finished stage came from is another one now.
+        RunError: as of `start`.
+        KeyboardInterrupt: stopped by hand; the same command goes on.
+    """
+    stages = stages_of(config)
+    if config.method.trained:
+        check_can_go_on(config)
+    for number, stage in enumerate(stages, start=1):
+        if config.method.trained:
+            print(f"\nstage {number} of {len(stages)}: {stage.data.name}", flush=True)
+        if finished_result(stage, runs_root=runs_root) is not None:
+            _check_start(stage, runs_root=runs_root)
+            print(f"{run_name(stage)}: is finished")
+            continue
+        start(stage, runs_root=runs_root, overrides=overrides)
+    group = joined()
+    if config.method.trained and (group is None or group.rank == 0):
+        from imsm.sequence import report
+
+        report(runs_root / run_name(stages[-1]))
+
+
+def plan_sequence(config: RunConfig, *, compact: bool, overrides: Sequence[str] = ()) -> None:
+    """Print the plan of every stage; the first one's is a page, unless ``compact``."""
+    from imsm.stages.planning import print_plan
+
+    stages = stages_of(config)
+    if config.method.trained:
+        check_can_go_on(config)
+    for number, stage in enumerate(stages, start=1):
+        before = f", after {' and '.join(stage.after.tasks)}" if stage.after is not None else ""
+        print(f"stage {number} of {len(stages)}: {stage.data.name}{before}")
+        print_plan(stage, compact=compact or number > 1, overrides=overrides)
+
+
+def _check_start(stage: RunConfig, *, runs_root: Path) -> None:
+    """A finished stage stands only as long as the model that it started from.
+
+    Raises:
+        UserError: the stage before was trained anew since.
+    """
+    if stage.after is None:
+        return
+    run = RunFolder(runs_root / run_name(stage))
+    before = runs_root / stage.after.run
+    began = json.loads(run.inputs.read_text(encoding="utf-8"))
+    if began.get("start") != start_fingerprint(before):
+        raise UserError(
+            f"{run.path}: began from another model than {before.name} holds now. Remove that "
+            "folder to train this stage anew"
+        )
