@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
 from imsm.data.example import Example
@@ -26,11 +26,13 @@ class Task:
     splits: dict[str, list[str]]
     """Role (train, test) to the source's splits, in order. None or []: no such role."""
     metrics: list[str]
-    """Names in conf/metric; the first is the headline."""
+    """Names in conf/metric; the first is the headline. They score the extracted answers."""
     max_prompt_tokens: int
     max_new_tokens: int
     stop: str | None
     """Regular expression on the generated text; generation stops as soon as it matches."""
+    released_metrics: list[str] = field(default_factory=list)
+    """Of the released code's protocol, likewise; they score the raw answers. []: it has none."""
     task_type: int = 0
     """For methods that tell task types apart: 1 closed-book questions, 0 all others."""
 

@@ -189,6 +189,13 @@ def prompt_tokens(
     return chat_ids(tokenizer, prompts) if chat else _ids(tokenizer, prompts, special=True)
 
 
+def answer_tokens(
+    tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Each answer as the token ids that training teaches, without the end-of-text token."""
+    return _ids(tokenizer, answers)
+
+
 def _ids(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = False
 ) -> list[tuple[int, ...]]:

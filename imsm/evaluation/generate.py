@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from imsm.data.batches import collate_prompts, evaluation_order
-from imsm.progress import bar
+from imsm.data.batches import collate_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from imsm.data.tokenise import TokenisedExample
-    from imsm.siamese.model import SiameseForCausalLM
+    from imsm.siamese.model import SiameseForCausalLM, SiameseOutput
 
 _TAIL = 64
 """Tokens of the text so far that a stop pattern is looked for in."""
+_SHOWN, _PLACES = 64, 5
+"""How many positions' gates are kept with an answer, and to how many decimal places."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One raw answer. ``ended``: by itself or by the stop pattern, not by the token limit."""
+    """One raw answer.
 
-    id: str
+    ``tokens`` without the end's own; ``ended``: by itself or by the stop pattern, not by the token
+    limit. ``gate_mean``: the original memory's mean weight over all generated positions, the
+    end's too (interwoven stream only); ``gate_tokens``: at the first ones of them.
+    """
+
     text: str
     tokens: int
     ended: bool
+    gate_mean: float | None
+    gate_tokens: list[float] | None
 
 
 class PatternStop(StoppingCriteria):
@@ -63,25 +72,17 @@ def generate_answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[TokenisedExample],
     *,
-    batch_size: int,
     max_new_tokens: int,
     stop: str | None,
-    label: str,
-    rank: int = 0,
-    processes: int = 1,
-) -> dict[int, Generation]:
-    """The chosen stream's greedy answers, by the place of the prompt.
+) -> list[Generation]:
+    """The chosen stream's greedy answers to one batch of prompts.
 
     Args:
         model: its ``stream`` answers.
         tokenizer: the backbone's.
-        prompts: tokenised; answers are ignored.
-        batch_size: prompts in one pass, sorted by length.
+        prompts: B of them, tokenised; answers are ignored.
         max_new_tokens: at most so many tokens an answer.
         stop: regular expression on the generated text; None: until the end-of-text token.
-        label: what the progress bar says.
-        rank: which of the processes this is: every so many batches are its own.
-        processes: how many share the batches out.
     """
     ends = end_tokens(model, tokenizer)
     pad_id = tokenizer.pad_token_id
@@ -93,32 +94,34 @@ def generate_answers(
         eos_token_id=ends,
         pad_token_id=pad_id,
     )
-    answers: dict[int, Generation] = {}
-    order = evaluation_order([len(p.prompt_ids) for p in prompts], batch_size=batch_size)
-    own = order[rank::processes]
-    total = sum(map(len, own))
-    with bar(total=total, label=label, unit="item", keep=False, shown=rank == 0) as items_done:
-        for indices in own:
-            items = [prompts[index] for index in indices]
-            batch = {
-                k: v.to(model.device) for k, v in collate_prompts(items, pad_id=pad_id).items()
-            }
-            width = batch["input_ids"].shape[1]
-            criteria = StoppingCriteriaList(
-                [] if stop is None else [PatternStop(tokenizer, stop, prompt_length=width)]
-            )
-            rows = model.generate(**batch, generation_config=config, stopping_criteria=criteria)
-            for index, row in zip(indices, rows[:, width:].tolist(), strict=True):
-                answers[index] = _generation(
-                    row,
-                    prompts[index].id,
-                    tokenizer,
-                    ends=ends,
-                    pad_id=pad_id,
-                    limit=max_new_tokens,
-                )
-            items_done.update(len(items))
-    return dict(sorted(answers.items()))
+    batch = {k: v.to(model.device) for k, v in collate_prompts(prompts, pad_id=pad_id).items()}
+    width = batch["input_ids"].shape[1]
+    criteria = StoppingCriteriaList(
+        [] if stop is None else [PatternStop(tokenizer, stop, prompt_length=width)]
+    )
+    gates: list[torch.Tensor] = []  # (B,) of every step
+    with _watched(model, gates):
+        rows = model.generate(**batch, generation_config=config, stopping_criteria=criteria)
+    weights = torch.stack(gates, dim=1).tolist() if gates else [None] * len(prompts)
+    return [
+        _generation(row, weight, tokenizer, ends=ends, pad_id=pad_id, limit=max_new_tokens)
+        for row, weight in zip(rows[:, width:].tolist(), weights, strict=True)
+    ]
+
+
+@contextmanager
+def _watched(model: SiameseForCausalLM, gates: list[torch.Tensor]) -> Iterator[None]:
+    """Note the gate at the last position of every pass: where the next token is chosen."""
+
+    def note(_: object, __: object, output: SiameseOutput) -> None:
+        if output.gate is not None:
+            gates.append(output.gate[:, -1].float())
+
+    hook = model.register_forward_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def end_tokens(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -130,17 +133,25 @@ def end_tokens(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase) ->
 
 def _generation(
     row: list[int],
-    item: str,
+    weights: list[float] | None,
     tokenizer: PreTrainedTokenizerBase,
     *,
     ends: list[int],
     pad_id: int,
     limit: int,
 ) -> Generation:
-    """A row of new tokens, cut at its end and decoded."""
+    """A row of new tokens, cut at its end and decoded, with the gate at each of them."""
     length = next((place for place, token in enumerate(row) if token in ends), len(row))
-    while length and row[length - 1] == pad_id:  # a row that a pattern stopped is padded
-        length -= 1
-    text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
-    ended = length < limit
-    return Generation(id=item, text=text, tokens=length, ended=ended)
+    positions = min(length + 1, len(row))  # the end was chosen too
+    if length == len(row):
+        while length and row[length - 1] == pad_id:  # a row that a pattern stopped is padded
+            length -= 1
+        positions = length
+    own = None if weights is None or not positions else weights[:positions]
+    return Generation(
+        text=str(tokenizer.decode(row[:length], skip_special_tokens=True)),
+        tokens=length,
+        ended=length < limit,
+        gate_mean=None if own is None else round(fmean(own), _PLACES),
+        gate_tokens=None if own is None else [round(each, _PLACES) for each in own[:_SHOWN]],
+    )

@@ -13,8 +13,8 @@ from imsm.data.replay import Replay, choose_replay
 from imsm.data.sources import Source, load_examples
 from imsm.data.task import Role, Task
 from imsm.data.tokenise import TokenisationReport, TokenisedExample, tokenise_training
-from imsm.evaluation.judge import TestSet, examples_digest, load_test_set
 from imsm.evaluation.score import score_answers
+from imsm.evaluation.test_set import TestSet, examples_digest, load_test_set
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

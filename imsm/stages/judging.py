@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from imsm.backbones.fingerprint import file_digest
 from imsm.config import RunConfig
-from imsm.evaluation.judge import TestSet, digest, judge
+from imsm.evaluation.digest import digest
+from imsm.evaluation.items import task_folder
+from imsm.evaluation.judge import judge
+from imsm.evaluation.test_set import TestSet
 from imsm.identity import original_of, run_identity
 from imsm.report.result import build_result, write_result
 from imsm.run_folder import RunFolder, open_run
@@ -29,6 +32,7 @@ def judge_original(
     config: RunConfig,
     *,
     path: Path,
+    ledgers: Path,
     tests: dict[str, TestSet],
     model: GetModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -48,7 +52,8 @@ def judge_original(
         stream="original",
         tokenizer=tokenizer,
         fingerprint=digest([weights, config.backbone.dtype, "original"]),
-        folder=path / "evaluation",
+        folder=path,
+        ledgers=ledgers,
         world=world,
     )
     result = build_result(
@@ -70,6 +75,7 @@ def judge_arm(
     config: RunConfig,
     *,
     run: RunFolder,
+    ledgers: Path,
     tests: dict[str, TestSet],
     model: GetModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -88,7 +94,8 @@ def judge_arm(
         stream=config.method.stream,
         tokenizer=tokenizer,
         fingerprint=digest(made_of),
-        folder=run.evaluation,
+        folder=run.path,
+        ledgers=ledgers,
         world=world,
     )
     result = build_result(
@@ -115,10 +122,12 @@ def _judge_tasks(
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: str,
     folder: Path,
+    ledgers: Path,
     world: World,
 ) -> dict[str, Any]:
     """One stream on every task, as `result.json` keeps it; a folder per task and test set."""
     tasks: dict[str, Any] = {}
+    learned = [config.data.name, *(config.after.tasks if config.after else [])]
     for name, test in tests.items():
         judgement = judge(
             test,
@@ -126,20 +135,32 @@ def _judge_tasks(
             stream=stream,
             tokenizer=tokenizer,
             model_fingerprint=fingerprint,
-            metrics=[config.metrics.get(metric, metric) for metric in test.task.metrics],
+            metrics=_metrics(config, test),
+            protocol=config.evaluation.protocol,
             batch_size=config.evaluation.batch_size,
-            folder=folder / f"{name}-{test.fingerprint[:8]}",
+            ledgers=ledgers,
+            folder=task_folder(folder, task=name, test_set=test.fingerprint),
             label=f"{config.method.name if stream != 'original' else 'original'}: {name}",
             world=world,
         )
         is_target = name == config.data.name
         tasks[name] = {
             "role": "target" if is_target else "forgetting",
-            "trained_on": is_target and stream != "original",
+            "trained_on": name in learned and stream != "original",
             "test_set": test.fingerprint,
             **asdict(judgement),
         }
     return {"settings": config.evaluation.model_dump(), "tasks": tasks}
+
+
+def _metrics(config: RunConfig, test: TestSet) -> dict[str, list[str]]:
+    """The modules of a task's metrics by protocol."""
+    named = {"clean": test.task.metrics, "released": test.task.released_metrics}
+    return {
+        protocol: [config.metrics.get(metric, metric) for metric in metrics]
+        for protocol, metrics in named.items()
+        if metrics
+    }
 
 
 def _open(path: Path, alone: RunConfig) -> None:

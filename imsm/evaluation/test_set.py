@@ -1,0 +1,63 @@
+"""A task's test items, read and tokenised once for all arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imsm.data.sources import Source, load_examples
+from imsm.data.task import Task
+from imsm.data.tokenise import TokenisationReport, TokenisedExample, tokenise_prompts
+from imsm.evaluation.digest import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from imsm.data.example import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """A task's test items, ready to be asked."""
+
+    task: Task
+    examples: list[Example]
+    prompts: list[TokenisedExample]
+    report: TokenisationReport
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over prompts and accepted answers."""
+        return examples_digest(self.examples)
+
+
+def load_test_set(
+    task: Task,
+    *,
+    source: Source,
+    prompts: str,
+    items: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    closed_vocabulary: bool,
+    chat: bool,
+) -> TestSet:
+    """Load and tokenise a task's test items (a fixed random ``items`` of them; None: all).
+
+    ``chat``: each prompt is a user turn in the tokenizer's template; its tokens are part of the
+    answers' key.
+    """
+    examples = load_examples(task, "test", source=source, prompts=prompts, limit=items)
+    tokenised, report = tokenise_prompts(
+        examples,
+        tokenizer,
+        max_prompt_tokens=task.max_prompt_tokens,
+        closed_vocabulary=closed_vocabulary,
+        chat=chat,
+    )
+    return TestSet(task=task, examples=examples, prompts=tokenised, report=report)
+
+
+def examples_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over ids, prompts and accepted answers."""
+    return digest([[e.id, e.prompt, list(e.golds)] for e in examples])
