@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from imsm.backbones.fingerprint import file_digest
 from imsm.config import RunConfig
 from imsm.evaluation.digest import digest
 from imsm.evaluation.items import task_folder
-from imsm.evaluation.judge import judge
+from imsm.evaluation.judge import Judgement, judge
 from imsm.evaluation.test_set import TestSet
 from imsm.identity import original_of, run_identity
 from imsm.report.result import build_result, write_result
@@ -51,7 +51,7 @@ def judge_original(
         model=model,
         stream="original",
         tokenizer=tokenizer,
-        fingerprint=digest([weights, config.backbone.dtype, "original"]),
+        fingerprint=fingerprint_of(config, "original", weights=weights),
         folder=path,
         ledgers=ledgers,
         world=world,
@@ -83,17 +83,17 @@ def judge_arm(
     world: World,
 ) -> dict[str, Any]:
     """The trained arm's result; it keeps the original's scores on the same items beside its own."""
-    digests = _trainable_digests(run.model)
+    digests = trainable_digests(run.model)
     training = json.loads(run.trained.read_text(encoding="utf-8"))
     inputs = json.loads(run.inputs.read_text(encoding="utf-8"))
-    made_of = [inputs["backbone"], config.backbone.dtype, config.method.stream, digests]
+    stream = config.method.stream
     tasks = _judge_tasks(
         config,
         tests=tests,
         model=model,
-        stream=config.method.stream,
+        stream=stream,
         tokenizer=tokenizer,
-        fingerprint=digest(made_of),
+        fingerprint=fingerprint_of(config, stream, weights=inputs["backbone"], digests=digests),
         folder=run.path,
         ledgers=ledgers,
         world=world,
@@ -127,7 +127,6 @@ def _judge_tasks(
 ) -> dict[str, Any]:
     """One stream on every task, as `result.json` keeps it; a folder per task and test set."""
     tasks: dict[str, Any] = {}
-    learned = [config.data.name, *(config.after.tasks if config.after else [])]
     for name, test in tests.items():
         judgement = judge(
             test,
@@ -135,7 +134,7 @@ def _judge_tasks(
             stream=stream,
             tokenizer=tokenizer,
             model_fingerprint=fingerprint,
-            metrics=_metrics(config, test),
+            metrics=metrics_of(config, test),
             protocol=config.evaluation.protocol,
             batch_size=config.evaluation.batch_size,
             ledgers=ledgers,
@@ -143,17 +142,24 @@ def _judge_tasks(
             label=f"{config.method.name if stream != 'original' else 'original'}: {name}",
             world=world,
         )
-        is_target = name == config.data.name
-        tasks[name] = {
-            "role": "target" if is_target else "forgetting",
-            "trained_on": name in learned and stream != "original",
-            "test_set": test.fingerprint,
-            **asdict(judgement),
-        }
+        tasks[name] = entry_of(config, name, test, judgement, adapted=stream != "original")
     return {"settings": config.evaluation.model_dump(), "tasks": tasks}
 
 
-def _metrics(config: RunConfig, test: TestSet) -> dict[str, list[str]]:
+def entry_of(
+    config: RunConfig, name: str, test: TestSet, judgement: Judgement, *, adapted: bool
+) -> dict[str, Any]:
+    """A task's entry in `result.json`; ``adapted``: what answered had learned something."""
+    learned = [config.data.name, *(config.after.tasks if config.after else [])]
+    return {
+        "role": "target" if name == config.data.name else "forgetting",
+        "trained_on": name in learned and adapted,
+        "test_set": test.fingerprint,
+        **asdict(judgement),
+    }
+
+
+def metrics_of(config: RunConfig, test: TestSet) -> dict[str, list[str]]:
     """The modules of a task's metrics by protocol."""
     named = {"clean": test.task.metrics, "released": test.task.released_metrics}
     return {
@@ -167,7 +173,15 @@ def _open(path: Path, alone: RunConfig) -> None:
     open_run(path, run_identity(alone))
 
 
-def _trainable_digests(folder: Path) -> list[list[str]]:
+def fingerprint_of(
+    config: RunConfig, stream: str, *, weights: str, digests: Sequence[Sequence[str]] = ()
+) -> str:
+    """Identifies who answers: the backbone's weights, their precision, adapter and gate, stream."""
+    made_of: list[Any] = [weights, config.backbone.dtype, stream]
+    return digest([*made_of, digests] if digests else made_of)
+
+
+def trainable_digests(folder: Path) -> list[list[str]]:
     """SHA-256 of the adapter's and the gate's files."""
     files = sorted(folder.rglob("*.safetensors"))
     return [[str(file.relative_to(folder)), file_digest(file)] for file in files]
