@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from imsm.chain import last_stage, stages_of
@@ -34,7 +36,7 @@ def test_a_later_stage_is_its_task_after_the_one_before() -> None:
         "mini-lora-gsm8k_mrpc-peft-s0",
         "mini-lora-gsm8k_mrpc_cola-peft-s0",
     ]
-    for before, stage in zip(stages, stages[1:], strict=False):
+    for before, stage in pairwise(stages):
         assert stage.after is not None
         assert stage.after.run == run_name(before)
         alone = config(f"data={stage.data.name}", "method=peft")

@@ -11,6 +11,7 @@ forgetting {task: {value, low, high}}           FM of each task but the last one
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -221,7 +222,9 @@ def _statistic(
 
 
 def _aggregated(module: Any, rows: pandas.DataFrame) -> float:
-    value = aggregate(module, rows["answer"].tolist(), rows["golds"].tolist())
+    with warnings.catch_warnings():  # scikit-learn's, of a draw with one label alone
+        warnings.simplefilter("ignore", UserWarning)
+        value = aggregate(module, rows["answer"].tolist(), rows["golds"].tolist())
     return float(module.INFO.scale) * value
 
 
