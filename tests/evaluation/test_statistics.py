@@ -1,0 +1,205 @@
+"""Intervals and tests against libraries, brute force and simulated ledgers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy
+import pytest
+from scipy import stats
+from sklearn.metrics import matthews_corrcoef
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+
+from imsm.evaluation.statistics import (
+    detectable,
+    holm,
+    mcnemar,
+    mean_interval,
+    over_seeds,
+    paired_difference,
+    paired_t,
+    separation,
+    statistic_difference,
+    student_t,
+)
+
+RNG = numpy.random.default_rng(7)
+
+
+def test_all_draws_of_four_items_give_the_interval() -> None:
+    values = [0.0, 1.0, 1.0, 5.0]
+    means = [numpy.mean(draw) for draw in itertools.product(values, repeat=4)]  # 256, all equal
+    found = mean_interval(values, resamples=200_000)
+    assert found.estimate == 1.75
+    assert (found.low, found.high) == pytest.approx(numpy.quantile(means, [0.025, 0.975]), abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["right or wrong", "continuous"])
+def test_without_groups_it_is_scipys_bootstrap(kind: str) -> None:
+    one, other = RNG.random((2, 300))
+    if kind == "right or wrong":
+        one, other = (one > 0.4).astype(float), (other > 0.5).astype(float)
+    found = paired_difference(one, other)
+    theirs = stats.bootstrap(
+        (one - other,), numpy.mean, method="percentile", n_resamples=10_000, rng=1
+    ).confidence_interval
+    assert found.estimate == pytest.approx(float((one - other).mean()))
+    width = theirs.high - theirs.low
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.06 * width)
+
+
+def test_groups_are_drawn_whole() -> None:
+    """Each passage answered alike, ten times over, is no more evidence than once."""
+    once = (RNG.random(40) > 0.5).astype(float)
+    groups = [f"passage {place}" for place in range(40) for _ in range(10)]
+    clustered = mean_interval(numpy.repeat(once, 10), groups=groups)
+    single = mean_interval(once)
+    assert (clustered.low, clustered.high) == pytest.approx((single.low, single.high))
+    alone = mean_interval(numpy.repeat(once, 10))
+    assert alone.high - alone.low < 0.4 * (clustered.high - clustered.low)
+
+
+def test_groups_of_unequal_size_weigh_by_their_items() -> None:
+    values, groups = [1.0, 0.0, 0.0, 0.0], ["a", "b", "b", "b"]
+    draws = [(4 * [1.0]), [1.0, 0, 0, 0], [0.0]]
+    assert mean_interval(values, groups=groups).estimate == numpy.mean(draws[1])
+    found = mean_interval(values, groups=groups, level=0.4)  # of aa, ab, ba, bb: the middle half
+    assert (found.low, found.high) == (0.25, 0.25)
+
+
+def test_it_turns_with_the_arms_and_not_with_the_order() -> None:
+    one, other = RNG.random((2, 120)) > 0.5
+    groups = [place // 3 for place in range(120)]
+    found = paired_difference(one, other, groups=groups)
+    turned = paired_difference(other, one, groups=groups)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low), abs=0.02)
+    order = RNG.permutation(120)
+    shuffled = paired_difference(one[order], other[order], groups=[groups[i] for i in order])
+    assert (shuffled.low, shuffled.high) == pytest.approx((found.low, found.high), abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_interval_of_a_paired_accuracy_difference_covers_in_95_of_100(size: int) -> None:
+    """1,000 simulated ledgers of 300 items, in passages of ``size`` items with a common luck."""
+    rng = numpy.random.default_rng(11)
+    groups = [place // size for place in range(300)]
+    covered = 0
+    for number in range(1000):
+        luck = numpy.repeat(rng.normal(0, 0.5 if size > 1 else 0.0, 300 // size), size)
+        known, noise_one, noise_other = rng.normal(size=(3, 300))
+        one = (known + luck + noise_one > -0.4).astype(float)
+        other = (known - luck + noise_other > 0.1).astype(float)
+        spread = (2 + (0.25 if size > 1 else 0)) ** 0.5
+        truth = stats.norm.cdf(0.4 / spread) - stats.norm.cdf(-0.1 / spread)
+        found = paired_difference(one, other, groups=groups, resamples=1000, seed=number)
+        covered += found.low <= truth <= found.high
+    assert 930 <= covered <= 970, covered
+
+
+def test_a_correlation_is_computed_anew_in_every_draw() -> None:
+    gold, one, other = (RNG.random((3, 150)) > 0.5).astype(int)
+    one[:60] = gold[:60]
+
+    def of(predicted: numpy.ndarray):
+        return lambda places: float(matthews_corrcoef(gold[places], predicted[places]))
+
+    found = statistic_difference(of(one), of(other), items=150, resamples=300)
+    assert found.estimate == pytest.approx(
+        matthews_corrcoef(gold, one) - matthews_corrcoef(gold, other)
+    )
+    theirs = stats.bootstrap(
+        (gold, one, other),
+        lambda g, a, b: matthews_corrcoef(g, a) - matthews_corrcoef(g, b),
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=300,
+        rng=3,
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.08)
+
+
+def test_seeds_widen_the_interval_by_their_own_variation() -> None:
+    base = (RNG.random(400) > 0.5).astype(float)
+    alike = over_seeds([base, base, base], resamples=3000)
+    assert (alike.low, alike.high) == pytest.approx(
+        (mean_interval(base).low, mean_interval(base).high), abs=0.01
+    )
+    apart = over_seeds([base - 0.3, base, base + 0.3], resamples=3000)
+    assert apart.estimate == pytest.approx(alike.estimate)
+    assert apart.high - apart.low > 2 * (alike.high - alike.low)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (3, 9), (25, 10), (7, 7)])
+def test_mcnemar_is_statsmodels(better: int, worse: int) -> None:
+    one = [1] * better + [0] * worse + [1] * 5 + [0] * 4
+    other = [0] * better + [1] * worse + [1] * 5 + [0] * 4
+    found = mcnemar(one, other)
+    assert (found.better, found.worse) == (better, worse)
+    table = [[5, better], [worse, 4]]
+    theirs = statsmodels_mcnemar(table, exact=True).pvalue if better + worse else 1.0
+    assert found.p_value == pytest.approx(theirs)
+
+
+def test_holm_by_hand() -> None:
+    # sorted .01 .02 .04: times 3, 2, 1, never below the one before
+    assert holm({"b": 0.04, "a": 0.01, "c": 0.02}) == pytest.approx(
+        {"b": 0.04, "a": 0.03, "c": 0.04}
+    )
+    assert holm({}) == {}
+
+
+def test_t_tests_are_scipys() -> None:
+    one, other = [61.2, 60.1, 62.5], [59.0, 60.4, 58.8]
+    found, paired = student_t(one, other), paired_t(one, other)
+    assert found is not None and paired is not None
+    theirs, theirs_paired = stats.ttest_ind(one, other), stats.ttest_rel(one, other)
+    assert (found.t, found.p_value) == pytest.approx((theirs.statistic, theirs.pvalue))
+    assert (paired.t, paired.p_value) == pytest.approx(
+        (theirs_paired.statistic, theirs_paired.pvalue)
+    )
+    assert found.degrees == 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_tested_is_no_number() -> None:
+    assert student_t([1.0], [2.0]) is None
+    assert paired_t([1.0], [2.0]) is None
+    equal = paired_t([3.0, 4.0], [1.0, 2.0])
+    assert equal is not None and (equal.difference, equal.p_value) == (2.0, None)
+    assert detectable([1.0, 1, 1], [0.0, 0, 0]) is None
+    assert separation([0.1, 0.2], [1, 1]) is None
+    point = paired_difference([1, 1, 0], [1, 1, 0])
+    assert (point.estimate, point.low, point.high) == (0, 0, 0)
+    assert mean_interval([0.3]).high == 0.3
+
+
+def test_a_gate_that_tells_right_from_wrong() -> None:
+    assert separation([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == 1.0
+    assert separation([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1]) == 0.5
+
+
+def test_what_is_detectable_is_found_in_four_of_five() -> None:
+    rng = numpy.random.default_rng(5)
+    one, other = rng.normal(size=(2, 50))
+    least = detectable(one, other)
+    assert least is not None
+    spread = float((one - other).std(ddof=1))
+    found = [
+        stats.ttest_1samp(rng.normal(least, spread, 50), 0.0).pvalue < 0.05 for _ in range(2000)
+    ]
+    assert numpy.mean(found) == pytest.approx(0.8, abs=0.03)
+
+
+def test_wrong_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])
+    with pytest.raises(ValueError, match="not finite"):
+        mean_interval([1.0, float("nan")])
+    with pytest.raises(ValueError, match="a pair needs both"):
+        paired_difference([1, 0], [1])
+    with pytest.raises(ValueError, match="3 groups for 2"):
+        mean_interval([1, 0], groups=["a", "b", "c"])
+    with pytest.raises(ValueError, match="right \\(1\\) or wrong"):
+        mcnemar([0.5, 1], [1, 0])
