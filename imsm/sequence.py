@@ -98,7 +98,7 @@ def _differences(
     arms: Sequence[tuple[dict[str, Any], NDArray[np.float64] | None]],
 ) -> dict[str, dict[str, float]]:
     """Each measure of the last arm less PEFT's, with its interval on the same draws."""
-    from imsm.evaluation.sequential import MEASURES
+    from imsm.evaluation.sequential import all_measures
     from imsm.report.sequence_record import interval
 
     found = {record["method"]: (record, drawn) for record, drawn in arms}
@@ -108,14 +108,18 @@ def _differences(
     (record, drawn), (peft, peft_drawn) = found[names[-1]], found["peft"]
     if not record["measures"] or not peft["measures"]:
         return {}
-    differences = {}
-    for name, (_, function) in MEASURES.items():
-        spread = None
-        if drawn is not None and peft_drawn is not None:
-            spread = function(drawn) - function(peft_drawn)
-        value = record["measures"][name]["value"] - peft["measures"][name]["value"]
-        differences[name] = {"value": value, **interval(spread)}
-    return differences
+    spread: dict[str, NDArray[np.float64]] = {}
+    if drawn is not None and peft_drawn is not None:
+        size = len(record["sequence"])
+        one, other = (all_measures(values, learned=size) for values in (drawn, peft_drawn))
+        spread = {name: one[name] - other[name] for name in one}
+    return {
+        name: {
+            "value": entry["value"] - peft["measures"][name]["value"],
+            **interval(spread.get(name)),
+        }
+        for name, entry in record["measures"].items()
+    }
 
 
 if __name__ == "__main__":

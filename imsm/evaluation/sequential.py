@@ -6,14 +6,13 @@
     FM_j = max_{1<=i<S} R[i, j] - R[S, j], for j < S               Chaudhry et al. (2018)
     OP   = 1/S sum_j R[S, j]
     FWT  = 1/(S-1) sum_{j>1} (R[j-1, j] - R[0, j])                 Lopez-Paz and Ranzato (2017)
+    DG   = 1/K sum_k (R[S, k] - R[0, k]), K tasks never learned    as TRACE's (Wang et al., 2023)
 
 Forward transfer is measured from the original, which can do a task before it learned any: there
 is no random start here. All take a stack of matrices, such as a bootstrap makes.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,13 +79,44 @@ def forward_transfer(scores: Scores) -> Scores:
     return result
 
 
-MEASURES: Mapping[str, tuple[str, Callable[[Scores], Scores]]] = {
-    "BWT": ("backward transfer", backward_transfer),
-    "FM": ("forgetting measure", lambda scores: forgetting(scores).mean(axis=-1)),
-    "OP": ("overall performance", overall_performance),
-    "FWT": ("forward transfer", forward_transfer),
+def general_change(scores: Scores) -> Scores:
+    """How far the tasks that no stage learns are from the original at the end (...).
+
+    Args:
+        scores: of K such tasks (..., S+1, K), K at least 1, rows as in R.
+    """
+    result: Scores = (scores[..., -1, :] - scores[..., 0, :]).mean(axis=-1)
+    return result
+
+
+NAMES = {
+    "BWT": "backward transfer",
+    "FM": "forgetting measure",
+    "OP": "overall performance",
+    "FWT": "forward transfer",
+    "DG": "change of tasks never learned",
 }
-"""By their short names: the long one, and a number for each matrix."""
+"""The measures by their short names."""
+
+
+def all_measures(scores: Scores, *, learned: int) -> dict[str, Scores]:
+    """Each measure by its short name (...); DG only where there are tasks that no stage learns.
+
+    Args:
+        scores: (..., S+1, S+K), the S tasks of the sequence first.
+        learned: S.
+
+    Raises:
+        ValueError: R, the first S columns, has another shape.
+    """
+    square, others = scores[..., :learned], scores[..., learned:]
+    found = {
+        "BWT": backward_transfer(square),
+        "FM": forgetting(square).mean(axis=-1),
+        "OP": overall_performance(square),
+        "FWT": forward_transfer(square),
+    }
+    return found | ({"DG": general_change(others)} if others.shape[-1] else {})
 
 
 def _tasks(scores: Scores) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from imsm.evaluation.sequential import MEASURES
+from imsm.evaluation.sequential import NAMES
 
 if TYPE_CHECKING:
     import pandas
@@ -34,7 +34,7 @@ def row_names(record: Record) -> list[str]:
 
 def measure_rows(records: Sequence[Record]) -> list[list[str]]:
     """A row per measure: its name, then each arm's value and interval."""
-    named = [(f"{short}, {long}", "measures", short) for short, (long, _) in MEASURES.items()]
+    named = [(f"{short}, {long}", "measures", short) for short, long in NAMES.items()]
     named += [(f"FM of {name}", "forgetting", name) for name in records[0]["sequence"][:-1]]
     return [
         [title, *(_value(record[part].get(key)) for record in records)]
@@ -55,7 +55,8 @@ def notes(records: Sequence[Record], differences: Mapping[str, Any]) -> list[str
         "* learned at this stage or before, so it enters no average of forgetting tests.",
         "BWT: the earlier tasks at the end, less right after they were learned. FM: their best "
         "score of any stage before the last, less at the end. OP: all tasks at the end. FWT: each "
-        "later task right before its turn, less the original.",
+        "later task right before its turn, less the original. DG: tasks that no stage learns, at "
+        "the end, less the original.",
     ]
     if any("low" in record["measures"].get("BWT", {}) for record in records):
         lines.append(
@@ -120,6 +121,12 @@ def render_terminal(
         console.print(line, style="dim", highlight=False)
 
 
+def heading(task: Mapping[str, Any]) -> tuple[str, str]:
+    """A task's name and its metric, in words."""
+    name, metric = str(task["name"]), str(task["metric"])
+    return name, metric.removeprefix(f"{name}_").replace("_", " ")
+
+
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     from rich import box
     from rich.table import Table
@@ -135,7 +142,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def _titles(record: Record) -> list[str]:
-    return ["after", *(f"{task['name']} ({task['metric']})" for task in record["tasks"])]
+    return ["after", *(" ".join(heading(task)) for task in record["tasks"])]
 
 
 def _cells(record: Record) -> list[list[str]]:

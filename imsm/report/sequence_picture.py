@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imsm.report.sequence import row_names
+from imsm.report.sequence import heading, row_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def _panel(axes: Axes, record: Record, *, low: float, high: float) -> Any:
     axes.set_aspect("auto")
     axes.set_xticks(
         [left + 0.5 for left in lefts],
-        [f"{task['name']}\n{task['metric'].replace('_', ' ')}" for task in record["tasks"]],
+        ["\n".join(heading(task)) for task in record["tasks"]],
         fontsize=8,
     )
     names = row_names(record)
@@ -105,7 +105,7 @@ def _cell(
     left, top = corner
     missing = bool(np.isnan(score))
     face = "none" if missing else image.cmap(image.norm(score))
-    axes.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="white", linewidth=1.5))
+    axes.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="0.6", linewidth=0.8))
     if framed:
         axes.add_patch(
             Rectangle(
@@ -128,7 +128,7 @@ def _cell(
         axes.text(
             middle,
             top + 0.74,
-            f"{to_original:+.1f}",
+            f"{to_original:+.1f}".replace("-", "−"),
             ha="center",
             va="center",
             color=ink,

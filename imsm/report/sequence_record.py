@@ -4,7 +4,7 @@ format, name, method, sequence, runs            which runs, the first stage firs
 identity                                        of the last stage
 tasks [{name, metric, items, test_set, stage}]  columns; stage: where it is learned, null: nowhere
 scores                                          rows: the original, then a row per stage; points
-measures {BWT, FM, OP, FWT: {value, low, high}} intervals only where the items are there
+measures {BWT, FM, OP, FWT, DG: {value, low, high}}; intervals only where the items are there
 forgetting {task: {value, low, high}}           FM of each task but the last one
 """
 
@@ -25,7 +25,7 @@ from imsm.errors import UserError
 from imsm.evaluation.items import read_items
 from imsm.evaluation.metrics import aggregate, metric_module
 from imsm.evaluation.resample import Statistic, resample
-from imsm.evaluation.sequential import MEASURES, forgetting
+from imsm.evaluation.sequential import all_measures, forgetting
 from imsm.files import write_whole
 from imsm.identity import original_of, run_name
 from imsm.report.comparison import comparable, headline
@@ -45,8 +45,8 @@ def build_record(folder: Path) -> tuple[dict[str, Any], NDArray[np.float64] | No
     """The record of the sequence whose last stage lies in ``folder``.
 
     Returns:
-        The record, and resampled scores of the sequence's tasks (N, S+1, S), the same draws for
-        every arm; None where a stage's items are not there.
+        The record, and resampled scores (N, S+1, tasks), the same draws for every arm; None where
+        a stage's items are not there.
 
     Raises:
         UserError: it is no stage of a sequence, or a stage before it is not finished.
@@ -71,7 +71,7 @@ def build_record(folder: Path) -> tuple[dict[str, Any], NDArray[np.float64] | No
     ]
     scores = [[_score(result, task, beside=last) for task in tasks] for result in rows]
     folders = [folder.parent / _original_name(last), *(place for place, _ in stages)]
-    drawn = _drawn(folders, tasks[: len(sequence)], scores, last)
+    drawn = _drawn(folders, tasks, scores, last)
     record = {
         "format": FORMAT,
         "name": folder.name,
@@ -151,27 +151,23 @@ def _measured(
     scores: Sequence[Sequence[float | None]],
     drawn: NDArray[np.float64] | None,
 ) -> dict[str, Any]:
-    """BWT, FM, OP and FWT with their intervals; none where a score is missing."""
+    """Every measure with its interval; none where a score is missing."""
     size = len(sequence)
-    square = [row[:size] for row in scores]
-    if any(len(row) < size or None in row for row in square):
+    if any(len(row) < size or None in row for row in scores):
         return {"measures": {}, "forgetting": {}}
-    matrix = np.array(square, float)
-    measures = {
-        name: {
-            "value": float(function(matrix)),
-            **interval(None if drawn is None else function(drawn)),
-        }
-        for name, (_, function) in MEASURES.items()
-    }
-    each = forgetting(matrix)
-    spread = None if drawn is None else forgetting(drawn)
+    matrix = np.array(scores, float)
+    spread = {} if drawn is None else all_measures(drawn, learned=size)
+    each = forgetting(matrix[:, :size])
+    each_spread = None if drawn is None else forgetting(drawn[..., :size])
     return {
-        "measures": measures,
+        "measures": {
+            name: {"value": float(value), **interval(spread.get(name))}
+            for name, value in all_measures(matrix, learned=size).items()
+        },
         "forgetting": {
             name: {
                 "value": float(each[place]),
-                **interval(None if spread is None else spread[:, place]),
+                **interval(None if each_spread is None else each_spread[:, place]),
             }
             for place, name in enumerate(sequence[:-1])
         },
@@ -184,7 +180,7 @@ def _drawn(
     scores: Sequence[Sequence[float | None]],
     last: Mapping[str, Any],
 ) -> NDArray[np.float64] | None:
-    """Resampled scores of the sequence's tasks (N, S+1, S); equal draws whatever the arm."""
+    """Resampled scores (N, S+1, tasks); equal draws whatever the arm."""
     columns = []
     for place, task in enumerate(tasks):
         try:

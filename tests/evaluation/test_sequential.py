@@ -8,10 +8,11 @@ import pytest
 
 from imsm.evaluation.resample import resample
 from imsm.evaluation.sequential import (
-    MEASURES,
+    all_measures,
     backward_transfer,
     forgetting,
     forward_transfer,
+    general_change,
     overall_performance,
 )
 
@@ -35,22 +36,29 @@ def test_three_tasks_by_hand() -> None:
 
 def test_two_tasks_by_hand() -> None:
     scores = np.array([[0.0, 50.0], [40.0, 30.0], [44.0, 70.0]])
-    values = {name: float(function(scores)) for name, (_, function) in MEASURES.items()}
-    assert values == pytest.approx({"BWT": 4.0, "FM": -4.0, "OP": 57.0, "FWT": -20.0})
+    by_hand = {"BWT": 4.0, "FM": -4.0, "OP": 57.0, "FWT": -20.0}
+    assert all_measures(scores, learned=2) == pytest.approx(by_hand)
+    others = np.array([[90.0, 60.0], [80.0, 10.0], [70.0, 50.0]])
+    assert general_change(others) == pytest.approx(((70 - 90) + (50 - 60)) / 2)
+    found = all_measures(np.hstack([scores, others]), learned=2)
+    assert found == pytest.approx(by_hand | {"DG": -15.0})
 
 
 def test_a_stack_gives_what_its_matrices_give_one_by_one() -> None:
     stack = np.random.default_rng(0).uniform(0, 100, (7, 5, 4))
-    for _, function in MEASURES.values():
-        assert function(stack) == pytest.approx([float(function(one)) for one in stack])
+    together = all_measures(stack, learned=4)
+    alone = [all_measures(one, learned=4) for one in stack]
+    for name, values in together.items():
+        assert values == pytest.approx([float(one[name]) for one in alone])
     assert forgetting(stack).shape == (7, 3)
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (3, 3), (2, 3)])
 def test_other_shapes_are_refused(shape: tuple[int, int]) -> None:
-    for _, function in MEASURES.values():
+    measures = (backward_transfer, forgetting, overall_performance, forward_transfer)
+    for measure in measures:
         with pytest.raises(ValueError, match="a row for the original"):
-            function(np.zeros(shape))
+            measure(np.zeros(shape))
 
 
 def _items(scores: list[float], groups: list[str | None]) -> pandas.DataFrame:
