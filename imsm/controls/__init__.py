@@ -1,1 +1,111 @@
-"""Controls: what a finished adapter gives without the gate and without any training."""
+"""Controls: what a finished adapter gives without a gate and without any training.
+
+A control is a module of `imsm.controls.kinds`, or one of one's own by its dotted name. It offers
+
+    INFO = Info(name=, meaning=, ...)
+
+and one of
+
+    answering(run, value) -> SiameseForCausalLM     a model that answers anew
+    of_original(run, value, task) -> list[bool]     a router: which items of a task take the
+                                                    original's answer, not the tuned model's
+
+and may offer
+
+    check(run) -> None                raises UserError where it does not fit the run
+    values(run) -> tuple[float, ...]  the values to try, where they depend on the run
+    made_of(run) -> dict              what else its answers depend on than run and value
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from imsm.controls import kinds
+from imsm.errors import UserError
+from imsm.options import nearest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from imsm.controls.finished import FinishedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """What the command needs to know of a control.
+
+    Attributes:
+        name: of its folder and on the command line.
+        meaning: one line.
+        stream: whose answers the model gives; of no use to a router.
+        symbol: what its value is called; "" if it has none.
+        grid: the values that are tried unless others are asked for.
+        low: the least value that makes sense.
+        high: the largest.
+        ends: values at which it is the "original" or the "tuned" model, whose answers it then has.
+        version: of its formula; another one asks anew.
+    """
+
+    name: str
+    meaning: str
+    stream: str = "interwoven"
+    symbol: str = ""
+    grid: tuple[float, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    ends: dict[float, str] = field(default_factory=dict)
+    version: int = 1
+
+
+class Control(Protocol):
+    """The part of a control's module that every one has."""
+
+    INFO: Info
+
+
+def control_names() -> list[str]:
+    """The controls that imsm has."""
+    return sorted(module.name for module in pkgutil.iter_modules(kinds.__path__))
+
+
+def control(name: str) -> Control:
+    """Imports a control's module.
+
+    Args:
+        name: a control of imsm, or the dotted name of a control's module.
+
+    Raises:
+        UserError: no such control, or a module that is none.
+    """
+    known = control_names()
+    dotted = f"{kinds.__name__}.{name}" if name in known else name
+    try:
+        module = importlib.import_module(dotted)
+    except ModuleNotFoundError as error:
+        near = nearest(name, known)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(
+            f"--controls {name}: there is no such control ({', '.join(known)}; one of your own "
+            f"goes by the dotted name of its module){hint}"
+        ) from error
+    if not hasattr(module, "INFO") or not (is_router(module) or hasattr(module, "answering")):
+        raise UserError(
+            f"--controls {name}: the module {dotted} is no control; it needs INFO = Info(...) and "
+            "answering(run, value) or of_original(run, value, task)"
+        )
+    return cast("Control", module)
+
+
+def is_router(module: Control | ModuleType) -> bool:
+    """Whether a control takes answers that are there already."""
+    return hasattr(module, "of_original")
+
+
+def offered(module: Control, name: str, run: FinishedRun, otherwise: Any) -> Any:
+    """What an optional function of a control's module says of a run."""
+    function = getattr(module, name, None)
+    return otherwise if function is None else function(run)

@@ -1,0 +1,197 @@
+"""A finished run as controls see it: its adapter, its tests, and what its streams answered."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from imsm.backbones.fingerprint import backbone_fingerprint
+from imsm.backbones.load import load_tokenizer
+from imsm.config import RunConfig
+from imsm.data.chat import adopt_chat_template
+from imsm.errors import UserError
+from imsm.evaluation.asking import ask
+from imsm.evaluation.items import read_items
+from imsm.evaluation.ledger import Ledger, Row
+from imsm.folders import runs_root
+from imsm.processes.world import World
+from imsm.report.result import read_result
+from imsm.run_folder import RunFolder, check_inputs
+from imsm.siamese.storage import ADAPTER
+from imsm.stages.data import test_sets
+from imsm.stages.engine import device_of
+from imsm.stages.judging import fingerprint_of, trainable_digests
+from imsm.stages.training import finished_model
+
+if TYPE_CHECKING:
+    import pandas
+    from transformers import PreTrainedTokenizerBase
+
+    from imsm.evaluation.asking import GetModel
+    from imsm.evaluation.test_set import TestSet
+    from imsm.siamese.model import SiameseForCausalLM
+
+Answers = tuple[list[Row], list["Row | None"]]
+"""Of a task's items: what was answered, and how likely the accepted answers were."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Opened by `open_finished`.
+
+    Attributes:
+        folder: of the run.
+        config: the run's.
+        result: its `result.json`.
+        other: a second run on the same backbone (--with), or None.
+    """
+
+    folder: Path
+    config: RunConfig
+    result: dict[str, Any]
+    other: FinishedRun | None = None
+    _models: list[SiameseForCausalLM] = field(default_factory=list)
+
+    @cached_property
+    def runs_root(self) -> Path:
+        """Under which the run, the original and the ledgers lie."""
+        return runs_root() if self.config.folder else self.folder.parent
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's."""
+        backbone = self.config.backbone
+        found = load_tokenizer(path=backbone.path, revision=backbone.revision, local=backbone.local)
+        if self.config.data.chat_template:
+            adopt_chat_template(found)
+        return found
+
+    @cached_property
+    def tests(self) -> dict[str, TestSet]:
+        """The tasks that judged the run."""
+        return test_sets(self.config, self.tokenizer)
+
+    def model(self) -> SiameseForCausalLM:
+        """The run's model; loaded once."""
+        if not self._models:
+            device = device_of(self.config, World())
+            self._models.append(finished_model(self.config, RunFolder(self.folder), device=device))
+        return self._models[0]
+
+    def items(self) -> dict[str, pandas.DataFrame]:
+        """The run's own items by task.
+
+        Raises:
+            UserError: there are none, or they are damaged.
+        """
+        return {
+            task: read_items(self.folder, task=task, test_set=test.fingerprint)
+            for task, test in self.tests.items()
+        }
+
+    def fingerprint(self, stream: str) -> str:
+        """Identifies the "original" or the "tuned" stream: to the tuned one the gate is nothing."""
+        digests = self._adapter if stream == "tuned" else ()
+        return fingerprint_of(self.config, stream, weights=self._weights, digests=digests)
+
+    @cached_property
+    def _adapter(self) -> list[list[str]]:
+        digests = trainable_digests(RunFolder(self.folder).model)
+        return [each for each in digests if Path(each[0]).parts[0] == ADAPTER]
+
+    @cached_property
+    def _weights(self) -> str:
+        inputs = json.loads(RunFolder(self.folder).inputs.read_text(encoding="utf-8"))
+        return str(inputs["backbone"])
+
+    def answers(self, task: str, stream: str) -> Answers:
+        """What the original or the tuned stream answered; asked if the ledger lacks it."""
+        return self.asked(
+            task,
+            model=self.model,
+            stream=stream,
+            fingerprint=self.fingerprint(stream),
+            label=f"{stream}: {task}",
+        )
+
+    def asked(
+        self, task: str, *, model: GetModel, stream: str, fingerprint: str, label: str
+    ) -> Answers:
+        """What a stream of a model answers to a task; only what the ledger lacks is asked."""
+        return ask(
+            self.tests[task],
+            model=model,
+            stream=stream,
+            tokenizer=self.tokenizer,
+            fingerprint=fingerprint,
+            ledger=Ledger(self.runs_root / "ledger", fingerprint=fingerprint),
+            batch_size=self.config.evaluation.batch_size,
+            label=label,
+            world=World(),
+        )
+
+    def either(self, task: str, of_original: Sequence[bool]) -> Answers:
+        """Of each item the original's answer (True: its gate is 1) or the tuned stream's."""
+        sources = [self.answers(task, stream) for stream in ("tuned", "original")]
+        rows = [sources[first][0][place] for place, first in enumerate(of_original)]
+        golds = [sources[first][1][place] for place, first in enumerate(of_original)]
+        shares = [{"gate_mean": float(first), "gate_tokens": None} for first in of_original]
+        return [{**row, **share} for row, share in zip(rows, shares, strict=True)], golds
+
+
+def open_finished(folder: Path, *, option: str, other: FinishedRun | None = None) -> FinishedRun:
+    """Read a run's folder.
+
+    Args:
+        folder: of the run.
+        option: of the command line, for the messages.
+        other: a second run.
+
+    Raises:
+        UserError: it holds no finished run with an adapter, or the backbone is another one now.
+    """
+    folder = folder.expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(f"{option} {folder}: there is no such folder; give the folder of a run")
+    result = read_result(folder)
+    if result["method"] == "original" or not RunFolder(folder).trained.is_file():
+        raise UserError(
+            f"{option} {folder}: has no adapter; give the folder of a finished run of method=peft "
+            "or method=imsm"
+        )
+    try:
+        config = RunConfig.from_dict(result["config"])
+    except ValidationError as error:
+        raise UserError(
+            f"{option} {folder}: its configuration is of another version of imsm; give the run's "
+            "command again"
+        ) from error
+    if config.config_dir is not None and config.config_dir not in sys.path:
+        sys.path.insert(0, config.config_dir)
+    backbone = config.backbone
+    weights = backbone_fingerprint(
+        path=backbone.path, revision=backbone.revision, local=backbone.local
+    )
+    check_inputs(RunFolder(folder), {"backbone": weights})
+    if other is not None:
+        _check_pair(config, other, folder)
+    return FinishedRun(folder, config, result, other)
+
+
+def _check_pair(config: RunConfig, other: FinishedRun, folder: Path) -> None:
+    if other.folder == folder:
+        raise UserError(f"--with {folder}: is the run itself; give one of another seed")
+    for key in ("path", "revision", "dtype", "local"):
+        one, two = getattr(config.backbone, key), getattr(other.config.backbone, key)
+        if one != two:
+            raise UserError(
+                f"--with {other.folder}: its backbone.{key} is {two}, not {one} as in {folder}; "
+                "give a run on the same backbone"
+            )

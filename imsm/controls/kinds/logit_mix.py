@@ -1,0 +1,27 @@
+"""The logits of both streams mixed by one weight for every token: a gate that is a constant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imsm.controls import Info
+from imsm.controls.mixed import mixed
+from imsm.controls.mixes import by_logits
+
+if TYPE_CHECKING:
+    from imsm.controls.finished import FinishedRun
+    from imsm.siamese.model import SiameseForCausalLM
+
+INFO = Info(
+    name="logit_mix",
+    meaning="z = lambda z_original + (1 - lambda) z_tuned; below 0: beyond the tuned model",
+    symbol="lambda",
+    grid=(0.25, 0.5, 0.75),
+    low=-1.0,
+    ends={0.0: "tuned", 1.0: "original"},
+)
+
+
+def answering(run: FinishedRun, value: float) -> SiameseForCausalLM:
+    """The model at one lambda."""
+    return mixed(run.model(), by_logits(value))

@@ -1,0 +1,26 @@
+"""The probabilities of both streams mixed by one weight: their arithmetic mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imsm.controls import Info
+from imsm.controls.mixed import mixed
+from imsm.controls.mixes import by_probabilities
+
+if TYPE_CHECKING:
+    from imsm.controls.finished import FinishedRun
+    from imsm.siamese.model import SiameseForCausalLM
+
+INFO = Info(
+    name="probability_mix",
+    meaning="p = lambda p_original + (1 - lambda) p_tuned",
+    symbol="lambda",
+    grid=(0.25, 0.5, 0.75),
+    ends={0.0: "tuned", 1.0: "original"},
+)
+
+
+def answering(run: FinishedRun, value: float) -> SiameseForCausalLM:
+    """The model at one lambda."""
+    return mixed(run.model(), by_probabilities(value))

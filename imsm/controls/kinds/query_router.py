@@ -1,0 +1,29 @@
+"""A query that looks like those the adapter was trained on goes to the tuned model, others do not.
+
+    s(x) = min over training queries i of | q_o(x) - q_o(i) |      q_o: mean original memory
+    the original answers where s(x) > τ, the 95th percentile of s on training queries held out
+
+It needs the original stream alone, before anything is generated: a siamese model with a detector
+in place of a gate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imsm.controls import Info
+from imsm.controls.queries import Distances, distances
+
+if TYPE_CHECKING:
+    from imsm.controls.finished import FinishedRun
+
+INFO = Info(
+    name="query_router",
+    meaning="the original where a query is farther from the training queries than τ",
+)
+
+
+def of_original(run: FinishedRun, value: None, task: str) -> list[bool]:
+    """Whether each item of a task is the original's."""
+    found: Distances = distances(run)
+    return [each > found.threshold for each in found.tests[task]]

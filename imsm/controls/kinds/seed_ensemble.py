@@ -1,0 +1,46 @@
+"""The mean of the logits of two adapters that differ in their seed (--with): no original in it.
+
+It costs what two streams cost, so it tells whether two streams are enough, whatever they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imsm.controls import Info
+from imsm.controls.mixes import by_logits
+from imsm.controls.paired import paired, share_backbone
+from imsm.errors import UserError
+
+if TYPE_CHECKING:
+    from imsm.controls.finished import FinishedRun
+    from imsm.siamese.model import SiameseForCausalLM
+
+INFO = Info(name="seed_ensemble", meaning="the mean logits of this adapter and that of --with")
+
+
+def check(run: FinishedRun) -> None:
+    """There must be a second adapter.
+
+    Raises:
+        UserError: none was given.
+    """
+    if run.other is None:
+        raise UserError(
+            "seed_ensemble: needs a second run on the same backbone, of another seed; give its "
+            "folder by --with"
+        )
+
+
+def made_of(run: FinishedRun) -> dict[str, str]:
+    """The other adapter."""
+    assert run.other is not None
+    return {"with": run.other.folder.name, "adapter": run.other.fingerprint("tuned")}
+
+
+def answering(run: FinishedRun, value: None) -> SiameseForCausalLM:
+    """The model."""
+    assert run.other is not None
+    model, other = run.model(), run.other.model()
+    share_backbone(model, other)
+    return paired(model, other, by_logits(0.5))
