@@ -206,7 +206,7 @@ def phase_of(runs: Path) -> str:
     if (run / "result.json").is_file():
         return "reporting"
     if (run / "training.json").is_file():
-        judged = len([*runs.glob("*/evaluation/*/scores.jsonl")])
+        judged = len([*runs.glob("*/evaluation/*/items.jsonl")])
         return f"evaluation, {judged} tasks of both arms judged"
     if (run / "model").is_dir():
         return "writing the model"

@@ -70,8 +70,8 @@ def test_training_judging_and_answering_use_the_template(
     assert tokenizer.eos_token == "<|end|>"
 
     model = imsm.SiameseForCausalLM.from_pretrained(folder)
-    (judged,) = folder.glob("evaluation/jsonl-*/generations.jsonl")
-    texts = [json.loads(line)["text"] for line in judged.open()]
+    (judged,) = folder.glob("evaluation/jsonl-*/items.jsonl")
+    texts = [json.loads(line)["generation"] for line in judged.open()]
     for word, text in zip(WORDS, texts, strict=True):
         prompt = f"<s><|user|>after {word} comes<|end|><|assistant|>"
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]

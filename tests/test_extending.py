@@ -83,7 +83,7 @@ def test_all_five_run_together(own: Path) -> None:
     (path,) = (own.parent / "runs").glob("my_model-rslora-capitals-imsm-squashed*/result.json")
     result = json.loads(path.read_text())
     entry = result["evaluation"]["tasks"]["capitals"]
-    (answers,) = (path.parent / "evaluation").glob("capitals-*/answers.jsonl")
+    (answers,) = (path.parent / "evaluation").glob("capitals-*/items.jsonl")
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     assert sorted(row["golds"] for row in rows) == sorted(
         [capital] for capital in COUNTRIES.values()

@@ -87,12 +87,12 @@ def test_a_run_leaves_its_model_its_answers_and_its_report(made: Path, tmp_path:
     # the saved model gives, token by token, the answers that were judged
     model = imsm.SiameseForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
-    (generations,) = folder.glob("evaluation/jsonl-*/generations.jsonl")
+    (generations,) = folder.glob("evaluation/jsonl-*/items.jsonl")
     for word, line in zip(WORDS, generations.open(), strict=True):
         prompt = tokenizer(f"after {word} comes", return_tensors="pt")
         out = model.generate(**prompt, max_new_tokens=3, do_sample=False)
         new = out[0, prompt["input_ids"].shape[1] :]
-        assert tokenizer.decode(new, skip_special_tokens=True) == json.loads(line)["text"]
+        assert tokenizer.decode(new, skip_special_tokens=True) == json.loads(line)["generation"]
 
 
 def test_three_arms_stand_side_by_side_and_the_original_answers_once(
@@ -225,8 +225,8 @@ def test_answering_a_text_of_ones_own(
     arms = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if ":" in line]
     assert arms == ["original", "peft", "imsm"]
     assert answer.main([str(folder), "after red comes", "--method", "imsm"]) == 0
-    (generations,) = folder.glob("evaluation/jsonl-*/generations.jsonl")
-    judged = json.loads(generations.read_text().splitlines()[0])["text"]
+    (generations,) = folder.glob("evaluation/jsonl-*/items.jsonl")
+    judged = json.loads(generations.read_text().splitlines()[0])["generation"]
     assert capsys.readouterr().out.strip().startswith(judged.strip())
     assert answer.main([str(folder), "after lunch comes"]) == 2
     assert "vocabulary" in capsys.readouterr().err

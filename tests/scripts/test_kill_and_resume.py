@@ -21,9 +21,8 @@ def save_runs(root: Path, *, step: int = 3) -> Path:
     for name, weights in (("mini-lora-imsm-query", b"abc"), ("mini-original", None)):
         task = root / name / "evaluation" / "webq-12"
         task.mkdir(parents=True)
-        for kind in ("generations", "answers", "scores"):
-            lines = [json.dumps({"id": f"webq/{number}", "text": "x"}) for number in range(3)]
-            (task / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
+        lines = [json.dumps({"id": f"webq/{number}", "answer": "x"}) for number in range(3)]
+        (task / "items.jsonl").write_text("\n".join(lines) + "\n")
         entry = {"items": 3, "metrics": {"contain": 50.0}}
         result = {"evaluation": {"tasks": {"webq": entry}}}
         (root / name / "result.json").write_text(json.dumps(result))
@@ -46,8 +45,8 @@ def test_equal_runs_do_not_differ(tmp_path: Path) -> None:
     [
         ("model/adapter/a.safetensors", lambda text: text[:2], "a.safetensors is not the same"),
         ("model/adapter/a.safetensors", None, "a.safetensors is not the same"),
-        ("evaluation/webq-12/scores.jsonl", lambda text: text * 2, "an item twice"),
-        ("evaluation/webq-12/generations.jsonl", None, "generations.jsonl is not the same"),
+        ("evaluation/webq-12/items.jsonl", lambda text: text * 2, "an item twice"),
+        ("evaluation/webq-12/items.jsonl", None, "items.jsonl is not the same"),
         ("log.jsonl", lambda text: text + text.splitlines()[0] + "\n", "other steps"),
         ("log.jsonl", lambda text: text + '{"step', "other steps"),
         ("log.jsonl", lambda text: text.partition("\n")[2], "other steps"),
