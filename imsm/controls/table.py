@@ -61,7 +61,7 @@ def _cell(arms: Mapping[str, Entries], arm: str, tasks: Sequence[str]) -> str:
     told = []
     for other in ("PEFT", "original"):
         value = None if other == arm else _points(arms[other], tasks, like=arms["PEFT"])
-        told.append("" if value is None else f"{own - value:+.1f}")
+        told.append("·" if value is None else f"{own - value:+.1f}")
     return f"{own:.1f}\n{told[0]:>6}{told[1]:>7}"
 
 
