@@ -104,6 +104,15 @@ def test_so_is_what_is_measured(stage: Stage, local: dict, key: str) -> None:
         assert expected and close(found, expected, 1e-4)
 
 
+def test_so_is_the_divergence_from_the_original(stage: Stage, local: dict) -> None:
+    name = "lora-peft-adamw-kl"
+    if name not in stage.names:
+        pytest.skip("few arms at this stage")
+    found = [row["kl_to_original"] for row in stage.logged(name, "whole")]
+    expected = [row["kl_to_original"] for row in local[name]["logged"]]
+    assert max(expected) > 0.01 and close(found, expected, 1e-4)
+
+
 def test_values_are_those_of_one_process(stage: Stage, local: dict, name: str) -> None:
     found, expected = stage.values(name, "whole"), local[name]["values"]
     assert found.keys() == expected.keys()

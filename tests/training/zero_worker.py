@@ -21,6 +21,7 @@ from imsm.adapters.adapter import Adapter
 from imsm.processes.collectives import start_collectives
 from imsm.processes.leave import leave
 from imsm.processes.world import World
+from imsm.siamese.closeness import Closeness
 from imsm.training.engine import Engine
 from imsm.training.keep import Keeper
 from imsm.training.local import LocalEngine
@@ -43,6 +44,7 @@ class Arm(NamedTuple):
     optimizer: str = "adamw"
     dtype: torch.dtype = torch.float32
     checkpointing: bool = False
+    kl: float | None = None
 
 
 def arms(*, few: bool = False) -> list[Arm]:
@@ -52,13 +54,15 @@ def arms(*, few: bool = False) -> list[Arm]:
         return found
     found += [Arm("ia3"), Arm("dora"), Arm("loramoe"), Arm("lora", optimizer="adafactor")]
     found += [Arm("lora", interwoven=False), Arm("adalora", interwoven=False)]
-    return [*found, Arm("lora", checkpointing=True), Arm("dora", dtype=torch.bfloat16)]
+    found += [Arm("lora", checkpointing=True), Arm("dora", dtype=torch.bfloat16)]
+    return [*found, Arm("lora", interwoven=False, kl=0.5)]
 
 
 def name_of(arm: Arm) -> str:
     words = [arm.method, "imsm" if arm.interwoven else "peft", arm.optimizer]
     words += ["bf16"] if arm.dtype == torch.bfloat16 else []
-    return "-".join([*words, "checkpointing"] if arm.checkpointing else words)
+    words += ["checkpointing"] if arm.checkpointing else []
+    return "-".join([*words, "kl"] if arm.kl else words)
 
 
 PARTED = ("lora-imsm-adamw", "adalora-imsm-adamw", "ia3-imsm-adafactor")
@@ -70,6 +74,8 @@ def build(arm: Arm) -> dict[str, Any]:
     adapter: Adapter = {**ADAPTERS, "loramoe": lambda: tiny_loramoe(blc_weight=0.0)}[arm.method]()
     gate = QUERY_GATE if arm.interwoven else None
     model = tiny_siamese("llama", adapter, gate=gate, dtype=arm.dtype)
+    if arm.kl is not None:
+        model.closeness = Closeness(weight=arm.kl)
     if arm.checkpointing:
         model.activation_checkpointing_enable()
     built = build_optimizer(
