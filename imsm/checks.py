@@ -72,7 +72,7 @@ def between_sections(
             config_dir=config_dir,
         )
         found |= {"tasks": tasks, "metrics": metrics}
-        problems += more
+        problems += more + _protocol(sections["evaluation"], tasks)
     peft = sections.get("peft")
     needed = ("data", "backbone", "method", "evaluation")
     if peft and peft.replay and all(n in sections for n in needed) and sections["method"].trained:
@@ -427,6 +427,18 @@ def _finished_run(mode: str, folder: str | None) -> list[str]:
     if mode == "evaluate" and folder is not None and not Path(folder).is_dir():
         return [f"folder={folder}: there is no such run to evaluate"]
     return []
+
+
+def _protocol(evaluation: EvaluationConfig, tasks: Mapping[str, Any]) -> list[str]:
+    """The released protocol has metrics for the paper's datasets only."""
+    if evaluation.protocol == "clean":
+        return []
+    return [
+        f"evaluation.protocol=released: data={name} has no released_metrics (nor has any dataset "
+        "with data.metric); use evaluation.protocol=clean"
+        for name, task in tasks.items()
+        if not task.released_metrics
+    ]
 
 
 def _items_by_task(evaluation: EvaluationConfig, data: DataConfig) -> list[str]:

@@ -26,11 +26,10 @@ CONF = Path(__file__).parents[2] / "conf" / "metric"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
-def test_the_seven_metrics_are_there_and_say_what_they_mean() -> None:
-    assert (
-        sorted(["accuracy", "contain", "exact_match", "f1", "gsm8k_accuracy", "mcc", "token_f1"])
-        == NAMES
-    )
+def test_the_metrics_are_there_and_say_what_they_mean() -> None:
+    clean = ["accuracy", "contain", "exact_match", "f1", "gsm8k_accuracy", "mcc", "token_f1"]
+    released = ["contain", "exact_match", "f1", "gsm8k_accuracy", "mcc", "token_f1"]
+    assert sorted(clean + [f"released_{name}" for name in released]) == NAMES
     for name in NAMES:
         info = metric_module(name).INFO
         assert info.name == name
