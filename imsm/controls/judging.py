@@ -17,6 +17,7 @@ from imsm.evaluation.items import task_folder
 from imsm.evaluation.judge import judge_rows
 from imsm.processes.world import World
 from imsm.report.result import build_result, write_result
+from imsm.stages.data import learned_examples
 from imsm.stages.judging import entry_of, metrics_of
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def _leave(
 ) -> dict[str, Any]:
     """Score the answers, and write items and result into the arm's folder."""
     folder = run.folder / FOLDER / name
+    learned_from = learned_examples(run.config) if adapted else None
     tasks = {}
     for task, (rows, golds) in answers.items():
         test = run.tests[task]
@@ -143,7 +145,7 @@ def _leave(
             folder=task_folder(folder, task=task, test_set=test.fingerprint),
             world=World(),
         )
-        tasks[task] = entry_of(run.config, task, test, judgement, adapted=adapted)
+        tasks[task] = entry_of(run.config, task, test, judgement, learned_from=learned_from)
     result = build_result(
         name=f"{run.folder.name}/{name}",
         method="control",

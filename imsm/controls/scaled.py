@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache
 
+from imsm.adapters.own import own_config
 from imsm.controls.mixed import variant
 from imsm.errors import UserError
 from imsm.siamese.model import SiameseForCausalLM
@@ -151,5 +152,6 @@ def _lerp(original: Any, tuned: Any, scale: float) -> Any:
 def _method(model: SiameseForCausalLM) -> str:
     """What the adapter's method is called."""
     config = getattr(model.adapted, "active_peft_config", None)
-    config = config or getattr(model.adapted, "own_adapter", None)
-    return type(config).__name__.removesuffix("Config")
+    if config is not None:
+        return str(config.peft_type.value)
+    return type(own_config(model.adapted)).__name__

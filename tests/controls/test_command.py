@@ -209,10 +209,10 @@ def test_a_method_that_cannot_be_scaled_is_left_out_or_refused(
     capsys.readouterr()
     assert command(folder, "--controls", "adapter_scale") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert line.startswith("imsm: adapter_scale: PromptTuning changes no weights")
+    assert line.startswith("imsm: adapter_scale: PROMPT_TUNING changes no weights")
     assert command(folder, "--values", "0.5") == 0
     told = capsys.readouterr().out
-    assert told.count("left out: adapter_scale: PromptTuning") == 1
+    assert told.count("left out: adapter_scale: PROMPT_TUNING") == 1
     assert "logit_mix-0.50" in arms(folder) and "adapter_scale-0.50" not in arms(folder)
 
 

@@ -19,7 +19,11 @@ from imsm.controls.mixes import by_entropy, by_logits, by_maximum, by_probabilit
 from imsm.controls.paired import paired, share_backbone
 from imsm.controls.scaled import scaled
 from imsm.errors import UserError
+from imsm.folders import conf_folder
 from imsm.siamese.model import SiameseForCausalLM
+from imsm.stages.parts import adapter_of
+from imsm.stages.training import new_model
+from tests.composed import config
 from tests.siamese.tiny import (
     ADAPTERS,
     ARCHITECTURES,
@@ -205,9 +209,25 @@ def test_strength_is_a_path_between_the_weights(method: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
+def test_every_shipped_method_has_a_strength_or_is_refused() -> None:
+    refused = []
+    for path in sorted((conf_folder() / "peft").glob("*.yaml")):
+        more = ["peft.type=ADAPTION_PROMPT", "peft.arguments={adapter_layers:2,adapter_len:4}"]
+        chosen = config(f"peft={path.stem}", "method=peft", *more * (path.stem == "any"))
+        model = new_model(chosen, adapter_of(chosen), device=torch.device("cpu")).eval()
+        perturb(model, scale=0.05)
+        try:
+            scaled(model, 0.5)
+        except UserError as error:
+            refused.append(path.stem)
+            assert "learned positions before the text" in str(error) or path.stem == "any"
+    assert refused == ["any", "p_tuning", "prefix_tuning", "prompt_tuning"]
+
+
 def test_a_learned_prompt_has_no_strength() -> None:
     model = tiny_siamese(method=prompt_tuning(virtual_tokens=4), gate=None)
-    with pytest.raises(UserError, match=r"PromptTuning changes no weights, it puts 4 learned"):
+    with pytest.raises(UserError, match=r"PROMPT_TUNING changes no weights, it puts 4 learned"):
         scaled(model, 0.5)
 
 
@@ -221,7 +241,7 @@ def test_a_layer_that_keeps_a_state_is_refused() -> None:
         return inner(rows) + len(calls)
 
     layer.forward = counting
-    with pytest.raises(UserError, match=r"Lora at strength .* is not the"):
+    with pytest.raises(UserError, match=r"LORA at strength .* is not the"):
         scaled(model, 0.5)
 
 
