@@ -63,11 +63,16 @@ def replayed(config: RunConfig, *, target: int) -> Replay | None:
     )
 
 
-def training_fingerprint(config: RunConfig) -> str:
-    """Identifies the training examples."""
+def learned_examples(config: RunConfig) -> list[Example]:
+    """All that a run learns from, the target's examples and the replay's."""
     examples = training_examples(config)
     replay = replayed(config, target=len(examples))
-    return examples_digest([*examples, *(replay.examples if replay else [])])
+    return [*examples, *(replay.examples if replay else [])]
+
+
+def training_fingerprint(config: RunConfig) -> str:
+    """Identifies the training examples."""
+    return examples_digest(learned_examples(config))
 
 
 def training_items(

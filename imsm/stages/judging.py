@@ -13,15 +13,18 @@ from imsm.config import RunConfig
 from imsm.evaluation.digest import digest
 from imsm.evaluation.items import task_folder
 from imsm.evaluation.judge import Judgement, judge
+from imsm.evaluation.leaks import leaks
 from imsm.evaluation.test_set import TestSet
 from imsm.identity import original_of, run_identity
 from imsm.report.result import build_result, write_result
 from imsm.run_folder import RunFolder, open_run
 from imsm.siamese.model import SiameseForCausalLM
+from imsm.stages.data import learned_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from imsm.data.example import Example
     from imsm.processes.world import World
 
 GetModel = Callable[[], SiameseForCausalLM]
@@ -126,6 +129,7 @@ def _judge_tasks(
     world: World,
 ) -> dict[str, Any]:
     """One stream on every task, as `result.json` keeps it; a folder per task and test set."""
+    learned_from = None if stream == "original" else learned_examples(config)
     tasks: dict[str, Any] = {}
     for name, test in tests.items():
         judgement = judge(
@@ -142,19 +146,29 @@ def _judge_tasks(
             label=f"{config.method.name if stream != 'original' else 'original'}: {name}",
             world=world,
         )
-        tasks[name] = entry_of(config, name, test, judgement, adapted=stream != "original")
+        tasks[name] = entry_of(config, name, test, judgement, learned_from=learned_from)
     return {"settings": config.evaluation.model_dump(), "tasks": tasks}
 
 
 def entry_of(
-    config: RunConfig, name: str, test: TestSet, judgement: Judgement, *, adapted: bool
+    config: RunConfig,
+    name: str,
+    test: TestSet,
+    judgement: Judgement,
+    *,
+    learned_from: Sequence[Example] | None,
 ) -> dict[str, Any]:
-    """A task's entry in `result.json`; ``adapted``: what answered had learned something."""
+    """A task's entry in `result.json`.
+
+    ``learned_from``: what the arm that answered had learned from; None: nothing.
+    """
     learned = [config.data.name, *(config.after.tasks if config.after else [])]
+    learned += config.replay_tasks
     return {
         "role": "target" if name == config.data.name else "forgetting",
-        "trained_on": name in learned and adapted,
+        "trained_on": name in learned and learned_from is not None,
         "test_set": test.fingerprint,
+        "leaks": leaks(test.examples, learned_from or []),
         **asdict(judgement),
     }
 
