@@ -56,9 +56,12 @@ def report(*folders: Path) -> None:
     write_record(own, record)
     others = [Path(folder).absolute() for folder in folders[:-1]] or _siblings(own, record)
     arms = [(record, drawn), *(build_record(other) for other in others)]
+    common = _common_tasks([arm for arm, _ in arms])
+    for place, folder in enumerate([own, *others]):
+        if len(arms[place][0]["tasks"]) > len(common):
+            arms[place] = build_record(folder, only=common)
     arms.sort(key=lambda arm: _ORDER.get(arm[0]["method"], len(_ORDER)))
     records = [arm for arm, _ in arms]
-    _check_alike(records)
     differences = _differences(arms)
     draw(records, own / "sequence.png")
     write_whole(own / "sequence.csv", score_frame(record).to_csv(float_format="%.6g"))
@@ -79,19 +82,28 @@ def _siblings(folder: Path, record: dict[str, Any]) -> list[Path]:
         if other is None or file.parent == folder or other["method"] == record["method"]:
             continue
         alike = differs_only_in_method(record["identity"], other["identity"])
-        if alike and other["tasks"] == record["tasks"]:
+        learned = [task for task in record["tasks"] if task["stage"] is not None]
+        if alike and all(task in other["tasks"] for task in learned):
             found[other["method"]] = file.parent
     return list(found.values())
 
 
-def _check_alike(records: Sequence[dict[str, Any]]) -> None:
+def _common_tasks(records: Sequence[dict[str, Any]]) -> set[str]:
+    """The tasks that all arms were judged on, by the same items and metric.
+
+    Raises:
+        UserError: they learned different tasks in a row, or one of these is not common.
+    """
+    first = records[0]
+    common = [task for task in first["tasks"] if all(task in r["tasks"] for r in records)]
+    names = {str(task["name"]) for task in common}
     for record in records[1:]:
-        for key in ("sequence", "tasks"):
-            if record[key] != records[0][key]:
-                raise UserError(
-                    f"{record['name']}: is not to be compared with {records[0]['name']}, its {key} "
-                    "are others; give folders of one sequence, judged on the same items"
-                )
+        if record["sequence"] != first["sequence"] or not names >= set(first["sequence"]):
+            raise UserError(
+                f"{record['name']}: is not to be compared with {first['name']}, which learned or "
+                "was asked something else; give folders of one sequence, judged on the same items"
+            )
+    return names
 
 
 def _differences(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,14 @@ _RESAMPLES = 1000
 _SEED = 0
 
 
-def build_record(folder: Path) -> tuple[dict[str, Any], NDArray[np.float64] | None]:
+def build_record(
+    folder: Path, *, only: Collection[str] | None = None
+) -> tuple[dict[str, Any], NDArray[np.float64] | None]:
     """The record of the sequence whose last stage lies in ``folder``.
+
+    Args:
+        folder: of the last stage.
+        only: the tasks that count; None: all that it was judged on.
 
     Returns:
         The record, and resampled scores (N, S+1, tasks), the same draws for every arm; None where
@@ -54,24 +61,26 @@ def build_record(folder: Path) -> tuple[dict[str, Any], NDArray[np.float64] | No
     stages = _stages(folder)
     last = stages[-1][1]
     sequence = [*last["config"]["after"]["tasks"], last["config"]["data"]["name"]]
-    original = _original(folder, last)
     entries = last["evaluation"]["tasks"]
+    if lacking := [name for name in sequence if name not in entries]:
+        raise UserError(
+            f"{folder}: was not asked {', '.join(lacking)} when it was judged last; give the whole "
+            "sequence again"
+        )
     names = [*sequence, *(name for name in entries if name not in sequence)]
-    rows = [original, *(result for _, result in stages)]
+    rows = [_original(last), *(result for _, result in stages)]
     tasks = [
-        {
-            "name": name,
-            "metric": headline(entries[name]),
-            "items": entries[name]["items"],
-            "test_set": entries[name]["test_set"],
-            "stage": sequence.index(name) + 1 if name in sequence else None,
-        }
-        for name in names
-        if name in entries
+        _column(name, entries[name], sequence) for name in names if only is None or name in only
     ]
     scores = [[_score(result, task, beside=last) for task in tasks] for result in rows]
     folders = [folder.parent / _original_name(last), *(place for place, _ in stages)]
-    drawn = _drawn(folders, tasks, scores, last)
+    whole = [place for place in range(len(tasks)) if all(row[place] is not None for row in scores)]
+    compared = [[row[place] for place in whole] for row in scores]
+    drawn = None
+    measured: dict[str, Any] = {"measures": {}, "forgetting": {}}
+    if whole[: len(sequence)] == list(range(len(sequence))):
+        drawn = _drawn(folders, [tasks[place] for place in whole], compared, last)
+        measured = _measured(sequence, compared, drawn)
     record = {
         "format": FORMAT,
         "name": folder.name,
@@ -81,7 +90,7 @@ def build_record(folder: Path) -> tuple[dict[str, Any], NDArray[np.float64] | No
         "identity": last["identity"],
         "tasks": tasks,
         "scores": scores,
-        **_measured(sequence, scores, drawn),
+        **measured,
     }
     return record, drawn
 
@@ -123,7 +132,18 @@ def _stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def _original(folder: Path, last: Mapping[str, Any]) -> dict[str, Any]:
+def _column(name: str, entry: Mapping[str, Any], sequence: Sequence[str]) -> dict[str, Any]:
+    """A task, by what has to be equal for two scores to be comparable."""
+    return {
+        "name": name,
+        "metric": headline(entry),
+        "items": entry["items"],
+        "test_set": entry["test_set"],
+        "stage": sequence.index(name) + 1 if name in sequence else None,
+    }
+
+
+def _original(last: Mapping[str, Any]) -> dict[str, Any]:
     """The original's scores on the same items, as the last stage keeps them."""
     return {"evaluation": {"tasks": last["evaluation"]["original"]}}
 
@@ -151,10 +171,8 @@ def _measured(
     scores: Sequence[Sequence[float | None]],
     drawn: NDArray[np.float64] | None,
 ) -> dict[str, Any]:
-    """Every measure with its interval; none where a score is missing."""
+    """Every measure with its interval."""
     size = len(sequence)
-    if any(len(row) < size or None in row for row in scores):
-        return {"measures": {}, "forgetting": {}}
     matrix = np.array(scores, float)
     spread = {} if drawn is None else all_measures(drawn, learned=size)
     each = forgetting(matrix[:, :size])
@@ -193,7 +211,7 @@ def _drawn(
         statistic = _statistic(frames, task, [row[place] for row in scores], last)
         if statistic is None:
             return None
-        generator = np.random.default_rng([_SEED, place])
+        generator = np.random.default_rng([_SEED, zlib.crc32(task["test_set"].encode())])
         columns.append(resample(frames, statistic, resamples=_RESAMPLES, generator=generator))
     return np.stack(columns, axis=-1)
 
