@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from imsm.processes.world import World
     from imsm.siamese.model import SiameseForCausalLM
 
-_VERSION = 2
+_VERSION = 3
 """Of what a row holds; another one asks anew."""
 GOLDS = 8
 """So many of an item's accepted answers are weighed, the first ones."""
@@ -60,7 +60,8 @@ def ask(
         world: the processes that share the batches out.
 
     Returns:
-        N rows of {text, tokens, ended, gate_mean, gate_tokens, seconds}, and N of {loglik, tokens}:
+        N rows of {text, tokens, ended, gate_mean, gate_tokens, gate_pieces,
+        seconds}, and N of {loglik, tokens}:
         the sum of ln p over the answer's tokens; None where an item has no answer of any token.
     """
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ class Generation:
 
     ``tokens`` without the end's own; ``ended``: by itself or by the stop pattern, not by the token
     limit. ``gate_mean``: the original memory's mean weight over all generated positions, the
-    end's too (interwoven stream only); ``gate_tokens``: at the first ones of them.
+    end's too (interwoven stream only); ``gate_tokens``: at the first ones of them, whose texts are
+    ``gate_pieces``.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Generation:
     ended: bool
     gate_mean: float | None
     gate_tokens: list[float] | None
+    gate_pieces: list[str] | None
 
 
 class PatternStop(StoppingCriteria):
@@ -154,4 +157,11 @@ def _generation(
         ended=length < limit,
         gate_mean=None if own is None else round(fmean(own), _PLACES),
         gate_tokens=None if own is None else [round(each, _PLACES) for each in own[:_SHOWN]],
+        gate_pieces=None if own is None else _pieces(row[: len(own)][:_SHOWN], tokenizer),
     )
+
+
+def _pieces(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Each token's own text, as it stands in the whole: the end's too."""
+    texts = [str(tokenizer.decode(tokens[:end])) for end in range(len(tokens) + 1)]
+    return [text.removeprefix(before) for before, text in pairwise(texts)]

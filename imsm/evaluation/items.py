@@ -3,7 +3,8 @@ r"""One arm's answers to one task, a row per item: what statistics, reports and 
     {"id": "webq/test/17", "group": "webq/test/17", "prompt_sha": "5f0c…",
      "generation": " paris .\n", "tokens": 3, "ended": true, "answer": "paris", "golds": ["Paris"],
      "scores": {"contain": 1.0, "exact_match": 1.0}, "gold_loglik": -1.7, "gold_tokens": 2,
-     "gate_mean": 0.48, "gate_tokens": [0.47, 0.48, 0.49]}
+     "gate_mean": 0.48, "gate_tokens": [0.47, 0.48, 0.49],
+     "gate_pieces": [" paris", " .", "\n"]}
 
 The file is made anew from the ledger whenever an arm is judged; two arms are paired by ``id``.
 """
@@ -36,6 +37,7 @@ COLUMNS = (
     "gold_tokens",
     "gate_mean",
     "gate_tokens",
+    "gate_pieces",
 )
 
 

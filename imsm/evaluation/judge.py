@@ -148,6 +148,7 @@ def judge_rows(
                     "gold_tokens": gold and gold["tokens"],
                     "gate_mean": row["gate_mean"],
                     "gate_tokens": row["gate_tokens"],
+                    "gate_pieces": row["gate_pieces"],
                 }
                 for example, prompt, row, gold, answer, score in zip(
                     test.examples, test.prompts, rows, golds, texts["clean"], scores, strict=True
