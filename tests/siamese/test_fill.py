@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.adapters.adapter import Adapter
-from imsm.assemble import assemble
+from imsm.assemble import put_together
+from imsm.backbones.load import load_backbone
 from imsm.errors import UserError
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.storage import fill
@@ -20,8 +20,8 @@ METHODS = ["lora", "dora", "ia3", "adalora", "vera", "loramoe", "prompt_tuning",
 
 def new(peft: str, seed: int) -> SiameseForCausalLM:
     chosen = config(f"peft={peft}", f"seed={seed}")
-    adapter: Adapter = adapter_of(chosen)
-    return assemble(adapter=adapter, **parts_of(chosen))
+    parts = parts_of(chosen)
+    return put_together(load_backbone(**parts["backbone"]), adapter=adapter_of(chosen), **parts)
 
 
 def learned(model: SiameseForCausalLM) -> dict[str, torch.Tensor]:

@@ -33,7 +33,13 @@ SMALL = (
     "sequence=[mrpc,cola]", "data.train_limit=8", "trainer.epochs=1", "trainer.batch_size=4",
     "evaluation.tasks=[target]", "evaluation.items=6",
 )  # fmt: skip
+RESAMPLES = "imsm.report.sequence_record._RESAMPLES"
 ADAPTER = "model/adapter/adapter_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RESAMPLES, 60)
 
 
 def carry_out(root: Path, *more: str, method: str = "peft") -> list[Path]:
@@ -56,6 +62,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train", watching)
+        patch.setattr(RESAMPLES, 60)
         yield carry_out(tmp_path_factory.mktemp("runs")), started
 
 
@@ -102,7 +109,7 @@ def test_the_summary_has_the_scores_of_every_stage(watched: tuple[list[Path], li
 
 
 def test_a_finished_sequence_trains_nothing_and_says_the_same(
-    watched: tuple[list[Path], list[Any]], monkeypatch: pytest.MonkeyPatch
+    watched: tuple[list[Path], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders, _ = watched
     before = (folders[1] / "sequence.json").read_text()
@@ -110,12 +117,36 @@ def test_a_finished_sequence_trains_nothing_and_says_the_same(
     assert carry_out(folders[0].parent) == folders
     assert (folders[1] / "sequence.json").read_text() == before
     # a longer one takes these stages over: only its own last one would begin
+    for folder in folders[0].parent.iterdir():
+        shutil.copytree(folder, tmp_path / folder.name)
     with pytest.raises(TypeError, match="NoneType"):
-        carry_out(folders[0].parent, "sequence=[mrpc,cola,ropes]")
-    begun = folders[0].parent / run_name(
+        carry_out(tmp_path, "sequence=[mrpc,cola,ropes]")
+    begun = tmp_path / run_name(
         stages_of(config(*SMALL[1:], "sequence=[mrpc,cola,ropes]", "method=peft"))[-1]
     )
     assert json.loads((begun / "inputs.json").read_text())["start"]
+
+
+@pytest.mark.slow
+def test_arms_that_were_asked_other_tasks_too_are_compared_on_what_is_common(
+    watched: tuple[list[Path], list[Any]], tmp_path: Path
+) -> None:
+    folders, _ = watched
+    other = tmp_path / "other"
+    for folder in folders[0].parent.iterdir():
+        for root in (tmp_path / "one", other):
+            shutil.copytree(folder, root / folder.name)
+    place = other / folders[1].name / "result.json"
+    result = json.loads(place.read_text())
+    result["evaluation"]["tasks"]["webq"] = dict(result["evaluation"]["tasks"]["cola"])
+    place.write_text(json.dumps(result))
+    sequence.report(tmp_path / "one" / folders[1].name, other / folders[1].name)
+    assert "webq" in (other / folders[1].name / "sequence.csv").read_text()
+    assert "webq" not in (other / folders[1].name / "sequence.md").read_text()
+    del result["evaluation"]["tasks"]["mrpc"]
+    place.write_text(json.dumps(result))
+    with pytest.raises(UserError, match="was not asked mrpc"):
+        sequence.report(other / folders[1].name)
 
 
 def test_interrupted_in_a_later_stage_it_ends_as_if_nothing_had_been(
