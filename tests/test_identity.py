@@ -114,6 +114,20 @@ def test_where_there_is_a_dropout_the_micro_batch_decides() -> None:
     assert not siblings(config("peft.dropout=0.1"), config(*dropped, micro))
 
 
+def test_held_to_the_original_it_is_another_run() -> None:
+    plain = run_identity(config())
+    assert not {"kl_weight", "kl_mask_target"} & plain["trainer"].keys()  # finished runs stay
+    for held in (
+        ["trainer.kl_weight=0.5"],
+        ["trainer.kl_weight=0.5", "trainer.kl_mask_target=true"],
+    ):
+        identity = run_identity(config(*held))
+        assert identity != plain
+        assert identity["trainer"]["kl_weight"] == 0.5
+        assert siblings(config(*held), config("method=peft", *held))
+        assert not siblings(config(*held), config("method=peft"))
+
+
 def test_a_configuration_survives_its_file() -> None:
     run = config("gate.bias=1", "data.train_limit=5", "peft=adalora")
     again = RunConfig.from_dict(json.loads(json.dumps(run.to_dict())))

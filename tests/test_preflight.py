@@ -70,6 +70,8 @@ WRONG = [
     ("trainer.gradient_checkpointing=1", ["must be true or false"]),
     ("trainer.learning_rate=nan", ["trainer.learning_rate=nan"]),
     ("trainer.warmup_ratio=1.5", ["must be less than 1"]),
+    ("trainer.kl_weight=0", ["trainer.kl_weight=0: must be greater than 0"]),
+    ("trainer.kl_mask_target=true", ["set trainer.kl_weight as well"]),
     ("trainer.optimizer=adam", ["adamw or adafactor", "did you mean trainer.optimizer=adamw?"]),
     ("gate.inputs=[tunde]", ["did you mean tuned?"]),
     ("evaluation.tasks=webq", ["must be a list"]),

@@ -237,6 +237,14 @@ def test_a_control_of_ones_own_is_one_file(peft: Path, tmp_path: Path) -> None:
         assert found.generation.equals(wanted.generation)
 
 
+def test_the_guides_control(peft: Path, tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "controls.md").read_text(encoding="utf-8")
+    (tmp_path / "own_louder.py").write_text(guide.split("```python\n")[1].split("```")[0])
+    assert command(peft, "--controls", "own_louder", "--config-dir", str(tmp_path)) == 0
+    for found in arm(peft, "louder").values():
+        assert found.gate_mean.between(0, 1).all()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
