@@ -1,34 +1,52 @@
-"""Intervals and tests for two arms that answered the same items.
+"""Tests for two arms that answered the same items or were trained with several seeds.
 
-Legend: N items, C groups of items that share a passage (an item without one is its own group),
-S seeds. Values keep the unit that they come in.
+Legend: N items, C groups of items that share a passage, S seeds. The intervals stand in
+`imsm.evaluation.intervals` and are to be had from here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
-Array = NDArray[numpy.float64]
-RESAMPLES = 10_000
-_FEW = 64
-"""So many kinds of groups are drawn by their number; more are drawn one by one."""
-_AT_ONCE = 2_000_000
-"""So many draws are in memory at a time."""
+from imsm.evaluation.given import (
+    NOISE,
+    all_equal,
+    difference_of,
+    level_of,
+    values_of,
+    zeros_and_ones,
+)
+from imsm.evaluation.groups import standard_error
+from imsm.evaluation.intervals import (
+    Interval,
+    mean_interval,
+    over_seeds,
+    paired_difference,
+    share_interval,
+    statistic_difference,
+)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """An estimate between two bounds that hold the truth in ``level`` of all samples."""
-
-    estimate: float
-    low: float
-    high: float
-    level: float
+__all__ = [
+    "Interval",
+    "McNemar",
+    "TTest",
+    "detectable",
+    "holm",
+    "mcnemar",
+    "mean_interval",
+    "over_seeds",
+    "paired_difference",
+    "paired_t",
+    "separation",
+    "share_interval",
+    "statistic_difference",
+    "student_t",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,134 +68,13 @@ class TTest:
     p_value: float | None
 
 
-def mean_interval(
-    values: ArrayLike,
-    *,
-    groups: Sequence[object] | None = None,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """The mean of N values, with a percentile bootstrap over groups.
-
-    Whole groups are drawn, since items of one passage are right or wrong together; the mean is
-    that over all items drawn. Where all values are equal the interval is a point: then it says
-    that nothing varied, not that nothing could.
-
-    Args:
-        values: (N,).
-        groups: N labels; None: each item is its own.
-        level: of the interval.
-        resamples: how often the groups are drawn.
-        seed: of the draws.
-
-    Raises:
-        ValueError: no values, a value that is not finite, or not as many labels as values.
-    """
-    found = _values(values)
-    sums, sizes = _by_group(found, groups)
-    means = _resampled(sums, sizes, resamples=resamples, seed=seed)
-    return _interval(float(found.mean()), means, level=level)
-
-
-def paired_difference(
-    one: ArrayLike,
-    other: ArrayLike,
-    *,
-    groups: Sequence[object] | None = None,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """The mean of one − other over the same N items, with a bootstrap over groups.
-
-    Raises:
-        ValueError: as `mean_interval`, or not the same number of items.
-    """
-    difference = _difference(one, other)
-    return mean_interval(difference, groups=groups, level=level, resamples=resamples, seed=seed)
-
-
-def statistic_difference(
-    statistic: Callable[[NDArray[numpy.int64]], float],
-    other: Callable[[NDArray[numpy.int64]], float] | None,
-    *,
-    items: int,
-    groups: Sequence[object] | None = None,
-    level: float = 0.95,
-    resamples: int = 1_000,
-    seed: int = 0,
-) -> Interval:
-    """The difference of two totals that are no means (Matthews' correlation, F1), bootstrapped.
-
-    Args:
-        statistic: one arm's total over the items at the given places.
-        other: the other arm's; None: the interval of the one total.
-        items: N.
-        groups: N labels; None: each item is its own.
-        level: of the interval.
-        resamples: how often the groups are drawn; each draw computes both totals.
-        seed: of the draws.
-
-    Raises:
-        ValueError: no items.
-    """
-    if items < 1:
-        raise ValueError("there are no items")
-    places = numpy.arange(items)
-    labels = _labels(groups, items)
-    ends = numpy.cumsum(numpy.bincount(labels))[:-1]
-    members = numpy.split(places[numpy.argsort(labels, kind="stable")], ends)
-
-    def total(chosen: NDArray[numpy.int64]) -> float:
-        return statistic(chosen) - (other(chosen) if other is not None else 0.0)
-
-    draws = numpy.random.default_rng(seed).integers(len(members), size=(resamples, len(members)))
-    found = numpy.array([total(numpy.concatenate([members[i] for i in draw])) for draw in draws])
-    return _interval(total(places), found, level=level)
-
-
-def over_seeds(
-    differences: Sequence[ArrayLike],
-    *,
-    groups: Sequence[object] | None = None,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """The mean of S seeds' values on the same N items: seeds are drawn, then groups of items.
-
-    So the interval speaks of training again and of other items at once (a random effect of the
-    seed). With one seed it is `mean_interval`, which speaks of this one model.
-
-    Args:
-        differences: S arrays (N,), e.g. one − other of each seed.
-        groups: N labels, the same for all seeds.
-        level: of the interval.
-        resamples: how often it is drawn.
-        seed: of the draws.
-    """
-    table = numpy.stack([_values(each) for each in differences])
-    sums, sizes = _by_group(table, groups)  # (S, C), (C,)
-    rng = numpy.random.default_rng(seed)
-    count = len(table)
-    means = numpy.empty(resamples)
-    for number, draw in enumerate(rng.integers(count, size=(resamples, count))):
-        weights = numpy.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes))
-        means[number] = (sums[draw].mean(axis=0) @ weights) / (sizes @ weights)
-    return _interval(float(table.mean()), means, level=level)
-
-
 def mcnemar(one: ArrayLike, other: ArrayLike) -> McNemar:
     """The exact test of McNemar on right (1) and wrong (0) answers to the same N items.
 
     Raises:
         ValueError: another value than 0 and 1, or not the same number of items.
     """
-    first, second = _values(one), _values(other)
-    if not set(numpy.unique(numpy.concatenate([first, second]))) <= {0.0, 1.0}:
-        raise ValueError("McNemar's test is for answers that are right (1) or wrong (0)")
-    difference = _difference(first, second)
+    difference = difference_of(zeros_and_ones(one), zeros_and_ones(other))
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     apart = better + worse
     p_value = float(stats.binomtest(better, apart).pvalue) if apart else 1.0
@@ -185,25 +82,35 @@ def mcnemar(one: ArrayLike, other: ArrayLike) -> McNemar:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjustment over a declared family: p-values by name, (the same names) adjusted."""
+    """Holm's adjustment over a declared family: p-values by name, (the same names) adjusted.
+
+    Raises:
+        ValueError: a value that is not between 0 and 1; leave a test that gave none out.
+    """
     from statsmodels.stats.multitest import multipletests
 
     if not p_values:
         return {}
+    wrong = {name: value for name, value in p_values.items() if not 0 <= value <= 1}
+    if wrong:
+        raise ValueError(f"{wrong}: a p-value is between 0 and 1")
     adjusted = multipletests(list(p_values.values()), method="holm")[1]
     return dict(zip(p_values, map(float, adjusted), strict=True))
 
 
 def student_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
     """Student's t-test of two arms' scores over seeds, the paper's; None below 2 seeds each."""
-    first, second = _values(one), _values(other)
+    first, second = values_of(one), values_of(other)
     if min(len(first), len(second)) < 2:
         return None
     difference = float(first.mean() - second.mean())
     degrees = len(first) + len(second) - 2
-    if not (numpy.ptp(first) or numpy.ptp(second)):
+    scale = float(numpy.abs(numpy.concatenate([first, second])).max())
+    if max(numpy.ptp(first), numpy.ptp(second)) <= NOISE * scale:
         return TTest(difference=difference, t=None, degrees=degrees, p_value=None)
-    found = stats.ttest_ind(first, second)
+    found = stats.ttest_ind_from_stats(
+        *(each for arm in (first, second) for each in (arm.mean(), arm.std(ddof=1), len(arm)))
+    )
     return TTest(
         difference=difference,
         t=float(found.statistic),
@@ -214,11 +121,11 @@ def student_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
 
 def paired_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
     """The t-test of two arms' scores, paired by seed; None below 2 seeds."""
-    difference = _difference(one, other)
+    difference = difference_of(one, other)
     if len(difference) < 2:
         return None
     mean, degrees = float(difference.mean()), len(difference) - 1
-    if not numpy.ptp(difference):
+    if all_equal(one, other):
         return TTest(difference=mean, t=None, degrees=degrees, p_value=None)
     found = stats.ttest_1samp(difference, 0.0)
     return TTest(
@@ -227,88 +134,39 @@ def paired_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
 
 
 def detectable(
-    one: ArrayLike, other: ArrayLike, *, power: float = 0.8, level: float = 0.95
+    one: ArrayLike,
+    other: ArrayLike,
+    *,
+    groups: Sequence[object] | None = None,
+    power: float = 0.8,
+    level: float = 0.95,
 ) -> float | None:
     """The least mean difference that N pairs as varied as these show with this power.
 
-    None where the pairs do not vary, or are fewer than 3.
+    None where the pairs do not vary, or are in fewer than 3 groups.
     """
     from statsmodels.stats.power import TTestPower
 
-    difference = _difference(one, other)
-    spread = float(difference.std(ddof=1)) if len(difference) > 2 else 0.0
-    if not spread:
+    error, count = standard_error(difference_of(one, other), groups)
+    if count < 3 or all_equal(one, other) or not error:
         return None
-    effect = TTestPower().solve_power(nobs=len(difference), alpha=1 - level, power=power)
-    return float(effect) * spread
+    effect = TTestPower().solve_power(nobs=count, alpha=1 - level_of(level), power=power)
+    return float(numpy.squeeze(effect)) * error * count**0.5
 
 
 def separation(values: ArrayLike, right: ArrayLike) -> float | None:
     """How well a value tells right answers from wrong ones: the area under the ROC curve.
 
     1/2: not at all; None where all are right or all wrong.
+
+    Raises:
+        ValueError: no values, one that is not finite, or not as many of both.
     """
     from sklearn.metrics import roc_auc_score
 
-    labels = _values(right) > 0
+    found, labels = values_of(values), zeros_and_ones(right) > 0
+    if len(found) != len(labels):
+        raise ValueError(f"{len(found)} values against {len(labels)} answers: needs one each")
     if labels.all() or not labels.any():
         return None
-    return float(roc_auc_score(labels, _values(values)))
-
-
-def _values(values: ArrayLike) -> Array:
-    found = numpy.asarray(values, dtype=numpy.float64)
-    if not found.size:
-        raise ValueError("there are no values")
-    if not numpy.isfinite(found).all():
-        raise ValueError("a value is not finite")
-    return found
-
-
-def _difference(one: ArrayLike, other: ArrayLike) -> Array:
-    first, second = _values(one), _values(other)
-    if first.shape != second.shape:
-        raise ValueError(f"{len(first)} items against {len(second)}: a pair needs both")
-    return first - second
-
-
-def _labels(groups: Sequence[object] | None, count: int) -> NDArray[numpy.int64]:
-    """Each item's group as a number."""
-    if groups is None:
-        return numpy.arange(count)
-    if len(groups) != count:
-        raise ValueError(f"{len(groups)} groups for {count} values")
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(groups))}
-    return numpy.array([numbers[label] for label in groups])
-
-
-def _by_group(values: Array, groups: Sequence[object] | None) -> tuple[Array, Array]:
-    """Sums (..., C) and sizes (C,) of the groups of values (..., N)."""
-    labels = _labels(groups, values.shape[-1])
-    count = int(labels.max()) + 1
-    sizes = numpy.bincount(labels, minlength=count).astype(numpy.float64)
-    rows = [numpy.bincount(labels, row, minlength=count) for row in numpy.atleast_2d(values)]
-    sums = numpy.array(rows, dtype=numpy.float64).reshape(*values.shape[:-1], count)
-    return sums, sizes
-
-
-def _resampled(sums: Array, sizes: Array, *, resamples: int, seed: int) -> Array:
-    """Means over all items of C groups drawn with replacement, ``resamples`` times."""
-    rng = numpy.random.default_rng(seed)
-    kinds, counts = numpy.unique(numpy.stack([sums, sizes], axis=1), axis=0, return_counts=True)
-    if len(kinds) <= _FEW:  # drawing groups is drawing how many of each kind
-        drawn = rng.multinomial(len(sums), counts / len(sums), size=resamples)
-        totals = drawn @ kinds
-        return numpy.asarray(totals[:, 0] / totals[:, 1])
-    means = []
-    for start in range(0, resamples, step := max(1, _AT_ONCE // len(sums))):
-        size = (min(step, resamples - start), len(sums))
-        draw = rng.integers(len(sums), size=size)
-        means.append(sums[draw].sum(axis=1) / sizes[draw].sum(axis=1))
-    return numpy.concatenate(means)
-
-
-def _interval(estimate: float, resampled: Array, *, level: float) -> Interval:
-    tail = (1 - level) / 2
-    low, high = numpy.quantile(resampled, [tail, 1 - tail])
-    return Interval(estimate=estimate, low=float(low), high=float(high), level=level)
+    return float(roc_auc_score(labels, found))

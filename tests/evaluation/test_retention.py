@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy
 import pytest
+from scipy import stats
 
 from imsm.evaluation.retention import (
     at_matched_target,
@@ -12,7 +13,10 @@ from imsm.evaluation.retention import (
     hypervolume,
     plasticity,
     retention,
+    retention_average,
     stability,
+    target_average,
+    transition_shares,
     transitions,
 )
 
@@ -25,10 +29,23 @@ def test_four_items_one_of_each_kind() -> None:
         transitions([1], [1, 0])
 
 
+def test_shares_of_the_kinds_and_their_intervals() -> None:
+    before, after = [1] * 60 + [0] * 40, [1] * 45 + [0] * 55
+    found = transition_shares(before, after)
+    assert [round(each.estimate, 9) for each in found.values()] == [0.45, 0.15, 0.0, 0.4]
+    assert found["learned"].high > 0.03  # none of 100 is not none at all
+    theirs = stats.binomtest(15, 100).proportion_ci(method="wilson")
+    forgotten = found["forgotten"]
+    assert (forgotten.low, forgotten.high) == pytest.approx((theirs.low, theirs.high), abs=0.002)
+    swapped = transition_shares(after, before)
+    assert swapped["learned"] == forgotten
+
+
 def test_chance_is_the_larger_class_of_yes_and_no_and_nothing_for_names() -> None:
     assert chance_level([["yes"], ["no"], ["yes"], ["yes"]]) == 75.0
     assert chance_level([["paris"], ["no"]]) == 0.0
     assert chance_level([]) == 0.0
+    assert chance_level([[]]) == 0.0
 
 
 def test_retention_is_corrected_for_chance() -> None:
@@ -45,6 +62,36 @@ def test_an_original_at_chance_has_nothing_to_retain() -> None:
     assert retention(0.0, 0.0, chance=0.0, items=200) is None
     assert retention(1.0, 1.0, chance=0.0, items=0) is None
     assert retention(50.0, 100.0, chance=99.9, items=20) is None  # 20 of 20 are no certainty
+
+
+def test_an_error_over_passages_can_be_given() -> None:
+    assert retention(55.0, 56.0, chance=50.0, items=400, error=2.9) == pytest.approx(250 / 3)
+    assert retention(55.0, 56.0, chance=50.0, items=400, error=3.0) is None
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    nothing = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        retention(nothing, 50.0, chance=0.0, items=10)
+    with pytest.raises(ValueError, match="not finite"):
+        hypervolume([(nothing, 1.0)])
+    with pytest.raises(ValueError, match="not finite"):
+        at_matched_target([(nothing, 1.0), (2.0, 1.0)], 1.5)
+    with pytest.raises(ValueError, match="not finite"):
+        transitions([nothing], [1])
+
+
+def test_the_papers_averages_are_those_that_it_printed() -> None:
+    # ChatGLM3 with LoRA: MRPC accuracy and F1, CoLA, ROPES exact and F1, GSM8K
+    scores = dict(zip("abcdef", (86.67, 90.10, 63.56, 74.38, 79.41, 44.50), strict=True))
+    assert target_average(scores) == pytest.approx(73.10, abs=0.005)
+    assert target_average(scores | {"a": None}) is None
+    assert target_average({}) is None
+    # tuned on ROPES: the target, then WebQ, MultiRC, MRPC, FreebaseQA
+    others = {"webq": 20.47, "multirc": 66.67, "mrpc": 70.32, "freebaseqa": 38.61}
+    assert retention_average(74.38, others) == pytest.approx(54.09, abs=0.005)
+    assert retention_average(None, others) is None
+    assert retention_average(74.38, {}) is None
 
 
 def test_stability_is_over_what_is_defined() -> None:

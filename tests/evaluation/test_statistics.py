@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy
+import pandas
 import pytest
 from scipy import stats
 from sklearn.metrics import matthews_corrcoef
@@ -19,6 +21,7 @@ from imsm.evaluation.statistics import (
     paired_difference,
     paired_t,
     separation,
+    share_interval,
     statistic_difference,
     student_t,
 )
@@ -26,12 +29,13 @@ from imsm.evaluation.statistics import (
 RNG = numpy.random.default_rng(7)
 
 
-def test_all_draws_of_four_items_give_the_interval() -> None:
-    values = [0.0, 1.0, 1.0, 5.0]
-    means = [numpy.mean(draw) for draw in itertools.product(values, repeat=4)]  # 256, all equal
-    found = mean_interval(values, resamples=200_000)
-    assert found.estimate == 1.75
-    assert (found.low, found.high) == pytest.approx(numpy.quantile(means, [0.025, 0.975]), abs=0.05)
+def test_all_draws_of_six_items_give_the_interval() -> None:
+    values = [0.0, 1.0, 1.5, 2.0, 3.1, 5.0]
+    means = [numpy.mean(draw) for draw in itertools.product(values, repeat=6)]  # 46,656, all equal
+    found = mean_interval(values, level=0.8, resamples=200_000)
+    assert found.estimate == 2.1
+    # Student's t(5) at 0.9 is 1.4759; times sqrt(6/5) it is 1.6168, beyond which lie 5.3 % each
+    assert (found.low, found.high) == pytest.approx(numpy.quantile(means, [0.053, 0.947]), abs=0.03)
 
 
 @pytest.mark.parametrize("kind", ["right or wrong", "continuous"])
@@ -63,7 +67,7 @@ def test_groups_of_unequal_size_weigh_by_their_items() -> None:
     values, groups = [1.0, 0.0, 0.0, 0.0], ["a", "b", "b", "b"]
     draws = [(4 * [1.0]), [1.0, 0, 0, 0], [0.0]]
     assert mean_interval(values, groups=groups).estimate == numpy.mean(draws[1])
-    found = mean_interval(values, groups=groups, level=0.4)  # of aa, ab, ba, bb: the middle half
+    found = mean_interval(values, groups=groups, level=0.2)  # of aa, ab, ba, bb: the middle third
     assert (found.low, found.high) == (0.25, 0.25)
 
 
@@ -79,22 +83,79 @@ def test_it_turns_with_the_arms_and_not_with_the_order() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 4])
-def test_the_interval_of_a_paired_accuracy_difference_covers_in_95_of_100(size: int) -> None:
-    """1,000 simulated ledgers of 300 items, in passages of ``size`` items with a common luck."""
+@pytest.mark.parametrize(("items", "size"), [(300, 1), (300, 4), (100, 1), (100, 4), (100, 10)])
+def test_the_interval_of_a_paired_accuracy_difference_covers_in_95_of_100(
+    items: int, size: int
+) -> None:
+    """1,000 simulated ledgers, in passages of ``size`` items with a common luck."""
     rng = numpy.random.default_rng(11)
-    groups = [place // size for place in range(300)]
+    groups = [place // size for place in range(items)] if size > 1 else None
+    deviation = 0.5 if size > 1 else 0.0
+    spread = (2 + deviation**2) ** 0.5
+    truth = stats.norm.cdf(0.4 / spread) - stats.norm.cdf(-0.1 / spread)
     covered = 0
     for number in range(1000):
-        luck = numpy.repeat(rng.normal(0, 0.5 if size > 1 else 0.0, 300 // size), size)
-        known, noise_one, noise_other = rng.normal(size=(3, 300))
+        luck = numpy.repeat(rng.normal(0, deviation, items // size), size)
+        known, noise_one, noise_other = rng.normal(size=(3, items))
         one = (known + luck + noise_one > -0.4).astype(float)
         other = (known - luck + noise_other > 0.1).astype(float)
-        spread = (2 + (0.25 if size > 1 else 0)) ** 0.5
-        truth = stats.norm.cdf(0.4 / spread) - stats.norm.cdf(-0.1 / spread)
         found = paired_difference(one, other, groups=groups, resamples=1000, seed=number)
         covered += found.low <= truth <= found.high
     assert 930 <= covered <= 970, covered
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deviation", [0.02, 0.1])
+def test_three_seeds_cover_too(deviation: float) -> None:
+    """Seeds that differ by as much as items make the mean vary, or by much more."""
+    rng = numpy.random.default_rng(3)
+    covered = 0
+    for number in range(1000):
+        items, seeds = rng.normal(0, 0.5, 200), rng.normal(0, deviation, (3, 1))
+        values = items + seeds + rng.normal(0, 0.1, (3, 200))
+        found = over_seeds(list(values), resamples=200, seed=number)
+        covered += found.low <= 0 <= found.high
+    assert 930 <= covered <= 980, covered
+
+
+def test_an_item_without_a_passage_is_its_own() -> None:
+    values = RNG.random(60)
+    own = mean_interval(values)
+    for missing in ([None] * 60, [float("nan")] * 60, pandas.Series([None] * 60)):
+        assert mean_interval(values, groups=missing) == own
+    named = [None if place % 2 else f"p{place % 20}" for place in range(60)]
+    written = [name or f"alone {place}" for place, name in enumerate(named)]
+    some, all_named = (mean_interval(values, groups=each) for each in (named, written))
+    assert (some.low, some.high) == pytest.approx((all_named.low, all_named.high), abs=0.01)
+    assert some != own
+
+
+def test_it_is_the_same_again_and_fast() -> None:
+    values = RNG.normal(size=2000)
+    start = time.process_time()
+    found = mean_interval(values)
+    assert time.process_time() - start < 1.0
+    assert found == mean_interval(values)
+    assert found != mean_interval(values, seed=1)
+
+
+def test_a_shift_and_a_scale_go_through() -> None:
+    values = RNG.normal(size=200)
+    found, moved = mean_interval(values), mean_interval(3 + 2 * values)
+    assert (moved.low, moved.high) == pytest.approx((3 + 2 * found.low, 3 + 2 * found.high))
+
+
+def test_a_share_is_wilsons_and_no_point_at_its_ends() -> None:
+    right = [1.0] * 13 + [0.0] * 27
+    found = share_interval(right)
+    theirs = stats.binomtest(13, 40).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    none = share_interval([0.0] * 40)
+    assert (none.low, none.high) == pytest.approx((0, 1.96**2 / (40 + 1.96**2)), abs=1e-4)
+    every = share_interval([1.0] * 40, groups=[place // 4 for place in range(40)])
+    assert (every.low, every.high) == pytest.approx((10 / (10 + 1.96**2), 1), abs=1e-4)
+    alike = share_interval(numpy.repeat(right, 5), groups=[place // 5 for place in range(200)])
+    assert (alike.low, alike.high) == pytest.approx((found.low, found.high), abs=1e-6)
 
 
 def test_a_correlation_is_computed_anew_in_every_draw() -> None:
@@ -122,13 +183,23 @@ def test_a_correlation_is_computed_anew_in_every_draw() -> None:
 
 def test_seeds_widen_the_interval_by_their_own_variation() -> None:
     base = (RNG.random(400) > 0.5).astype(float)
-    alike = over_seeds([base, base, base], resamples=3000)
-    assert (alike.low, alike.high) == pytest.approx(
-        (mean_interval(base).low, mean_interval(base).high), abs=0.01
-    )
-    apart = over_seeds([base - 0.3, base, base + 0.3], resamples=3000)
+    one = mean_interval(base)
+    assert over_seeds([base]) == one
+    alike = over_seeds([base, base, base])
+    assert (alike.low, alike.high) == pytest.approx((one.low, one.high), abs=0.003)
+    apart = over_seeds([base - 0.3, base, base + 0.3])
     assert apart.estimate == pytest.approx(alike.estimate)
     assert apart.high - apart.low > 2 * (alike.high - alike.low)
+
+
+def test_seeds_that_alone_vary_are_students_t() -> None:
+    """All items alike within a seed: what is left is the mean of three numbers."""
+    scores = [0.61, 0.66, 0.58]
+    found = over_seeds([numpy.full(50, score) for score in scores], resamples=200_000)
+    theirs = stats.ttest_1samp(scores, 0.0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-3)
+    level = over_seeds([numpy.full(50, 0.6)] * 3)
+    assert (level.low, level.high) == pytest.approx((0.6, 0.6))
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (3, 9), (25, 10), (7, 7)])
@@ -168,7 +239,17 @@ def test_what_cannot_be_tested_is_no_number() -> None:
     assert paired_t([1.0], [2.0]) is None
     equal = paired_t([3.0, 4.0], [1.0, 2.0])
     assert equal is not None and (equal.difference, equal.p_value) == (2.0, None)
+    noisy = paired_t([0.3, 0.4, 0.5], [0.1, 0.2, 0.3])  # equal but for rounding
+    assert noisy is not None and noisy.p_value is None
+    level = student_t([0.1 + 0.2, 0.3], [0.1, 0.1])
+    assert level is not None and level.p_value is None
+    steady = student_t([61.0, 61.0, 61.0], [59.0, 60.4, 58.8])
+    assert steady is not None and steady.t == pytest.approx(
+        (61 - 59.4) / (((0.16 + 1 + 0.36) / 2 + 0) / 3) ** 0.5
+    )
     assert detectable([1.0, 1, 1], [0.0, 0, 0]) is None
+    assert detectable([0.3, 0.4, 0.5], [0.1, 0.2, 0.3]) is None
+    assert detectable([1.0, 0, 1, 0], [0.0, 0, 0, 0], groups=[1, 1, 2, 2]) is None
     assert separation([0.1, 0.2], [1, 1]) is None
     point = paired_difference([1, 1, 0], [1, 1, 0])
     assert (point.estimate, point.low, point.high) == (0, 0, 0)
@@ -192,6 +273,13 @@ def test_what_is_detectable_is_found_in_four_of_five() -> None:
     assert numpy.mean(found) == pytest.approx(0.8, abs=0.03)
 
 
+def test_what_passages_repeat_detects_no_more() -> None:
+    one, other = RNG.normal(size=(2, 50))
+    groups = [place // 4 for place in range(200)]
+    repeated = detectable(numpy.repeat(one, 4), numpy.repeat(other, 4), groups=groups)
+    assert repeated == pytest.approx(detectable(one, other))
+
+
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="no values"):
         mean_interval([])
@@ -203,3 +291,15 @@ def test_wrong_input_is_refused() -> None:
         mean_interval([1, 0], groups=["a", "b", "c"])
     with pytest.raises(ValueError, match="right \\(1\\) or wrong"):
         mcnemar([0.5, 1], [1, 0])
+    with pytest.raises(ValueError, match="level=95"):
+        mean_interval([1, 0], level=95)
+    with pytest.raises(ValueError, match="resamples=0"):
+        mean_interval([1, 0], resamples=0)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm({"a": float("nan"), "b": 0.1})
+    with pytest.raises(ValueError, match="the same items of each"):
+        over_seeds([[1, 0], [1]])
+    with pytest.raises(ValueError, match="at least one seed"):
+        over_seeds([])
+    with pytest.raises(ValueError, match="not finite"):
+        statistic_difference(lambda _: float("nan"), None, items=3)
