@@ -23,10 +23,9 @@ from imsm.backbones.load import load_tokenizer
 from imsm.config import RunConfig
 from imsm.data.chat import adopt_chat_template
 from imsm.errors import RunError, UserError
-from imsm.files import write_whole
 from imsm.identity import original_of, run_identity, run_name
 from imsm.processes.world import World
-from imsm.report.card import find_siblings, render_markdown, render_terminal
+from imsm.report.leave import leave_report
 from imsm.run_folder import RunFolder, check_inputs, locked, open_run
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import test_sets, training_fingerprint
@@ -130,7 +129,7 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
                 torch.cuda.empty_cache()
             return finished_model(config, run, device=device)
 
-        result, original = _judge(
+        result = _judge(
             config,
             run=run,
             tests=tests,
@@ -141,7 +140,7 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
             world=world,
         )
         if tracker:
-            _report(run, result, original=original, runs_root=runs_root)
+            leave_report(run.path, result, runs_root=runs_root)
             tracker.finish(result)
 
 
@@ -155,8 +154,8 @@ def _judge(
     weights: str,
     runs_root: Path,
     world: World,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The run's result and the original's; they are the same where nothing is trained."""
+) -> dict[str, Any]:
+    """The run's result; it is the original's where nothing is trained."""
     place = _original_path(config, runs_root=runs_root)
     apart = config.method.trained and world.leads
     with locked(place, wait=True) if apart else nullcontext():
@@ -171,8 +170,8 @@ def _judge(
             world=world,
         )
     if not config.method.trained:
-        return original, original
-    result = judge_arm(
+        return original
+    return judge_arm(
         config,
         run=run,
         ledgers=runs_root / "ledger",
@@ -182,7 +181,6 @@ def _judge(
         original=original,
         world=world,
     )
-    return result, original
 
 
 def _tracker(
@@ -210,17 +208,3 @@ def _original_path(config: RunConfig, *, runs_root: Path) -> Path:
     if config.folder and not config.method.trained:
         return Path(config.folder)
     return runs_root / run_name(original_of(config))
-
-
-def _report(
-    run: RunFolder, result: dict[str, Any], *, original: dict[str, Any], runs_root: Path
-) -> None:
-    """This arm, the original, and finished runs that differ in nothing but the method."""
-    siblings = find_siblings(runs_root, result)
-    others = [other for other in siblings if other["method"] != original["method"]]
-    shown = [original, *others]
-    if result is not original:
-        shown.append(result)
-    write_whole(run.path / "report.md", render_markdown(shown))
-    render_terminal(shown)
-    print(f"report: {run.path / 'report.md'}")

@@ -142,7 +142,10 @@ class FinishedRun:
         sources = [self.answers(task, stream) for stream in ("tuned", "original")]
         rows = [sources[first][0][place] for place, first in enumerate(of_original)]
         golds = [sources[first][1][place] for place, first in enumerate(of_original)]
-        shares = [{"gate_mean": float(first), "gate_tokens": None, "gate_pieces": None} for first in of_original]
+        shares = [
+            {"gate_mean": float(first), "gate_tokens": None, "gate_pieces": None}
+            for first in of_original
+        ]
         return [{**row, **share} for row, share in zip(rows, shares, strict=True)], golds
 
 

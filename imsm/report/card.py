@@ -5,21 +5,17 @@ Scores are in points; differences are to the original (what was learned or forgo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.errors import UserError
-from imsm.identity import differs_only_in_method, is_original
-from imsm.report.comparison import Comparison, Cost, Row, comparable, compare
-from imsm.report.result import FILE, read_result
+from imsm.report.comparison import Comparison, Cost, Row, compare
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_ORDER = {"original": 0, "tuned": 1, "interwoven": 2}
+    from imsm.report.sections import Section
+
 _COST_NAMES = (
     "arm",
     "adapter",
@@ -32,59 +28,53 @@ _COST_NAMES = (
 )
 
 
-def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Finished runs under ``runs_root`` that differ from a run in nothing but the method.
-
-    The original of the same backbone is among them; the original itself has none, since it belongs
-    to every run on its backbone. Of several runs of one method and gate, the
-    newest counts; a run without a common test set is left out.
-
-    Returns:
-        Results: the original, PEFT, then the interwoven arms.
-    """
-    own = result.get("identity")
-    if own is None or is_original(own):
-        return []
-    found: dict[str, dict[str, Any]] = {}
-    files = sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
-    for path in files:
-        try:
-            other = read_result(path.parent)
-        except UserError:
-            continue  # of an older format, or damaged: it cannot be compared
-        identity = other.get("identity")
-        if identity is None or identity == own or not differs_only_in_method(own, identity):
-            continue
-        tasks = result["evaluation"]["tasks"]
-        if any(comparable(result, other, task) for task in tasks):
-            found[_kind(other)] = other
-    return sorted(found.values(), key=_place)
-
-
 def render_terminal(
-    results: Sequence[Mapping[str, Any]], *, console: Console | None = None
+    results: Sequence[Mapping[str, Any]],
+    *,
+    sections: Sequence[Section] = (),
+    console: Console | None = None,
 ) -> None:
-    """Print the card; the last result is the run that it is about."""
+    """Print the card; the last result is the run that it is about.
+
+    Of the further parts those with brief columns are shown; the report has all.
+    """
     from rich.console import Console as RichConsole
+    from rich.markup import escape
 
     console = console or RichConsole()
     card = compare(results)
     console.print()
-    console.print(f"[bold]{_title(card)}[/bold]", highlight=False)
+    console.print(f"[bold]{title_of(card)}[/bold]", highlight=False)
     console.print(_score_table(card))
     for note in card.notes:
         console.print(note, style="dim", highlight=False)
+    for section in sections:
+        if section.brief and section.table is not None:
+            console.print(f"[bold]{section.title}[/bold]")
+            table = plain_table(section.brief, text=section.numbers)
+            for cells in section.table[section.brief].astype(str).to_numpy():
+                table.add_row(*map(escape, cells))
+            console.print(table)
     console.print(_cost_table(card))
 
 
-def render_markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """The card as Markdown, with every metric and on what the numbers rest."""
+def render_markdown(
+    results: Sequence[Mapping[str, Any]], *, sections: Sequence[Section] = ()
+) -> str:
+    """The card as Markdown, with every metric and on what the numbers rest.
+
+    Args:
+        results: the last one is the run that it is about.
+        sections: further parts; their pictures lie in `figures/` beside the text.
+    """
     card = compare(results)
     focus = card.focus
     names = ["task", "metric", "items", *card.arms, *_difference_names(card)]
-    lines = [f"# {focus['name']}", "", _title(card) + ". Scores are in points.", ""]
+    lines = [f"# {focus['name']}", "", title_of(card) + ". Scores are in points.", ""]
     lines += markdown_table(names, (_wide_cells(card, row) for row in card.headlines), text=2)
     lines += [line for note in card.notes for line in ("", note)]
+    for section in sections:
+        lines += _section_lines(section)
     lines += ["", "## All metrics", ""]
     lines += markdown_table(names, (_wide_cells(card, row) for row in card.all_metrics), text=2)
     lines += ["", "## Answers", ""]
@@ -93,21 +83,26 @@ def render_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     )
     lines += ["", "## Cost", ""]
     lines += markdown_table(_COST_NAMES, (_cost_cells(cost) for cost in card.costs), text=1)
-    lines += ["", "## On what this rests", "", *_provenance(focus), ""]
+    rests = [f"- {line}" for line in provenance_of(focus)]
+    lines += ["", "## On what this rests", "", *rests, ""]
     return "\n".join(lines)
 
 
-def _kind(result: Mapping[str, Any]) -> str:
-    """What arms have in common of which only the newest is shown: method and gate."""
-    return json.dumps([result["method"], result["identity"].get("gate")], sort_keys=True)
+def _section_lines(section: Section) -> list[str]:
+    lines = ["", f"## {section.title}"]
+    for line in section.lines:
+        lines += ["", line]
+    if section.table is not None:
+        align = ["left" if n < section.numbers else "right" for n in range(section.table.shape[1])]
+        table = section.table.map(lambda cell: str(cell).replace("|", r"\|"))
+        lines += ["", table.to_markdown(index=False, disable_numparse=True, colalign=align)]
+    for picture in section.pictures:
+        lines += ["", f"![{picture.alt}](figures/{picture.name}.png)"]
+    return lines
 
 
-def _place(result: Mapping[str, Any]) -> tuple[int, str, str]:
-    stream = result["identity"]["method"]["stream"]
-    return _ORDER[stream], result["config"]["gate"]["name"], _kind(result)
-
-
-def _title(card: Comparison) -> str:
+def title_of(card: Comparison) -> str:
+    """Backbone, method, target, recipe and seed of the run that a card is about."""
     config = card.focus["config"]
     parts = [config["backbone"]["name"]]
     if len(card.arms) > 1:
@@ -196,13 +191,14 @@ def markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]], *, text:
     return [f"| {' | '.join(cells)} |" for cells in (names, marks, *rows)]
 
 
-def _provenance(result: Mapping[str, Any]) -> list[str]:
+def provenance_of(result: Mapping[str, Any]) -> list[str]:
+    """Versions, commit and fingerprints, a line each."""
     git = result["git"]
-    lines = [f"- {name} {version}" for name, version in result["versions"].items()]
+    lines = [f"{name} {version}" for name, version in result["versions"].items()]
     if git is not None:
         changed = ", with changes that are not committed" if git["dirty"] else ""
-        lines.append(f"- commit {git['commit']}{changed}")
-    lines += [f"- {name} {value}" for name, value in result["fingerprints"].items()]
+        lines.append(f"commit {git['commit']}{changed}")
+    lines += [f"{name} {value}" for name, value in result["fingerprints"].items()]
     return lines
 
 

@@ -77,7 +77,7 @@ def compare(results: Sequence[Result]) -> Comparison:
         results: as `result.json` keeps them, the original first.
     """
     focus = results[-1]
-    arms = _labels(results)
+    arms = labels_of(results)
     target = _target(results)
     tasks = sorted(focus["evaluation"]["tasks"], key=lambda name: name != target)
     headlines, everything = [], []
@@ -98,7 +98,7 @@ def compare(results: Sequence[Result]) -> Comparison:
         headlines=headlines + ([average] if average else []),
         all_metrics=everything,
         costs=[_cost(arm, result) for arm, result in zip(arms, results, strict=True)],
-        notes=_notes(headlines, counted),
+        notes=_notes(headlines, counted) + _leaks(focus),
     )
 
 
@@ -113,7 +113,8 @@ def comparable(one: Result, other: Result, task: str) -> bool:
     entries = [result["evaluation"]["tasks"].get(task) for result in (one, other)]
     if None in entries:
         return False
-    return entries[0].get("test_set") == entries[1].get("test_set")
+    same = entries[0].get("test_set") == entries[1].get("test_set")
+    return same and entries[0].get("protocol", "clean") == entries[1].get("protocol", "clean")
 
 
 def _others(methods: Sequence[str], method: str, *, beside: Sequence[str]) -> list[int]:
@@ -123,10 +124,16 @@ def _others(methods: Sequence[str], method: str, *, beside: Sequence[str]) -> li
     return [place for place, name in enumerate(methods) if name not in (method, *beside)]
 
 
-def _labels(results: Sequence[Result]) -> list[str]:
+def labels_of(results: Sequence[Result]) -> list[str]:
     """The arms' names; arms of one method are told apart by what differs in their gates."""
     labels = []
     for result in results:
+        control = result["config"].get("control")
+        if control is not None:
+            value = control.get("value")
+            shown = "" if value is None else f" {show(value)}"
+            labels.append(f"{control['name'].replace('_', ' ')}{shown}")
+            continue
         gates = [r["config"].get("gate", {}) for r in results if r["method"] == result["method"]]
         label = result["method"]
         if len(gates) > 1:
@@ -240,6 +247,22 @@ def _cost(arm: str, result: Result) -> Cost:
         judging_seconds=seconds,
         judging_rate=tokens / seconds if seconds else None,
     )
+
+
+def _leaks(focus: Result) -> list[str]:
+    """What of the tests also stands in what the run learned from."""
+    notes = []
+    for task, entry in focus["evaluation"]["tasks"].items():
+        found = entry.get("leaks") or {"count": 0}
+        if found["count"]:
+            named = ", ".join(found["ids"])
+            more = found["count"] - len(found["ids"])
+            rest = f" and {more} more" if more > 0 else ""
+            notes.append(
+                f"{found['count']} items of {task} stand in the training examples too: "
+                f"{named}{rest}."
+            )
+    return notes
 
 
 def _notes(rows: Sequence[Row], counted: Sequence[str]) -> list[str]:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from imsm.report.card import find_siblings, render_markdown, render_terminal
+from imsm.report.arms import find_siblings
+from imsm.report.card import render_markdown, render_terminal
 from imsm.report.comparison import compare
 from imsm.report.result import FILE, write_result
 from tests.composed import result
@@ -21,6 +22,10 @@ def keep(root: Path, record: dict[str, Any], *, name: str = "", age: int = 0) ->
     folder.mkdir(parents=True)
     write_result(folder, record)
     os.utime(folder / FILE, (1e9 - age, 1e9 - age))
+
+
+def results(record: dict[str, Any], root: Path) -> list[dict[str, Any]]:
+    return [found for found, _ in find_siblings(root, record)]
 
 
 def terminal(results: list[dict[str, Any]], width: int) -> str:
@@ -51,8 +56,8 @@ def test_siblings_are_the_other_arms_in_order(tmp_path: Path) -> None:
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / FILE).write_text("{")
     (tmp_path / "unfinished").mkdir()
-    assert find_siblings(tmp_path, imsm) == [original, peft, token]
-    assert find_siblings(tmp_path, peft) == [original, imsm, token]
+    assert results(imsm, tmp_path) == [original, peft, token]
+    assert results(peft, tmp_path) == [original, imsm, token]
     assert find_siblings(tmp_path / "nowhere", imsm) == []
     assert find_siblings(tmp_path, original) == []
 
@@ -60,7 +65,7 @@ def test_siblings_are_the_other_arms_in_order(tmp_path: Path) -> None:
 def test_of_the_same_arm_the_newest_counts(tmp_path: Path) -> None:
     keep(tmp_path, result("peft", points=10.0), name="old", age=50)
     keep(tmp_path, result("peft", points=20.0), name="new")
-    (found,) = find_siblings(tmp_path, result("imsm"))
+    ((found, _),) = find_siblings(tmp_path, result("imsm"))
     assert found["evaluation"]["tasks"]["webq"]["metrics"]["contain"] == 20.0
 
 
@@ -118,9 +123,9 @@ def test_arms_whose_gates_differ_in_one_key_keep_their_own_differences(tmp_path:
     other = result("imsm", "gate.pooling=max", points=30.0)
     for number, record in enumerate((original, peft, other)):
         keep(tmp_path, record, name=str(number))
-    results = [*find_siblings(tmp_path, mean), mean]
-    assert results == [original, peft, other, mean]
-    card = compare(results)
+    shown = [*results(mean, tmp_path), mean]
+    assert shown == [original, peft, other, mean]
+    card = compare(shown)
     assert card.arms == [
         "original", "peft", "imsm (query r8 pooling=max)", "imsm (query r8 pooling=mean)"
     ]  # fmt: skip

@@ -1,0 +1,52 @@
+"""A finished run's report again, with what came after it: `python -m imsm.report RUN`.
+
+Nothing is asked and no model is loaded. Exit codes: 0 all went well, 2 the input was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from imsm.errors import UserError
+from imsm.folders import runs_root
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the report and print the card."""
+    parser = argparse.ArgumentParser(
+        prog="python -m imsm.report", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("run", help="a run's folder, or its name under the root of all runs")
+    arguments = parser.parse_args(argv)
+    try:
+        _report(arguments.run)
+    except UserError as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _report(named: str) -> None:
+    from imsm.report.leave import leave_report
+    from imsm.report.result import read_result
+
+    given = Path(named).expanduser()
+    folder = given if given.is_dir() else runs_root() / named
+    if not folder.is_dir():
+        raise UserError(
+            f"{named}: there is no such folder, nor a run of that name in {runs_root()}"
+        )
+    folder = folder.absolute()
+    inside = folder.parent == runs_root().absolute()
+    try:
+        leave_report(
+            folder, read_result(folder), runs_root=runs_root() if inside else folder.parent
+        )
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

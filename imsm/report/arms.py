@@ -1,0 +1,171 @@
+"""The arms of a report card: results with the folders that hold their items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imsm.config import RunConfig
+from imsm.errors import UserError
+from imsm.evaluation.items import read_items
+from imsm.identity import differs_only_in_method, is_original, original_of, run_identity, run_name
+from imsm.report.comparison import comparable, labels_of
+from imsm.report.result import FILE, read_result
+
+if TYPE_CHECKING:
+    import pandas
+
+ORDER = {"original": 0, "tuned": 1, "interwoven": 2}
+CONTROL = "control"
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One arm: its name on the card, its `result.json`, and the folder of its items."""
+
+    label: str
+    result: Mapping[str, Any]
+    folder: Path
+    _items: dict[str, pandas.DataFrame | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def method(self) -> str:
+        """original, peft, imsm or control, or one of one's own."""
+        return str(self.result["method"])
+
+    def entry(self, task: str) -> Mapping[str, Any]:
+        """What `result.json` says of a task; empty if it was not asked."""
+        found: Mapping[str, Any] = self.result["evaluation"]["tasks"].get(task, {})
+        return found
+
+    def items(self, task: str) -> pandas.DataFrame | None:
+        """The task's items; None where there are none (an older run), or they are damaged."""
+        if task not in self._items:
+            entry = self.entry(task)
+            try:
+                self._items[task] = read_items(
+                    self.folder, task=task, test_set=entry.get("test_set", "")
+                )
+            except UserError:
+                self._items[task] = None
+        return self._items[task]
+
+
+def arms_of(
+    folder: Path, result: Mapping[str, Any], *, runs_root: Path, siblings: bool = True
+) -> list[Arm]:
+    """The original, finished runs that differ in nothing but the method, and this run, the last.
+
+    Args:
+        folder: of the run.
+        result: its own.
+        runs_root: where the original and the other runs lie.
+        siblings: whether other runs are looked for.
+    """
+    found = [(result, folder)]
+    if not is_original(result["identity"]):
+        others = find_siblings(runs_root, result) if siblings else []
+        others = [(each, place) for each, place in others if each["method"] != "original"]
+        found = [_original(result, runs_root=runs_root), *others, *found]
+    return _named(found)
+
+
+def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[tuple[dict[str, Any], Path]]:
+    """Finished runs under ``runs_root`` that differ from a run in nothing but the method.
+
+    The original of the same backbone is among them; the original itself has none, since it belongs
+    to every run on its backbone. Of several runs of one method and gate, the newest counts; a run
+    without a common test set is left out.
+
+    Returns:
+        Results and their folders: the original, PEFT, then the interwoven arms.
+    """
+    own = result.get("identity")
+    if own is None or is_original(own):
+        return []
+    found: dict[str, tuple[dict[str, Any], Path]] = {}
+    for other, path in _finished(runs_root):
+        identity = other["identity"]
+        if identity == own or not differs_only_in_method(own, identity):
+            continue
+        if any(comparable(result, other, task) for task in result["evaluation"]["tasks"]):
+            found[_kind(other)] = (other, path)
+    return sorted(found.values(), key=lambda pair: _place(pair[0]))
+
+
+def controls_of(folder: Path) -> list[Arm]:
+    """The training-free controls that were judged on a run, by name."""
+    found = []
+    for path in sorted(folder.glob(f"controls/*/{FILE}")):
+        try:
+            found.append((read_result(path.parent), path.parent))
+        except UserError:
+            continue  # of an older format, or unfinished
+    return _named(found)
+
+
+def seeds_of(runs_root: Path, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Finished runs that differ from a run in nothing but the seed, itself too, by seed."""
+    own = _without_seed(result["identity"])
+    found = {
+        int(other["identity"]["seed"]): other
+        for other, _ in _finished(runs_root)
+        if "seed" in other["identity"] and _without_seed(other["identity"]) == own
+    }
+    seed = result["identity"].get("seed")
+    return found | ({} if seed is None else {int(seed): result})
+
+
+def _original(result: Mapping[str, Any], *, runs_root: Path) -> tuple[Mapping[str, Any], Path]:
+    """The original's result on a run's tasks, as the run kept it, and where its items lie."""
+    alone = original_of(RunConfig.from_dict(result["config"]))
+    folder = runs_root / run_name(alone)
+    evaluation = result["evaluation"]
+    kept = {"settings": evaluation["settings"], "tasks": evaluation["original"]}
+    return {
+        **result,
+        "name": folder.name,
+        "method": "original",
+        "identity": run_identity(alone),
+        "config": alone.to_dict(),
+        "trainable_parameters": {"adapter": 0, "gate": 0},
+        "training": None,
+        "evaluation": kept,
+    }, folder
+
+
+def _finished(runs_root: Path) -> list[tuple[dict[str, Any], Path]]:
+    """Every finished run under a root, the newest last."""
+    found = []
+    for path in sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime):
+        try:
+            result = read_result(path.parent)
+        except UserError:
+            continue  # of an older format, or damaged: it cannot be compared
+        if result.get("identity") is not None:
+            found.append((result, path.parent))
+    return found
+
+
+def _named(found: Sequence[tuple[Mapping[str, Any], Path]]) -> list[Arm]:
+    labels = labels_of([result for result, _ in found])
+    return [
+        Arm(label=label, result=result, folder=folder)
+        for label, (result, folder) in zip(labels, found, strict=True)
+    ]
+
+
+def _kind(result: Mapping[str, Any]) -> str:
+    """What arms have in common of which only the newest is shown: method and gate."""
+    return str([result["method"], sorted(result["identity"].get("gate", {}).items())])
+
+
+def _place(result: Mapping[str, Any]) -> tuple[int, str, str]:
+    stream = result["identity"]["method"]["stream"]
+    return ORDER[stream], result["config"]["gate"]["name"], _kind(result)
+
+
+def _without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in identity.items() if key != "seed"}

@@ -1,0 +1,169 @@
+"""Arms against each other on the same items: differences with intervals, tests, what was kept.
+
+All numbers are in points (0 to 100) unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from imsm.evaluation.metrics import aggregate, metric_module
+from imsm.evaluation.retention import Transitions, chance_level, retention, transitions
+from imsm.evaluation.statistics import (
+    Interval,
+    McNemar,
+    detectable,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    statistic_difference,
+)
+from imsm.report.arms import Arm
+
+if TYPE_CHECKING:
+    import pandas
+
+RIGHT = 0.5
+"""A score from here on counts as a right answer where one is counted."""
+
+
+@dataclass(kw_only=True)
+class Contrast:
+    """One arm against another on a task's headline metric.
+
+    ``test`` is McNemar's, None for scores that are neither right nor wrong; ``adjusted`` is its p
+    over the card's family, None where the cell is marked; ``least``: the difference that this many
+    items show with a power of 80 %.
+    """
+
+    task: str
+    metric: str
+    arm: str
+    reference: str
+    marked: bool
+    difference: Interval
+    test: McNemar | None
+    adjusted: float | None
+    least: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What an arm made of what the original knew; ``retained`` in percent, corrected for chance."""
+
+    task: str
+    arm: str
+    marked: bool
+    counts: Transitions
+    chance: float
+    retained: float | None
+
+
+def total_of(arm: Arm, task: str, metric: str) -> tuple[float, Interval] | None:
+    """An arm's total on a task and its interval; None without items."""
+    items = arm.items(task)
+    if items is None or f"score.{metric}" not in items:
+        return None
+    groups = _groups(items)
+    total = _total(arm, task, metric, items)
+    if total is None:
+        found = mean_interval(100 * items[f"score.{metric}"].to_numpy(float), groups=groups)
+    else:
+        found = statistic_difference(total, None, items=len(items), groups=groups)
+    return found.estimate, found
+
+
+def contrast(arm: Arm, reference: Arm, *, task: str, metric: str, marked: bool) -> Contrast | None:
+    """One arm against another; None where items are missing or not the same."""
+    pair = _pair(arm, reference, task)
+    if pair is None or f"score.{metric}" not in pair[0] or f"score.{metric}" not in pair[1]:
+        return None
+    one, other = (items[f"score.{metric}"].to_numpy(float) for items in pair)
+    groups = _groups(pair[0])
+    total, reference_total = _total(arm, task, metric, pair[0]), None
+    if total is None:
+        difference = paired_difference(100 * one, 100 * other, groups=groups)
+    else:
+        reference_total = _total(reference, task, metric, pair[1])
+        difference = statistic_difference(total, reference_total, items=len(one), groups=groups)
+    binary = set(numpy.unique(numpy.concatenate([one, other]))) <= {0.0, 1.0}
+    return Contrast(
+        task=task,
+        metric=metric,
+        arm=arm.label,
+        reference=reference.label,
+        marked=marked,
+        difference=difference,
+        test=mcnemar(one, other) if binary else None,
+        adjusted=None,
+        least=detectable(100 * one, 100 * other),
+    )
+
+
+def adjust(contrasts: Sequence[Contrast]) -> None:
+    """Holm over the family: every contrast of a card that is not marked and has a test."""
+    family = {
+        str(place): each.test.p_value
+        for place, each in enumerate(contrasts)
+        if each.test is not None and not each.marked
+    }
+    for place, value in holm(family).items():
+        contrasts[int(place)].adjusted = value
+
+
+def kept(arm: Arm, original: Arm, *, task: str, metric: str, marked: bool) -> Kept | None:
+    """What of the original's knowledge an arm kept; None where items are missing."""
+    pair = _pair(arm, original, task)
+    if pair is None or f"score.{metric}" not in pair[0] or f"score.{metric}" not in pair[1]:
+        return None
+    after, before = (items[f"score.{metric}"].to_numpy(float) for items in pair)
+    chance = chance_level(list(pair[1]["golds"]))
+    return Kept(
+        task=task,
+        arm=arm.label,
+        marked=marked,
+        counts=transitions(before >= RIGHT, after >= RIGHT),
+        chance=chance,
+        retained=retention(
+            100 * float(after.mean()),
+            100 * float(before.mean()),
+            chance=chance,
+            items=len(before),
+        ),
+    )
+
+
+def _pair(one: Arm, other: Arm, task: str) -> tuple[pandas.DataFrame, pandas.DataFrame] | None:
+    """Both arms' items in one order; None where one lacks some."""
+    mine, theirs = one.items(task), other.items(task)
+    if mine is None or theirs is None or set(mine.index) != set(theirs.index) or mine.empty:
+        return None
+    return mine, theirs.loc[mine.index]
+
+
+def _groups(items: pandas.DataFrame) -> list[Any]:
+    return [group or name for name, group in zip(items.index, items["group"], strict=True)]
+
+
+def _total(
+    arm: Arm, task: str, metric: str, items: pandas.DataFrame
+) -> Callable[[numpy.ndarray], float] | None:
+    """The metric over chosen items, in points, where it is no mean of theirs; else None."""
+    modules = arm.result["config"].get("metrics", {})
+    module = metric_module(modules.get(metric, metric))
+    if not hasattr(module, "aggregate"):
+        return None
+    released = arm.entry(task).get("protocols", {}).get("released", {}).get("metrics", {})
+    texts = list(items["generation" if metric in released else "answer"])
+    golds = list(items["golds"])
+
+    def total(places: numpy.ndarray) -> float:
+        chosen = [texts[place] for place in places]
+        return module.INFO.scale * aggregate(module, chosen, [golds[place] for place in places])
+
+    return total

@@ -1,0 +1,150 @@
+"""The trade between learning and forgetting: plasticity and stability of arms and controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imsm.evaluation.retention import (
+    at_matched_target,
+    harmonic_mean,
+    hypervolume,
+    plasticity,
+    stability,
+)
+from imsm.report.arms import CONTROL, Arm
+from imsm.report.contrasts import contrast, kept
+
+CURVES = {"logit_mix": ("λ", 0.0, 1.0), "adapter_scale": ("α", 1.0, 0.0)}
+"""Swept controls: their value's letter, and the values at which they are PEFT and the original."""
+
+
+OWN_ADAPTER = "tuned"
+"""The control that is a run's own adapter alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trade:
+    """An arm's place: the target's score in points, plasticity and stability in percent.
+
+    ``control`` and ``value`` are a control's, None for an arm.
+    """
+
+    label: str
+    method: str
+    control: str | None
+    value: float | None
+    target: float | None
+    plasticity: float | None
+    stability: float | None
+
+    @property
+    def harmonic(self) -> float | None:
+        """The harmonic mean of plasticity and stability."""
+        return harmonic_mean(self.plasticity, self.stability)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A swept control from PEFT to the original, in the order of the sweep."""
+
+    control: str
+    letter: str
+    trades: list[Trade]
+
+    @property
+    def area(self) -> float:
+        """The hypervolume of its points over (0, 0), of 1 for perfect learning and retention."""
+        points = [
+            (trade.plasticity / 100, trade.stability / 100)
+            for trade in self.trades
+            if trade.plasticity is not None and trade.stability is not None
+        ]
+        return hypervolume(points)
+
+    def stability_at(self, target: float) -> float | None:
+        """The stability that the sweep reaches at a target score, in percent."""
+        points = [
+            (trade.target, trade.stability)
+            for trade in self.trades
+            if trade.target is not None and trade.stability is not None
+        ]
+        return at_matched_target(points, target)
+
+
+def trades(
+    arms: Sequence[Arm],
+    controls: Sequence[Arm],
+    *,
+    target: str | None,
+    metrics: dict[str, str],
+    forgetting: Sequence[str],
+) -> list[Trade]:
+    """The places of all arms and controls; nothing without an original and PEFT.
+
+    Args:
+        arms: the original first.
+        controls: of the run.
+        target: the task that was learned.
+        metrics: the headline of each task.
+        forgetting: the tests that count for stability: no arm was trained on them.
+    """
+    by_method = {arm.method: arm for arm in arms}
+    original, peft = by_method.get("original"), by_method.get("peft")
+    if original is None or peft is None or target is None:
+        return []
+    before, learned = (_score(arm, target, metrics[target]) for arm in (original, peft))
+    gain = contrast(peft, original, task=target, metric=metrics[target], marked=False)
+    if gain is None or gain.difference.low <= 0:
+        learned = None  # a share of nothing is no measure
+    found = []
+    for arm in [*arms, *controls]:
+        score = _score(arm, target, metrics[target])
+        retained = {
+            task: each.retained
+            for task in forgetting
+            if (each := kept(arm, original, task=task, metric=metrics[task], marked=False))
+        }
+        about = arm.result["config"].get("control") or {}
+        found.append(
+            Trade(
+                label=arm.label,
+                method=arm.method,
+                control=about.get("name") if arm.method == CONTROL else None,
+                value=about.get("value"),
+                target=score,
+                plasticity=_plasticity(score, before, learned),
+                stability=stability(retained),
+            )
+        )
+    return found
+
+
+def curves(found: Sequence[Trade]) -> list[Curve]:
+    """The swept controls that were judged, each with its ends."""
+    ends = {trade.method: trade for trade in found if trade.control is None}
+    # of an interwoven run the controls mix its own adapter, which stands among them
+    for trade in found:
+        if trade.control == OWN_ADAPTER:
+            ends["peft"] = trade
+    made = []
+    for control, (letter, at_peft, at_original) in CURVES.items():
+        swept = [trade for trade in found if trade.control == control and trade.value is not None]
+        if not swept or "peft" not in ends or "original" not in ends:
+            continue
+        inside = sorted(swept, key=lambda trade: trade.value or 0.0, reverse=at_peft > at_original)
+        inside = [trade for trade in inside if trade.value not in (at_peft, at_original)]
+        line = [ends["peft"], *inside, ends["original"]]
+        made.append(Curve(control=control, letter=letter, trades=line))
+    return made
+
+
+def _plasticity(score: float | None, before: float | None, peft: float | None) -> float | None:
+    if score is None or before is None or peft is None:
+        return None
+    return plasticity(score, original=before, peft=peft)
+
+
+def _score(arm: Arm, task: str, metric: str) -> float | None:
+    value = arm.entry(task).get("metrics", {}).get(metric)
+    return None if value is None else float(value)

@@ -1,0 +1,54 @@
+"""A finished run's report, left in its folder and shown: texts, tables, pictures, one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imsm.files import write_whole
+from imsm.report.arms import Arm, arms_of, controls_of, seeds_of
+from imsm.report.card import provenance_of, render_markdown, render_terminal, title_of
+from imsm.report.comparison import compare
+
+
+def leave_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> None:
+    """Write `report.md`, `report.html`, `tables/` and `figures/`, and print the card.
+
+    Beside the run stand the original, finished runs that differ from it in nothing but the method,
+    the controls that were judged on it, and what its seeds have in common.
+
+    Args:
+        folder: of the run.
+        result: its own.
+        runs_root: where the original and the other runs lie.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from imsm.report.page import render_page, write_pictures, write_tables
+    from imsm.report.sections import gather, sections_of
+
+    arms = arms_of(folder, result, runs_root=runs_root)
+    seeds = {arm.label: seeds_of(runs_root, arm.result) for arm in arms if _seeded(arm)}
+    sections = sections_of(gather(arms, controls_of(folder), seeds))
+    results = [arm.result for arm in arms]
+    pictures = write_pictures(folder, sections)
+    write_tables(folder, sections)
+    write_whole(folder / "report.md", render_markdown(results, sections=sections))
+    card = compare(results)
+    page = render_page(
+        title=str(result["name"]),
+        subtitle=title_of(card),
+        notes=card.notes,
+        sections=sections,
+        pictures=pictures,
+        provenance=provenance_of(result),
+    )
+    write_whole(folder / "report.html", page)
+    render_terminal(results, sections=sections)
+    print(f"report: {folder / 'report.html'} (and report.md, tables/, figures/ beside it)")
+
+
+def _seeded(arm: Arm) -> bool:
+    return "seed" in arm.result["identity"]

@@ -1,0 +1,247 @@
+"""What a report leaves: the statistics' numbers, honest gaps, a page that loads nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from imsm.evaluation.items import task_folder, write_items
+from imsm.evaluation.retention import hypervolume
+from imsm.evaluation.statistics import mcnemar, paired_difference
+from imsm.report import __main__ as command
+from imsm.report.arms import arms_of, controls_of
+from imsm.report.leave import leave_report
+from imsm.report.result import write_result
+from imsm.report.sections import gather, sections_of
+from tests.composed import result
+
+TASKS = {"gsm8k": 0.1, "webq": 0.9, "freebaseqa": 0.8, "multirc": 0.5, "mrpc": 0.5}
+N = 60
+HOSTILE = '<script>alert("x")</script> | a|b'
+
+
+def scores_of(record: dict[str, Any], seed: int) -> dict[str, numpy.ndarray]:
+    rng = numpy.random.default_rng(seed)
+    shift = {"original": 0.0, "peft": -0.25, "imsm": -0.1, "control": -0.15}[record["method"]]
+    return {
+        task: (rng.random(N) < known + (0.5 if task == "gsm8k" and shift else shift)).astype(float)
+        for task, known in TASKS.items()
+    }
+
+
+def leave(folder: Path, record: dict[str, Any], seed: int) -> dict[str, numpy.ndarray]:
+    """A finished run with items; its results are the items' means."""
+    scores = scores_of(record, seed)
+    gated = record["method"] == "imsm"
+    for task, values in scores.items():
+        entry = record["evaluation"]["tasks"][task]
+        entry |= {"test_set": f"{task:x<8}"[:8] + "0", "items": N, "gold_loglik": -1.5}
+        entry["metrics"] = dict.fromkeys(entry["metrics"], 100 * float(values.mean()))
+        entry["protocols"] = {"clean": {"metrics": entry["metrics"]}}
+        yes_or_no = task in ("multirc", "mrpc")
+        write_items(
+            task_folder(folder, task=task, test_set=entry["test_set"]),
+            (
+                {
+                    "id": f"{task}/{number}",
+                    "group": f"{task}/{number // 2}",
+                    "prompt_sha": "0",
+                    "generation": HOSTILE,
+                    "tokens": 2,
+                    "ended": True,
+                    "answer": "yes" if value else "no",
+                    "golds": ["yes"] if yes_or_no else ["paris"],
+                    "scores": dict.fromkeys(entry["metrics"], value),
+                    "gold_loglik": -1.5,
+                    "gold_tokens": 1,
+                    "gate_mean": 0.4 + 0.1 * value if gated else None,
+                    "gate_tokens": [0.4, 0.4 + 0.2 * value] if gated else None,
+                    "gate_pieces": [HOSTILE, "\n"] if gated else None,
+                }
+                for number, value in enumerate(values)
+            ),
+        )
+    return scores
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, Any]:
+    """The three arms under one root, and a control on the last."""
+    found: dict[str, Any] = {"root": tmp_path}
+    from imsm.config import RunConfig
+    from imsm.identity import run_name
+
+    for seed, method in enumerate(("original", "peft", "imsm")):
+        record = result(method)
+        record["name"] = run_name(RunConfig.from_dict(record["config"]))
+        folder = tmp_path / record["name"]
+        found[method] = (folder, record, leave(folder, record, seed))
+    originals = found["original"][1]["evaluation"]["tasks"]
+    for method in ("original", "peft", "imsm"):
+        folder, record, _ = found[method]
+        if method != "original":
+            record["evaluation"]["original"] = originals
+        write_result(folder, record)
+    folder, record, _ = found["imsm"]
+    for value in (0.25, 0.75):
+        about = {"name": "logit_mix", "value": value}
+        control = json.loads(json.dumps(record)) | {"method": "control", "name": f"mix-{value}"}
+        control["config"]["control"] = control["identity"]["control"] = about
+        place = folder / "controls" / f"logit_mix-{value:.2f}"
+        leave(place, control, 10 + round(4 * value))
+        write_result(place, control)
+    steps = [{"step": n, "loss": 5.0 / n, "gate_mean": 0.5 - 0.01 * n} for n in range(1, 9)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    return found
+
+
+def evidence_of(runs: dict[str, Any]):
+    folder, record, _ = runs["imsm"]
+    return gather(arms_of(folder, record, runs_root=runs["root"]), controls_of(folder))
+
+
+def test_differences_are_those_of_the_statistics(runs: dict[str, Any]) -> None:
+    evidence = evidence_of(runs)
+    assert [arm.label for arm in evidence.arms] == ["original", "peft", "imsm"]
+    assert len(evidence.contrasts) == 5 * 3
+    groups = [number // 2 for number in range(N)]
+    for each in evidence.contrasts:
+        one, other = (runs[name][2][each.task] for name in (each.arm, each.reference))
+        expected = paired_difference(100 * one, 100 * other, groups=groups)
+        assert each.difference.estimate == pytest.approx(expected.estimate)
+        if each.metric != "mcc":
+            assert (each.difference.low, each.difference.high) == pytest.approx(
+                (expected.low, expected.high)
+            )
+        assert each.test == mcnemar(one, other)
+    adjusted = [each.adjusted for each in evidence.contrasts]
+    assert all(a >= e.test.p_value for a, e in zip(adjusted, evidence.contrasts, strict=True))
+
+
+def test_kept_and_forgotten_add_up(runs: dict[str, Any]) -> None:
+    for each in evidence_of(runs).kept:
+        before, after = runs["original"][2][each.task], runs[each.arm][2][each.task]
+        assert each.counts.items == N
+        assert each.counts.forgotten == int(((before == 1) & (after == 0)).sum())
+        if each.task == "mrpc":  # all golds are yes: always yes is right, nobody is above chance
+            assert each.chance == 100.0 and each.retained is None
+        if each.task == "webq":
+            assert each.retained == pytest.approx(100 * after.mean() / before.mean())
+
+
+def test_a_curve_goes_from_peft_to_the_original(runs: dict[str, Any]) -> None:
+    evidence = evidence_of(runs)
+    (curve,) = evidence.curves
+    assert curve.control == "logit_mix"
+    assert [trade.label for trade in curve.trades] == [
+        "peft", "logit mix 0.25", "logit mix 0.75", "original",
+    ]  # fmt: skip
+    ends = curve.trades[0], curve.trades[-1]
+    assert [(round(end.plasticity or 0), end.method) for end in ends] == [
+        (100, "peft"),
+        (0, "original"),
+    ]
+    assert ends[1].stability == pytest.approx(100.0)
+    corners = [((t.plasticity or 0) / 100, (t.stability or 0) / 100) for t in curve.trades]
+    assert curve.area == pytest.approx(hypervolume(corners))
+
+
+class Page(HTMLParser):
+    """What a browser would load, run and show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.tags: list[str] = []
+        self.without_alt = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.loaded += [value or "" for key, value in attrs if key in ("src", "srcset", "data")]
+        if tag == "link":
+            self.loaded.append(found.get("href") or "")
+        if tag == "img" and not found.get("alt"):
+            self.without_alt += 1
+
+
+def test_the_page_loads_nothing_and_nothing_in_it_runs(
+    runs: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, record, _ = runs["imsm"]
+    leave_report(folder, record, runs_root=runs["root"])
+    text = (folder / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.tags.count("img") == 6 and page.without_alt == 0
+    assert all(source.startswith("data:image/png;base64,") for source in page.loaded)
+    assert "script" not in page.tags and "&lt;script&gt;" in text
+    assert not re.search(r"url\(|@import|https?://", text)
+    markdown = (folder / "report.md").read_text()
+    pictures = re.findall(r"\]\((figures/\w+\.png)\)", markdown)
+    assert len(pictures) == 6 and all((folder / each).is_file() for each in pictures)
+    with (folder / "tables" / "differences.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 15 and rows[0]["task"] == "gsm8k (target)"
+    shown = capsys.readouterr().out
+    assert "imsm − peft" in shown and "logit mix 0.25" in shown
+
+
+def test_a_report_is_made_again_from_what_lies_there(
+    runs: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _, _ = runs["imsm"]
+    assert command.main([str(folder)]) == 0
+    first = (folder / "report.html").read_bytes()
+    assert command.main([str(folder)]) == 0
+    assert (folder / "report.html").read_bytes() == first
+    capsys.readouterr()
+    assert command.main([str(folder / "nothing")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    assert command.main([str(runs["root"])]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_without_items_points_remain(runs: dict[str, Any]) -> None:
+    for method in ("original", "peft", "imsm"):
+        for path in runs[method][0].glob("evaluation/*/items.jsonl"):
+            path.unlink()
+    folder, record, _ = runs["imsm"]
+    evidence = gather(arms_of(folder, record, runs_root=runs["root"]))
+    assert evidence.contrasts == [] and evidence.kept == []
+    names = {section.name for section in sections_of(evidence)}
+    assert {"averages", "answers"} <= names and "differences" not in names
+    leave_report(folder, record, runs_root=runs["root"])
+
+
+def test_the_original_alone_has_a_report(runs: dict[str, Any]) -> None:
+    folder, record, _ = runs["original"]
+    leave_report(folder, record, runs_root=runs["root"])
+    assert (folder / "report.html").is_file()
+
+
+def test_a_cell_that_was_trained_on_is_marked_and_in_no_average(runs: dict[str, Any]) -> None:
+    folder, record, _ = runs["imsm"]
+    record["evaluation"]["tasks"]["webq"]["trained_on"] = True
+    evidence = gather(arms_of(folder, record, runs_root=runs["root"]))
+    assert evidence.marked == {"webq"}
+    assert "webq" not in evidence.forgetting
+    assert all(each.adjusted is None for each in evidence.contrasts if each.task == "webq")
+    averages = next(part for part in sections_of(evidence) if part.name == "averages")
+    assert averages.table is not None
+    own = [100 * runs["imsm"][2][task].mean() for task in ("freebaseqa", "multirc", "mrpc")]
+    assert averages.table["retention average"].iloc[-1] == f"{sum(own) / 3:.1f}"
+
+
+def test_leaks_are_told(runs: dict[str, Any]) -> None:
+    folder, record, _ = runs["imsm"]
+    record["evaluation"]["tasks"]["gsm8k"]["leaks"] = {"count": 2, "ids": ["gsm8k/1", "gsm8k/7"]}
+    leave_report(folder, record, runs_root=runs["root"])
+    assert "2 items of gsm8k" in (folder / "report.md").read_text()
