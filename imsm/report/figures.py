@@ -183,9 +183,14 @@ def _plasticity_axis(axes: Axes, evidence: Evidence) -> None:
     if by_method["peft"].plasticity is None or low is None or high is None:
         return
     gain = high - low
-    top = axes.secondary_xaxis(
-        "top", functions=(lambda x: 100 * (x - low) / gain, lambda p: low + p * gain / 100)
-    )
+
+    def share(points: Any) -> Any:
+        return 100 * (points - low) / gain
+
+    def points(share: Any) -> Any:
+        return low + share * gain / 100
+
+    top = axes.secondary_xaxis("top", functions=(share, points))
     top.set_xlabel("plasticity: share of PEFT's gain (%)")
 
 
