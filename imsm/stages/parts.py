@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from imsm.builders import locate, takes_modules
+from imsm.siamese.closeness import Closeness
 
 if TYPE_CHECKING:
     from imsm.adapters.adapter import Adapter
@@ -35,6 +36,12 @@ def parts_of(config: RunConfig) -> dict[str, Any]:
         "stream": config.method.stream,
         "seed": config.seed,
     }
+
+
+def closeness_of(config: RunConfig) -> Closeness | None:
+    """How hard the training is held to the original; None: not at all."""
+    weight, mask_target = config.trainer.kl_weight, config.trainer.kl_mask_target
+    return None if weight is None else Closeness(weight=weight, mask_target=mask_target)
 
 
 def trainable_line(counts: dict[str, int]) -> str:

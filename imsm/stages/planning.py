@@ -23,7 +23,7 @@ from imsm.plan.show import show_block, show_page
 from imsm.processes.gpus import visible_gpus
 from imsm.stages.engine import engine_settings
 from imsm.stages.layout import layout_of
-from imsm.stages.parts import adapter_of, parts_of, trainable_line
+from imsm.stages.parts import adapter_of, closeness_of, parts_of, trainable_line
 from imsm.stages.planning_data import items_asked, judged, split_lengths, steps_taken, tasks_read
 from imsm.stages.planning_memory import memory_parts
 from imsm.stages.starting import lines_for
@@ -101,6 +101,7 @@ def model_without_values(config: RunConfig) -> tuple[SiameseForCausalLM | None, 
             raise
         first = str(error).strip().splitlines()[0]
         return None, [f"peft={config.peft.name}: cannot be counted without the weights ({first})"]
+    model.closeness = closeness_of(config)
     model.train(config.method.trained)
     return model, [] if file is not None else _assumed(config)
 

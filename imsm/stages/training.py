@@ -15,12 +15,11 @@ from imsm.errors import UserError
 from imsm.files import write_whole
 from imsm.identity import run_identity
 from imsm.run_folder import RunFolder
-from imsm.siamese.closeness import Closeness
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import training_items
 from imsm.stages.engine import engine_of, micro_batch_size
 from imsm.stages.going_on import start_from
-from imsm.stages.parts import adapter_of, parts_of, trainable_line
+from imsm.stages.parts import adapter_of, closeness_of, parts_of, trainable_line
 from imsm.training.checkpoint import set_aside_after
 from imsm.training.keep import Keeper
 from imsm.training.loop import Batching, Log, train
@@ -67,8 +66,7 @@ def train_run(
     model = new_model(config, adapter, device=device)
     if before is not None:
         start_from(model, before)
-    if recipe.kl_weight is not None:
-        model.closeness = Closeness(weight=recipe.kl_weight, mask_target=recipe.kl_mask_target)
+    model.closeness = closeness_of(config)
     parameters = count_trainable(model)
     if world.leads:
         print(trainable_line(parameters))

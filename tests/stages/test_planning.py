@@ -288,3 +288,16 @@ def test_virtual_tokens_take_memory() -> None:
     keys_and_values = 32 * 2 * 8 * 128 * 2  # layers, both, heads, width, bytes of bfloat16
     assert many["KV caches"] - few["KV caches"] == 16 * 1000 * keys_and_values
     assert many["activations"] > few["activations"]
+
+
+def test_the_originals_logits_take_memory_where_a_run_is_held_to_it() -> None:
+    def logits(*more: str) -> int:
+        plan = make_plan(config("method=peft", *more), overrides=[])
+        parts = [part for group in plan.memory.values() for part in group]
+        (found,) = (part.size for part in parts if part.name == "answer logits")
+        return found
+
+    plain = logits()
+    assert plain < logits("trainer.kl_weight=1")
+    masked = logits("trainer.kl_weight=1", "trainer.kl_mask_target=true")
+    assert logits("trainer.kl_weight=1") < masked
