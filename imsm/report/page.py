@@ -1,4 +1,4 @@
-"""The report card as one page: `report.html`, its pictures inside, nothing loaded from elsewhere."""
+"""The report card as one page, `report.html`: its pictures inside, nothing from elsewhere."""
 
 from __future__ import annotations
 
