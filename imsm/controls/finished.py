@@ -42,7 +42,7 @@ Answers = tuple[list[Row], list["Row | None"]]
 """Of a task's items: what was answered, and how likely the accepted answers were."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FinishedRun:
     """Opened by `open_finished`.
 
@@ -58,6 +58,7 @@ class FinishedRun:
     result: dict[str, Any]
     other: FinishedRun | None = None
     _models: list[SiameseForCausalLM] = field(default_factory=list)
+    _answers: dict[tuple[str, str], Answers] = field(default_factory=dict)
 
     @cached_property
     def runs_root(self) -> Path:
@@ -113,13 +114,16 @@ class FinishedRun:
 
     def answers(self, task: str, stream: str) -> Answers:
         """What the original or the tuned stream answered; asked if the ledger lacks it."""
-        return self.asked(
-            task,
-            model=self.model,
-            stream=stream,
-            fingerprint=self.fingerprint(stream),
-            label=f"{stream}: {task}",
-        )
+        key = (task, stream)
+        if key not in self._answers:
+            self._answers[key] = self.asked(
+                task,
+                model=self.model,
+                stream=stream,
+                fingerprint=self.fingerprint(stream),
+                label=f"{stream}: {task}",
+            )
+        return self._answers[key]
 
     def asked(
         self, task: str, *, model: GetModel, stream: str, fingerprint: str, label: str

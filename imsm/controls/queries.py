@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,6 +48,7 @@ class Distances:
     tests: dict[str, list[float]]
 
 
+@lru_cache(maxsize=1)
 def distances(run: FinishedRun) -> Distances:
     """The distances of a run's tests; computed once, then read from the run's `controls/`."""
     training = _training_queries(run)
