@@ -1,0 +1,125 @@
+"""The paper's tables and figures: `python -m imsm.experiments run|show|status [table1 ...]`.
+
+`run` carries out the runs that are missing, then shows; `show` shows what is there; `status` lists
+the runs that are done, missing and failed. Exit codes: 0 all is there, 1 a run failed, 2 the input
+was wrong, 130 stopped by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imsm.errors import RunError, UserError
+from imsm.experiments.grid import SCALES, Experiment, experiment_names, load_experiment
+from imsm.folders import runs_root
+
+if TYPE_CHECKING:
+    from imsm.experiments.runs import Runs
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry an action out."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.seeds < 1 or arguments.jobs < 1:
+            raise UserError(
+                f"--seeds {arguments.seeds} --jobs {arguments.jobs}: both must be at least 1"
+            )
+        chosen = [load_experiment(name) for name in arguments.names or experiment_names()]
+        return {"run": _run, "show": _show, "status": _status}[arguments.action](arguments, chosen)
+    except UserError as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; give the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m imsm.experiments", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("action", choices=("run", "show", "status"))
+    parser.add_argument("names", nargs="*", help="e.g. table6 figure3; none: all")
+    parser.add_argument("--scale", choices=SCALES, default="mini")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1 (1)")
+    parser.add_argument("--protocol", choices=("clean", "released"), default="clean")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
+    parser.add_argument("--output", type=Path, help="where results go (experiments/)")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
+    from imsm.experiments.runs import carry_out, check, runs_of
+
+    runs = _runs()
+    for experiment in chosen:
+        check(experiment, runs.preflight, scale=arguments.scale)
+    failed: list[str] = []
+    started = time.monotonic()
+    for experiment in chosen:
+        failed += carry_out(
+            runs_of(experiment, runs, scale=arguments.scale, seeds=arguments.seeds),
+            logs=runs_root() / "logs",
+            jobs=arguments.jobs,
+            tell=partial(print, f"{experiment.name}:", flush=True),
+        )
+        runs.forget()
+    print(f"runs: {time.monotonic() - started:.0f} s")
+    _show(arguments, chosen)
+    if failed:
+        raise RunError(
+            f"{len(failed)} runs failed ({', '.join(failed)}); their logs lie in "
+            f"{runs_root() / 'logs'}"
+        )
+    return 0
+
+
+def _show(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
+    from imsm.experiments.show import show
+
+    runs = _runs()
+    for experiment in chosen:
+        place = (arguments.output or experiment.folder.parent) / experiment.name / arguments.scale
+        try:
+            show(
+                experiment,
+                runs,
+                scale=arguments.scale,
+                seeds=arguments.seeds,
+                protocol=arguments.protocol,
+                place=place,
+            )
+        except OSError as error:
+            raise UserError(f"{place}: cannot be written ({error.strerror or error})") from error
+    return 0
+
+
+def _status(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
+    from imsm.experiments.show import show_status
+
+    runs = _runs()
+    for experiment in chosen:
+        show_status(experiment, runs, scale=arguments.scale, seeds=arguments.seeds)
+    return 0
+
+
+def _runs() -> Runs:
+    from imsm.experiments.runs import Runs
+    from imsm.folders import conf_folder
+    from imsm.preflight import Preflight
+
+    return Runs(Preflight(conf=conf_folder()), runs_root=runs_root())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""The cells of an experiment's table: what was scored, its interval, and whether it differs.
+
+Scores are in points. A cell is the mean over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy
+
+from imsm.errors import UserError
+from imsm.evaluation.items import read_items
+from imsm.evaluation.metrics import metric_module
+from imsm.evaluation.statistics import Interval, mcnemar, over_seeds, paired_difference, student_t
+from imsm.experiments.grid import Column, Experiment, Row
+from imsm.experiments.runs import Run, Runs
+from imsm.report.arms import Arm, arms_of
+from imsm.report.contrasts import total_of
+
+ALPHA = 0.05
+MARKS = {
+    "mcnemar": ("*", "McNemar's exact test on the items"),
+    "bootstrap": ("°", "the paired bootstrap's 95 % interval, which leaves out 0"),
+    "student": ("‡", "Student's t-test over seeds, the paper's test"),
+}
+"""A mark stands by a cell that differs (p < 0.05, not adjusted) from its reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One score: its interval, the kind of its mark, or why there is none."""
+
+    interval: Interval | None
+    mark: str | None
+    trained_on: bool
+    missing: list[Run]
+    """The runs that it waits for."""
+
+    @property
+    def value(self) -> float | None:
+        """In points; None while a run is missing."""
+        return None if self.interval is None else self.interval.estimate
+
+
+def cell_of(
+    experiment: Experiment,
+    row: Row,
+    column: Column,
+    *,
+    runs: Runs,
+    scale: str,
+    seeds: int,
+    protocol: str,
+) -> Cell:
+    """A row's score in a column."""
+    metric = getattr(column, protocol)
+    arms, missing = _arms(experiment, row, column, runs=runs, scale=scale, seeds=seeds)
+    if missing:
+        return Cell(interval=None, mark=None, trained_on=False, missing=missing)
+    values = [_score(arm, column.task, metric, protocol) for arm in arms]
+    if any(value is None for value in values):
+        return Cell(interval=None, mark=None, trained_on=False, missing=[])
+    entry = arms[0].entry(column.task)
+    return Cell(
+        interval=_interval(arms, column.task, metric, [v for v in values if v is not None]),
+        mark=_mark(
+            experiment,
+            row,
+            column,
+            arms,
+            metric,
+            runs=runs,
+            scale=scale,
+            seeds=seeds,
+            protocol=protocol,
+        ),
+        trained_on=bool(entry.get("trained_on")) and entry.get("role") != "target",
+        missing=[],
+    )
+
+
+def parameters_of(
+    experiment: Experiment, row: Row, *, runs: Runs, scale: str, seeds: int
+) -> float | None:
+    """A row's trainable parameters in millions; None for the original or what is missing."""
+    column = experiment.grid.columns[0]
+    run = runs.of(experiment.overrides(row, column, scale=scale, seed=seeds - 1))
+    if not run.trained or run.result is None:
+        return None
+    return sum(run.result["trainable_parameters"].values()) / 1e6
+
+
+def _arms(
+    experiment: Experiment, row: Row, column: Column, *, runs: Runs, scale: str, seeds: int
+) -> tuple[list[Arm], list[Run]]:
+    """The arm of each seed, and the runs that are missing.
+
+    The original is taken from any trained run that asked the same: its answers do not depend on
+    the seed, and it stands once.
+    """
+    wanted = [
+        runs.of(experiment.overrides(row, column, scale=scale, seed=seed)) for seed in range(seeds)
+    ]
+    if wanted[0].trained:
+        missing = [run for run in wanted if run.result is None]
+        return ([] if missing else [_own_arm(run, runs) for run in wanted]), missing
+    same = [other for other in experiment.rows if _backbone(other) == _backbone(row)]
+    others = [
+        run
+        for other in same
+        if (run := runs.of(experiment.overrides(other, column, scale=scale, seed=0))).trained
+    ]
+    for run in others:
+        if run.result is not None and column.task in run.result["evaluation"]["original"]:
+            arms = arms_of(run.folder, run.result, runs_root=runs.runs_root, siblings=False)
+            return [arms[0]], []
+    return [], others[:1]
+
+
+def _own_arm(run: Run, runs: Runs) -> Arm:
+    assert run.result is not None
+    return arms_of(run.folder, run.result, runs_root=runs.runs_root, siblings=False)[-1]
+
+
+def _backbone(row: Row) -> str:
+    return row.values.get("backbone", "")
+
+
+def _score(arm: Arm, task: str, metric: str, protocol: str) -> float | None:
+    entry = arm.entry(task)
+    found = entry.get("protocols", {}).get(protocol, {}).get("metrics", entry.get("metrics", {}))
+    return None if found.get(metric) is None else float(found[metric])
+
+
+def _interval(arms: Sequence[Arm], task: str, metric: str, values: Sequence[float]) -> Interval:
+    """With one seed over items; with several over seeds and items; a bare point without items."""
+    point = fmean(values)
+    frames = [arm.items(task) for arm in arms]
+    if any(frame is None or f"score.{metric}" not in frame for frame in frames):
+        return Interval(estimate=point, low=point, high=point, level=0.95)
+    if len(arms) == 1:
+        found = total_of(arms[0], task, metric)
+        assert found is not None
+        return found[1]
+    if hasattr(metric_module(metric), "aggregate"):
+        return _over_values(values)
+    tables = [
+        100 * frame[f"score.{metric}"].to_numpy(float) for frame in frames if frame is not None
+    ]
+    first = frames[0]
+    assert first is not None
+    return over_seeds(tables, groups=[group or name for name, group in first["group"].items()])
+
+
+def _over_values(values: Sequence[float]) -> Interval:
+    """Student's interval of a mean over seeds."""
+    from scipy import stats
+
+    found = numpy.asarray(values)
+    error = float(found.std(ddof=1)) / len(found) ** 0.5
+    half = float(stats.t.ppf(0.975, len(found) - 1)) * error
+    mean = float(found.mean())
+    return Interval(estimate=mean, low=mean - half, high=mean + half, level=0.95)
+
+
+def _mark(
+    experiment: Experiment,
+    row: Row,
+    column: Column,
+    arms: Sequence[Arm],
+    metric: str,
+    *,
+    runs: Runs,
+    scale: str,
+    seeds: int,
+    protocol: str,
+) -> str | None:
+    """Which test tells the row from its reference; None if none does."""
+    reference = experiment.reference_of(row)
+    if reference is None:
+        return None
+    others, missing = _arms(experiment, reference, column, runs=runs, scale=scale, seeds=seeds)
+    if missing or not others:
+        return None
+    if seeds > 1 and len(arms) == len(others) == seeds:
+        scores = [
+            [_score(a, column.task, metric, protocol) for a in side] for side in (arms, others)
+        ]
+        if any(None in side for side in scores):
+            return None
+        tested = student_t(*[[v for v in side if v is not None] for side in scores])
+        return (
+            "student" if tested and tested.p_value is not None and tested.p_value < ALPHA else None
+        )
+    return _over_items(arms[0], others[0], column.task, metric)
+
+
+def _over_items(arm: Arm, other: Arm, task: str, metric: str) -> str | None:
+    name = f"score.{metric}"
+    try:
+        one, two = (
+            read_items(each.folder, task=task, test_set=each.entry(task)["test_set"])
+            for each in (arm, other)
+        )
+    except (UserError, KeyError):
+        return None
+    if name not in one or name not in two or not one.index.equals(two.index):
+        return None
+    if hasattr(metric_module(metric), "aggregate"):
+        return None  # of no single item
+    left, right = one[name].to_numpy(float), two[name].to_numpy(float)
+    if set(numpy.unique(numpy.concatenate([left, right]))) <= {0.0, 1.0}:
+        return "mcnemar" if mcnemar(left, right).p_value < ALPHA else None
+    groups = [group or item for item, group in one["group"].items()]
+    found = paired_difference(left, right, groups=groups)
+    return "bootstrap" if found.low > 0 or found.high < 0 else None

@@ -1,0 +1,199 @@
+"""The runs of an experiment: which are done, which failed, and carrying out what is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from imsm.errors import UserError
+from imsm.sweep import member_command
+
+if TYPE_CHECKING:
+    from imsm.config import RunConfig
+    from imsm.experiments.grid import Experiment
+    from imsm.preflight import Preflight
+
+State = Literal["done", "missing", "failed"]
+_STOPPED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run: what makes it, where it lies, and what became of it."""
+
+    overrides: tuple[str, ...]
+    name: str
+    folder: Path
+    state: State
+    result: dict[str, Any] | None
+    failure: str | None
+    trained: bool
+
+    @property
+    def command(self) -> str:
+        """What makes it."""
+        return f"python -m imsm.run {member_command(self.overrides, config_dir=None)}"
+
+
+class Runs:
+    """Looks runs up by their overrides, each once.
+
+    Args:
+        preflight: composes and checks them.
+        runs_root: where they lie.
+    """
+
+    def __init__(self, preflight: Preflight, *, runs_root: Path) -> None:
+        self.preflight, self.runs_root = preflight, runs_root
+        self._found: dict[tuple[str, ...], Run] = {}
+
+    def of(self, overrides: tuple[str, ...]) -> Run:
+        """The run of these overrides as it is now.
+
+        Raises:
+            UserError: they do not make a run.
+        """
+        if overrides not in self._found:
+            self._found[overrides] = self._look(overrides)
+        return self._found[overrides]
+
+    def forget(self) -> None:
+        """Look everything up again: runs were carried out."""
+        self._found.clear()
+
+    def _look(self, overrides: tuple[str, ...]) -> Run:
+        from imsm.failure import read_failure
+        from imsm.finished import finished_result, folder_of
+
+        config = self.config(overrides)
+        folder = folder_of(config, runs_root=self.runs_root)
+        result = finished_result(config, runs_root=self.runs_root)
+        failure = read_failure(folder)
+        state: State = "done" if result else "failed" if failure else "missing"
+        return Run(
+            overrides=overrides,
+            name=folder.name,
+            folder=folder,
+            state=state,
+            result=result,
+            failure=failure["error"] if failure else None,
+            trained=config.method.trained,
+        )
+
+    def config(self, overrides: Sequence[str]) -> RunConfig:
+        """What overrides compose.
+
+        Raises:
+            UserError: a line for every problem.
+        """
+        from imsm.examine import parse
+
+        ((_, cfg),) = self.preflight.members(overrides)
+        return parse(cfg, config_dir=None)
+
+
+def runs_of(experiment: Experiment, runs: Runs, *, scale: str, seeds: int) -> list[Run]:
+    """The trained runs that an experiment needs, each once.
+
+    The original needs none: every trained run keeps the original's answers to its own tests.
+    """
+    found: dict[str, Run] = {}
+    for seed in range(seeds):
+        for row in experiment.rows:
+            for column in experiment.grid.columns:
+                wanted = experiment.overrides(row, column, scale=scale, seed=seed)
+                run = runs.of(wanted)
+                if run.trained:
+                    found.setdefault(run.name, run)
+    return list(found.values())
+
+
+def carry_out(
+    wanted: Iterable[Run], *, logs: Path, jobs: int, tell: Callable[[str], None]
+) -> list[str]:
+    """Carry out runs that are not done, each in a process of its own; one's failure ends no other.
+
+    Args:
+        wanted: the runs.
+        logs: a folder for what they say.
+        jobs: how many at a time; they share the cores out.
+        tell: told a line at each start and end.
+
+    Returns:
+        The names of those that failed.
+
+    Raises:
+        KeyboardInterrupt: stopped by hand; the runs at work have saved what they had.
+    """
+    due = [run for run in wanted if run.state != "done"]
+    logs.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {**os.environ}
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    failed: list[str] = []
+    stopped = False
+
+    def one(numbered: tuple[int, Run]) -> None:
+        nonlocal stopped
+        number, run = numbered
+        if stopped:
+            return
+        log = logs / f"{run.name}.log"
+        tell(f"{number}/{len(due)} {run.name}")
+        started = time.monotonic()
+        with log.open("w", encoding="utf-8") as stream:
+            command = [sys.executable, "-m", "imsm.run", *run.overrides]
+            code = subprocess.run(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False
+            ).returncode
+        seconds = time.monotonic() - started
+        if code == _STOPPED or code < 0:
+            stopped = True
+        elif code:
+            failed.append(run.name)
+            _note(run, log, code)
+        tell(
+            f"{number}/{len(due)} {run.name}: {'ended with ' + str(code) if code else 'done'}, "
+            f"{seconds:.0f} s"
+        )
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        list(pool.map(one, enumerate(due, start=1)))
+    if stopped:
+        raise KeyboardInterrupt
+    return failed
+
+
+def _note(run: Run, log: Path, code: int) -> None:
+    """Keep why a run failed, for the table and the next command."""
+    from imsm.failure import write_failure
+
+    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines()]
+    said = [line for line in lines if line.startswith("imsm:")] or [li for li in lines if li]
+    error = said[-1].removeprefix("imsm: ") if said else "nothing was said"
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_failure(run.folder, error=error, exit_code=code, command=run.command)
+
+
+def check(experiment: Experiment, preflight: Preflight, *, scale: str) -> None:
+    """Look for what is wrong with an experiment's runs before the first is begun.
+
+    Raises:
+        UserError: a line per problem.
+    """
+    wanted = {
+        experiment.overrides(row, column, scale=scale, seed=0)
+        for row in experiment.rows
+        for column in experiment.grid.columns
+    }
+    problems = [line for each in wanted for line in preflight.problems(each, sweep=False)]
+    if problems:
+        raise UserError(f"{experiment.name}: " + "; ".join(sorted(set(problems))))
