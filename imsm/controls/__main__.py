@@ -68,7 +68,7 @@ def _carry_out(
     all_of_them: bool,
 ) -> None:
     from imsm.controls.finished import open_finished
-    from imsm.controls.judging import FOLDER, judge_tuned
+    from imsm.controls.judging import FOLDER, TUNED, judge_tuned
     from imsm.controls.table import show
     from imsm.run_folder import locked
 
@@ -78,19 +78,20 @@ def _carry_out(
     run = open_finished(arguments.run, option="--run", other=other)
     arms, left_out = _arms(run, chosen, values, all_of_them=all_of_them)
     with locked(run.folder / FOLDER):
-        tuned = judge_tuned(run)
+        interwoven = run.config.method.stream == "interwoven"
+        tuned = TUNED.name if interwoven else run.config.method.name
         found = {
             "original": run.result["evaluation"]["original"],
-            "PEFT": tuned["evaluation"]["tasks"],
+            tuned: judge_tuned(run)["evaluation"]["tasks"],
         }
-        if run.config.method.stream == "interwoven":
+        if interwoven:
             found[run.config.method.name] = run.result["evaluation"]["tasks"]
         focus = list(found)
         for arm in arms:
             result = _judged(arm, run, left_out, all_of_them=all_of_them)
             if result is not None:
                 found[arm.name] = result["evaluation"]["tasks"]
-    show(found, focus=focus)
+    show(found, tuned=tuned, focus=focus)
     for line in dict.fromkeys(left_out):
         print(f"left out: {line}")
     print(f"controls: {run.folder / FOLDER}")

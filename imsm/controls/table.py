@@ -17,19 +17,24 @@ _MEAN = "mean of\nforgetting"
 
 
 def show(
-    arms: Mapping[str, Entries], *, focus: Sequence[str], console: Console | None = None
+    arms: Mapping[str, Entries],
+    *,
+    tuned: str,
+    focus: Sequence[str],
+    console: Console | None = None,
 ) -> None:
-    """Print the arms; below a score stand its differences to PEFT and to the original, in points.
+    """Print the arms; below a score stand its differences to two of them, in points.
 
     Args:
-        arms: entries by the arm's name, "original" and "PEFT" among them.
+        arms: entries by the arm's name, "original" among them.
+        tuned: the arm that is the adapter alone; differences are to it and to the original.
         focus: arms that are no control.
         console: where to; None: the terminal.
     """
     from rich.console import Console as RichConsole
     from rich.table import Table
 
-    tasks = arms["PEFT"]
+    tasks = arms[tuned]
     forgetting = [name for name, entry in tasks.items() if not entry["trained_on"]]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("arm", no_wrap=True)
@@ -39,28 +44,28 @@ def show(
     if len(forgetting) > 1:
         table.add_column(_MEAN, justify="right", no_wrap=True)
     for arm in arms:
-        cells = [_cell(arms, arm, [name]) for name in tasks]
+        cells = [_cell(arms, arm, [name], tuned) for name in tasks]
         if len(forgetting) > 1:
-            cells.append(_cell(arms, arm, forgetting))
+            cells.append(_cell(arms, arm, forgetting, tuned))
         table.add_row(arm, *cells, style="bold" if arm in focus else None)
     console = console or RichConsole()
     if not console.is_terminal:
         console.width = max(console.width, 40 + 16 * (len(tasks) + 1))
     console.print(table)
     console.print(
-        "* target; in points; below: the difference to PEFT, to the original; no interval: "
+        f"* target; in points; below: the difference to {tuned}, to the original; no interval: "
         "differences of a few items are chance",
         style="dim",
     )
 
 
-def _cell(arms: Mapping[str, Entries], arm: str, tasks: Sequence[str]) -> str:
-    own = _points(arms[arm], tasks, like=arms["PEFT"])
+def _cell(arms: Mapping[str, Entries], arm: str, tasks: Sequence[str], tuned: str) -> str:
+    own = _points(arms[arm], tasks, like=arms[tuned])
     if own is None:
         return "-"
     told = []
-    for other in ("PEFT", "original"):
-        value = None if other == arm else _points(arms[other], tasks, like=arms["PEFT"])
+    for other in (tuned, "original"):
+        value = None if other == arm else _points(arms[other], tasks, like=arms[tuned])
         told.append("·" if value is None else f"{own - value:+.1f}")
     return f"{own:.1f}\n{told[0]:>6}{told[1]:>7}"
 
