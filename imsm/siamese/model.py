@@ -167,6 +167,8 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         return_dict: bool | None = None,
+        original_memory: torch.Tensor | None = None,
+        original_query: torch.Tensor | None = None,
     ) -> SiameseOutput:
         """One pass of the chosen stream.
 
@@ -190,6 +192,9 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
                 the positions of an index tensor; with labels the labels decide.
             num_items_in_batch: divides the summed loss, in place of the number of labels.
             return_dict: True or None, as `generate()` gives it: there is no tuple.
+            original_memory: with labels, h_o at the positions that predict them, (N, D), row by
+                row (`imsm.siamese.memory_bank`): the original stream is not run then.
+            original_query: with ``original_memory``, q_o, (B, D), for a gate that reads it.
 
         Raises:
             ValueError: nothing tells the query, or arguments that do not go together.
@@ -207,7 +212,10 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         if labels is not None:
             if past_key_values is not None:
                 raise ValueError("labels with a cache: a loss is computed over whole sequences")
-            return self._learn(inputs, labels, query_mask, num_items_in_batch)
+            known = None if original_memory is None else (original_memory, original_query)
+            return self._learn(inputs, labels, query_mask, num_items_in_batch, known)
+        if original_memory is not None:
+            raise ValueError("original_memory without labels: it is of the positions of labels")
         if use_cache and past_key_values is None and self.config.cached:
             past_key_values = self.new_cache()
         if self.stream != "interwoven":
@@ -266,9 +274,10 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         labels: torch.Tensor,
         query_mask: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
+        known: tuple[torch.Tensor, torch.Tensor | None] | None,
     ) -> SiameseOutput:
         """The loss, gate and head at answer positions alone (DESIGN §4)."""
-        _, targets, memories, queries = self._at_answers(inputs, labels, query_mask)
+        _, targets, memories, queries = self._at_answers(inputs, labels, query_mask, known)
         if num_items_in_batch is None and not len(targets):
             raise ValueError("labels: there is no label to learn")
         logits, gate = self._logits(memories, queries)
@@ -328,28 +337,41 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         inputs: dict[str, torch.Tensor],
         labels: torch.Tensor,
         query_mask: torch.Tensor | None,
+        known: tuple[torch.Tensor, torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
         """What the N labels need: their rows (N,), the labels (N,), memories and queries (N, D).
 
         The memories are the original and the tuned one, or that of the one stream that answers
-        (where the tuned one is kept close to the original, both).
+        (where the tuned one is kept close to the original, both). With the original's rows and
+        query ``known``, the original stream is not run.
         """
         rows, columns = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)
         targets = labels[rows, columns + 1]
-        if self.stream == "tuned" and self.closeness is not None and self.training:
-            both = self.streams.memories(inputs, cache=None)
-            return rows, targets, [memory[rows, columns] for memory in both], []
-        if self.stream != "interwoven":
+        held = self.stream == "tuned" and self.closeness is not None and self.training
+        if self.stream != "interwoven" and not held:
             memory = self.streams.memory(inputs, stream=self.stream, cache=None)
             return rows, targets, [memory[rows, columns]], []
+        if known is None:
+            original, tuned = self.streams.memories(inputs, cache=None)
+            original_rows = original[rows, columns]
+        else:
+            original_rows = known[0]
+            if len(original_rows) != len(targets):
+                raise ValueError(f"original_memory: {len(original_rows)} for {len(targets)} labels")
+            tuned = self.streams.memory(inputs, stream="tuned", cache=None)
+        memories = [original_rows, tuned[rows, columns]]
+        if held:
+            return rows, targets, memories, []
         mask = inputs.get("attention_mask")
         query = query_of_labels(labels, attention_mask=mask, query_mask=query_mask)
-        memories = self.streams.memories(inputs, cache=None)
-        queries: list[torch.Tensor | None] = [None, None]
-        if self._gate.reads_query:
-            pooling = self.config.pooling
-            queries = [whole_query(h, query, pooling=pooling)[rows] for h in memories]
-        return rows, targets, [memory[rows, columns] for memory in memories], queries
+        if not self._gate.reads_query:
+            return rows, targets, memories, [None, None]
+        pooling = self.config.pooling
+        pooled = whole_query(original, query, pooling=pooling) if known is None else known[1]
+        if pooled is None:
+            raise ValueError("original_query: the gate reads it, give it beside original_memory")
+        queries = [pooled, whole_query(tuned, query, pooling=pooling)]
+        return rows, targets, memories, [each[rows] for each in queries]
 
     def _logits(
         self, memories: list[torch.Tensor], queries: list[torch.Tensor | None]

@@ -23,6 +23,7 @@ from imsm.training.validate import validation_loss
 if TYPE_CHECKING:
     from imsm.adapters.adapter import Hooks
     from imsm.data.tokenise import TokenisedExample
+    from imsm.siamese.memory_bank import MemoryBank
     from imsm.siamese.model import SiameseForCausalLM
     from imsm.training.engine import Engine
     from imsm.training.keep import Keeper
@@ -87,6 +88,7 @@ def train(
     pad_id: int,
     log: Log,
     validation: Sequence[TokenisedExample] = (),
+    bank: MemoryBank | None = None,
 ) -> TrainingSummary:
     """Train ``model``'s adapter and gate on ``items``, from the keeper's checkpoint on.
 
@@ -100,6 +102,7 @@ def train(
         pad_id: the padding token.
         log: told of every step.
         validation: examples that are not learned; their loss is measured before each checkpoint.
+        bank: of the original's memories of all these examples; None: the original stream runs.
 
     Raises:
         RunError: the loss or a gradient is not finite; the last good checkpoint is kept.
@@ -133,6 +136,7 @@ def train(
                     hooks=hooks,
                     micro_batch_size=batching.micro_batch_size,
                     pad_id=pad_id,
+                    bank=bank,
                 )
             except NotFiniteError as error:
                 raise RunError(_stopped(error, keeper, so_far)) from error
@@ -154,6 +158,7 @@ def train(
                     engine=engine,
                     micro_batch_size=batching.micro_batch_size,
                     pad_id=pad_id,
+                    bank=bank,
                 )
                 measured["validation_loss"] = found
             log(step, measured)

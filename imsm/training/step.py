@@ -14,6 +14,7 @@ from imsm.training.engine import NotFiniteError
 if TYPE_CHECKING:
     from imsm.adapters.adapter import Hooks
     from imsm.data.tokenise import TokenisedExample
+    from imsm.siamese.memory_bank import MemoryBank
     from imsm.training.engine import Engine
 
 
@@ -25,6 +26,7 @@ def train_step(
     hooks: Hooks | None,
     micro_batch_size: int,
     pad_id: int,
+    bank: MemoryBank | None = None,
 ) -> dict[str, float]:
     """One step; its loss is the mean over all answer tokens of the batch.
 
@@ -39,6 +41,7 @@ def train_step(
         hooks: the PEFT method's.
         micro_batch_size: examples of one pass.
         pad_id: the padding token.
+        bank: of the original's memories, if there is one.
 
     Returns:
         What was measured over the whole batch, by name.
@@ -57,7 +60,7 @@ def train_step(
     for number, micro in enumerate(parts, start=1):
         counts = bool(micro)
         items = micro if counts else batch[:1]
-        tensors = _on(engine.device, items, pad_id)
+        tensors = on_device(engine.device, items, pad_id=pad_id, bank=bank)
         if hooks is not None:
             types = torch.tensor([item.task_type for item in items], device=engine.device)
             hooks.before_forward(tensors["attention_mask"], types)
@@ -106,8 +109,14 @@ def _move(engine: Engine, hooks: Hooks | None, step: int) -> float:
     return norm
 
 
-def _on(
-    device: torch.device, items: Sequence[TokenisedExample], pad_id: int
+def on_device(
+    device: torch.device,
+    items: Sequence[TokenisedExample],
+    *,
+    pad_id: int,
+    bank: MemoryBank | None,
 ) -> dict[str, torch.Tensor]:
+    """What the model is given of some examples: tokens, labels and what a bank holds of them."""
     collated = collate_training(items, pad_id=pad_id)
+    collated |= bank.inputs(items) if bank is not None else {}
     return {name: value.to(device) for name, value in collated.items()}

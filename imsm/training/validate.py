@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imsm.data.batches import collate_training, micro_batches
+from imsm.data.batches import micro_batches
+from imsm.training.step import on_device
 
 if TYPE_CHECKING:
     from imsm.data.tokenise import TokenisedExample
+    from imsm.siamese.memory_bank import MemoryBank
     from imsm.siamese.model import SiameseForCausalLM
     from imsm.training.engine import Engine
 
@@ -23,6 +25,7 @@ def validation_loss(
     engine: Engine,
     micro_batch_size: int,
     pad_id: int,
+    bank: MemoryBank | None = None,
 ) -> float:
     """The mean cross-entropy over all answer tokens of ``items``, in nats, without dropout.
 
@@ -32,6 +35,7 @@ def validation_loss(
         engine: what passes run through.
         micro_batch_size: examples of one pass.
         pad_id: the padding token.
+        bank: of the original's memories, if there is one.
     """
     world, training = engine.world, model.training
     parts = micro_batches(
@@ -41,8 +45,7 @@ def validation_loss(
     model.eval()
     loss = 0.0
     for micro in parts:  # a process that has nothing left takes part in the pass all the same
-        collated = collate_training(micro or items[:1], pad_id=pad_id)
-        tensors = {name: value.to(engine.device) for name, value in collated.items()}
+        tensors = on_device(engine.device, micro or items[:1], pad_id=pad_id, bank=bank)
         share = engine.forward(**tensors, num_items_in_batch=answer_tokens).loss
         assert share is not None
         loss += share.item() if micro else 0.0
