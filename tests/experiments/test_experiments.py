@@ -1,0 +1,282 @@
+"""The paper's tables and figures: grids that compose, cells and their marks, what is missing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from imsm.evaluation.items import task_folder, write_items
+from imsm.evaluation.statistics import mcnemar, mean_interval
+from imsm.experiments import __main__ as command
+from imsm.experiments.cells import cell_of
+from imsm.experiments.grid import experiment_names, load_experiment
+from imsm.experiments.runs import Run, Runs, carry_out, check, runs_of
+from imsm.experiments.show import show
+from imsm.experiments.table import build_table
+from imsm.failure import write_failure
+from imsm.folders import conf_folder
+from imsm.identity import original_of, run_identity, run_name
+from imsm.preflight import Preflight
+from imsm.report.result import build_result, write_result
+
+NAMES = ["figure3", "figure4", "table1", "table2", "table3", "table4", "table5", "table6"]
+N = 50
+
+
+@pytest.fixture(scope="module")
+def preflight() -> Preflight:
+    return Preflight(conf=conf_folder())
+
+
+def test_all_of_the_papers_tables_are_there() -> None:
+    assert experiment_names() == NAMES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_every_run_of_a_grid_can_be_carried_out(
+    preflight: Preflight, name: str, scale: str
+) -> None:
+    check(load_experiment(name), preflight, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "first"),
+    [
+        ("table1", 21, {"mrpc_accuracy": "74.72", "average": "54.75"}),
+        ("table2", 7, {"ropes": "58.47", "average": "53.45"}),
+        ("table3", 9, {"gsm8k": "45.79", "average": "50.91"}),
+        ("table4", 12, {"mrpc_accuracy": "86.67", "average": "78.82"}),
+        ("table5", 6, {"llama3_tokens_per_s": "22.98"}),
+        ("table6", 9, {"params_millions": "6.898", "gsm8k": "59.44"}),
+        ("figure3", 6, {}),
+        ("figure4", 12, {}),
+    ],
+)
+def test_the_papers_numbers(name: str, rows: int, first: dict[str, str]) -> None:
+    experiment = load_experiment(name)
+    assert len(experiment.rows) == rows
+    assert first.items() <= dict(experiment.rows[0].paper).items()
+
+
+def test_at_the_miniatures_scale_equal_rows_are_one_run(
+    preflight: Preflight, tmp_path: Path
+) -> None:
+    runs = Runs(preflight, runs_root=tmp_path)
+    table3 = load_experiment("table3")
+    assert len(runs_of(table3, runs, scale="mini", seeds=1)) == 2
+    assert len(runs_of(table3, runs, scale="mini", seeds=3)) == 6
+    assert len(runs_of(table3, runs, scale="paper", seeds=1)) == 6
+
+
+def leave(run: Run, runs: Runs, *, known: float, seed: int) -> dict[str, numpy.ndarray]:
+    """A finished run and its original's answers, made up; returns its items' scores by task."""
+    config = runs.config(run.overrides)
+    rng = numpy.random.default_rng(seed)
+    original = run_name(original_of(config))
+    entries: dict[str, Any] = {}
+    scores = {}
+    for name, task in config.tasks.items():
+        fingerprint = f"{name:x<8}"[:8]
+        values = (rng.random(N) < known).astype(float)
+        scores[name] = values
+        metrics = dict.fromkeys(task.metrics, 100 * float(values.mean()))
+        entries[name] = {
+            "role": "target" if name == config.data.name else "forgetting",
+            "trained_on": name == config.data.name,
+            "test_set": fingerprint,
+            "items": N,
+            "metrics": metrics,
+            "headline": task.metrics[0],
+            "protocol": "clean",
+            "protocols": {"clean": {"metrics": metrics}},
+            "seconds": 1.0,
+            "new_tokens": N,
+            "unparsed": 0,
+            "truncated": 0,
+        }
+        for folder in (run.folder, runs.runs_root / original):
+            write_items(
+                task_folder(folder, task=name, test_set=fingerprint),
+                (
+                    {
+                        "id": str(number),
+                        "group": str(number),
+                        "prompt_sha": "0",
+                        "generation": "x",
+                        "tokens": 1,
+                        "ended": True,
+                        "answer": "yes" if value else "no",
+                        "golds": ["yes"],
+                        "scores": dict.fromkeys(task.metrics, value),
+                        "gold_loglik": -1.0,
+                        "gold_tokens": 1,
+                        "gate_mean": None,
+                        "gate_tokens": None,
+                        "gate_pieces": None,
+                    }
+                    for number, value in enumerate(values)
+                ),
+            )
+    result = build_result(
+        name=run.name,
+        method=config.method.name,
+        config=config.to_dict(),
+        identity=run_identity(config),
+        fingerprints={"backbone": "f"},
+        trainable_parameters={"adapter": 1_500_000, "gate": 0},
+        training={"seconds": 1.0},
+        evaluation={
+            "settings": config.evaluation.model_dump(),
+            "tasks": entries,
+            "original": {name: {**e, "trained_on": False} for name, e in entries.items()},
+        },
+    )
+    write_result(run.folder, result)
+    return scores
+
+
+def test_cells_marks_averages_and_what_is_missing(preflight: Preflight, tmp_path: Path) -> None:
+    runs = Runs(preflight, runs_root=tmp_path)
+    table2 = load_experiment("table2")
+    found = {run.name: run for run in runs_of(table2, runs, scale="mini", seeds=1)}
+    lora = next(run for name, run in found.items() if name.startswith("mini-lora-ropes-peft"))
+    imsm = next(run for name, run in found.items() if name.startswith("mini-lora-ropes-imsm"))
+    broken = next(run for name, run in found.items() if name.startswith("mini-ia3-ropes-peft"))
+    one = leave(lora, runs, known=0.2, seed=1)
+    other = leave(imsm, runs, known=0.9, seed=2)
+    broken.folder.mkdir()
+    write_failure(broken.folder, error="no memory", exit_code=1, command=broken.command)
+    runs.forget()
+    rows = {tuple(row.values.values()): row for row in table2.rows}
+    row = rows["chatglm3", "ropes", "lora", "imsm"]
+    column = next(c for c in table2.grid.columns if c.name == "webq")
+    options: dict[str, Any] = {"runs": runs, "scale": "mini", "seeds": 1, "protocol": "clean"}
+    cell = cell_of(table2, row, column, **options)
+    assert cell.interval == mean_interval(100 * other["webq"], groups=[str(n) for n in range(N)])
+    assert mcnemar(other["webq"], one["webq"]).p_value < 0.05 and cell.mark == "mcnemar"
+    assert (
+        cell_of(table2, rows["chatglm3", "ropes", "lora", "peft"], column, **options).mark is None
+    )
+
+    table = build_table(table2, runs, scale="mini", seeds=1, protocol="clean")
+    assert "the miniature in every row" in table.title and "clean" in table.title
+    ours = table.frame[table.frame["whose"] == "ours"].reset_index(drop=True)
+    line = ours[(ours["peft"] == "lora") & (ours["method"] == "imsm")].iloc[0]
+    kept = [100 * other[name].mean() for name in ("webq", "multirc", "mrpc", "freebaseqa")]
+    target = 100 * other["ropes"].mean()
+    assert line["retention average"] == f"{numpy.mean(kept):.1f}"
+    assert line["average"] == f"{numpy.mean([target, *kept]):.1f}"
+    assert line["webq"].startswith(f"{kept[0]:.1f}* [")
+    assert ours[(ours["peft"] == "ia3") & (ours["method"] == "peft")]["webq"].iloc[0] == "failed"
+    assert ours[ours["peft"] == "adalora"]["webq"].tolist() == ["missing", "missing"]
+    assert len(ours[ours["method"] == "original"]) == 1
+    assert ours[ours["method"] == "original"]["webq"].iloc[0] != "missing"
+    assert {run.name for run in table.waiting} == set(found) - {lora.name, imsm.name}
+    paper = table.frame[table.frame["whose"] == "paper (chatglm3)"]
+    assert paper["webq"].iloc[0] == "25.49"
+
+    text = io.StringIO()
+    console = Console(file=text, width=100)
+    place = tmp_path / "out"
+    show(table2, runs, scale="mini", seeds=1, protocol="clean", place=place, console=console)
+    shown = text.getvalue()
+    assert "failed (no memory)" in shown and "python -m imsm.run backbone=mini" in shown
+    assert "25.49" in (place / "table.md").read_text()
+    with (place / "table.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == len(table.frame)
+    assert r"\toprule" in (place / "table.tex").read_text()
+
+
+def test_over_seeds_the_mark_is_students(preflight: Preflight, tmp_path: Path) -> None:
+    runs = Runs(preflight, runs_root=tmp_path)
+    table3 = load_experiment("table3")
+    for number, run in enumerate(runs_of(table3, runs, scale="mini", seeds=3)):
+        leave(run, runs, known=0.9 if "-imsm-" in run.name else 0.3, seed=number)
+    runs.forget()
+    table = build_table(table3, runs, scale="mini", seeds=3, protocol="clean")
+    imsm = table.frame[(table.frame["whose"] == "ours") & (table.frame["method"] == "imsm")]
+    assert all("‡" in text for text in imsm["gsm8k"])
+    assert any("Student" in note for note in table.notes)
+    assert table.waiting == []
+
+
+def test_a_figure_is_drawn_with_gaps(preflight: Preflight, tmp_path: Path) -> None:
+    runs = Runs(preflight, runs_root=tmp_path)
+    figure3 = load_experiment("figure3")
+    for number, run in enumerate(runs_of(figure3, runs, scale="mini", seeds=1)[:4]):
+        leave(run, runs, known=0.6, seed=number)
+    runs.forget()
+    console = Console(file=io.StringIO())
+    options: dict[str, Any] = {"scale": "mini", "seeds": 1, "protocol": "clean"}
+    show(figure3, runs, place=tmp_path / "out", console=console, **options)
+    assert imread(tmp_path / "out" / "figure.png").std() > 0
+    assert (tmp_path / "out" / "figure.svg").is_file()
+
+
+def test_a_failed_run_ends_no_other_and_says_why(tmp_path: Path) -> None:
+    def run(name: str, *overrides: str) -> Run:
+        return Run(
+            overrides=overrides,
+            name=name,
+            folder=tmp_path / name,
+            state="missing",
+            result=None,
+            failure=None,
+            trained=True,
+        )
+
+    told: list[str] = []
+    wanted = [run("a", "peft=lorra"), run("b", "--help")]
+    assert carry_out(wanted, logs=tmp_path / "logs", jobs=1, tell=told.append) == ["a"]
+    failure = json.loads((tmp_path / "a" / "failed.json").read_text())
+    assert "lorra" in failure["error"] and failure["exit_code"] == 2
+    assert not (tmp_path / "b" / "failed.json").exists()
+    assert any("b: done" in line for line in told)
+
+
+def test_wrong_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IMSM_RUNS", str(tmp_path))
+    assert command.main(["status", "tabel1"]) == 2
+    assert "did you mean table1?" in capsys.readouterr().err
+    assert command.main(["show", "table3", "--seeds", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+    assert command.main(["status", "table3"]) == 0
+    assert "table3 (mini): 0 done, 2 missing, 0 failed" in capsys.readouterr().out
+
+
+def test_speed_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from imsm.experiments.speed import read_speed, speed_table, write_speed
+
+    table5 = load_experiment("table5")
+    rows = [
+        {
+            "overrides": sorted([f"peft={peft}", f"method={method}", "backbone=mini"]),
+            "method": method,
+            "tokens_per_second": speed,
+            "lowest": speed - 1,
+            "highest": speed + 1,
+        }
+        for peft in ("lora", "ia3", "adalora")
+        for method, speed in (("peft", 80.0), ("imsm", 60.0))
+    ]
+    found = {"device": "x", "date": "d", "rounds": 5, "new_tokens": 64, "prompt_tokens": 64}
+    place = tmp_path / "table5" / "mini"
+    write_speed(found | {"rows": rows}, place)
+    frame, _ = speed_table(table5, read_speed(place) or {}, scale="mini")
+    assert frame["ours, miniature"].tolist()[:2] == ["80.0 (79.0, 81.0)", "60.0 (59.0, 61.0)"]
+    assert frame["share, miniature"].tolist()[:2] == ["", "0.75"]
+    assert frame["its share, chatglm3"].tolist()[1] == "0.93"
+    assert command.main(["run", "table5", "--output", str(tmp_path)]) == 0
+    assert "0.75" in capsys.readouterr().out
