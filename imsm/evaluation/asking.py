@@ -94,7 +94,7 @@ def ask(
     def weighed(places: Sequence[int]) -> list[Row]:
         found = answering()
         batch = collate_training([pairs[place] for place in places], pad_id=tokenizer.pad_token_id)
-        sums = found.log_likelihood(
+        sums, _ = found.log_likelihood(
             batch["input_ids"].to(found.device),
             attention_mask=batch["attention_mask"].to(found.device),
             labels=batch["labels"].to(found.device),

@@ -303,8 +303,8 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         labels: torch.Tensor,
         query_mask: torch.Tensor | None = None,
         positions_at_once: int = 256,
-    ) -> torch.Tensor:
-        """How likely the chosen stream finds given answers: sums of ln p over their tokens, (B,).
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How likely the chosen stream finds given answers.
 
         Args:
             input_ids: prompt and answer, (B, T).
@@ -312,6 +312,10 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             labels: the answers' tokens, -100 elsewhere, (B, T).
             query_mask: as in ``forward``.
             positions_at_once: of how many positions logits are in memory at a time.
+
+        Returns:
+            Sums of ln p over each answer's tokens, (B,), and whether each of them is the likeliest
+            token in its place, (B,).
         """
         inputs = body_inputs(
             input_ids,
@@ -322,6 +326,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         )
         rows, targets, memories, queries = self._at_answers(inputs, labels, query_mask)
         total = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
+        missed = torch.zeros_like(total)
         for start in range(0, len(targets), positions_at_once):
             piece = slice(start, start + positions_at_once)
             logits, _ = self._logits(
@@ -330,7 +335,8 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             )
             losses = functional.cross_entropy(logits.float(), targets[piece], reduction="none")
             total.index_add_(0, rows[piece], -losses)
-        return total
+            missed.index_add_(0, rows[piece], (logits.argmax(dim=-1) != targets[piece]).float())
+        return total, missed == 0
 
     def _at_answers(
         self,
