@@ -284,6 +284,10 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     folder: Text | None
     resume: Text
+    memory_bank: Literal["auto", "disk", "ram", "off"] = "auto"
+    """Whether the original's memories of the training examples are kept, and where."""
+    memory_bank_gigabytes: Positive = 32.0
+    """How much all banks on disk may take together, or the one in memory."""
     sequence: list[Text] | None = None
     """Tasks to be learned one after the other (`imsm.chain`); None: `data` alone."""
     backbone: BackboneConfig

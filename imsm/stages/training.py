@@ -16,6 +16,7 @@ from imsm.files import write_whole
 from imsm.identity import run_identity
 from imsm.run_folder import RunFolder
 from imsm.siamese.model import SiameseForCausalLM
+from imsm.stages.bank import bank_of
 from imsm.stages.data import training_items
 from imsm.stages.engine import engine_of, micro_batch_size
 from imsm.stages.going_on import start_from
@@ -51,8 +52,8 @@ def train_run(
     Returns:
         The trained model; None where DeepSpeed took it over, so that it has to be loaded.
     """
-    items, examples = training_items(config, tokenizer)
-    items, validation = _held_out(config, items)
+    every, examples = training_items(config, tokenizer)
+    items, validation = _held_out(config, every)
     recipe = config.trainer
     batching = Batching(
         epochs=recipe.epochs,
@@ -70,6 +71,8 @@ def train_run(
     parameters = count_trainable(model)
     if world.leads:
         print(trainable_line(parameters))
+    pad_id = tokenizer.pad_token_id
+    bank = bank_of(config, model, every, pad_id=pad_id, world=world)
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
     hooks = adapter.hooks(cast("PeftModel", model.adapted), steps) if adapter.hooks else None
@@ -92,15 +95,17 @@ def train_run(
             hooks=hooks,
             batching=batching,
             keeper=keeper,
-            pad_id=tokenizer.pad_token_id,
+            pad_id=pad_id,
             log=log,
             validation=validation,
+            bank=bank,
         )
         best = keeper.take_best()
         with engine.values():
             model.save_pretrained(run.model, is_main_process=world.leads)
     record = summary.record() | examples | best | {"trainable_parameters": parameters}
     record |= {"engine": config.engine.name, "processes": world.size}
+    record["memory_bank"] = bank is not None
     world.first(lambda: _finish(run, tokenizer, record))
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_disable()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 
@@ -80,15 +79,21 @@ def moved_left(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.stack([row.roll(gap) for row, gap in zip(values, gaps, strict=True)])
 
 
-def test_the_original_stream_is_not_run() -> None:
+def test_the_original_stream_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_siamese().train()
     made = bank(model)
-    passes: list[torch.Size] = []
-    model.streams.body.register_forward_hook(lambda *given: passes.append(given[2][0].shape))
+    run: list[str] = []
+    memory = model.streams.memory
+
+    def noted(inputs: dict, *, stream: str, cache: None) -> torch.Tensor:
+        run.append(stream)
+        return memory(inputs, stream=stream, cache=cache)
+
+    monkeypatch.setattr(model.streams, "memory", noted)
     model(**on_device(CPU, items()[:4], pad_id=0, bank=None))
-    assert len(passes) == 2
+    assert run == ["original", "tuned"]
     model(**on_device(CPU, items()[:4], pad_id=0, bank=made))
-    assert len(passes) == 3
+    assert run == ["original", "tuned", "tuned"]
 
 
 def test_kl_to_the_original_reads_the_bank() -> None:

@@ -1,0 +1,187 @@
+"""Between stages: the bank of the original's memories that a training reads, if it has one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from imsm.backbones.fingerprint import backbone_fingerprint
+from imsm.errors import UserError
+from imsm.siamese.memory_bank import MemoryBank, bank_bytes, bank_in_memory, in_order
+from imsm.training.bank_folder import (
+    banks_folder,
+    contents_of,
+    filled_bank,
+    open_bank,
+    size_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from imsm.config import RunConfig
+    from imsm.data.tokenise import TokenisedExample
+    from imsm.processes.world import World
+    from imsm.siamese.model import SiameseForCausalLM
+    from imsm.training.bank_folder import Contents
+
+GIGABYTE = 1e9
+
+
+def reads_original(config: RunConfig) -> bool:
+    """Whether a run's training needs the original's memories at all."""
+    method = config.method
+    held = config.trainer.kl_weight is not None
+    return method.trained and (method.stream == "interwoven" or held)
+
+
+def bank_of(
+    config: RunConfig,
+    model: SiameseForCausalLM,
+    items: Sequence[TokenisedExample],
+    *,
+    pad_id: int,
+    world: World,
+) -> MemoryBank | None:
+    """The bank that a training reads; None: it runs the original stream at every step.
+
+    All processes decide alike: what the first one filled is used if each of them can read it.
+
+    Args:
+        config: the run's.
+        model: before any engine takes it over.
+        items: all examples that are learned or validated on.
+        pad_id: the padding token.
+        world: this process and those beside it.
+
+    Raises:
+        UserError: `memory_bank` asks for one that does not fit or cannot be written.
+    """
+    if config.memory_bank == "off" or not reads_original(config):
+        return None
+    asked = _Asked(config, model, items, pad_id)
+    if config.memory_bank == "ram":
+        asked.refuse(asked.over_limit(0))
+        return bank_in_memory(model, items, pad_id=pad_id)
+    told = json.loads(world.first(asked.on_disk))
+    place, problem = told["place"], told["problem"]
+    bank = None
+    if place is not None:
+        try:
+            bank = open_bank(Path(place), items)
+        except (OSError, RuntimeError) as error:
+            problem = f"{place} cannot be read by process {world.rank} ({error})"
+    problems = [each for each in world.gather(problem or "") if each]
+    if not problems:
+        return bank
+    if config.memory_bank == "disk":
+        raise UserError(f"memory_bank=disk: {problems[0]}")
+    if world.leads:
+        print(
+            f"memory_bank=auto: off, {problems[0]}; the original stream runs at every step",
+            file=sys.stderr,
+        )
+    return None
+
+
+def fill_bank(
+    config: RunConfig, model: SiameseForCausalLM, items: Sequence[TokenisedExample], *, pad_id: int
+) -> str:
+    """Fill a run's bank ahead of it, on disk; a line that says where it lies.
+
+    Raises:
+        UserError: it does not fit or cannot be written.
+    """
+    told = json.loads(_Asked(config, model, items, pad_id).on_disk())
+    if told["place"] is None:
+        raise UserError(f"memory_bank={config.memory_bank}: {told['problem']}")
+    place = Path(told["place"])
+    return f"{readable(size_of(place))} in {place}"
+
+
+def readable(size: float) -> str:
+    """Bytes as gigabytes or megabytes."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A bank that a run asks for."""
+
+    config: RunConfig
+    model: SiameseForCausalLM
+    items: Sequence[TokenisedExample]
+    pad_id: int
+
+    def on_disk(self) -> str:
+        """Where it lies, filled and checked, or why there is none: JSON of place and problem."""
+        contents = self._contents()
+        place = banks_folder() / contents.key
+        problem = None if (place / "bank").exists() else self._no_room()
+        found = None
+        if problem is None:
+            label = f"{self.config.backbone.name} {self.config.data.name}"
+            try:
+                found = filled_bank(
+                    contents, self.model, self.items, pad_id=self.pad_id, label=label
+                )
+            except (OSError, UserError) as error:
+                problem = f"{place} could not be filled ({error})"
+        return json.dumps({"place": None if found is None else str(found), "problem": problem})
+
+    def over_limit(self, others: int) -> str | None:
+        """Why it is too large beside ``others`` (bytes of banks); None: it is not."""
+        limit = self.config.memory_bank_gigabytes
+        if self._size() + others <= limit * GIGABYTE:
+            return None
+        beside = f" beside {readable(others)} of other banks" if others else ""
+        clear = ", or `python -m imsm.bank clear`" if others else ""
+        return (
+            f"it takes {readable(self._size())}{beside}, more than memory_bank_gigabytes={limit:g}"
+            f" allows (raise that{clear})"
+        )
+
+    def refuse(self, problem: str | None) -> None:
+        if problem is not None:
+            raise UserError(f"memory_bank={self.config.memory_bank}: {problem}")
+
+    def _no_room(self) -> str | None:
+        folder = banks_folder()
+        if problem := self.over_limit(size_of(folder)):
+            return problem
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        free = shutil.disk_usage(there).free
+        if self._size() <= free:
+            return None
+        return (
+            f"it takes {readable(self._size())} and {there} has {readable(free)} free (IMSM_CACHE "
+            "chooses another disk)"
+        )
+
+    def _size(self) -> int:
+        examples = in_order(self.items)
+        return bank_bytes(
+            examples=len(examples),
+            answer_tokens=sum(len(each.answer_ids) for each in examples),
+            width=int(self.model.config.hidden_size),
+            dtype=getattr(torch, self.config.backbone.dtype),
+        )
+
+    def _contents(self) -> Contents:
+        backbone = self.config.backbone
+        return contents_of(
+            self.items,
+            backbone=backbone_fingerprint(
+                path=backbone.path, revision=backbone.revision, local=backbone.local
+            ),
+            dtype=backbone.dtype,
+            attention=backbone.attn_implementation,
+            pooling=self.config.gate.pooling,
+            device=next(self.model.backbone.parameters()).device,
+        )
