@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from imsm.plan.activations import Pass, watch_pass
+from imsm.siamese.memory_bank import bank_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,10 +132,14 @@ def cache_bytes(
     return streams * rows * per_row
 
 
-def bank_bytes(model: SiameseForCausalLM, *, examples: int, answer_tokens: float) -> int:
-    """The original memories of all examples' answer tokens, and one of the query, on disk."""
-    width = int(model.config.hidden_size) * _dtype(model).itemsize
-    return round(examples * (answer_tokens + 1) * width)
+def bank_of_examples(model: SiameseForCausalLM, *, examples: int, answer_tokens: float) -> int:
+    """Bytes of the original memories of examples with so many answer tokens each (mean)."""
+    return bank_bytes(
+        examples=examples,
+        answer_tokens=examples * answer_tokens,
+        width=int(model.config.hidden_size),
+        dtype=_dtype(model),
+    )
 
 
 def _kept(model: SiameseForCausalLM, seen: Pass, positions: int, checkpointing: bool) -> int:

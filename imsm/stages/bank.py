@@ -13,7 +13,9 @@ import torch
 
 from imsm.backbones.fingerprint import backbone_fingerprint
 from imsm.errors import UserError
+from imsm.plan.plan import readable
 from imsm.siamese.memory_bank import MemoryBank, bank_bytes, bank_in_memory, in_order
+from imsm.stages.parts import reads_original
 from imsm.training.bank_folder import (
     banks_folder,
     contents_of,
@@ -32,13 +34,6 @@ if TYPE_CHECKING:
     from imsm.training.bank_folder import Contents
 
 GIGABYTE = 1e9
-
-
-def reads_original(config: RunConfig) -> bool:
-    """Whether a run's training needs the original's memories at all."""
-    method = config.method
-    held = config.trainer.kl_weight is not None
-    return method.trained and (method.stream == "interwoven" or held)
 
 
 def bank_of(
@@ -103,11 +98,6 @@ def fill_bank(
         raise UserError(f"memory_bank={config.memory_bank}: {told['problem']}")
     place = Path(told["place"])
     return f"{readable(size_of(place))} in {place}"
-
-
-def readable(size: float) -> str:
-    """Bytes as gigabytes or megabytes."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)

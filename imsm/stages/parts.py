@@ -44,6 +44,12 @@ def closeness_of(config: RunConfig) -> Closeness | None:
     return None if weight is None else Closeness(weight=weight, mask_target=mask_target)
 
 
+def reads_original(config: RunConfig) -> bool:
+    """Whether a run's training needs the original's memories: interwoven, or held to them."""
+    held = config.trainer.kl_weight is not None
+    return config.method.trained and (config.method.stream == "interwoven" or held)
+
+
 def trainable_line(counts: dict[str, int]) -> str:
     """How a run says what it trains, before and after it begins."""
     adapter, gate = counts["adapter"], counts["gate"]

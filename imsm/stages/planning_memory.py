@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.plan.memory import Exact, bank_bytes, cache_bytes, count_bytes, estimate_step
+from imsm.plan.memory import Exact, bank_of_examples, cache_bytes, count_bytes, estimate_step
 from imsm.plan.plan import Part
 from imsm.plan.share import Shares, shared_parts
 from imsm.stages.engine import engine_settings, micro_batch_size
+from imsm.stages.parts import reads_original
 from imsm.stages.planning_data import judged
 from imsm.training.optimizer import ELEMENTWISE
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TRAINING = "memory per GPU, training"
 EVALUATION = "memory per GPU, evaluation"
 DISK = "on disk"
+RAM = "in the CPU's memory, of each process"
 
 
 def memory_parts(
@@ -30,7 +32,7 @@ def memory_parts(
     tests: dict[str, Lengths],
     layout: Layout,
 ) -> dict[str, list[Part]]:
-    """The parts of `TRAINING`, `EVALUATION` and `DISK`.
+    """The parts of `TRAINING`, `EVALUATION`, and `DISK` or `RAM`.
 
     Args:
         config: the run's.
@@ -65,8 +67,8 @@ def memory_parts(
         ]
     caches = _caches(config, step.cache, tests, virtual=virtual)
     found[EVALUATION] = [*_model_parts(config, exact), caches]
-    if train is not None and config.method.stream == "interwoven":
-        found[DISK] = [_bank(model, train)]
+    if train is not None and reads_original(config) and config.memory_bank != "off":
+        found[RAM if config.memory_bank == "ram" else DISK] = [_bank(config, model, train)]
     return found
 
 
@@ -131,16 +133,23 @@ def _caches(
     return Part(name="KV caches", size=size, how=how, exact=False)
 
 
-def _bank(model: SiameseForCausalLM, train: Lengths) -> Part:
+def _bank(config: RunConfig, model: SiameseForCausalLM, train: Lengths) -> Part:
     if train.examples is None or train.mean is None:
         how = "the number and the lengths of the examples are not known"
         return Part(name="memory bank", size=None, how=how, exact=False)
     answer = train.mean[1]
-    size = bank_bytes(model, examples=train.examples, answer_tokens=answer)
+    size = bank_of_examples(model, examples=train.examples, answer_tokens=answer)
+    limit = config.memory_bank_gigabytes
     how = (
         f"the original's memories of {train.examples:,} examples at {answer:.0f} answer tokens "
-        "(mean), and one of the query, if they were kept instead of computed at every step"
+        f"(mean), and one of the query; memory_bank={config.memory_bank}, "
     )
+    if size > limit * 1e9:
+        how += f"more than memory_bank_gigabytes={limit:g}, so "
+        how += "there will be none" if config.memory_bank == "auto" else "it will be refused"
+    else:
+        how += "filled before the first step"
+        how += "" if config.memory_bank == "ram" else " and kept for all runs"
     return Part(name="memory bank", size=size, how=how, exact=False)
 
 

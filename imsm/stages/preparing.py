@@ -1,7 +1,8 @@
 """`mode=prepare`: all that a run reads is fetched and looked through where there is a network.
 
-Afterwards the same command runs without one. No weight is loaded, no GPU asked for, and no run's
-folder made.
+Afterwards the same command runs without one. No run's folder is made. With `memory_bank=disk` the
+bank is filled here, by the machine that the run is to train on; otherwise no weight is loaded and
+no GPU asked for.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def prepare(config: RunConfig, *, program: str, arguments: Sequence[str]) -> Non
         adopt_chat_template(tokenizer)
     for stage in stages:
         _data(stage, tokenizer)
+        _bank(stage, tokenizer)
     if first:
         print("\nthe run itself, with or without a network:")
         print(f"  HF_HUB_OFFLINE=1 {_command(program, arguments)}", flush=True)
@@ -135,6 +137,43 @@ def _data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         if where.kind == "hub" and task.hub is not None:
             hub = task.hub.model_dump()
             _once(f"{task.name} (dataset)", hub, partial(_dataset, hub))
+
+
+def _bank(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fill the bank of the original's memories if that is asked for, else say who will."""
+    from imsm.stages.parts import reads_original
+
+    if config.memory_bank not in ("auto", "disk") or not reads_original(config):
+        return
+    replay = config.peft.replay
+    of = {
+        "where": config.memory_bank,
+        "limit": config.memory_bank_gigabytes,
+        "device": config.engine.device,
+        "backbone": config.backbone.model_dump(mode="json"),
+        "pooling": config.gate.pooling,
+        "data": config.data.model_dump(mode="json"),
+        "replay": replay and replay.model_dump(mode="json"),
+    }
+    _once(f"{config.data.name} (bank)", of, partial(_filled, config, tokenizer))
+
+
+def _filled(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    if config.memory_bank == "auto":
+        return "filled by the first run; memory_bank=disk fills it here"
+    import transformers
+
+    from imsm.identity import original_of
+    from imsm.processes.world import World
+    from imsm.stages.bank import fill_bank
+    from imsm.stages.data import training_items
+    from imsm.stages.engine import device_of
+    from imsm.stages.training import new_model
+
+    transformers.utils.logging.disable_progress_bar()
+    items = training_items(config, tokenizer)[0]
+    model = new_model(original_of(config), None, device=device_of(config, World()))
+    return fill_bank(config, model, items, pad_id=tokenizer.pad_token_id)
 
 
 def _test_set(config: RunConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> str:
