@@ -16,6 +16,7 @@ from imsm.adapters.adapter import Adapter
 from imsm.adapters.lora import lora
 from imsm.data.tokenise import TokenisedExample
 from imsm.errors import RunError, UserError
+from imsm.siamese.memory_bank import MemoryBank
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.training.checkpoint import Progress, checkpoints, read_state, save_checkpoint
 from imsm.training.keep import Keeper
@@ -104,6 +105,7 @@ class Run:
         self.save_after: int | None = None
         self.kept: dict[str, Any] = {}
         self.validation: list[TokenisedExample] = []
+        self.bank: MemoryBank | None = None
         self.validation_losses: list[float] = []
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -135,6 +137,7 @@ class Run:
             pad_id=0,
             log=self.log,
             validation=self.validation,
+            bank=self.bank,
         )
 
 
