@@ -22,6 +22,7 @@ from imsm.processes.collectives import start_collectives
 from imsm.processes.leave import leave
 from imsm.processes.world import World
 from imsm.siamese.closeness import Closeness
+from imsm.siamese.memory_bank import bank_in_memory
 from imsm.training.engine import Engine
 from imsm.training.keep import Keeper
 from imsm.training.local import LocalEngine
@@ -45,6 +46,7 @@ class Arm(NamedTuple):
     dtype: torch.dtype = torch.float32
     checkpointing: bool = False
     kl: float | None = None
+    bank: bool = False
 
 
 def arms(*, few: bool = False) -> list[Arm]:
@@ -55,14 +57,15 @@ def arms(*, few: bool = False) -> list[Arm]:
     found += [Arm("ia3"), Arm("dora"), Arm("loramoe"), Arm("lora", optimizer="adafactor")]
     found += [Arm("lora", interwoven=False), Arm("adalora", interwoven=False)]
     found += [Arm("lora", checkpointing=True), Arm("dora", dtype=torch.bfloat16)]
-    return [*found, Arm("lora", interwoven=False, kl=0.5)]
+    return [*found, Arm("lora", interwoven=False, kl=0.5), Arm("lora", bank=True)]
 
 
 def name_of(arm: Arm) -> str:
     words = [arm.method, "imsm" if arm.interwoven else "peft", arm.optimizer]
     words += ["bf16"] if arm.dtype == torch.bfloat16 else []
     words += ["checkpointing"] if arm.checkpointing else []
-    return "-".join([*words, "kl"] if arm.kl else words)
+    words += ["kl"] if arm.kl else []
+    return "-".join([*words, "bank"] if arm.bank else words)
 
 
 PARTED = ("lora-imsm-adamw", "adalora-imsm-adamw", "ia3-imsm-adafactor")
@@ -76,6 +79,7 @@ def build(arm: Arm) -> dict[str, Any]:
     model = tiny_siamese("llama", adapter, gate=gate, dtype=arm.dtype)
     if arm.kl is not None:
         model.closeness = Closeness(weight=arm.kl)
+    bank = bank_in_memory(model, items(EXAMPLES), pad_id=0) if arm.bank else None
     if arm.checkpointing:
         model.activation_checkpointing_enable()
     built = build_optimizer(
@@ -84,7 +88,8 @@ def build(arm: Arm) -> dict[str, Any]:
     steps = BATCHING.steps(EXAMPLES)
     schedule = build_schedule(built, name="cosine", warmup_ratio=0.1, steps=steps)
     hooks = adapter.hooks(model.adapted, steps) if adapter.hooks else None
-    return {"model": model, "optimizer": built, "schedule": schedule, "hooks": hooks}
+    parts = {"model": model, "optimizer": built, "schedule": schedule, "hooks": hooks}
+    return parts | {"bank": bank}
 
 
 def local_engine(parts: dict[str, Any]) -> LocalEngine:
@@ -170,6 +175,7 @@ def run(
             pad_id=0,
             log=log,
             validation=items(EXAMPLES)[:3],
+            bank=parts["bank"],
         )
     return {"logged": logged, "values": engine.trainables()}
 

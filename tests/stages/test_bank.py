@@ -1,0 +1,139 @@
+"""Whether a training has a memory bank: asked for, within the limit, and alike in all processes."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+from imsm.config import RunConfig
+from imsm.errors import UserError
+from imsm.identity import run_identity
+from imsm.processes.world import World
+from imsm.siamese.memory_bank import MemoryBank
+from imsm.siamese.model import SiameseForCausalLM
+from imsm.stages import bank as stage
+from imsm.stages.bank import bank_of, fill_bank
+from imsm.training.bank_folder import banks_folder
+from tests.composed import config
+from tests.siamese.tiny import tiny_siamese
+from tests.training.test_loop import items
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMSM_CACHE", str(tmp_path / "cache"))
+
+
+def found(
+    *overrides: str, world: World | None = None, model: SiameseForCausalLM | None = None
+) -> MemoryBank | None:
+    given: RunConfig = config(*overrides)
+    return bank_of(given, model or tiny_siamese(), items(), pad_id=0, world=world or World())
+
+
+def banks() -> int:
+    return len(list(banks_folder().glob("*/bank")))
+
+
+def test_auto_and_disk_share_one_and_ram_keeps_none() -> None:
+    held = found("memory_bank=ram")
+    assert held is not None and banks() == 0
+    for where in ("auto", "disk"):
+        other = found(f"memory_bank={where}")
+        assert other is not None and torch.equal(other.memories, held.memories)
+    assert banks() == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("memory_bank=off",), ("memory_bank=disk", "method=peft"), ("method=original",)],
+)
+def test_who_does_not_read_it_fills_none(overrides: tuple[str, ...]) -> None:
+    assert found(*overrides) is None and not banks_folder().exists()
+
+
+def test_peft_that_is_held_to_the_original_reads_it() -> None:
+    assert found("method=peft", "trainer.kl_weight=0.1") is not None
+
+
+def test_it_is_no_part_of_a_runs_identity() -> None:
+    for override in ("memory_bank=off", "memory_bank_gigabytes=1.0"):
+        assert run_identity(config(override)) == run_identity(config())
+
+
+TIGHT = "memory_bank_gigabytes=1.0e-06"
+
+
+def test_too_large_is_off_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert found(TIGHT) is None
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("memory_bank=auto: off, it takes ")
+    assert "memory_bank_gigabytes=1e-06 allows" in told[0]
+    for where in ("disk", "ram"):
+        with pytest.raises(UserError, match=rf"memory_bank={where}: it takes .*more than"):
+            found(TIGHT, f"memory_bank={where}")
+    with pytest.raises(UserError, match="memory_bank=disk: it takes"):
+        fill_bank(config(TIGHT, "memory_bank=disk"), tiny_siamese(), items(), pad_id=0)
+    assert banks() == 0
+
+
+def test_one_that_is_there_is_used_whatever_the_limit() -> None:
+    assert found() is not None and found(TIGHT) is not None
+
+
+def test_others_count_towards_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert found("memory_bank_gigabytes=1.0e-05") is not None
+    assert found("memory_bank_gigabytes=1.0e-05", "gate.pooling=max") is None
+    assert "of other banks" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil._ntuple_diskusage(10**6, 10**6, 10)
+    monkeypatch.setattr(stage.shutil, "disk_usage", lambda path: usage)
+    assert found() is None
+    assert "10 B free (IMSM_CACHE" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    banks_folder().parent.mkdir(parents=True)
+    banks_folder().write_text("in the way")
+    assert found() is None
+    assert "could not be filled" in capsys.readouterr().err
+    with pytest.raises(UserError, match="could not be filled"):
+        found("memory_bank=disk")
+
+
+@pytest.mark.parametrize("readable", [True, False], ids=["all can read", "one cannot"])
+def test_processes_decide_alike(
+    readable: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    opened = stage.open_bank
+    model = tiny_siamese()
+    made: dict[int, MemoryBank | None] = {}
+
+    def unreadable(place: Path, given: list) -> MemoryBank:
+        if threading.current_thread().name == "1" and not readable:
+            raise FileNotFoundError("not on this node")
+        return opened(place, given)
+
+    def process(rank: int) -> None:
+        world = World(rank=rank, size=2, store=TCPStore("127.0.0.1", store.port, is_master=False))
+        made[rank] = found(world=world, model=model)
+
+    monkeypatch.setattr(stage, "open_bank", unreadable)
+    threads = [threading.Thread(target=process, args=(n,), name=str(n)) for n in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(timeout=60)
+    assert [made[rank] is not None for rank in range(2)] == [readable, readable]
+    told = capsys.readouterr().err
+    assert ("cannot be read by process 1" in told) is not readable
