@@ -1,0 +1,1 @@
+"""lm-evaluation-harness on any stream of a finished run."""
