@@ -142,6 +142,7 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
         if tracker:
             leave_report(run.path, result, runs_root=runs_root)
             tracker.finish(result)
+            tracker.attach(run.path)
 
 
 def _judge(

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from imsm.cache import cache_folder
 from imsm.files import write_whole
 
 _SECRETS = ("key", "token", "secret", "password")
@@ -31,6 +32,9 @@ class Mirror(Protocol):
 
     def summarise(self, values: Mapping[str, float]) -> None:
         """Numbers of the whole run."""
+
+    def attach(self, folder: Path) -> None:
+        """The report that lies in a finished run's folder."""
 
     def close(self, *, failed: bool) -> None:
         """Nothing more will come."""
@@ -64,6 +68,10 @@ class Tracker:
         scores = flat_scores(result)
         self._write({"step": None, "time": time.time(), **scores})
         self._mirror("summary", lambda mirror: mirror.summarise(scores))
+
+    def attach(self, folder: Path) -> None:
+        """The report that a finished run left in its folder: page, tables, pictures."""
+        self._mirror("report", lambda mirror: mirror.attach(folder))
 
     def __enter__(self) -> Tracker:
         """Nothing to open: the log is opened for each line."""
@@ -173,6 +181,8 @@ class Wandb:
     ) -> Wandb:
         """Start a W&B run; its files lie in ``folder/wandb``."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        for place in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # where it prepares artifacts
+            os.environ.setdefault(place, str(cache_folder() / "wandb"))
         import wandb
 
         settings = wandb.Settings(  # only what `log` and `summarise` say is sent
@@ -190,6 +200,7 @@ class Wandb:
             project=project,
             entity=entity,
             name=folder.name,
+            group=_sweep(),
             dir=str(folder),
             config=dict(config),
             mode="offline" if offline else "online",
@@ -205,9 +216,36 @@ class Wandb:
         """Numbers of the whole run."""
         self._run.summary.update(dict(values))
 
+    def attach(self, folder: Path) -> None:
+        """The report as an artifact, and its pictures, tables and page to be seen."""
+        import pandas
+        import wandb
+
+        report = [folder / "report.html", folder / "report.md"]
+        files = [*report, *folder.glob("tables/*.csv"), *folder.glob("figures/*.png")]
+        artifact = wandb.Artifact(f"report-{folder.name}", type="report")
+        shown: dict[str, Any] = {}
+        for path in sorted(path for path in files if path.is_file()):
+            artifact.add_file(str(path), name=str(path.relative_to(folder)))
+            if path.suffix == ".png":
+                shown[f"report/{path.stem}"] = wandb.Image(str(path))
+            elif path.suffix == ".csv":
+                table = pandas.read_csv(path, dtype=str, keep_default_na=False)
+                shown[f"report/table_{path.stem}"] = wandb.Table(dataframe=table)
+            elif path.suffix == ".html":
+                shown["report/page"] = wandb.Html(path.read_text(encoding="utf-8"), inject=False)
+        self._run.log_artifact(artifact)
+        self._run.log(shown)
+
     def close(self, *, failed: bool) -> None:
         """Nothing more will come."""
         self._run.finish(exit_code=1 if failed else 0)
+
+
+def _sweep() -> str | None:
+    """The sweep that this run is a member of, by its folder's name; None: it stands alone."""
+    place = os.environ.get("IMSM_SWEEP_FOLDER")
+    return Path(place).name if place else None
 
 
 def has_wandb_key() -> bool:

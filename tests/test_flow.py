@@ -81,7 +81,7 @@ def test_a_run_leaves_its_model_its_answers_and_its_report(made: Path, tmp_path:
     assert "imsm" in report and "original" in report
     assert not list(folder.glob("checkpoint*"))
     assert {p.suffix for p in folder.rglob("*") if p.is_file()} <= {
-        ".json", ".jsonl", ".md", ".safetensors", "", ".jinja",
+        ".json", ".jsonl", ".md", ".safetensors", "", ".jinja", ".html", ".csv", ".png",
     }  # fmt: skip
 
     # the saved model gives, token by token, the answers that were judged

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from imsm.tracking import Tracker, has_wandb_key, open_tracker, without_secrets
 
@@ -129,6 +130,10 @@ def test_secrets_are_not_shown() -> None:
 def test_a_real_offline_run(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("IMSM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("IMSM_SWEEP_FOLDER", "/somewhere/sweep-1")
+    for place in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(place, raising=False)
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
     folder.mkdir()
@@ -137,6 +142,12 @@ def test_a_real_offline_run(tmp_path: Path, monkeypatch, capsys) -> None:
         assert tracker.mirror is not None
         tracker.log(1, {"loss": 2.0})
         tracker.finish(RESULT)
+        for name in ("report.html", "report.md", "tables/scores.csv"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("task,points\nwebq,50.0\n")
+        (folder / "figures").mkdir()
+        Image.new("RGB", (8, 8)).save(folder / "figures" / "gate.png")
+        tracker.attach(folder)
     assert "warning" not in capsys.readouterr().err
     (written,) = folder.glob("wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 20  # a process of wandb's writes the file
@@ -144,7 +155,15 @@ def test_a_real_offline_run(tmp_path: Path, monkeypatch, capsys) -> None:
         assert time.monotonic() < deadline, content
         time.sleep(0.1)
     assert b"do-not-show" not in content
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    for shown in (
+        b"report-run",
+        b"report/gate",
+        b"report/table_scores",
+        b"report/page",
+        b"sweep-1",
+    ):
+        assert shown in content, shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "run"]
     assert len(lines(folder)) == 2
 
 

@@ -129,7 +129,7 @@ def test_arms_whose_gates_differ_in_one_key_keep_their_own_differences(tmp_path:
     assert card.arms == [
         "original", "peft", "imsm (query r8 pooling=max)", "imsm (query r8 pooling=mean)"
     ]  # fmt: skip
-    text = render_markdown(results)
+    text = render_markdown(shown)
     assert "| 50.0 | 42.3 | 30.0 | 47.8 | −7.7 | −20.0 | −2.2 | −12.3 | +5.5 |" in text
 
 
