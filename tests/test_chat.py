@@ -91,8 +91,9 @@ def test_it_is_another_run_with_another_original(made: Path, tmp_path: Path) -> 
     for template in ("true", "false"):
         chosen = choices(made, f"data.chat_template={template}", "method=original")
         carry_out(config(*chosen), runs_root=tmp_path)
-    asked = [json.loads(p.read_text())["key"] for p in tmp_path.rglob("settings.json")]
-    assert len(list(tmp_path.glob("*-original-*"))) == len(set(asked)) == 2
+    lines = [json.loads(p.read_text().split("\n")[0]) for p in tmp_path.rglob("items.jsonl")]
+    asked = {line["prompt_sha"] for line in lines}
+    assert len(list(tmp_path.glob("*-original-*"))) == len(lines) == len(asked) == 2
     plain, chatting = (
         run_identity(config(INSTRUCT, f"data.chat_template={template}", "method=peft"))
         for template in ("false", "true")
