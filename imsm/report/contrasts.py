@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from imsm.evaluation.groups import standard_error
 from imsm.evaluation.metrics import aggregate, metric_module
 from imsm.evaluation.retention import Transitions, chance_level, retention, transitions
 from imsm.evaluation.statistics import (
@@ -101,7 +102,7 @@ def contrast(arm: Arm, reference: Arm, *, task: str, metric: str, marked: bool) 
         difference=difference,
         test=mcnemar(one, other) if binary else None,
         adjusted=None,
-        least=detectable(100 * one, 100 * other),
+        least=detectable(100 * one, 100 * other, groups=groups),
     )
 
 
@@ -134,8 +135,15 @@ def kept(arm: Arm, original: Arm, *, task: str, metric: str, marked: bool) -> Ke
             100 * float(before.mean()),
             chance=chance,
             items=len(before),
+            error=_error(before, _groups(pair[1])),
         ),
     )
+
+
+def _error(values: numpy.ndarray, groups: Sequence[Any]) -> float | None:
+    """The mean's standard error over groups, in points; None where nothing varies."""
+    error, _ = standard_error(values, groups)
+    return 100 * error if error else None
 
 
 def _pair(one: Arm, other: Arm, task: str) -> tuple[pandas.DataFrame, pandas.DataFrame] | None:
