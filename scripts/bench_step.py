@@ -35,7 +35,7 @@ from scripts.measure import (
 
 SHAPES = {"mrpc": {"prompt_tokens": 80, "answer_tokens": 2}}
 """Tokens of an example: MRPC's prompts have about 80, its answers a word and the end."""
-MEMORY_BAR, STEP_BAR, DECODE_BAR = 1.10, 1.7, 1.8
+MEMORY_BAR, BANKED_BAR, STEP_BAR, DECODE_BAR = 1.10, 1.10, 1.7, 1.8
 STREAMS = ("interwoven", "tuned")
 
 
@@ -60,20 +60,24 @@ def compare_memory(setup: Setup, *, dtype: str, steps: int) -> list[Comparison]:
 
 
 def compare_steps(setup: Setup, *, dtype: str, rounds: int) -> list[Comparison]:
-    """Time of a training step: medians of ``rounds``."""
-    arms = {}
-    for stream in STREAMS:
-        step = train_step(build(setup, stream=stream, dtype=dtype), setup)
-        arms[stream] = timed(step, device=setup.device)
-    seconds = interleaved(arms, rounds=rounds)
+    """Time of a training step, with a filled memory bank and without: medians of ``rounds``."""
+    interwoven, tuned = (build(setup, stream=stream, dtype=dtype) for stream in STREAMS)
+    steps = {
+        "bank": train_step(interwoven, setup, banked=True),
+        "no bank": train_step(interwoven, setup),
+        "peft": train_step(tuned, setup),
+    }
+    arms = {arm: timed(step, device=setup.device) for arm, step in steps.items()}
+    median = {arm: statistics.median(s) for arm, s in interleaved(arms, rounds=rounds).items()}
     return [
         Comparison(
-            name=f"training step, batch {setup.batch}, {dtype}",
-            ours=statistics.median(seconds["interwoven"]),
-            theirs=statistics.median(seconds["tuned"]),
+            name=f"training step, {arm}, batch {setup.batch}, {dtype}",
+            ours=median[arm],
+            theirs=median["peft"],
             unit="s",
-            bar=STEP_BAR,
+            bar=bar,
         )
+        for arm, bar in {"bank": BANKED_BAR, "no bank": STEP_BAR}.items()
     ]
 
 

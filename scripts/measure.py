@@ -19,11 +19,12 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from imsm.adapters.lora import lora
 from imsm.assemble import assemble
-from imsm.data.batches import collate_training
 from imsm.data.tokenise import TokenisedExample
+from imsm.siamese.memory_bank import bank_in_memory
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.training.local import LocalEngine
 from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.step import on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,19 @@ def random_batch(setup: Setup, *, vocabulary: int) -> list[TokenisedExample]:
     ]
 
 
-def train_step(model: SiameseForCausalLM, setup: Setup) -> Callable[[], None]:
-    """One optimizer step on one batch, as a function without arguments."""
+def train_step(
+    model: SiameseForCausalLM, setup: Setup, *, banked: bool = False
+) -> Callable[[], None]:
+    """One optimizer step on one batch, as a function without arguments.
+
+    Args:
+        model: what is trained.
+        setup: of the batch.
+        banked: whether it reads a memory bank, which is filled here.
+    """
     items = random_batch(setup, vocabulary=model.config.vocab_size)
-    batch = {k: v.to(setup.device) for k, v in collate_training(items, pad_id=0).items()}
+    bank = bank_in_memory(model, items, pad_id=0) if banked else None
+    device = torch.device(setup.device)
     optimizer = build_optimizer(
         model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0
     )
@@ -85,11 +95,12 @@ def train_step(model: SiameseForCausalLM, setup: Setup) -> Callable[[], None]:
         optimizer=optimizer,
         schedule=schedule,
         clip_norm=1.0,
-        device=torch.device(setup.device),
+        device=device,
     )
 
     def step() -> None:
         model.train()
+        batch = on_device(device, items, pad_id=0, bank=bank)
         engine.backward(model(**batch).loss, last=True)
         engine.step()
 

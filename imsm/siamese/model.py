@@ -40,6 +40,7 @@ from imsm.siamese.gate import interweave
 from imsm.siamese.generation import SiameseGeneration
 from imsm.siamese.head import head_logits
 from imsm.siamese.inputs import IGNORED, body_inputs, kept, query_of_labels, query_of_piece
+from imsm.siamese.long_answers import positions_at_once, summed_in_pieces
 from imsm.siamese.query import empty_state, running_query, whole_query
 from imsm.siamese.streams import STREAMS, Stream, Streams
 from imsm.siamese.virtual import DROPPED
@@ -280,19 +281,35 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         _, targets, memories, queries = self._at_answers(inputs, labels, query_mask, known)
         if num_items_in_batch is None and not len(targets):
             raise ValueError("labels: there is no label to learn")
-        logits, gate = self._logits(memories, queries)
-        total = functional.cross_entropy(logits.float(), targets, reduction="sum")
         items = len(targets) if num_items_in_batch is None else num_items_in_batch
-        gate_mean = None if gate is None else gate.mean()
-        apart = None
-        if self.closeness is not None and self.training and len(memories) > 1:
+        memory, gate = self._answering(memories, queries)
+        at_once = positions_at_once(self.config.vocab_size)
+        held = self.closeness if self.training and len(memories) > 1 else None
+        apart = memory.new_zeros((), dtype=torch.float32)
+
+        def loss(rows: torch.Tensor, piece: slice) -> torch.Tensor:
+            nonlocal apart
+            logits = self.head(rows)
+            total = functional.cross_entropy(logits.float(), targets[piece], reduction="sum")
+            if held is None:
+                return total
             with torch.no_grad():
-                original = self.head(memories[0])
-            without = targets if self.closeness.mask_target else None
+                original = self.head(memories[0][piece])
+            without = targets[piece] if held.mask_target else None
             kl = divergence(original, logits, without=without)
-            total = total + self.closeness.weight * kl
-            apart = kl.detach() / items
-        return SiameseOutput(loss=total / items, gate=gate, gate_mean=gate_mean, divergence=apart)
+            apart = apart + kl.detach()
+            return total + held.weight * kl
+
+        if len(targets) <= at_once:
+            total = loss(memory, slice(None))
+        else:
+            total = summed_in_pieces(loss, memory, at_once=at_once)
+        return SiameseOutput(
+            loss=total / items,
+            gate=gate,
+            gate_mean=None if gate is None else gate.mean(),
+            divergence=None if held is None else apart / items,
+        )
 
     @torch.no_grad()
     def log_likelihood(
@@ -379,6 +396,14 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         queries = [pooled, whole_query(tuned, query, pooling=pooling)]
         return rows, targets, memories, [each[rows] for each in queries]
 
+    def _answering(
+        self, memories: list[torch.Tensor], queries: list[torch.Tensor | None]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The memory (N, D) that the head reads, of what `_at_answers` gives, and the gate (N,)."""
+        if self.stream != "interwoven":
+            return memories[-1], None
+        return self._interweave(*memories, *queries)
+
     def _logits(
         self, memories: list[torch.Tensor], queries: list[torch.Tensor | None]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -396,11 +421,22 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both streams to one: logits (..., V), and the original's weight (...), mean over D.
 
-        Here eq. 4-7; a control that combines the streams in another way replaces this alone.
+        Here eq. 4-7; a control that combines the streams in another way replaces this alone. It
+        is not trained.
         """
+        memory, gate = self._interweave(original, tuned, query_original, query_tuned)
+        return self.head(memory), gate
+
+    def _interweave(
+        self,
+        original: torch.Tensor,
+        tuned: torch.Tensor,
+        query_original: torch.Tensor | None,
+        query_tuned: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. 4-6: the interwoven memory (..., D), and the original's weight (...), mean over D."""
         gate = self._gate(original, tuned, query_original, query_tuned)
-        logits = self.head(interweave(original, tuned, gate))
-        return logits, gate.detach().mean(dim=-1)
+        return interweave(original, tuned, gate), gate.detach().mean(dim=-1)
 
     def _check_cache(self, cache: Cache | None) -> None:
         if cache is None:

@@ -35,9 +35,10 @@ def test_steps_and_decoding(tiny: str, tmp_path: Path, capsys: pytest.CaptureFix
     record = measured(tiny, tmp_path, *options, "--all-linear", "--name", "tiny")
     assert (tmp_path / "tiny.json").is_file()
     rows = {row["name"]: row for row in record["comparisons"]}
-    assert len(rows) == 1 + 2 * 2 * 3
-    step = rows["training step, batch 2, float32"]
+    assert len(rows) == 2 + 2 * 2 * 3
+    step = rows["training step, no bank, batch 2, float32"]
     assert step["bar"] == 1.7
+    assert rows["training step, bank, batch 2, float32"]["bar"] == 1.10
     assert step["unit"] == "s"
     assert rows["decoding a token, batch 3, bfloat16"]["bar"] == 1.8
     for row in rows.values():
