@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from imsm.report.sections import Section
+    from imsm.report.section import Section
 
 _COST_NAMES = (
     "arm",

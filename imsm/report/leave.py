@@ -26,8 +26,9 @@ def leave_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
     Raises:
         OSError: the folder cannot be written.
     """
+    from imsm.report.evidence import gather
     from imsm.report.page import render_page, write_pictures, write_tables
-    from imsm.report.sections import gather, sections_of
+    from imsm.report.sections import sections_of
 
     arms = arms_of(folder, result, runs_root=runs_root)
     seeds = {arm.label: seeds_of(runs_root, arm.result) for arm in arms if _seeded(arm)}

@@ -14,7 +14,7 @@ from imsm.files import write_whole
 if TYPE_CHECKING:
     import pandas
 
-    from imsm.report.sections import HeatText, Section
+    from imsm.report.section import HeatText, Section
 
 _DOTS = 130
 """Per inch, of the pictures."""

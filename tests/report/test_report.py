@@ -17,9 +17,10 @@ from imsm.evaluation.retention import hypervolume
 from imsm.evaluation.statistics import mcnemar, paired_difference
 from imsm.report import __main__ as command
 from imsm.report.arms import arms_of, controls_of
+from imsm.report.evidence import gather
 from imsm.report.leave import leave_report
 from imsm.report.result import write_result
-from imsm.report.sections import gather, sections_of
+from imsm.report.sections import sections_of
 from tests.composed import result
 
 TASKS = {"gsm8k": 0.1, "webq": 0.9, "freebaseqa": 0.8, "multirc": 0.5, "mrpc": 0.5}

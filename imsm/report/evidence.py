@@ -1,0 +1,117 @@
+"""What a report card rests on: arms, controls and seeds, and what was computed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from imsm.report.arms import Arm
+from imsm.report.comparison import comparable, headline
+from imsm.report.contrasts import Contrast, Kept, adjust, contrast, kept
+from imsm.report.frontier import Curve, Trade, curves, trades
+
+
+@dataclass(kw_only=True)
+class Evidence:
+    """What the card rests on: arms, controls, other seeds, and what was computed of them."""
+
+    arms: list[Arm]
+    controls: list[Arm]
+    seeds: dict[str, dict[int, Mapping[str, Any]]]
+    """By arm's label, the results of runs that differ in nothing but the seed."""
+    target: str | None
+    tasks: list[str]
+    metrics: dict[str, str]
+    marked: set[str]
+    contrasts: list[Contrast]
+    kept: list[Kept]
+    trades: list[Trade]
+    curves: list[Curve]
+
+    @property
+    def focus(self) -> Arm:
+        """The arm that the card is about."""
+        return self.arms[-1]
+
+    @property
+    def forgetting(self) -> list[str]:
+        """The tests that count: no arm was trained on them."""
+        return [t for t in self.tasks if t != self.target and t not in self.marked]
+
+    def name(self, task: str) -> str:
+        """A task's name with its marks: the target, or † where an arm was trained on it."""
+        return (
+            f"{task}{' (target)' if task == self.target else ' †' if task in self.marked else ''}"
+        )
+
+    def mean(self, arm: Arm, tasks: Sequence[str]) -> float | None:
+        """An arm's mean headline over tasks, in points; None if one was not asked."""
+        values = [arm.entry(task).get("metrics", {}).get(self.metrics[task]) for task in tasks]
+        return fmean(values) if values and None not in values else None
+
+
+def gather(
+    arms: Sequence[Arm],
+    controls: Sequence[Arm] = (),
+    seeds: Mapping[str, dict[int, Mapping[str, Any]]] | None = None,
+) -> Evidence:
+    """Compute everything that a card shows beside its scores.
+
+    Args:
+        arms: the original first, the run that the card is about last.
+        controls: of that run.
+        seeds: by arm's label, results by seed.
+    """
+    focus = arms[-1]
+    entries = focus.result["evaluation"]["tasks"]
+    target = next((name for name, e in entries.items() if e["role"] == "target"), None)
+    if focus.method == "original":
+        target = None
+    tasks = sorted(entries, key=lambda name: name != target)
+    metrics = {task: headline(entries[task]) for task in tasks}
+    marked = {
+        task
+        for task in tasks
+        for arm in arms
+        if arm.entry(task).get("trained_on") and task != target
+    }
+    by_method = {arm.method: arm for arm in arms}
+    contrasts = []
+    for task in tasks:
+        for arm in arms:
+            for name in ("original", "peft"):
+                reference = by_method.get(name)
+                if reference is None or arm is reference or arm.method == "original":
+                    continue
+                if not comparable(arm.result, reference.result, task):
+                    continue
+                found = contrast(
+                    arm, reference, task=task, metric=metrics[task], marked=task in marked
+                )
+                contrasts += [] if found is None else [found]
+    adjust(contrasts)
+    original = by_method.get("original")
+    changed = [arm for arm in arms if arm.method != "original"]
+    made = [
+        kept(arm, original, task=task, metric=metrics[task], marked=task in marked)
+        for task in tasks
+        for arm in changed
+        if original is not None
+    ]
+    forgetting = [task for task in tasks if task != target and task not in marked]
+    places = trades(arms, controls, target=target, metrics=metrics, forgetting=forgetting)
+    return Evidence(
+        arms=list(arms),
+        controls=list(controls),
+        seeds=dict(seeds or {}),
+        target=target,
+        tasks=tasks,
+        metrics=metrics,
+        marked=marked,
+        contrasts=contrasts,
+        kept=[each for each in made if each is not None],
+        trades=places,
+        curves=curves(places),
+    )

@@ -1,0 +1,1 @@
+"""The parts of a report card after its scores, a file each: `part(evidence)` gives it, or None."""

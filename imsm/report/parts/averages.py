@@ -1,0 +1,42 @@
+"""The retention average and the paper's, plasticity and stability."""
+
+from __future__ import annotations
+
+from imsm.report.evidence import Evidence
+from imsm.report.section import Section, table_section
+from imsm.report.texts import listed, number, percent
+
+
+def part(evidence: Evidence) -> Section | None:
+    """The part; None where there is nothing to say."""
+    places = {trade.label: trade for trade in evidence.trades}
+    shown = [each for each in evidence.tasks if each != evidence.target]
+    if not shown:
+        return None
+    rows = []
+    for arm in evidence.arms:
+        row = {
+            "arm": arm.label,
+            "retention average": number(evidence.mean(arm, evidence.forgetting)),
+            "the paper's average": number(evidence.mean(arm, evidence.tasks)),
+        }
+        if places:
+            trade = places[arm.label]
+            row |= {
+                "plasticity": percent(trade.plasticity),
+                "stability": percent(trade.stability),
+                "harmonic": percent(trade.harmonic),
+            }
+        rows.append(row)
+    lines = [
+        f"The retention average is over {listed(evidence.forgetting)}: forgetting tests that no "
+        "arm was trained on. The paper's average (its tables 2 and 3) counts the target too"
+        + (f", and {listed(sorted(evidence.marked))}, marked here" if evidence.marked else "")
+        + ": it mixes what was learned with what was kept."
+    ]
+    if places:
+        lines.append(
+            "Plasticity: the share of PEFT's gain on the target, undefined where that gain's 95 % "
+            "interval holds 0; stability: the mean retention."
+        )
+    return table_section("averages", "Averages", rows, lines, 1, [])

@@ -1,0 +1,34 @@
+"""Scores with their intervals."""
+
+from __future__ import annotations
+
+from imsm.report.contrasts import total_of
+from imsm.report.evidence import Evidence
+from imsm.report.section import Picture, Section, table_section
+from imsm.report.texts import interval
+
+
+def part(evidence: Evidence) -> Section | None:
+    """The part; None where there is nothing to say."""
+    rows = []
+    for task in evidence.tasks:
+        metric = evidence.metrics[task]
+        row = {"task": evidence.name(task), "metric": metric}
+        for arm in evidence.arms:
+            found = total_of(arm, task, metric)
+            row[arm.label] = "–" if found is None else interval(found[1])
+        rows.append(row)
+    if not any(value != "–" for row in rows for value in list(row.values())[2:]):
+        return None
+    from imsm.report.figures import draw_scores
+
+    picture = Picture(
+        name="scores",
+        alt="Scores of all arms per task with their 95 % intervals",
+        draw=lambda: draw_scores(evidence),
+    )
+    lines = [
+        "In points, with 95 % intervals: a bootstrap over items, whole passages where items share "
+        "one. They say how other items would come out, not how another training would."
+    ]
+    return table_section("scores", "Scores and their intervals", rows, lines, 2, [picture])

@@ -1,0 +1,48 @@
+"""Learning against forgetting, with the curves of the controls."""
+
+from __future__ import annotations
+
+from imsm.report.evidence import Evidence
+from imsm.report.section import Picture, Section
+from imsm.report.texts import number, percent
+
+
+def part(evidence: Evidence) -> Section | None:
+    """The part; None where there is nothing to say."""
+    placed = [t for t in evidence.trades if t.target is not None and t.stability is not None]
+    if len(placed) < 2:
+        return None
+    lines = ["Up and right is better: more of the target learned, more of the rest kept."]
+    for curve in evidence.curves:
+        name = curve.control.replace("_", " ")
+        lines.append(
+            f"The {name} over {curve.letter} ({len(curve.trades)} points with its ends) spans "
+            + (
+                f"a hypervolume of {curve.area:.3f} (1: all learned, all kept)."
+                if any(trade.plasticity is not None for trade in curve.trades)
+                else "no hypervolume, since plasticity is undefined."
+            )
+        )
+        for trade in placed:
+            if trade.control is not None or trade.method in ("original", "peft"):
+                continue
+            found = curve.stability_at(trade.target) if trade.target is not None else None
+            reached = "does not reach it" if found is None else f"keeps {found:.1f} %"
+            lines.append(
+                f"At {trade.label}'s target score ({number(trade.target)}) the {name} {reached}; "
+                f"{trade.label} keeps {percent(trade.stability)}."
+            )
+    if not evidence.curves:
+        lines.append(
+            "The curves of the controls come with `python -m imsm.controls --run <run folder>`."
+        )
+    from imsm.report.figures import draw_trade
+
+    picture = Picture(
+        name="trade",
+        alt="Plasticity against stability of all arms and controls",
+        draw=lambda: draw_trade(evidence),
+    )
+    return Section(
+        name="trade", title="Learning against forgetting", lines=lines, pictures=[picture]
+    )

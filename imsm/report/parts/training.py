@@ -1,0 +1,24 @@
+"""Curves of training."""
+
+from __future__ import annotations
+
+from imsm.report.evidence import Evidence
+from imsm.report.section import Picture, Section
+
+
+def part(evidence: Evidence) -> Section | None:
+    """The part; None where there is nothing to say."""
+    from imsm.report.curves import read_curves
+
+    logs = {arm.label: read_curves(arm.folder) for arm in evidence.arms if arm.result["training"]}
+    logs = {label: log for label, log in logs.items() if len(log) > 1}
+    if not logs:
+        return None
+    from imsm.report.figures import draw_training
+
+    picture = Picture(
+        name="training",
+        alt="Loss and gate over the steps of training",
+        draw=lambda: draw_training(logs, evidence),
+    )
+    return Section(name="training", title="Training", pictures=[picture])
