@@ -316,8 +316,7 @@ def _beside_a_sequence(overrides: list[Override]) -> list[str]:
         f"{override.input_line}: {given[-1].input_line} names its tasks itself, each with its own "
         "keys; leave one of the two out"
         for override in overrides
-        if override.key_or_group == "data"
-        or ".".join(override.key_or_group.split(".")[:2]) in one
+        if override.key_or_group == "data" or ".".join(override.key_or_group.split(".")[:2]) in one
     ]
 
 
