@@ -9,9 +9,12 @@ Legend: N answer positions, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LARGEST = 2**26
 """Logits at once, N times V: 256 MiB of float32, of which a loss has several copies."""
@@ -19,8 +22,15 @@ PieceLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 """From the memories of some positions, and which ones they are, to the sum of their losses."""
 
 
-def positions_at_once(vocabulary: int) -> int:
-    """Of how many positions the logits are computed together."""
+def positions_at_once(backbone: PreTrainedModel) -> int | None:
+    """Of how many positions the logits are computed together; None: of all.
+
+    All where ZeRO's stage 3 shares a head out: its processes gather it together, and one of them
+    may have more positions than another.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in backbone.parameters()):
+        return None
+    vocabulary = int(backbone.config.get_text_config(decoder=True).vocab_size)
     return max(1, LARGEST // vocabulary)
 
 

@@ -283,7 +283,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             raise ValueError("labels: there is no label to learn")
         items = len(targets) if num_items_in_batch is None else num_items_in_batch
         memory, gate = self._answering(memories, queries)
-        at_once = positions_at_once(self.config.vocab_size)
+        at_once = positions_at_once(self.backbone)
         held = self.closeness if self.training and len(memories) > 1 else None
         apart = memory.new_zeros((), dtype=torch.float32)
 
@@ -300,7 +300,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             apart = apart + kl.detach()
             return total + held.weight * kl
 
-        if len(targets) <= at_once:
+        if at_once is None or len(targets) <= at_once:
             total = loss(memory, slice(None))
         else:
             total = summed_in_pieces(loss, memory, at_once=at_once)
