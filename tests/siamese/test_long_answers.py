@@ -70,3 +70,9 @@ def test_a_sum_in_pieces_is_differentiated_once() -> None:
     )
     (3 * total).backward()
     torch.testing.assert_close(memory.grad, 6 * weights * memory.detach())
+
+
+def test_a_head_that_is_shared_out_is_read_once() -> None:
+    model = tiny_siamese()
+    model.backbone.lm_head.weight.ds_id = 3  # as DeepSpeed's stage 3 marks it
+    assert positions_at_once(model.backbone) is None
