@@ -88,7 +88,7 @@ MODEL = "imsm.siamese.model.SiameseForCausalLM.save_pretrained"
         ("imsm.evaluation.ledger.Ledger.append", 3, 700, True),
         ("imsm.evaluation.judge.write_items", 2, 50, True),
         ("imsm.stages.judging.write_result", 1, 500, True),
-        ("imsm.flow.write_whole", 1, 50, True),
+        ("imsm.report.leave.write_whole", 1, 50, True),
         ("imsm.tracking.Tracker.finish", 1, 10, True),
     ],
 )
