@@ -34,7 +34,7 @@ Keys (`--cfg job` prints all of them with their values)
   data.train_limit=512  data.prompts=corrected  data.mirror=FOLDER  data.metric=NAME
   trainer.batch_size=16  trainer.epochs=2  trainer.learning_rate=3e-4
   evaluation.items=300  evaluation.tasks=[target,webq]  evaluation.batch_size=16
-  metrics: {metrics}
+{metrics}
 
 Examples
   python -m imsm.run                                           the miniature, one run
@@ -61,5 +61,6 @@ def help_text(config_dir: Path | None = None) -> str:
         names = ", ".join(option_names(group, config_dir=config_dir))
         lines += [f"  {group:<11} {meaning}"]
         lines += [f"  {'':<11} {line}" for line in wrap(names, width=80)]
-    metrics = ", ".join(option_names("metric", config_dir=config_dir))
+    named = "metrics: " + ", ".join(option_names("metric", config_dir=config_dir))
+    metrics = "\n".join(wrap(named, width=90, initial_indent="  ", subsequent_indent="           "))
     return TEXT.format(groups="\n".join(lines), metrics=metrics)

@@ -71,12 +71,11 @@ def test_two_processes_do_what_one_does(tmp_path: Path, engine: str, peft: str) 
     assert losses[1][:-1] == pytest.approx(losses[0][:-1], abs=1e-4)
     # the original's answers are the same, each item once and in order
     originals = only(local, "original"), only(several, "original")
-    assert rows(originals[0], "generations") == rows(originals[1], "generations")
-    assert rows(originals[0], "scores") == rows(originals[1], "scores")
+    assert rows(originals[0], "items") == rows(originals[1], "items")
     result = json.loads((two / "result.json").read_text())
     assert result["training"]["processes"] == 2
     assert result["training"]["engine"] == engine
-    assert [row["id"] for row in rows(two, "scores")] == [row["id"] for row in rows(one, "scores")]
+    assert [row["id"] for row in rows(two, "items")] == [row["id"] for row in rows(one, "items")]
 
 
 def test_ctrl_c_ends_all_after_a_checkpoint_and_one_process_goes_on(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_the_page_of_one_run(tmp_path: Path) -> None:
     assert "trainable parameters: 6,979,584 (adapter 6,815,744, gate 163,840)" in lines
     for part in ("weights", "gradients", "optimizer", "activations", "answer logits", "KV caches"):
         assert any(line.startswith(f"{part} ") for line in lines), part
-    assert any(re.match(r"memory bank +6\.06 GB", line) for line in lines)
+    assert any(re.match(r"memory bank +6\.00 GB", line) for line in lines)
     assert any(re.match(r"steps +1,404 ", line) for line in lines)
     assert "model meta-llama/Meta-Llama-3-8B, about 16.1 GB" in done.stdout
     assert done.stderr == ""
