@@ -1,7 +1,7 @@
 """The paper's tables and figures: `python -m imsm.experiments run|show|status [table1 ...]`.
 
 `run` carries out the runs that are missing, then shows; `show` shows what is there; `status` lists
-the runs that are done, missing and failed. Exit codes: 0 all is there, 1 a run failed, 2 the input
+the runs that are done, missing and failed. Exit codes: 0 all went well, 1 a run failed, 2 the input
 was wrong, 130 stopped by hand.
 """
 
@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
         )
         runs.forget()
     print(f"runs: {time.monotonic() - started:.0f} s")
-    _show(arguments, chosen)
+    _show(arguments, chosen, runs)
     if failed:
         raise RunError(
             f"{len(failed)} runs failed ({', '.join(failed)}); their logs lie in "
@@ -87,10 +87,12 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
     return 0
 
 
-def _show(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
+def _show(
+    arguments: argparse.Namespace, chosen: Sequence[Experiment], runs: Runs | None = None
+) -> int:
     from imsm.experiments.show import show
 
-    runs = _runs()
+    runs = runs or _runs()
     for experiment in chosen:
         place = _place(arguments, experiment)
         try:

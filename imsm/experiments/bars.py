@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+
+from imsm.experiments.table import average_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,33 +25,38 @@ _STYLE: Any = {"font.size": 9, "hatch.linewidth": 0.6, "axes.axisbelow": True}
 
 
 def draw_bars(experiment: Experiment, table: Table) -> Figure:
-    """Scores with their 95 % intervals; a missing run leaves a gap, named under the picture."""
+    """Scores with their 95 % intervals; a missing run leaves a dash, and the title counts them."""
     key = experiment.grid.panel or experiment.grid.keys[0]
     panels = list(dict.fromkeys(row.values[key] for row, _ in table.cells))
-    columns = [column.name for column in experiment.grid.columns]
+    shared = {k for k in experiment.grid.keys if len({r.values[k] for r, _ in table.cells}) == 1}
     names = [name for name in experiment.grid.averages]
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 0.8 + 2.5 * len(panels)), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.3 + 2.5 * len(panels)), layout="constrained")
+        waiting = f"\nmissing runs (–): {len(table.waiting)}" if table.waiting else ""
+        figure.suptitle(_wrapped(table.title) + waiting, fontsize=9)
         grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
         arms: dict[str, int] = {}
         for axes, panel in zip(grid, panels, strict=True):
             rows = [(row, found) for row, found in table.cells if row.values[key] == panel]
+            columns = list(rows[0][1])
             width = 0.8 / len(rows)
             for place, (row, found) in enumerate(rows):
-                arm = _arm(row, key)
+                arm = _arm(row, {key, *shared})
                 style = arms.setdefault(arm, len(arms))
                 shift = width * (place - (len(rows) - 1) / 2)
                 for spot, name in enumerate(columns):
                     _bar(axes, spot + shift, found[name], width=width, style=style)
                 for spot, name in enumerate(names, start=len(columns)):
-                    values = [found[each].value for each in experiment.grid.averages[name]]
-                    if values and None not in values:
-                        mean = sum(value for value in values if value is not None) / len(values)
+                    mean = average_of(found, experiment.grid.averages[name])
+                    if mean is not None:
                         axes.bar(spot + shift, mean, width, **_look(style))
-            axes.set_xticks(range(len(columns) + len(names)), [*columns, *names])
+            axes.set_xticks(
+                range(len(columns) + len(names)),
+                [*columns, *(name.replace(" ", "\n") for name in names)],
+            )
             axes.set_ylabel("points")
             axes.set_ylim(0, 100)
-            axes.set_title(panel, fontsize=9, fontweight="bold")
+            axes.set_title(f"{key.replace('_', ' ')}: {panel}", fontsize=9, fontweight="bold")
             axes.grid(axis="y", color="#E5E5E5")
             axes.spines[["top", "right"]].set_visible(False)
             if names:
@@ -72,9 +80,15 @@ def write_bars(figure: Figure, folder: Path) -> None:
         figure.savefig(folder / "figure.svg", metadata={"Date": None})
 
 
-def _arm(row: Row, panel: str) -> str:
+def _wrapped(title: str) -> str:
+    """What is shown, and below it of what."""
+    head, _, rest = title.partition(" · ")
+    return f"{head}\n{rest}"
+
+
+def _arm(row: Row, told: Collection[str]) -> str:
     """What tells a bar from the others of its panel."""
-    shown = [value for key, value in row.values.items() if key not in (panel, "backbone")]
+    shown = [value for key, value in row.values.items() if key not in told]
     return ", ".join(value.replace("_", " ") for value in shown if value)
 
 
@@ -96,7 +110,7 @@ def _bar(axes: Axes, place: float, cell: Cell, *, width: float, style: int) -> N
 
 def _look(style: int) -> dict[str, Any]:
     return {
-        "color": _COLOURS[style % len(_COLOURS)],
+        "facecolor": _COLOURS[style % len(_COLOURS)],
         "hatch": _HATCHES[style % len(_HATCHES)],
         "edgecolor": "white",
         "linewidth": 0.5,

@@ -11,14 +11,12 @@ from statistics import fmean
 
 import numpy
 
-from imsm.errors import UserError
-from imsm.evaluation.items import read_items
 from imsm.evaluation.metrics import metric_module
-from imsm.evaluation.statistics import Interval, mcnemar, over_seeds, paired_difference, student_t
+from imsm.evaluation.statistics import Interval, over_seeds, student_t
 from imsm.experiments.grid import Column, Experiment, Row
 from imsm.experiments.runs import Run, Runs
 from imsm.report.arms import Arm, arms_of
-from imsm.report.contrasts import total_of
+from imsm.report.contrasts import contrast, total_of
 
 ALPHA = 0.05
 MARKS = {
@@ -85,12 +83,21 @@ def cell_of(
 def parameters_of(
     experiment: Experiment, row: Row, *, runs: Runs, scale: str, seeds: int
 ) -> float | None:
-    """A row's trainable parameters in millions; None for the original or what is missing."""
+    """A row's trainable parameters in millions, counted without weights where no run is finished.
+
+    None for the original, and where they cannot be counted.
+    """
     column = experiment.grid.columns[0]
     run = runs.of(experiment.overrides(row, column, scale=scale, seed=seeds - 1))
-    if not run.trained or run.result is None:
+    if not run.trained:
         return None
-    return sum(run.result["trainable_parameters"].values()) / 1e6
+    if run.result is not None:
+        return sum(run.result["trainable_parameters"].values()) / 1e6
+    from imsm.assemble import count_trainable
+    from imsm.stages.planning import model_without_values
+
+    model, _ = model_without_values(runs.config(run.overrides))
+    return None if model is None else sum(count_trainable(model).values()) / 1e6
 
 
 def _arms(
@@ -199,21 +206,13 @@ def _mark(
 
 
 def _over_items(arm: Arm, other: Arm, task: str, metric: str) -> str | None:
-    name = f"score.{metric}"
+    """Of a total (F1, correlations) the bootstrap: its items are neither right nor wrong."""
     try:
-        one, two = (
-            read_items(each.folder, task=task, test_set=each.entry(task)["test_set"])
-            for each in (arm, other)
-        )
-    except (UserError, KeyError):
+        found = contrast(arm, other, task=task, metric=metric, marked=False)
+    except KeyError:
         return None
-    if name not in one or name not in two or not one.index.equals(two.index):
+    if found is None:
         return None
-    if hasattr(metric_module(metric), "aggregate"):
-        return None  # of no single item
-    left, right = one[name].to_numpy(float), two[name].to_numpy(float)
-    if set(numpy.unique(numpy.concatenate([left, right]))) <= {0.0, 1.0}:
-        return "mcnemar" if mcnemar(left, right).p_value < ALPHA else None
-    groups = [group or item for item, group in one["group"].items()]
-    found = paired_difference(left, right, groups=groups)
-    return "bootstrap" if found.low > 0 or found.high < 0 else None
+    if found.test is not None and not hasattr(metric_module(metric), "aggregate"):
+        return "mcnemar" if found.test.p_value < ALPHA else None
+    return "bootstrap" if found.difference.low > 0 or found.difference.high < 0 else None

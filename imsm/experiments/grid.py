@@ -38,6 +38,8 @@ class Column(_Strict):
     task: str = ""
     clean: str = ""
     released: str = ""
+    rows: dict[str, str] = {}
+    """The rows that have it: those with these values; none: all."""
 
 
 class Grid(_Strict):
@@ -59,6 +61,8 @@ class Grid(_Strict):
     """By key: the values of rows that are not tested."""
     panel: str | None = None
     """Of bars: the key that makes panels."""
+    says: str = ""
+    """What the paper's text says of it, where its numbers cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,14 @@ class Experiment:
     folder: Path
     grid: Grid
     rows: Sequence[Row]
+
+    def columns_of(self, row: Row) -> list[Column]:
+        """The columns that a row has a cell in."""
+        return [
+            column
+            for column in self.grid.columns
+            if all(row.values[key] == value for key, value in column.rows.items())
+        ]
 
     def overrides(self, row: Row, column: Column, *, scale: str, seed: int) -> tuple[str, ...]:
         """What makes a row's run for a column, after `python -m imsm.run`.

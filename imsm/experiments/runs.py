@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from imsm.preflight import Preflight
 
 State = Literal["done", "missing", "failed"]
-_STOPPED = 130
+_STOPPED = (130, -signal.SIGINT)
+"""How a run ends that was stopped by hand; any other signal (memory ran out) is a failure."""
 _TOLD = 3
 """So many of the last lines of a failed run's log are its error."""
 
@@ -55,6 +57,7 @@ class Runs:
     def __init__(self, preflight: Preflight, *, runs_root: Path) -> None:
         self.preflight, self.runs_root = preflight, runs_root
         self._found: dict[tuple[str, ...], Run] = {}
+        self._configs: dict[tuple[str, ...], RunConfig] = {}
 
     def of(self, overrides: tuple[str, ...]) -> Run:
         """The run of these overrides as it is now.
@@ -97,8 +100,11 @@ class Runs:
         """
         from imsm.examine import parse
 
-        ((_, cfg),) = self.preflight.members(overrides)
-        return parse(cfg, config_dir=None)
+        wanted = tuple(overrides)
+        if wanted not in self._configs:
+            ((_, cfg),) = self.preflight.members(wanted)
+            self._configs[wanted] = parse(cfg, config_dir=None)
+        return self._configs[wanted]
 
 
 def runs_of(experiment: Experiment, runs: Runs, *, scale: str, seeds: int) -> list[Run]:
@@ -157,7 +163,7 @@ def carry_out(
                 command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False
             ).returncode
         seconds = time.monotonic() - started
-        if code == _STOPPED or code < 0:
+        if code in _STOPPED:
             stopped = True
         elif code:
             failed.append(run.name)
@@ -181,6 +187,10 @@ def _note(run: Run, log: Path, code: int) -> None:
     text = log.read_text(encoding="utf-8").rpartition("imsm: ")[2]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     error = "; ".join(lines[-_TOLD:]) or "nothing was said"
+    if code < 0:
+        name = signal.Signals(-code).name
+        error = f"ended by {name}" + (" (did memory run out?)" if name == "SIGKILL" else "")
+        code = 128 - code  # as a shell says it
     run.folder.mkdir(parents=True, exist_ok=True)
     write_failure(run.folder, error=error, exit_code=code, command=run.command)
 

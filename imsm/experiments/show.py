@@ -30,6 +30,8 @@ def show(
 ) -> None:
     """Print an experiment's table, and write it (and its picture) into ``place``.
 
+    The released protocol's lies in a folder of its own there: it replaces no clean one.
+
     Raises:
         OSError: the folder cannot be written.
     """
@@ -37,6 +39,8 @@ def show(
     if experiment.grid.kind == "speed":
         _show_speed(experiment, scale=scale, place=place, console=console)
         return
+    if protocol != "clean":
+        place = place / protocol
     table = build_table(experiment, runs, scale=scale, seeds=seeds, protocol=protocol)
     _print_frame(console, table.title, table.frame, table.numbers)
     for note in table.notes:

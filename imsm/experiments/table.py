@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from imsm.experiments.cells import MARKS, Cell, cell_of, parameters_of
-from imsm.experiments.grid import Experiment, Row
+from imsm.experiments.grid import Column, Experiment, Row
 from imsm.experiments.runs import Run, Runs, runs_of
 from imsm.files import write_whole
 
@@ -49,22 +49,23 @@ def build_table(
     import pandas
 
     grid = experiment.grid
-    cells = [
-        (
-            row,
-            {
-                column.name: cell_of(
-                    experiment,
-                    row,
-                    column,
-                    runs=runs,
-                    scale=scale,
-                    seeds=seeds,
-                    protocol=protocol,
-                )
-                for column in grid.columns
-            },
+    made: dict[tuple[object, ...], Cell] = {}
+
+    def cell(row: Row, column: Column) -> Cell:
+        """A row's cell; rows of the same runs (the miniature's) have the same."""
+        others = (row, experiment.reference_of(row))
+        key = (
+            column.name,
+            *(r and experiment.overrides(r, column, scale=scale, seed=0) for r in others),
         )
+        if key not in made:
+            made[key] = cell_of(
+                experiment, row, column, runs=runs, scale=scale, seeds=seeds, protocol=protocol
+            )
+        return made[key]
+
+    cells = [
+        (row, {column.name: cell(row, column) for column in experiment.columns_of(row)})
         for row in experiment.rows
     ]
     counts = any("params_millions" in row.paper for row in experiment.rows)
@@ -73,10 +74,11 @@ def build_table(
         ours = {**_names(row), "whose": "ours"}
         paper = {**{key: "" for key in row.values}, "whose": f"paper ({_paper_model(row)})"}
         for column in grid.columns:
-            ours[column.name] = _text(found[column.name])
+            ours[column.name] = _text(found[column.name]) if column.name in found else ""
             paper[column.name] = row.paper.get(column.name) or "–"
         for name, over in grid.averages.items():
-            ours[name] = _average(found, over)
+            mean = average_of(found, over)
+            ours[name] = "–" if mean is None else f"{mean:.1f}".replace("-", "−")
             paper[name] = row.paper.get(name) or "–"
         if counts:
             millions = parameters_of(experiment, row, runs=runs, scale=scale, seeds=seeds)
@@ -91,7 +93,10 @@ def build_table(
         title=_title(experiment, scale=scale, seeds=seeds, protocol=protocol),
         frame=pandas.DataFrame(lines).fillna("–"),
         numbers=len(grid.keys) + 1,
-        notes=_notes(cells, scale=scale, seeds=seeds, reference=grid.reference),
+        notes=[
+            *_notes(cells, scale=scale, seeds=seeds, reference=grid.reference),
+            *([f"The paper: {grid.says}"] if grid.says else []),
+        ],
         waiting=waiting,
         cells=cells,
     )
@@ -152,13 +157,12 @@ def _text(cell: Cell) -> str:
     return f"{found.estimate:.1f}{mark}{dagger}{bounds}".replace("-", "−")
 
 
-def _average(found: Mapping[str, Cell], over: Sequence[str]) -> str:
-    """A mean over columns; one that was trained on enters none."""
-    counted = [found[name] for name in over if not found[name].trained_on]
-    values = [cell.value for cell in counted]
+def average_of(found: Mapping[str, Cell], over: Sequence[str]) -> float | None:
+    """A row's mean, without what it was trained on; None while something is missing."""
+    values = [found[name].value for name in over if name in found and not found[name].trained_on]
     if not values or None in values:
-        return "–"
-    return f"{fmean(value for value in values if value is not None):.1f}".replace("-", "−")
+        return None
+    return fmean(value for value in values if value is not None)
 
 
 def _notes(
@@ -170,7 +174,7 @@ def _notes(
 ) -> list[str]:
     every = [cell for _, found in cells for cell in found.values()]
     notes = []
-    if scale == "mini":
+    if scale == "mini" and any(row.paper for row, _ in cells):
         notes.append(
             "The paper's numbers are of other models, other data and far more of it: they stand "
             "there to be read, and are subtracted from nothing."
@@ -186,7 +190,9 @@ def _notes(
     against = ", ".join(f"{key} = {value}" for key, value in reference.items())
     for name, (mark, test) in MARKS.items():
         if any(cell.mark == name for cell in every):
-            notes.append(f"{mark} differs from the row with {against} (p < 0.05): {test}.")
+            notes.append(
+                f"{mark} differs from the row with {against} (p < 0.05, not adjusted): {test}."
+            )
     if any(cell.trained_on for cell in every):
         notes.append("† the run was trained on this task too; it enters no average.")
     return notes

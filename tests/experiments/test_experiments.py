@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from imsm.evaluation.items import task_folder, write_items
-from imsm.evaluation.statistics import mcnemar, mean_interval
+from imsm.evaluation.statistics import Interval, mcnemar, mean_interval
 from imsm.experiments import __main__ as command
-from imsm.experiments.cells import cell_of
+from imsm.experiments.cells import Cell, cell_of, parameters_of
 from imsm.experiments.grid import experiment_names, load_experiment
 from imsm.experiments.runs import Run, Runs, carry_out, check, runs_of
 from imsm.experiments.show import show
-from imsm.experiments.table import build_table
+from imsm.experiments.table import average_of, build_table
 from imsm.failure import write_failure
 from imsm.folders import conf_folder
 from imsm.identity import original_of, run_identity, run_name
@@ -280,3 +281,121 @@ def test_speed_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert frame["its share, chatglm3"].tolist()[1] == "0.93"
     assert command.main(["run", "table5", "--output", str(tmp_path)]) == 0
     assert "0.75" in capsys.readouterr().out
+
+
+def test_a_run_that_is_killed_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str) -> Run:
+        return Run(
+            overrides=(name,),
+            name=name,
+            folder=tmp_path / name,
+            state="missing",
+            result=None,
+            failure=None,
+            trained=True,
+        )
+
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\ncase "$3" in big) kill -9 $$;; hand) exit 130;; esac\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    told: list[str] = []
+    wanted = [run("big"), run("small")]
+    assert carry_out(wanted, logs=tmp_path / "logs", jobs=1, tell=told.append) == ["big"]
+    failure = json.loads((tmp_path / "big" / "failed.json").read_text())
+    assert "SIGKILL" in failure["error"] and failure["exit_code"] == 137
+    assert any("small: done" in line for line in told)
+
+    told.clear()
+    with pytest.raises(KeyboardInterrupt):
+        carry_out([run("hand"), run("small")], logs=tmp_path / "logs", jobs=1, tell=told.append)
+    assert not any("small" in line for line in told)
+    assert not (tmp_path / "hand" / "failed.json").exists()
+
+
+def test_figure_3_has_the_target_and_the_papers_average(
+    preflight: Preflight, tmp_path: Path
+) -> None:
+    runs = Runs(preflight, runs_root=tmp_path)
+    figure3 = load_experiment("figure3")
+    made = {}
+    for number, run in enumerate(runs_of(figure3, runs, scale="mini", seeds=1)):
+        made[run.name] = leave(run, runs, known=0.3 + 0.1 * number, seed=number)
+    runs.forget()
+    table = build_table(figure3, runs, scale="mini", seeds=1, protocol="clean")
+    kept = ("webq", "multirc", "mrpc", "freebaseqa")
+    for row, cells in table.cells:
+        target = row.values["tuned_on"]
+        assert list(cells) == [target, *kept]
+        column = figure3.grid.columns[0]
+        name = runs.of(figure3.overrides(row, column, scale="mini", seed=0)).name
+        points = [100 * made[name][task].mean() for task in (target, *kept)]
+        line = table.frame[
+            (table.frame["tuned_on"] == target) & (table.frame["arm"] == row.values["arm"])
+        ].iloc[0]
+        assert line["average"] == f"{numpy.mean(points):.1f}"
+        assert line["retention average"] == f"{numpy.mean(points[1:]):.1f}"
+    assert any("1.85" in note and "8.77" in note for note in table.notes)
+
+
+def test_what_was_trained_on_is_averaged_nowhere() -> None:
+    def cell(value: float, *, trained_on: bool = False) -> Cell:
+        interval = Interval(estimate=value, low=value, high=value, level=0.95)
+        return Cell(interval=interval, mark=None, trained_on=trained_on, missing=[])
+
+    found = {"a": cell(10), "b": cell(90, trained_on=True), "c": cell(20)}
+    assert average_of(found, ["a", "b", "c"]) == 15
+    assert (
+        average_of(
+            {**found, "c": Cell(interval=None, mark=None, trained_on=False, missing=[])}, ["a", "c"]
+        )
+        is None
+    )
+
+
+def test_the_released_table_replaces_no_clean_one(preflight: Preflight, tmp_path: Path) -> None:
+    runs = Runs(preflight, runs_root=tmp_path)
+    console = Console(file=io.StringIO())
+    for protocol in ("clean", "released"):
+        show(
+            load_experiment("table3"),
+            runs,
+            scale="mini",
+            seeds=1,
+            protocol=protocol,
+            place=tmp_path / "out",
+            console=console,
+        )
+    assert "clean protocol" in (tmp_path / "out" / "table.md").read_text()
+    assert "released protocol" in (tmp_path / "out" / "released" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["table1", "table6"])
+def test_parameters_are_the_papers_before_anything_ran(
+    name: str, preflight: Preflight, tmp_path: Path
+) -> None:
+    experiment = load_experiment(name)
+    runs = Runs(preflight, runs_root=tmp_path)
+    counted = 0
+    for row in experiment.rows:
+        ours = parameters_of(experiment, row, runs=runs, scale="paper", seeds=1)
+        assert (f"{ours:.3f}" if ours else "") == row.paper["params_millions"], row.values
+        counted += ours is not None
+    assert counted == {"table1": 18, "table6": 9}[name]
+
+
+def test_a_total_is_tested_by_the_bootstrap(preflight: Preflight, tmp_path: Path) -> None:
+    runs = Runs(preflight, runs_root=tmp_path)
+    table1 = load_experiment("table1")
+    column = next(c for c in table1.grid.columns if c.name == "mrpc_f1")
+    rows = {tuple(row.values.values()): row for row in table1.rows}
+    peft, imsm = (rows["chatglm3", "lora", method] for method in ("peft", "imsm"))
+    for number, (row, known) in enumerate(((peft, 0.3), (imsm, 0.95))):
+        wanted = table1.overrides(row, column, scale="mini", seed=0)
+        leave(runs.of(wanted), runs, known=known, seed=number)
+    runs.forget()
+    options: dict[str, Any] = {"runs": runs, "scale": "mini", "seeds": 1, "protocol": "clean"}
+    assert cell_of(table1, imsm, column, **options).mark == "bootstrap"
+    assert cell_of(table1, peft, column, **options).mark is None

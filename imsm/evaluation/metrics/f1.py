@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.labels import gold_label, predicted_label
+from imsm.evaluation.labels import f1_of, gold_label, predicted_label
 from imsm.evaluation.metrics import Info
 
 INFO = Info(
@@ -22,14 +22,8 @@ def score(prediction: str, golds: Sequence[str]) -> float:
 
 def aggregate(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
     """F1 of yes, 0 where it is undefined; an unparsed answer to a yes is a miss."""
-    from sklearn.metrics import f1_score
-
-    return float(
-        f1_score(
-            [gold_label(gold) for gold in golds],
-            [predicted_label(prediction) for prediction in predictions],
-            labels=["yes"],
-            average="micro",
-            zero_division=0,
-        )
+    return f1_of(
+        [gold_label(gold) for gold in golds],
+        [predicted_label(prediction) for prediction in predictions],
+        label="yes",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.labels import gold_label, predicted_label
+from imsm.evaluation.labels import correlation_of, gold_label, predicted_label
 from imsm.evaluation.metrics import Info
 
 INFO = Info(
@@ -27,11 +27,7 @@ def aggregate(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> flo
     always wrong, but no evidence for the opposite, which a model that says nothing would get
     -1 for.
     """
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(
-        matthews_corrcoef(
-            [gold_label(gold) for gold in golds],
-            [predicted_label(prediction) for prediction in predictions],
-        )
+    return correlation_of(
+        [gold_label(gold) for gold in golds],
+        [predicted_label(prediction) for prediction in predictions],
     )

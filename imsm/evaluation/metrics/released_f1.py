@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from imsm.evaluation.labels import f1_of
 from imsm.evaluation.metrics import Info
 from imsm.evaluation.released_text import says_yes
 
@@ -22,7 +23,5 @@ def score(prediction: str, golds: Sequence[str]) -> float:
 
 def aggregate(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
     """F1 of the class yes, 0 where nobody says it."""
-    from sklearn.metrics import f1_score
-
     said = [says_yes(prediction) for prediction in predictions]
-    return float(f1_score([says_yes(gold[0]) for gold in golds], said, zero_division=0))
+    return f1_of([says_yes(gold[0]) for gold in golds], said, label=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from imsm.evaluation.labels import correlation_of
 from imsm.evaluation.metrics import Info
 from imsm.evaluation.released_text import says_yes
 
@@ -22,7 +23,5 @@ def score(prediction: str, golds: Sequence[str]) -> float:
 
 def aggregate(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
     """Matthews' correlation, 0 where it is undefined (one answer to everything)."""
-    from sklearn.metrics import matthews_corrcoef
-
     said = [says_yes(prediction) for prediction in predictions]
-    return float(matthews_corrcoef([says_yes(gold[0]) for gold in golds], said))
+    return correlation_of([says_yes(gold[0]) for gold in golds], said)
