@@ -38,7 +38,7 @@ OPTIONS = --scale $(SCALE) --seeds $(SEEDS) --protocol $(PROTOCOL) --jobs $(if $
 table1 table2 table3 table4 table5 table6 figure3 figure4: $(STAMP)-base  ## the paper's, with SCALE=mini|paper SEEDS=1
 	$(EXPERIMENT) run $@ $(OPTIONS)
 
-experiments: $(STAMP)-base  ## all of the paper's tables and figures (two hours on two cores)
+experiments: $(STAMP)-base  ## all of the paper's tables and figures (52 runs of the miniature)
 	$(EXPERIMENT) run $(OPTIONS)
 
 status: $(STAMP)-base  ## the experiments' runs: done, missing, failed

@@ -319,7 +319,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         query_mask: torch.Tensor | None = None,
-        positions_at_once: int = 256,
+        at_once: int = 256,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """How likely the chosen stream finds given answers.
 
@@ -328,7 +328,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             attention_mask: 1 on real tokens, (B, T).
             labels: the answers' tokens, -100 elsewhere, (B, T).
             query_mask: as in ``forward``.
-            positions_at_once: of how many positions logits are in memory at a time.
+            at_once: of how many positions logits are in memory at a time.
 
         Returns:
             Sums of ln p over each answer's tokens, (B,), and whether each of them is the likeliest
@@ -344,8 +344,8 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         rows, targets, memories, queries = self._at_answers(inputs, labels, query_mask)
         total = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
         missed = torch.zeros_like(total)
-        for start in range(0, len(targets), positions_at_once):
-            piece = slice(start, start + positions_at_once)
+        for start in range(0, len(targets), at_once):
+            piece = slice(start, start + at_once)
             logits, _ = self._logits(
                 [memory[piece] for memory in memories],
                 [None if query is None else query[piece] for query in queries],
