@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from imsm.training.engine import Engine
     from imsm.training.keep import Keeper
 
+_STILL = 2
+"""So many first steps run the original stream though there is a bank.
+
+Until a step with a rate above 0 (the first or, after a warm-up's 0, the second) the adapter changes
+nothing: both memories are equal bit for bit, and the gate has no gradient. A bank's rounding would
+give it one, which Adam scales to a whole step in a random direction.
+"""
 Log = Callable[[int, dict[str, float]], None]
 """Takes the step and what was measured at it."""
 
@@ -102,7 +109,8 @@ def train(
         pad_id: the padding token.
         log: told of every step.
         validation: examples that are not learned; their loss is measured before each checkpoint.
-        bank: of the original's memories of all these examples; None: the original stream runs.
+        bank: of the original's memories of all these examples; None: the original stream runs, as
+            it does in the first two steps.
 
     Raises:
         RunError: the loss or a gradient is not finite; the last good checkpoint is kept.
@@ -136,7 +144,7 @@ def train(
                     hooks=hooks,
                     micro_batch_size=batching.micro_batch_size,
                     pad_id=pad_id,
-                    bank=bank,
+                    bank=bank if step > _STILL else None,
                 )
             except NotFiniteError as error:
                 raise RunError(_stopped(error, keeper, so_far)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.distributed import TCPStore
 
 from imsm.config import RunConfig
 from imsm.errors import UserError
+from imsm.flow import carry_out
 from imsm.identity import run_identity
 from imsm.processes.world import World
 from imsm.siamese.memory_bank import MemoryBank
@@ -137,3 +139,22 @@ def test_processes_decide_alike(
     assert [made[rank] is not None for rank in range(2)] == [readable, readable]
     told = capsys.readouterr().err
     assert ("cannot be read by process 1" in told) is not readable
+
+
+@pytest.mark.slow
+def test_a_run_from_the_adapters_start_has_the_losses_of_one_without(tmp_path: Path) -> None:
+    """At its start an adapter changes nothing: the bank's rounding must not move the gate."""
+    losses = {}
+    for choice in ("off", "disk"):
+        chosen = config(
+            f"memory_bank={choice}", "data.train_limit=128", "trainer.epochs=1",
+            "evaluation.tasks=[target]", "evaluation.items=2",
+        )  # fmt: skip
+        carry_out(chosen, runs_root=tmp_path / choice)
+        (log,) = (tmp_path / choice).glob("*-imsm-*/log.jsonl")
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        losses[choice] = [row["loss"] for row in rows if "loss" in row]
+        (record,) = (tmp_path / choice).glob("*-imsm-*/training.json")
+        assert json.loads(record.read_text())["memory_bank"] == (choice == "disk")
+    assert len(losses["off"]) == 8
+    assert losses["disk"] == pytest.approx(losses["off"], abs=1e-5, rel=0)
