@@ -4,7 +4,8 @@ Three things must hold, whatever method it is:
 
 1. with the adapter off the model is the original, bit for bit, and its weights are untouched;
 2. with the adapter on its memories are those of the method's own pass;
-3. a batch of both streams gives what two passes give. Where it does not, decoding takes two passes.
+3. a batch of both streams gives what two passes give. Where it does not, the adapted layers read
+   their weights once for each half, and where that does not help, decoding takes two passes.
 
 At its initial value an adapter changes nothing, so a wrong stream would look right: its values are
 moved for the probe and put back, bit for bit.
@@ -137,7 +138,8 @@ def _behaves(model: SiameseForCausalLM, before: Footprint, name: str) -> None:
                     f"peft: {name} lets later tokens change earlier memories: it is no causal model"
                 )
             _check_own_pass(model, before.tokens, tuned, tolerance=tolerance, name=name)
-            if streams.doubled:
+            if streams.doubled and not _decodes(model, before.tokens, original, tuned, tolerance):
+                streams.read_apart()
                 streams.doubled = _decodes(model, before.tokens, original, tuned, tolerance)
             if not (streams.doubled or _decodes(model, before.tokens, original, tuned, tolerance)):
                 raise UserError(

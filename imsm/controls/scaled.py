@@ -23,7 +23,8 @@ from imsm.adapters.own import own_config
 from imsm.controls.mixed import variant
 from imsm.errors import UserError
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.siamese.streams import Streams, forward_replaced
+from imsm.siamese.replaced import forward_replaced
+from imsm.siamese.streams import Streams
 
 _FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 

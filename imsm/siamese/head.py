@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from imsm.siamese.streams import forward_replaced
+from imsm.siamese.replaced import forward_replaced
 
 
 class _Memory(BaseModelOutputWithPast):

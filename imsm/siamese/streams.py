@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -23,11 +23,12 @@ from torch import nn
 from transformers import Cache
 
 from imsm.siamese.cache import SiameseCache, StreamCache
+from imsm.siamese.halves import SWITCH, Halves
+from imsm.siamese.replaced import forward_replaced
 from imsm.siamese.virtual import VirtualTokens
 
 Stream = Literal["original", "tuned", "interwoven"]
 STREAMS: tuple[Stream, ...] = ("original", "tuned", "interwoven")
-_SWITCH = "_disable_adapters"
 _SWITCHED = BaseTunerLayer | AuxiliaryTrainingWrapper
 _ADAPTED_ATTENTION = AdaptedAttention | AdaptedAttentionGPT
 
@@ -49,19 +50,6 @@ def tuner_layers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """While this is open, ``module`` answers every call with ``forward``."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:  # somebody else (accelerate's hooks) had replaced it before
-            module.forward = own
-
-
 class Streams:
     """Runs a body as the original model, as the tuned one, or as both in one batch.
 
@@ -81,6 +69,7 @@ class Streams:
     def __init__(self, model: nn.Module, body: nn.Module) -> None:
         self.layers = tuner_layers(model)
         self._off = {layer: _off_switch(layer) for layer in self.layers}
+        self._halves = [Halves(layer, off=off) for layer, off in self._off.items()]
         self.body = body
         self.virtual: VirtualTokens | None = None
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
@@ -128,6 +117,11 @@ class Streams:
         original, tuned = outputs.last_hidden_state.chunk(2)
         return original, tuned
 
+    def read_apart(self) -> None:
+        """From now on each half of a doubled batch reads an adapted layer's weight for itself."""
+        for halves in self._halves:
+            halves.shares = False
+
     @contextmanager
     def original(self) -> Iterator[None]:
         """The adapter is off: the body is the original model, bit for bit (DESIGN, invariant 2)."""
@@ -141,12 +135,11 @@ class Streams:
         """A batch of 2B rows: the first half runs as the original model, the second as the tuned.
 
         Right for every tuner layer: its base layer sees the original half, the layer itself the
-        tuned half; all other weights are read once for both.
+        tuned half; all other weights are read once for both (`imsm.siamese.halves`).
         """
         with ExitStack() as stack:
-            for layer, off in self._off.items():
-                halves = partial(_both_halves, off, layer.forward)
-                stack.enter_context(forward_replaced(layer, halves))
+            for halves in self._halves:
+                stack.enter_context(halves.replacing())
             yield
 
 
@@ -155,52 +148,16 @@ def _off_switch(layer: nn.Module) -> Callable[[], AbstractContextManager[None]]:
     if isinstance(layer, _ADAPTED_ATTENTION):  # it has no switch
         return partial(forward_replaced, layer, layer.model.forward)
     # experts have a layer around a layer for each weight, trained tokens one inside a wrapper
-    return partial(_flipped, [each for each in layer.modules() if hasattr(each, _SWITCH)])
+    return partial(_flipped, [each for each in layer.modules() if hasattr(each, SWITCH)])
 
 
 @contextmanager
 def _flipped(layers: Sequence[nn.Module]) -> Iterator[None]:
-    before = [getattr(each, _SWITCH) for each in layers]
+    before = [getattr(each, SWITCH) for each in layers]
     for each in layers:
-        setattr(each, _SWITCH, True)
+        setattr(each, SWITCH, True)
     try:
         yield
     finally:
         for each, was in zip(layers, before, strict=True):
-            setattr(each, _SWITCH, was)
-
-
-def _both_halves(
-    off: Callable[[], AbstractContextManager[None]],
-    tuned: Callable[..., Any],
-    *arguments: Any,
-    **named: Any,
-) -> Any:
-    """One tuner layer over doubled rows, (2B, ...) or flattened (2BT, ...).
-
-    Where the rows are all that it is given, each half goes through once. A router or experts are
-    given more, and nothing tells which of it goes by rows and which only happens to be as long: all
-    of it goes through twice, and of every output the halves are taken.
-    """
-    if len(arguments) == 1 and not named:
-        original_rows, tuned_rows = arguments[0].chunk(2)
-        with off():
-            original = tuned(original_rows)
-        return _joined(original, tuned(tuned_rows))
-    with off():
-        original = tuned(*arguments, **named)
-    changed = tuned(*arguments, **named)
-    if isinstance(original, tuple):
-        return tuple(map(_halves_of, original, changed))
-    return _halves_of(original, changed)
-
-
-def _halves_of(original: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
-    """The original stream's rows of one output, and the tuned stream's of the other."""
-    return torch.cat([original.chunk(2)[0], tuned.chunk(2)[1]])
-
-
-def _joined(original: Any, tuned: Any) -> Any:
-    if isinstance(original, tuple):
-        return tuple(map(_joined, original, tuned))
-    return torch.cat([original, tuned])
+            setattr(each, SWITCH, was)
