@@ -55,6 +55,7 @@ class MixedForCausalLM(SiameseForCausalLM):
         tuned: torch.Tensor,
         query_original: torch.Tensor | None,
         query_tuned: torch.Tensor | None,
+        query_part: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logits, share = self._gate(self.head(original), self.head(tuned))
         return logits, share

@@ -56,6 +56,13 @@ class SiameseCache(StreamCache):
         self.doubled = doubled
         self.query_mask = query_mask
         self.queries: tuple[QueryState, QueryState] | None = None  # original, tuned
+        self.settled: tuple[torch.Tensor | None, ...] | None = None
+        """What the model made of a query that is over, (B, 1, ...) each; kept for its answer."""
+
+    @property
+    def query_is_over(self) -> bool:
+        """Whether no position that comes now can be the query's."""
+        return self.query_mask is not None and self.get_seq_length() >= self.query_mask.shape[1]
 
     def query_piece(self, query_mask: torch.Tensor | None, *, fed: torch.Tensor) -> torch.Tensor:
         """Which positions of the piece that comes now are the query's, (B, T) of 0 and 1.
@@ -75,7 +82,7 @@ class SiameseCache(StreamCache):
                     "query_mask: this cache took other positions for the query before; start with "
                     "an empty cache (new_cache())"
                 )
-            self.query_mask = query_mask
+            self.query_mask, self.settled = query_mask, None
         if self.query_mask is None:
             self.query_mask = torch.ones(fed.shape[:2], device=fed.device)
         piece = self.query_mask[:, start : start + length].to(fed.device, torch.float32)
@@ -114,7 +121,7 @@ class SiameseCache(StreamCache):
     def reset(self) -> None:
         """Forget everything, the query and its mask too."""
         super().reset()
-        self.query_mask = self.queries = None
+        self.query_mask = self.queries = self.settled = None
 
     def _agrees(self, query_mask: torch.Tensor, start: int) -> bool:
         """Whether ``query_mask`` is what this cache took for the query of its first positions."""
@@ -133,6 +140,7 @@ class SiameseCache(StreamCache):
         return torch.cat([sequences, sequences + rows // 2])
 
     def _select_queries(self, sequences: torch.Tensor) -> None:
+        self.settled = None
         if self.query_mask is not None:
             self.query_mask = self.query_mask.index_select(0, sequences.to(self.query_mask.device))
         if self.queries is not None:

@@ -16,7 +16,8 @@ and an original memory that always keeps a share, h = c h_o + (1 - c) (g h_o + (
 is the same mix with c + (1 - c) g in place of g (`floor` c).
 
 A gate of one's own is a module with ``Gate``'s ``reads_query`` and ``forward``; it is built with
-``hidden_size`` and the arguments of its yaml.
+``hidden_size`` and the arguments of its yaml. If it has a ``query_part`` too, its forward takes
+what that gives in place of the query memories, computed once for a whole answer.
 """
 
 from __future__ import annotations
@@ -104,12 +105,37 @@ class Gate(nn.Module):
         reads = "query_original" in self.inputs or "query_tuned" in self.inputs
         return reads or self.added_query is not None
 
+    def query_part(
+        self, query_original: torch.Tensor | None, query_tuned: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """What the query memories add to the features: [q_o ; q_t] times their rows of W_A.
+
+        Args:
+            query_original: q_o, (..., D); None if the gate does not read it.
+            query_tuned: q_t, likewise.
+
+        Returns:
+            (..., R); None where the gate reads no query.
+        """
+        queries = {"query_original": query_original, "query_tuned": query_tuned}
+        part = None
+        for name, block in self._blocks().items():
+            scale = 1.0
+            if self.added_query is not None:  # (h + c q) W = h W + c q W
+                name, scale = f"query_{name}", self.added_query
+            if name in queries:
+                features = functional.linear(_given(queries, name).to(block.dtype), block)
+                features = features if scale == 1.0 else scale * features
+                part = features if part is None else part + features
+        return part
+
     def forward(
         self,
         original: torch.Tensor,
         tuned: torch.Tensor,
         query_original: torch.Tensor | None,
         query_tuned: torch.Tensor | None,
+        query_part: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Eq. 4 and 5: the weight of the original memory, in float32.
 
@@ -118,34 +144,35 @@ class Gate(nn.Module):
             tuned: h_t, (..., D).
             query_original: q_o, broadcastable to (..., D); None if the gate does not read it.
             query_tuned: q_t, likewise.
+            query_part: what `query_part` gave for them; they are not looked at then.
 
         Returns:
             g in (0, 1), (..., D) for a vector gate, (..., 1) for a scalar one.
         """
         logit = None
-        if self.down is not None and self.up is not None:
-            given = {
-                "query_original": query_original,
-                "original": original,
-                "tuned": tuned,
-                "query_tuned": query_tuned,
-            }
-            # [x_1 ; x_2] W_A = x_1 W_A1 + x_2 W_A2: nothing is concatenated, and the query's part
-            # is computed once per query, not once per token.
-            blocks = self.down.weight.chunk(len(self.inputs), dim=1)
-            features = None
-            for name, block in zip(self.inputs, blocks, strict=True):
-                part = functional.linear(_given(given, name).to(block.dtype), block)
-                if self.added_query is not None:  # (h + c q) W = h W + c q W
-                    query = _given(given, f"query_{name}").to(block.dtype)
-                    part = part + self.added_query * functional.linear(query, block)
-                features = part if features is None else features + part
+        if self.up is not None:
+            # [x_1 ; x_2] W_A = x_1 W_A1 + x_2 W_A2: nothing is concatenated
+            features = query_part
+            if features is None:
+                features = self.query_part(query_original, query_tuned)
+            memories = {"original": original, "tuned": tuned}
+            for name, block in self._blocks().items():
+                if name in memories:
+                    part = functional.linear(memories[name].to(block.dtype), block)
+                    features = part if features is None else features + part
             logit = self.up(self.dropout(features))
         if self.bias is not None:
             bias = self.bias.expand(*original.shape[:-1], -1)
             logit = bias if logit is None else logit + bias
         assert logit is not None  # without inputs there is a bias
         return self.floor + (1 - self.floor) * torch.sigmoid(logit)
+
+    def _blocks(self) -> dict[str, torch.Tensor]:
+        """The rows of W_A for each input, (R, D) each."""
+        if self.down is None:
+            return {}
+        blocks = self.down.weight.chunk(len(self.inputs), dim=1)
+        return dict(zip(self.inputs, blocks, strict=True))
 
 
 def _logit(value: float) -> float:

@@ -12,6 +12,7 @@ Legend: B batch, T positions, N answer tokens of a batch, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -234,16 +235,31 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     ) -> SiameseOutput:
         """The interwoven stream's logits."""
         assert cache is None or isinstance(cache, SiameseCache)
-        queries: list[torch.Tensor | None] = [None, None]
+        queries: Sequence[torch.Tensor | None] = (None, None)
         if self._gate.reads_query:  # before the bodies run: they move the cache on
             query = query_of_piece(inputs, query_mask=query_mask, cache=cache)
+            settled = cache.settled if cache is not None else None
+            over = cache is not None and cache.query_is_over
             memories = self.streams.memories(inputs, cache=cache)
-            queries = [kept(each, logits_to_keep) for each in self._read(*memories, query, cache)]
+            if settled is None:
+                read = self._read(*memories, query, cache)
+                if cache is not None and over and not torch.is_grad_enabled():
+                    cache.settled = settled = self._settle(*(each[:, -1:] for each in read))
+            queries = settled or [kept(each, logits_to_keep) for each in read]
         else:
             memories = self.streams.memories(inputs, cache=cache)
         original, tuned = (kept(memory, logits_to_keep) for memory in memories)
         logits, gate = self._combine(original, tuned, *queries)
         return SiameseOutput(logits=logits, past_key_values=cache, gate=gate, gate_mean=gate.mean())
+
+    def _settle(
+        self, query_original: torch.Tensor, query_tuned: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        """What `_combine` is given of a query that is over: q_o and q_t, or the gate's part."""
+        of_query = getattr(self._gate, "query_part", None)
+        if of_query is not None:
+            return None, None, of_query(query_original, query_tuned)
+        return query_original, query_tuned
 
     def _read(
         self,
@@ -418,13 +434,14 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         tuned: torch.Tensor,
         query_original: torch.Tensor | None,
         query_tuned: torch.Tensor | None,
+        query_part: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both streams to one: logits (..., V), and the original's weight (...), mean over D.
 
         Here eq. 4-7; a control that combines the streams in another way replaces this alone. It
         is not trained.
         """
-        memory, gate = self._interweave(original, tuned, query_original, query_tuned)
+        memory, gate = self._interweave(original, tuned, query_original, query_tuned, query_part)
         return self.head(memory), gate
 
     def _interweave(
@@ -433,9 +450,11 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         tuned: torch.Tensor,
         query_original: torch.Tensor | None,
         query_tuned: torch.Tensor | None,
+        query_part: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Eq. 4-6: the interwoven memory (..., D), and the original's weight (...), mean over D."""
-        gate = self._gate(original, tuned, query_original, query_tuned)
+        of_query = () if query_part is None else (query_part,)
+        gate = self._gate(original, tuned, query_original, query_tuned, *of_query)
         return interweave(original, tuned, gate), gate.detach().mean(dim=-1)
 
     def _check_cache(self, cache: Cache | None) -> None:

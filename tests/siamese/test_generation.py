@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import TextStreamer, pipeline
 
+from imsm.siamese.gate import Gate
 from tests.siamese.reference import Reference
 from tests.siamese.tiny import (
     CASES,
@@ -43,16 +44,22 @@ def test_a_batch_of_16_equals_batches_of_1(architecture: str, method: str) -> No
 
 
 @torch.no_grad()
-def test_the_gate_reads_exactly_the_prompts_tokens() -> None:
+def test_the_gate_reads_exactly_the_prompts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_siamese("qwen2", "lora")
     reference = Reference(model, "qwen2", "lora")
     rows = prompts()
     ids, mask = padded(rows, side="left")
-    seen = []
-    model.gate.register_forward_pre_hook(lambda gate, arguments: seen.append(arguments[2:]))
+    seen: list[tuple[torch.Tensor, ...]] = []
+    plain = Gate.query_part
+
+    def noted(gate: Gate, *queries: torch.Tensor) -> torch.Tensor | None:
+        seen.append(queries)
+        return plain(gate, *queries)
+
+    monkeypatch.setattr(Gate, "query_part", noted)
     model.generate(ids, attention_mask=mask, **GREEDY)
-    assert len(seen) == 8
-    for queries in seen:  # the same at every step
+    assert len(seen) == 2
+    for queries in seen:  # the same for the first token of the answer and for all that follow
         for stream in (0, 1):
             means = [reference.memories(row)[stream].mean(0) for row in rows]
             torch.testing.assert_close(
@@ -154,3 +161,47 @@ def test_streaming_and_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
     answers = generator(["w5 w17 w33 w8", "w9 w9"], batch_size=2, return_full_text=False, **GREEDY)
     assert answers[0][0]["generated_text"].strip() == text
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_the_querys_part_of_the_gate_is_computed_once_for_an_answer(
+    chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_siamese()
+    prompt = torch.tensor(prompts(1))
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "prefill_chunk_size": chunk}
+    expected = model.generate(prompt, **options)
+    seen: list[tuple[int, ...]] = []
+    plain = Gate.query_part
+
+    def counted(gate: Gate, *queries: torch.Tensor) -> torch.Tensor | None:
+        seen.append(queries[0].shape)
+        return plain(gate, *queries)
+
+    monkeypatch.setattr(Gate, "query_part", counted)
+    assert torch.equal(model.generate(prompt, **options), expected)
+    pieces = 1 if chunk is None else 3  # of 12 tokens
+    assert len(seen) == pieces + 1, "each piece of the prompt, then once for all that follows"
+
+
+class _WithoutPart(torch.nn.Module):
+    """A gate of one's own that knows nothing of a query's part."""
+
+    reads_query = True
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.inner = gate
+
+    def forward(self, *memories: torch.Tensor) -> torch.Tensor:
+        assert len(memories) == 4
+        return self.inner(*memories)
+
+
+def test_a_gate_without_a_part_for_the_query_answers_the_same() -> None:
+    model = tiny_siamese()
+    ids, mask = padded(prompts(), side="left")
+    options = {"attention_mask": mask, "max_new_tokens": 8}
+    expected = model.generate(ids, **options)
+    model.gate = _WithoutPart(model.gate)
+    assert torch.equal(model.generate(ids, **options), expected)
