@@ -42,3 +42,8 @@ def bar(
         dynamic_ncols=True,
         disable=not shown,
     )
+
+
+def note(text: str) -> None:
+    """A line on standard error, above whatever bar is shown."""
+    tqdm.write(f"imsm: {text}", file=sys.stderr)

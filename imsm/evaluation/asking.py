@@ -18,6 +18,7 @@ from imsm.errors import RunError
 from imsm.evaluation.digest import digest
 from imsm.evaluation.generate import generate_answers
 from imsm.evaluation.ledger import Ledger, Row
+from imsm.memory_limit import Halving
 from imsm.progress import bar
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def ask(
     answers = _recorded(
         [digest([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in test.prompts],
         lengths=[len(prompt.prompt_ids) for prompt in test.prompts],
-        compute=generated,
+        compute=Halving(generated, what="prompts", key="evaluation.batch_size"),
         held=held,
         ledger=ledger,
         batch_size=batch_size,
@@ -107,7 +108,7 @@ def ask(
     golds = _recorded(
         [digest([_VERSION, fingerprint, "gold", p.prompt_ids, p.answer_ids]) for p in pairs],
         lengths=[len(pair.prompt_ids) + len(pair.answer_ids) for pair in pairs],
-        compute=weighed,
+        compute=Halving(weighed, what="prompts with answers", key="evaluation.batch_size"),
         held=held,
         ledger=ledger,
         batch_size=batch_size,

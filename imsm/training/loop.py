@@ -12,6 +12,7 @@ import torch
 
 from imsm.data.batches import training_order
 from imsm.errors import RunError
+from imsm.memory_limit import ran_out
 from imsm.progress import bar
 from imsm.training.checkpoint import Progress
 from imsm.training.engine import NotFiniteError
@@ -21,6 +22,8 @@ from imsm.training.step import train_step
 from imsm.training.validate import validation_loss
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from imsm.adapters.adapter import Hooks
     from imsm.data.tokenise import TokenisedExample
     from imsm.siamese.memory_bank import MemoryBank
@@ -148,6 +151,14 @@ def train(
                 )
             except NotFiniteError as error:
                 raise RunError(_stopped(error, keeper, so_far)) from error
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                alone = engine.world.size == 1  # others do not know, and wait
+                newest = keeper.save_if_finite(so_far) if alone else None
+                raise RunError(
+                    _too_much(batching.micro_batch_size, step=step, newest=newest)
+                ) from error
             so_far = Progress(
                 step=step,
                 seconds=before.seconds + time.monotonic() - started,
@@ -198,4 +209,15 @@ def _stopped(error: NotFiniteError, keeper: Keeper, so_far: Progress) -> str:
     return (
         f"{error}: training stopped, {place}. Try a lower trainer.learning_rate, "
         "trainer.clip_norm=1.0 or backbone.dtype=float32"
+    )
+
+
+def _too_much(micro_batch_size: int, *, step: int, newest: Path | None) -> str:
+    """What to say when memory does not suffice for a step."""
+    smaller = f"trainer.micro_batch_size={micro_batch_size // 2}" if micro_batch_size > 1 else None
+    ways = [smaller, "trainer.gradient_checkpointing=true", "backbone.dtype=bfloat16"]
+    kept = f"; the last checkpoint is {newest}" if newest else ""
+    return (
+        f"out of memory at step {step} with {micro_batch_size} examples in a pass: try "
+        f"{', '.join(way for way in ways if way)}{kept}"
     )

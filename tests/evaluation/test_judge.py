@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -342,3 +343,24 @@ def test_two_processes_at_once_keep_each_row_whole(tmp_path: Path) -> None:
     assert Bench(first).rows() == Bench(second).rows()
     assert len(Ledger(first / "ledger", fingerprint="one").read()) == 8
     assert not (first / "ledger" / "one.damaged").exists()
+
+
+def test_too_large_a_batch_is_asked_in_halves_with_the_same_answers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.judge()
+    expected = [row["generation"] for row in bench.rows()]
+    plain = SiameseForCausalLM.generate
+    sizes: list[int] = []
+
+    def limited(model: SiameseForCausalLM, **options: Any) -> Any:
+        sizes.append(len(options["input_ids"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(model, **options)
+
+    monkeypatch.setattr(SiameseForCausalLM, "generate", limited)
+    bench.judge(fingerprint="another")
+    assert [row["generation"] for row in bench.rows()] == expected
+    assert sizes == [2, 1, 1, 1, 1]
+    assert "goes on with 1" in capsys.readouterr().err

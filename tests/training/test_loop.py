@@ -219,6 +219,26 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     assert all(torch.equal(kept[name], value) for name, value in good.items())
 
 
+def test_out_of_memory_names_what_to_lower_and_keeps_what_was_learned(tmp_path: Path) -> None:
+    run = Run(tmp_path, method="lora")
+    backward = run.engine.backward
+
+    def limited(loss: torch.Tensor, *, last: bool) -> None:
+        if len(run.losses) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        backward(loss, last=last)
+
+    run.engine.backward = limited  # type: ignore[method-assign]
+    named = r"step 3 with 4 examples in a pass: try trainer.micro_batch_size=2, .*last checkpoint"
+    with pytest.raises(RunError, match=named):
+        run.train()
+    run.engine.backward = backward  # type: ignore[method-assign]
+    assert run.train().steps == 6
+    whole = Run(tmp_path / "whole", method="lora")
+    whole.train()
+    assert run.losses == whole.losses
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     run = Run(tmp_path)
 
