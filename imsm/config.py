@@ -214,6 +214,7 @@ class TrainerConfig(Section):
     epochs: Count
     batch_size: Count
     micro_batch_size: Count | None
+    group_by_length: bool = False
     gradient_checkpointing: bool
     checkpoint_minutes: Positive
     checkpoint_steps: Count | None

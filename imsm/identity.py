@@ -15,6 +15,8 @@ from imsm.config import MethodConfig, RunConfig
 # dropout or a constraint on whole micro-batches (`_dropout_cut`).
 _NOT_DECIDING = {"name", "by_method", "micro_batch_size", "gradient_checkpointing"}
 _NOT_DECIDING |= {"checkpoint_minutes", "checkpoint_steps", "checkpoints_kept"}
+# Choices that were not always there: not made, they leave finished runs their names.
+_NOT_THERE = ("validation_examples", "best_by", "kl_weight", "kl_mask_target", "group_by_length")
 
 
 def run_identity(config: RunConfig) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _trainer(config: RunConfig) -> dict[str, Any]:
     """The recipe; where it sets keys per method, also which one it is and which keys."""
     recipe = config.trainer.model_dump(mode="json", exclude=_NOT_DECIDING)
-    for key in ("validation_examples", "best_by", "kl_weight", "kl_mask_target"):
+    for key in _NOT_THERE:
         if recipe[key] in (None, False):
             del recipe[key]
     if "best_by" in recipe:  # what was measured where decides which checkpoint is the model

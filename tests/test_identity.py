@@ -154,3 +154,8 @@ def test_shipped_arguments_fit_what_they_are_for() -> None:
     accepted = set(inspect.signature(Gate).parameters) - {"hidden_size"}
     gates = [config(f"gate={path.stem}").gate for path in (conf_folder() / "gate").glob("*.yaml")]
     assert {name for gate in gates for name in gate.arguments()} == accepted
+
+
+def test_grouped_by_length_it_is_another_run() -> None:
+    assert "group_by_length" not in run_identity(config())["trainer"]  # finished runs stay
+    assert run_identity(config("trainer.group_by_length=true"))["trainer"]["group_by_length"]

@@ -54,15 +54,42 @@ def collate_prompts(items: Sequence[TokenisedExample], *, pad_id: int) -> dict[s
     }
 
 
-def training_order(n: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+_SORTED_TOGETHER = 32
+"""So many batches are sorted by length at a time, or a quarter of the data: batches stay random."""
+
+
+def training_order(
+    n: int, *, batch_size: int, seed: int, epoch: int, lengths: Sequence[int] | None = None
+) -> list[list[int]]:
     """The epoch's global batches: all of 0..n-1 once, shuffled; the last batch may be smaller.
 
     It depends on the arguments alone (no global random state), so a run that is resumed, or that
     runs on other processes, goes on with the same batches.
+
+    Args:
+        n: how many examples.
+        batch_size: of an optimizer step.
+        seed: with ``epoch`` it decides the order.
+        epoch: from 0.
+        lengths: of the examples in tokens: those of like length go together then, in batches whose
+            order is random but for the one with the longest example, which comes first (memory
+            runs out at once or never). None: lengths do not matter.
     """
     order = list(range(n))
-    random.Random(f"imsm.training_order/{seed}/{epoch}").shuffle(order)
-    return _chunks(order, batch_size)
+    shuffle = random.Random(f"imsm.training_order/{seed}/{epoch}").shuffle
+    shuffle(order)
+    if lengths is None:
+        return _chunks(order, batch_size)
+    together = batch_size * max(1, min(_SORTED_TOGETHER, n // (4 * batch_size)))
+    batches = [
+        batch
+        for piece in _chunks(order, together)
+        for batch in _chunks(sorted(piece, key=lambda index: -lengths[index]), batch_size)
+    ]
+    shuffle(batches)
+    longest = max(batches, key=lambda batch: max(lengths[index] for index in batch), default=[])
+    batches.sort(key=lambda batch: batch is not longest)
+    return batches
 
 
 def micro_batches(

@@ -60,6 +60,7 @@ def train_run(
         batch_size=recipe.batch_size,
         micro_batch_size=micro_batch_size(config, processes=world.size),
         seed=config.seed,
+        group_by_length=recipe.group_by_length,
     )
     steps = batching.steps(len(items))
     start = _start(config, run, world)

@@ -44,24 +44,33 @@ Log = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How examples become steps; ``batch_size`` is the global batch of one optimizer step."""
+    """How examples become steps; ``batch_size`` is the global batch of one optimizer step.
+
+    ``group_by_length``: examples of like length share a batch (`training_order`).
+    """
 
     epochs: int
     batch_size: int
     micro_batch_size: int
     seed: int
+    group_by_length: bool = False
 
     def steps(self, examples: int) -> int:
         """Optimizer steps of the whole training; an epoch's last batch may be smaller."""
         return self.epochs * math.ceil(examples / self.batch_size)
 
-    def order(self, examples: int) -> list[list[int]]:
+    def order(self, items: Sequence[TokenisedExample]) -> list[list[int]]:
         """The global batch of every step, as indices of the examples."""
+        lengths = [len(item.prompt_ids) + len(item.answer_ids) for item in items]
         return [
             batch
             for epoch in range(self.epochs)
             for batch in training_order(
-                examples, batch_size=self.batch_size, seed=self.seed, epoch=epoch
+                len(items),
+                batch_size=self.batch_size,
+                seed=self.seed,
+                epoch=epoch,
+                lengths=lengths if self.group_by_length else None,
             )
         ]
 
@@ -119,7 +128,7 @@ def train(
         RunError: the loss or a gradient is not finite; the last good checkpoint is kept.
         KeyboardInterrupt: after a checkpoint of all finished steps was written.
     """
-    order = batching.order(len(items))
+    order = batching.order(items)
     rank, seed = engine.world.rank, batching.seed
     torch.manual_seed(hash((seed, rank)) if rank else seed)  # dropout; a checkpoint brings its own
     so_far = before = keeper.begin(steps=len(order))

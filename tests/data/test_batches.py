@@ -71,6 +71,33 @@ def test_training_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
     assert training_order(6, batch_size=6, seed=0, epoch=0) == [[1, 5, 2, 3, 0, 4]]
 
 
+@pytest.mark.parametrize("n", [1, 7, 50, 999])
+def test_grouped_by_length_has_every_example_once_in_another_order_each_epoch(n: int) -> None:
+    lengths = [random.Random(i).randint(5, 200) for i in range(n)]
+    options = {"batch_size": 8, "seed": 3, "lengths": lengths}
+    epochs = [training_order(n, epoch=epoch, **options) for epoch in (0, 1)]
+    for batches in epochs:
+        assert sorted(index for batch in batches for index in batch) == list(range(n))
+        assert len(batches) == -(-n // 8)
+        assert max(lengths) in [lengths[index] for index in batches[0]]
+    assert n <= 8 or epochs[0] != epochs[1]
+    assert training_order(n, epoch=0, **options) == epochs[0]
+
+
+def test_grouped_by_length_pads_little_and_mixes_lengths_over_the_epoch() -> None:
+    lengths = [random.Random(i).randint(5, 200) for i in range(2000)]
+
+    def padded(batches: list[list[int]]) -> int:
+        return sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+
+    plain = training_order(2000, batch_size=16, seed=0, epoch=0)
+    grouped = training_order(2000, batch_size=16, seed=0, epoch=0, lengths=lengths)
+    assert padded(plain) > 1.6 * sum(lengths)
+    assert padded(grouped) < 1.1 * sum(lengths)
+    longest = [max(lengths[index] for index in batch) for batch in grouped]
+    assert longest[1:] != sorted(longest[1:]) and longest[1:] != sorted(longest[1:], reverse=True)
+
+
 def test_evaluation_order_is_longest_first_and_stable() -> None:
     assert evaluation_order([3, 9, 3, 5, 9], batch_size=2) == [[1, 4], [3, 0], [2]]
 
