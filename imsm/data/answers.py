@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from imsm.errors import UserError
@@ -17,6 +18,7 @@ def first_line(generation: str) -> str:
     return text.splitlines()[0].rstrip() if text else ""
 
 
+@lru_cache(maxsize=2**16)  # a bootstrap asks a thousand times for the same texts
 def yes_or_no(generation: str) -> str:
     """Gives yes or no if that is the first word, else "": "No." is no, "not" is ""."""
     found = _YES_OR_NO.match(generation)

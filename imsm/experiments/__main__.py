@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
 
     runs = _runs()
     for experiment in chosen:
-        check(experiment, runs.preflight, scale=arguments.scale)
+        check(experiment, runs, scale=arguments.scale)
     failed: list[str] = []
     started = time.monotonic()
     for experiment in chosen:

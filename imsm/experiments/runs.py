@@ -195,8 +195,10 @@ def _note(run: Run, log: Path, code: int) -> None:
     write_failure(run.folder, error=error, exit_code=code, command=run.command)
 
 
-def check(experiment: Experiment, preflight: Preflight, *, scale: str) -> None:
+def check(experiment: Experiment, runs: Runs, *, scale: str) -> None:
     """Look for what is wrong with an experiment's runs before the first is begun.
+
+    A run that is done was looked at before it began.
 
     Raises:
         UserError: a line per problem.
@@ -206,6 +208,14 @@ def check(experiment: Experiment, preflight: Preflight, *, scale: str) -> None:
         for row in experiment.rows
         for column in experiment.grid.columns
     }
-    problems = [line for each in wanted for line in preflight.problems(each, sweep=False)]
+    due = [each for each in wanted if not _is_done(each, runs)]
+    problems = [line for each in due for line in runs.preflight.problems(each, sweep=False)]
     if problems:
         raise UserError(f"{experiment.name}: " + "; ".join(sorted(set(problems))))
+
+
+def _is_done(overrides: tuple[str, ...], runs: Runs) -> bool:
+    try:
+        return runs.of(overrides).state == "done"
+    except UserError:  # the preflight says all that is wrong
+        return False

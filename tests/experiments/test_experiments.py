@@ -45,9 +45,9 @@ def test_all_of_the_papers_tables_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_every_run_of_a_grid_can_be_carried_out(
-    preflight: Preflight, name: str, scale: str
+    preflight: Preflight, name: str, scale: str, tmp_path: Path
 ) -> None:
-    check(load_experiment(name), preflight, scale=scale)
+    check(load_experiment(name), Runs(preflight, runs_root=tmp_path), scale=scale)
 
 
 @pytest.mark.parametrize(
