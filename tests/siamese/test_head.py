@@ -20,6 +20,7 @@ from tests.siamese.tiny import (
     perturb,
     prompts,
     tiny_backbone,
+    tiny_siamese,
 )
 
 HEADS = {
@@ -87,3 +88,18 @@ def test_a_backbone_that_bypasses_its_body_is_refused() -> None:
     backbone = tiny_backbone("llama")
     with pytest.raises(RuntimeError, match="cannot be used"):
         head_logits(backbone, torch.nn.Identity(), torch.zeros(1, 2, 32))
+
+
+@torch.no_grad()
+def test_the_head_never_reads_rows_that_lie_apart() -> None:
+    """On a CPU torch would copy the head's weight, all of the vocabulary, for each of them."""
+    model = tiny_siamese()
+    seen: list[bool] = []
+    head = model.get_output_embeddings()
+    assert head is not None
+    head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
+    ids, mask = padded(prompts(), side="left")
+    for stream in model.available_streams():
+        model.stream = stream
+        model.generate(ids, attention_mask=mask, max_new_tokens=2)
+    assert len(seen) == 6 and all(seen)
