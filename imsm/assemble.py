@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imsm.adapters.adapter import Adapter, attach
+from imsm.adapters.adapter import Adapter, attach, freeze
 from imsm.adapters.probe import footprint, probe
 from imsm.adapters.refused import refuse
 from imsm.backbones.load import load_backbone
 from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.fitness import examine
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.siamese.storage import build_gate
+from imsm.siamese.storage import build_gate, load_adapter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,6 +67,51 @@ def assemble(
     return model
 
 
+def assemble_on(
+    adapter: Path,
+    *,
+    backbone: dict[str, Any],
+    gate: dict[str, Any] | None,
+    pooling: str,
+    stream: str,
+    seed: int,
+    device: torch.device | None = None,
+) -> SiameseForCausalLM:
+    """A siamese model with a new gate on a finished adapter, which stays as it is.
+
+    Args:
+        adapter: the folder that holds it.
+        backbone: as of `assemble`, like the rest.
+        gate: likewise.
+        pooling: likewise.
+        stream: likewise.
+        seed: likewise.
+        device: likewise.
+
+    Raises:
+        UserError: as of `assemble`; or the adapter cannot be loaded.
+    """
+    plain = load_backbone(**backbone)
+    if device is not None:
+        plain.to(device)  # type: ignore[arg-type]
+    cached = examine(plain)
+    adapted, before = load_adapter(plain, adapter, trainable=False)
+    model = _around(
+        adapted,
+        plain,
+        backbone=backbone,
+        gate=gate,
+        pooling=pooling,
+        stream=stream,
+        seed=seed,
+        cached=cached,
+    )
+    model.to(plain.device)  # type: ignore[arg-type]
+    probe(model, before)
+    freeze(model.adapted)
+    return model
+
+
 def put_together(
     plain: PreTrainedModel,
     *,
@@ -97,6 +143,30 @@ def put_together(
     if adapter is not None:
         torch.manual_seed(seed)
         adapted = attach(adapter, plain)
+    return _around(
+        adapted,
+        plain,
+        backbone=backbone,
+        gate=gate,
+        pooling=pooling,
+        stream=stream,
+        seed=seed,
+        cached=cached,
+    )
+
+
+def _around(
+    adapted: nn.Module,
+    plain: PreTrainedModel,
+    *,
+    backbone: dict[str, Any],
+    gate: dict[str, Any] | None,
+    pooling: str,
+    stream: str,
+    seed: int,
+    cached: bool,
+) -> SiameseForCausalLM:
+    """The model around an adapted backbone, with a new gate; ``cached`` as `examine` says."""
     config = SiameseConfig(
         text_config=plain.config.get_text_config(decoder=True),
         backbone=backbone,

@@ -28,6 +28,7 @@ from imsm.config import (
     is_local,
 )
 from imsm.errors import UserError
+from imsm.frozen import check_gate, check_method, check_sequence, look_up_frozen
 from imsm.options import nearest
 from imsm.processes.nodes import processes_by_hostfile
 
@@ -50,8 +51,8 @@ def between_sections(
         config_dir: the folder of options of one's own.
 
     Returns:
-        The derived values (`tasks`, `replay_tasks`, `metrics`, `config_dir`) and a line per
-        problem.
+        The derived values (`tasks`, `replay_tasks`, `frozen_run`, `metrics`, `config_dir`) and a
+        line per problem.
     """
     from imsm.references import look_up, look_up_replay
 
@@ -83,6 +84,12 @@ def between_sections(
             backbone=sections["backbone"],
             cfg=cfg,
             config_dir=config_dir,
+        )
+        problems += more
+    frozen = sections.get("frozen_adapter")
+    if frozen is not None and all(name in sections for name in ("backbone", "peft", "data")):
+        found["frozen_run"], more = look_up_frozen(
+            frozen, backbone=sections["backbone"], peft=sections["peft"], data=sections["data"]
         )
         problems += more
     return found, problems
@@ -469,6 +476,9 @@ _CHECKS: tuple[Callable[..., list[str]], ...] = (
     _prefix_checkpointing,
     _resume,
     _sequence,
+    check_method,
+    check_gate,
+    check_sequence,
     _source,
     _vocabulary,
     _trainable,

@@ -278,6 +278,15 @@ class AfterConfig(Section):
     """What decided its training, the stages before it included."""
 
 
+class FrozenConfig(Section):
+    """The finished training whose adapter is taken as it is."""
+
+    tasks: list[Text] = Field(min_length=1)
+    """What the adapter learned, in order."""
+    identity: dict[str, Any]
+    """What decided its training."""
+
+
 class RunConfig(Section):
     """One run: everything that was chosen, and what the names in it stand for."""
 
@@ -291,6 +300,9 @@ class RunConfig(Section):
     """How much all banks on disk may take together, or the one in memory."""
     sequence: list[Text] | None = None
     """Tasks to be learned one after the other (`imsm.chain`); None: `data` alone."""
+    frozen_adapter: Text | None = None
+    """The folder of a finished run whose adapter is taken as it is, so that the gate alone learns
+    (`imsm.frozen`); None: adapter and gate learn together."""
     backbone: BackboneConfig
     peft: PeftConfig
     data: DataConfig
@@ -308,6 +320,8 @@ class RunConfig(Section):
     """The tasks that `sequence` names; filled by `examine`."""
     after: AfterConfig | None = None
     """Of a stage: the one before it; filled by `imsm.chain`."""
+    frozen_run: FrozenConfig | None = None
+    """The run that `frozen_adapter` names; filled by `examine`."""
     metrics: dict[str, str] = {}
     """The modules of the metrics that these tasks name; filled by `examine`."""
     config_dir: str | None = None

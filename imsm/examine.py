@@ -18,7 +18,8 @@ from imsm.messages import explain_errors, report
 from imsm.references import adopt_sequence
 from imsm.resolve import resolve
 
-_DERIVED = ("tasks", "replay_tasks", "sequence_tasks", "after", "metrics", "config_dir")
+_DERIVED = {"tasks", "replay_tasks", "sequence_tasks", "after", "frozen_run", "metrics"}
+_DERIVED |= {"config_dir"}
 
 
 def parse(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:
@@ -112,7 +113,7 @@ def _make_paths_absolute(values: dict[str, Any]) -> None:
     """A saved configuration means the same from any folder."""
     data, backbone, engine = (values.get(name) for name in ("data", "backbone", "engine"))
     places = [(values, "folder"), (data, "mirror"), (data, "folder"), (backbone, "path")]
-    places.append((engine, "hostfile"))
+    places += [(engine, "hostfile"), (values, "frozen_adapter")]
     for section, key in places:
         if not isinstance(section, dict):
             continue

@@ -13,8 +13,10 @@ from imsm.failure import read_failure
 from imsm.identity import run_identity, run_name
 from imsm.report.comparison import headline
 from imsm.report.result import FILE, read_result
+from imsm.run_folder import RunFolder
 
-_ELSEWHERE = ("mode", "folder", "resume", "engine", "tracker", "sequence")  # no result changes
+_ELSEWHERE = {"mode", "folder", "resume", "engine", "tracker", "sequence"}  # no result changes
+_ELSEWHERE |= {"frozen_adapter"}  # where it lies; what it is is part of the identity
 
 
 def folder_of(config: RunConfig, *, runs_root: Path) -> Path:
@@ -49,8 +51,13 @@ def finished_result(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | N
         return None
     made = (folder / FILE).stat().st_mtime_ns
     model = config.backbone.path if is_local(config.backbone.path) else None
-    own = (model, config.data.folder, config.data.mirror, config.config_dir)
+    own = (model, config.data.folder, config.data.mirror, config.config_dir, _adapter(config))
     return None if any(_changed_since(made, Path(place)) for place in own if place) else result
+
+
+def _adapter(config: RunConfig) -> Path | None:
+    """Where the adapter of another run lies that is taken as it is."""
+    return RunFolder(Path(config.frozen_adapter)).adapter if config.frozen_adapter else None
 
 
 def objective(result: dict[str, Any], target: str) -> float | None:

@@ -30,7 +30,7 @@ from imsm.run_folder import RunFolder, check_inputs, locked, open_run
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.data import test_sets, training_fingerprint
 from imsm.stages.engine import device_of
-from imsm.stages.going_on import start_fingerprint
+from imsm.stages.going_on import frozen_fingerprint, start_fingerprint
 from imsm.stages.judging import GetModel, judge_arm, judge_original
 from imsm.stages.training import finished_model, train_run
 from imsm.tracking import Tracker, open_tracker
@@ -106,6 +106,7 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
         began = {"backbone": weights, "data": training_fingerprint(config)}
         if before is not None:
             began["start"] = start_fingerprint(before)
+        began |= frozen_fingerprint(config)
         world.first(lambda: check_inputs(run, began))
     with _tracker(config, run, world) as tracker:
         trained = None

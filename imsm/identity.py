@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from imsm.config import MethodConfig, RunConfig
+from imsm.config import BackboneConfig, DataConfig, MethodConfig, PeftConfig, RunConfig
 
 # Where the work is done and how often it is saved changes a result by rounding only: it may change
 # between a run and its continuation. So may the size of the micro-batches, unless there is a
@@ -23,24 +23,16 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     """Everything that decides the training, as plain values.
 
     Left out are evaluation, tracker, engine, mode and folder. A stage of a sequence has the
-    identity of the stage before it in its own. Where nothing is trained, the
-    backbone alone counts, and the way in which it is asked.
+    identity of the stage before it in its own, and so has a run the identity of the one whose
+    adapter it takes as it is. Where nothing is trained, the backbone alone counts, and the way in
+    which it is asked.
     """
-    backbone = config.backbone.model_dump(
-        mode="json", include={"path", "revision", "dtype", "attn_implementation", "local"}
-    )
-    if config.data.chat_template:
-        backbone["chat_template"] = True  # with it the original is another one to compare with
+    backbone = backbone_identity(config.backbone, config.data)
     if not config.method.trained:
         return {"backbone": backbone, "method": {"stream": config.method.stream}}
     identity: dict[str, Any] = {
         "backbone": backbone,
-        "peft": {
-            "_target_": config.peft.target,
-            "target_modules": config.peft.target_modules(config.backbone),
-            **config.peft.arguments(),
-            **_replay(config),
-        },
+        "peft": peft_identity(config.peft, backbone=config.backbone, data=config.data),
         "data": _data(config),
         "method": {"stream": config.method.stream},
         "trainer": _trainer(config),
@@ -48,6 +40,8 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     }
     if config.after is not None:
         identity["after"] = config.after.identity
+    if config.frozen_run is not None:
+        identity["frozen_adapter"] = config.frozen_run.identity
     if config.method.stream != "interwoven":
         del identity["trainer"]["gate_learning_rate"]
         return identity
@@ -56,16 +50,42 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     return identity | {"gate": gate | arguments | _dropout_cut(arguments, config)}
 
 
+def backbone_identity(backbone: BackboneConfig, data: DataConfig) -> dict[str, Any]:
+    """Which language model it is, and how it is asked."""
+    decides = {"path", "revision", "dtype", "attn_implementation", "local"}
+    values = backbone.model_dump(mode="json", include=decides)
+    # with a chat template the original is another one to compare with
+    return values | ({"chat_template": True} if data.chat_template else {})
+
+
+def peft_identity(
+    peft: PeftConfig, *, backbone: BackboneConfig, data: DataConfig
+) -> dict[str, Any]:
+    """The PEFT method, on which modules; what it replays, and which of its keys go with the arm."""
+    values = {
+        "_target_": peft.target,
+        "target_modules": peft.target_modules(backbone),
+        **peft.arguments(),
+    }
+    values |= {"by_method": list(peft.by_method)} if peft.by_method else {}
+    if peft.replay is not None:
+        source = data.forgetting_source(backbone).model_dump(mode="json")
+        values["replay"] = peft.replay.model_dump(mode="json") | {"source": source}
+    return values
+
+
 def run_name(config: RunConfig) -> str:
     """The name of a run's folder: its choices, and eight digits of its identity's hash.
 
     For example ``mini-lora-gsm8k-imsm-query-r8-s0-1a2b3c4d``, ``mini-original-5e6f7a8b``; a later
-    stage of a sequence carries the tasks before it: ``mini-lora-gsm8k_mrpc-peft-s0-9a0b1c2d``.
+    stage of a sequence carries the tasks before it: ``mini-lora-gsm8k_mrpc-peft-s0-9a0b1c2d``; on
+    a frozen adapter it is ``mini-lora-gsm8k-imsm-frozen-query-r8-s0-3e4f5a6b``.
     """
     parts = [config.backbone.name]
     if config.method.trained:
         learned = [*(config.after.tasks if config.after else []), config.data.name]
         parts += [config.peft.name, "_".join(learned), config.method.name]
+        parts += ["frozen"] if config.frozen_run is not None else []
         if config.method.stream == "interwoven":
             parts.append(config.gate.name)
             parts += [f"r{config.gate.rank}"] if config.gate.rank else []
@@ -88,7 +108,9 @@ def differs_only_in_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> 
 
     A recipe may set some keys per method (`trainer.by_method`, the released code's), and so may a
     PEFT method (`peft.by_method`); they count as part of the method. The original stands beside
-    every run on the same backbone.
+    every run on the same backbone. A gate on a frozen adapter stands beside the PEFT run that the
+    adapter came from, whatever the gate itself was fitted on, and beside IMSM trained jointly if
+    that has both the adapter's choices and the gate's.
 
     Args:
         one: a run's identity, as `run_identity` gives it and `result.json` keeps it.
@@ -96,6 +118,13 @@ def differs_only_in_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> 
     """
     if is_original(one) or is_original(other):
         return bool(one["backbone"] == other["backbone"])
+    frozen, joint = (one, other) if "frozen_adapter" in one else (other, one)
+    if "frozen_adapter" in frozen and "frozen_adapter" not in joint:
+        beside = _without_method(joint)
+        same = _without_method(frozen["frozen_adapter"]) == beside
+        own = {key: value for key, value in frozen.items() if key != "frozen_adapter"}
+        tuned = joint["method"]["stream"] == "tuned"
+        return same and (tuned or _without_method(own) == beside)
     return _without_method(one) == _without_method(other)
 
 
@@ -136,16 +165,6 @@ def _dropout_cut(arguments: Mapping[str, Any], config: RunConfig) -> dict[str, A
     if not (arguments.get("dropout") or arguments.get("blc_weight")):
         return {}
     return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.batch_size}
-
-
-def _replay(config: RunConfig) -> dict[str, Any]:
-    """What is learned beside the target, and which keys of the PEFT method go with the arm."""
-    peft = config.peft
-    found: dict[str, Any] = {"by_method": list(peft.by_method)} if peft.by_method else {}
-    if peft.replay is not None:
-        source = config.data.forgetting_source(config.backbone).model_dump(mode="json")
-        found["replay"] = peft.replay.model_dump(mode="json") | {"source": source}
-    return found
 
 
 def _data(config: RunConfig) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def adapter(self) -> Path:
+        """The finished model's adapter."""
+        return self.model / "adapter"
+
+    @property
     def trained(self) -> Path:
         """What training took; its presence says that training is finished."""
         return self.path / "training.json"
@@ -138,9 +143,16 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 def difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """What differs between two configurations, a line per key; "" if nothing does."""
+    found = differing(there, asked).items()
+    return "\n".join(f"  {key}: there {here!r}, asked {wanted!r}" for key, (here, wanted) in found)
+
+
+def differing(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys that differ between two configurations: what is there, what is asked."""
     here, wanted = _flat(there), _flat(json.loads(json.dumps(asked)))
-    keys = [key for key in sorted(here.keys() | wanted.keys()) if here.get(key) != wanted.get(key)]
-    return "\n".join(f"  {k}: there {here.get(k)!r}, asked {wanted.get(k)!r}" for k in keys)
+    keys = sorted(here.keys() | wanted.keys())
+    pairs = {key: (here.get(key), wanted.get(key)) for key in keys}
+    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
 
 
 def _another(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -158,6 +158,20 @@ def freeze_constants(adapted: nn.Module) -> None:
                     constants.requires_grad_(False)
 
 
+def freeze(adapted: nn.Module) -> None:
+    """Leave a finished adapter as it is: nothing of it learns, and it answers as it always does.
+
+    A model that is trained hands its mode down to its parts, which would bring the adapter's
+    dropout back; the backbone has none.
+    """
+    adapted.requires_grad_(False).eval()
+
+    def stay(mode: bool = True) -> nn.Module:
+        return adapted
+
+    adapted.train = stay  # type: ignore[method-assign]
+
+
 def _sampled(backbone: PreTrainedModel, *, values: int = 512) -> dict[str, torch.Tensor]:
     """Some values of every weight, under the name that it has without an adapter."""
     found = {}

@@ -75,7 +75,7 @@ def watch_pass(
 
 
 def _body(model: SiameseForCausalLM, rows: int, tokens: int, *, masked: bool) -> torch.Tensor:
-    """The tuned memory (B, T, D); prompt learning reads embeddings that learn.
+    """The tuned memory (B, T, D); prompt learning reads embeddings that learn, unless frozen.
 
     A ready mask is given where the attention asks for one: making it looks at values.
     """
@@ -84,7 +84,8 @@ def _body(model: SiameseForCausalLM, rows: int, tokens: int, *, masked: bool) ->
         inputs["attention_mask"] = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
     if not model.streams.layers:
         embedded = model.get_input_embeddings()(inputs.pop("input_ids"))
-        inputs["inputs_embeds"] = embedded.requires_grad_(True)
+        learns = any(parameter.requires_grad for parameter in model.adapted.parameters())
+        inputs["inputs_embeds"] = embedded.requires_grad_(learns)
     outputs = model.streams.body(**inputs, use_cache=False)
     memory: torch.Tensor = outputs.last_hidden_state
     return memory

@@ -158,8 +158,10 @@ def _named(found: Sequence[tuple[Mapping[str, Any], Path]]) -> list[Arm]:
 
 
 def _kind(result: Mapping[str, Any]) -> str:
-    """What arms have in common of which only the newest is shown: method and gate."""
-    return str([result["method"], sorted(result["identity"].get("gate", {}).items())])
+    """What arms have in common of which only the newest is shown: method, gate, adapter frozen."""
+    identity = result["identity"]
+    frozen = "frozen_adapter" in identity
+    return str([result["method"], sorted(identity.get("gate", {}).items()), frozen])
 
 
 def _place(result: Mapping[str, Any]) -> tuple[int, str, str]:
@@ -168,4 +170,9 @@ def _place(result: Mapping[str, Any]) -> tuple[int, str, str]:
 
 
 def _without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in identity.items() if key != "seed"}
+    """A frozen adapter that was trained with the same seed as the gate goes with it."""
+    rest = {key: value for key, value in identity.items() if key != "seed"}
+    frozen = rest.get("frozen_adapter")
+    if frozen is not None and frozen["seed"] == identity["seed"]:
+        rest["frozen_adapter"] = _without_seed(frozen)
+    return rest

@@ -125,7 +125,10 @@ def _others(methods: Sequence[str], method: str, *, beside: Sequence[str]) -> li
 
 
 def labels_of(results: Sequence[Result]) -> list[str]:
-    """The arms' names; arms of one method are told apart by what differs in their gates."""
+    """The arms' names; arms of one method are told apart by what differs in their gates.
+
+    A gate that was fitted on a frozen adapter says so.
+    """
     labels = []
     for result in results:
         control = result["config"].get("control")
@@ -136,9 +139,9 @@ def labels_of(results: Sequence[Result]) -> list[str]:
             continue
         gates = [r["config"].get("gate", {}) for r in results if r["method"] == result["method"]]
         label = result["method"]
-        if len(gates) > 1:
-            label += f" ({_gate_label(result['config'].get('gate', {}), gates)})"
-        labels.append(label)
+        told = [_gate_label(result["config"].get("gate", {}), gates)] if len(gates) > 1 else []
+        told += ["frozen adapter"] if "frozen_adapter" in result.get("identity", {}) else []
+        labels.append(f"{label} ({', '.join(told)})" if told else label)
     return labels
 
 

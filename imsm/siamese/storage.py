@@ -139,7 +139,7 @@ def load(
     adapted: nn.Module = backbone
     before = None
     if (folder / ADAPTER).is_dir():
-        adapted, before = _load_adapter(backbone, folder / ADAPTER, trainable=trainable)
+        adapted, before = load_adapter(backbone, folder / ADAPTER, trainable=trainable)
     gate = _load_gate(folder, config=config, trainable=trainable) if config.gate else None
     try:
         model = model_class(config, adapted, gate)
@@ -198,7 +198,7 @@ def _read_config(folder: Path) -> SiameseConfig:
         raise UserError(f"{folder / CONFIG_NAME}: is damaged ({error})") from error
 
 
-def _load_adapter(
+def load_adapter(
     backbone: PreTrainedModel, folder: Path, *, trainable: bool
 ) -> tuple[nn.Module, Footprint]:
     """The backbone with the adapter that lies in ``folder``, and what it was before.

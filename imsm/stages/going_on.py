@@ -50,11 +50,22 @@ def start_fingerprint(before: Path) -> str:
             f"{before}: is the stage before and holds no finished training; give the whole "
             "sequence, whose stages are trained in order"
         )
-    files = sorted(run.model.rglob("*.safetensors"))
-    digests = [f"{file.relative_to(run.model)} {file_digest(file)}\n" for file in files]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return _values_fingerprint(run.model)
+
+
+def frozen_fingerprint(config: RunConfig) -> dict[str, str]:
+    """Identifies the values of the adapter that a run takes as it is; empty if it takes none."""
+    if config.frozen_adapter is None:
+        return {}
+    return {"frozen adapter": _values_fingerprint(RunFolder(Path(config.frozen_adapter)).adapter)}
 
 
 def start_from(model: SiameseForCausalLM, before: Path) -> None:
     """Give ``model``'s adapter and gate the values that the run in ``before`` left."""
     fill(model, RunFolder(before).model)
+
+
+def _values_fingerprint(folder: Path) -> str:
+    files = sorted(folder.rglob("*.safetensors"))
+    digests = [f"{file.relative_to(folder)} {file_digest(file)}\n" for file in files]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

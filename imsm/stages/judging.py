@@ -163,6 +163,7 @@ def entry_of(
     ``learned_from``: what the arm that answered had learned from; None: nothing.
     """
     learned = [config.data.name, *(config.after.tasks if config.after else [])]
+    learned += config.frozen_run.tasks if config.frozen_run else []
     learned += config.replay_tasks
     return {
         "role": "target" if name == config.data.name else "forgetting",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from imsm.adapters.adapter import freeze
 from imsm.assemble import count_trainable, put_together
 from imsm.backbones.skeleton import build_skeleton, find_configuration
 from imsm.builders import show
@@ -101,6 +102,8 @@ def model_without_values(config: RunConfig) -> tuple[SiameseForCausalLM | None, 
             raise
         first = str(error).strip().splitlines()[0]
         return None, [f"peft={config.peft.name}: cannot be counted without the weights ({first})"]
+    if config.frozen_adapter is not None:
+        freeze(model.adapted)
     model.closeness = closeness_of(config)
     model.train(config.method.trained)
     return model, [] if file is not None else _assumed(config)
@@ -153,6 +156,8 @@ def _settings(config: RunConfig, layout: Layout) -> dict[str, str]:
         modules = peft.target_modules(backbone) or None
         replay = {"replay": peft.replay.model_dump()} if peft.replay is not None else {}
         lines["peft"] = _values(peft.name, {"modules": modules} | peft.arguments() | replay)
+    if config.frozen_adapter is not None:
+        lines["peft"] += f"; the finished adapter of {config.frozen_adapter}, which stays as it is"
     if method.stream == "interwoven":
         gate = {"pooling": config.gate.pooling} | config.gate.arguments()
         lines["gate"] = _values(config.gate.name, gate)

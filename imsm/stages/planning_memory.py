@@ -105,7 +105,8 @@ def _weights(config: RunConfig, exact: Exact) -> str:
 def _model_parts(config: RunConfig, exact: Exact) -> list[Part]:
     parts = [_exact("weights", exact.weights, _weights(config, exact))]
     if config.method.trained:
-        parts.append(_exact("trainables", exact.trainables, "adapter and gate in float32"))
+        learns = "the gate" if config.frozen_adapter is not None else "adapter and gate"
+        parts.append(_exact("trainables", exact.trainables, f"{learns} in float32"))
     return parts
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from imsm.adapters.adapter import Adapter
-from imsm.assemble import assemble, count_trainable
+from imsm.assemble import assemble, assemble_on, count_trainable
 from imsm.config import RunConfig
 from imsm.data.batches import training_order
 from imsm.errors import UserError
@@ -47,7 +47,8 @@ def train_run(
 ) -> SiameseForCausalLM | None:
     """Train a run's adapter and gate; `training.json`, written last, says that it is finished.
 
-    A stage of a sequence starts from what the run in the folder ``before`` learned.
+    A stage of a sequence starts from what the run in the folder ``before`` learned. With
+    `frozen_adapter` the gate alone learns: the adapter's method has no part in the training.
 
     Returns:
         The trained model; None where DeepSpeed took it over, so that it has to be loaded.
@@ -70,13 +71,20 @@ def train_run(
         start_from(model, before)
     model.closeness = closeness_of(config)
     parameters = count_trainable(model)
+    if config.frozen_adapter is not None and not parameters["gate"]:
+        raise UserError(
+            f"gate={config.gate.name}: has no parameters, and nothing else learns with "
+            "frozen_adapter; choose another gate (gate=query)"
+        )
     if world.leads:
         print(trainable_line(parameters))
     pad_id = tokenizer.pad_token_id
     bank = bank_of(config, model, every, pad_id=pad_id, world=world)
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    hooks = adapter.hooks(cast("PeftModel", model.adapted), steps) if adapter.hooks else None
+    hooks = None
+    if adapter.hooks and config.frozen_adapter is None:
+        hooks = adapter.hooks(cast("PeftModel", model.adapted), steps)
     with engine_of(config, model, steps=steps, device=device, world=world) as engine:
         keeper = Keeper(
             folder=run.checkpoints,
@@ -107,14 +115,22 @@ def train_run(
     record = summary.record() | examples | best | {"trainable_parameters": parameters}
     record |= {"engine": config.engine.name, "processes": world.size}
     record["memory_bank"] = bank is not None
-    world.first(lambda: _finish(run, tokenizer, record))
+    world.first(lambda: _finish(config, run, tokenizer, record))
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_disable()
     return model if world.store is None else None
 
 
-def _finish(run: RunFolder, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> None:
-    """What stands beside the finished model; its checkpoints have had their time."""
+def _finish(
+    config: RunConfig, run: RunFolder, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]
+) -> None:
+    """What stands beside the finished model; its checkpoints have had their time.
+
+    A frozen adapter is kept file by file: ZeRO's third stage has it shared out, like the backbone.
+    """
+    if config.frozen_adapter is not None:
+        finished = RunFolder(Path(config.frozen_adapter)).adapter
+        shutil.copytree(finished, run.adapter, dirs_exist_ok=True)
     tokenizer.save_pretrained(run.model)
     write_whole(run.trained, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -162,6 +178,9 @@ def new_model(
     config: RunConfig, adapter: Adapter | None, *, device: torch.device
 ) -> SiameseForCausalLM:
     """The run's model as training begins; without an adapter the original alone."""
+    if adapter is not None and config.frozen_adapter is not None:
+        finished = RunFolder(Path(config.frozen_adapter)).adapter
+        return assemble_on(finished, device=device, **parts_of(config))
     return assemble(adapter=adapter, device=device, **parts_of(config))
 
 
