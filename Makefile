@@ -7,7 +7,7 @@ STAMP := $(VENV)/.imsm
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check miniature gemma methods capabilities bench clean distclean
+.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check miniature gemma methods capabilities bench bench-full clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 ]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,8 +53,11 @@ methods: $(STAMP)-base  ## the paper's PEFT methods on the miniature, one table 
 capabilities: $(STAMP)-base  ## try every PEFT method and every language model: docs/capabilities.md
 	OMP_NUM_THREADS=1 $(PY) -m scripts.capabilities
 
-bench: $(STAMP)-base  ## speed and memory of IMSM against plain PEFT
-	$(PY) -m scripts.bench_step
+bench: $(STAMP)-bench $(STAMP)-gemma  ## IMSM's bars: speed and memory beside plain PEFT and others (25 minutes)
+	$(PY) -m scripts.bench
+
+bench-full: $(STAMP)-bench $(STAMP)-gemma  ## the same, and how cost grows: plots
+	$(PY) -m scripts.bench --full
 
 clean:  ## remove caches and build products; runs and .venv stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
@@ -68,6 +71,6 @@ $(STAMP)-base: pyproject.toml constraints.txt
 	$(INSTALL) .
 	touch $@
 
-$(STAMP)-test $(STAMP)-check $(STAMP)-gemma: $(STAMP)-%: $(STAMP)-base
+$(STAMP)-test $(STAMP)-check $(STAMP)-gemma $(STAMP)-bench: $(STAMP)-%: $(STAMP)-base
 	$(INSTALL) '.[$*]'
 	touch $@

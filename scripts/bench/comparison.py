@@ -1,70 +1,55 @@
-"""A benchmark's rows: ours beside theirs, in a JSON file and as a table."""
+"""A benchmark's rows: ours beside theirs, against a bar that was set beforehand."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-import torch
-from rich.table import Table
-
-ROOT = Path(__file__).resolve().parent.parent
-"""The checkout."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One row: ``bar`` is the largest ratio that is good enough; None: no bar is set."""
+    """One row.
+
+    ``bar`` bounds the ratio of ours to theirs: from above, or with ``at_least`` from below. None:
+    no bar is set. ``floor``: the machine forbids the bar, for the measured ``reason``.
+    """
 
     name: str
     ours: float
     theirs: float
     unit: str
-    bar: float | None
+    bar: float | None = None
+    at_least: bool = False
+    floor: bool = False
+    reason: str | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Ours over theirs."""
+        return self.ours / self.theirs
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the ratio keeps to the bar; None without one."""
+        if self.bar is None:
+            return None
+        return self.ratio >= self.bar if self.at_least else self.ratio <= self.bar
 
     def record(self) -> dict[str, Any]:
         """As the JSON file keeps it."""
-        ratio = self.ours / self.theirs
-        met = None if self.bar is None else ratio <= self.bar
-        rounded = {"ours": round(self.ours, 4), "theirs": round(self.theirs, 4)}
-        return {**asdict(self), **rounded, "ratio": round(ratio, 4), "met": met}
+        return {
+            "name": self.name,
+            "ours": _rounded(self.ours),
+            "theirs": _rounded(self.theirs),
+            "unit": self.unit,
+            "ratio": _rounded(self.ratio),
+            "bar": self.bar,
+            "at_least": self.at_least,
+            "met": self.met,
+            "floor": self.floor,
+            "reason": self.reason,
+        }
 
 
-def write(comparisons: Sequence[Comparison], path: Path, *, settings: dict[str, Any]) -> None:
-    """Write the comparisons and what they were made with."""
-    device = f"cpu, {torch.get_num_threads()} threads"
-    if settings["device"].startswith("cuda"):
-        device = torch.cuda.get_device_name()
-    record = {
-        "comparisons": [comparison.record() for comparison in comparisons],
-        "device": device,
-        "commit": _commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "settings": settings,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _commit() -> str | None:
-    """The commit of this checkout, "-dirty" if its code was changed; None outside of git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
-def table(comparisons: Sequence[Comparison]) -> Table:
-    """The comparisons for a terminal."""
-    found = Table("", "IMSM", "vanilla", "", "ratio", "bar", "")
-    for row in (comparison.record() for comparison in comparisons):
-        verdict = {None: "", True: "met", False: "[bold]not met[/]"}[row["met"]]
-        bar = "" if row["bar"] is None else f"{row['bar']:.2f}"
-        sizes = [f"{row[arm]:.4g}" for arm in ("ours", "theirs")]
-        found.add_row(row["name"], *sizes, row["unit"], f"{row['ratio']:.2f}", bar, verdict)
-    return found
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

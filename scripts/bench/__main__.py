@@ -1,0 +1,205 @@
+"""IMSM's bars, each measured beside what it is compared with, in one run.
+
+    python -m scripts.bench            # at most 25 minutes on two cores
+    python -m scripts.bench --full     # also how cost grows: plots
+
+in the checkout. Writes `benchmarks/results/<device>.json`, a page with plots beside it, and prints
+a table. On a GPU: Llama 3 8B's shape with random weights, in bfloat16. What needs a library that
+is not there is left out, and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers.utils import logging
+
+from imsm.folders import conf_folder
+from scripts.bench.comparison import Comparison
+from scripts.bench.curves import (
+    Curve,
+    decoding_curve,
+    processes_curve,
+    runs_curve,
+    step_curves,
+)
+from scripts.bench.decoding import compare_decoding, compare_released
+from scripts.bench.judging import compare_judging
+from scripts.bench.memory import compare_memory
+from scripts.bench.page import write_page
+from scripts.bench.result import ROOT, device_name, print_table, write_result
+from scripts.bench.setups import Setup
+from scripts.bench.starting import compare_starting
+from scripts.bench.steps import compare_sft, compare_steps, compare_trainer
+from scripts.bench.sweep import compare_sweep
+
+SHAPES = {
+    "mrpc": {"prompt_tokens": 80, "answer_tokens": 2},
+    "gsm8k": {"prompt_tokens": 128, "answer_tokens": 128},
+}
+"""Tokens of an example: MRPC's answers are a word and the end, GSM8K's are worked out."""
+Compare = Callable[[], list[Comparison]]
+Draw = Callable[[], list[Curve]]
+
+
+def comparisons(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Compare]:
+    """What is measured, by name, in this order; ``mini``: the miniature."""
+    return {
+        "steps": partial(compare_steps, setup, rounds=rounds),
+        "trainer": partial(compare_trainer, setup, rounds=rounds),
+        "sft": partial(compare_sft, setup, rounds=rounds),
+        "memory": partial(compare_memory, setup),
+        "decoding": partial(compare_decoding, setup, rounds=rounds),
+        "released": partial(compare_released, setup),
+        "judging": partial(compare_judging, mini),
+        "sweep": partial(compare_sweep, mini),
+        "starting": compare_starting,
+    }
+
+
+def curves(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Draw]:
+    """What `--full` adds."""
+    long = replace(setup, batch=4, **SHAPES["gsm8k"])
+
+    def gsm8k() -> list[Comparison]:
+        return [replace(row, name=f"GSM8K's shape: {row.name}") for row in long_rows()]
+
+    long_rows = partial(compare_steps, long, rounds=rounds)
+    return {
+        "gsm8k": gsm8k,  # type: ignore[dict-item]
+        "step curves": partial(step_curves, setup, rounds=rounds),
+        "decoding curve": lambda: [decoding_curve(setup, rounds=rounds)],
+        "runs": lambda: [runs_curve(mini)],
+        "processes": lambda: [processes_curve()],
+    }
+
+
+def make_setup(backbone: str, *, device: str, dtype: str, random: bool, batch: int) -> Setup:
+    """LoRA of rank 16 on query and value, a gate of rank 8, MRPC's shape."""
+    values = _values(backbone)
+    roles = values["roles"]
+    keys = ("path", "revision", "attn_implementation", "local")
+    return Setup(
+        backbone={key: values[key] for key in keys},
+        shape=values["architecture"] if random else None,
+        target_modules=[*roles["attention_query"], *roles["attention_value"]],
+        gate_rank=8,
+        lora_rank=16,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        **SHAPES["mrpc"],
+    )
+
+
+def measure(asked: dict[str, Callable[[], list[Any]]]) -> tuple[list[Any], list[dict[str, str]]]:
+    """All rows, and what was left out with the module that it lacks."""
+    found: list[Any] = []
+    left_out = []
+    for name, compare in asked.items():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            found += compare()
+        except ImportError as error:
+            needs = error.name or str(error)
+            print(f"{name}: left out, it needs {needs}", file=sys.stderr)
+            left_out.append({"name": name, "needs": needs})
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return found, left_out
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure, write and show; returns the file's path."""
+    options = _parser().parse_args(argv)
+    logging.disable_progress_bar()  # of loading weights
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of a library about another
+    gpu = options.device.startswith("cuda")
+    setup = make_setup(
+        options.backbone or ("llama3" if gpu else "gemma3_270m"),
+        device=options.device,
+        dtype="bfloat16" if gpu else "float32",
+        random=options.random or gpu,
+        batch=options.batch,
+    )
+    mini = make_setup("mini", device=options.device, dtype="float32", random=False, batch=16)
+    mini = replace(mini, target_modules=_linear("mini"))
+    everything = comparisons(setup, mini, rounds=options.rounds)
+    wanted = {name: everything[name] for name in options.only or everything}
+    rows, left_out = measure(wanted)
+    drawn: list[Curve] = []
+    if options.full:
+        more, lacking = measure(curves(setup, mini, rounds=options.rounds))
+        rows += [each for each in more if isinstance(each, Comparison)]
+        drawn = [each for each in more if isinstance(each, Curve)]
+        left_out += lacking
+    path = options.output / f"{options.name or device_name(options.device)}.json"
+    settings = {
+        "backbone": options.backbone or ("llama3" if gpu else "gemma3_270m"),
+        "random_weights": setup.shape is not None,
+        "batch": setup.batch,
+        "prompt_tokens": setup.prompt_tokens,
+        "answer_tokens": setup.answer_tokens,
+        "dtype": setup.dtype,
+        "rounds": options.rounds,
+    }
+    record = write_result(
+        path, rows, curves=drawn, left_out=left_out, device=options.device, settings=settings
+    )
+    print_table(record)
+    print(f"written: {path} and {write_page(path, record)}")
+    return path
+
+
+def _values(backbone: str) -> dict[str, Any]:
+    """Of conf/backbone, read without Hydra: a bare machine has none."""
+    text = (conf_folder() / "backbone" / f"{backbone}.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def _linear(backbone: str) -> list[str]:
+    """All linear layers."""
+    roles = _values(backbone)["roles"]
+    return [name for role, names in roles.items() if not role.endswith("_norm") for name in names]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench",
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    names = ["steps", "trainer", "sft", "memory", "decoding", "released"]
+    names += ["judging", "sweep", "starting"]
+    add("--only", nargs="+", choices=names, help="which comparisons; default: all")
+    add("--full", action="store_true", help="also GSM8K's shape, and curves")
+    backbones = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
+    add(
+        "--backbone",
+        choices=backbones,
+        metavar="NAME",
+        help="a name in conf/backbone; default: gemma3_270m, on a GPU llama3",
+    )
+    add("--random", action="store_true", help="random weights of that backbone's shape")
+    add("--batch", type=int, default=16, help="rows of a training batch")
+    add("--rounds", type=int, default=3, help="measurements that the medians are taken of")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where")
+    add("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the files")
+    add("--name", help="of the files; default: the device's")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

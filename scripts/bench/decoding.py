@@ -1,0 +1,129 @@
+"""Decoding: tokens per second of IMSM, plain PEFT, two passes, and the released algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from statistics import median
+
+import torch
+from peft import get_peft_model
+
+from imsm.siamese.body import find_body
+from imsm.siamese.gate import interweave
+from imsm.siamese.model import SiameseForCausalLM
+from scripts.bench.comparison import Comparison
+from scripts.bench.setups import Setup, build, plain_backbone, random_batch
+from scripts.bench.steps import lora_config
+from scripts.bench.timing import decode, interleaved, now
+
+NEW, LONG = 32, 128
+
+
+def compare_decoding(setup: Setup, *, rounds: int) -> list[Comparison]:
+    """One row at a time in bfloat16, all through `generate()`, the first token not counted."""
+    setup = replace(setup, dtype="bfloat16", batch=1)
+    gpu = setup.device.startswith("cuda")
+    imsm = build(setup, stream="interwoven").eval()
+    peft = get_peft_model(plain_backbone(setup), lora_config(setup)).eval()
+    prompts = _prompts(setup, vocabulary=imsm.config.vocab_size, tokens=setup.prompt_tokens)
+
+    def twice(**options: torch.Tensor) -> torch.Tensor:
+        with _two_passes(imsm):
+            return imsm.generate(**options)  # type: ignore[return-value]
+
+    generates: dict[str, Callable[..., torch.Tensor]] = {
+        "imsm": imsm.generate,  # type: ignore[dict-item]
+        "peft": peft.generate,
+        "twice": twice,
+    }
+    arms = {
+        name: partial(_later, generate, prompts, tokens=NEW, device=setup.device)
+        for name, generate in generates.items()
+    }
+    found = interleaved(arms, rounds=rounds)
+    speed = {name: 1 / median(seconds) for name, seconds in found.items()}
+    return [
+        Comparison(
+            name=f"decoding, batch 1, bfloat16: IMSM / {against}",
+            ours=speed["imsm"],
+            theirs=speed[arm],
+            unit="tokens/s",
+            bar=gpu_bar if gpu else bar,
+            at_least=True,
+        )
+        for arm, against, bar, gpu_bar in (
+            ("peft", "PEFT's own generate", 0.70, 0.97),
+            ("twice", "two passes with caches", 1.15, 1.7),
+        )
+    ]
+
+
+def compare_released(setup: Setup) -> list[Comparison]:
+    """The released algorithm: two copies of the weights, whole texts at every token, no cache."""
+    setup = replace(setup, dtype="bfloat16", batch=1)
+    imsm = build(setup, stream="interwoven").eval()
+    prompts = _prompts(setup, vocabulary=imsm.config.vocab_size, tokens=LONG)
+    copies = plain_backbone(setup), get_peft_model(plain_backbone(setup), lora_config(setup)).eval()
+    seconds = {}
+    for name, run in {
+        "ours": partial(_whole, imsm, prompts),
+        "theirs": partial(_released, *copies, imsm.gate, prompts),
+    }.items():
+        start = now(setup.device)
+        run()
+        seconds[name] = now(setup.device) - start
+    return [
+        Comparison(
+            name=f"decoding {LONG} tokens after {LONG}: IMSM / the released algorithm",
+            ours=LONG / seconds["ours"],
+            theirs=LONG / seconds["theirs"],
+            unit="tokens/s",
+            bar=10,
+            at_least=True,
+        )
+    ]
+
+
+def _prompts(setup: Setup, *, vocabulary: int, tokens: int) -> torch.Tensor:
+    """(B, T) of random tokens."""
+    rows = random_batch(replace(setup, prompt_tokens=tokens), vocabulary=vocabulary)
+    return torch.tensor([row.prompt_ids for row in rows], device=setup.device)
+
+
+def _later(
+    generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, tokens: int, device: str
+) -> list[float]:
+    """Seconds of every new token but the first."""
+    return decode(generate, prompts, tokens=tokens, device=device)[1:]
+
+
+def _whole(model: SiameseForCausalLM, prompts: torch.Tensor) -> None:
+    decode(model.generate, prompts, tokens=LONG, device=str(model.device))  # type: ignore[arg-type]
+
+
+@contextmanager
+def _two_passes(model: SiameseForCausalLM) -> Iterator[None]:
+    """The same model, each stream in a pass and with a cache of its own."""
+    model.streams.doubled = False
+    try:
+        yield
+    finally:
+        model.streams.doubled = True
+
+
+@torch.inference_mode()
+def _released(
+    original: torch.nn.Module, tuned: torch.nn.Module, gate: torch.nn.Module, ids: torch.Tensor
+) -> None:
+    """Both copies read the whole text for each token; the head runs at its last position alone."""
+    query = ids.shape[1]
+    bodies = find_body(original), find_body(tuned.get_base_model())  # type: ignore[operator]
+    for _ in range(LONG):
+        memories = [body(input_ids=ids, use_cache=False).last_hidden_state for body in bodies]
+        queries = [memory[:, :query].mean(dim=1, keepdim=True) for memory in memories]
+        mixed = interweave(*memories, gate(*memories, *queries))
+        logits = original.get_output_embeddings()(mixed[:, -1:])  # type: ignore[operator]
+        ids = torch.cat([ids, logits.argmax(dim=-1)], dim=1)

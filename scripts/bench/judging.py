@@ -1,0 +1,81 @@
+"""Judging all tasks of the miniature, in batches and one item at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from scripts.bench.comparison import Comparison
+from scripts.bench.setups import Setup, build
+
+if TYPE_CHECKING:
+    from imsm.siamese.model import SiameseForCausalLM
+
+TASKS = ("mrpc", "cola", "ropes", "gsm8k", "webq", "freebaseqa", "multirc")
+ITEMS, BATCH = 48, 48
+
+
+def compare_judging(setup: Setup) -> list[Comparison]:
+    """The interwoven stream's answers and likelihoods, the miniature's own data.
+
+    Raises:
+        ImportError: the datasets need pydantic and what else the run's configuration needs.
+    """
+    model = build(setup, stream="interwoven").eval()
+    speed = {batch: len(TASKS) * ITEMS / _seconds(model, batch) for batch in (BATCH, 1)}
+    return [
+        Comparison(
+            name=f"judging seven tasks, miniature: batches of {BATCH} / one item at a time",
+            ours=speed[BATCH],
+            theirs=speed[1],
+            unit="items/s",
+            bar=6,
+            at_least=True,
+        )
+    ]
+
+
+def _seconds(model: SiameseForCausalLM, batch_size: int) -> float:
+    from imsm.backbones.load import load_tokenizer
+    from imsm.data.sources import Source
+    from imsm.data.task import Task
+    from imsm.evaluation.judge import judge
+    from imsm.evaluation.test_set import load_test_set
+    from imsm.options import find_option
+    from imsm.processes.world import World
+
+    tokenizer = load_tokenizer(path=model.config.backbone["path"])
+    tests = []
+    for name in TASKS:
+        values = find_option("data", name)
+        task = Task(**{key: values[key] for key in Task.__dataclass_fields__ if key in values})
+        test = load_test_set(
+            task,
+            source=Source(kind="miniature"),
+            prompts="verbatim",
+            items=ITEMS,
+            tokenizer=tokenizer,
+            closed_vocabulary=True,
+            chat=False,
+        )
+        tests.append((test, values["metrics"]))
+    with tempfile.TemporaryDirectory() as folder:
+        started = perf_counter()
+        for test, metrics in tests:
+            judge(
+                test,
+                model=lambda: model,
+                stream="interwoven",
+                tokenizer=tokenizer,
+                model_fingerprint="bench",
+                metrics={"clean": metrics, "released": metrics},
+                protocol="clean",
+                batch_size=batch_size,
+                ledgers=Path(folder) / "ledger",
+                folder=Path(folder) / test.task.name,
+                label=test.task.name,
+                world=World(),
+            )
+        return perf_counter() - started

@@ -1,0 +1,37 @@
+"""What the machine can do at best: its matrix rate and its memory's bandwidth, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from scripts.bench.timing import interleaved, timed
+
+_SIZE, _BYTES, _ROUNDS = 2048, 2**29, 5
+
+
+def matrix_rate(*, dtype: str, device: str) -> float:
+    """Floating point operations per second of a product of square matrices."""
+    sides = (torch.randn(_SIZE, _SIZE, dtype=getattr(torch, dtype), device=device) for _ in "ab")
+    left, right = sides
+    seconds = _least(lambda: left @ right, device)
+    return 2 * _SIZE**3 / seconds
+
+
+def bandwidth(*, device: str) -> float:
+    """Bytes per second of reading a tensor that no cache holds."""
+    values = torch.ones(_BYTES // 4, device=device)
+    return _BYTES / _least(values.sum, device)
+
+
+def operations(step: Callable[[], object]) -> int:
+    """Floating point operations of a step: products of matrices and attention, both ways."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def _least(run: Callable[[], object], device: str) -> float:
+    return min(interleaved({"": timed(run, device=device)}, rounds=_ROUNDS)[""])

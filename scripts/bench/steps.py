@@ -1,0 +1,222 @@
+"""A training step: IMSM with and without a memory bank, our PEFT, the libraries' own trainers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from imsm.data.batches import collate_training
+from imsm.siamese.memory_bank import bank_in_memory
+from imsm.siamese.model import SiameseForCausalLM
+from imsm.training.local import LocalEngine
+from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.step import on_device
+from scripts.bench.comparison import Comparison
+from scripts.bench.setups import Setup, build, plain_backbone, random_batch
+from scripts.bench.timing import medians, timed
+
+Step = Callable[[], object]
+
+
+def compare_steps(setup: Setup, *, rounds: int) -> list[Comparison]:
+    """IMSM against our vanilla PEFT; "checkpointing" recomputes activations in both arms."""
+    gpu = setup.device.startswith("cuda")
+    imsm, peft = build(setup, stream="interwoven"), build(setup, stream="tuned")
+    steps = {
+        "imsm, bank": train_step(imsm, setup, banked=True),
+        "imsm": train_step(imsm, setup),
+        "peft": train_step(peft, setup),
+        "imsm, checkpointing": train_step(imsm, setup, checkpointing=True),
+        "peft, checkpointing": train_step(peft, setup, checkpointing=True),
+    }
+    seconds = medians(
+        {name: timed(step, device=setup.device) for name, step in steps.items()}, rounds=rounds
+    )
+
+    def row(name: str, ours: str, theirs: str, bar: float) -> Comparison:
+        return Comparison(
+            name=f"training step, {name}: IMSM / our PEFT",
+            ours=seconds[ours],
+            theirs=seconds[theirs],
+            unit="s",
+            bar=bar,
+        )
+
+    return [
+        row("memory bank filled", "imsm, bank", "peft", 1.05 if gpu else 1.10),
+        row("no bank", "imsm", "peft", 1.55),
+        row("no bank, checkpointing", "imsm, checkpointing", "peft, checkpointing", 1.40),
+    ]
+
+
+def compare_trainer(setup: Setup, *, rounds: int) -> list[Comparison]:
+    """Our vanilla PEFT against transformers' `Trainer`, which makes logits of every position."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = _against(setup, trainer_step(setup, folder), rounds=rounds)
+    return [
+        Comparison(
+            name="training step: our PEFT / transformers' Trainer",
+            ours=seconds["ours"],
+            theirs=seconds["theirs"],
+            unit="s",
+            bar=0.65,
+        )
+    ]
+
+
+def compare_sft(setup: Setup, *, rounds: int) -> list[Comparison]:
+    """Our vanilla PEFT against TRL's `SFTTrainer` on completions only."""
+    gpu = setup.device.startswith("cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = _against(setup, sft_step(setup, folder), rounds=rounds)
+    return [
+        Comparison(
+            name="training step: our PEFT / TRL's SFTTrainer",
+            ours=seconds["ours"],
+            theirs=seconds["theirs"],
+            unit="s",
+            bar=1.0 if gpu else 0.60,
+        )
+    ]
+
+
+def _against(setup: Setup, theirs: Step, *, rounds: int) -> dict[str, float]:
+    steps = {"ours": train_step(build(setup, stream="tuned"), setup), "theirs": theirs}
+    arms = {name: timed(step, device=setup.device) for name, step in steps.items()}
+    return medians(arms, rounds=rounds)
+
+
+def train_step(
+    model: SiameseForCausalLM, setup: Setup, *, banked: bool = False, checkpointing: bool = False
+) -> Step:
+    """One optimizer step on one batch, as a function without arguments.
+
+    Args:
+        model: what is trained.
+        setup: of the batch.
+        banked: whether it reads a memory bank, which is filled here.
+        checkpointing: whether activations are recomputed.
+    """
+    items = random_batch(setup, vocabulary=model.config.vocab_size)
+    bank = bank_in_memory(model, items, pad_id=0) if banked else None
+    device = torch.device(setup.device)
+    optimizer = build_optimizer(
+        model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0
+    )
+    schedule = build_schedule(optimizer, name="constant", warmup_ratio=0.0, steps=100)
+    engine = LocalEngine(
+        model, optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=device
+    )
+
+    def step() -> None:
+        model.train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        try:
+            batch = on_device(device, items, pad_id=0, bank=bank)
+            engine.backward(model(**batch).loss, last=True)
+            engine.step()
+        finally:
+            if checkpointing:
+                model.activation_checkpointing_disable()
+
+    return step
+
+
+def lora_config(setup: Setup) -> LoraConfig:
+    """What `imsm.adapters.lora` builds, without it."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=setup.lora_rank,
+        lora_alpha=setup.lora_rank,
+        lora_dropout=0.0,
+        target_modules=setup.target_modules,
+    )
+
+
+def _quiet(setup: Setup, folder: str) -> dict[str, Any]:
+    """Arguments of both trainers: the recipe of `train_step`, no reports, nothing saved."""
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": setup.batch,
+        "learning_rate": 3e-4,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "max_steps": 100,
+        "lr_scheduler_type": "constant",
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": not setup.device.startswith("cuda"),
+    }
+
+
+def trainer_step(setup: Setup, folder: str) -> Step:
+    """A step of `transformers.Trainer`: its `training_step`, clipping, its optimizer.
+
+    Raises:
+        ImportError: it needs accelerate.
+    """
+    from transformers import Trainer, TrainingArguments
+
+    model = get_peft_model(plain_backbone(setup), lora_config(setup))
+    trainer = Trainer(model=model, args=TrainingArguments(**_quiet(setup, folder)))
+    items = random_batch(setup, vocabulary=model.config.get_text_config().vocab_size)
+    return _step_of(trainer, collate_training(items, pad_id=0))
+
+
+def sft_step(setup: Setup, folder: str) -> Step:
+    """A step of TRL's `SFTTrainer`, likewise; its batch comes from its own collator.
+
+    Raises:
+        ImportError: TRL or datasets is missing.
+    """
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    plain = plain_backbone(setup)
+    items = random_batch(setup, vocabulary=plain.config.get_text_config().vocab_size)
+    rows = {
+        "input_ids": [[*item.prompt_ids, *item.answer_ids] for item in items],
+        "completion_mask": [
+            [0] * len(item.prompt_ids) + [1] * len(item.answer_ids) for item in items
+        ],
+    }
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<end>"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<end>"
+    )
+    arguments = _quiet(setup, folder) | {"completion_only_loss": True, "packing": False}
+    with open(os.devnull, "w") as quiet, redirect_stdout(quiet):
+        trainer = SFTTrainer(
+            model=plain,
+            args=SFTConfig(**arguments),
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=tokenizer,
+            peft_config=lora_config(setup),
+        )
+    return _step_of(trainer, next(iter(trainer.get_train_dataloader())))
+
+
+def _step_of(trainer: Any, batch: dict[str, torch.Tensor]) -> Step:
+    trainer.create_optimizer_and_scheduler(num_training_steps=100)
+    learned = [p for p in trainer.model.parameters() if p.requires_grad]
+    labels = int((batch["labels"] != -100).sum())
+
+    def step() -> None:
+        trainer.training_step(trainer.model, dict(batch), num_items_in_batch=torch.tensor(labels))
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+    return step

@@ -1,0 +1,132 @@
+"""The training time of a sweep: IMSM with a bank that all members share, and plain PEFT."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from imsm.data.tokenise import TokenisedExample
+from imsm.siamese.model import SiameseForCausalLM
+from imsm.training.bank_folder import contents_of, filled_bank, open_bank
+from imsm.training.keep import Keeper
+from imsm.training.local import LocalEngine
+from imsm.training.loop import Batching, train
+from imsm.training.optimizer import build_optimizer, build_schedule
+from scripts.bench.comparison import Comparison
+from scripts.bench.setups import METHODS, Setup, build, random_batch
+from scripts.bench.timing import now
+
+if TYPE_CHECKING:
+    from imsm.siamese.memory_bank import MemoryBank
+
+RANKS, EPOCHS, STEPS = (4, 8), 2, 60
+
+
+def compare_sweep(setup: Setup) -> list[Comparison]:
+    """Two methods by two gate ranks, 60 steps each, filling the bank included; by turns."""
+    ours, theirs = sweep_seconds(setup)
+    return [
+        Comparison(
+            name="training time of a sweep of four, the bank's filling included: IMSM / our PEFT",
+            ours=ours[-1],
+            theirs=theirs[-1],
+            unit="s",
+            bar=1.15,
+        )
+    ]
+
+
+def sweep_seconds(setup: Setup, *, members: int = 4) -> tuple[list[float], list[float]]:
+    """Seconds after each member of a sweep, of IMSM and of PEFT."""
+    items = random_batch(setup, vocabulary=_vocabulary(setup), rows=setup.batch * STEPS // EPOCHS)
+    ours, theirs = [0.0], [0.0]
+    with tempfile.TemporaryDirectory() as folder, _cache_in(folder):
+        choices = list(product(METHODS, RANKS))
+        for number in range(members):
+            method, rank = choices[number % len(choices)]
+            plain = build(setup, stream="tuned", method=method)
+            start = now(setup.device)
+            _train(plain, items, setup, bank=None, folder=Path(folder) / f"peft{number}")
+            theirs.append(theirs[-1] + now(setup.device) - start)
+            del plain
+            model = build(replace(setup, gate_rank=rank), stream="interwoven", method=method)
+            start = now(setup.device)
+            bank = _bank(model, items)
+            _train(model, items, setup, bank=bank, folder=Path(folder) / f"imsm{number}")
+            ours.append(ours[-1] + now(setup.device) - start)
+    return ours[1:], theirs[1:]
+
+
+def _vocabulary(setup: Setup) -> int:
+    return int(build(setup, stream="tuned").config.vocab_size)
+
+
+def _bank(model: SiameseForCausalLM, items: Sequence[TokenisedExample]) -> MemoryBank:
+    """As a run gets it: from the disk, filled by whoever comes first, checked."""
+    contents = contents_of(
+        items,
+        backbone="bench",
+        dtype=str(model.dtype),
+        attention=None,
+        pooling="mean",
+        device=model.device,
+    )
+    return open_bank(filled_bank(contents, model, items, pad_id=0, label="bench"), items)
+
+
+def _train(
+    model: SiameseForCausalLM,
+    items: Sequence[TokenisedExample],
+    setup: Setup,
+    *,
+    bank: MemoryBank | None,
+    folder: Path,
+) -> None:
+    """The real loop, checkpoint at its end included."""
+    optimizer = build_optimizer(
+        model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0
+    )
+    batching = Batching(epochs=EPOCHS, batch_size=setup.batch, micro_batch_size=setup.batch, seed=0)
+    schedule = build_schedule(
+        optimizer, name="linear", warmup_ratio=0.1, steps=batching.steps(len(items))
+    )
+    engine = LocalEngine(
+        model,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip_norm=1.0,
+        device=torch.device(setup.device),
+    )
+    train(
+        model,
+        items,
+        engine=engine,
+        hooks=None,
+        batching=batching,
+        keeper=Keeper(folder=folder, identity={}, engine=engine, hooks=None, minutes=60),
+        pad_id=0,
+        log=lambda step, measured: None,
+        bank=bank,
+    )
+
+
+@contextmanager
+def _cache_in(folder: str) -> Iterator[None]:
+    """Banks go to ``folder``."""
+    before = os.environ.get("IMSM_CACHE")
+    os.environ["IMSM_CACHE"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["IMSM_CACHE"]
+        else:
+            os.environ["IMSM_CACHE"] = before
