@@ -10,7 +10,7 @@ INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint
 .PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check miniature gemma methods capabilities bench bench-full clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9 ]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)-base  ## the miniature, three arms side by side: original, PEFT, IMSM
 	$(PY) -m imsm.run -m method=original,peft,imsm
