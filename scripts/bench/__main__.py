@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -107,13 +108,19 @@ def measure(asked: dict[str, Callable[[], list[Any]]]) -> tuple[list[Any], list[
     found: list[Any] = []
     left_out = []
     for name, compare in asked.items():
-        print(f"{name} ...", file=sys.stderr, flush=True)
+        started = time.monotonic()
         try:
-            found += compare()
+            rows = compare()
         except ImportError as error:
             needs = error.name or str(error)
             print(f"{name}: left out, it needs {needs}", file=sys.stderr)
             left_out.append({"name": name, "needs": needs})
+            continue
+        found += rows
+        for row in rows:
+            ratio = f", ratio {row.ratio:.2f}" if isinstance(row, Comparison) else ""
+            print(f"{row.name}{ratio}", file=sys.stderr, flush=True)
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
