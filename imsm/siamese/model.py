@@ -478,7 +478,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
     def head(self, memory: torch.Tensor) -> torch.Tensor:
         """The backbone's own logits of given memories, adapter off: (..., D) -> (..., V)."""
         batched = memory if memory.ndim == 3 else memory[None]
-        # rows of a slice lie apart, and torch on a CPU would copy the head's weight for each of them
+        # rows of a slice lie apart: torch on a CPU would copy the head's weight for each of them
         batched = batched.contiguous()
         with self.streams.original():
             logits = head_logits(self.backbone, self.streams.body, batched)

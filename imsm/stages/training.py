@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from imsm.data.tokenise import TokenisedExample
     from imsm.processes.world import World
+    from imsm.siamese.memory_bank import MemoryBank
 
 
 def train_run(
@@ -79,7 +81,13 @@ def train_run(
     if world.leads:
         print(trainable_line(parameters))
     pad_id = tokenizer.pad_token_id
-    bank = bank_of(config, model, every, pad_id=pad_id, world=world)
+
+    @cache
+    def bank() -> MemoryBank | None:
+        return bank_of(config, model, every, pad_id=pad_id, world=world)
+
+    if world.store is not None:
+        bank()  # before DeepSpeed takes the model over
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
     hooks = None
@@ -114,7 +122,6 @@ def train_run(
             model.save_pretrained(run.model, is_main_process=world.leads)
     record = summary.record() | examples | best | {"trainable_parameters": parameters}
     record |= {"engine": config.engine.name, "processes": world.size}
-    record["memory_bank"] = bank is not None
     world.first(lambda: _finish(config, run, tokenizer, record))
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_disable()

@@ -38,6 +38,8 @@ Until a step with a rate above 0 (the first or, after a warm-up's 0, the second)
 nothing: both memories are equal bit for bit, and the gate has no gradient. A bank's rounding would
 give it one, which Adam scales to a whole step in a random direction.
 """
+GetBank = Callable[[], "MemoryBank | None"]
+"""Gives the memory bank, filled; called when the first step is due that reads it."""
 Log = Callable[[int, dict[str, float]], None]
 """Takes the step and what was measured at it."""
 
@@ -81,7 +83,7 @@ class TrainingSummary:
 
     ``tokens`` counts all real tokens of a pass over the data, prompt and answer; seconds and
     tokens include what an interrupted run had done up to its checkpoint, the peak of memory (the
-    largest of all processes) does not.
+    largest of all processes) does not. ``memory_bank``: whether a step read one.
     """
 
     steps: int
@@ -89,6 +91,7 @@ class TrainingSummary:
     tokens: int
     final_loss: float | None
     peak_memory_bytes: int | None
+    memory_bank: bool = False
 
     def record(self) -> dict[str, float | int | None]:
         """As `result.json` keeps it."""
@@ -107,7 +110,7 @@ def train(
     pad_id: int,
     log: Log,
     validation: Sequence[TokenisedExample] = (),
-    bank: MemoryBank | None = None,
+    bank: GetBank | None = None,
 ) -> TrainingSummary:
     """Train ``model``'s adapter and gate on ``items``, from the keeper's checkpoint on.
 
@@ -121,8 +124,9 @@ def train(
         pad_id: the padding token.
         log: told of every step.
         validation: examples that are not learned; their loss is measured before each checkpoint.
-        bank: of the original's memories of all these examples; None: the original stream runs, as
-            it does in the first two steps.
+        bank: of the original's memories of all these examples; None, or if it gives none: the
+            original stream runs, as it does in the first two steps. Filling it is no part of the
+            seconds that training took.
 
     Raises:
         RunError: the loss or a gradient is not finite; the last good checkpoint is kept.
@@ -134,6 +138,7 @@ def train(
     so_far = before = keeper.begin(steps=len(order))
     reset_peak_memory(engine.device)
     started = time.monotonic()
+    read: MemoryBank | None = None
     model.train()
     with (
         Interruptible() as interrupt,
@@ -148,6 +153,10 @@ def train(
     ):
         for step, indices in enumerate(steps, start=before.step + 1):
             batch = [items[index] for index in indices]
+            if bank is not None and step > _STILL:
+                asked = time.monotonic()
+                read = bank()
+                started += time.monotonic() - asked
             try:
                 measured = train_step(
                     batch,
@@ -156,7 +165,7 @@ def train(
                     hooks=hooks,
                     micro_batch_size=batching.micro_batch_size,
                     pad_id=pad_id,
-                    bank=bank if step > _STILL else None,
+                    bank=read,
                 )
             except NotFiniteError as error:
                 raise RunError(_stopped(error, keeper, so_far)) from error
@@ -186,7 +195,7 @@ def train(
                     engine=engine,
                     micro_batch_size=batching.micro_batch_size,
                     pad_id=pad_id,
-                    bank=bank,
+                    bank=read,
                 )
                 measured["validation_loss"] = found
             log(step, measured)
@@ -208,6 +217,7 @@ def train(
         tokens=so_far.tokens,
         final_loss=so_far.loss,
         peak_memory_bytes=max(peaks) or None,
+        memory_bank=read is not None,
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from imsm.siamese.model import SiameseForCausalLM
 
 TASKS = ("mrpc", "cola", "ropes", "gsm8k", "webq", "freebaseqa", "multirc")
-ITEMS, BATCH = 32, 32
+ITEMS, BATCH = 200, 64
 
 
 def compare_judging(setup: Setup) -> list[Comparison]:

@@ -114,7 +114,7 @@ def _train(
         keeper=Keeper(folder=folder, identity={}, engine=engine, hooks=None, minutes=60),
         pad_id=0,
         log=lambda step, measured: None,
-        bank=bank,
+        bank=lambda: bank,
     )
 
 

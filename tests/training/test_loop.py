@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,9 @@ class Run:
         if step == self.save_after:
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    def train(self, resume: str = "auto") -> TrainingSummary:
+    def train(
+        self, resume: str = "auto", *, bank: Callable[[], MemoryBank | None] | None = None
+    ) -> TrainingSummary:
         torch.manual_seed(0)
         start = checkpoint_to_resume(resume, self.folder, identity=IDENTITY)
         return train(
@@ -137,7 +140,7 @@ class Run:
             pad_id=0,
             log=self.log,
             validation=self.validation,
-            bank=self.bank,
+            bank=bank or (lambda: self.bank),
         )
 
 
@@ -276,3 +279,22 @@ def test_a_checkpoint_holds_no_frozen_weight_and_no_pickle(tmp_path: Path) -> No
     sizes = {path.name: path.stat().st_size for path in checkpoints(run.folder)[0].iterdir()}
     assert {Path(name).suffix for name in sizes} == {".safetensors", ".json"}
     assert sum(sizes.values()) < 4 * trainable + 20_000
+
+
+def test_a_bank_is_asked_for_when_the_first_step_reads_it(tmp_path: Path) -> None:
+    """Two steps are over by then; a run that goes on later asks at once."""
+    run = Run(tmp_path, method="lora")
+    asked: list[int] = []
+
+    def bank() -> None:
+        asked.append(len(run.losses))
+
+    found = run.train(bank=bank)
+    assert asked == [2, 3, 4, 5] and not found.memory_bank
+    run = Run(tmp_path / "again", method="lora")
+    run.stop_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    run.stop_after, asked = None, []
+    run.train(bank=bank)
+    assert asked[0] == 3

@@ -175,7 +175,7 @@ def run(
             pad_id=0,
             log=log,
             validation=items(EXAMPLES)[:3],
-            bank=parts["bank"],
+            bank=lambda: parts["bank"],
         )
     return {"logged": logged, "values": engine.trainables()}
 
