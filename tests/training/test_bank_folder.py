@@ -25,6 +25,7 @@ from imsm.training.bank_folder import (
 )
 from imsm.training.step import on_device
 from tests.siamese.test_memory_bank import TOKEN_GATE
+from tests.siamese.test_virtual import siamese as virtual_siamese
 from tests.siamese.tiny import QUERY_GATE, tiny_siamese
 from tests.training.test_loop import Run, items
 
@@ -239,3 +240,25 @@ def test_they_are_listed_and_cleared(capsys: pytest.CaptureFixture[str]) -> None
     assert what_is_wrong(filled()) is None
     assert command.main(["clear"]) == 0
     assert not place.exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "p_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_are_those_without_a_bank(method: str, checkpointing: bool) -> None:
+    """Prompt learning and recomputed activations too (prefixes cannot be recomputed)."""
+    if method == "prefix_tuning" and checkpointing:
+        pytest.skip("refused: see tests/siamese/test_virtual.py")
+    made = memory_bank.bank_in_memory(tiny_siamese(), items(), pad_id=0)
+    found = []
+    for bank in (None, made):
+        model = tiny_siamese() if method == "lora" else virtual_siamese("llama", method)
+        model.train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        output = model(**on_device(torch.device("cpu"), items()[:5], pad_id=0, bank=bank))
+        output.loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        found.append({"loss": output.loss.detach(), **gradients})
+    assert any(name != "loss" and "gate" not in name for name in found[0])
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
