@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 
 from imsm.errors import RunError
 from imsm.progress import note
@@ -13,9 +13,12 @@ from imsm.progress import note
 Result = TypeVar("Result")
 
 
+_SAID = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def ran_out(error: Exception) -> bool:
     """Whether ``error`` says that a GPU's or the machine's memory did not suffice."""
-    return should_reduce_batch_size(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
 
 
 class Halving(Generic[Result]):

@@ -80,7 +80,8 @@ def footprint(backbone: PreTrainedModel, config: Any = None) -> Footprint:
 def probe(model: SiameseForCausalLM, before: Footprint) -> None:
     """Check the adapter of ``model``; decide whether its streams may run as one batch.
 
-    Sets ``model.streams.doubled``. The model, its mode and the random state are left as they were.
+    Sets ``model.streams.doubled``, and how adapted layers read a doubled batch. The model, its mode
+    and the random state are left as they were.
 
     Args:
         model: just put together.

@@ -69,7 +69,7 @@ def mixed(model: SiameseForCausalLM, mix: Mix) -> MixedForCausalLM:
         mix: see `Mix`.
     """
     made = variant(model, MixedForCausalLM, stream="interwoven", gate=Mixing(mix))
-    made.streams.doubled = model.streams.doubled
+    made.streams.as_probed(model.streams)
     return made
 
 

@@ -87,6 +87,7 @@ def training_order(
         for batch in _chunks(sorted(piece, key=lambda index: -lengths[index]), batch_size)
     ]
     shuffle(batches)
+    batches.sort(key=len, reverse=True)  # the smaller one last
     longest = max(batches, key=lambda batch: max(lengths[index] for index in batch), default=[])
     batches.sort(key=lambda batch: batch is not longest)
     return batches

@@ -152,7 +152,8 @@ def _recorded(
     """The rows of all keys, in their order; what is missing is computed and kept batch by batch.
 
     Batches are formed over all keys, missing or not, and the processes share them out whole: so a
-    row is what it would have been in one process that nobody interrupted.
+    row is what it would have been in one process that nobody interrupted, unless memory did not
+    suffice and a batch was asked in halves.
     """
     missing = set(world.first(lambda: [key for key in dict.fromkeys(keys) if key not in held]))
     batches = [

@@ -51,7 +51,8 @@ class Halves:
         tuned = self.layer.forward
 
         def doubled(*arguments: Any, **named: Any) -> Any:
-            if self.shares and len(arguments) == 1 and not named:
+            merged = getattr(self.layer, "merged", False)  # its base is no original then
+            if self.shares and not merged and len(arguments) == 1 and not named:
                 return self._shared(tuned, arguments[0])
             return self._apart(tuned, *arguments, **named)
 

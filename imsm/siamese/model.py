@@ -238,12 +238,12 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         queries: Sequence[torch.Tensor | None] = (None, None)
         if self._gate.reads_query:  # before the bodies run: they move the cache on
             query = query_of_piece(inputs, query_mask=query_mask, cache=cache)
-            settled = cache.settled if cache is not None else None
-            over = cache is not None and cache.query_is_over
+            over = cache is not None and cache.query_is_over and not torch.is_grad_enabled()
+            settled = cache.settled if cache is not None and over else None
             memories = self.streams.memories(inputs, cache=cache)
             if settled is None:
                 read = self._read(*memories, query, cache)
-                if cache is not None and over and not torch.is_grad_enabled():
+                if cache is not None and over:
                     cache.settled = settled = self._settle(*(each[:, -1:] for each in read))
             queries = settled or [kept(each, logits_to_keep) for each in read]
         else:

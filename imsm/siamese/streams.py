@@ -117,6 +117,12 @@ class Streams:
         original, tuned = outputs.last_hidden_state.chunk(2)
         return original, tuned
 
+    def as_probed(self, other: Streams) -> None:
+        """Run doubled batches as ``other`` does, whose layers these are: it was probed."""
+        self.doubled = other.doubled
+        for halves, known in zip(self._halves, other._halves, strict=True):
+            halves.shares = known.shares
+
     def read_apart(self) -> None:
         """From now on each half of a doubled batch reads an adapted layer's weight for itself."""
         for halves in self._halves:

@@ -50,7 +50,7 @@ def bank_of(
 
     Args:
         config: the run's.
-        model: before any engine takes it over.
+        model: before DeepSpeed takes it over.
         items: all examples that are learned or validated on.
         pad_id: the padding token.
         world: this process and those beside it.
@@ -83,6 +83,18 @@ def bank_of(
             file=sys.stderr,
         )
     return None
+
+
+def check_bank(
+    config: RunConfig, model: SiameseForCausalLM, items: Sequence[TokenisedExample], *, pad_id: int
+) -> None:
+    """Before a training begins that will ask for its bank (`bank_of`): can it be had?
+
+    Raises:
+        UserError: `memory_bank` asks for one that does not fit.
+    """
+    if config.memory_bank in ("disk", "ram") and reads_original(config):
+        _Asked(config, model, items, pad_id).refuse_without_room()
 
 
 def fill_bank(
@@ -136,6 +148,13 @@ class _Asked:
             f"it takes {readable(self._size())}{beside}, more than memory_bank_gigabytes={limit:g}"
             f" allows (raise that{clear})"
         )
+
+    def refuse_without_room(self) -> None:
+        """Raise where a bank that is not there yet would not fit."""
+        if self.config.memory_bank == "ram":
+            self.refuse(self.over_limit(0))
+        elif not (banks_folder() / self._contents().key / "bank").exists():
+            self.refuse(self._no_room())
 
     def refuse(self, problem: str | None) -> None:
         if problem is not None:

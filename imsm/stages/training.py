@@ -17,7 +17,7 @@ from imsm.files import write_whole
 from imsm.identity import run_identity
 from imsm.run_folder import RunFolder
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.stages.bank import bank_of
+from imsm.stages.bank import bank_of, check_bank
 from imsm.stages.data import training_items
 from imsm.stages.engine import engine_of, micro_batch_size
 from imsm.stages.going_on import start_from
@@ -86,6 +86,8 @@ def train_run(
     def bank() -> MemoryBank | None:
         return bank_of(config, model, every, pad_id=pad_id, world=world)
 
+    if world.leads:
+        check_bank(config, model, every, pad_id=pad_id)
     if world.store is not None:
         bank()  # before DeepSpeed takes the model over
     if recipe.gradient_checkpointing:

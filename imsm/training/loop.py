@@ -83,7 +83,8 @@ class TrainingSummary:
 
     ``tokens`` counts all real tokens of a pass over the data, prompt and answer; seconds and
     tokens include what an interrupted run had done up to its checkpoint, the peak of memory (the
-    largest of all processes) does not. ``memory_bank``: whether a step read one.
+    largest of all processes) does not. ``memory_bank``: whether a step read one;
+    if it was filled here, the peak is of that too.
     """
 
     steps: int

@@ -38,7 +38,7 @@ from scripts.bench.decoding import compare_decoding, compare_released
 from scripts.bench.judging import compare_judging
 from scripts.bench.memory import compare_memory
 from scripts.bench.page import write_page
-from scripts.bench.result import ROOT, device_name, print_table, write_result
+from scripts.bench.result import ROOT, commit, device_name, print_table, write_result
 from scripts.bench.setups import Setup
 from scripts.bench.starting import compare_starting
 from scripts.bench.steps import compare_sft, compare_steps, compare_trainer
@@ -81,7 +81,7 @@ def curves(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Draw]:
         "step curves": partial(step_curves, setup, rounds=rounds),
         "decoding curve": lambda: [decoding_curve(setup, rounds=rounds)],
         "runs": lambda: [runs_curve(mini)],
-        "processes": lambda: [processes_curve()],
+        "processes": lambda: [processes_curve(mini)],
     }
 
 
@@ -111,8 +111,10 @@ def measure(asked: dict[str, Callable[[], list[Any]]]) -> tuple[list[Any], list[
         started = time.monotonic()
         try:
             rows = compare()
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             needs = error.name or str(error)
+            if needs.split(".")[0] in ("imsm", "scripts"):
+                raise
             print(f"{name}: left out, it needs {needs}", file=sys.stderr)
             left_out.append({"name": name, "needs": needs})
             continue
@@ -130,6 +132,7 @@ def measure(asked: dict[str, Callable[[], list[Any]]]) -> tuple[list[Any], list[
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure, write and show; returns the file's path."""
     options = _parser().parse_args(argv)
+    began = commit()
     logging.disable_progress_bar()  # of loading weights
     warnings.filterwarnings("ignore", category=FutureWarning)  # of a library about another
     gpu = options.device.startswith("cuda")
@@ -162,7 +165,13 @@ def main(argv: Sequence[str] | None = None) -> Path:
         "rounds": options.rounds,
     }
     record = write_result(
-        path, rows, curves=drawn, left_out=left_out, device=options.device, settings=settings
+        path,
+        rows,
+        curves=drawn,
+        left_out=left_out,
+        device=options.device,
+        settings=settings,
+        began=began,
     )
     print_table(record)
     print(f"written: {path} and {write_page(path, record)}")

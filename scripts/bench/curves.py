@@ -19,7 +19,7 @@ import torch
 from scripts.bench.limits import bandwidth, matrix_rate, operations
 from scripts.bench.setups import Setup, build, random_batch
 from scripts.bench.steps import train_step
-from scripts.bench.sweep import sweep_seconds
+from scripts.bench.sweep import STEPS, sweep_seconds
 from scripts.bench.timing import decode, interleaved, medians, timed
 
 ARMS = ("IMSM, memory bank filled", "IMSM, no bank", "our PEFT")
@@ -80,7 +80,7 @@ def _steps(
         at=[float(value) for value in values],
         arms=found,
         floor=floor,
-        floor_of=f"PEFT's operations at {rate / 1e9:,.0f} GFLOP/s",
+        floor_of=_operations_at(rate),
     )
 
 
@@ -120,17 +120,23 @@ def _until(seconds: list[float], lengths: Sequence[int], *, of: int) -> list[flo
 def runs_curve(setup: Setup) -> Curve:
     """A sweep's training time, run after run; the bank is filled by the first."""
     ours, theirs = sweep_seconds(setup)
+    rate = matrix_rate(dtype=setup.dtype, device=setup.device)
+    least = STEPS * operations(train_step(build(setup, stream="tuned"), setup)) / rate
     return Curve(
         name="training all runs of a sweep, 60 steps each",
         over="runs",
         at=[float(number) for number in range(1, len(ours) + 1)],
         arms={"IMSM, its bank's filling included": ours, "our PEFT": theirs},
-        floor=None,
+        floor=[number * least for number in range(1, len(ours) + 1)],
+        floor_of=_operations_at(rate),
     )
 
 
-def processes_curve() -> Curve:
+def processes_curve(setup: Setup) -> Curve:
     """One epoch of the miniature over processes that share a batch out (ZeRO-2 for two).
+
+    Args:
+        setup: of the miniature; a token's operations are those of its batch.
 
     Raises:
         ImportError: DeepSpeed is missing.
@@ -138,20 +144,31 @@ def processes_curve() -> Curve:
     import deepspeed  # noqa: F401
 
     found: dict[str, list[float]] = {"IMSM": [], "our PEFT": []}
+    tokens = 0
     for processes in (1, 2):
         for arm, method in {"IMSM": "imsm", "our PEFT": "peft"}.items():
-            found[arm].append(_trained(method, processes))
+            record = _trained(method, processes)
+            found[arm].append(float(record["seconds"]))
+            tokens = int(record["tokens"])
+    rate = matrix_rate(dtype=setup.dtype, device=setup.device)
+    batch = setup.batch * (setup.prompt_tokens + setup.answer_tokens)
+    step = operations(train_step(build(setup, stream="tuned"), setup))
     return Curve(
         name="40 steps of the miniature",
         over="processes",
         at=[1.0, 2.0],
         arms=found,
-        floor=None,
+        floor=[tokens * step / batch / rate] * 2,
+        floor_of=_operations_at(rate),
     )
 
 
-def _trained(method: str, processes: int) -> float:
-    """The training seconds that a run's own record says."""
+def _operations_at(rate: float) -> str:
+    return f"PEFT's operations at {rate / 1e9:,.0f} GFLOP/s"
+
+
+def _trained(method: str, processes: int) -> dict[str, Any]:
+    """What a run's own record says of its training."""
     engine = "local" if processes == 1 else "zero2"
     with tempfile.TemporaryDirectory() as folder:
         threads = str(max(1, (os.cpu_count() or 1) // processes))
@@ -173,4 +190,4 @@ def _trained(method: str, processes: int) -> float:
             stderr=subprocess.DEVNULL,
         )
         (record,) = Path(folder, "runs").glob("*/training.json")
-        return float(json.loads(record.read_text())["seconds"])
+        return dict(json.loads(record.read_text()))

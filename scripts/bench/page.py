@@ -10,6 +10,12 @@ from scripts.bench.result import row_cells
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+STYLES = {
+    "IMSM": ("#0072b2", "o"),
+    "IMSM, no bank": ("#56b4e9", "s"),
+    "our PEFT": ("#e69f00", "d"),
+}
+"""Colour and marker of an arm, the same in every plot; other arms are kinds of IMSM."""
 HEAD = ["", "ours", "theirs", "", "ratio", "bar", ""]
 
 
@@ -26,10 +32,11 @@ def write_page(path: Path, record: dict[str, Any]) -> Path:
     lines = [
         f"# Benchmark: {record['device']}",
         "",
-        f"{record['date'][:10]}, commit {(record['commit'] or 'unknown')[:12]}, "
+        f"{record['date'][:10]}, commit {record['commit'] or 'unknown'}, "
         + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         "",
-        "Ratios of medians, ours over theirs, both measured by turns in one run. "
+        "Ours over theirs, both measured in one run: steps and decoding by turns, as medians; "
+        "start-up as a median; the rest one after the other. Where a row does not say otherwise: "
         + ", ".join(f"{key} {value}" for key, value in record["settings"].items())
         + ".",
         "",
@@ -87,15 +94,17 @@ def _bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_yticks(list(places), [row["name"] for row in rows], fontsize=7)
     axes.set_xlabel("share of the bar (left of the line: met)")
     for place, share, row in zip(places, shares, rows, strict=True):
-        axes.text(share, place, f" {row['ratio']:.2f}", va="center", fontsize=7)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        at = share + 0.02
+        axes.text(at, place, f"{row['ratio']:.2f}", va="center", fontsize=7, bbox=box)
     axes.set_xlim(0, max(1.15, 1.15 * max(shares)))
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _curve(axes: Axes, curve: dict[str, Any]) -> None:
-    markers = dict(zip(curve["arms"], "osd^", strict=False))
     for arm, seconds in curve["arms"].items():
-        axes.plot(curve["at"], seconds, marker=markers[arm], label=arm)
+        colour, marker = STYLES.get(arm, STYLES["IMSM"])
+        axes.plot(curve["at"], seconds, marker=marker, color=colour, label=arm)
     if curve["floor"]:
         label = f"floor: {curve['floor_of']}"
         axes.plot(curve["at"], curve["floor"], color="grey", linestyle="--", label=label)

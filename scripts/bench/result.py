@@ -31,14 +31,19 @@ def write_result(
     left_out: Sequence[dict[str, str]],
     device: str,
     settings: dict[str, Any],
+    began: str | None,
 ) -> dict[str, Any]:
-    """Write all that was measured and what it was measured with; returns it."""
+    """Write all that was measured and what it was measured with; returns it.
+
+    ``began`` is the commit as measuring began; if another stands there now, the record says so.
+    """
+    ended = commit()
     record = {
         "comparisons": [row.record() for row in rows],
         "curves": [curve.record() for curve in curves],
         "left_out": list(left_out),
         "device": _described(device),
-        "commit": _commit(),
+        "commit": began if began == ended else f"{began}, at the end {ended}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
         "settings": settings,
@@ -99,7 +104,7 @@ def _versions() -> dict[str, str]:
     return found | {"peft": peft.__version__, "python": platform.python_version()}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this checkout, "-dirty" if its code was changed; None outside of git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from imsm.controls.mixed import mixed
+from imsm.controls.mixes import by_logits
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.streams import Streams
 from tests.siamese.tiny import ADAPTERS, padded, prompts, tiny_siamese
@@ -113,3 +115,26 @@ def test_gradients_go_through_a_doubled_batch_over_a_cache() -> None:
     assert gradients[0] and len(gradients[0]) == len(gradients[1])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_merged_adapter_is_unmerged_for_the_original() -> None:
+    model, inputs = tiny_siamese(method="lora"), _inputs()
+    expected = model.streams.memories(inputs, cache=None)
+    model.adapted.merge_adapter()
+    real = inputs["attention_mask"].bool()
+    for one, other in zip(expected, model.streams.memories(inputs, cache=None), strict=True):
+        torch.testing.assert_close(one[real], other[real], atol=1e-4, rtol=1e-4)
+
+
+def test_a_variant_reads_as_the_probed_model_does() -> None:
+    model = tiny_siamese(method="lora")
+    model.streams.read_apart()
+    made = mixed(model, by_logits(0.5))
+    counts, stop = _rows_read(model)
+    try:
+        with torch.no_grad():
+            made.streams.memories(_inputs(), cache=None)
+    finally:
+        stop()
+    assert set(counts.values()) == {2}

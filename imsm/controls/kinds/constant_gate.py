@@ -69,5 +69,5 @@ def answering(run: FinishedRun, value: float) -> SiameseForCausalLM:
         trained=False,
     )
     made = variant(model, SiameseForCausalLM, stream="interwoven", gate=gate.to(model.device))
-    made.streams.doubled = model.streams.doubled
+    made.streams.as_probed(model.streams)
     return made

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from imsm.siamese.body import find_body
+from imsm.siamese.model import SiameseForCausalLM
 from scripts.bench.__main__ import SHAPES, make_setup, measure
 from scripts.bench.comparison import Comparison
 from scripts.bench.curves import Curve, decoding_curve, step_curves
@@ -20,9 +21,9 @@ from scripts.bench.decoding import compare_decoding, compare_released
 from scripts.bench.limits import bandwidth, matrix_rate, operations
 from scripts.bench.memory import compare_memory
 from scripts.bench.page import write_page
-from scripts.bench.result import ROOT, row_cells, write_result
+from scripts.bench.result import ROOT, commit, row_cells, write_result
 from scripts.bench.setups import Setup, build, random_batch
-from scripts.bench.steps import compare_steps, compare_trainer, train_step
+from scripts.bench.steps import compare_steps, compare_trainer, sft_step, train_step
 from scripts.bench.sweep import sweep_seconds
 from scripts.bench.timing import decode, interleaved
 from tests.siamese.tiny import ARCHITECTURES, tiny_siamese
@@ -68,6 +69,46 @@ def test_steps_have_their_bars(setup: Setup) -> None:
     assert [row.bar for row in rows.values()] == [1.10, 1.55, 1.40]
     banked, unbanked, _ = rows.values()
     assert banked.theirs == unbanked.theirs
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"), [({}, 2), ({"banked": True}, 1), ({"checkpointing": True}, 2)]
+)
+def test_a_step_does_what_its_row_says(setup: Setup, options: dict[str, bool], passes: int) -> None:
+    model = build(setup, stream="interwoven")
+    step = train_step(model, setup, **options)
+    layers = _counted(model)
+    step()
+    assert len(layers) == passes + ("checkpointing" in options)
+
+
+def _counted(model: SiameseForCausalLM) -> list[int]:
+    """Grows with every pass through the first layer."""
+    passes: list[int] = []
+    first = model.streams.body.layers[0]  # type: ignore[union-attr,index]
+    first.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    return passes
+
+
+def test_two_passes_are_two_passes(setup: Setup) -> None:
+    import scripts.bench.decoding as decoding
+
+    model = build(setup, stream="interwoven").eval()
+    passes = _counted(model)
+    ids = torch.tensor([random_batch(setup, vocabulary=97)[0].prompt_ids])
+    model.generate(ids, max_new_tokens=3, min_new_tokens=3)
+    assert len(passes) == 3
+    with decoding._two_passes(model):
+        model.generate(ids, max_new_tokens=3, min_new_tokens=3)
+    assert len(passes) == 3 + 2 * 3
+    model.streams.doubled = False
+    with pytest.raises(RuntimeError, match="nothing to compare"), decoding._two_passes(model):
+        pass
+
+
+def test_trls_step_trains(setup: Setup, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    sft_step(setup, str(tmp_path))()
 
 
 def test_transformers_own_trainer_is_held_against(setup: Setup) -> None:
@@ -180,6 +221,7 @@ def test_the_file_and_its_page(tmp_path: Path) -> None:
         left_out=[{"name": "sft", "needs": "trl"}],
         device="cpu",
         settings={"batch": 16},
+        began=commit(),
     )
     assert json.loads((tmp_path / "it.json").read_text()) == record
     asked = {"name", "ours", "theirs", "unit", "ratio", "bar", "met", "floor", "reason"}
