@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from imsm.data.tokenise import TokenisedExample
     from imsm.processes.world import World
-    from imsm.siamese.memory_bank import MemoryBank
 
 
 def train_run(
@@ -81,13 +80,8 @@ def train_run(
     if world.leads:
         print(trainable_line(parameters))
     pad_id = tokenizer.pad_token_id
-
-    @cache
-    def bank() -> MemoryBank | None:
-        return bank_of(config, model, every, pad_id=pad_id, world=world)
-
-    if world.leads:
-        check_bank(config, model, every, pad_id=pad_id)
+    world.first(lambda: check_bank(config, model, every, pad_id=pad_id))
+    bank = cache(lambda: bank_of(config, model, every, pad_id=pad_id, world=world))
     if world.store is not None:
         bank()  # before DeepSpeed takes the model over
     if recipe.gradient_checkpointing:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,8 @@ def train(
             seconds that training took.
 
     Raises:
-        RunError: the loss or a gradient is not finite; the last good checkpoint is kept.
+        RunError: the loss or a gradient is not finite, or memory does not suffice; the last good
+            state is kept.
         KeyboardInterrupt: after a checkpoint of all finished steps was written.
     """
     order = batching.order(items)
@@ -158,7 +160,7 @@ def train(
                 asked = time.monotonic()
                 read = bank()
                 started += time.monotonic() - asked
-            try:
+            with _explained(keeper, so_far, micro_batch_size=batching.micro_batch_size):
                 measured = train_step(
                     batch,
                     step=step,
@@ -168,16 +170,6 @@ def train(
                     pad_id=pad_id,
                     bank=read,
                 )
-            except NotFiniteError as error:
-                raise RunError(_stopped(error, keeper, so_far)) from error
-            except RuntimeError as error:
-                if not ran_out(error):
-                    raise
-                alone = engine.world.size == 1  # others do not know, and wait
-                newest = keeper.save_if_finite(so_far) if alone else None
-                raise RunError(
-                    _too_much(batching.micro_batch_size, step=step, newest=newest)
-                ) from error
             so_far = Progress(
                 step=step,
                 seconds=before.seconds + time.monotonic() - started,
@@ -220,6 +212,22 @@ def train(
         peak_memory_bytes=max(peaks) or None,
         memory_bank=read is not None,
     )
+
+
+@contextmanager
+def _explained(keeper: Keeper, so_far: Progress, *, micro_batch_size: int) -> Iterator[None]:
+    """What ends a step becomes one line with what to do; what was learned before it is kept."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise RunError(_stopped(error, keeper, so_far)) from error
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        alone = keeper.engine.world.size == 1  # others do not know, and wait
+        newest = keeper.save_if_finite(so_far) if alone else None
+        told = _too_much(micro_batch_size, step=so_far.step + 1, newest=newest)
+        raise RunError(told) from error
 
 
 def _stopped(error: NotFiniteError, keeper: Keeper, so_far: Progress) -> str:
