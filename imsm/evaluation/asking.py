@@ -1,6 +1,8 @@
 """Asking a stream what the ledger does not hold yet: raw answers, and how likely the golds are.
 
-Legend: N items, P pairs of an item and one of its accepted answers.
+A prompt is read once, for its accepted answers and for the stream's own.
+
+Legend: N items.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING
 
-from imsm.data.batches import collate_training, evaluation_order
-from imsm.data.tokenise import TokenisedExample, answer_tokens
+from imsm.data.batches import evaluation_order
+from imsm.data.tokenise import answer_tokens
 from imsm.errors import RunError
 from imsm.evaluation.digest import digest
-from imsm.evaluation.generate import generate_answers
+from imsm.evaluation.generate import generate_answers, read_prompts
 from imsm.evaluation.ledger import Ledger, Row
+from imsm.evaluation.likelihood import Tokens, log_likelihoods
 from imsm.memory_limit import Halving
 from imsm.progress import bar
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from imsm.processes.world import World
     from imsm.siamese.model import SiameseForCausalLM
 
-_VERSION = 3
+_VERSION = 4
 """Of what a row holds; another one asks anew."""
 GOLDS = 8
 """So many of an item's accepted answers are weighed, the first ones."""
@@ -62,9 +65,16 @@ def ask(
 
     Returns:
         N rows of {text, tokens, ended, gate_mean, gate_tokens, gate_pieces,
-        seconds}, and N of {loglik, tokens}:
+        seconds}, and N of {loglik, tokens, seconds}:
         the sum of ln p over the answer's tokens; None where an item has no answer of any token.
     """
+    golds = _golds(test, tokenizer)
+    settings = [test.task.max_new_tokens, test.task.stop]
+    answer_keys = [digest([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in test.prompts]
+    gold_keys = [
+        [digest([_VERSION, fingerprint, "gold", prompt.prompt_ids, ids]) for ids in own]
+        for prompt, own in zip(test.prompts, golds, strict=True)
+    ]
 
     @cache
     def answering() -> SiameseForCausalLM:
@@ -72,131 +82,139 @@ def ask(
         found.stream = stream  # type: ignore[assignment]
         return found
 
-    def generated(places: Sequence[int]) -> list[Row]:
-        prompts = [test.prompts[place] for place in places]
-        limit, stop = test.task.max_new_tokens, test.task.stop
-        made = generate_answers(answering(), tokenizer, prompts, max_new_tokens=limit, stop=stop)
-        return [asdict(each) for each in made]
+    def asked(places: Sequence[int], missing: set[str]) -> list[dict[str, Row]]:
+        weighed = any(not missing.isdisjoint(gold_keys[place]) for place in places)
+        answered = any(answer_keys[place] in missing for place in places)
+        answers, weights = _from_one_reading(
+            answering(),
+            tokenizer,
+            test,
+            places,
+            golds=[golds[place] for place in places] if weighed else None,
+            answered=answered,
+        )
+        found: list[dict[str, Row]] = [{} for _ in places]
+        for index, place in enumerate(places):
+            if weighed:
+                found[index] |= dict(zip(gold_keys[place], weights[index], strict=True))
+            if answered:
+                found[index][answer_keys[place]] = answers[index]
+        return found
 
-    held = ledger.read()
-    settings = [test.task.max_new_tokens, test.task.stop]
-    answers = _recorded(
-        [digest([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in test.prompts],
+    rows = _recorded(
+        [[key, *own] for key, own in zip(answer_keys, gold_keys, strict=True)],
         lengths=[len(prompt.prompt_ids) for prompt in test.prompts],
-        compute=Halving(generated, what="prompts", key="evaluation.batch_size"),
-        held=held,
+        compute=asked,
         ledger=ledger,
         batch_size=batch_size,
         label=label,
         world=world,
     )
-    pairs, owners = _pairs(test, tokenizer)
+    weights = [[rows[key] for key in own] for own in gold_keys]
+    best = [max(own, key=lambda row: row["loglik"], default=None) for own in weights]
+    return [rows[key] for key in answer_keys], best
 
-    def weighed(places: Sequence[int]) -> list[Row]:
-        found = answering()
-        batch = collate_training([pairs[place] for place in places], pad_id=tokenizer.pad_token_id)
-        sums, _ = found.log_likelihood(
-            batch["input_ids"].to(found.device),
-            attention_mask=batch["attention_mask"].to(found.device),
-            labels=batch["labels"].to(found.device),
-        )
-        return [
-            {"loglik": value, "tokens": len(pairs[place].answer_ids)}
-            for place, value in zip(places, sums.tolist(), strict=True)
+
+def _golds(test: TestSet, tokenizer: PreTrainedTokenizerBase) -> list[list[Tokens]]:
+    """Each item's accepted answers as tokens; those of no token are left out."""
+    return [
+        [ids for ids in dict.fromkeys(answer_tokens(tokenizer, example.golds[:GOLDS])) if ids]
+        for example in test.examples
+    ]
+
+
+def _from_one_reading(
+    model: SiameseForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    test: TestSet,
+    places: Sequence[int],
+    *,
+    golds: Sequence[Sequence[Tokens]] | None,
+    answered: bool,
+) -> tuple[list[Row], list[list[Row]]]:
+    """The answers (none if they are not asked for) and the likelihoods of ``golds`` (likewise)."""
+    started = time.monotonic()
+    pad_id = tokenizer.pad_token_id
+    reading = read_prompts(model, [test.prompts[place] for place in places], pad_id=pad_id)
+    reading.logits[0, 0].item()  # waits for the device, so that the times are right
+    read = time.monotonic()
+    weights: list[list[Row]] = []
+    if golds is not None:
+        sums = log_likelihoods(reading, golds, pad_id=pad_id)
+        each = (time.monotonic() - read) / max(1, sum(map(len, golds)))
+        weights = [
+            [
+                {"loglik": value, "tokens": len(ids), "seconds": each}
+                for value, ids in zip(values, own, strict=True)
+            ]
+            for values, own in zip(sums, golds, strict=True)
         ]
-
-    golds = _recorded(
-        [digest([_VERSION, fingerprint, "gold", p.prompt_ids, p.answer_ids]) for p in pairs],
-        lengths=[len(pair.prompt_ids) + len(pair.answer_ids) for pair in pairs],
-        compute=Halving(weighed, what="prompts with answers", key="evaluation.batch_size"),
-        held=held,
-        ledger=ledger,
-        batch_size=batch_size,
-        label=f"{label}, likelihood",
-        world=world,
-    )
-    best: list[Row | None] = [None] * len(test.prompts)
-    for owner, row in zip(owners, golds, strict=True):
-        before = best[owner]
-        if before is None or row["loglik"] > before["loglik"]:
-            best[owner] = row
-    return answers, best
-
-
-def _pairs(
-    test: TestSet, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[TokenisedExample], list[int]]:
-    """Prompts with an accepted answer each, (P,), and the places of their items."""
-    pairs, owners = [], []
-    for place, (example, prompt) in enumerate(zip(test.examples, test.prompts, strict=True)):
-        for ids in dict.fromkeys(answer_tokens(tokenizer, example.golds[:GOLDS])):
-            if ids:
-                pairs.append(
-                    TokenisedExample(id=prompt.id, prompt_ids=prompt.prompt_ids, answer_ids=ids)
-                )
-                owners.append(place)
-    return pairs, owners
+    answers: list[Row] = []
+    if answered:
+        weighed = time.monotonic()
+        limit, stop = test.task.max_new_tokens, test.task.stop
+        made = generate_answers(reading, tokenizer, max_new_tokens=limit, stop=stop)
+        each = (read - started + time.monotonic() - weighed) / len(places)
+        answers = [{**asdict(answer), "seconds": each} for answer in made]
+    return answers, weights
 
 
 def _recorded(
-    keys: Sequence[str],
+    keys: Sequence[Sequence[str]],
     *,
     lengths: Sequence[int],
-    compute: Callable[[Sequence[int]], list[Row]],
-    held: dict[str, Row],
+    compute: Callable[[Sequence[int], set[str]], list[dict[str, Row]]],
     ledger: Ledger,
     batch_size: int,
     label: str,
     world: World,
-) -> list[Row]:
-    """The rows of all keys, in their order; what is missing is computed and kept batch by batch.
+) -> dict[str, Row]:
+    """The rows of all items' keys; what is missing is computed and kept batch by batch.
 
-    Batches are formed over all keys, missing or not, and the processes share them out whole: so a
+    Batches are formed over all items, missing or not, and the processes share them out whole: so a
     row is what it would have been in one process that nobody interrupted, unless memory did not
     suffice and a batch was asked in halves.
     """
-    missing = set(world.first(lambda: [key for key in dict.fromkeys(keys) if key not in held]))
+    held = ledger.read()
+    every = dict.fromkeys(key for own in keys for key in own)
+    missing = set(world.first(lambda: [key for key in every if key not in held]))
     batches = [
         batch
         for batch in evaluation_order(lengths, batch_size=batch_size)
-        if any(keys[place] in missing for place in batch)
+        if any(not missing.isdisjoint(keys[place]) for place in batch)
     ][world.rank :: world.size]
     made: dict[str, Row] = {}
-    for batch, rows, seconds in _timed(batches, compute, label=label, shown=world.leads):
-        new = {
-            keys[place]: row
-            for place, row in zip(batch, rows, strict=True)
-            if keys[place] in missing and keys[place] not in made
-        }
-        new = {key: {**row, "seconds": seconds / len(new)} for key, row in new.items()}
+    fitting = Halving(
+        lambda places: compute(places, missing), what="prompts", key="evaluation.batch_size"
+    )
+    for found in _shown(batches, fitting, label=label, shown=world.leads):
+        new = {key: row for rows in found for key, row in rows.items()}
+        new = {key: row for key, row in new.items() if key in missing and key not in made}
         ledger.append(new)
         made |= new
     if missing:
         for told in world.gather(json.dumps(made)):
             held |= json.loads(told)
-    lacking = [key for key in keys if key not in held]
-    if lacking:
+    if not held.keys() >= every.keys():
         raise RunError(
             f"{ledger.path}: process {world.rank} does not see the answers that process 0 sees; "
             "the runs' folder must be on a disk that all nodes share"
         )
-    return [held[key] for key in keys]
+    return held
 
 
-def _timed(
+def _shown(
     batches: Sequence[Sequence[int]],
-    compute: Callable[[Sequence[int]], list[Row]],
+    compute: Callable[[Sequence[int]], list[dict[str, Row]]],
     *,
     label: str,
     shown: bool,
-) -> Iterator[tuple[Sequence[int], list[Row], float]]:
-    """Each batch with its rows and the seconds that they took, under a progress bar."""
+) -> Iterator[list[dict[str, Row]]]:
+    """What is computed of each batch, under a progress bar."""
     if not batches:
         return
     total = sum(map(len, batches))
     with bar(total=total, label=label, unit="item", keep=False, shown=shown) as done:
         for batch in batches:
-            started = time.monotonic()
-            rows = compute(batch)
-            yield batch, rows, time.monotonic() - started
+            yield compute(batch)
             done.update(len(batch))

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from imsm.data.batches import collate_prompts
+from imsm.siamese.reading import Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from imsm.data.tokenise import TokenisedExample
-    from imsm.siamese.model import SiameseForCausalLM, SiameseOutput
+    from imsm.siamese.model import SiameseForCausalLM
 
 _TAIL = 64
 """Tokens of the text so far that a stop pattern is looked for in."""
 _SHOWN, _PLACES = 64, 5
 """How many positions' gates are kept with an answer, and to how many decimal places."""
+_MOST = 0.85
+"""When no more than this share of the rows that are read still goes on, the others are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,86 +46,77 @@ class Generation:
     gate_pieces: list[str] | None
 
 
-class PatternStop(StoppingCriteria):
-    """Stops a row as soon as its generated text matches a pattern."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, pattern: str, *, prompt_length: int
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.pattern = re.compile(pattern)
-        self.prompt_length = prompt_length
-        self.done: torch.Tensor | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
-        """Which rows are done, (B,)."""
-        if self.done is None:
-            self.done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        first = max(self.prompt_length, input_ids.shape[1] - _TAIL)
-        going = (~self.done).nonzero()[:, 0].tolist()
-        texts = self.tokenizer.batch_decode(input_ids[going, first:], skip_special_tokens=True)
-        for row, text in zip(going, texts, strict=True):
-            if self.pattern.search(text):
-                self.done[row] = True
-        return self.done
-
-
 @torch.inference_mode()
 def generate_answers(
-    model: SiameseForCausalLM,
+    reading: Reading,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[TokenisedExample],
     *,
     max_new_tokens: int,
     stop: str | None,
 ) -> list[Generation]:
-    """The chosen stream's greedy answers to one batch of prompts.
+    """The greedy answers to a batch of prompts; a row that has its answer is let go of.
 
     Args:
-        model: its ``stream`` answers.
+        reading: of the prompts; when all is said it is used up.
         tokenizer: the backbone's.
-        prompts: B of them, tokenised; answers are ignored.
         max_new_tokens: at most so many tokens an answer.
         stop: regular expression on the generated text; None: until the end-of-text token.
     """
-    ends = end_tokens(model, tokenizer)
-    pad_id = tokenizer.pad_token_id
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=pad_id,
-    )
-    batch = {k: v.to(model.device) for k, v in collate_prompts(prompts, pad_id=pad_id).items()}
-    width = batch["input_ids"].shape[1]
-    criteria = StoppingCriteriaList(
-        [] if stop is None else [PatternStop(tokenizer, stop, prompt_length=width)]
-    )
-    gates: list[torch.Tensor] = []  # (B,) of every step
-    with _watched(model, gates):
-        rows = model.generate(**batch, generation_config=config, stopping_criteria=criteria)
-    weights = torch.stack(gates, dim=1).tolist() if gates else [None] * len(prompts)
+    ends = end_tokens(reading.model, tokenizer)
+    over = _over(tokenizer, ends=ends, stop=stop)
+    tokens: list[list[int]] = [[] for _ in range(len(reading))]
+    gates: list[list[float]] = [[] for _ in range(len(reading))]
+    read = list(range(len(reading)))  # whose the reading's rows are
+    going = list(read)
+    while True:
+        chosen = reading.logits.argmax(dim=-1)
+        shares = None if reading.gate is None else reading.gate.tolist()
+        for row, token in enumerate(chosen.tolist()):
+            if read[row] in going:
+                tokens[read[row]].append(token)
+                if shares is not None:
+                    gates[read[row]].append(shares[row])
+        done = over([tokens[place] for place in going])
+        going = [place for place, ended in zip(going, done, strict=True) if not ended]
+        if not going or len(tokens[going[0]]) == max_new_tokens:
+            break
+        if len(going) <= _MOST * len(read):
+            rows = [row for row, place in enumerate(read) if place in going]
+            reading.select(rows)
+            chosen, read = chosen[rows], [read[row] for row in rows]
+        reading.read(chosen[:, None])
     return [
-        _generation(row, weight, tokenizer, ends=ends, pad_id=pad_id, limit=max_new_tokens)
-        for row, weight in zip(rows[:, width:].tolist(), weights, strict=True)
+        _generation(row, own or None, tokenizer, ends=ends, limit=max_new_tokens)
+        for row, own in zip(tokens, gates, strict=True)
     ]
 
 
-@contextmanager
-def _watched(model: SiameseForCausalLM, gates: list[torch.Tensor]) -> Iterator[None]:
-    """Note the gate at the last position of every pass: where the next token is chosen."""
+@torch.inference_mode()
+def read_prompts(
+    model: SiameseForCausalLM, prompts: Sequence[TokenisedExample], *, pad_id: int
+) -> Reading:
+    """The chosen stream's reading of a batch of prompts; their answers are ignored."""
+    batch = {k: v.to(model.device) for k, v in collate_prompts(prompts, pad_id=pad_id).items()}
+    return Reading(model, batch["input_ids"], mask=batch["attention_mask"])
 
-    def note(_: object, __: object, output: SiameseOutput) -> None:
-        if output.gate is not None:
-            gates.append(output.gate[:, -1].float())
 
-    hook = model.register_forward_hook(note)
-    try:
-        yield
-    finally:
-        hook.remove()
+def _over(
+    tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], stop: str | None
+) -> Callable[[Sequence[list[int]]], list[bool]]:
+    """Tells of rows of new tokens which are answers that have ended."""
+    pattern = None if stop is None else re.compile(stop)
+
+    def over(rows: Sequence[list[int]]) -> list[bool]:
+        ended = [row[-1] in ends for row in rows]
+        if pattern is None:
+            return ended
+        tails = [row[-_TAIL:] for row in rows]
+        texts = tokenizer.batch_decode(tails, skip_special_tokens=True)
+        return [
+            end or pattern.search(text) is not None for end, text in zip(ended, texts, strict=True)
+        ]
+
+    return over
 
 
 def end_tokens(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -139,25 +131,18 @@ def _generation(
     weights: list[float] | None,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    ends: list[int],
-    pad_id: int,
+    ends: Sequence[int],
     limit: int,
 ) -> Generation:
-    """A row of new tokens, cut at its end and decoded, with the gate at each of them."""
-    length = next((place for place, token in enumerate(row) if token in ends), len(row))
-    positions = min(length + 1, len(row))  # the end was chosen too
-    if length == len(row):
-        while length and row[length - 1] == pad_id:  # a row that a pattern stopped is padded
-            length -= 1
-        positions = length
-    own = None if weights is None or not positions else weights[:positions]
+    """A row of new tokens, without its end and decoded, with the gate at each of them."""
+    length = len(row) - (row[-1] in ends)
     return Generation(
         text=str(tokenizer.decode(row[:length], skip_special_tokens=True)),
         tokens=length,
         ended=length < limit,
-        gate_mean=None if own is None else round(fmean(own), _PLACES),
-        gate_tokens=None if own is None else [round(each, _PLACES) for each in own[:_SHOWN]],
-        gate_pieces=None if own is None else _pieces(row[: len(own)][:_SHOWN], tokenizer),
+        gate_mean=None if weights is None else round(fmean(weights), _PLACES),
+        gate_tokens=None if weights is None else [round(w, _PLACES) for w in weights[:_SHOWN]],
+        gate_pieces=None if weights is None else _pieces(row[:_SHOWN], tokenizer),
     )
 
 

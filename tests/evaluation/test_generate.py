@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from imsm.assemble import assemble
 from imsm.data.tokenise import TokenisedExample
-from imsm.evaluation.generate import generate_answers
+from imsm.evaluation.generate import Generation, generate_answers, read_prompts
 from imsm.siamese.model import SiameseForCausalLM
 from tests.backbone_folder import save_backbone
 
@@ -22,26 +22,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(tmp_path_factory.mktemp("backbone"), texts=TEXTS)
 
 
-def scripted(model: SiameseForCausalLM, script: dict[int, list[int]]) -> None:
+def scripted(model: SiameseForCausalLM, prompts: list[TokenisedExample], script: dict) -> None:
     """Make ``model`` continue a prompt that begins with token k by ``script[k]``."""
     forward = model.forward
-    state: dict[str, torch.Tensor] = {}
+    lengths = {prompt.prompt_ids[0]: len(prompt.prompt_ids) for prompt in prompts}
 
     def answer(**inputs: torch.Tensor):
         output = forward(**inputs)
-        ids = inputs["input_ids"]
-        if ids.shape[1] > 1:
-            mask = inputs["attention_mask"]
-            state["first"] = ids[torch.arange(len(ids)), mask.long().argmax(dim=1)]
-            state["step"] = torch.tensor(0)
-        for row, first in enumerate(state["first"].tolist()):
-            token = script[first][int(state["step"])]
+        for row, mask in enumerate(inputs["attention_mask"].bool()):
+            text = inputs["input_ids"][row][mask].tolist()
+            token = script[text[0]][len(text) - lengths[text[0]]]
             output.logits[row, -1] = 0
             output.logits[row, -1, token] = 1
-        state["step"] += 1
         return output
 
+    model.config.cached = False  # each pass is fed whole texts
     model.forward = answer  # type: ignore[method-assign]
+
+
+def answered(model, tokenizer, prompts, **options) -> list[Generation]:
+    reading = read_prompts(model, prompts, pad_id=tokenizer.pad_token_id)
+    return generate_answers(reading, tokenizer, **options)
 
 
 def test_early_stop_order_and_counts(folder: Path) -> None:
@@ -67,12 +68,12 @@ def test_early_stop_order_and_counts(folder: Path) -> None:
         firsts["c"]: never,  # never ends
         firsts["d"]: ids(" the answer is 3") + line + never,
     }
-    scripted(model, script)
     prompts = [
         TokenisedExample(id=name, prompt_ids=(first, *[5] * extra), answer_ids=())
         for extra, (name, first) in enumerate(firsts.items(), start=1)
     ]
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=12, stop=r"\S[^\n]*\n")
+    scripted(model, prompts, script)
+    answers = answered(model, tokenizer, prompts, max_new_tokens=12, stop=r"\S[^\n]*\n")
     assert [a.text for a in answers] == ["\n 7 8\n", " 9", " 1" * 12, " the answer is 3\n"]
     assert [a.ended for a in answers] == [True, True, False, True]
     assert [a.tokens for a in answers] == [4, 1, 12, 5]
@@ -102,7 +103,7 @@ def test_batching_changes_no_answer(folder: Path) -> None:
         return [
             answer.text
             for start in range(0, len(prompts), batch_size)
-            for answer in generate_answers(
+            for answer in answered(
                 model,
                 tokenizer,
                 prompts[start : start + batch_size],

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from imsm.assemble import assemble
 from imsm.data.sources import Source
 from imsm.data.task import Task
 from imsm.errors import UserError
+from imsm.evaluation import asking
 from imsm.evaluation.asking import ask
+from imsm.evaluation.generate import read_prompts
 from imsm.evaluation.items import COLUMNS, read_items
 from imsm.evaluation.judge import Judgement, judge
 from imsm.evaluation.ledger import Ledger
 from imsm.evaluation.test_set import TestSet, load_test_set
 from imsm.processes.world import World
 from imsm.siamese.model import SiameseForCausalLM
+from imsm.siamese.reading import Reading
 from tests.backbone_folder import save_backbone
 
 ROWS = [{"input": f"say {word}:", "output": word} for word in ("red", "green", "blue", "black")]
@@ -350,17 +354,34 @@ def test_too_large_a_batch_is_asked_in_halves_with_the_same_answers(
 ) -> None:
     bench.judge()
     expected = [row["generation"] for row in bench.rows()]
-    plain = SiameseForCausalLM.generate
     sizes: list[int] = []
 
-    def limited(model: SiameseForCausalLM, **options: Any) -> Any:
-        sizes.append(len(options["input_ids"]))
+    def limited(model: SiameseForCausalLM, prompts: Sequence[Any], **options: Any) -> Reading:
+        sizes.append(len(prompts))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return plain(model, **options)
+        return read_prompts(model, prompts, **options)
 
-    monkeypatch.setattr(SiameseForCausalLM, "generate", limited)
+    monkeypatch.setattr(asking, "read_prompts", limited)
     bench.judge(fingerprint="another")
     assert [row["generation"] for row in bench.rows()] == expected
     assert sizes == [2, 1, 1, 1, 1]
     assert "goes on with 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kept", "never"), [("text", "generate_answers"), ("loglik", "log_likelihoods")]
+)
+def test_of_what_is_held_nothing_is_asked_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kept: str, never: str
+) -> None:
+    bench.judge()
+    before = bench.rows()
+    lines = bench.ledger().read_text().splitlines(keepends=True)
+    held = [line for line in lines if f'"{kept}"' in line]
+    assert len(held) == 4 == len(lines) / 2
+    bench.ledger().write_text("".join(held))
+    monkeypatch.setattr(asking, never, lambda *_, **__: pytest.fail("asked again"))
+    bench.judge()
+    assert bench.rows() == before
+    assert len(Ledger(bench.root / "ledger", fingerprint="one").read()) == 8

@@ -1,0 +1,63 @@
+"""How likely a stream finds given answers to prompts that it has read.
+
+Legend: B prompts, R of them with an answer to weigh, T tokens of the longest answer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from imsm.siamese.long_answers import positions_at_once
+
+if TYPE_CHECKING:
+    from imsm.siamese.reading import Reading
+
+Tokens = tuple[int, ...]
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    reading: Reading, answers: Sequence[Sequence[Tokens]], *, pad_id: int
+) -> list[list[float]]:
+    """The sum of ln p over the tokens of each answer.
+
+    Args:
+        reading: of B prompts; it stays where it is.
+        answers: to each prompt any number of them, each of a token at least.
+        pad_id: fills up the shorter ones.
+
+    Returns:
+        A value for each answer, in the same order.
+    """
+    found: list[list[float]] = [[] for _ in answers]
+    first = reading.logits.float().log_softmax(dim=-1)  # (B, V)
+    for turn in range(max(map(len, answers), default=0)):
+        rows = [row for row, own in enumerate(answers) if len(own) > turn]
+        texts = [answers[row][turn] for row in rows]
+        width = max(map(len, texts))
+        ids = torch.tensor([[*text, *[pad_id] * (width - len(text))] for text in texts])
+        mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
+        ids, mask = ids.to(first.device), mask.to(first.device)
+        total = first[rows].gather(1, ids[:, :1])[:, 0]
+        if width > 1:
+            total = total + _after_the_first(reading.copy(rows), ids, mask)
+        for row, value in zip(rows, total.tolist(), strict=True):
+            found[row].append(value)
+    return found
+
+
+def _after_the_first(reading: Reading, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The sum of ln p over all tokens but the first: ids and mask (R, T) -> (R,)."""
+    total = torch.zeros(len(ids), device=ids.device)
+    at_once = positions_at_once(reading.model.backbone)
+    step = ids.shape[1] if at_once is None else max(1, at_once // len(ids))
+    for start in range(0, ids.shape[1] - 1, step):
+        stop = min(start + step, ids.shape[1] - 1)
+        logits = reading.read(ids[:, start:stop], mask=mask[:, start:stop])
+        following = slice(start + 1, stop + 1)
+        each = logits.float().log_softmax(dim=-1).gather(2, ids[:, following, None])[..., 0]
+        total += (each * mask[:, following]).sum(dim=1)
+    return total
