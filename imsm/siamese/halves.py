@@ -82,7 +82,10 @@ class Halves:
         with forward_replaced(self._base, answer):
             changed = tuned(half)
         self.shares = asked > 0
-        return torch.cat([both[:middle], changed])
+        if torch.is_grad_enabled() or changed.shape != rest.shape or changed.dtype != rest.dtype:
+            return torch.cat([both[:middle], changed])
+        rest.copy_(changed)  # a tensor of all rows the less
+        return both
 
     def _apart(self, tuned: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Half by half, over (2B, ...) rows or flattened (2BT, ...).
