@@ -12,6 +12,7 @@ from typing import Any
 
 from imsm.errors import UserError
 from imsm.files import write_whole
+from imsm.progress import note
 
 _NOT_THE_RUNS = ("lock", "processes")
 """What concerns the processes at work alone; it may be there before the run is."""
@@ -121,7 +122,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
     Args:
         path: the folder, made if need be.
-        wait: until another process has left it, in place of refusing.
+        wait: until another process has left it (a line says so), in place of refusing.
 
     Raises:
         UserError: another process is at work in the folder.
@@ -133,11 +134,14 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         raise UserError(f"folder={path}: cannot be written ({error.strerror or error})") from error
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"folder={path}: another process is at work in this run; wait for it to end"
-            ) from error
+            if not wait:
+                raise UserError(
+                    f"folder={path}: another process is at work in this run; wait for it to end"
+                ) from error
+            note(f"waits for another process, which is at work in {path}")
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 

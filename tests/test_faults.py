@@ -219,12 +219,14 @@ def test_two_runs_in_one_folder_at_once(made: Path, tmp_path: Path) -> None:  # 
 def test_two_arms_that_need_the_same_original_wait_for_each_other(
     made: Path,  # noqa: F811
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The original's folder belongs to several runs: there one waits in place of giving up."""
     original = run(made, tmp_path, *OFTEN, method="original")
     with working_in(original, seconds=8) as other:
         run(made, tmp_path, *OFTEN, method="peft")
         assert other.poll() == 0
+    assert f"waits for another process, which is at work in {original}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

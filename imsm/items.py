@@ -1,0 +1,117 @@
+"""What every arm of finished runs answered, item by item: `python -m imsm.items RUN [RUN ...]`.
+
+Shows a row for each arm and task: the original, the run itself and the controls that were judged on
+it. `--output FILE` writes that table, with `--each` every single item. Nothing is asked and no
+model is loaded. Exit codes: 0 all went well, 2 the input was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imsm.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas
+
+_KINDS = {".csv": "CSV", ".md": "Markdown", ".jsonl": "JSON lines"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, and write what is asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m imsm.items", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's folder, or its name under the runs' root"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help=f"a file of {', '.join(_KINDS)}"
+    )
+    parser.add_argument("--each", action="store_true", help="write every item, not the summary")
+    options = parser.parse_args(argv)
+    try:
+        _show(options.runs, output=options.output, each=options.each)
+    except UserError as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _show(runs: list[str], *, output: Path | None, each: bool) -> None:
+    if output is not None and output.suffix not in _KINDS:
+        raise UserError(f"--output {output}: must end in {', '.join(_KINDS)}")
+    if each and output is None:
+        raise UserError("--each: every item is written, not shown; add --output FILE")
+    from imsm.report.item_table import item_table, summary
+
+    items = item_table([_folder(run) for run in runs])
+    short = summary(items)
+    if output is None:
+        _print(short)
+        return
+    table = items if each else short
+    _write(output, table)
+    print(f"{output}: {len(table):,} rows")
+
+
+def _folder(named: str) -> Path:
+    from imsm.folders import runs_root
+
+    given = Path(named).expanduser()
+    folder = given if given.is_dir() else runs_root() / named
+    if not folder.is_dir():
+        raise UserError(
+            f"{named}: there is no such folder, nor a run of that name in {runs_root()}"
+        )
+    return folder.absolute()
+
+
+def _print(table: pandas.DataFrame) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for name in table.columns:
+        numbers = table[name].dtype.kind in "if" and name != "seed"
+        shown.add_column(name, justify="right" if numbers else "left", no_wrap=True)
+    for row in _readable(table).itertuples(index=False):
+        shown.add_row(*row)
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(shown)
+
+
+def _readable(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Numbers with the places that they deserve, and nothing where there is none."""
+    places = {"score": 1, "tokens": 1, "gold_loglik": 2, "gate_mean": 3}
+
+    def cell(name: str, value: object) -> str:
+        if value is None or value != value:
+            return ""
+        if name == "seed":
+            return str(int(value))  # type: ignore[call-overload]
+        return f"{value:.{places[name]}f}" if name in places else str(value)
+
+    return table.apply(lambda column: [cell(str(column.name), value) for value in column])
+
+
+def _write(path: Path, table: pandas.DataFrame) -> None:
+    from imsm.files import write_whole
+
+    texts = {
+        ".csv": lambda: table.to_csv(index=False, float_format="%.6g"),
+        ".md": lambda: _readable(table).to_markdown(index=False, disable_numparse=True) + "\n",
+        ".jsonl": lambda: table.to_json(orient="records", lines=True, force_ascii=False),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, texts[path.suffix]())
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written ({error})") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

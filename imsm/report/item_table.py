@@ -1,0 +1,96 @@
+"""What the arms of runs answered, as tables: a row per item, or a row per arm and task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imsm.errors import UserError
+from imsm.report.arms import Arm, arms_of, controls_of
+from imsm.report.result import read_result
+
+if TYPE_CHECKING:
+    import pandas
+
+_ABOUT = ["run", "arm", "seed", "task"]
+
+
+def item_table(folders: Sequence[Path]) -> pandas.DataFrame:
+    """Every item of every arm of some runs: the original, the run itself, its controls.
+
+    Args:
+        folders: of finished runs. An arm that several of them have (the original) stands there
+            once.
+
+    Returns:
+        A row per item: ``run`` (a folder's name), ``arm``, ``seed`` (none of the original),
+        ``task``, ``id``, then the columns of `imsm.evaluation.items.read_items`, and ``score``:
+        the item's score by the task's headline, ``headline``.
+
+    Raises:
+        UserError: a folder without a finished run, or whose items are not there.
+    """
+    import pandas
+
+    found: dict[Path, list[pandas.DataFrame]] = {}
+    for folder in folders:
+        for arm in _arms(folder):
+            if arm.folder not in found:
+                found[arm.folder] = [
+                    _items(arm, task) for task in arm.result["evaluation"]["tasks"]
+                ]
+    return pandas.concat([each for tables in found.values() for each in tables], ignore_index=True)
+
+
+def summary(items: pandas.DataFrame) -> pandas.DataFrame:
+    """A row for each arm and task of `item_table`, in the order of their first items.
+
+    Returns:
+        ``items``; ``score``: the mean of the items' headline scores, in points (F1 and Matthews'
+        correlation are of the whole test: here stand right answers); ``unparsed``: answers that
+        could not be extracted; ``truncated``: that hit the token limit; ``tokens``: an answer's
+        mean length; ``gold_loglik``: the mean over items of ln p of the likeliest accepted
+        answer; ``gate_mean``: the original memory's mean weight.
+    """
+    marked = items.assign(
+        unparsed=[not str(answer).strip() for answer in items["answer"]],
+        truncated=~items["ended"].astype(bool),
+        score=100 * items["score"],
+    )
+    groups = marked.groupby([*_ABOUT, "headline"], sort=False, dropna=False)
+    return groups.agg(
+        items=("id", "size"),
+        score=("score", "mean"),
+        unparsed=("unparsed", "sum"),
+        truncated=("truncated", "sum"),
+        tokens=("tokens", "mean"),
+        gold_loglik=("gold_loglik", "mean"),
+        gate_mean=("gate_mean", "mean"),
+    ).reset_index()
+
+
+def _arms(folder: Path) -> list[Arm]:
+    arms = arms_of(folder, read_result(folder), runs_root=folder.parent, siblings=False)
+    return [*arms, *controls_of(folder)]
+
+
+def _items(arm: Arm, task: str) -> pandas.DataFrame:
+    found = arm.items(task)
+    if found is None:
+        raise UserError(
+            f"{arm.folder}: the items of {task} are not there or damaged; judge the run again (the "
+            "same command with mode=evaluate)"
+        )
+    headline = arm.entry(task)["headline"]
+    table = found.reset_index()
+    trained = arm.method != "original"
+    about = [
+        arm.folder.name if arm.method != "control" else arm.folder.parent.parent.name,
+        arm.label,
+        arm.result["identity"].get("seed") if trained else None,
+        task,
+    ]
+    for place, (name, value) in enumerate(zip(_ABOUT, about, strict=True)):
+        table.insert(place, name, value)
+    return table.assign(headline=headline, score=table[f"score.{headline}"])

@@ -1,0 +1,105 @@
+"""`python -m imsm.items`: every arm as a table, against its items and its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas
+import pytest
+
+from imsm.controls.__main__ import main as controls
+from imsm.items import main
+from imsm.report.item_table import item_table, summary
+from imsm.report.result import read_result
+from tests.controls.finished import ITEMS, finished, make
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    made, root = make(tmp_path_factory.mktemp("made")), tmp_path_factory.mktemp("runs")
+    found = [finished(made, root, method=method) for method in ("original", "peft", "imsm")]
+    assert controls(["--run", str(found[1]), "--controls", "oracle_router,confidence"]) == 0
+    return found[1:]
+
+
+def test_every_arm_is_there_once_with_what_its_result_says(runs: list[Path]) -> None:
+    table = item_table(runs)
+    short = summary(table)
+    assert list(dict.fromkeys(short["arm"])) == [
+        "original",
+        "peft",
+        "confidence",
+        "oracle router",
+        "imsm",
+    ]
+    assert set(short["items"]) == {ITEMS}
+    assert len(table) == short["items"].sum() == 5 * ITEMS * len(set(table["task"]))
+    for folder, label in zip(runs, ("peft", "imsm"), strict=True):
+        for task, entry in read_result(folder)["evaluation"]["tasks"].items():
+            row = short[(short["arm"] == label) & (short["task"] == task)].squeeze()
+            assert row["headline"] == entry["headline"]
+            assert row["unparsed"] == entry["protocols"]["clean"]["unparsed"]
+            assert row["truncated"] == entry["truncated"]
+            assert row["tokens"] == pytest.approx(entry["new_tokens"] / ITEMS)
+            assert row["gold_loglik"] == pytest.approx(entry["gold_loglik"])
+            if entry["headline"] in ("accuracy", "contain", "exact_match"):
+                assert row["score"] == pytest.approx(entry["metrics"][entry["headline"]])
+    assert short[short["arm"] == "original"]["seed"].isna().all()
+    assert short[short["arm"] == "peft"]["gate_mean"].isna().all()
+    assert short[short["arm"] == "imsm"]["gate_mean"].between(0, 1).all()
+
+
+def test_what_is_written_and_shown(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(run) for run in runs]
+    assert main(names) == 0
+    shown = capsys.readouterr().out
+    assert "oracle router" in shown and "gate_mean" in shown and "nan" not in shown
+    expected = item_table(runs)
+    assert main([*names, "--each", "--output", str(tmp_path / "new" / "all.csv")]) == 0
+    read = pandas.read_csv(tmp_path / "new" / "all.csv")
+    assert list(read["id"]) == list(expected["id"])
+    assert read["gold_loglik"].to_numpy() == pytest.approx(
+        expected["gold_loglik"].to_numpy(float), rel=1e-5, nan_ok=True
+    )
+    for kind in ("md", "jsonl"):
+        assert main([*names, "--output", str(tmp_path / f"short.{kind}")]) == 0
+    lines = (tmp_path / "short.md").read_text().splitlines()
+    assert len(lines) == 2 + len(summary(expected))
+    assert len(pandas.read_json(tmp_path / "short.jsonl", lines=True)) == len(summary(expected))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere"], "nowhere: there is no such folder"),
+        (["{run}", "--output", "x.xlsx"], "must end in .csv, .md, .jsonl"),
+        (["{run}", "--each"], "add --output FILE"),
+        (["{empty}"], "result.json"),
+    ],
+)
+def test_what_is_refused(
+    runs: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    given = [each.format(run=runs[0], empty=tmp_path) for each in arguments]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert told in error and len(error.splitlines()) == 1
+
+
+def test_damaged_items_are_named(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    shutil.copytree(runs[0].parent, tmp_path / "runs")
+    folder = tmp_path / "runs" / runs[0].name
+    (found, *_) = sorted(folder.glob("evaluation/*/items.jsonl"))
+    found.write_text('{"id": 1')
+    assert main([str(folder)]) == 2
+    assert "not there or damaged" in capsys.readouterr().err
