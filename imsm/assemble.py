@@ -12,7 +12,7 @@ from imsm.adapters.probe import footprint, probe
 from imsm.adapters.refused import refuse
 from imsm.backbones.load import load_backbone
 from imsm.siamese.configuration import SiameseConfig
-from imsm.siamese.fitness import examine
+from imsm.siamese.fitness import Fitness, examine
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.storage import build_gate, load_adapter
 
@@ -94,7 +94,7 @@ def assemble_on(
     plain = load_backbone(**backbone)
     if device is not None:
         plain.to(device)  # type: ignore[arg-type]
-    cached = examine(plain)
+    fitness = examine(plain)
     adapted, before = load_adapter(plain, adapter, trainable=False)
     model = _around(
         adapted,
@@ -104,7 +104,7 @@ def assemble_on(
         pooling=pooling,
         stream=stream,
         seed=seed,
-        cached=cached,
+        fitness=fitness,
     )
     model.to(plain.device)  # type: ignore[arg-type]
     probe(model, before)
@@ -138,7 +138,8 @@ def put_together(
     Raises:
         UserError: the backbone cannot be interwoven, or the adapter does not fit it.
     """
-    cached = plain.device.type == "meta" or examine(plain)
+    values = plain.device.type != "meta"
+    fitness = examine(plain) if values else Fitness(cached=True, padded_inside=False)
     adapted: nn.Module = plain
     if adapter is not None:
         torch.manual_seed(seed)
@@ -151,7 +152,7 @@ def put_together(
         pooling=pooling,
         stream=stream,
         seed=seed,
-        cached=cached,
+        fitness=fitness,
     )
 
 
@@ -164,16 +165,17 @@ def _around(
     pooling: str,
     stream: str,
     seed: int,
-    cached: bool,
+    fitness: Fitness,
 ) -> SiameseForCausalLM:
-    """The model around an adapted backbone, with a new gate; ``cached`` as `examine` says."""
+    """The model around an adapted backbone, with a new gate."""
     config = SiameseConfig(
         text_config=plain.config.get_text_config(decoder=True),
         backbone=backbone,
         gate=gate,
         pooling=pooling,
         stream=stream,
-        cached=cached,
+        cached=fitness.cached,
+        padded_inside=fitness.padded_inside,
     )
     built = None
     if gate is not None:

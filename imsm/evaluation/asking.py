@@ -18,11 +18,12 @@ from imsm.data.batches import evaluation_order
 from imsm.data.tokenise import answer_tokens
 from imsm.errors import RunError
 from imsm.evaluation.digest import digest
-from imsm.evaluation.generate import generate_answers, read_prompts
+from imsm.evaluation.generate import generate_answers
 from imsm.evaluation.ledger import Ledger, Row
 from imsm.evaluation.likelihood import Tokens, log_likelihoods
 from imsm.memory_limit import Halving
 from imsm.progress import bar
+from imsm.siamese.reading import Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,7 +136,12 @@ def _from_one_reading(
     """The answers (none if they are not asked for) and the likelihoods of ``golds`` (likewise)."""
     started = time.monotonic()
     pad_id = tokenizer.pad_token_id
-    reading = read_prompts(model, [test.prompts[place] for place in places], pad_id=pad_id)
+    reading = Reading(
+        model,
+        [test.prompts[place].prompt_ids for place in places],
+        pad_id=pad_id,
+        then=max([test.task.max_new_tokens, *(len(ids) for own in golds or () for ids in own)]),
+    )
     reading.logits[0, 0].item()  # waits for the device, so that the times are right
     read = time.monotonic()
     weights: list[list[Row]] = []

@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imsm.data.batches import collate_prompts
-from imsm.siamese.reading import Reading
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from imsm.data.tokenise import TokenisedExample
     from imsm.siamese.model import SiameseForCausalLM
+    from imsm.siamese.reading import Reading
 
 _TAIL = 64
 """Tokens of the text so far that a stop pattern is looked for in."""
@@ -89,15 +86,6 @@ def generate_answers(
         _generation(row, own or None, tokenizer, ends=ends, limit=max_new_tokens)
         for row, own in zip(tokens, gates, strict=True)
     ]
-
-
-@torch.inference_mode()
-def read_prompts(
-    model: SiameseForCausalLM, prompts: Sequence[TokenisedExample], *, pad_id: int
-) -> Reading:
-    """The chosen stream's reading of a batch of prompts; their answers are ignored."""
-    batch = {k: v.to(model.device) for k, v in collate_prompts(prompts, pad_id=pad_id).items()}
-    return Reading(model, batch["input_ids"], mask=batch["attention_mask"])
 
 
 def _over(

@@ -20,7 +20,8 @@ class SiameseConfig(PretrainedConfig):
         gate: ``_target_`` (a class of gates) and its arguments; None for plain PEFT.
         pooling: how a query memory is pooled: "mean" (the paper), "max" or "last".
         stream: which stream answers: "original", "tuned" or "interwoven".
-        cached: whether the backbone can go on from a cache (`imsm.siamese.fitness.examine`).
+        cached: whether the backbone can go on from a cache (`imsm.siamese.fitness`).
+        padded_inside: whether padding may stand inside a text then (likewise).
     """
 
     model_type = "imsm"
@@ -35,6 +36,7 @@ class SiameseConfig(PretrainedConfig):
         pooling: str = "mean",
         stream: str = "interwoven",
         cached: bool = True,
+        padded_inside: bool = False,
         **common: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -51,6 +53,7 @@ class SiameseConfig(PretrainedConfig):
         self.pooling = pooling
         self.stream = stream
         self.cached = cached
+        self.padded_inside = padded_inside
         if text_config is not None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 common.setdefault(name, getattr(text_config, name, None))

@@ -9,6 +9,7 @@ Legend: T positions of the probe, D width of a memory.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,19 @@ from imsm.siamese.head import head_logits
 
 _LENGTH = 9
 _PADDING = 3
+_INSIDE = 24
+"""Padding inside a text: enough that a model which counts places in place of tokens shows it."""
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a pass ends with that a model does not take."""
 _EXACT = 1e-3
 """How far any position may be off, relatively, in float32."""
 _ROUNDED = 5e-2
@@ -27,9 +41,21 @@ _ROUNDED = 5e-2
 send a token of a mixture of experts elsewhere."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fitness:
+    """What a backbone can do.
+
+    ``cached``: a text that is fed in pieces over a `DynamicCache` gives what it gives in one.
+    ``padded_inside``: so it does with padding between the pieces.
+    """
+
+    cached: bool
+    padded_inside: bool
+
+
 @torch.no_grad()
-def examine(backbone: PreTrainedModel) -> bool:
-    """Refuse a backbone that would give wrong results; say whether it can go on from a cache.
+def examine(backbone: PreTrainedModel) -> Fitness:
+    """Refuse a backbone that would give wrong results; say what it can do.
 
     Five things must hold: the logits are a function of the body's memories; these depend on earlier
     tokens alone; positions count from 0; padding on the left changes nothing; training mode draws
@@ -40,8 +66,8 @@ def examine(backbone: PreTrainedModel) -> bool:
             adapter. Its mode is left as it was.
 
     Returns:
-        Whether a sequence fed in two pieces over a `DynamicCache` gives what it gives in one.
-        Where not, texts are generated without a cache: slower, and the same tokens.
+        Whether it goes on from a cache. Where not, texts are generated without one: slower, and
+        the same tokens.
 
     Raises:
         UserError: one of the five does not hold, or the model cannot be run on tokens alone.
@@ -52,16 +78,8 @@ def examine(backbone: PreTrainedModel) -> bool:
         probe = _Probe(backbone)
         reason = probe.reason()
         cached = reason is None and probe.goes_on()
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+        padded_inside = cached and probe.goes_on_after_padding()
+    except _FAILURES as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         reason = f"a pass on tokens alone fails ({first})"
     finally:
@@ -71,7 +89,7 @@ def examine(backbone: PreTrainedModel) -> bool:
             f"{type(backbone).__name__} cannot be a backbone: {reason}. Choose another one "
             "(docs/capabilities.md lists those that can)"
         )
-    return cached
+    return Fitness(cached=cached, padded_inside=padded_inside)
 
 
 class _Probe:
@@ -129,10 +147,26 @@ class _Probe:
                 pieces.append(self._memory(ids, mask=mask[:, :end], cache=cache))
                 if cache.get_seq_length() != end:
                     return False
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        except _FAILURES:
             return False
         real = mask.bool()
         return _alike(torch.cat(pieces, dim=1)[real], whole[real])
+
+    def goes_on_after_padding(self) -> bool:
+        """Whether padding between two pieces changes nothing (positions are counted in tokens)."""
+        text = self.ids[:1]
+        padding = text.new_zeros((1, _INSIDE))
+        ids = torch.cat([text[:, :4], padding, text[:, 4:]], dim=1)
+        mask = torch.ones_like(ids)
+        mask[:, 4 : 4 + _INSIDE] = 0
+        try:
+            cache = DynamicCache(config=self.cache_config)
+            first = self._memory(ids[:, :4], mask=mask[:, :4], cache=cache)
+            rest = self._memory(ids[:, 4:], mask=mask, cache=cache)
+        except _FAILURES:
+            return False
+        pieces = torch.cat([first, rest[:, _INSIDE:]], dim=1)
+        return _alike(pieces, self.memory[:1]) and _alike(pieces[:, 4:], self.memory[:1, 4:])
 
     def _memory(
         self,

@@ -1,7 +1,8 @@
 """What a stream has read so far, and what it expects next: a batch of texts that it can go on with.
 
-A prompt is read once, and answers of any number are weighed or decoded from there. Rows that are
-done are let go of, so that the rest does not wait for them.
+A prompt is read once, and answers of any number are weighed or decoded from there; how all prompts
+begin is read once for all of them. Rows that are done are let go of, so that the rest does not wait
+for them.
 
 Legend: B rows, T positions read so far, n positions read next, V vocabulary.
 """
@@ -13,9 +14,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from imsm.siamese.model import SiameseForCausalLM
+
+
+_WORTH = 256
+"""Positions: beginnings that spare fewer are not worth a pass of their own."""
+_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""The layers of a cache in which padding may stand anywhere: others know places alone."""
 
 
 class Reading:
@@ -23,8 +33,9 @@ class Reading:
 
     Args:
         model: its ``stream`` reads.
-        prompts: token ids, padded on the left, (B, T); they are the queries.
-        mask: 1 on tokens, 0 on padding, (B, T).
+        prompts: token ids, B of them; they are the queries.
+        pad_id: fills up the shorter ones.
+        then: so many tokens may be read after them.
 
     Attributes:
         logits: of each row's next token, (B, V).
@@ -33,21 +44,55 @@ class Reading:
     A backbone that cannot go on from a cache reads its texts from the beginning every time.
     """
 
+    @torch.inference_mode()
     def __init__(
-        self, model: SiameseForCausalLM, prompts: torch.Tensor, *, mask: torch.Tensor
+        self,
+        model: SiameseForCausalLM,
+        prompts: Sequence[Sequence[int]],
+        *,
+        pad_id: int,
+        then: int = 0,
     ) -> None:
         self.model = model
-        self._query = mask
-        self._cache = model.new_cache(query_mask=mask) if model.config.cached else None
-        self._texts, self._mask = prompts[:, :0], mask[:, :0]
+        self._cache = model.new_cache() if model.config.cached else None
         self.logits: torch.Tensor
         self.gate: torch.Tensor | None
-        self._read(prompts, mask, keep=1)
+        begun = self._shared(prompts, then=then)
+        ids, mask = _padded([each[begun:] for each in prompts], pad_id=pad_id, device=model.device)
+        if begun:
+            first = torch.tensor([prompts[0][:begun]], device=model.device)
+            self._texts = self._mask = first[:, :0]
+            self._query = torch.ones_like(first)
+            self._read(first, self._query, query=self._query)
+            self.select([0] * len(prompts))
+            self._query = torch.cat([self._query, mask], dim=1)
+        else:
+            self._texts, self._mask, self._query = ids[:, :0], mask[:, :0], mask
+        self._read(ids, mask, query=self._query)
+
+    def _shared(self, prompts: Sequence[Sequence[int]], *, then: int) -> int:
+        """How many tokens all prompts begin with, if they are read once; each has one more."""
+        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+        columns = enumerate(zip(*prompts, strict=False))
+        common = next((n for n, tokens in columns if len(set(tokens)) > 1), shortest - 1)
+        common = min(common, shortest - 1)
+        if common * (len(prompts) - 1) < _WORTH or self._cache is None:
+            return 0
+        if shortest == longest:
+            return common
+        narrow = _window(self.model.config.get_text_config(decoder=True))
+        virtual = self.model.streams.virtual
+        places = longest + then + (0 if virtual is None else virtual.count)
+        padded = self.model.config.padded_inside and all(
+            type(layer) in _LAYERS for layer in self._cache.layers
+        )
+        return common if padded and (narrow is None or places <= narrow) else 0
 
     def __len__(self) -> int:
         """How many rows there are."""
         return len(self._mask)
 
+    @torch.inference_mode()
     def read(self, tokens: torch.Tensor, *, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Read on.
 
@@ -58,8 +103,10 @@ class Reading:
         Returns:
             The logits after each of them, (B, n, V).
         """
-        return self._read(tokens, torch.ones_like(tokens) if mask is None else mask, keep=None)
+        mask = torch.ones_like(tokens) if mask is None else mask
+        return self._read(tokens, mask, keep=tokens.shape[1])
 
+    @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; the others are let go of."""
         if list(rows) == list(range(len(self))):
@@ -72,6 +119,7 @@ class Reading:
         if self._cache is not None:  # the way of selecting rows that every kind of layer has
             self._cache.reorder_cache(places)  # type: ignore[arg-type]
 
+    @torch.inference_mode()
     def copy(self, rows: Sequence[int]) -> Reading:
         """Another reading of these rows; this one stays where it is."""
         other = copy.copy(self)
@@ -79,18 +127,48 @@ class Reading:
         other.select(rows)
         return other
 
-    def _read(self, tokens: torch.Tensor, mask: torch.Tensor, *, keep: int | None) -> torch.Tensor:
+    def _read(
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        *,
+        query: torch.Tensor | None = None,
+        keep: int = 1,
+    ) -> torch.Tensor:
+        """Logits of the last ``keep`` tokens; ``query`` marks the query's so far, as yet."""
         self._mask = torch.cat([self._mask, mask], dim=1)
         if self._cache is None:
             self._texts = torch.cat([self._texts, tokens], dim=1)
+            query = self._query
         output = self.model(
             input_ids=tokens if self._cache is not None else self._texts,
             attention_mask=self._mask,
             past_key_values=self._cache,
-            query_mask=None if self._cache is not None else self._query,
-            logits_to_keep=keep or tokens.shape[1],
+            query_mask=query,
+            logits_to_keep=keep,
         )
         logits: torch.Tensor = output.logits
         self.logits = logits[:, -1]
         self.gate = None if output.gate is None else output.gate[:, -1]
         return logits
+
+
+def _window(config: PretrainedConfig) -> int | None:
+    """The narrowest stretch that attention is held to by its places, or None."""
+    found = [
+        value
+        for name, value in config.to_dict().items()
+        if ("window" in name or "chunk" in name) and isinstance(value, int) and value > 1
+    ]
+    return min(found, default=None)
+
+
+def _padded(
+    rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids filled up on the left, and 1 on tokens, 0 on padding, each (B, T)."""
+    width = max(map(len, rows))
+    gaps = [width - len(row) for row in rows]
+    ids = [[pad_id] * gap + list(row) for gap, row in zip(gaps, rows, strict=True)]
+    mask = [[0] * gap + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -152,4 +152,4 @@ def test_what_is_saved_answers_the_same(model: SiameseForCausalLM, tmp_path: Pat
 
 
 def test_the_body_is_fit_to_be_interwoven(folder: Path) -> None:
-    assert examine(load_backbone(path=str(folder)))  # decoding with a cache too
+    assert examine(load_backbone(path=str(folder))).cached  # decoding with a cache too

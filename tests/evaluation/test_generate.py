@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 from imsm.assemble import assemble
 from imsm.data.tokenise import TokenisedExample
-from imsm.evaluation.generate import Generation, generate_answers, read_prompts
+from imsm.evaluation.generate import Generation, generate_answers
 from imsm.siamese.model import SiameseForCausalLM
+from imsm.siamese.reading import Reading
 from tests.backbone_folder import save_backbone
 
 TEXTS = [" the answer is 1 2 3 4 5 6 7 8 9 \n a b c d e f g h i j k l m n o p q r s t u v"]
@@ -41,7 +42,8 @@ def scripted(model: SiameseForCausalLM, prompts: list[TokenisedExample], script:
 
 
 def answered(model, tokenizer, prompts, **options) -> list[Generation]:
-    reading = read_prompts(model, prompts, pad_id=tokenizer.pad_token_id)
+    ids = [prompt.prompt_ids for prompt in prompts]
+    reading = Reading(model, ids, pad_id=tokenizer.pad_token_id)
     return generate_answers(reading, tokenizer, **options)
 
 

@@ -21,7 +21,6 @@ from imsm.data.task import Task
 from imsm.errors import UserError
 from imsm.evaluation import asking
 from imsm.evaluation.asking import ask
-from imsm.evaluation.generate import read_prompts
 from imsm.evaluation.items import COLUMNS, read_items
 from imsm.evaluation.judge import Judgement, judge
 from imsm.evaluation.ledger import Ledger
@@ -360,9 +359,9 @@ def test_too_large_a_batch_is_asked_in_halves_with_the_same_answers(
         sizes.append(len(prompts))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return read_prompts(model, prompts, **options)
+        return Reading(model, prompts, **options)
 
-    monkeypatch.setattr(asking, "read_prompts", limited)
+    monkeypatch.setattr(asking, "Reading", limited)
     bench.judge(fingerprint="another")
     assert [row["generation"] for row in bench.rows()] == expected
     assert sizes == [2, 1, 1, 1, 1]

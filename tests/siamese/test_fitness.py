@@ -52,7 +52,7 @@ def test_unfit_backbones_are_refused_with_the_reason(
 
 @pytest.mark.parametrize("name", ["bert", "electra", "rembert"])
 def test_an_encoder_that_is_told_to_decode_is_fit(name: str) -> None:
-    assert examine(tiny_backbone(tiny_configuration(name, is_decoder=True)))
+    assert examine(tiny_backbone(tiny_configuration(name, is_decoder=True))).cached
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -77,10 +77,10 @@ def test_every_random_draw_of_a_frozen_backbone_is_silenced(name: str) -> None:
 def test_the_mode_is_left_as_it_was_and_nothing_is_changed() -> None:
     backbone = tiny_backbone(tiny_configuration("qwen3")).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    assert examine(backbone)
+    assert examine(backbone).cached
     assert backbone.training
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    assert examine(backbone.to(torch.bfloat16).eval())
+    assert examine(backbone.to(torch.bfloat16).eval()).cached
     assert not backbone.training
 
 

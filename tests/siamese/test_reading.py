@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,17 +20,15 @@ from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.reading import Reading
 from imsm.siamese.streams import STREAMS
 from tests.siamese.test_architectures import built
-from tests.siamese.tiny import CASES, decoded, padded, prompts, tiny_siamese, tiny_tokenizer
+from tests.siamese.tiny import CASES, decoded, prompts, tiny_siamese, tiny_tokenizer
 
 OTHERS = ["bamba, attention behind a state space", "mamba2, no cache", "openai-gpt, no cache"]
 OTHERS += ["falcon, alibi", "gpt_oss", "gpt2"]
 GOLDS = [[(5, 9, 31), (7,)], [(44,)], [], [(3, 3, 8, 60, 12), (80, 2), (4, 5, 6)]]
 
 
-def reading(model: SiameseForCausalLM, rows: list[list[int]]) -> Reading:
-    ids, mask = padded(rows, side="left")
-    with torch.inference_mode():
-        return Reading(model, ids, mask=mask)
+def reading(model: SiameseForCausalLM, rows: list[list[int]], *, then: int = 9) -> Reading:
+    return Reading(model, rows, pad_id=0, then=then)
 
 
 def whole(model: SiameseForCausalLM, row: list[int], answer: tuple[int, ...]) -> float:
@@ -38,9 +41,19 @@ def whole(model: SiameseForCausalLM, row: list[int], answer: tuple[int, ...]) ->
     return float(sums[0])
 
 
-def check(model: SiameseForCausalLM) -> None:
+def ending(answers: list[list[int]]) -> list[int]:
+    """Two tokens at which answers end, at different steps."""
+    tokens = [token for answer in answers for token in answer[1:]]
+    for one, other in product(tokens, tokens):
+        lengths = {next((n for n, t in enumerate(a) if t in (one, other)), 9) for a in answers}
+        if len(lengths) > 1:
+            return [one, other]
+    raise AssertionError("the answers are all alike")
+
+
+def check(model: SiameseForCausalLM, rows: list[list[int]] | None = None) -> None:
     """Likelihoods and answers of one reading, with rows that end at different steps."""
-    rows = prompts(4)
+    rows = rows or prompts(4)
     read = reading(model, rows)
     found = log_likelihoods(read, GOLDS, pad_id=0)
     assert [len(own) for own in found] == [2, 1, 0, 3]
@@ -48,7 +61,7 @@ def check(model: SiameseForCausalLM) -> None:
         for answer, value in zip(own, values, strict=True):
             assert value == pytest.approx(whole(model, row, answer), abs=2e-4)
     answers = [decoded(model, row, max_new_tokens=9, eos_token_id=None) for row in rows]
-    ends = [answers[1][1], answers[3][4]]  # two rows end early, others perhaps
+    ends = ending(answers)
     model.backbone.generation_config.eos_token_id = ends
     expected = [
         decoded(model, row, max_new_tokens=9, eos_token_id=[2, *ends], pad_token_id=0)
@@ -140,3 +153,74 @@ def test_a_copy_leaves_the_reading_where_it_is() -> None:
         torch.testing.assert_close(
             other.logits[0], reading(model, [rows[2] + [5, 6]]).logits[0], atol=1e-4, rtol=0
         )
+
+
+BEGINNING = [11, 47, 5, 90, 23, 64, 8]
+
+
+@contextmanager
+def noted() -> Iterator[list[tuple[int, ...]]]:
+    """The shapes of what is read."""
+    shapes: list[tuple[int, ...]] = []
+    plain = Reading._read
+
+    def read(self: Reading, tokens: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        shapes.append(tuple(tokens.shape))
+        return plain(self, tokens, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reading, "_read", read)
+        patch.setattr("imsm.siamese.reading._WORTH", 8)
+        yield shapes
+
+
+def examined(model: SiameseForCausalLM) -> SiameseForCausalLM:
+    """As `imsm.assemble` leaves it."""
+    with torch.no_grad():
+        model.config.padded_inside = True
+    return model
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(("architecture", "method"), [c for c in CASES if c[0] != "gemma3"])
+def test_a_common_beginning_is_read_once(architecture: str, method: str, stream: str) -> None:
+    model = examined(tiny_siamese(architecture, method))
+    model.stream = stream  # type: ignore[assignment]
+    with noted() as shapes:
+        check(model, [[*BEGINNING, *row] for row in prompts(4)])
+    longest = max(map(len, prompts(4)))
+    assert shapes[:2] == [(1, len(BEGINNING)), (4, longest)]
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_common_beginning_of_other_architectures(case: str) -> None:
+    model, _ = built(case)
+    with noted() as shapes:
+        check(model, [[*BEGINNING, *row] for row in prompts(4)])
+    shared = model.config.padded_inside and not case.startswith("bamba")
+    assert (shapes[0] == (1, len(BEGINNING))) == shared
+    assert shared == (case in ("falcon, alibi", "gpt2"))
+
+
+def test_places_are_no_tokens_to_some() -> None:
+    """ALiBi by places (MPT), and a window (Gemma 3): padding inside a text would change answers."""
+    model, _ = built("mpt")
+    assert model.config.cached and not model.config.padded_inside
+    windowed = examined(tiny_siamese("gemma3"))
+    rows = [[*BEGINNING, *row] for row in prompts(4)]
+    for each in (model, windowed):
+        with noted() as shapes:
+            check(each, rows)
+        assert shapes[0] == (4, max(map(len, rows)))
+    with noted() as shapes:  # without padding there is none inside
+        check(windowed, [[*BEGINNING, *row[:5], 7] for row in prompts(4, longest=20)])
+    assert shapes[0] == (1, len(BEGINNING))
+
+
+def test_equal_prompts_are_told_apart_by_nothing() -> None:
+    model = examined(tiny_siamese())
+    row = [*BEGINNING, 9]
+    with noted() as shapes:
+        read = reading(model, [row] * 4)
+    assert shapes == [(1, len(BEGINNING)), (4, 1)]
+    torch.testing.assert_close(read.logits[3], reading(model, [row]).logits[0])
