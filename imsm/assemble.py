@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 def assemble(
     *,
     backbone: dict[str, Any],
-    adapter: Adapter | None,
+    adapter: Adapter | Path | None,
     gate: dict[str, Any] | None,
     pooling: str,
     stream: str,
     seed: int,
     device: torch.device | None = None,
 ) -> SiameseForCausalLM:
-    """A siamese model with the backbone's weights, a new adapter and a new gate.
+    """A siamese model with the backbone's weights, an adapter and a new gate.
 
     Args:
         backbone: the arguments of `load_backbone`.
-        adapter: the PEFT method; None for the original model.
+        adapter: the PEFT method of a new adapter; or the folder of a finished one, which stays as
+            it is; None for the original model.
         gate: ``_target_`` and arguments; None for the original model and plain PEFT.
         pooling: of the query memories.
         stream: who answers.
@@ -43,59 +44,22 @@ def assemble(
         device: where it goes, and is probed; None: where the backbone is loaded to.
 
     Raises:
-        UserError: the backbone cannot be had or interwoven, or the adapter does not fit it, or is
-            refused (`imsm.adapters.refused`, `imsm.adapters.probe`).
+        UserError: the backbone cannot be had or interwoven, or the adapter cannot be loaded, does
+            not fit it, or is refused (`imsm.adapters.refused`, `imsm.adapters.probe`).
     """
-    if adapter is not None:
+    if isinstance(adapter, Adapter):
         refuse(adapter.config)
     plain = load_backbone(**backbone)
     if device is not None:
         plain.to(device)  # type: ignore[arg-type]
-    before = footprint(plain, adapter.config) if adapter is not None else None
-    model = put_together(
-        plain,
-        backbone=backbone,
-        adapter=adapter,
-        gate=gate,
-        pooling=pooling,
-        stream=stream,
-        seed=seed,
-    )
-    model.to(plain.device)  # type: ignore[arg-type]
-    if before is not None:
-        probe(model, before)
-    return model
-
-
-def assemble_on(
-    adapter: Path,
-    *,
-    backbone: dict[str, Any],
-    gate: dict[str, Any] | None,
-    pooling: str,
-    stream: str,
-    seed: int,
-    device: torch.device | None = None,
-) -> SiameseForCausalLM:
-    """A siamese model with a new gate on a finished adapter, which stays as it is.
-
-    Args:
-        adapter: the folder that holds it.
-        backbone: as of `assemble`, like the rest.
-        gate: likewise.
-        pooling: likewise.
-        stream: likewise.
-        seed: likewise.
-        device: likewise.
-
-    Raises:
-        UserError: as of `assemble`; or the adapter cannot be loaded.
-    """
-    plain = load_backbone(**backbone)
-    if device is not None:
-        plain.to(device)  # type: ignore[arg-type]
     fitness = examine(plain)
-    adapted, before = load_adapter(plain, adapter, trainable=False)
+    adapted: nn.Module = plain
+    before = None
+    if isinstance(adapter, Path):
+        adapted, before = load_adapter(plain, adapter, trainable=False)
+    elif adapter is not None:
+        before = footprint(plain, adapter.config)
+        adapted = _with_new_adapter(plain, adapter, seed=seed)
     model = _around(
         adapted,
         plain,
@@ -107,8 +71,10 @@ def assemble_on(
         fitness=fitness,
     )
     model.to(plain.device)  # type: ignore[arg-type]
-    probe(model, before)
-    freeze(model.adapted)
+    if before is not None:
+        probe(model, before)
+    if isinstance(adapter, Path):
+        freeze(model.adapted)
     return model
 
 
@@ -140,12 +106,8 @@ def put_together(
     """
     values = plain.device.type != "meta"
     fitness = examine(plain) if values else Fitness(cached=True, padded_inside=False)
-    adapted: nn.Module = plain
-    if adapter is not None:
-        torch.manual_seed(seed)
-        adapted = attach(adapter, plain)
     return _around(
-        adapted,
+        plain if adapter is None else _with_new_adapter(plain, adapter, seed=seed),
         plain,
         backbone=backbone,
         gate=gate,
@@ -154,6 +116,11 @@ def put_together(
         seed=seed,
         fitness=fitness,
     )
+
+
+def _with_new_adapter(plain: PreTrainedModel, adapter: Adapter, *, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return attach(adapter, plain)
 
 
 def _around(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from imsm.adapters.adapter import Adapter
-from imsm.assemble import assemble, assemble_on, count_trainable
+from imsm.assemble import assemble, count_trainable
 from imsm.config import RunConfig
 from imsm.data.batches import training_order
 from imsm.errors import UserError
@@ -181,10 +181,10 @@ def new_model(
     config: RunConfig, adapter: Adapter | None, *, device: torch.device
 ) -> SiameseForCausalLM:
     """The run's model as training begins; without an adapter the original alone."""
+    chosen: Adapter | Path | None = adapter
     if adapter is not None and config.frozen_adapter is not None:
-        finished = RunFolder(Path(config.frozen_adapter)).adapter
-        return assemble_on(finished, device=device, **parts_of(config))
-    return assemble(adapter=adapter, device=device, **parts_of(config))
+        chosen = RunFolder(Path(config.frozen_adapter)).adapter
+    return assemble(adapter=chosen, device=device, **parts_of(config))
 
 
 def finished_model(
