@@ -1,6 +1,6 @@
 """How likely a stream finds given answers to prompts that it has read.
 
-Legend: B prompts, R of them with an answer to weigh, T tokens of the longest answer, V vocabulary.
+Legend: B prompts, R answers weighed at once, T tokens of the longest of them, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from imsm.siamese.reading import Reading
 
 Tokens = tuple[int, ...]
+COPIED = 2**31
+"""Bytes of a cache that are copied at a time: each answer goes on from a copy of its prompt's."""
 
 
 @torch.inference_mode()
@@ -34,14 +36,15 @@ def log_likelihoods(
     """
     found: list[list[float]] = [[] for _ in answers]
     first = reading.logits.float().log_softmax(dim=-1)  # (B, V)
-    for turn in range(max(map(len, answers), default=0)):
-        rows = [row for row, own in enumerate(answers) if len(own) > turn]
-        texts = [answers[row][turn] for row in rows]
+    pairs = [(row, ids) for row, own in enumerate(answers) for ids in own]
+    at_once = max(1, min(len(reading), COPIED // max(1, reading.row_bytes())))
+    for start in range(0, len(pairs), at_once):
+        rows, texts = zip(*pairs[start : start + at_once], strict=True)
         width = max(map(len, texts))
         ids = torch.tensor([[*text, *[pad_id] * (width - len(text))] for text in texts])
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
         ids, mask = ids.to(first.device), mask.to(first.device)
-        total = first[rows].gather(1, ids[:, :1])[:, 0]
+        total = first[list(rows)].gather(1, ids[:, :1])[:, 0]
         if width > 1:
             total = total + _after_the_first(reading.copy(rows), ids, mask)
         for row, value in zip(rows, total.tolist(), strict=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from imsm.plan.activations import Pass, watch_pass
+from imsm.siamese.long_answers import positions_at_once
 from imsm.siamese.memory_bank import bank_bytes
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def estimate_step(
     answer_tokens: int,
     attention: str | None,
     checkpointing: bool,
+    head_shared: bool,
 ) -> Estimate:
     """What a training step takes besides what `count_bytes` counts.
 
@@ -97,8 +99,10 @@ def estimate_step(
         answer_tokens: of one row.
         attention: transformers' name of the attention's implementation; None: its choice.
         checkpointing: whether layers keep their input alone and run again backwards.
+        head_shared: whether processes share the head out (`imsm.siamese.long_answers`).
     """
     answers = rows * answer_tokens
+    at_once = None if head_shared else positions_at_once(model.backbone)
     fused = attention != "eager" and model.backbone._supports_attention_backend
     try:
         seen = watch_pass(model, rows=rows, tokens=tokens, answers=answers, fused=fused)
@@ -106,7 +110,7 @@ def estimate_step(
         seen = None
     return Estimate(
         activations=_kept(model, seen, rows * tokens, checkpointing) if seen else None,
-        logits=answers * logit_bytes(model),
+        logits=min(answers, at_once or answers) * logit_bytes(model),
         cache=seen.cache if seen else [],
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _WORTH = 256
 """Positions: beginnings that spare fewer are not worth a pass of their own."""
-_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
-"""The layers of a cache in which padding may stand anywhere: others know places alone."""
 
 
 class Reading:
@@ -83,9 +81,7 @@ class Reading:
         narrow = _window(self.model.config.get_text_config(decoder=True))
         virtual = self.model.streams.virtual
         places = longest + then + (0 if virtual is None else virtual.count)
-        padded = self.model.config.padded_inside and all(
-            type(layer) in _LAYERS for layer in self._cache.layers
-        )
+        padded = self.model.config.padded_inside and all(map(_plain, self._cache.layers))
         return common if padded and (narrow is None or places <= narrow) else 0
 
     def __len__(self) -> int:
@@ -109,8 +105,10 @@ class Reading:
     @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; the others are let go of."""
-        if list(rows) == list(range(len(self))):
-            return
+        if list(rows) != list(range(len(self))):
+            self._select(rows)
+
+    def _select(self, rows: Sequence[int]) -> None:
         places = torch.tensor(rows, device=self._mask.device)
         self._query, self._mask = self._query[places], self._mask[places]
         self._texts, self.logits = self._texts[places], self.logits[places]
@@ -123,9 +121,19 @@ class Reading:
     def copy(self, rows: Sequence[int]) -> Reading:
         """Another reading of these rows; this one stays where it is."""
         other = copy.copy(self)
-        other._cache = copy.deepcopy(self._cache)
-        other.select(rows)
+        if self._cache is not None:
+            # keys and values are replaced when rows are selected: they need no copy before
+            shared = [(layer.keys, layer.values) for layer in self._cache.layers if _plain(layer)]
+            memo = {id(tensor): tensor for pair in shared for tensor in pair}
+            other._cache = copy.deepcopy(self._cache, memo)
+        other._select(rows)
         return other
+
+    def row_bytes(self) -> int:
+        """What one row takes of the cache."""
+        layers = [] if self._cache is None else filter(_plain, self._cache.layers)
+        held = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+        return sum(tensor.nbytes for tensor in held if tensor is not None) // len(self)
 
     def _read(
         self,
@@ -151,6 +159,11 @@ class Reading:
         self.logits = logits[:, -1]
         self.gate = None if output.gate is None else output.gate[:, -1]
         return logits
+
+
+def _plain(layer: object) -> TypeGuard[DynamicLayer]:
+    """Whether a cache's layer is keys and values by place: there padding may stand anywhere."""
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def _window(config: PretrainedConfig) -> int | None:

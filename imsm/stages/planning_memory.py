@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.plan.memory import Exact, bank_of_examples, cache_bytes, count_bytes, estimate_step
-from imsm.plan.plan import Part
+from imsm.evaluation.likelihood import COPIED
+from imsm.plan.memory import (
+    Exact,
+    bank_of_examples,
+    cache_bytes,
+    count_bytes,
+    estimate_step,
+    logit_bytes,
+)
+from imsm.plan.plan import Part, readable
 from imsm.plan.share import Shares, shared_parts
 from imsm.stages.engine import engine_settings, micro_batch_size
 from imsm.stages.parts import reads_original
@@ -52,6 +60,7 @@ def memory_parts(
         answer_tokens=answer,
         attention=config.backbone.attn_implementation,
         checkpointing=config.trainer.gradient_checkpointing,
+        head_shared=layout.distributed and layout.stage == 3,
     )
     found = {}
     if train is not None:
@@ -60,6 +69,8 @@ def memory_parts(
         if config.trainer.gradient_checkpointing:
             kept += ", layers' inputs and one layer"
         words = f"of {rows} × {answer} answer tokens, {model.config.vocab_size:,} words each"
+        if step.logits < rows * answer * logit_bytes(model):
+            words += ", a part at a time"
         found[TRAINING] = [
             *_training_parts(config, model, exact, layout),
             Part(name="activations", size=step.activations, how=kept, exact=False),
@@ -117,19 +128,27 @@ def _caches(
     *,
     virtual: int,
 ) -> Part:
-    """The largest keys and values of the tasks that are asked; virtual tokens are the tuned's."""
+    """The largest keys and values of the tasks that are asked; virtual tokens are the tuned's.
+
+    Either new tokens follow the prompts, or accepted answers follow copies of some of them.
+    """
     rows, tasks = config.evaluation.batch_size, judged(config)
     streams = 2 if config.method.stream == "interwoven" else 1
     longest = {name: lengths.longest[0] for name, lengths in tests.items()}
     name = max(longest, key=lambda each: longest[each] + tasks[each].max_new_tokens)
     new = tasks[name].max_new_tokens
     size = None
+
+    def held(tokens: int) -> int:
+        found = cache_bytes(cache, rows=rows, tokens=virtual + tokens, streams=1)
+        return found + cache_bytes(cache, rows=rows, tokens=tokens, streams=streams - 1)
+
     if cache:
-        tokens = longest[name] + new
-        size = cache_bytes(cache, rows=rows, tokens=virtual + tokens, streams=1)
-        size += cache_bytes(cache, rows=rows, tokens=tokens, streams=streams - 1)
+        copies = min(COPIED, held(sum(tests[name].longest)))
+        size = max(held(longest[name] + new), held(longest[name]) + copies)
     both = ", both streams" if streams == 2 else ""
     how = f"{rows} prompts of {name}, {longest[name]} (the longest) + {new} new tokens{both}"
+    how += f", or copies of them up to {readable(COPIED)}, with accepted answers"
     how += f", the tuned one after {virtual} virtual tokens" if virtual else ""
     return Part(name="KV caches", size=size, how=how, exact=False)
 
@@ -149,7 +168,7 @@ def _bank(config: RunConfig, model: SiameseForCausalLM, train: Lengths) -> Part:
         how += f"more than memory_bank_gigabytes={limit:g}, so "
         how += "there will be none" if config.memory_bank == "auto" else "it will be refused"
     else:
-        how += "filled before the first step"
+        how += "filled in the first steps"
         how += "" if config.memory_bank == "ram" else " and kept for all runs"
     return Part(name="memory bank", size=size, how=how, exact=False)
 

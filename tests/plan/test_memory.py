@@ -142,6 +142,7 @@ def test_activations_are_what_a_real_step_keeps(
         answer_tokens=ANSWER,
         attention=attention,
         checkpointing=False,
+        head_shared=False,
     )
     assert estimate.activations == pytest.approx(measured, rel=0.1)
 
@@ -150,12 +151,37 @@ def test_checkpointing_keeps_less(folder: Path) -> None:
     model = planned(folder, stream="tuned")
     kept = [
         estimate_step(
-            model, rows=4, tokens=64, answer_tokens=8, attention="sdpa", checkpointing=checkpointing
+            model,
+            rows=4,
+            tokens=64,
+            answer_tokens=8,
+            attention="sdpa",
+            checkpointing=checkpointing,
+            head_shared=False,
         ).activations
         for checkpointing in (False, True)
     ]
     layers, inputs = 2, 2 * 4 * 64 * 32 * 4
     assert kept[1] == inputs + kept[0] // layers
+
+
+@pytest.mark.parametrize("head_shared", [False, True])
+def test_logits_of_long_answers_are_there_a_part_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, head_shared: bool
+) -> None:
+    model = planned(folder, stream="tuned")
+    vocabulary = model.config.vocab_size
+    monkeypatch.setattr("imsm.siamese.long_answers.LARGEST", 20 * vocabulary)
+    found = estimate_step(
+        model,
+        rows=4,
+        tokens=64,
+        answer_tokens=8,
+        attention="sdpa",
+        checkpointing=False,
+        head_shared=head_shared,
+    )
+    assert found.logits == (32 if head_shared else 20) * 3 * 4 * vocabulary
 
 
 def test_caches_are_as_large_as_real_ones(folder: Path) -> None:
@@ -172,6 +198,7 @@ def test_caches_are_as_large_as_real_ones(folder: Path) -> None:
         answer_tokens=2,
         attention="sdpa",
         checkpointing=False,
+        head_shared=False,
     ).cache
     assert cache_bytes(seen, rows=ROWS, tokens=PROMPT, streams=1) == filled
     assert cache_bytes(seen, rows=ROWS, tokens=PROMPT, streams=2) == 2 * filled

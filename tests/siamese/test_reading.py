@@ -135,6 +135,27 @@ def test_long_answers_are_weighed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
         assert one == pytest.approx(other, abs=1e-5)
 
 
+def test_few_rows_are_copied_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_siamese()
+    read = reading(model, prompts(4))
+    expected = log_likelihoods(read, GOLDS, pad_id=0)
+    longest = max(map(len, prompts(4)))
+    assert read.row_bytes() == 2 * 3 * 2 * 2 * 8 * 4 * longest  # streams, layers, k and v, heads
+    sizes: list[int] = []
+    plain = Reading.copy
+
+    def counted(self: Reading, rows: list[int]) -> Reading:
+        sizes.append(len(rows))
+        return plain(self, rows)
+
+    monkeypatch.setattr(Reading, "copy", counted)
+    monkeypatch.setattr("imsm.evaluation.likelihood.COPIED", 2 * read.row_bytes() + 1)
+    found = log_likelihoods(read, GOLDS, pad_id=0)
+    assert sizes == [2, 2, 2]  # of six answers, two at a time
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
 def test_a_copy_leaves_the_reading_where_it_is() -> None:
     model = tiny_siamese()
     rows = prompts(3)
