@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imsm.errors import UserError
 
@@ -46,6 +46,8 @@ def _show(runs: list[str], *, output: Path | None, each: bool) -> None:
         raise UserError(f"--output {output}: must end in {', '.join(_KINDS)}")
     if each and output is None:
         raise UserError("--each: every item is written, not shown; add --output FILE")
+    if each and output is not None and output.suffix == ".md":
+        raise UserError(f"--output {output}: every item goes into .csv or .jsonl, texts have lines")
     from imsm.report.item_table import item_table, summary
 
     items = item_table([_folder(run) for run in runs])
@@ -72,6 +74,7 @@ def _folder(named: str) -> Path:
 
 def _print(table: pandas.DataFrame) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     shown = Table(box=None, padding=(0, 2, 0, 0))
@@ -80,19 +83,22 @@ def _print(table: pandas.DataFrame) -> None:
         shown.add_column(name, justify="right" if numbers else "left", no_wrap=True)
     for row in _readable(table).itertuples(index=False):
         shown.add_row(*row)
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(shown)
+    console = Console(markup=False, highlight=False)
+    # a terminal breaks longer lines; rich would leave columns out
+    wide = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, wide, shown).maximum)
+    console.print(shown)
 
 
 def _readable(table: pandas.DataFrame) -> pandas.DataFrame:
     """Numbers with the places that they deserve, and nothing where there is none."""
+    import pandas
+
     places = {"score": 1, "tokens": 1, "gold_loglik": 2, "gate_mean": 3}
 
-    def cell(name: str, value: object) -> str:
-        if value is None or value != value:
+    def cell(name: str, value: Any) -> str:
+        if pandas.isna(value):
             return ""
-        if name == "seed":
-            return str(int(value))  # type: ignore[call-overload]
         return f"{value:.{places[name]}f}" if name in places else str(value)
 
     return table.apply(lambda column: [cell(str(column.name), value) for value in column])

@@ -77,6 +77,8 @@ def ask(
         for prompt, own in zip(test.prompts, golds, strict=True)
     ]
 
+    then = max([test.task.max_new_tokens, *(len(ids) for own in golds for ids in own)])
+
     @cache
     def answering() -> SiameseForCausalLM:
         found = model()
@@ -93,6 +95,7 @@ def ask(
             places,
             golds=[golds[place] for place in places] if weighed else None,
             answered=answered,
+            then=then,
         )
         found: list[dict[str, Row]] = [{} for _ in places]
         for index, place in enumerate(places):
@@ -132,22 +135,27 @@ def _from_one_reading(
     *,
     golds: Sequence[Sequence[Tokens]] | None,
     answered: bool,
+    then: int,
 ) -> tuple[list[Row], list[list[Row]]]:
-    """The answers (none if they are not asked for) and the likelihoods of ``golds`` (likewise)."""
+    """The answers (none if they are not asked for) and the likelihoods of ``golds`` (likewise).
+
+    So many tokens at most come ``then``, whatever is asked for: how prompts are read depends on it.
+    """
     started = time.monotonic()
     pad_id = tokenizer.pad_token_id
     reading = Reading(
         model,
         [test.prompts[place].prompt_ids for place in places],
         pad_id=pad_id,
-        then=max([test.task.max_new_tokens, *(len(ids) for own in golds or () for ids in own)]),
+        then=then,
     )
     reading.logits[0, 0].item()  # waits for the device, so that the times are right
     read = time.monotonic()
     weights: list[list[Row]] = []
     if golds is not None:
         sums = log_likelihoods(reading, golds, pad_id=pad_id)
-        each = (time.monotonic() - read) / max(1, sum(map(len, golds)))
+        each = time.monotonic() - (read if answered else started)
+        each /= max(1, sum(map(len, golds)))
         weights = [
             [
                 {"loglik": value, "tokens": len(ids), "seconds": each}

@@ -64,7 +64,7 @@ def generate_answers(
     tokens: list[list[int]] = [[] for _ in range(len(reading))]
     gates: list[list[float]] = [[] for _ in range(len(reading))]
     read = list(range(len(reading)))  # whose the reading's rows are
-    going = list(read)
+    going = set(read)
     while True:
         chosen = reading.logits.argmax(dim=-1)
         shares = None if reading.gate is None else reading.gate.tolist()
@@ -73,9 +73,8 @@ def generate_answers(
                 tokens[read[row]].append(token)
                 if shares is not None:
                     gates[read[row]].append(shares[row])
-        done = over([tokens[place] for place in going])
-        going = [place for place, ended in zip(going, done, strict=True) if not ended]
-        if not going or len(tokens[going[0]]) == max_new_tokens:
+        going -= over({place: tokens[place] for place in going})
+        if not going or len(tokens[min(going)]) == max_new_tokens:
             break
         if len(going) <= _MOST * len(read):
             rows = [row for row, place in enumerate(read) if place in going]
@@ -90,19 +89,18 @@ def generate_answers(
 
 def _over(
     tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], stop: str | None
-) -> Callable[[Sequence[list[int]]], list[bool]]:
+) -> Callable[[dict[int, list[int]]], set[int]]:
     """Tells of rows of new tokens which are answers that have ended."""
     pattern = None if stop is None else re.compile(stop)
 
-    def over(rows: Sequence[list[int]]) -> list[bool]:
-        ended = [row[-1] in ends for row in rows]
-        if pattern is None:
-            return ended
-        tails = [row[-_TAIL:] for row in rows]
-        texts = tokenizer.batch_decode(tails, skip_special_tokens=True)
-        return [
-            end or pattern.search(text) is not None for end, text in zip(ended, texts, strict=True)
-        ]
+    def over(rows: dict[int, list[int]]) -> set[int]:
+        ended = {place for place, row in rows.items() if row[-1] in ends}
+        if pattern is not None:
+            tails = [row[-_TAIL:] for row in rows.values()]
+            texts = tokenizer.batch_decode(tails, skip_special_tokens=True)
+            found = zip(rows, texts, strict=True)
+            ended |= {place for place, text in found if pattern.search(text)}
+        return ended
 
     return over
 

@@ -7,40 +7,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imsm.errors import UserError
+from imsm.folders import runs_root
 from imsm.report.arms import Arm, arms_of, controls_of
 from imsm.report.result import read_result
 
 if TYPE_CHECKING:
     import pandas
 
-_ABOUT = ["run", "arm", "seed", "task"]
+_ABOUT = ["run", "arm", "seed", "task", "test_set"]
 
 
 def item_table(folders: Sequence[Path]) -> pandas.DataFrame:
     """Every item of every arm of some runs: the original, the run itself, its controls.
 
     Args:
-        folders: of finished runs. An arm that several of them have (the original) stands there
-            once.
+        folders: of finished runs. What several of them have (the original's answers to one test)
+            stands there once.
 
     Returns:
         A row per item: ``run`` (a folder's name), ``arm``, ``seed`` (none of the original),
-        ``task``, ``id``, then the columns of `imsm.evaluation.items.read_items`, and ``score``:
-        the item's score by the task's headline, ``headline``.
+        ``task``, ``test_set`` (of its fingerprint), ``id``, then the columns of
+        `imsm.evaluation.items.read_items`, and ``score``: the item's score by the task's headline,
+        ``headline``.
 
     Raises:
         UserError: a folder without a finished run, or whose items are not there.
     """
     import pandas
 
-    found: dict[Path, list[pandas.DataFrame]] = {}
+    found: dict[tuple[Path, str, str], pandas.DataFrame] = {}
     for folder in folders:
         for arm in _arms(folder):
-            if arm.folder not in found:
-                found[arm.folder] = [
-                    _items(arm, task) for task in arm.result["evaluation"]["tasks"]
-                ]
-    return pandas.concat([each for tables in found.values() for each in tables], ignore_index=True)
+            for task, entry in arm.result["evaluation"]["tasks"].items():
+                key = (arm.folder, task, entry["test_set"])
+                if key not in found:
+                    found[key] = _items(arm, task)
+    return pandas.concat(found.values(), ignore_index=True).astype({"seed": "Int64"})
 
 
 def summary(items: pandas.DataFrame) -> pandas.DataFrame:
@@ -71,7 +73,11 @@ def summary(items: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _arms(folder: Path) -> list[Arm]:
-    arms = arms_of(folder, read_result(folder), runs_root=folder.parent, siblings=False)
+    """The original lies beside the run, or, of a run in a place of its own, under the root."""
+    result = read_result(folder)
+    arms = arms_of(folder, result, runs_root=folder.parent, siblings=False)
+    if not arms[0].folder.is_dir():
+        arms = arms_of(folder, result, runs_root=runs_root(), siblings=False)
     return [*arms, *controls_of(folder)]
 
 
@@ -90,6 +96,7 @@ def _items(arm: Arm, task: str) -> pandas.DataFrame:
         arm.label,
         arm.result["identity"].get("seed") if trained else None,
         task,
+        str(arm.entry(task)["test_set"])[:8],
     ]
     for place, (name, value) in enumerate(zip(_ABOUT, about, strict=True)):
         table.insert(place, name, value)

@@ -82,7 +82,9 @@ class Halves:
         with forward_replaced(self._base, answer):
             changed = tuned(half)
         self.shares = asked > 0
-        if torch.is_grad_enabled() or changed.shape != rest.shape or changed.dtype != rest.dtype:
+        own = both.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
+        alike = changed.shape == rest.shape and changed.dtype == rest.dtype
+        if torch.is_grad_enabled() or not (own and alike):
             return torch.cat([both[:middle], changed])
         rest.copy_(changed)  # a tensor of all rows the less
         return both

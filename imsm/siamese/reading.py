@@ -10,6 +10,7 @@ Legend: B rows, T positions read so far, n positions read next, V vocabulary.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -76,13 +77,15 @@ class Reading:
         common = min(common, shortest - 1)
         if common * (len(prompts) - 1) < _WORTH or self._cache is None:
             return 0
-        if shortest == longest:
-            return common
-        narrow = _window(self.model.config.get_text_config(decoder=True))
+        config = self.model.config.get_text_config(decoder=True)
         virtual = self.model.streams.virtual
         places = longest + then + (0 if virtual is None else virtual.count)
+        if places > _frequencies_hold(config):
+            return 0
+        if shortest == longest:
+            return common
         padded = self.model.config.padded_inside and all(map(_plain, self._cache.layers))
-        return common if padded and (narrow is None or places <= narrow) else 0
+        return common if padded and places <= _window(config) else 0
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -156,7 +159,7 @@ class Reading:
             logits_to_keep=keep,
         )
         logits: torch.Tensor = output.logits
-        self.logits = logits[:, -1]
+        self.logits = logits[:, -1].clone()  # not a view that keeps all of them
         self.gate = None if output.gate is None else output.gate[:, -1]
         return logits
 
@@ -166,14 +169,32 @@ def _plain(layer: object) -> TypeGuard[DynamicLayer]:
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-def _window(config: PretrainedConfig) -> int | None:
-    """The narrowest stretch that attention is held to by its places, or None."""
+def _window(config: PretrainedConfig) -> float:
+    """The narrowest stretch of places that attention is held to."""
     found = [
         value
         for name, value in config.to_dict().items()
-        if ("window" in name or "chunk" in name) and isinstance(value, int) and value > 1
+        if ("window" in name or "chunk" in name)
+        and not ("layer" in name or "pattern" in name)
+        and isinstance(value, int)
+        and value > 1
     ]
-    return min(found, default=None)
+    return min(found, default=math.inf)
+
+
+def _frequencies_hold(config: PretrainedConfig) -> float:
+    """Up to which length rotary positions are the same however a text is fed.
+
+    Some kinds turn at other frequencies in a longer text, and look at each piece by itself.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    found = [
+        each.get("original_max_position_embeddings") or config.max_position_embeddings
+        for each in kinds
+        if each.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(found, default=math.inf)
 
 
 def _padded(

@@ -8,10 +8,12 @@ import pandas
 import pytest
 
 from imsm.controls.__main__ import main as controls
+from imsm.flow import carry_out
 from imsm.items import main
 from imsm.report.item_table import item_table, summary
 from imsm.report.result import read_result
-from tests.controls.finished import ITEMS, finished, make
+from tests.composed import config
+from tests.controls.finished import ITEMS, choices, finished, make
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,7 @@ def test_what_is_written_and_shown(
         (["nowhere"], "nowhere: there is no such folder"),
         (["{run}", "--output", "x.xlsx"], "must end in .csv, .md, .jsonl"),
         (["{run}", "--each"], "add --output FILE"),
+        (["{run}", "--each", "--output", "x.md"], "into .csv or .jsonl"),
         (["{empty}"], "result.json"),
     ],
 )
@@ -103,3 +106,38 @@ def test_damaged_items_are_named(
     found.write_text('{"id": 1')
     assert main([str(folder)]) == 2
     assert "not there or damaged" in capsys.readouterr().err
+
+
+def test_runs_of_different_tests_keep_their_originals(runs: list[Path], tmp_path: Path) -> None:
+    """The original is one, but each run asked it of its own tests."""
+    made, root = make(tmp_path), tmp_path / "runs"
+    root.mkdir()
+    few = finished(made, root, "evaluation.items=3", "seed=20240101")
+    many = finished(made, root, "seed=1")
+    for order in ([few, many], [many, few]):
+        found = summary(item_table(order))
+        original = found[found["arm"] == "original"]
+        assert sorted(original["items"]) == [3, 3, ITEMS, ITEMS]
+        assert len(found) == 8
+    assert main([str(few), "--output", str(tmp_path / "few.csv")]) == 0
+    assert {"20240101", ""} == {
+        line.split(",")[2] for line in (tmp_path / "few.csv").read_text().splitlines()[1:]
+    }
+
+
+def test_a_run_in_a_place_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, root = make(tmp_path), tmp_path / "runs"
+    root.mkdir()
+    folder = tmp_path / "own" / "a[b]"
+    chosen = config(*choices(made, f"folder={str(folder)!r}", method="peft"))
+    carry_out(chosen, runs_root=root)
+    monkeypatch.setenv("IMSM_RUNS", str(root))
+    monkeypatch.setenv("COLUMNS", "60")
+    capsys.readouterr()
+    assert main([str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"seed", "task", "score", "gate_mean"} <= set(lines[0].split())
+    assert sum(line.startswith("a[b] ") for line in lines) == 2
+    assert len(lines) == 5

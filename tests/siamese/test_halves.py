@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import torch
 
 from imsm.controls.mixed import mixed
 from imsm.controls.mixes import by_logits
+from imsm.siamese.halves import Halves
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.streams import Streams
 from tests.siamese.tiny import ADAPTERS, padded, prompts, tiny_siamese
@@ -138,3 +140,28 @@ def test_a_variant_reads_as_the_probed_model_does() -> None:
     finally:
         stop()
     assert set(counts.values()) == {2}
+
+
+@pytest.mark.parametrize("base", [torch.nn.Identity(), torch.nn.Dropout(0.5), torch.nn.Flatten(0)])
+@torch.no_grad()
+def test_what_a_layer_is_given_stays_as_it_is(base: torch.nn.Module) -> None:
+    """A base layer may hand its input on: the residual reads the same tensor."""
+
+    class Louder(torch.nn.Module):
+        adapter_layer = True
+        _disable_adapters = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_layer = base.eval()
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return 3 * self.base_layer(rows)
+
+    layer = Louder()
+    rows = torch.arange(4.0)
+    halves = Halves(layer, off=contextlib.nullcontext)  # type: ignore[arg-type]
+    with halves.replacing():
+        found = layer(rows)
+    assert found.tolist() == [0, 1, 6, 9] and halves.shares
+    assert rows.tolist() == [0, 1, 2, 3]

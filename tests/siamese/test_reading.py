@@ -20,7 +20,7 @@ from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.reading import Reading
 from imsm.siamese.streams import STREAMS
 from tests.siamese.test_architectures import built
-from tests.siamese.tiny import CASES, decoded, prompts, tiny_siamese, tiny_tokenizer
+from tests.siamese.tiny import ARCHITECTURES, CASES, decoded, prompts, tiny_siamese, tiny_tokenizer
 
 OTHERS = ["bamba, attention behind a state space", "mamba2, no cache", "openai-gpt, no cache"]
 OTHERS += ["falcon, alibi", "gpt_oss", "gpt2"]
@@ -196,9 +196,8 @@ def noted() -> Iterator[list[tuple[int, ...]]]:
 
 
 def examined(model: SiameseForCausalLM) -> SiameseForCausalLM:
-    """As `imsm.assemble` leaves it."""
-    with torch.no_grad():
-        model.config.padded_inside = True
+    """Padding may stand inside its texts (which `imsm.assemble` finds out)."""
+    model.config.padded_inside = True
     return model
 
 
@@ -224,17 +223,66 @@ def test_a_common_beginning_of_other_architectures(case: str) -> None:
 
 
 def test_places_are_no_tokens_to_some() -> None:
-    """ALiBi by places (MPT), and a window (Gemma 3): padding inside a text would change answers."""
+    """ALiBi by places (MPT): padding inside a text would change its answers."""
     model, _ = built("mpt")
     assert model.config.cached and not model.config.padded_inside
-    windowed = examined(tiny_siamese("gemma3"))
-    rows = [[*BEGINNING, *row] for row in prompts(4)]
-    for each in (model, windowed):
-        with noted() as shapes:
-            check(each, rows)
-        assert shapes[0] == (4, max(map(len, rows)))
+    with noted() as shapes:
+        check(model, [[*BEGINNING, *row] for row in prompts(4)])
+    assert shapes[0] == (4, len(BEGINNING) + max(map(len, prompts(4))))
     with noted() as shapes:  # without padding there is none inside
-        check(windowed, [[*BEGINNING, *row[:5], 7] for row in prompts(4, longest=20)])
+        check(model, [[*BEGINNING, *row[:5], 7] for row in prompts(4, longest=20)])
+    assert shapes[0] == (1, len(BEGINNING))
+
+
+@pytest.mark.parametrize(("window", "shared"), [(8, False), (27, False), (28, True)])
+def test_a_window_counts_places(monkeypatch: pytest.MonkeyPatch, window: int, shared: bool) -> None:
+    monkeypatch.setitem(ARCHITECTURES["gemma3"], "sliding_window", window)
+    model = examined(tiny_siamese("gemma3"))
+    rows = [[*BEGINNING, *row] for row in prompts(4)]
+    assert max(map(len, rows)) + 9 == 28
+    with noted() as shapes:
+        check(model, rows)
+    assert (shapes[0] == (1, len(BEGINNING))) == shared
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("equal", [False, True])
+def test_positions_that_turn_otherwise_in_longer_texts(
+    monkeypatch: pytest.MonkeyPatch, kind: str, equal: bool
+) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [5.0] * 4, "factor": 4.0}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    rope |= factors if kind == "longrope" else {}
+    rope["original_max_position_embeddings"] = 24
+    monkeypatch.setitem(ARCHITECTURES["llama"], "rope_parameters", rope)
+    monkeypatch.setitem(ARCHITECTURES["llama"], "max_position_embeddings", 96)
+    model = examined(tiny_siamese("llama"))
+    rows = [[*BEGINNING, *(row[:2] if equal else row)] for row in prompts(4)]
+    for then, shared in ((24 - max(map(len, rows)), True), (25 - max(map(len, rows)), False)):
+        with noted() as shapes:
+            read = reading(model, rows, then=then)
+        assert (shapes[0] == (1, len(BEGINNING))) == shared
+        for row, logits in zip(rows, read.logits, strict=True):
+            torch.testing.assert_close(logits, reading(model, [row]).logits[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", ["max", "last"])
+def test_a_common_beginning_under_other_poolings(pooling: str) -> None:
+    with noted() as shapes:
+        check(
+            examined(tiny_siamese("llama", "lora", pooling=pooling)),
+            [[*BEGINNING, *row] for row in prompts(4)],
+        )
+    assert shapes[0] == (1, len(BEGINNING))
+
+
+def test_a_common_beginning_after_learned_prompts() -> None:
+    from peft import PrefixTuningConfig
+
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = examined(tiny_siamese("llama", Adapter(config)))
+    with noted() as shapes:
+        check(model, [[*BEGINNING, *row] for row in prompts(4)])
     assert shapes[0] == (1, len(BEGINNING))
 
 
