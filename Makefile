@@ -16,7 +16,7 @@ demo: $(STAMP)-base  ## the miniature, three arms side by side: original, PEFT, 
 	$(PY) -m imsm.run -m method=original,peft,imsm
 
 test: $(STAMP)-test  ## all tests (JOBS=2 processes)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 20
 
 check: $(STAMP)-check  ## ruff and mypy
 	$(PY) -m ruff check .
