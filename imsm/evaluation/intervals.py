@@ -199,6 +199,32 @@ def over_seeds(
     return Interval(estimate=estimate, low=estimate - reach, high=estimate + reach, level=level)
 
 
+def mean_of_independent(parts: Sequence[Interval]) -> Interval:
+    """The mean of estimates that do not depend on each other, as of tests with items of their own.
+
+        low = mean - sqrt(sum_k (estimate_k - low_k)^2) / K        (and so upwards)
+
+    The method of variance estimates recovery (Zou and Donner 2008): each bound keeps the skewness
+    of its parts.
+
+    Args:
+        parts: K intervals of one level.
+
+    Raises:
+        ValueError: none, or of several levels.
+    """
+    levels = {part.level for part in parts}
+    if len(levels) != 1:
+        raise ValueError(f"intervals of the levels {sorted(levels)}: needs some, of one level")
+    estimates, lows, highs = (
+        numpy.array([getattr(part, name) for part in parts]) for name in ("estimate", "low", "high")
+    )
+    mean = float(estimates.mean())
+    down = float(numpy.linalg.norm(estimates - lows)) / len(parts)
+    up = float(numpy.linalg.norm(highs - estimates)) / len(parts)
+    return Interval(estimate=mean, low=mean - down, high=mean + up, level=levels.pop())
+
+
 def _interval(estimate: float, resampled: Array, *, groups: int, level: float) -> Interval:
     """Hesterberg's expanded percentiles (2015): Phi(sqrt(C / (C - 1)) t(alpha / 2, C - 1))."""
     tail = (1 - level_of(level)) / 2

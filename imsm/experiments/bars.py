@@ -10,12 +10,12 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from imsm.experiments.table import average_of
+from imsm.experiments.cells import average_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from imsm.experiments.cells import Cell
+    from imsm.evaluation.statistics import Interval
     from imsm.experiments.grid import Experiment, Row
     from imsm.experiments.table import Table
 
@@ -45,11 +45,10 @@ def draw_bars(experiment: Experiment, table: Table) -> Figure:
                 style = arms.setdefault(arm, len(arms))
                 shift = width * (place - (len(rows) - 1) / 2)
                 for spot, name in enumerate(columns):
-                    _bar(axes, spot + shift, found[name], width=width, style=style)
+                    _bar(axes, spot + shift, found[name].interval, width=width, style=style)
                 for spot, name in enumerate(names, start=len(columns)):
                     mean = average_of(found, experiment.grid.averages[name])
-                    if mean is not None:
-                        axes.bar(spot + shift, mean, width, **_look(style))
+                    _bar(axes, spot + shift, mean, width=width, style=style)
             axes.set_xticks(
                 range(len(columns) + len(names)),
                 [*columns, *(name.replace(" ", "\n") for name in names)],
@@ -92,11 +91,10 @@ def _arm(row: Row, told: Collection[str]) -> str:
     return ", ".join(value.replace("_", " ") for value in shown if value)
 
 
-def _bar(axes: Axes, place: float, cell: Cell, *, width: float, style: int) -> None:
-    if cell.interval is None:
+def _bar(axes: Axes, place: float, found: Interval | None, *, width: float, style: int) -> None:
+    if found is None:
         axes.text(place, 1, "–", ha="center")
         return
-    found = cell.interval
     error = [[max(0.0, found.estimate - found.low)], [max(0.0, found.high - found.estimate)]]
     axes.bar(
         place,

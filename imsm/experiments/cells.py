@@ -5,12 +5,13 @@ Scores are in points. A cell is the mean over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy
 
+from imsm.evaluation.intervals import mean_of_independent
 from imsm.evaluation.metrics import metric_module
 from imsm.evaluation.statistics import Interval, over_seeds, student_t
 from imsm.experiments.grid import Column, Experiment, Row
@@ -36,6 +37,8 @@ class Cell:
     trained_on: bool
     missing: list[Run]
     """The runs that it waits for."""
+    seeds: Sequence[float] = ()
+    """Each seed's score."""
 
     @property
     def value(self) -> float | None:
@@ -59,11 +62,12 @@ def cell_of(
     if missing:
         return Cell(interval=None, mark=None, trained_on=False, missing=missing)
     values = [_score(arm, column.task, metric, protocol) for arm in arms]
-    if any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return Cell(interval=None, mark=None, trained_on=False, missing=[])
     entry = arms[0].entry(column.task)
     return Cell(
-        interval=_interval(arms, column.task, metric, [v for v in values if v is not None]),
+        interval=_interval(arms, column.task, metric, known),
         mark=_mark(
             experiment,
             row,
@@ -77,7 +81,27 @@ def cell_of(
         ),
         trained_on=bool(entry.get("trained_on")) and entry.get("role") != "target",
         missing=[],
+        seeds=known,
     )
+
+
+def average_of(found: Mapping[str, Cell], over: Sequence[str]) -> Interval | None:
+    """A row's mean over columns, without what it was trained on; None while something is missing.
+
+    With one seed its interval speaks of other items, with several of other trainings: Student's
+    over the seeds' own means.
+    """
+    cells = [found[name] for name in over if name in found and not found[name].trained_on]
+    intervals = [cell.interval for cell in cells if cell.interval is not None]
+    if not cells or len(intervals) < len(cells):
+        return None
+    counts = {len(cell.seeds) for cell in cells}
+    if counts == {1}:
+        return mean_of_independent(intervals)
+    if len(counts) > 1:
+        point = fmean(interval.estimate for interval in intervals)
+        return Interval(estimate=point, low=point, high=point, level=0.95)
+    return _over_values([fmean(each) for each in zip(*(c.seeds for c in cells), strict=True)])
 
 
 def parameters_of(

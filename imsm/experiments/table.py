@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
-from imsm.experiments.cells import MARKS, Cell, cell_of, parameters_of
+from imsm.experiments.cells import MARKS, Cell, average_of, cell_of, parameters_of
 from imsm.experiments.grid import Column, Experiment, Row
 from imsm.experiments.runs import Run, Runs, runs_of
 from imsm.files import write_whole
 
 if TYPE_CHECKING:
     import pandas
+
+    from imsm.evaluation.statistics import Interval
 
 KEPT = "retention average"
 
@@ -78,7 +79,7 @@ def build_table(
             paper[column.name] = row.paper.get(column.name) or "–"
         for name, over in grid.averages.items():
             mean = average_of(found, over)
-            ours[name] = "–" if mean is None else f"{mean:.1f}".replace("-", "−")
+            ours[name] = "–" if mean is None else _bounded(mean)
             paper[name] = row.paper.get(name) or "–"
         if counts:
             millions = parameters_of(experiment, row, runs=runs, scale=scale, seeds=seeds)
@@ -153,16 +154,12 @@ def _text(cell: Cell) -> str:
     found = cell.interval
     mark = MARKS[cell.mark][0] if cell.mark else ""
     dagger = "†" if cell.trained_on else ""
+    return _bounded(found, marks=mark + dagger)
+
+
+def _bounded(found: Interval, *, marks: str = "") -> str:
     bounds = f" [{found.low:.1f}, {found.high:.1f}]" if found.low < found.high else ""
-    return f"{found.estimate:.1f}{mark}{dagger}{bounds}".replace("-", "−")
-
-
-def average_of(found: Mapping[str, Cell], over: Sequence[str]) -> float | None:
-    """A row's mean, without what it was trained on; None while something is missing."""
-    values = [found[name].value for name in over if name in found and not found[name].trained_on]
-    if not values or None in values:
-        return None
-    return fmean(value for value in values if value is not None)
+    return f"{found.estimate:.1f}{marks}{bounds}".replace("-", "−")
 
 
 def _notes(
@@ -184,7 +181,7 @@ def _notes(
         + (
             "a bootstrap over items (whole passages); other seeds are not in it."
             if seeds == 1
-            else "over seeds and items (F1 and correlations: Student's over seeds)."
+            else "over seeds and items (F1, correlations and averages: Student's over seeds)."
         )
     )
     against = ", ".join(f"{key} = {value}" for key, value in reference.items())

@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn.metrics import matthews_corrcoef
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
+from imsm.evaluation.intervals import mean_of_independent
 from imsm.evaluation.statistics import (
     detectable,
     holm,
@@ -319,3 +320,24 @@ def test_wrong_input_is_refused() -> None:
         over_seeds([])
     with pytest.raises(ValueError, match="not finite"):
         statistic_difference(lambda _: float("nan"), None, items=3)
+
+
+def test_a_mean_of_tests_covers_as_its_tests_do() -> None:
+    """Two tests of few items, near 0 and in the middle: 1,000 ledgers, brute force beside it."""
+    rng = numpy.random.default_rng(0)
+    truth = numpy.array([0.08, 0.5])
+    covered, means, widths = 0, [], []
+    for number in range(1000):
+        tests = [rng.random(150) < share for share in truth]
+        found = mean_of_independent(
+            [mean_interval(test.astype(float), resamples=500, seed=number) for test in tests]
+        )
+        covered += found.low <= truth.mean() <= found.high
+        means.append(found.estimate)
+        widths.append(found.high - found.low)
+    assert 930 <= covered <= 970
+    assert numpy.mean(widths) == pytest.approx(2 * 1.96 * numpy.std(means), rel=0.08)
+    alone = mean_interval([0.0, 1.0, 1.0])
+    assert mean_of_independent([alone]) == alone
+    with pytest.raises(ValueError, match="of one level"):
+        mean_of_independent([])

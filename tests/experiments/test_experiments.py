@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy
 import pytest
+import scipy.stats
 from matplotlib.image import imread
 from rich.console import Console
 
 from imsm.evaluation.items import task_folder, write_items
 from imsm.evaluation.statistics import Interval, mcnemar, mean_interval
 from imsm.experiments import __main__ as command
-from imsm.experiments.cells import Cell, cell_of, parameters_of
+from imsm.experiments.cells import Cell, average_of, cell_of, parameters_of
 from imsm.experiments.grid import experiment_names, load_experiment
 from imsm.experiments.runs import Run, Runs, carry_out, check, runs_of
 from imsm.experiments.show import show
-from imsm.experiments.table import average_of, build_table
+from imsm.experiments.table import build_table
 from imsm.failure import write_failure
 from imsm.folders import conf_folder
 from imsm.identity import original_of, run_identity, run_name
@@ -175,8 +176,8 @@ def test_cells_marks_averages_and_what_is_missing(preflight: Preflight, tmp_path
     line = ours[(ours["peft"] == "lora") & (ours["method"] == "imsm")].iloc[0]
     kept = [100 * other[name].mean() for name in ("webq", "multirc", "mrpc", "freebaseqa")]
     target = 100 * other["ropes"].mean()
-    assert line["retention average"] == f"{numpy.mean(kept):.1f}"
-    assert line["average"] == f"{numpy.mean([target, *kept]):.1f}"
+    assert line["retention average"].startswith(f"{numpy.mean(kept):.1f} [")
+    assert line["average"].startswith(f"{numpy.mean([target, *kept]):.1f} [")
     assert line["webq"].startswith(f"{kept[0]:.1f}* [")
     assert ours[(ours["peft"] == "ia3") & (ours["method"] == "peft")]["webq"].iloc[0] == "failed"
     assert ours[ours["peft"] == "adalora"]["webq"].tolist() == ["missing", "missing"]
@@ -335,24 +336,42 @@ def test_figure_3_has_the_target_and_the_papers_average(
         line = table.frame[
             (table.frame["tuned_on"] == target) & (table.frame["arm"] == row.values["arm"])
         ].iloc[0]
-        assert line["average"] == f"{numpy.mean(points):.1f}"
-        assert line["retention average"] == f"{numpy.mean(points[1:]):.1f}"
+        assert line["average"].startswith(f"{numpy.mean(points):.1f} [")
+        assert line["retention average"].startswith(f"{numpy.mean(points[1:]):.1f} [")
     assert any("1.85" in note and "8.77" in note for note in table.notes)
 
 
 def test_what_was_trained_on_is_averaged_nowhere() -> None:
     def cell(value: float, *, trained_on: bool = False) -> Cell:
         interval = Interval(estimate=value, low=value, high=value, level=0.95)
-        return Cell(interval=interval, mark=None, trained_on=trained_on, missing=[])
+        return Cell(interval=interval, mark=None, trained_on=trained_on, missing=[], seeds=[value])
 
     found = {"a": cell(10), "b": cell(90, trained_on=True), "c": cell(20)}
-    assert average_of(found, ["a", "b", "c"]) == 15
+    average = average_of(found, ["a", "b", "c"])
+    assert average is not None and average.estimate == 15
     assert (
         average_of(
             {**found, "c": Cell(interval=None, mark=None, trained_on=False, missing=[])}, ["a", "c"]
         )
         is None
     )
+
+
+def test_an_average_has_the_interval_of_its_columns_or_of_its_seeds() -> None:
+    def cell(*seeds: float, reach: float) -> Cell:
+        mean = sum(seeds) / len(seeds)
+        interval = Interval(estimate=mean, low=mean - reach, high=mean + 2 * reach, level=0.95)
+        return Cell(interval=interval, mark=None, trained_on=False, missing=[], seeds=seeds)
+
+    one = average_of({"a": cell(40, reach=3), "b": cell(60, reach=4)}, ["a", "b"])
+    assert one == Interval(estimate=50, low=47.5, high=55, level=0.95)
+    rows = numpy.array([[40, 43, 41], [60, 61, 66]])
+    found = {name: cell(*row, reach=1) for name, row in zip("ab", rows, strict=True)}
+    several = average_of(found, ["a", "b"])
+    means = rows.mean(axis=0)
+    low, high = scipy.stats.t.interval(0.95, 2, means.mean(), scipy.stats.sem(means))
+    assert several is not None
+    assert (several.estimate, several.low, several.high) == pytest.approx((means.mean(), low, high))
 
 
 def test_the_released_table_replaces_no_clean_one(preflight: Preflight, tmp_path: Path) -> None:
