@@ -1,8 +1,8 @@
 """What every arm of finished runs answered, item by item: `python -m imsm.items RUN [RUN ...]`.
 
 Shows a row for each arm and task: the original, the run itself and the controls that were judged on
-it. `--output FILE` writes that table, with `--each` every single item. Nothing is asked and no
-model is loaded. Exit codes: 0 all went well, 2 the input was wrong.
+it; with `--seeds` their means. `--output FILE` writes that table, with `--each` every single item.
+Nothing is asked and no model is loaded. Exit codes: 0 all went well, 2 the input was wrong.
 """
 
 from __future__ import annotations
@@ -31,27 +31,31 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=f"a file of {', '.join(_KINDS)}"
     )
-    parser.add_argument("--each", action="store_true", help="write every item, not the summary")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--each", action="store_true", help="write every item, not the summary")
+    rows.add_argument("--seeds", action="store_true", help="means over runs of several seeds")
     options = parser.parse_args(argv)
     try:
-        _show(options.runs, output=options.output, each=options.each)
+        _show(options.runs, output=options.output, each=options.each, seeds=options.seeds)
     except UserError as error:
         print(f"imsm: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _show(runs: list[str], *, output: Path | None, each: bool) -> None:
+def _show(runs: list[str], *, output: Path | None, each: bool, seeds: bool) -> None:
     if output is not None and output.suffix not in _KINDS:
         raise UserError(f"--output {output}: must end in {', '.join(_KINDS)}")
     if each and output is None:
         raise UserError("--each: every item is written, not shown; add --output FILE")
     if each and output is not None and output.suffix == ".md":
         raise UserError(f"--output {output}: every item goes into .csv or .jsonl, texts have lines")
-    from imsm.report.item_table import item_table, summary
+    from imsm.report.item_table import item_table, over_seeds, summary
 
     items = item_table([_folder(run) for run in runs])
     short = summary(items)
+    if seeds:
+        short = over_seeds(short)
     if output is None:
         _print(short)
         return
@@ -94,12 +98,14 @@ def _readable(table: pandas.DataFrame) -> pandas.DataFrame:
     """Numbers with the places that they deserve, and nothing where there is none."""
     import pandas
 
-    places = {"score": 1, "tokens": 1, "gold_loglik": 2, "gate_mean": 3}
+    places = {name: 1 for name in ("score", "lowest", "highest", "tokens", "unparsed", "truncated")}
+    places |= {"gold_loglik": 2, "gate_mean": 3}
 
     def cell(name: str, value: Any) -> str:
         if pandas.isna(value):
             return ""
-        return f"{value:.{places[name]}f}" if name in places else str(value)
+        rounded = name in places and not isinstance(value, int)
+        return f"{value:.{places[name]}f}" if rounded else str(value)
 
     return table.apply(lambda column: [cell(str(column.name), value) for value in column])
 

@@ -72,6 +72,26 @@ def summary(items: pandas.DataFrame) -> pandas.DataFrame:
     ).reset_index()
 
 
+def over_seeds(short: pandas.DataFrame) -> pandas.DataFrame:
+    """A row for each arm and task of `summary`, over the runs that differ in the seed.
+
+    Returns:
+        ``seeds``: how many; ``score``: their mean, between the ``lowest`` and the ``highest``; the
+        other columns of `summary` as means over seeds.
+    """
+    groups = short.groupby(["arm", "task", "test_set", "headline", "items"], sort=False)
+    return groups.agg(
+        seeds=("score", "size"),
+        score=("score", "mean"),
+        lowest=("score", "min"),
+        highest=("score", "max"),
+        **{
+            name: (name, "mean")
+            for name in ("unparsed", "truncated", "tokens", "gold_loglik", "gate_mean")
+        },
+    ).reset_index()
+
+
 def _arms(folder: Path) -> list[Arm]:
     """The original lies beside the run, or, of a run in a place of its own, under the root."""
     result = read_result(folder)

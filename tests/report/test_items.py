@@ -10,7 +10,7 @@ import pytest
 from imsm.controls.__main__ import main as controls
 from imsm.flow import carry_out
 from imsm.items import main
-from imsm.report.item_table import item_table, summary
+from imsm.report.item_table import item_table, over_seeds, summary
 from imsm.report.result import read_result
 from tests.composed import config
 from tests.controls.finished import ITEMS, choices, finished, make
@@ -65,6 +65,8 @@ def test_what_is_written_and_shown(
     assert read["gold_loglik"].to_numpy() == pytest.approx(
         expected["gold_loglik"].to_numpy(float), rel=1e-5, nan_ok=True
     )
+    assert main([*names, "--seeds", "--output", str(tmp_path / "seeds.md")]) == 0
+    assert "lowest" in (tmp_path / "seeds.md").read_text()
     for kind in ("md", "jsonl"):
         assert main([*names, "--output", str(tmp_path / f"short.{kind}")]) == 0
     lines = (tmp_path / "short.md").read_text().splitlines()
@@ -119,6 +121,13 @@ def test_runs_of_different_tests_keep_their_originals(runs: list[Path], tmp_path
         original = found[found["arm"] == "original"]
         assert sorted(original["items"]) == [3, 3, ITEMS, ITEMS]
         assert len(found) == 8
+    other = finished(made, root, "seed=2")
+    short = summary(item_table([many, other]))
+    means = over_seeds(short)
+    assert list(means["seeds"]) == [1, 1, 2, 2]
+    for row in means.itertuples():
+        chosen = short[(short["arm"] == row.arm) & (short["task"] == row.task)]["score"]
+        assert (row.score, row.lowest, row.highest) == (chosen.mean(), chosen.min(), chosen.max())
     assert main([str(few), "--output", str(tmp_path / "few.csv")]) == 0
     assert {"20240101", ""} == {
         line.split(",")[2] for line in (tmp_path / "few.csv").read_text().splitlines()[1:]
