@@ -18,7 +18,9 @@ from imsm.evaluation.statistics import mcnemar, paired_difference
 from imsm.report import __main__ as command
 from imsm.report.arms import arms_of, controls_of
 from imsm.report.evidence import gather
+from imsm.report.frontier import Curve, Trade
 from imsm.report.leave import leave_report
+from imsm.report.parts.trade import kept_there
 from imsm.report.result import write_result
 from imsm.report.sections import sections_of
 from tests.composed import result
@@ -246,3 +248,20 @@ def test_leaks_are_told(runs: dict[str, Any]) -> None:
     record["evaluation"]["tasks"]["gsm8k"]["leaks"] = {"count": 2, "ids": ["gsm8k/1", "gsm8k/7"]}
     leave_report(folder, record, runs_root=runs["root"])
     assert "2 items of gsm8k" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (70.0, "keeps 70.0 %"),  # half way from (60, 100) to (80, 40)
+        (59.0, "has learned more everywhere, and keeps up to 100.0 %"),
+        (81.0, "does not reach it"),
+    ],
+)
+def test_what_a_curve_keeps_at_a_target_score(target: float, told: str) -> None:
+    def place(score: float, kept: float) -> Trade:
+        about = {"label": "x", "method": "control", "control": "x", "value": 0.5}
+        return Trade(**about, target=score, plasticity=None, stability=kept)
+
+    curve = Curve(control="logit_mix", letter="λ", trades=[place(80, 40), place(60, 100)])
+    assert kept_there(curve, target) == told

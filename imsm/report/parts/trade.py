@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from imsm.report.evidence import Evidence
+from imsm.report.frontier import Curve
 from imsm.report.section import Picture, Section
 from imsm.report.texts import number, percent
 
@@ -26,10 +27,10 @@ def part(evidence: Evidence) -> Section | None:
         for trade in placed:
             if trade.control is not None or trade.method in ("original", "peft"):
                 continue
-            found = curve.stability_at(trade.target) if trade.target is not None else None
-            reached = "does not reach it" if found is None else f"keeps {found:.1f} %"
+            assert trade.target is not None
             lines.append(
-                f"At {trade.label}'s target score ({number(trade.target)}) the {name} {reached}; "
+                f"At {trade.label}'s target score ({number(trade.target)}) the {name} "
+                f"{kept_there(curve, trade.target)}; "
                 f"{trade.label} keeps {percent(trade.stability)}."
             )
     if not evidence.curves:
@@ -46,3 +47,20 @@ def part(evidence: Evidence) -> Section | None:
     return Section(
         name="trade", title="Learning against forgetting", lines=lines, pictures=[picture]
     )
+
+
+def kept_there(curve: Curve, target: float) -> str:
+    """What a curve keeps at a target score."""
+    found = curve.stability_at(target)
+    if found is not None:
+        return f"keeps {found:.1f} %"
+    points = [
+        (trade.target, trade.stability)
+        for trade in curve.trades
+        if trade.target is not None and trade.stability is not None
+    ]
+    if points and target < min(score for score, _ in points):
+        return (
+            f"has learned more everywhere, and keeps up to {max(kept for _, kept in points):.1f} %"
+        )
+    return "does not reach it"
