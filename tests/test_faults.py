@@ -85,7 +85,7 @@ MODEL = "imsm.siamese.model.SiameseForCausalLM.save_pretrained"
         (MODEL, 1, 2000, False),
         ("imsm.stages.training.write_whole", 1, 10, False),
         ("imsm.evaluation.ledger.Ledger.append", 1, 50, True),
-        ("imsm.evaluation.ledger.Ledger.append", 3, 700, True),
+        ("imsm.evaluation.ledger.Ledger.append", 2, 700, True),
         ("imsm.evaluation.judge.write_items", 2, 50, True),
         ("imsm.stages.judging.write_result", 1, 500, True),
         ("imsm.report.leave.write_whole", 1, 50, True),

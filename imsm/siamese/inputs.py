@@ -106,7 +106,11 @@ def query_of_labels(
 
 
 def kept(values: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The positions of ``values`` (B, T, ...) that transformers' ``logits_to_keep`` asks for."""
+    """The positions of ``values`` (B, T, ...) that transformers' ``logits_to_keep`` asks for.
+
+    In memory they lie together: of rows that lie apart torch takes products in another order, and
+    in which one depends on whether the weight is trained.
+    """
     if isinstance(logits_to_keep, torch.Tensor):
-        return values[:, logits_to_keep]
-    return values[:, -logits_to_keep:] if logits_to_keep else values
+        return values[:, logits_to_keep].contiguous()
+    return values[:, -logits_to_keep:].contiguous() if logits_to_keep else values

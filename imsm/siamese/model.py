@@ -244,7 +244,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             if settled is None:
                 read = self._read(*memories, query, cache)
                 if cache is not None and over:
-                    cache.settled = settled = self._settle(*(each[:, -1:] for each in read))
+                    cache.settled = settled = self._settle(*(kept(each, 1) for each in read))
             queries = settled or [kept(each, logits_to_keep) for each in read]
         else:
             memories = self.streams.memories(inputs, cache=cache)

@@ -293,3 +293,16 @@ def test_equal_prompts_are_told_apart_by_nothing() -> None:
         read = reading(model, [row] * 4)
     assert shapes == [(1, len(BEGINNING)), (4, 1)]
     torch.testing.assert_close(read.logits[3], reading(model, [row]).logits[0])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_finished_model_reads_as_the_one_that_was_trained(architecture: str) -> None:
+    """To the bit: a gate whose parameters want gradients is the same gate."""
+    model = tiny_siamese(architecture)
+    found = []
+    for trained in (True, False):
+        model.gate.requires_grad_(trained)  # type: ignore[union-attr]
+        read = reading(model, prompts(8))
+        sums = log_likelihoods(read, [[(5, 9, 31), (7,)]] * 8, pad_id=0)
+        found.append((read.logits, sums))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
