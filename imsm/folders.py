@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from imsm.errors import UserError
+
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -36,3 +38,18 @@ def runs_root() -> Path:
     from platformdirs import user_data_path
 
     return user_data_path("imsm", appauthor=False) / "runs"
+
+
+def run_named(named: str) -> Path:
+    """The folder that ``named`` is, or is the name of under the root of all runs; absolute.
+
+    Raises:
+        UserError: there is none.
+    """
+    given = Path(named).expanduser()
+    folder = given if given.is_dir() else runs_root() / named
+    if not folder.is_dir():
+        raise UserError(
+            f"{named}: there is no such folder, nor a run of that name in {runs_root()}"
+        )
+    return folder.absolute()

@@ -50,9 +50,10 @@ def _show(runs: list[str], *, output: Path | None, each: bool, seeds: bool) -> N
         raise UserError("--each: every item is written, not shown; add --output FILE")
     if each and output is not None and output.suffix == ".md":
         raise UserError(f"--output {output}: every item goes into .csv or .jsonl, texts have lines")
+    from imsm.folders import run_named
     from imsm.report.item_table import item_table, over_seeds, summary
 
-    items = item_table([_folder(run) for run in runs])
+    items = item_table([run_named(run) for run in runs])
     short = summary(items)
     if seeds:
         short = over_seeds(short)
@@ -62,18 +63,6 @@ def _show(runs: list[str], *, output: Path | None, each: bool, seeds: bool) -> N
     table = items if each else short
     _write(output, table)
     print(f"{output}: {len(table):,} rows")
-
-
-def _folder(named: str) -> Path:
-    from imsm.folders import runs_root
-
-    given = Path(named).expanduser()
-    folder = given if given.is_dir() else runs_root() / named
-    if not folder.is_dir():
-        raise UserError(
-            f"{named}: there is no such folder, nor a run of that name in {runs_root()}"
-        )
-    return folder.absolute()
 
 
 def _print(table: pandas.DataFrame) -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from imsm.errors import UserError
-from imsm.folders import runs_root
+from imsm.folders import run_named, runs_root
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,13 +31,7 @@ def _report(named: str) -> None:
     from imsm.report.leave import leave_report
     from imsm.report.result import read_result
 
-    given = Path(named).expanduser()
-    folder = given if given.is_dir() else runs_root() / named
-    if not folder.is_dir():
-        raise UserError(
-            f"{named}: there is no such folder, nor a run of that name in {runs_root()}"
-        )
-    folder = folder.absolute()
+    folder = run_named(named)
     inside = folder.parent == runs_root().absolute()
     try:
         leave_report(
