@@ -122,10 +122,11 @@ def query_memories(
         total=len(prompts), label=f"queries: {label}", unit="item", keep=False, shown=True
     ) as done:
         for places in batches:
-            batch = collate_prompts([prompts[place] for place in places], pad_id=pad_id)
-            mask = batch["attention_mask"].to(model.device)
+            ids, mask = collate_prompts(
+                [prompts[place].prompt_ids for place in places], pad_id=pad_id, device=model.device
+            )
             inputs = body_inputs(
-                batch["input_ids"].to(model.device),
+                ids,
                 inputs_embeds=None,
                 attention_mask=mask,
                 position_ids=None,

@@ -38,20 +38,21 @@ def collate_training(items: Sequence[TokenisedExample], *, pad_id: int) -> dict[
     }
 
 
-def collate_prompts(items: Sequence[TokenisedExample], *, pad_id: int) -> dict[str, torch.Tensor]:
+def collate_prompts(
+    prompts: Sequence[Sequence[int]], *, pad_id: int, device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts padded on the left, so that all of them end where generation begins.
 
     Returns:
-        input_ids and attention_mask (1 on tokens, 0 on padding), each (B, T) of int64.
+        Token ids, and 1 on tokens, 0 on padding, each (B, T) of int64, on the device.
     """
     import torch
 
-    rows = [item.prompt_ids for item in items]
-    width = max(map(len, rows))
-    return {
-        "input_ids": torch.tensor([[*[pad_id] * (width - len(row)), *row] for row in rows]),
-        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
-    }
+    width = max(map(len, prompts))
+    gaps = [width - len(row) for row in prompts]
+    ids = [[*[pad_id] * gap, *row] for gap, row in zip(gaps, prompts, strict=True)]
+    mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 _SORTED_TOGETHER = 32

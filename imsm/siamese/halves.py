@@ -5,7 +5,8 @@ kin, VeRA, DoRA, (IA)^3 behind attention) hand their input to that base layer as
 what comes out. For those the base layer reads all rows at once: the first half of its output is the
 original stream's, the second is what the tuner layer finds when it asks its base layer. Nothing is
 known of the method: a layer that asks with anything but its own input gets a computed answer, and
-goes half by half from then on (`imsm.adapters.probe` has seen to that before the first use).
+goes half by half from then on (`imsm.adapters.probe` has seen to that before the first use). Only
+plain LoRA, the most used, has a shorter way where nothing is learned (`imsm.siamese.low_rank`).
 
 Legend: B rows of each stream.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from imsm.siamese.low_rank import adds_low_rank
 from imsm.siamese.replaced import forward_replaced
 
 SWITCH = "_disable_adapters"
@@ -70,6 +72,10 @@ class Halves:
             return self._apart(tuned, rows)
         middle = len(both) // 2
         rest = both[middle:]  # AdaLoRA adds to it in place
+        own = both.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
+        in_place = own and not torch.is_grad_enabled()
+        if in_place and adds_low_rank(self.layer, rest, half):
+            return both
         asked = 0
 
         def answer(*arguments: Any, **named: Any) -> Any:
@@ -82,9 +88,8 @@ class Halves:
         with forward_replaced(self._base, answer):
             changed = tuned(half)
         self.shares = asked > 0
-        own = both.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
         alike = changed.shape == rest.shape and changed.dtype == rest.dtype
-        if torch.is_grad_enabled() or not (own and alike):
+        if not (in_place and alike):
             return torch.cat([both[:middle], changed])
         rest.copy_(changed)  # a tensor of all rows the less
         return both

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from imsm.data.batches import collate_prompts
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -57,7 +59,8 @@ class Reading:
         self.logits: torch.Tensor
         self.gate: torch.Tensor | None
         begun = self._shared(prompts, then=then)
-        ids, mask = _padded([each[begun:] for each in prompts], pad_id=pad_id, device=model.device)
+        rest = [each[begun:] for each in prompts]
+        ids, mask = collate_prompts(rest, pad_id=pad_id, device=model.device)
         if begun:
             first = torch.tensor([prompts[0][:begun]], device=model.device)
             self._texts = self._mask = first[:, :0]
@@ -195,14 +198,3 @@ def _frequencies_hold(config: PretrainedConfig) -> float:
         if each.get("rope_type") in ("dynamic", "longrope")
     ]
     return min(found, default=math.inf)
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids filled up on the left, and 1 on tokens, 0 on padding, each (B, T)."""
-    width = max(map(len, rows))
-    gaps = [width - len(row) for row in rows]
-    ids = [[pad_id] * gap + list(row) for gap, row in zip(gaps, rows, strict=True)]
-    mask = [[0] * gap + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

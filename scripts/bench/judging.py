@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from imsm.siamese.model import SiameseForCausalLM
 
 TASKS = ("mrpc", "cola", "ropes", "gsm8k", "webq", "freebaseqa", "multirc")
-ITEMS, BATCH = 200, 64
+ITEMS = 200
 
 
 def compare_judging(setup: Setup) -> list[Comparison]:
@@ -23,12 +23,15 @@ def compare_judging(setup: Setup) -> list[Comparison]:
     Raises:
         ImportError: the datasets need pydantic and what else the run's configuration needs.
     """
+    from imsm.options import find_option
+
     model = build(setup, stream="interwoven").eval()
-    speed = {batch: len(TASKS) * ITEMS / _seconds(model, batch) for batch in (BATCH, 1)}
+    together = find_option("evaluation", "mini")["batch_size"]
+    speed = {batch: len(TASKS) * ITEMS / _seconds(model, batch) for batch in (together, 1)}
     return [
         Comparison(
-            name=f"judging seven tasks, miniature: batches of {BATCH} / one item at a time",
-            ours=speed[BATCH],
+            name=f"judging seven tasks, miniature: batches of {together} / one item at a time",
+            ours=speed[together],
             theirs=speed[1],
             unit="items/s",
             bar=6,

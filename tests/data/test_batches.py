@@ -44,10 +44,10 @@ def test_training_batch_is_padded_on_the_right_and_masks_the_prompt() -> None:
 
 
 def test_prompts_are_padded_on_the_left() -> None:
-    batch = collate_prompts(ITEMS, pad_id=0)
-    assert batch["input_ids"].tolist() == [[1, 5, 6], [0, 1, 8], [0, 0, 1]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
-    assert set(batch) == {"input_ids", "attention_mask"}
+    ids, mask = collate_prompts([item.prompt_ids for item in ITEMS], pad_id=0)
+    assert ids.tolist() == [[1, 5, 6], [0, 1, 8], [0, 0, 1]]
+    assert mask.tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
+    assert {ids.dtype, mask.dtype} == {torch.int64}
 
 
 def test_training_order_has_every_example_once_and_keeps_the_rest() -> None:
