@@ -18,6 +18,10 @@ class NotFiniteError(ArithmeticError):
     """A loss or gradient norm that is NaN or infinite; nothing was moved."""
 
 
+class HalfMovedError(RuntimeError):
+    """Memory ran out while the parameters moved: they are those of no step."""
+
+
 class Engine(Protocol):
     """The training loop's view of its surroundings; every process calls it alike.
 

@@ -111,8 +111,11 @@ class Keeper:
         there = self.engine.world.first(lambda: bool(kept) and _step(kept[0]) == progress.step)
         if good and progress.step and not there:
             self.save(progress, {})
-        kept = checkpoints(self.folder)
-        return kept[0] if kept else None
+        return self.newest()
+
+    def newest(self) -> Path | None:
+        """The checkpoint that was written last."""
+        return next(iter(checkpoints(self.folder)), None)
 
     def best(self) -> Path | None:
         """The checkpoint where ``best_by`` was least, the earliest of equals."""

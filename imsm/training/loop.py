@@ -16,7 +16,7 @@ from imsm.errors import RunError
 from imsm.memory_limit import ran_out
 from imsm.progress import bar
 from imsm.training.checkpoint import Progress
-from imsm.training.engine import NotFiniteError
+from imsm.training.engine import HalfMovedError, NotFiniteError
 from imsm.training.interrupt import Interruptible
 from imsm.training.memory import peak_memory, reset_peak_memory
 from imsm.training.step import train_step
@@ -225,7 +225,8 @@ def _explained(keeper: Keeper, so_far: Progress, *, micro_batch_size: int) -> It
         if not ran_out(error):
             raise
         alone = keeper.engine.world.size == 1  # others do not know, and wait
-        newest = keeper.save_if_finite(so_far) if alone else None
+        whole = alone and not isinstance(error, HalfMovedError)
+        newest = keeper.save_if_finite(so_far) if whole else keeper.newest()
         told = _too_much(micro_batch_size, step=so_far.step + 1, newest=newest)
         raise RunError(told) from error
 

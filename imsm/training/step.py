@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from imsm.data.batches import collate_training, micro_batches
-from imsm.training.engine import NotFiniteError
+from imsm.memory_limit import ran_out
+from imsm.training.engine import HalfMovedError, NotFiniteError
 
 if TYPE_CHECKING:
     from imsm.adapters.adapter import Hooks
@@ -48,6 +49,7 @@ def train_step(
 
     Raises:
         NotFiniteError: the loss or the gradients; nothing was moved.
+        HalfMovedError: memory ran out too late.
     """
     rates = engine.learning_rates()
     answer_tokens = sum(len(item.answer_ids) for item in batch)
@@ -106,6 +108,10 @@ def _move(engine: Engine, hooks: Hooks | None, step: int) -> float:
                 hooks.after_step(step)
     except NotFiniteError as error:
         raise NotFiniteError(f"{error} at step {step}") from error
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise HalfMovedError(str(error)) from error
     return norm
 
 

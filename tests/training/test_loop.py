@@ -242,6 +242,31 @@ def test_out_of_memory_names_what_to_lower_and_keeps_what_was_learned(tmp_path: 
     assert run.losses == whole.losses
 
 
+def test_memory_that_runs_out_while_parameters_move_leaves_the_last_checkpoint(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path, method="lora")
+    run.save_after = 1
+    step_of = run.engine.step
+
+    def half() -> float:
+        if len(run.losses) == 2:
+            with torch.no_grad():
+                next(p for p in run.model.parameters() if p.requires_grad).add_(1)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step_of()
+
+    run.engine.step = half  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=r"out of memory at step 3 .*last checkpoint is .*step-0*1"):
+        run.train()
+    assert len(checkpoints(run.folder)) == 1
+    again, whole = Run(tmp_path, method="lora"), Run(tmp_path / "whole", method="lora")
+    again.train()
+    whole.train()
+    assert run.losses == whole.losses[:2]
+    assert again.losses == whole.losses[1:]
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     run = Run(tmp_path)
 
