@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from imsm.processes.worker import LAUNCHER
@@ -24,6 +26,7 @@ class Interruptible:
     def __init__(self) -> None:
         self.requested = False
         self.save_requested = False
+        self._waits = True
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interruptible:
@@ -44,13 +47,22 @@ class Interruptible:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, the first one interrupts too: what runs here is no step and may stop anywhere."""
+        self._waits = False
+        try:
+            yield
+        finally:
+            self._waits = True
+
     def _request_save(self, number: int, frame: FrameType | None) -> None:
         self.save_requested = True
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested and LAUNCHER in os.environ:
             return  # a cluster signals all processes, and the launcher passes its own on; it kills
-        if self.requested:
+        waits, self.requested = self._waits and not self.requested, True
+        if not waits:
             raise KeyboardInterrupt
-        self.requested = True
         print("\nstopping after this step (again: at once)", file=sys.stderr, flush=True)

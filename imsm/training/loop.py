@@ -158,7 +158,7 @@ def train(
             batch = [items[index] for index in indices]
             if bank is not None and step > _STILL:
                 asked = time.monotonic()
-                read = bank()
+                read = _asked(bank, interrupt, keeper, so_far)
                 started += time.monotonic() - asked
             with _explained(keeper, so_far, micro_batch_size=batching.micro_batch_size):
                 measured = train_step(
@@ -212,6 +212,24 @@ def train(
         peak_memory_bytes=max(peaks) or None,
         memory_bank=read is not None,
     )
+
+
+def _asked(
+    bank: GetBank, interrupt: Interruptible, keeper: Keeper, so_far: Progress
+) -> MemoryBank | None:
+    """The bank; who interrupts while it is filled need not wait for that.
+
+    Several processes have it filled before they train: what one of them did alone, the others would
+    wait for.
+    """
+    if keeper.engine.world.size > 1:
+        return bank()
+    try:
+        with interrupt.at_once():
+            return bank()
+    except KeyboardInterrupt:
+        keeper.save_if_finite(so_far)
+        raise
 
 
 @contextmanager

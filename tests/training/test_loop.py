@@ -306,6 +306,23 @@ def test_a_checkpoint_holds_no_frozen_weight_and_no_pickle(tmp_path: Path) -> No
     assert sum(sizes.values()) < 4 * trainable + 20_000
 
 
+def test_an_interrupt_does_not_wait_for_a_bank_to_be_filled(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    def bank() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        run.train(bank=bank)
+    (kept,) = checkpoints(run.folder)
+    assert read_state(kept)["progress"]["step"] == 2
+    run.train()
+    whole = Run(tmp_path / "whole")
+    whole.train()
+    assert run.losses == whole.losses
+
+
 def test_a_bank_is_asked_for_when_the_first_step_reads_it(tmp_path: Path) -> None:
     """Two steps are over by then; a run that goes on later asks at once."""
     run = Run(tmp_path, method="lora")
