@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Interval
 
 from imsm.errors import UserError
+from imsm.messages import explain_value, unknown_key
 from imsm.options import nearest
 
 Count = Annotated[int, Ge(1)]
@@ -86,30 +87,6 @@ def takes_modules(builder: Callable[..., Any]) -> bool:
     return "target_modules" in inspect.signature(builder).parameters
 
 
-def unknown_key(section: str, name: str, value: Any, allowed: Iterable[str]) -> str:
-    """One line about a key that does not exist."""
-    allowed = list(allowed)
-    guess = nearest(name, allowed)
-    prefix = f"{section}." if section else ""
-    hint = f"; did you mean {prefix}{guess}={show(value)}?" if guess else ""
-    owner = f"of {section} " if section else ""
-    names = ", ".join(allowed) or "it has none"
-    return f"{prefix}{name}={show(value)}: no such key {owner}({names}){hint}"
-
-
-def show(value: Any) -> str:
-    """A value as one writes it on the command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(show(item) for item in value)}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{show(item)}" for key, item in value.items()) + "}"
-    return str(value)
-
-
 def _annotation(builder: Callable[..., Any], annotation: Any) -> Any:
     """The type behind an annotation; Any where its name exists for type checkers only."""
     if annotation is inspect.Parameter.empty:
@@ -125,8 +102,6 @@ def _annotation(builder: Callable[..., Any], annotation: Any) -> Any:
 
 def _value_problems(key: str, annotation: Any, value: Any) -> list[str]:
     from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
-
-    from imsm.messages import explain_value
 
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imsm.backbones.load import MINIATURE
-from imsm.builders import argument_problems, locate, show, takes_modules, unknown_key
+from imsm.builders import argument_problems, locate, takes_modules
 from imsm.config import (
     SHIPPED_GATE,
     BackboneConfig,
@@ -29,6 +29,7 @@ from imsm.config import (
 )
 from imsm.errors import UserError
 from imsm.frozen import check_gate, check_method, check_sequence, look_up_frozen
+from imsm.messages import show, unknown_key
 from imsm.options import nearest
 from imsm.processes.nodes import processes_by_hostfile
 

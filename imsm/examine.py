@@ -10,11 +10,10 @@ from typing import Annotated, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from imsm.builders import unknown_key
 from imsm.checks import between_sections
 from imsm.config import RunConfig, is_local
 from imsm.errors import UserError
-from imsm.messages import explain_errors, report
+from imsm.messages import explain_errors, report, unknown_key
 from imsm.references import adopt_sequence
 from imsm.resolve import resolve
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from imsm.adapters.own import CONFIG, VALUES
-from imsm.builders import show
 from imsm.config import (
     BackboneConfig,
     DataConfig,
@@ -23,6 +22,7 @@ from imsm.config import (
     PeftConfig,
 )
 from imsm.identity import backbone_identity, is_original, peft_identity
+from imsm.messages import show
 from imsm.run_folder import RunFolder, differing
 
 _GIVE = "give the folder of a finished run of method=peft or method=imsm"

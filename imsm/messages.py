@@ -6,7 +6,6 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
-from imsm.builders import show, unknown_key
 from imsm.options import nearest
 
 _KINDS = {
@@ -89,6 +88,30 @@ def explain_errors(
         else:
             lines.append(explain_value(key, detail, fields.get(name) if len(names) == 1 else None))
     return lines
+
+
+def unknown_key(section: str, name: str, value: Any, allowed: Iterable[str]) -> str:
+    """One line about a key that does not exist."""
+    allowed = list(allowed)
+    guess = nearest(name, allowed)
+    prefix = f"{section}." if section else ""
+    hint = f"; did you mean {prefix}{guess}={show(value)}?" if guess else ""
+    owner = f"of {section} " if section else ""
+    names = ", ".join(allowed) or "it has none"
+    return f"{prefix}{name}={show(value)}: no such key {owner}({names}){hint}"
+
+
+def show(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(show(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{show(item)}" for key, item in value.items()) + "}"
+    return str(value)
 
 
 def allowed_words(annotation: Any) -> tuple[Any, ...]:

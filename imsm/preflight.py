@@ -27,10 +27,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imsm.builders import show, unknown_key
 from imsm.config import RunConfig, TaskConfig
 from imsm.examine import examine
 from imsm.folders import runs_root
+from imsm.messages import show, unknown_key
 from imsm.options import nearest, unknown_option
 
 _GROUPS = (*RunConfig.model_fields, "sweep")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
-from imsm.builders import show
 from imsm.config import (
     BackboneConfig,
     DataConfig,
@@ -19,7 +18,7 @@ from imsm.config import (
     TaskConfig,
 )
 from imsm.errors import UserError
-from imsm.messages import explain_errors
+from imsm.messages import explain_errors, show
 from imsm.options import find_option, nearest, option_names
 from imsm.resolve import resolve
 

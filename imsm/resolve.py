@@ -11,7 +11,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from imsm.builders import show
+from imsm.messages import show
 
 
 def resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:

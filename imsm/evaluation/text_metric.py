@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import evaluate
 
-from imsm.evaluation.metrics import MetricModule, aggregate
+from imsm.evaluation.metric import MetricModule, aggregate
 
 USAGE = """
 Args:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imsm.builders import show
+from imsm.messages import show
 
 Result = Mapping[str, Any]
 

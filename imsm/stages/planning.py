@@ -12,11 +12,11 @@ import torch
 from imsm.adapters.adapter import freeze
 from imsm.assemble import count_trainable, put_together
 from imsm.backbones.skeleton import build_skeleton, find_configuration
-from imsm.builders import show
 from imsm.config import RunConfig
 from imsm.errors import UserError
 from imsm.folders import runs_root
 from imsm.identity import run_name
+from imsm.messages import show
 from imsm.options import find_option
 from imsm.plan.downloads import Needed, needed_backbone, needed_dataset
 from imsm.plan.plan import Plan

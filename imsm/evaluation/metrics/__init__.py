@@ -13,36 +13,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from imsm.errors import UserError
+from imsm.evaluation.metric import Info, MetricModule, aggregate
 from imsm.options import nearest
 
 if TYPE_CHECKING:
     from imsm.evaluation.text_metric import TextMetric
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Info:
-    """What a table needs to know about a metric."""
-
-    name: str
-    meaning: str
-    higher_is_better: bool
-    scale: float
-    """The metric's value times this is what tables show (points)."""
-
-
-class MetricModule(Protocol):
-    """The part of a metric's module that every one has."""
-
-    INFO: Info
-
-    def score(self, prediction: str, golds: Sequence[str]) -> float:
-        """One prediction against its accepted answers."""
-        ...
+__all__ = ["Info", "MetricModule", "aggregate", "load", "metric_module"]
 
 
 def load(name: str) -> TextMetric:
@@ -90,25 +70,3 @@ def metric_module(name: str) -> MetricModule:
             "INFO = Info(...) and score(prediction, golds) -> float."
         )
     return cast(MetricModule, module)
-
-
-def aggregate(
-    module: MetricModule, predictions: Sequence[str], golds: Sequence[Sequence[str]]
-) -> float:
-    """One number over all items: the module's own aggregate, else the mean of its score.
-
-    Raises:
-        UserError: no items, or not as many predictions as lists of answers.
-    """
-    if not predictions or len(predictions) != len(golds):
-        raise UserError(
-            f"{module.INFO.name} needs at least one prediction and a list of accepted answers for "
-            f"each; there are {len(predictions)} predictions and {len(golds)} lists."
-        )
-    own = getattr(module, "aggregate", None)
-    if own is not None:
-        return float(own(predictions, golds))
-    scores = [
-        module.score(prediction, gold) for prediction, gold in zip(predictions, golds, strict=True)
-    ]
-    return sum(scores) / len(scores)
