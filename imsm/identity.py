@@ -133,6 +133,19 @@ def is_original(identity: Mapping[str, Any]) -> bool:
     return bool(identity["method"]["stream"] == "original")
 
 
+def without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without its seed, nor that of what it goes on from: a stage, a frozen adapter.
+
+    Only where that had the same seed: seeds go together from the first training on.
+    """
+    rest = {key: value for key, value in identity.items() if key != "seed"}
+    for key in ("after", "frozen_adapter"):
+        before = rest.get(key)
+        if before is not None and before.get("seed") == identity.get("seed"):
+            rest[key] = without_seed(before)
+    return rest
+
+
 def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:
     recipe = identity["trainer"]
     dropped = {"gate_learning_rate", *recipe.get("by_method", [])}

@@ -175,6 +175,15 @@ def test_seeds_of_gate_and_adapter_go_together(tmp_path: Path) -> None:
     assert set(seeds_of(tmp_path / "runs", records[0])) == {0, 1}
 
 
+def test_seeds_of_a_sequences_stages_go_together(tmp_path: Path) -> None:
+    records = []
+    for seed in (0, 1, 2):
+        last = last_stage(config("sequence=[gsm8k,mrpc]", "method=peft", f"seed={seed}"))
+        records.append(result("peft", f"seed={seed}", identity=run_identity(last)))
+        write_result(_made(tmp_path / "runs" / str(seed)), records[-1])
+    assert set(seeds_of(tmp_path / "runs", records[1])) == {0, 1, 2}
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder

@@ -7,9 +7,10 @@ import re
 
 import pytest
 
+from imsm.chain import stages_of
 from imsm.config import RunConfig
 from imsm.folders import conf_folder
-from imsm.identity import differs_only_in_method, run_identity, run_name
+from imsm.identity import differs_only_in_method, run_identity, run_name, without_seed
 from tests.composed import config
 
 
@@ -159,3 +160,14 @@ def test_shipped_arguments_fit_what_they_are_for() -> None:
 def test_grouped_by_length_it_is_another_run() -> None:
     assert "group_by_length" not in run_identity(config())["trainer"]  # finished runs stay
     assert run_identity(config("trainer.group_by_length=true"))["trainer"]["group_by_length"]
+
+
+def test_seeds_of_a_sequence_are_one_configuration() -> None:
+    def last(*overrides: str) -> dict:
+        return run_identity(stages_of(config("sequence=[gsm8k,mrpc,cola]", *overrides))[-1])
+
+    one, two, other = last("seed=0"), last("seed=1"), last("seed=1", "peft.rank=4")
+    assert one["after"]["after"]["seed"] == 0 and two["after"]["after"]["seed"] == 1
+    assert without_seed(one) == without_seed(two) != without_seed(other)
+    # an earlier stage of another seed is another beginning
+    assert without_seed(one | {"after": two["after"]}) != without_seed(one)

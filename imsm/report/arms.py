@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from imsm.config import RunConfig
 from imsm.errors import UserError
 from imsm.evaluation.items import read_items
-from imsm.identity import differs_only_in_method, is_original, original_of, run_identity, run_name
+from imsm.identity import (
+    differs_only_in_method,
+    is_original,
+    original_of,
+    run_identity,
+    run_name,
+    without_seed,
+)
 from imsm.report.comparison import comparable, labels_of
 from imsm.report.result import FILE, read_result
 
@@ -108,11 +115,11 @@ def controls_of(folder: Path) -> list[Arm]:
 
 def seeds_of(runs_root: Path, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     """Finished runs that differ from a run in nothing but the seed, itself too, by seed."""
-    own = _without_seed(result["identity"])
+    own = without_seed(result["identity"])
     found = {
         int(other["identity"]["seed"]): other
         for other, _ in _finished(runs_root)
-        if "seed" in other["identity"] and _without_seed(other["identity"]) == own
+        if "seed" in other["identity"] and without_seed(other["identity"]) == own
     }
     seed = result["identity"].get("seed")
     return found | ({} if seed is None else {int(seed): result})
@@ -167,12 +174,3 @@ def _kind(result: Mapping[str, Any]) -> str:
 def _place(result: Mapping[str, Any]) -> tuple[int, str, str]:
     stream = result["identity"]["method"]["stream"]
     return ORDER[stream], result["config"]["gate"]["name"], _kind(result)
-
-
-def _without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """A frozen adapter that was trained with the same seed as the gate goes with it."""
-    rest = {key: value for key, value in identity.items() if key != "seed"}
-    frozen = rest.get("frozen_adapter")
-    if frozen is not None and frozen["seed"] == identity["seed"]:
-        rest["frozen_adapter"] = _without_seed(frozen)
-    return rest
