@@ -36,6 +36,10 @@ from imsm.options import nearest, unknown_option
 _GROUPS = (*RunConfig.model_fields, "sweep")
 _PLUGINS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "optuna": "optuna"}
 """Launchers and sweepers that an extra of the project brings, and the extra."""
+_ONE_RUN = (
+    "a sweep's members that differ in how they are judged alone would be one run, and the last "
+    "judgement alone would stay; give one value, and judge again with mode=evaluate"
+)
 _FREE = ("backbone.roles", "backbone.architecture", "peft.roles_by_backbone", "peft.recipes")
 
 
@@ -121,6 +125,9 @@ class Preflight:
             for override in [o for o in rest if o.is_interval_sweep()]:
                 problems.append(f"{override.input_line}: needs sweep=optuna, or values in a list")
                 rest.remove(override)
+        for override in [o for o in rest if _is_judging(o) and o.is_sweep_override()]:
+            problems.append(f"{override.input_line}: {_ONE_RUN}")
+            rest.remove(override)
         for override in [] if sweep else [o for o in rest if o.is_sweep_override()]:
             problems.append(f"{override.input_line}: several values need a sweep; add -m")
             rest.remove(override)
@@ -336,6 +343,11 @@ def _without_plugin(error: Exception) -> str | None:
         f"{found[2]}: this {found[1]} is not installed; "
         f"pip install -c constraints.txt -e '.[{extra}]' brings it"
     )
+
+
+def _is_judging(override: Override) -> bool:
+    """Whether it chooses how a run is judged, which does not make it another run."""
+    return override.key_or_group.split(".")[0] == "evaluation"
 
 
 def _shared_folder(members: list[list[Override]]) -> list[str]:

@@ -179,6 +179,15 @@ def test_members_of_a_sweep_may_not_share_a_folder(preflight: Preflight) -> None
     assert preflight.problems(["method=peft,imsm", "folder=null"], sweep=True) == []
 
 
+@pytest.mark.parametrize("swept", ["evaluation.protocol=clean,released", "evaluation=all,mini"])
+def test_members_of_a_sweep_may_not_differ_in_judging_alone(
+    preflight: Preflight, swept: str
+) -> None:
+    (line,) = preflight.problems(["seed=0,1", swept], sweep=True)
+    assert line.startswith(f"{swept}: ") and "mode=evaluate" in line
+    assert preflight.problems(["seed=0,1", "evaluation.protocol=released"], sweep=True) == []
+
+
 def test_a_root_of_runs_that_cannot_be_made_is_told(
     preflight: Preflight, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

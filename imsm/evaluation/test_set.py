@@ -28,8 +28,11 @@ class TestSet:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over prompts and accepted answers."""
-        return examples_digest(self.examples)
+        """SHA-256 over prompts and accepted answers, and over how they are asked and scored."""
+        task = self.task
+        asked = [task.max_prompt_tokens, task.max_new_tokens, task.stop]
+        scored = [task.module, task.metrics, task.released_metrics]
+        return digest([examples_digest(self.examples), asked, scored])
 
 
 def load_test_set(

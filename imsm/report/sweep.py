@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Entry = Mapping[str, Any]
+_ALIKE = ("test_set", "protocol")
+"""What two judgements of a task have in common if their scores may stand in one column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,9 @@ def _table(members: Sequence[Member], keys: Sequence[str]) -> SweepTable:
     if any("†" in cell for row in rows for cell in row):
         notes.append("† the run was trained on this task too; it is left out of every mean.")
     if any("–" in row for row in rows):
-        notes.append("– not judged, or judged on other items.")
+        notes.append("– not judged, or judged on other items or by another protocol.")
+    others = sorted({entry.get("protocol", "clean") for entry in reference.values()} - {"clean"})
+    notes += [f"judged by the protocol {name}." for name in others]
     about = [value for key, value in members[0].about.items() if key not in keys]
     return SweepTable(
         title=" · ".join([f"trained on {target}", *about]),
@@ -158,7 +162,7 @@ def _cells(
     cells, values = [], {}
     for name, asked in reference.items():
         entry = found.get(name)
-        if entry is None or entry["test_set"] != asked["test_set"]:
+        if entry is None or any(entry.get(key) != asked.get(key) for key in _ALIKE):
             cells.append("–")
             continue
         values[name] = float(entry["metrics"][headline(asked)])

@@ -105,6 +105,19 @@ class SiameseCache(StreamCache):
             rows = torch.arange(len(self.query_mask)).repeat_interleave(repeats)
             self._select_queries(rows)
 
+    def take_queries(self, caches: Sequence[SiameseCache]) -> None:
+        """What is known of the queries of several caches, this one among them, row after row."""
+        masks = [cache.query_mask for cache in caches if cache.query_mask is not None]
+        width = max((mask.shape[1] for mask in masks), default=0)
+        if masks:
+            parts = [functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks]
+            self.query_mask = torch.cat(parts)
+        known = [cache.queries for cache in caches if cache.queries is not None]
+        if known:
+            original, tuned = (QueryState.joined(states) for states in zip(*known, strict=True))
+            self.queries = (original, tuned)
+        self.settled = None
+
     def crop(self, tokens_to_remove: int) -> None:
         """Remove ``-tokens_to_remove`` positions from the end, as transformers does.
 
@@ -147,6 +160,38 @@ class SiameseCache(StreamCache):
             original, tuned = self.queries
             rows = sequences.to(original.count.device)
             self.queries = (original.select(rows), tuned.select(rows))
+
+
+def joined(caches: Sequence[Cache]) -> Cache:
+    """One cache of the sequences of all, in their order; shorter ones are padded on the left.
+
+    Args:
+        caches: of a kind and with as many layers, each of keys and values by place that hold all
+            that was fed, no virtual positions; they are used up.
+    """
+    first = caches[0]
+    width = max(cache.get_seq_length() for cache in caches)
+    halves = 2 if isinstance(first, SiameseCache) and first.doubled else 1
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        for name in ("keys", "values"):
+            held = [getattr(layer, name) for layer in layers]
+            if all(tensor is not None and tensor.numel() for tensor in held):
+                for layer in layers:
+                    setattr(layer, name, None)  # no more than one layer is there twice
+                setattr(layers[0], name, _side_by_side(held, width=width, halves=halves))
+        if hasattr(layers[0], "cumulative_length"):
+            layers[0].cumulative_length = width
+    if isinstance(first, SiameseCache):
+        first.take_queries([cache for cache in caches if isinstance(cache, SiameseCache)])
+    return first
+
+
+def _side_by_side(held: list[torch.Tensor], *, width: int, halves: int) -> torch.Tensor:
+    """Keys or values (rows, H, T, E) of several caches as those of one, ``width`` positions."""
+    gaps = [width - tensor.shape[-2] for tensor in held]
+    parts = [functional.pad(each, (0, 0, gap, 0)) for each, gap in zip(held, gaps, strict=True)]
+    by_half = zip(*(part.chunk(halves) for part in parts), strict=True)
+    return torch.cat([rows for half in by_half for rows in half])
 
 
 def _states(layer: Any) -> Iterator[torch.Tensor]:

@@ -9,7 +9,7 @@ Legend: B batch, T positions, D width of a memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,12 @@ class QueryState:
     def select(self, rows: torch.Tensor) -> QueryState:
         """The state of the given rows, in their order (beam search, batch selection)."""
         return QueryState(self.pooled.index_select(0, rows), self.count.index_select(0, rows))
+
+    @staticmethod
+    def joined(states: Sequence[QueryState]) -> QueryState:
+        """The states of several batches as those of one, row after row."""
+        pooled, count = ([getattr(s, name) for s in states] for name in ("pooled", "count"))
+        return QueryState(torch.cat(pooled), torch.cat(count))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
+from torch.nn import functional
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from imsm.data.batches import collate_prompts
+from imsm.siamese.cache import joined
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _WORTH = 256
 """Positions: beginnings that spare fewer are not worth a pass of their own."""
+_AT_ONCE = 2048
+"""Tokens of prompts that one pass reads: more take memory, and on a CPU time, for nothing."""
 
 
 class Reading:
@@ -58,6 +62,10 @@ class Reading:
         self._cache = model.new_cache() if model.config.cached else None
         self.logits: torch.Tensor
         self.gate: torch.Tensor | None
+        parts = self._parts(prompts, then=then)
+        if len(parts) > 1:
+            self._join([Reading(model, prompts[each], pad_id=pad_id, then=then) for each in parts])
+            return
         begun = self._shared(prompts, then=then)
         rest = [each[begun:] for each in prompts]
         ids, mask = collate_prompts(rest, pad_id=pad_id, device=model.device)
@@ -71,6 +79,37 @@ class Reading:
         else:
             self._texts, self._mask, self._query = ids[:, :0], mask[:, :0], mask
         self._read(ids, mask, query=self._query)
+
+    def _parts(self, prompts: Sequence[Sequence[int]], *, then: int) -> list[slice]:
+        """Which prompts are read in a pass: all, where the parts could not be put together."""
+        virtual = self.model.streams.virtual is not None
+        layers = [] if self._cache is None else self._cache.layers
+        if virtual or not layers or not all(map(_plain, layers)):
+            return [slice(0, len(prompts))]
+        config = self.model.config.get_text_config(decoder=True)
+        if max(map(len, prompts)) + then > min(_window(config), _frequencies_hold(config)):
+            return [slice(0, len(prompts))]
+        parts, start, longest = [], 0, 0
+        for place, prompt in enumerate(prompts):
+            longest = max(longest, len(prompt))
+            if place > start and longest * (place + 1 - start) > _AT_ONCE:
+                parts.append(slice(start, place))
+                start, longest = place, len(prompt)
+        return [*parts, slice(start, len(prompts))]
+
+    def _join(self, parts: Sequence[Reading]) -> None:
+        """Go on with all rows of readings that were made one after another."""
+        width = max(part._mask.shape[1] for part in parts)
+
+        def left(masks: list[torch.Tensor]) -> torch.Tensor:
+            return torch.cat([functional.pad(m, (width - m.shape[1], 0)) for m in masks])
+
+        self._mask, self._query = left([p._mask for p in parts]), left([p._query for p in parts])
+        self._texts = self._mask[:, :0]
+        self.logits = torch.cat([part.logits for part in parts])
+        gates = [part.gate for part in parts if part.gate is not None]
+        self.gate = torch.cat(gates) if gates else None
+        self._cache = joined([part._cache for part in parts if part._cache is not None])
 
     def _shared(self, prompts: Sequence[Sequence[int]], *, then: int) -> int:
         """How many tokens all prompts begin with, if they are read once; each has one more."""

@@ -72,6 +72,22 @@ def test_means_are_over_the_same_tests_in_every_row() -> None:
     assert "webq" not in mean and "freebaseqa" in mean
 
 
+def test_another_protocol_is_not_compared() -> None:
+    released = result("peft", "peft=ia3")
+    for entry in released["evaluation"]["tasks"].values():
+        entry |= {"protocol": "released", "headline": "released", "metrics": {"released": 1.0}}
+    other = Member(
+        swept={"peft": "ia3", "method": "peft"}, target="gsm8k", about={}, command="",
+        result=released,
+    )  # fmt: skip
+    (found,) = sweep_tables([member("lora", "peft"), other])
+    assert set(found.rows[2][2:-2]) == {"–"}
+    assert not any("protocol released" in note for note in found.notes)
+    (found,) = sweep_tables([other, member("lora", "peft")])
+    assert set(found.rows[2][2:-2]) == {"–"}
+    assert "judged by the protocol released." in found.notes
+
+
 def test_other_items_are_not_compared() -> None:
     members = [member("lora", "peft"), member("ia3", "peft", test_set="b")]
     (found,) = sweep_tables(members)

@@ -295,6 +295,76 @@ def test_equal_prompts_are_told_apart_by_nothing() -> None:
     torch.testing.assert_close(read.logits[3], reading(model, [row]).logits[0])
 
 
+PARTS = [(1, 12), (1, 9), (2, 6)]
+"""In which four prompts are read, twelve tokens at a time."""
+
+
+@contextmanager
+def in_parts() -> Iterator[list[tuple[int, ...]]]:
+    with noted() as shapes, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("imsm.siamese.reading._AT_ONCE", 12)
+        yield shapes
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(("architecture", "method"), [c for c in CASES if c[0] != "gemma3"])
+def test_prompts_are_read_in_parts(architecture: str, method: str, stream: str) -> None:
+    model = tiny_siamese(architecture, method)
+    model.stream = stream  # type: ignore[assignment]
+    with in_parts() as shapes:
+        check(model)
+    assert shapes[:3] == PARTS
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_parts_of_other_architectures(case: str) -> None:
+    model, _ = built(case)
+    with in_parts() as shapes:
+        check(model)
+    # no keys and values by place, or a narrow window
+    together = case.startswith(("bamba", "mamba2", "openai-gpt", "gpt_oss"))
+    assert shapes[0] == ((4, 12) if together else PARTS[0])
+
+
+@pytest.mark.parametrize("pooling", ["max", "last"])
+def test_parts_under_other_poolings(pooling: str) -> None:
+    with in_parts() as shapes:
+        check(tiny_siamese("llama", "lora", pooling=pooling), prompts(4)[::-1])
+    assert shapes[:3] == [(2, 6), (1, 9), (1, 12)]
+
+
+@pytest.mark.parametrize(("window", "together"), [(8, True), (20, True), (21, False)])
+def test_parts_within_a_window(
+    monkeypatch: pytest.MonkeyPatch, window: int, together: bool
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES["gemma3"], "sliding_window", window)
+    with in_parts() as shapes:
+        check(tiny_siamese("gemma3"))
+    assert shapes[0] == ((4, 12) if together else PARTS[0])
+
+
+def test_no_parts_with_learned_prompts() -> None:
+    from peft import PrefixTuningConfig
+
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with in_parts() as shapes:
+        check(tiny_siamese("llama", Adapter(config)))
+    assert shapes[0] == (4, 12)
+
+
+@pytest.mark.parametrize("stream", ["tuned", "interwoven"])
+def test_each_part_has_its_own_beginning(stream: str) -> None:
+    model = examined(tiny_siamese("llama"))
+    model.stream = stream  # type: ignore[assignment]
+    other = [BEGINNING[0], *BEGINNING[:0:-1]]
+    rows = [[*other, 9, 31], [*other, 7, 5, 3], [*BEGINNING, 7], [*BEGINNING, 9, 12, 4]]
+    with noted() as shapes, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("imsm.siamese.reading._AT_ONCE", 22)
+        patch.setattr("imsm.siamese.reading._WORTH", 7)
+        check(model, rows)
+    assert shapes[:4] == [(1, 7), (2, 3), (1, 7), (2, 3)]
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_a_finished_model_reads_as_the_one_that_was_trained(architecture: str) -> None:
     """To the bit: a gate whose parameters want gradients is the same gate."""
