@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from imsm.config import RunConfig
 from imsm.errors import UserError
 from imsm.evaluation.items import read_items
@@ -70,12 +72,17 @@ def arms_of(
         result: its own.
         runs_root: where the original and the other runs lie.
         siblings: whether other runs are looked for.
+
+    Raises:
+        UserError: the run's result tells nothing of its original.
     """
+    if result.get("identity") is None:
+        raise UserError(f"{folder / FILE}: lacks identity; run the same command again")
     found = [(result, folder)]
     if not is_original(result["identity"]):
         others = find_siblings(runs_root, result) if siblings else []
         others = [(each, place) for each, place in others if each["method"] != "original"]
-        found = [_original(result, runs_root=runs_root), *others, *found]
+        found = [_original(folder, result, runs_root=runs_root), *others, *found]
     return _named(found)
 
 
@@ -125,12 +132,19 @@ def seeds_of(runs_root: Path, result: Mapping[str, Any]) -> dict[int, Mapping[st
     return found | ({} if seed is None else {int(seed): result})
 
 
-def _original(result: Mapping[str, Any], *, runs_root: Path) -> tuple[Mapping[str, Any], Path]:
+def _original(
+    place: Path, result: Mapping[str, Any], *, runs_root: Path
+) -> tuple[Mapping[str, Any], Path]:
     """The original's result on a run's tasks, as the run kept it, and where its items lie."""
-    alone = original_of(RunConfig.from_dict(result["config"]))
+    alone = original_of(_config_of(place, result))
     folder = runs_root / run_name(alone)
     evaluation = result["evaluation"]
-    kept = {"settings": evaluation["settings"], "tasks": evaluation["original"]}
+    if not isinstance(evaluation.get("original"), dict):
+        raise UserError(
+            f"{place / FILE}: lacks evaluation.original, the scores before training; judge the run "
+            "again (the same command with mode=evaluate)"
+        )
+    kept = {"settings": evaluation.get("settings", {}), "tasks": evaluation["original"]}
     return {
         **result,
         "name": folder.name,
@@ -141,6 +155,16 @@ def _original(result: Mapping[str, Any], *, runs_root: Path) -> tuple[Mapping[st
         "training": None,
         "evaluation": kept,
     }, folder
+
+
+def _config_of(place: Path, result: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.from_dict(result["config"])
+    except ValidationError as error:
+        raise UserError(
+            f"{place / FILE}: its configuration is of another version of imsm; give the run's "
+            "command again"
+        ) from error
 
 
 def _finished(runs_root: Path) -> list[tuple[dict[str, Any], Path]]:

@@ -40,6 +40,7 @@ _KEYS = {
     "training",
     "evaluation",
 }
+_MAPPINGS = ("config", "versions", "fingerprints", "trainable_parameters", "evaluation")
 
 
 def build_result(
@@ -103,7 +104,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """The result of a run's folder.
 
     Raises:
-        UserError: there is none, or it is damaged or of another format.
+        UserError: there is none, or it is damaged or of another format or shape.
     """
     path = folder / FILE
     try:
@@ -116,7 +117,21 @@ def read_result(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not of format {FORMAT}; run the same command again")
     if missing := _KEYS - set(result):
         raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; run the same command again")
+    if odd := _not_mappings(result):
+        raise UserError(f"{path}: {odd[0]} is no mapping; run the same command again")
     return result
+
+
+def _not_mappings(result: Mapping[str, Any]) -> list[str]:
+    """Of what must be a mapping, by its dotted name, what is none; the outer ones first."""
+    found = {name: result[name] for name in _MAPPINGS}
+    evaluation = result["evaluation"]
+    if isinstance(evaluation, dict):
+        tasks = evaluation.get("tasks")
+        found["evaluation.tasks"] = tasks
+        if isinstance(tasks, dict):
+            found |= {f"evaluation.tasks.{name}": entry for name, entry in tasks.items()}
+    return [name for name, value in found.items() if not isinstance(value, dict)]
 
 
 def _versions() -> dict[str, str]:

@@ -15,13 +15,14 @@ import pytest
 from imsm.evaluation.items import task_folder, write_items
 from imsm.evaluation.retention import hypervolume
 from imsm.evaluation.statistics import mcnemar, paired_difference
-from imsm.report import __main__ as command
+from imsm.items import main as items
+from imsm.report.__main__ import main as report
 from imsm.report.arms import arms_of, controls_of
 from imsm.report.evidence import gather
 from imsm.report.frontier import Curve, Trade
 from imsm.report.leave import leave_report
 from imsm.report.parts.trade import kept_there
-from imsm.report.result import write_result
+from imsm.report.result import FILE, write_result
 from imsm.report.sections import sections_of
 from tests.composed import result
 
@@ -201,15 +202,44 @@ def test_a_report_is_made_again_from_what_lies_there(
     runs: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _, _ = runs["imsm"]
-    assert command.main([str(folder)]) == 0
+    assert report([str(folder)]) == 0
     first = (folder / "report.html").read_bytes()
-    assert command.main([str(folder)]) == 0
+    assert report([str(folder)]) == 0
     assert (folder / "report.html").read_bytes() == first
     capsys.readouterr()
-    assert command.main([str(folder / "nothing")]) == 2
+    assert report([str(folder / "nothing")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
-    assert command.main([str(runs["root"])]) == 2
+    assert report([str(runs["root"])]) == 2
     assert "holds no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "told"),
+    [
+        ("config.evaluation.new_key", 1, "of another version of imsm; give the run's command"),
+        ("evaluation.original", None, "lacks evaluation.original"),
+        ("evaluation", [], "evaluation is no mapping"),
+        ("identity", None, "lacks identity"),
+    ],
+)
+def test_a_result_that_cannot_be_used_is_told_in_a_line(
+    runs: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+    value: Any,
+    told: str,
+) -> None:
+    folder, record, _ = runs["imsm"]
+    *path, last = where.split(".")
+    inner = record
+    for key in path:
+        inner = inner[key]
+    inner[last] = value
+    write_result(folder, record)
+    for command in (report, items):
+        assert command([str(folder)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line and str(folder / FILE) in line
 
 
 def test_without_items_points_remain(runs: dict[str, Any]) -> None:

@@ -57,6 +57,22 @@ def test_a_damaged_result_is_told(tmp_path: Path, text: str | None, told: str) -
         read_result(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        ({"evaluation": []}, "evaluation is"),
+        ({"evaluation": {}}, "evaluation.tasks is"),
+        ({"evaluation": {"tasks": []}}, "evaluation.tasks is"),
+        ({"evaluation": {"tasks": {"webq": 3}}}, "evaluation.tasks.webq is"),
+        ({"config": None}, "config is"),
+    ],
+)
+def test_what_must_be_a_mapping_is_named(tmp_path: Path, harm: dict, named: str) -> None:
+    write_result(tmp_path, result("imsm") | harm)
+    with pytest.raises(UserError, match=f"{FILE}: {named} no mapping; run the same command again"):
+        read_result(tmp_path)
+
+
 def test_a_record_must_be_whole(tmp_path: Path) -> None:
     record = result("peft")
     del record["fingerprints"]
