@@ -199,16 +199,18 @@ def over_seeds(
     return Interval(estimate=estimate, low=estimate - reach, high=estimate + reach, level=level)
 
 
-def mean_of_independent(parts: Sequence[Interval]) -> Interval:
-    """The mean of estimates that do not depend on each other, as of tests with items of their own.
+def mean_of_scores(parts: Sequence[Interval], *, tests: Sequence[str]) -> Interval:
+    """The mean of scores on several tests, each with items of its own.
 
-        low = mean - sqrt(sum_k (estimate_k - low_k)^2) / K        (and so upwards)
+        low = mean - sqrt(sum_t (sum_{k of t} (estimate_k - low_k))^2) / K        (and so upwards)
 
     The method of variance estimates recovery (Zou and Donner 2008): each bound keeps the skewness
-    of its parts.
+    of its parts. Scores of one test rest on the same items (accuracy and F1): they are taken to err
+    together, which is the most that they can.
 
     Args:
         parts: K intervals of one level.
+        tests: the test of each.
 
     Raises:
         ValueError: none, or of several levels.
@@ -216,13 +218,13 @@ def mean_of_independent(parts: Sequence[Interval]) -> Interval:
     levels = {part.level for part in parts}
     if len(levels) != 1:
         raise ValueError(f"intervals of the levels {sorted(levels)}: needs some, of one level")
-    estimates, lows, highs = (
-        numpy.array([getattr(part, name) for part in parts]) for name in ("estimate", "low", "high")
-    )
-    mean = float(estimates.mean())
-    down = float(numpy.linalg.norm(estimates - lows)) / len(parts)
-    up = float(numpy.linalg.norm(highs - estimates)) / len(parts)
-    return Interval(estimate=mean, low=mean - down, high=mean + up, level=levels.pop())
+    down, up = dict.fromkeys(tests, 0.0), dict.fromkeys(tests, 0.0)
+    for part, test in zip(parts, tests, strict=True):
+        down[test] += part.estimate - part.low
+        up[test] += part.high - part.estimate
+    mean = sum(part.estimate for part in parts) / len(parts)
+    low, high = (float(numpy.linalg.norm(list(each.values()))) / len(parts) for each in (down, up))
+    return Interval(estimate=mean, low=mean - low, high=mean + high, level=levels.pop())
 
 
 def _interval(estimate: float, resampled: Array, *, groups: int, level: float) -> Interval:

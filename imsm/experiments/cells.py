@@ -11,7 +11,7 @@ from statistics import fmean
 
 import numpy
 
-from imsm.evaluation.intervals import mean_of_independent
+from imsm.evaluation.intervals import mean_of_scores
 from imsm.evaluation.metrics import metric_module
 from imsm.evaluation.statistics import Interval, over_seeds, student_t
 from imsm.experiments.grid import Column, Experiment, Row
@@ -37,6 +37,8 @@ class Cell:
     trained_on: bool
     missing: list[Run]
     """The runs that it waits for."""
+    test: str
+    """On whose items it rests."""
     seeds: Sequence[float] = ()
     """Each seed's score."""
 
@@ -60,11 +62,11 @@ def cell_of(
     metric = getattr(column, protocol)
     arms, missing = _arms(experiment, row, column, runs=runs, scale=scale, seeds=seeds)
     if missing:
-        return Cell(interval=None, mark=None, trained_on=False, missing=missing)
+        return Cell(interval=None, mark=None, trained_on=False, missing=missing, test=column.task)
     values = [_score(arm, column.task, metric, protocol) for arm in arms]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        return Cell(interval=None, mark=None, trained_on=False, missing=[])
+        return Cell(interval=None, mark=None, trained_on=False, missing=[], test=column.task)
     entry = arms[0].entry(column.task)
     return Cell(
         interval=_interval(arms, column.task, metric, known),
@@ -81,6 +83,7 @@ def cell_of(
         ),
         trained_on=bool(entry.get("trained_on")) and entry.get("role") != "target",
         missing=[],
+        test=column.task,
         seeds=known,
     )
 
@@ -97,7 +100,7 @@ def average_of(found: Mapping[str, Cell], over: Sequence[str]) -> Interval | Non
         return None
     counts = {len(cell.seeds) for cell in cells}
     if counts == {1}:
-        return mean_of_independent(intervals)
+        return mean_of_scores(intervals, tests=[cell.test for cell in cells])
     if len(counts) > 1:
         point = fmean(interval.estimate for interval in intervals)
         return Interval(estimate=point, low=point, high=point, level=0.95)

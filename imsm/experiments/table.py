@@ -179,7 +179,8 @@ def _notes(
     notes.append(
         "[low, high]: 95 %, "
         + (
-            "a bootstrap over items (whole passages); other seeds are not in it."
+            "a bootstrap over items (whole passages), an average's as if all scores of a test "
+            "erred together; other seeds are not in it."
             if seeds == 1
             else "over seeds and items (F1, correlations and averages: Student's over seeds)."
         )

@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.metrics import matthews_corrcoef
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from imsm.evaluation.intervals import mean_of_independent
+from imsm.evaluation.intervals import mean_of_scores
 from imsm.evaluation.statistics import (
     detectable,
     holm,
@@ -329,8 +329,9 @@ def test_a_mean_of_tests_covers_as_its_tests_do() -> None:
     covered, means, widths = 0, [], []
     for number in range(1000):
         tests = [rng.random(150) < share for share in truth]
-        found = mean_of_independent(
-            [mean_interval(test.astype(float), resamples=500, seed=number) for test in tests]
+        found = mean_of_scores(
+            [mean_interval(test.astype(float), resamples=500, seed=number) for test in tests],
+            tests=["few", "many"],
         )
         covered += found.low <= truth.mean() <= found.high
         means.append(found.estimate)
@@ -338,6 +339,23 @@ def test_a_mean_of_tests_covers_as_its_tests_do() -> None:
     assert 930 <= covered <= 970
     assert numpy.mean(widths) == pytest.approx(2 * 1.96 * numpy.std(means), rel=0.08)
     alone = mean_interval([0.0, 1.0, 1.0])
-    assert mean_of_independent([alone]) == alone
+    assert mean_of_scores([alone], tests=["a"]) == alone
     with pytest.raises(ValueError, match="of one level"):
-        mean_of_independent([])
+        mean_of_scores([], tests=[])
+
+
+def test_a_mean_of_scores_on_the_same_items_covers_too() -> None:
+    """Two scores of one test, the second equal to the first item by item, beside another test."""
+    rng = numpy.random.default_rng(0)
+    covered = narrow = 0
+    for number in range(1000):
+        one, other = (
+            mean_interval((rng.random(150) < 0.5).astype(float), resamples=500, seed=number)
+            for _ in range(2)
+        )
+        found = mean_of_scores([one, one, other], tests=["a", "a", "b"])
+        covered += found.low <= 0.5 <= found.high
+        apart = mean_of_scores([one, one, other], tests=["a", "a again", "b"])
+        narrow += apart.low <= 0.5 <= apart.high
+    assert 930 <= covered <= 970
+    assert narrow < 930

@@ -344,26 +344,28 @@ def test_figure_3_has_the_target_and_the_papers_average(
 def test_what_was_trained_on_is_averaged_nowhere() -> None:
     def cell(value: float, *, trained_on: bool = False) -> Cell:
         interval = Interval(estimate=value, low=value, high=value, level=0.95)
-        return Cell(interval=interval, mark=None, trained_on=trained_on, missing=[], seeds=[value])
+        return Cell(
+            interval=interval, mark=None, trained_on=trained_on, missing=[], test="t", seeds=[value]
+        )
 
     found = {"a": cell(10), "b": cell(90, trained_on=True), "c": cell(20)}
     average = average_of(found, ["a", "b", "c"])
     assert average is not None and average.estimate == 15
-    assert (
-        average_of(
-            {**found, "c": Cell(interval=None, mark=None, trained_on=False, missing=[])}, ["a", "c"]
-        )
-        is None
-    )
+    lacking = Cell(interval=None, mark=None, trained_on=False, missing=[], test="t")
+    assert average_of({**found, "c": lacking}, ["a", "c"]) is None
 
 
 def test_an_average_has_the_interval_of_its_columns_or_of_its_seeds() -> None:
-    def cell(*seeds: float, reach: float) -> Cell:
+    def cell(*seeds: float, reach: float, test: str = "a") -> Cell:
         mean = sum(seeds) / len(seeds)
         interval = Interval(estimate=mean, low=mean - reach, high=mean + 2 * reach, level=0.95)
-        return Cell(interval=interval, mark=None, trained_on=False, missing=[], seeds=seeds)
+        return Cell(
+            interval=interval, mark=None, trained_on=False, missing=[], test=test, seeds=seeds
+        )
 
-    one = average_of({"a": cell(40, reach=3), "b": cell(60, reach=4)}, ["a", "b"])
+    same = average_of({"a": cell(40, reach=3), "b": cell(60, reach=4)}, ["a", "b"])
+    assert same == Interval(estimate=50, low=46.5, high=57, level=0.95)
+    one = average_of({"a": cell(40, reach=3), "b": cell(60, reach=4, test="b")}, ["a", "b"])
     assert one == Interval(estimate=50, low=47.5, high=55, level=0.95)
     rows = numpy.array([[40, 43, 41], [60, 61, 66]])
     found = {name: cell(*row, reach=1) for name, row in zip("ab", rows, strict=True)}
