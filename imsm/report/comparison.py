@@ -34,7 +34,7 @@ class Row:
     metric: str
     items: int | None
     marked: bool
-    """A forgetting test that an arm trained on."""
+    """A test among those asked for that an arm trained on."""
     scores: list[Score]
 
 
@@ -271,8 +271,8 @@ def _leaks(focus: Result) -> list[str]:
 def _notes(rows: Sequence[Row], counted: Sequence[str]) -> list[str]:
     notes = [f"The average is over {', '.join(counted)}."] if counted else []
     notes += [
-        f"† {row.task} is one of the forgetting tests too, but a run here trained on it: "
-        "it says what was learned and enters no average."
+        f"† {row.task}: a run here trained on it; it says what was learned, and enters no average "
+        "of forgetting tests."
         for row in rows
         if row.marked
     ]

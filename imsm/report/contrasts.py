@@ -6,7 +6,7 @@ All numbers are in points (0 to 100) unless a name says otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -22,6 +22,7 @@ from imsm.evaluation.statistics import (
     mcnemar,
     mean_interval,
     paired_difference,
+    share_interval,
     statistic_difference,
 )
 from imsm.report.arms import Arm
@@ -66,17 +67,28 @@ class Kept:
 
 
 def total_of(arm: Arm, task: str, metric: str) -> tuple[float, Interval] | None:
-    """An arm's total on a task and its interval; None without items."""
+    """An arm's total on a task and its interval; None without items.
+
+    Where all answers are right, or all wrong, no bootstrap has a width: there it is Wilson's.
+    """
     items = arm.items(task)
     if items is None or f"score.{metric}" not in items:
         return None
     groups = _groups(items)
     total = _total(arm, task, metric, items)
-    if total is None:
-        found = mean_interval(100 * items[f"score.{metric}"].to_numpy(float), groups=groups)
-    else:
+    scores = items[f"score.{metric}"].to_numpy(float)
+    if total is not None:
         found = statistic_difference(total, None, items=len(items), groups=groups)
+    elif set(scores) in ({0.0}, {1.0}):
+        found = _in_points(share_interval(scores, groups=groups))
+    else:
+        found = mean_interval(100 * scores, groups=groups)
     return found.estimate, found
+
+
+def _in_points(share: Interval) -> Interval:
+    low, middle, high = (100 * value for value in (share.low, share.estimate, share.high))
+    return replace(share, low=low, estimate=middle, high=high)
 
 
 def contrast(arm: Arm, reference: Arm, *, task: str, metric: str, marked: bool) -> Contrast | None:

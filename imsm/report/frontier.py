@@ -54,7 +54,11 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """The hypervolume of its points over (0, 0), of 1 for perfect learning and retention."""
+        """The hypervolume of its points over (0, 0).
+
+        It is 1 for a point with PEFT's whole gain and all kept, and no bound: an arm may learn more
+        than PEFT, or come out better on a test than the original.
+        """
         points = [
             (trade.plasticity / 100, trade.stability / 100)
             for trade in self.trades

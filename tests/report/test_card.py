@@ -104,6 +104,15 @@ def test_a_forgetting_test_that_was_trained_on_is_marked_and_not_averaged() -> N
     assert "| mrpc (target) † |" in text
 
 
+def test_what_a_mark_says_holds_for_every_task_of_a_sequence() -> None:
+    arms = three_arms("data=ropes", "evaluation.tasks=[mrpc,ropes,webq]")
+    for record in arms[1:]:
+        record["evaluation"]["tasks"]["mrpc"]["trained_on"] = True
+    notes = [note for note in compare(arms).notes if note.startswith("†")]
+    assert [note.split(":")[0] for note in notes] == ["† ropes", "† mrpc"]
+    assert all("trained on it" in note and "one of the forgetting" not in note for note in notes)
+
+
 def test_other_items_are_not_compared() -> None:
     results = [result("original", points=50.0, test_set="b"), result("imsm", points=40.0)]
     card = compare(results)

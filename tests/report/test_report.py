@@ -12,12 +12,14 @@ from typing import Any
 import numpy
 import pytest
 
+from imsm.evaluation.items import FILE as ITEMS
 from imsm.evaluation.items import task_folder, write_items
 from imsm.evaluation.retention import hypervolume
-from imsm.evaluation.statistics import mcnemar, paired_difference
+from imsm.evaluation.statistics import mcnemar, paired_difference, share_interval
 from imsm.items import main as items
 from imsm.report.__main__ import main as report
 from imsm.report.arms import arms_of, controls_of
+from imsm.report.contrasts import total_of
 from imsm.report.evidence import gather
 from imsm.report.frontier import Curve, Trade
 from imsm.report.leave import leave_report
@@ -271,6 +273,31 @@ def test_a_cell_that_was_trained_on_is_marked_and_in_no_average(runs: dict[str, 
     assert averages.table is not None
     own = [100 * runs["imsm"][2][task].mean() for task in ("freebaseqa", "multirc", "mrpc")]
     assert averages.table["retention average"].iloc[-1] == f"{sum(own) / 3:.1f}"
+
+
+def test_where_all_are_right_the_interval_has_a_width(runs: dict[str, Any]) -> None:
+    (original, *_), record = evidence_of(runs).arms, runs["original"][1]
+    path = task_folder(
+        original.folder, task="webq", test_set=record["evaluation"]["tasks"]["webq"]["test_set"]
+    )
+    rows = [json.loads(line) for line in (path / ITEMS).read_text().splitlines()]
+    for share in (1.0, 0.0):
+        write_items(path, (row | {"scores": dict.fromkeys(row["scores"], share)} for row in rows))
+        evidence = evidence_of(runs)
+        found = total_of(evidence.arms[0], "webq", evidence.metrics["webq"])
+        groups = [number // 2 for number in range(N)]
+        expected = share_interval([share] * N, groups=groups)
+        assert found is not None and found[0] == 100 * share
+        assert (found[1].low, found[1].high) == (100 * expected.low, 100 * expected.high)
+        assert 10 < found[1].high - found[1].low < 15
+    scores = next(part for part in sections_of(evidence) if part.name == "scores")
+    assert "Wilson" in scores.lines[0]
+
+
+def test_the_hypervolume_is_not_said_to_end_at_one(runs: dict[str, Any]) -> None:
+    trade = next(part for part in sections_of(evidence_of(runs)) if part.name == "trade")
+    (line,) = [line for line in trade.lines if "hypervolume" in line]
+    assert "1 is PEFT's whole gain with all kept, and no bound" in line
 
 
 def test_leaks_are_told(runs: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ def part(evidence: Evidence) -> Section | None:
     )
     lines = [
         "In points, with 95 % intervals: a bootstrap over items, whole passages where items share "
-        "one. They say how other items would come out, not how another training would."
+        "one. They say how other items would come out, not how another training would. Where all "
+        "answers are right, or all wrong, a bootstrap has no width: there it is Wilson's interval."
     ]
     return table_section("scores", "Scores and their intervals", rows, lines, 2, [picture])

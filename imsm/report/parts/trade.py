@@ -19,7 +19,8 @@ def part(evidence: Evidence) -> Section | None:
         lines.append(
             f"The {name} over {curve.letter} ({len(curve.trades)} points with its ends) spans "
             + (
-                f"a hypervolume of {curve.area:.3f} (1: all learned, all kept)."
+                f"a hypervolume of {curve.area:.3f} (1 is PEFT's whole gain with all kept, and no "
+                "bound)."
                 if any(trade.plasticity is not None for trade in curve.trades)
                 else "no hypervolume, since plasticity is undefined."
             )
