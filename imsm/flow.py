@@ -28,7 +28,7 @@ from imsm.processes.world import World
 from imsm.report.leave import leave_report
 from imsm.run_folder import RunFolder, check_inputs, locked, open_run
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.stages.data import test_sets, training_fingerprint
+from imsm.stages.data import check_learned, test_sets, training_fingerprint
 from imsm.stages.engine import device_of
 from imsm.stages.going_on import frozen_fingerprint, start_fingerprint
 from imsm.stages.judging import GetModel, judge_arm, judge_original
@@ -103,6 +103,7 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
     weights = backbone_fingerprint(path=path, revision=revision, local=local)
     before = None if config.after is None else runs_root / config.after.run
     if config.method.trained:
+        check_learned(config)
         began = {"backbone": weights, "data": training_fingerprint(config)}
         if before is not None:
             began["start"] = start_fingerprint(before)

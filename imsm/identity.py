@@ -50,6 +50,20 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     return identity | {"gate": gate | arguments | _dropout_cut(arguments, config)}
 
 
+def trainings_before(config: RunConfig) -> list[dict[str, Any]]:
+    """The identities of the trainings whose values a run starts from or keeps, the first first.
+
+    The stages before it in a sequence; the one that left its frozen adapter, and those before that.
+    """
+    found: list[dict[str, Any]] = []
+    for origin in (config.after, config.frozen_run):
+        identity = None if origin is None else origin.identity
+        while identity is not None:
+            found.insert(0, identity)
+            identity = identity.get("after")
+    return found
+
+
 def backbone_identity(backbone: BackboneConfig, data: DataConfig) -> dict[str, Any]:
     """Which language model it is, and how it is asked."""
     decides = {"path", "revision", "dtype", "attn_implementation", "local"}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from imsm.config import RunConfig, TaskConfig
+from imsm.config import ReplayConfig, RunConfig, TaskConfig
 from imsm.config import Source as SourceConfig
 from imsm.data.replay import Replay, choose_replay
-from imsm.data.sources import Source, load_examples
+from imsm.data.sources import Prompts, Source, check_source, load_examples
 from imsm.data.task import Role, Task
 from imsm.data.tokenise import TokenisationReport, TokenisedExample, tokenise_training
+from imsm.errors import UserError
 from imsm.evaluation.score import score_answers
 from imsm.evaluation.test_set import TestSet, examples_digest, load_test_set
+from imsm.identity import trainings_before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,41 +41,124 @@ def replayed(config: RunConfig, *, target: int) -> Replay | None:
 
     Apart from the tests that `peft.replay` names, the target's own is kept apart.
     """
-    replay = config.peft.replay
-    if replay is None:
+    if config.peft.replay is None:
         return None
-    elsewhere = config.data.forgetting_source(config.backbone)
+    return _replay(
+        config.peft.replay,
+        tasks=config.replay_tasks,
+        elsewhere=config.data.forgetting_source(config.backbone),
+        own=(config.data, config.data.target_source()),
+        prompts=config.data.prompts,
+        target=target,
+    )
+
+
+def own_examples(config: RunConfig) -> list[Example]:
+    """What a run itself learns from, the target's examples and the replay's."""
+    examples = training_examples(config)
+    replay = replayed(config, target=len(examples))
+    return [*examples, *(replay.examples if replay else [])]
+
+
+def learned_examples(config: RunConfig) -> list[Example]:
+    """All that a run's model has learned from: in the trainings that it goes on from, in its own.
+
+    Raises:
+        UserError: what one of them learned from is not there any more.
+    """
+    before = [_learned_in(identity, config) for identity in trainings_before(config)]
+    return [*chain.from_iterable(before), *own_examples(config)]
+
+
+def check_learned(config: RunConfig) -> None:
+    """Look, before a run's own training, whether there is what was learned before it.
+
+    No row is read, so that what lies on the hub is not looked for.
+
+    Raises:
+        UserError: it is not there.
+    """
+    for identity in trainings_before(config):
+        data = identity["data"]
+        try:
+            check_source(_task_of(data), source=Source(**data["source"]), roles=["train"])
+        except UserError as error:
+            raise UserError(
+                f"{data['name']}: the adapter learned from it before, so a test's questions are "
+                f"looked for in it, and it is not there any more: {error}"
+            ) from error
+
+
+def _learned_in(identity: Mapping[str, Any], config: RunConfig) -> list[Example]:
+    """The examples of a training that ``config`` goes on from, which has its replay too."""
+    data, replay = identity["data"], identity["peft"].get("replay")
+    source = Source(**data["source"])
+    examples = load_examples(
+        _task_of(data), "train", source=source, prompts=data["prompts"], limit=data["train_limit"]
+    )
+    if replay is None:
+        return examples
+    known = {config.data.name: config.data, **config.replay_tasks, **config.tasks}
+    chosen = _replay(
+        ReplayConfig(**{key: value for key, value in replay.items() if key != "source"}),
+        tasks=config.replay_tasks,
+        elsewhere=SourceConfig(**replay["source"]),
+        own=(known.get(data["name"]), SourceConfig(**data["source"])),
+        prompts=data["prompts"],
+        target=len(examples),
+    )
+    return [*examples, *chosen.examples]
+
+
+def _task_of(data: Mapping[str, Any]) -> Task:
+    """The dataset that an identity says was learned; how its answers are judged is not said."""
+    return Task(
+        name=data["name"],
+        module=data["module"],
+        hub=data.get("hub"),
+        splits={"train": data["splits"]},
+        metrics=[],
+        max_prompt_tokens=data["max_prompt_tokens"],
+        max_new_tokens=data["max_new_tokens"],
+        stop=None,
+    )
+
+
+def _replay(
+    replay: ReplayConfig,
+    *,
+    tasks: Mapping[str, TaskConfig],
+    elsewhere: SourceConfig,
+    own: tuple[TaskConfig | None, SourceConfig],
+    prompts: Prompts,
+    target: int,
+) -> Replay:
+    """The questions that are learned beside a target, which is described by ``own``."""
 
     def load(described: TaskConfig, role: Role, source: SourceConfig) -> list[Example]:
         return load_examples(
             Task(**described.task_arguments()),
             role,
             source=Source(**source.model_dump()),
-            prompts=config.data.prompts,
+            prompts=prompts,
             limit=None,
         )
 
-    tests = [load(config.replay_tasks[name], "test", elsewhere) for name in replay.apart_from]
-    if config.data.splits.get("test"):
-        tests.append(load(config.data, "test", config.data.target_source()))
+    tests = [load(tasks[name], "test", elsewhere) for name in replay.apart_from]
+    described, source = own
+    if described is not None and described.splits.get("test"):
+        tests.append(load(described, "test", source))
     return choose_replay(
-        load(config.replay_tasks[replay.task], "train", elsewhere),
+        load(tasks[replay.task], "train", elsewhere),
         apart_from=chain.from_iterable(tests),
         share=replay.share,
         target=target,
     )
 
 
-def learned_examples(config: RunConfig) -> list[Example]:
-    """All that a run learns from, the target's examples and the replay's."""
-    examples = training_examples(config)
-    replay = replayed(config, target=len(examples))
-    return [*examples, *(replay.examples if replay else [])]
-
-
 def training_fingerprint(config: RunConfig) -> str:
     """Identifies the training examples."""
-    return examples_digest(learned_examples(config))
+    return examples_digest(own_examples(config))
 
 
 def training_items(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from imsm.chain import stages_of
 from imsm.config import RunConfig
 from imsm.errors import UserError
-from imsm.identity import run_name
+from imsm.identity import run_name, trainings_before
 from imsm.stages.planning_data import tasks_read
 
 if TYPE_CHECKING:
@@ -79,14 +79,24 @@ def check_here(config: RunConfig) -> None:
     source = resolve_path(backbone.path, local=backbone.local)
     if not Path(source).is_dir() and (problem := missing_files(source, revision=backbone.revision)):
         raise UserError(problem)
-    for task, where in tasks_read(config):
-        if where.kind == "hub" and task.hub is not None:
-            needed = needed_dataset(task.hub.model_dump(), megabytes=None)
-            if needed.here is None:
-                raise UserError(
-                    f"{needed.what}: is not in the cache of this machine, and HF_HUB_OFFLINE is "
-                    "set; give the same command with mode=prepare where there is a network"
-                )
+    for hub in _on_hub(config).values():
+        needed = needed_dataset(hub, megabytes=None)
+        if needed.here is None:
+            raise UserError(
+                f"{needed.what}: is not in the cache of this machine, and HF_HUB_OFFLINE is "
+                "set; give the same command with mode=prepare where there is a network"
+            )
+
+
+def _on_hub(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The datasets on the hub of which a run reads anything, what was learned before it too."""
+    learned = [identity["data"] for identity in trainings_before(config)]
+    before = {data["name"]: data["hub"] for data in learned if data["source"]["kind"] == "hub"}
+    return before | {
+        task.name: task.hub.model_dump()
+        for task, where in tasks_read(config)
+        if where.kind == "hub" and task.hub is not None
+    }
 
 
 def _backbone(place: dict[str, Any]) -> str:
@@ -101,7 +111,7 @@ def _backbone(place: dict[str, Any]) -> str:
 
 def _data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Fetch and tokenise what is learned and what is asked."""
-    from imsm.stages.data import training_items
+    from imsm.stages.data import learned_examples, training_items
 
     reads = {
         "backbone": config.backbone.model_dump(mode="json"),
@@ -119,6 +129,12 @@ def _data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
             reads | learns,
             lambda: _counted(training_items(config, tokenizer)[0]),
         )
+        if config.frozen_run is not None:  # the stages of a sequence have their own turns
+            _once(
+                "all that is learned",
+                reads | learns | {"frozen": config.frozen_run.model_dump(mode="json")},
+                lambda: f"{len(learned_examples(config)):,} examples",
+            )
     for name, task in config.tasks.items():
         alone = config.model_copy(update={"tasks": {name: task}})
         own = name == config.data.name
@@ -133,10 +149,8 @@ def _data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
             reads | asked,
             partial(_test_set, alone, name, tokenizer),
         )
-    for task, where in tasks_read(config):
-        if where.kind == "hub" and task.hub is not None:
-            hub = task.hub.model_dump()
-            _once(f"{task.name} (dataset)", hub, partial(_dataset, hub))
+    for name, hub in _on_hub(config).items():
+        _once(f"{name} (dataset)", hub, partial(_dataset, hub))
 
 
 def _bank(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from imsm.chain import stages_of
+from imsm.config import FrozenConfig, RunConfig
 from imsm.data.example import Example
+from imsm.data.sources import Source, load_examples
+from imsm.data.task import Task
+from imsm.errors import UserError
 from imsm.evaluation.leaks import leaks
-from imsm.stages.data import learned_examples
+from imsm.identity import run_identity, trainings_before
+from imsm.stages.data import check_learned, learned_examples, own_examples, training_fingerprint
 from tests.composed import config
 
 
@@ -30,19 +36,68 @@ def test_no_more_than_twenty_are_named() -> None:
     assert found["count"] == 30 and len(found["ids"]) == 20
 
 
-@pytest.mark.skipif("IMSM_TEST_HUB" not in os.environ, reason="needs the datasets' mirror")
-def test_colas_test_holds_sixteen_rows_of_its_training_split() -> None:
-    from imsm.data.sources import Source, load_examples
-    from imsm.data.task import Task
+def ids(config: RunConfig) -> list[str]:
+    return [example.id for example in learned_examples(config)]
 
+
+def frozen(source: RunConfig, *overrides: str) -> RunConfig:
+    """A gate on the adapter of another run."""
+    chosen = config(*overrides)
+    run = FrozenConfig(tasks=[source.data.name], identity=run_identity(source))
+    return chosen.model_copy(update={"frozen_run": run})
+
+
+def test_what_the_stages_before_learned_counts() -> None:
+    stages = stages_of(config("sequence=[mrpc,cola,gsm8k]", "data.train_limit=8"))
+    own = [[example.id for example in own_examples(stage)] for stage in stages]
+    assert [len(each) for each in own] == [8, 8, 8]
+    assert [ids(stage) for stage in stages] == [own[0], own[0] + own[1], sum(own, [])]
+    # what a run itself began with is its own data, as ever
+    alone = config("data=cola", "data.train_limit=8")
+    assert training_fingerprint(stages[1]) == training_fingerprint(alone)
+
+
+def test_what_a_frozen_adapter_learned_counts() -> None:
+    *_, last = stages_of(config("sequence=[mrpc,cola]", "data.train_limit=8"))
+    run = frozen(last, "data=gsm8k", "data.train_limit=4")
+    assert ids(run) == ids(last) + [example.id for example in own_examples(run)]
+    assert [each["data"]["name"] for each in trainings_before(run)] == ["mrpc", "cola"]
+    assert RunConfig.from_dict(run.to_dict()) == run  # so it is found again in `result.json`
+
+
+def test_what_was_replayed_before_counts() -> None:
+    replay = ("peft=loramoe_blc_replay", "data.train_limit=100")
+    source = config("data=gsm8k", *replay)
+    before = ids(source)
+    assert len(before) == 110 and before[100].startswith("webq")
+    run = frozen(source, "data=cola", *replay)
+    assert ids(run)[:110] == before and len(ids(run)) == 220
+
+
+def test_what_was_learned_before_and_is_gone_is_told_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"input": "a", "output": "b"}\n')
+    (tmp_path / "test.jsonl").write_text('{"input": "a", "output": "b"}\n')
+    own = ("data=jsonl", "data.metric=contain", f"data.folder={tmp_path}")
+    run = frozen(config(*own), "data=cola", "data.train_limit=4")
+    check_learned(run)
+    assert len(ids(run)) == 5
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(UserError, match="jsonl: the adapter learned from it before"):
+        check_learned(run)
+
+
+@pytest.mark.skipif("IMSM_TEST_HUB" not in os.environ, reason="needs the datasets' mirror")
+@pytest.mark.parametrize("choice", ["data=cola", "sequence=[cola,mrpc]"])
+def test_colas_test_holds_sixteen_rows_of_its_training_split(choice: str) -> None:
     mirror = Path(os.environ["IMSM_TEST_HUB"])
-    chosen = config("backbone=llama3", "data=cola", f"data.mirror={mirror}")
-    test = load_examples(
-        Task(**chosen.data.task_arguments()),
-        "test",
-        source=Source(kind="mirror", path=str(mirror)),
-        prompts="verbatim",
-        limit=None,
-    )
-    found = leaks(test, learned_examples(chosen))
-    assert found["count"] == 16 and len(found["ids"]) == 16
+    chosen = config("backbone=llama3", choice, f"data.mirror={mirror}", "evaluation.tasks=[cola]")
+    for stage in stages_of(chosen):
+        test = load_examples(
+            Task(**stage.tasks["cola"].task_arguments()),
+            "test",
+            source=Source(kind="mirror", path=str(mirror)),
+            prompts="verbatim",
+            limit=None,
+        )
+        found = leaks(test, learned_examples(stage))
+        assert found["count"] == 16 and len(found["ids"]) == 16

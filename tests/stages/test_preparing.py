@@ -14,8 +14,10 @@ import transformers
 from huggingface_hub import constants
 
 from imsm.backbones.fetch import fetch_backbone, missing_files, parts_of_index, weight_files
+from imsm.config import FrozenConfig
 from imsm.data.sources import MINIATURE, Source, load_examples
 from imsm.errors import UserError
+from imsm.identity import run_identity
 from imsm.stages import preparing
 from imsm.stages.preparing import check_here, prepare
 from tests.backbone_folder import save_backbone
@@ -144,6 +146,10 @@ def test_without_a_network_a_run_looks_first(cached: Path, tmp_path: Path) -> No
         check_here(config(*chosen))
     (tmp_path / "datasets" / "stanfordnlp___web_questions").mkdir()
     check_here(config(*chosen))
+    before = run_identity(config(*chosen, "data=cola"))  # what an adapter learned is read too
+    frozen = {"frozen_run": FrozenConfig(tasks=["cola"], identity=before)}
+    with pytest.raises(UserError, match=r"^dataset nyu-mll/glue \(cola\): .*mode=prepare.*$"):
+        check_here(config(*chosen).model_copy(update=frozen))
     with pytest.raises(UserError, match=r"^backbone meta-llama/Meta-Llama-3-8B: it is not in"):
         check_here(config("backbone=llama3"))
     with pytest.raises(UserError, match=r"^backbone a/b: it is not in .*mode=prepare"):
