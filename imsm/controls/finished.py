@@ -21,9 +21,11 @@ from imsm.evaluation.asking import ask
 from imsm.evaluation.items import read_items
 from imsm.evaluation.ledger import Ledger, Row
 from imsm.folders import runs_root
+from imsm.identity import run_identity, without_seed
+from imsm.messages import show
 from imsm.processes.world import World
 from imsm.report.result import read_result
-from imsm.run_folder import RunFolder, check_inputs
+from imsm.run_folder import RunFolder, check_inputs, differing
 from imsm.siamese.storage import ADAPTER
 from imsm.stages.data import test_sets
 from imsm.stages.engine import device_of
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from imsm.evaluation.test_set import TestSet
     from imsm.siamese.model import SiameseForCausalLM
 
+_NAMED = 3
+"""Of the choices in which two runs differ."""
 Answers = tuple[list[Row], list["Row | None"]]
 """Of a task's items: what was answered, and how likely the accepted answers were."""
 
@@ -50,7 +54,7 @@ class FinishedRun:
         folder: of the run.
         config: the run's.
         result: its `result.json`.
-        other: a second run on the same backbone (--with), or None.
+        other: the same run at another seed (--with), or None.
     """
 
     folder: Path
@@ -162,7 +166,8 @@ def open_finished(folder: Path, *, option: str, other: FinishedRun | None = None
         other: a second run.
 
     Raises:
-        UserError: it holds no finished run with an adapter, or the backbone is another one now.
+        UserError: it holds no finished run with an adapter, the backbone is another one now, or
+            the second run differs in more than its seed.
     """
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
@@ -193,12 +198,17 @@ def open_finished(folder: Path, *, option: str, other: FinishedRun | None = None
 
 
 def _check_pair(config: RunConfig, other: FinishedRun, folder: Path) -> None:
+    """The second run must be the first one at another seed."""
     if other.folder == folder:
         raise UserError(f"--with {folder}: is the run itself; give one of another seed")
-    for key in ("path", "revision", "dtype", "local"):
-        one, two = getattr(config.backbone, key), getattr(other.config.backbone, key)
-        if one != two:
-            raise UserError(
-                f"--with {other.folder}: its backbone.{key} is {two}, not {one} as in {folder}; "
-                "give a run on the same backbone"
-            )
+    there, here = (without_seed(run_identity(each)) for each in (other.config, config))
+    found = [
+        f"{key} is {show(one)}, not {show(two)}"
+        for key, (one, two) in differing(there, here).items()
+    ]
+    if found:
+        more = f" (and {len(found) - _NAMED} more)" if len(found) > _NAMED else ""
+        raise UserError(
+            f"--with {other.folder}: its {'; its '.join(found[:_NAMED])}{more} as in {folder}; "
+            "give a run that differs from it in nothing but the seed"
+        )

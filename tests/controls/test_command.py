@@ -291,6 +291,21 @@ def test_folders_that_are_no_finished_run(
     assert "another process is at work" in capsys.readouterr().err
 
 
+def test_an_ensemble_is_of_seeds_alone(
+    made: Path, root: Path, peft: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited = finished(made, root, "data.train_limit=4", "trainer.epochs=1", "seed=1")
+    seed = finished(made, root, "seed=1")
+    capsys.readouterr()
+    assert command(peft, "--controls", "seed_ensemble", "--with", str(limited)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"imsm: --with {limited}: its data.train_limit is 4, not null; its ")
+    assert "its trainer.epochs is 1, not 30" in line and "nothing but the seed" in line
+    assert command(peft, "--controls", "seed_ensemble", "--with", str(seed)) == 0
+    said = read_result(peft / "controls" / "seed_ensemble")["config"]["control"]
+    assert said["with"] == seed.name
+
+
 def test_answers_of_another_adapter_are_not_served(peft: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

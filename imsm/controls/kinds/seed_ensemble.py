@@ -27,7 +27,7 @@ def check(run: FinishedRun) -> None:
     """
     if run.other is None:
         raise UserError(
-            "seed_ensemble: needs a second run on the same backbone, of another seed; give its "
+            "seed_ensemble: needs a second run that differs in nothing but the seed; give its "
             "folder by --with"
         )
 
