@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--each", action="store_true", help="write every item, not the summary")
-    rows.add_argument("--seeds", action="store_true", help="means over runs of several seeds")
+    rows.add_argument(
+        "--seeds", action="store_true", help="means over runs that differ in the seed alone"
+    )
     options = parser.parse_args(argv)
     try:
         _show(options.runs, output=options.output, each=options.each, seeds=options.seeds)

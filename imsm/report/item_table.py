@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imsm.errors import UserError
+from imsm.evaluation.digest import digest
 from imsm.folders import runs_root
+from imsm.identity import without_seed
 from imsm.report.arms import Arm, arms_of, controls_of
 from imsm.report.result import read_result
 
 if TYPE_CHECKING:
     import pandas
 
-_ABOUT = ["run", "arm", "seed", "task", "test_set"]
+_ABOUT = ["run", "arm", "seed", "configuration", "task", "test_set"]
 
 
 def item_table(folders: Sequence[Path]) -> pandas.DataFrame:
@@ -26,7 +29,8 @@ def item_table(folders: Sequence[Path]) -> pandas.DataFrame:
 
     Returns:
         A row per item: ``run`` (a folder's name), ``arm``, ``seed`` (none of the original),
-        ``task``, ``test_set`` (of its fingerprint), ``id``, then the columns of
+        ``configuration`` (equal for runs that differ in nothing but the seed), ``task``,
+        ``test_set`` (of its fingerprint), ``id``, then the columns of
         `imsm.evaluation.items.read_items`, and ``score``: the item's score by the task's headline,
         ``headline``.
 
@@ -73,14 +77,15 @@ def summary(items: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def over_seeds(short: pandas.DataFrame) -> pandas.DataFrame:
-    """A row for each arm and task of `summary`, over the runs that differ in the seed.
+    """A row for each arm and task of `summary`, over the runs that differ in the seed alone.
 
     Returns:
-        ``seeds``: how many; ``score``: their mean, between the ``lowest`` and the ``highest``; the
-        other columns of `summary` as means over seeds.
+        ``run``: the first of them; ``seeds``: how many; ``score``: their mean, between the
+        ``lowest`` and the ``highest``; the other columns of `summary` as means over seeds.
     """
-    groups = short.groupby(["arm", "task", "test_set", "headline", "items"], sort=False)
-    return groups.agg(
+    alike = ["configuration", "arm", "task", "test_set", "headline", "items"]
+    means = short.groupby(alike, sort=False).agg(
+        run=("run", "first"),
         seeds=("score", "size"),
         score=("score", "mean"),
         lowest=("score", "min"),
@@ -89,7 +94,8 @@ def over_seeds(short: pandas.DataFrame) -> pandas.DataFrame:
             name: (name, "mean")
             for name in ("unparsed", "truncated", "tokens", "gold_loglik", "gate_mean")
         },
-    ).reset_index()
+    )
+    return means.reset_index().drop(columns="configuration").set_index("run").reset_index()
 
 
 def _arms(folder: Path) -> list[Arm]:
@@ -115,9 +121,16 @@ def _items(arm: Arm, task: str) -> pandas.DataFrame:
         arm.folder.name if arm.method != "control" else arm.folder.parent.parent.name,
         arm.label,
         arm.result["identity"].get("seed") if trained else None,
+        _configuration(arm),
         task,
         str(arm.entry(task)["test_set"])[:8],
     ]
     for place, (name, value) in enumerate(zip(_ABOUT, about, strict=True)):
         table.insert(place, name, value)
     return table.assign(headline=headline, score=table[f"score.{headline}"])
+
+
+def _configuration(arm: Arm) -> str:
+    """Eight digits for all that decided an arm's training but the seed."""
+    identity = {key: value for key, value in arm.result["identity"].items() if key != "control"}
+    return digest(json.dumps(without_seed(identity), sort_keys=True))[:8]

@@ -128,6 +128,13 @@ def test_runs_of_different_tests_keep_their_originals(runs: list[Path], tmp_path
     for row in means.itertuples():
         chosen = short[(short["arm"] == row.arm) & (short["task"] == row.task)]["score"]
         assert (row.score, row.lowest, row.highest) == (chosen.mean(), chosen.min(), chosen.max())
+    assert list(means["run"])[2:] == [many.name, many.name]
+    # another configuration, by the same arm's name, is no seed of it
+    third = finished(made, root, "seed=3", "trainer.learning_rate=0.02")
+    apart = over_seeds(summary(item_table([many, other, third])))
+    trained = apart[apart["arm"] == "peft"]
+    assert list(trained["seeds"]) == [2, 2, 1, 1]
+    assert list(trained["run"]) == [many.name] * 2 + [third.name] * 2
     assert main([str(few), "--output", str(tmp_path / "few.csv")]) == 0
     assert {"20240101", ""} == {
         line.split(",")[2] for line in (tmp_path / "few.csv").read_text().splitlines()[1:]
