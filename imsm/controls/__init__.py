@@ -85,7 +85,7 @@ def control(name: str) -> Control:
     dotted = f"{kinds.__name__}.{name}" if name in known else name
     try:
         module = importlib.import_module(dotted)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, TypeError, ValueError) as error:  # ".x" and "" are no names
         near = nearest(name, known)
         hint = f"; did you mean {near}?" if near else ""
         raise UserError(

@@ -1,4 +1,4 @@
-"""Controls on a finished run's adapter: `python -m imsm.controls --run FOLDER`.
+"""Controls on a finished run's adapter: `python -m imsm.controls --run RUN`.
 
 Nothing is trained. Each control is judged on the run's own tests and leaves a folder under
 `<run>/controls/`; what was answered before is not asked again, and a command that was stopped goes
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from imsm.controls import Control, control, control_names
 from imsm.errors import RunError, UserError
+from imsm.folders import run_named
 
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
@@ -50,11 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0],
         epilog="controls: " + ", ".join(control_names()),
     )
-    parser.add_argument("--run", type=Path, required=True, help="the folder of a finished run")
+    parser.add_argument("--run", required=True, help="a finished run's folder, or its name")
     parser.add_argument("--controls", help="their names, with commas; all that fit if left out")
     parser.add_argument("--values", help="of lambda and alpha, with commas, e.g. 0.1,0.3")
     parser.add_argument(
-        "--with", type=Path, dest="other", help="the folder of a second run, for seed_ensemble"
+        "--with", dest="other", metavar="RUN", help="the run of another seed, for seed_ensemble"
     )
     parser.add_argument("--config-dir", type=Path, help="where modules of one's own lie")
     return parser
@@ -74,8 +75,8 @@ def _carry_out(
 
     other = None
     if arguments.other is not None:
-        other = open_finished(arguments.other, option="--with")
-    run = open_finished(arguments.run, option="--run", other=other)
+        other = open_finished(_named(arguments.other, option="--with"), option="--with")
+    run = open_finished(_named(arguments.run, option="--run"), option="--run", other=other)
     arms, left_out = _arms(run, chosen, values, all_of_them=all_of_them)
     with locked(run.folder / FOLDER):
         interwoven = run.config.method.stream == "interwoven"
@@ -95,6 +96,13 @@ def _carry_out(
     for line in dict.fromkeys(left_out):
         print(f"left out: {line}")
     print(f"controls: {run.folder / FOLDER}")
+
+
+def _named(run: str, *, option: str) -> Path:
+    try:
+        return run_named(run)
+    except UserError as error:
+        raise UserError(f"{option} {error}") from error
 
 
 def _arms(

@@ -251,6 +251,8 @@ def test_the_guides_control(peft: Path, tmp_path: Path) -> None:
         (["--controls", "logit_mx"], "no such control .*did you mean logit_mix?"),
         (["--controls", ","], "name at least one of"),
         (["--controls", "json"], "the module json is no control"),
+        (["--controls", ".foo"], r"--controls .foo: there is no such control"),
+        (["--controls", "a..b"], "there is no such control"),
         (["--values", "1.5"], "--values 1.5: lambda of logit_mix must be in -1..1"),
         (["--values", "a"], "--values a: must be numbers"),
         (["--values", "nan"], "--values nan: must be finite"),
@@ -304,6 +306,17 @@ def test_an_ensemble_is_of_seeds_alone(
     assert command(peft, "--controls", "seed_ensemble", "--with", str(seed)) == 0
     said = read_result(peft / "controls" / "seed_ensemble")["config"]["control"]
     assert said["with"] == seed.name
+
+
+def test_a_run_goes_by_its_name_too(
+    peft: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IMSM_RUNS", str(peft.parent))
+    assert main(["--run", peft.name, "--controls", "oracle_router"]) == 0
+    assert str(peft / "controls") in capsys.readouterr().out
+    assert main(["--run", "no-such-run"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("imsm: --run no-such-run: there is no such folder, nor a run of that")
 
 
 def test_answers_of_another_adapter_are_not_served(peft: Path, tmp_path: Path) -> None:
