@@ -32,11 +32,11 @@ def _report(named: str) -> None:
     from imsm.report.result import read_result
 
     folder = run_named(named)
-    inside = folder.parent == runs_root().absolute()
+    result = read_result(folder)
+    # of a run in a folder of its own the original lies under the root of all runs
+    root = runs_root() if result["config"].get("folder") else folder.parent
     try:
-        leave_report(
-            folder, read_result(folder), runs_root=runs_root() if inside else folder.parent
-        )
+        leave_report(folder, result, runs_root=root)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 

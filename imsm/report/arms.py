@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,8 @@ from pydantic import ValidationError
 
 from imsm.config import RunConfig
 from imsm.errors import UserError
-from imsm.evaluation.items import read_items
+from imsm.evaluation.items import FILE as ITEMS
+from imsm.evaluation.items import read_items, task_folder
 from imsm.identity import (
     differs_only_in_method,
     is_original,
@@ -38,6 +40,7 @@ class Arm:
     result: Mapping[str, Any]
     folder: Path
     _items: dict[str, pandas.DataFrame | None] = field(default_factory=dict, repr=False)
+    _damages: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def method(self) -> str:
@@ -52,14 +55,40 @@ class Arm:
     def items(self, task: str) -> pandas.DataFrame | None:
         """The task's items; None where there are none (an older run), or they are damaged."""
         if task not in self._items:
-            entry = self.entry(task)
             try:
-                self._items[task] = read_items(
-                    self.folder, task=task, test_set=entry.get("test_set", "")
-                )
-            except UserError:
+                self._items[task] = self._whole(task)
+            except UserError as error:
                 self._items[task] = None
+                self._damages[task] = str(error)
         return self._items[task]
+
+    def damage(self, task: str) -> str | None:
+        """The file of the task's items that is not whole, and the fix; None if there is no such."""
+        self.items(task)
+        damage = self._damages.get(task)
+        if damage is None or self.method != CONTROL:
+            return damage
+        run = shlex.quote(str(self.folder.parent.parent))
+        return f"{damage}; a control: python -m imsm.controls --run {run}"
+
+    def _whole(self, task: str) -> pandas.DataFrame | None:
+        """The items; None of a task that was not asked.
+
+        Raises:
+            UserError: they are not there or damaged, or are not as many as the result says.
+        """
+        entry = self.entry(task)
+        if not entry:
+            return None
+        test_set = entry.get("test_set", "")
+        found = read_items(self.folder, task=task, test_set=test_set)
+        if len(found) != entry["items"]:
+            path = task_folder(self.folder, task=task, test_set=test_set) / ITEMS
+            raise UserError(
+                f"{path}: holds {len(found)} items, not {entry['items']}; judge the run again (the "
+                "same command with mode=evaluate), which makes it anew from the ledger"
+            )
+        return found
 
 
 def arms_of(
@@ -83,15 +112,15 @@ def arms_of(
         others = find_siblings(runs_root, result) if siblings else []
         others = [(each, place) for each, place in others if each["method"] != "original"]
         found = [_original(folder, result, runs_root=runs_root), *others, *found]
-    return _named(found)
+    return named(found)
 
 
 def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[tuple[dict[str, Any], Path]]:
     """Finished runs under ``runs_root`` that differ from a run in nothing but the method.
 
     The original of the same backbone is among them; the original itself has none, since it belongs
-    to every run on its backbone. Of several runs of one method and gate, the newest counts; a run
-    without a common test set is left out.
+    to every run on its backbone. Of several runs of one method and gate, the newest counts, if one
+    has a test set in common the newest of these.
 
     Returns:
         Results and their folders: the original, PEFT, then the interwoven arms.
@@ -100,12 +129,17 @@ def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[tuple[dict
     if own is None or is_original(own):
         return []
     found: dict[str, tuple[dict[str, Any], Path]] = {}
+    common: set[str] = set()
     for other, path in _finished(runs_root):
         identity = other["identity"]
         if identity == own or not differs_only_in_method(own, identity):
             continue
+        kind = _kind(other)
         if any(comparable(result, other, task) for task in result["evaluation"]["tasks"]):
-            found[_kind(other)] = (other, path)
+            common.add(kind)
+        elif kind in common:
+            continue
+        found[kind] = (other, path)
     return sorted(found.values(), key=lambda pair: _place(pair[0]))
 
 
@@ -117,7 +151,7 @@ def controls_of(folder: Path) -> list[Arm]:
             found.append((read_result(path.parent), path.parent))
         except UserError:
             continue  # of an older format, or unfinished
-    return _named(found)
+    return named(found)
 
 
 def seeds_of(runs_root: Path, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
@@ -180,7 +214,8 @@ def _finished(runs_root: Path) -> list[tuple[dict[str, Any], Path]]:
     return found
 
 
-def _named(found: Sequence[tuple[Mapping[str, Any], Path]]) -> list[Arm]:
+def named(found: Sequence[tuple[Mapping[str, Any], Path]]) -> list[Arm]:
+    """Arms of results and their folders, by names that tell them apart."""
     labels = labels_of([result for result, _ in found])
     return [
         Arm(label=label, result=result, folder=folder)

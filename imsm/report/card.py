@@ -32,11 +32,13 @@ def render_terminal(
     results: Sequence[Mapping[str, Any]],
     *,
     sections: Sequence[Section] = (),
+    told: Sequence[str] = (),
     console: Console | None = None,
 ) -> None:
     """Print the card; the last result is the run that it is about.
 
-    Of the further parts those with brief columns are shown; the report has all.
+    Of the further parts those with brief columns are shown; the report has all. ``told`` stands
+    among the notes.
     """
     from rich.console import Console as RichConsole
     from rich.markup import escape
@@ -46,8 +48,8 @@ def render_terminal(
     console.print()
     console.print(f"[bold]{title_of(card)}[/bold]", highlight=False)
     console.print(_score_table(card))
-    for note in card.notes:
-        console.print(note, style="dim", highlight=False)
+    for note in (*card.notes, *told):
+        console.print(note, style="dim", highlight=False, markup=False)
     for section in sections:
         if section.brief and section.table is not None:
             console.print(f"[bold]{section.title}[/bold]")
@@ -59,20 +61,24 @@ def render_terminal(
 
 
 def render_markdown(
-    results: Sequence[Mapping[str, Any]], *, sections: Sequence[Section] = ()
+    results: Sequence[Mapping[str, Any]],
+    *,
+    sections: Sequence[Section] = (),
+    told: Sequence[str] = (),
 ) -> str:
     """The card as Markdown, with every metric and on what the numbers rest.
 
     Args:
         results: the last one is the run that it is about.
         sections: further parts; their pictures lie in `figures/` beside the text.
+        told: what else stands among the notes.
     """
     card = compare(results)
     focus = card.focus
     names = ["task", "metric", "items", *card.arms, *_difference_names(card)]
     lines = [f"# {focus['name']}", "", title_of(card) + ". Scores are in points.", ""]
     lines += markdown_table(names, (_wide_cells(card, row) for row in card.headlines), text=2)
-    lines += [line for note in card.notes for line in ("", note)]
+    lines += [line for note in (*card.notes, *told) for line in ("", note)]
     for section in sections:
         lines += _section_lines(section)
     lines += ["", "## All metrics", ""]

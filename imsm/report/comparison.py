@@ -1,6 +1,6 @@
 """Arms side by side: what each scored per task, and how far it is from the original and from PEFT.
 
-Only equal test sets are compared: a value from other items is left out, not shown beside the rest.
+The results hold only what may be compared: `imsm.report.beside` leaves the rest out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One arm on one task and metric, in points; None where it has no comparable answer."""
+    """One arm on one task and metric, in points; None where its result has none."""
 
     arm: str
     value: float | None
@@ -166,14 +166,9 @@ def _row(
     results: Sequence[Result], arms: list[str], *, task: str, metric: str, target: str | None
 ) -> Row:
     focus = results[-1]
-    values = []
-    for result in results:
-        entry = result["evaluation"]["tasks"].get(task, {})
-        same = comparable(focus, result, task)
-        values.append(entry.get("metrics", {}).get(metric) if same else None)
-    trained_on = any(
-        result["evaluation"]["tasks"].get(task, {}).get("trained_on") for result in results
-    )
+    entries = [result["evaluation"]["tasks"].get(task, {}) for result in results]
+    values = [entry.get("metrics", {}).get(metric) for entry in entries]
+    trained_on = any(entry.get("trained_on") for entry in entries)
     is_target = task == target
     asked = focus["evaluation"].get("settings", {}).get("tasks", [])
     return Row(

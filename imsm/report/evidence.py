@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from imsm.report.arms import Arm
-from imsm.report.comparison import comparable, headline
+from imsm.report.comparison import headline
 from imsm.report.contrasts import Contrast, Kept, adjust, contrast, kept
 from imsm.report.frontier import Curve, Trade, curves, trades
 
@@ -36,9 +36,14 @@ class Evidence:
         return self.arms[-1]
 
     @property
+    def common(self) -> list[str]:
+        """The tasks that every arm has a score of, in order."""
+        return [t for t in self.tasks if all(self.mean(arm, [t]) is not None for arm in self.arms)]
+
+    @property
     def forgetting(self) -> list[str]:
-        """The tests that count: no arm was trained on them."""
-        return [t for t in self.tasks if t != self.target and t not in self.marked]
+        """The tests that count: every arm has a score of them, none was trained on them."""
+        return [t for t in self.common if t != self.target and t not in self.marked]
 
     def name(self, task: str) -> str:
         """A task's name with its marks: the target, or † where an arm was trained on it."""
@@ -60,7 +65,8 @@ def gather(
     """Compute everything that a card shows beside its scores.
 
     Args:
-        arms: the original first, the run that the card is about last.
+        arms: the original first, the run that the card is about last; they and all others hold
+            only what may be compared (`imsm.report.beside`).
         controls: of that run.
         seeds: by arm's label, results by seed.
     """
@@ -85,8 +91,6 @@ def gather(
                 reference = by_method.get(name)
                 if reference is None or arm is reference or arm.method == "original":
                     continue
-                if not comparable(arm.result, reference.result, task):
-                    continue
                 found = contrast(
                     arm, reference, task=task, metric=metrics[task], marked=task in marked
                 )
@@ -100,9 +104,7 @@ def gather(
         for arm in changed
         if original is not None
     ]
-    forgetting = [task for task in tasks if task != target and task not in marked]
-    places = trades(arms, controls, target=target, metrics=metrics, forgetting=forgetting)
-    return Evidence(
+    evidence = Evidence(
         arms=list(arms),
         controls=list(controls),
         seeds=dict(seeds or {}),
@@ -112,6 +114,11 @@ def gather(
         marked=marked,
         contrasts=contrasts,
         kept=[each for each in made if each is not None],
-        trades=places,
-        curves=curves(places),
+        trades=[],
+        curves=[],
     )
+    evidence.trades = trades(
+        arms, controls, target=target, metrics=metrics, forgetting=evidence.forgetting
+    )
+    evidence.curves = curves(evidence.trades)
+    return evidence

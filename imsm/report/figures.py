@@ -131,7 +131,7 @@ def draw_kept(evidence: Evidence) -> Figure:
 def draw_trade(evidence: Evidence) -> Figure:
     """Plasticity against stability: arms as marks, swept controls as lines."""
     target = evidence.target or ""
-    placed = [t for t in evidence.trades if t.target is not None and t.stability is not None]
+    placed = [trade for trade in evidence.trades if trade.placed]
     with matplotlib.rc_context(STYLE):
         figure, axes = one_axes(height=4.4)
         for number, curve in enumerate(evidence.curves):

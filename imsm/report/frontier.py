@@ -14,11 +14,12 @@ from imsm.evaluation.retention import (
 )
 from imsm.report.arms import CONTROL, Arm
 from imsm.report.contrasts import contrast, kept
+from imsm.report.texts import number, percent
 
 CURVES = {"logit_mix": ("λ", 0.0, 1.0), "adapter_scale": ("α", 1.0, 0.0)}
 """Swept controls: their value's letter, and the values at which they are PEFT and the original."""
-
-
+ENDS = ("peft", "original")
+"""The arms at which every sweep ends."""
 OWN_ADAPTER = "tuned"
 """The control that is a run's own adapter alone."""
 
@@ -27,7 +28,7 @@ OWN_ADAPTER = "tuned"
 class Trade:
     """An arm's place: the target's score in points, plasticity and stability in percent.
 
-    ``control`` and ``value`` are a control's, None for an arm.
+    ``control`` and ``value`` are a control's, None for an arm; ``whole``: no test lacks its items.
     """
 
     label: str
@@ -37,11 +38,26 @@ class Trade:
     target: float | None
     plasticity: float | None
     stability: float | None
+    whole: bool = True
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has a place in the picture."""
+        return self.target is not None and self.stability is not None
 
     @property
     def harmonic(self) -> float | None:
         """The harmonic mean of plasticity and stability."""
         return harmonic_mean(self.plasticity, self.stability)
+
+    def cells(self) -> dict[str, str]:
+        """Plasticity, stability and their mean as a card shows them; a dash where answers lack."""
+        learned, kept_whole = self.target is not None, self.whole
+        return {
+            "plasticity": percent(self.plasticity) if learned else number(None),
+            "stability": percent(self.stability) if kept_whole else number(None),
+            "harmonic": percent(self.harmonic) if learned and kept_whole else number(None),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +120,14 @@ def trades(
     found = []
     for arm in [*arms, *controls]:
         score = _score(arm, target, metrics[target])
-        retained = {
-            task: each.retained
+        answered = [
+            kept(arm, original, task=task, metric=metrics[task], marked=False)
             for task in forgetting
-            if (each := kept(arm, original, task=task, metric=metrics[task], marked=False))
-        }
+        ]
+        retained = {each.task: each.retained for each in answered if each is not None}
         about = arm.result["config"].get("control") or {}
+        # over fewer tests than the others stability would be another measure
+        whole = len(retained) == len(forgetting)
         found.append(
             Trade(
                 label=arm.label,
@@ -118,14 +136,15 @@ def trades(
                 value=about.get("value"),
                 target=score,
                 plasticity=_plasticity(score, before, learned),
-                stability=stability(retained),
+                stability=stability(retained) if whole else None,
+                whole=whole,
             )
         )
     return found
 
 
 def curves(found: Sequence[Trade]) -> list[Curve]:
-    """The swept controls that were judged, each with its ends."""
+    """The swept controls that have places, each with its ends."""
     ends = {trade.method: trade for trade in found if trade.control is None}
     # of an interwoven run the controls mix its own adapter, which stands among them
     for trade in found:
@@ -133,8 +152,12 @@ def curves(found: Sequence[Trade]) -> list[Curve]:
             ends["peft"] = trade
     made = []
     for control, (letter, at_peft, at_original) in CURVES.items():
-        swept = [trade for trade in found if trade.control == control and trade.value is not None]
-        if not swept or "peft" not in ends or "original" not in ends:
+        swept = [
+            trade
+            for trade in found
+            if trade.control == control and trade.value is not None and trade.placed
+        ]
+        if not swept or not all(name in ends and ends[name].placed for name in ENDS):
             continue
         inside = sorted(swept, key=lambda trade: trade.value or 0.0, reverse=at_peft > at_original)
         inside = [trade for trade in inside if trade.value not in (at_peft, at_original)]

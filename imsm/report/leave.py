@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from imsm.files import write_whole
-from imsm.report.arms import Arm, arms_of, controls_of, seeds_of
+from imsm.report.beside import side_by_side
 from imsm.report.card import provenance_of, render_markdown, render_terminal, title_of
 from imsm.report.comparison import compare
 
@@ -16,7 +17,8 @@ def leave_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
     """Write `report.md`, `report.html`, `tables/` and `figures/`, and print the card.
 
     Beside the run stand the original, finished runs that differ from it in nothing but the method,
-    the controls that were judged on it, and what its seeds have in common.
+    the controls that were judged on it, and what its seeds have in common. Items that are not
+    whole are told on stderr too.
 
     Args:
         folder: of the run.
@@ -25,31 +27,30 @@ def leave_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
 
     Raises:
         OSError: the folder cannot be written.
+        UserError: the result tells nothing of its original.
     """
     from imsm.report.evidence import gather
     from imsm.report.page import render_page, write_pictures, write_tables
     from imsm.report.sections import sections_of
 
-    arms = arms_of(folder, result, runs_root=runs_root)
-    seeds = {arm.label: seeds_of(runs_root, arm.result) for arm in arms if _seeded(arm)}
-    sections = sections_of(gather(arms, controls_of(folder), seeds))
-    results = [arm.result for arm in arms]
+    beside = side_by_side(folder, result, runs_root=runs_root)
+    sections = sections_of(gather(beside.arms, beside.controls, beside.seeds))
+    results = [arm.result for arm in beside.arms]
+    told = [*beside.left_out, *beside.damages]
     pictures = write_pictures(folder, sections)
     write_tables(folder, sections)
-    write_whole(folder / "report.md", render_markdown(results, sections=sections))
+    write_whole(folder / "report.md", render_markdown(results, sections=sections, told=told))
     card = compare(results)
     page = render_page(
         title=str(result["name"]),
         subtitle=title_of(card),
-        notes=card.notes,
+        notes=[*card.notes, *told],
         sections=sections,
         pictures=pictures,
         provenance=provenance_of(result),
     )
     write_whole(folder / "report.html", page)
-    render_terminal(results, sections=sections)
+    render_terminal(results, sections=sections, told=beside.left_out)
+    for damage in beside.damages:
+        print(f"imsm: {damage}", file=sys.stderr)
     print(f"report: {folder / 'report.html'} (and report.md, tables/, figures/ beside it)")
-
-
-def _seeded(arm: Arm) -> bool:
-    return "seed" in arm.result["identity"]

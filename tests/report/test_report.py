@@ -6,14 +6,11 @@ import csv
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 
-from imsm.evaluation.items import FILE as ITEMS
-from imsm.evaluation.items import task_folder, write_items
+from imsm.evaluation.items import write_items
 from imsm.evaluation.retention import hypervolume
 from imsm.evaluation.statistics import mcnemar, paired_difference, share_interval
 from imsm.items import main as items
@@ -26,86 +23,7 @@ from imsm.report.leave import leave_report
 from imsm.report.parts.trade import kept_there
 from imsm.report.result import FILE, write_result
 from imsm.report.sections import sections_of
-from tests.composed import result
-
-TASKS = {"gsm8k": 0.1, "webq": 0.9, "freebaseqa": 0.8, "multirc": 0.5, "mrpc": 0.5}
-N = 60
-HOSTILE = '<script>alert("x")</script> | a|b'
-
-
-def scores_of(record: dict[str, Any], seed: int) -> dict[str, numpy.ndarray]:
-    rng = numpy.random.default_rng(seed)
-    shift = {"original": 0.0, "peft": -0.25, "imsm": -0.1, "control": -0.15}[record["method"]]
-    return {
-        task: (rng.random(N) < known + (0.5 if task == "gsm8k" and shift else shift)).astype(float)
-        for task, known in TASKS.items()
-    }
-
-
-def leave(folder: Path, record: dict[str, Any], seed: int) -> dict[str, numpy.ndarray]:
-    """A finished run with items; its results are the items' means."""
-    scores = scores_of(record, seed)
-    gated = record["method"] == "imsm"
-    for task, values in scores.items():
-        entry = record["evaluation"]["tasks"][task]
-        entry |= {"test_set": f"{task:x<8}"[:8] + "0", "items": N, "gold_loglik": -1.5}
-        entry["metrics"] = dict.fromkeys(entry["metrics"], 100 * float(values.mean()))
-        entry["protocols"] = {"clean": {"metrics": entry["metrics"]}}
-        yes_or_no = task in ("multirc", "mrpc")
-        write_items(
-            task_folder(folder, task=task, test_set=entry["test_set"]),
-            (
-                {
-                    "id": f"{task}/{number}",
-                    "group": f"{task}/{number // 2}",
-                    "prompt_sha": "0",
-                    "generation": HOSTILE,
-                    "tokens": 2,
-                    "ended": True,
-                    "answer": "yes" if value else "no",
-                    "golds": ["yes"] if yes_or_no else ["paris"],
-                    "scores": dict.fromkeys(entry["metrics"], value),
-                    "gold_loglik": -1.5,
-                    "gold_tokens": 1,
-                    "gate_mean": 0.4 + 0.1 * value if gated else None,
-                    "gate_tokens": [0.4, 0.4 + 0.2 * value] if gated else None,
-                    "gate_pieces": [HOSTILE, "\n"] if gated else None,
-                }
-                for number, value in enumerate(values)
-            ),
-        )
-    return scores
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> dict[str, Any]:
-    """The three arms under one root, and a control on the last."""
-    found: dict[str, Any] = {"root": tmp_path}
-    from imsm.config import RunConfig
-    from imsm.identity import run_name
-
-    for seed, method in enumerate(("original", "peft", "imsm")):
-        record = result(method)
-        record["name"] = run_name(RunConfig.from_dict(record["config"]))
-        folder = tmp_path / record["name"]
-        found[method] = (folder, record, leave(folder, record, seed))
-    originals = found["original"][1]["evaluation"]["tasks"]
-    for method in ("original", "peft", "imsm"):
-        folder, record, _ = found[method]
-        if method != "original":
-            record["evaluation"]["original"] = originals
-        write_result(folder, record)
-    folder, record, _ = found["imsm"]
-    for value in (0.25, 0.75):
-        about = {"name": "logit_mix", "value": value}
-        control = json.loads(json.dumps(record)) | {"method": "control", "name": f"mix-{value}"}
-        control["config"]["control"] = control["identity"]["control"] = about
-        place = folder / "controls" / f"logit_mix-{value:.2f}"
-        leave(place, control, 10 + round(4 * value))
-        write_result(place, control)
-    steps = [{"step": n, "loss": 5.0 / n, "gate_mean": 0.5 - 0.01 * n} for n in range(1, 9)]
-    (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    return found
+from tests.report.made import N, items_file
 
 
 def evidence_of(runs: dict[str, Any]):
@@ -276,13 +194,12 @@ def test_a_cell_that_was_trained_on_is_marked_and_in_no_average(runs: dict[str, 
 
 
 def test_where_all_are_right_the_interval_has_a_width(runs: dict[str, Any]) -> None:
-    (original, *_), record = evidence_of(runs).arms, runs["original"][1]
-    path = task_folder(
-        original.folder, task="webq", test_set=record["evaluation"]["tasks"]["webq"]["test_set"]
-    )
-    rows = [json.loads(line) for line in (path / ITEMS).read_text().splitlines()]
+    path = items_file(runs["original"], "webq")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     for share in (1.0, 0.0):
-        write_items(path, (row | {"scores": dict.fromkeys(row["scores"], share)} for row in rows))
+        write_items(
+            path.parent, (row | {"scores": dict.fromkeys(row["scores"], share)} for row in rows)
+        )
         evidence = evidence_of(runs)
         found = total_of(evidence.arms[0], "webq", evidence.metrics["webq"])
         groups = [number // 2 for number in range(N)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imsm.report.evidence import Evidence
 from imsm.report.section import Section, table_section
-from imsm.report.texts import listed, number, percent
+from imsm.report.texts import listed, number
 
 
 def part(evidence: Evidence) -> Section | None:
@@ -13,20 +13,16 @@ def part(evidence: Evidence) -> Section | None:
     shown = [each for each in evidence.tasks if each != evidence.target]
     if not shown:
         return None
+    counted = [t for t in evidence.tasks if t == evidence.target or t in evidence.common]
     rows = []
     for arm in evidence.arms:
         row = {
             "arm": arm.label,
             "retention average": number(evidence.mean(arm, evidence.forgetting)),
-            "the paper's average": number(evidence.mean(arm, evidence.tasks)),
+            "the paper's average": number(evidence.mean(arm, counted)),
         }
         if places:
-            trade = places[arm.label]
-            row |= {
-                "plasticity": percent(trade.plasticity),
-                "stability": percent(trade.stability),
-                "harmonic": percent(trade.harmonic),
-            }
+            row |= places[arm.label].cells()
         rows.append(row)
     lines = [
         f"The retention average is over {listed(evidence.forgetting)}: forgetting tests that no "
@@ -34,9 +30,15 @@ def part(evidence: Evidence) -> Section | None:
         + (f", and {listed(sorted(evidence.marked))}, marked here" if evidence.marked else "")
         + ": it mixes what was learned with what was kept."
     ]
+    if absent := [task for task in evidence.tasks if task not in evidence.common]:
+        lines.append(
+            f"Not every arm has a score of {listed(absent)}: no average of forgetting tests counts "
+            "what one of them lacks."
+        )
     if places:
         lines.append(
             "Plasticity: the share of PEFT's gain on the target, undefined where that gain's 95 % "
-            "interval holds 0; stability: the mean retention."
+            "interval holds 0; stability: the mean retention, a dash where the items of a test are "
+            "not whole."
         )
     return table_section("averages", "Averages", rows, lines, 1, [])

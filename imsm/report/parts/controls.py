@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imsm.report.evidence import Evidence
 from imsm.report.section import Section, table_section
-from imsm.report.texts import number, percent
+from imsm.report.texts import number
 
 
 def part(evidence: Evidence) -> Section | None:
@@ -20,8 +20,8 @@ def part(evidence: Evidence) -> Section | None:
             row[evidence.name(task)] = number(value)
         row["retention average"] = number(evidence.mean(arm, evidence.forgetting))
         if arm.label in places:
-            trade = places[arm.label]
-            row |= {"plasticity": percent(trade.plasticity), "stability": percent(trade.stability)}
+            cells = places[arm.label].cells()
+            row |= {name: cells[name] for name in ("plasticity", "stability")}
         rows.append(row)
     lines = [
         "What two streams, or one adapter, give without a trained gate. A router that asks which "

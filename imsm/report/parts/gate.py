@@ -14,9 +14,11 @@ def part(evidence: Evidence) -> Section | None:
     gated = [
         arm for arm in evidence.arms if arm.result["identity"]["method"]["stream"] == "interwoven"
     ]
+    shown: list[Arm] = []
     rows, lines, pictures, heat = [], [], [], []
     for arm in gated:
         table = gate_table(arm, evidence.tasks, metric=evidence.metrics)
+        shown += [] if table.empty else [arm]
         for row in table.to_dict("records"):
             values = {k: number(v, places=3) for k, v in row.items() if k not in ("task", "items")}
             rows.append(
@@ -33,7 +35,7 @@ def part(evidence: Evidence) -> Section | None:
         Picture(
             name="gate",
             alt="The gate over items, along the answer, and of right and wrong answers",
-            draw=lambda: draw_gate(evidence, gated),
+            draw=lambda: draw_gate(evidence, shown),
         )
     )
     lines.insert(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from imsm.evaluation.statistics import student_t
+from imsm.evaluation.statistics import TTest, student_t
 from imsm.report.evidence import Evidence
 from imsm.report.section import Section, table_section
 from imsm.report.texts import number, p_value
@@ -32,7 +32,7 @@ def part(evidence: Evidence) -> Section | None:
             }
             if peft is not None and arm is not peft:
                 others = _scores(evidence.seeds.get(peft.label, {}), task, evidence.metrics[task])
-                found = student_t([*scores.values()], [*others.values()]) if others else None
+                found = _student(scores, others)
                 if found is not None and found.t is not None:
                     row |= {"t to PEFT": f"{found.t:+.2f}", "p, Student": p_value(found.p_value)}
             rows.append(row)
@@ -40,6 +40,10 @@ def part(evidence: Evidence) -> Section | None:
         return None
     lines = ["Runs that differ in the seed alone; Student's t-test over seeds is the paper's test."]
     return table_section("seeds", "Over seeds", rows, lines, 2, [])
+
+
+def _student(scores: Mapping[int, float], others: Mapping[int, float]) -> TTest | None:
+    return student_t([*scores.values()], [*others.values()]) if scores and others else None
 
 
 def _scores(runs: Mapping[int, Mapping[str, Any]], task: str, metric: str) -> dict[int, float]:

@@ -10,7 +10,7 @@ from imsm.report.texts import number, percent
 
 def part(evidence: Evidence) -> Section | None:
     """The part; None where there is nothing to say."""
-    placed = [t for t in evidence.trades if t.target is not None and t.stability is not None]
+    placed = [trade for trade in evidence.trades if trade.placed]
     if len(placed) < 2:
         return None
     lines = ["Up and right is better: more of the target learned, more of the rest kept."]
