@@ -1,16 +1,18 @@
 """lm-evaluation-harness on a finished run: `python -m imsm.harness --run RUN --stream S --tasks T`.
 
 Any of the harness's tasks, few-shot too. Results are printed and left in the run's folder as
-`harness-<stream>-<tasks>-<few-shot>.json`. Exit codes: 0 all went well, 2 the input was wrong, 130
-stopped by hand.
+`harness-<stream>-<tasks>-<few-shot>.json`, of a part as `...-limit<N>.json`. Exit codes: 0 all went
+well, 2 the input was wrong, 130 stopped by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +67,7 @@ def _carry_out(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"lm-evaluation-harness is not installed ({error}): pip install 'imsm[harness]'"
         ) from error
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     from imsm.harness.model import SiameseLM
@@ -72,6 +75,7 @@ def _carry_out(arguments: argparse.Namespace) -> None:
     if arguments.include_path is not None and not arguments.include_path.is_dir():
         raise UserError(f"--include-path {arguments.include_path}: there is no such folder")
     folder = _folder(arguments.run)
+    _check_place(arguments.output or folder / "harness.json")
     include = None if arguments.include_path is None else str(arguments.include_path)
     tasks = TaskManager(include_path=include)
     named = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
@@ -98,6 +102,11 @@ def _carry_out(arguments: argparse.Namespace) -> None:
         )
     except (ConnectionError, FileNotFoundError, OSError) as error:
         raise UserError(f"--tasks {arguments.tasks}: its data cannot be had ({error})") from error
+    except TemplateError as error:
+        raise UserError(
+            f"--tasks {arguments.tasks}: a template does not fit the data's columns ({error}); "
+            "mend the task's yaml"
+        ) from error
     assert found is not None
     print(_table(found))
     _keep(found, folder, model.stream, arguments)
@@ -108,6 +117,22 @@ def _folder(named: str) -> Path:
         if (folder / "model" / "config.json").is_file():
             return folder
     raise UserError(f"--run {named}: holds no finished run, nor does {runs_root() / named}")
+
+
+def _check_place(path: Path) -> None:
+    """The results' folder is made, and can be written, before anything is asked."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder; give a file's name")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(_unwritable(path, error)) from error
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    return f"--output {path}: cannot be written ({error.strerror or error})"
 
 
 def _model(folder: Path, arguments: argparse.Namespace) -> SiameseForCausalLM:
@@ -163,12 +188,13 @@ def _keep(found: dict[str, Any], folder: Path, stream: str, arguments: argparse.
     about = {"run": folder.name, "stream": stream, "limit": arguments.limit}
     tasks = re.sub(r"[^\w]+", "_", arguments.tasks)
     shots = "default" if arguments.num_fewshot is None else arguments.num_fewshot
-    path = arguments.output or folder / f"harness-{stream}-{tasks}-{shots}.json"
+    part = "" if arguments.limit is None else f"-limit{arguments.limit}"
+    path = arguments.output or folder / f"harness-{stream}-{tasks}-{shots}{part}.json"
     text = json.dumps({**about, **provenance(), **kept}, indent=2, default=handle_non_serializable)
     try:
         write_whole(path, text + "\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise UserError(_unwritable(path, error)) from error
     print(f"written: {path}")
 
 

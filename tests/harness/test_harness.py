@@ -93,6 +93,18 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
         )
     )
+    (place / "lacking.yaml").write_text(
+        json.dumps(
+            common
+            | {
+                "task": "toy_lacking",
+                "output_type": "generate_until",
+                "doc_to_text": "{{missing}} then",
+                "doc_to_target": "{{choices[0]}}",
+                "metric_list": [{"metric": "exact_match"}],
+            }
+        )
+    )
     (place / "generate.yaml").write_text(
         json.dumps(
             common
@@ -225,6 +237,7 @@ def test_the_command_leaves_what_it_found(
     tasks: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = tmp_path / "run"
     model.stream = "interwoven"
@@ -233,7 +246,7 @@ def test_the_command_leaves_what_it_found(
     common = ["--run", str(run), "--include-path", str(tasks), "--limit", "3"]
     assert command.main([*common, "--tasks", "toy_choice", "--num-fewshot", "2"]) == 0
     assert "| toy_choice" in capsys.readouterr().out
-    kept = json.loads((run / "harness-interwoven-toy_choice-2.json").read_text())
+    kept = json.loads((run / "harness-interwoven-toy_choice-2-limit3.json").read_text())
     assert kept["stream"] == "interwoven" and kept["limit"] == 3
     assert 0 <= kept["results"]["toy_choice"]["acc,none"] <= 1
     for wrong, told in (
@@ -241,7 +254,37 @@ def test_the_command_leaves_what_it_found(
         (["--tasks", "toy_choice", "--limit", "0"], "--limit 0: must be at least 1"),
         (["--tasks", "toy_choice", "--run", str(tmp_path)], "holds no finished run"),
         (["--tasks", "toy_choice", "--include-path", str(tmp_path / "no")], "no such folder"),
+        (["--tasks", "toy_lacking"], "a template does not fit the data's columns ('missing' is"),
     ):
         assert command.main([*common, *wrong]) == 2
         error = capsys.readouterr().err.strip().splitlines()
         assert told in error[-1]
+    (run / "file").write_text("")
+    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: pytest.fail("it was asked"))
+    for place in (run, run / "file" / "found.json"):
+        assert command.main([*common, "--tasks", "toy_choice", "--output", str(place)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f"imsm: --output {place}: cannot be written (")
+
+
+def test_results_of_a_part_and_of_all_lie_side_by_side(
+    model: SiameseForCausalLM,
+    tokenizer: Any,
+    tasks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    model.stream = "tuned"
+    model.save_pretrained(run / "model")
+    tokenizer.save_pretrained(run / "model")
+    asked = ["--run", str(run), "--include-path", str(tasks), "--tasks", "toy_choice"]
+    own = tmp_path / "a new" / "folder" / "found.json"
+    for more in ([], ["--limit", "2"], ["--limit", "3", "--output", str(own)]):
+        assert command.main([*asked, "--stream", "tuned", *more]) == 0
+    names = sorted(each.name for each in run.glob("harness-*"))
+    assert names == ["harness-tuned-toy_choice-default-limit2.json",
+                     "harness-tuned-toy_choice-default.json"]  # fmt: skip
+    sizes = [json.loads((run / name).read_text())["n-samples"]["toy_choice"] for name in names]
+    assert [size["effective"] for size in sizes] == [2, len(WORDS)]
+    assert json.loads(own.read_text())["limit"] == 3
