@@ -31,6 +31,9 @@ PROMPT, NEW, ROUNDS = 64, 64, 5
 """Tokens of a prompt, tokens that are decoded (batch 1), and how often after a first time."""
 STREAMS = {"peft": "tuned", "imsm": "interwoven"}
 
+_KEYS = {"device", "date", "prompt_tokens", "new_tokens", "rounds", "rows"}
+_ROW_KEYS = {"overrides", "method", "tokens_per_second", "lowest", "highest"}
+
 
 def measure(
     experiment: Experiment, runs: Runs, *, scale: str, tell: Callable[[str], None]
@@ -93,7 +96,19 @@ def read_speed(place: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{place / FILE}: cannot be read ({error}); remove it") from error
+    if not _is_measured(found):
+        raise UserError(f"{place / FILE}: is not what was measured; remove it")
     return found
+
+
+def _is_measured(found: Any) -> bool:
+    """Whether it has what the table shows."""
+
+    def has(values: Any, keys: set[str]) -> bool:
+        return isinstance(values, dict) and keys <= values.keys()
+
+    rows = found["rows"] if has(found, _KEYS) else None
+    return isinstance(rows, list) and all(has(row, _ROW_KEYS) for row in rows)
 
 
 def write_speed(found: dict[str, Any], place: Path) -> None:

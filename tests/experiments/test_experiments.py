@@ -284,6 +284,19 @@ def test_speed_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "0.75" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"rows": [1]}', "3", "{"])
+def test_a_damaged_speed_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    place = tmp_path / "table5" / "mini" / "speed.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(text)
+    for verb in ("show", "status"):
+        assert command.main([verb, "table5", "--output", str(tmp_path)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f"imsm: {place}: ") and line.endswith("remove it")
+
+
 def test_a_run_that_is_killed_ends_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
