@@ -51,17 +51,18 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
 
 
 def trainings_before(config: RunConfig) -> list[dict[str, Any]]:
-    """The identities of the trainings whose values a run starts from or keeps, the first first.
+    """The identities of the trainings whose values a run starts from or keeps, the first first."""
+    origins = [each for each in (config.after, config.frozen_run) if each is not None]
+    return [each for origin in origins for each in trainings_of(origin.identity)]
+
+
+def trainings_of(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The identities of all trainings that made a run's model, the first first, its own last.
 
     The stages before it in a sequence; the one that left its frozen adapter, and those before that.
     """
-    found: list[dict[str, Any]] = []
-    for origin in (config.after, config.frozen_run):
-        identity = None if origin is None else origin.identity
-        while identity is not None:
-            found.insert(0, identity)
-            identity = identity.get("after")
-    return found
+    before = [identity[key] for key in ("after", "frozen_adapter") if key in identity]
+    return [*(each for origin in before for each in trainings_of(origin)), dict(identity)]
 
 
 def backbone_identity(backbone: BackboneConfig, data: DataConfig) -> dict[str, Any]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas
 from huggingface_hub import ModelCard, ModelCardData
 
 from imsm.config import is_local
+from imsm.identity import trainings_of
 from imsm.report.card import provenance_of
 from imsm.report.comparison import headline
 
 _SHIPPED = "imsm:"
+_NOT_PUBLIC = {
+    "miniature": "the miniature's invented data, not the public dataset by that name",
+    "folder": "data from a folder of one's own",
+}
+"""What is to be said of data by the kind of their source."""
 
 
 def model_card(result: Mapping[str, Any]) -> str:
@@ -22,22 +28,20 @@ def model_card(result: Mapping[str, Any]) -> str:
         result: of a run that trained something.
     """
     config = result["config"]
-    backbone, target = config["backbone"], config["data"]["name"]
-    hub = config["data"].get("hub") or {}
+    backbone = config["backbone"]
     path = backbone["path"]
     data = ModelCardData(
         library_name="imsm",
         base_model=None if is_local(path) or path.startswith(_SHIPPED) else path,
-        datasets=[hub["path"]] if hub.get("path") else None,
+        datasets=_datasets(result) or None,
         pipeline_tag="text-generation",
         tags=["imsm", "peft", config["peft"]["name"], result["method"]],
     )
     counts = result["trainable_parameters"]
-    training = result["training"] or {}
     lines = [
         f"# {result['name']}",
         "",
-        f"{backbone['name']} with {config['peft']['name']}, trained on {target} "
+        f"{backbone['name']} with {config['peft']['name']}, trained on {_learned(result)} "
         f"(method {result['method']}, seed {config['seed']}): the adapter "
         f"({counts['adapter']:,} parameters)"
         + (f" and the gate ({counts['gate']:,})" if counts["gate"] else "")
@@ -58,9 +62,9 @@ def model_card(result: Mapping[str, Any]) -> str:
         "",
         "## Training",
         "",
-        f"{training.get('steps')} steps on {training.get('examples')} examples, recipe "
-        f"{config['trainer']['name']}, learning rate {config['trainer']['learning_rate']}.",
+        _training(result),
         "",
+        *_sources(result),
         "## Limits",
         "",
         "It forgets: the table says what was lost on other tasks, and only those were asked. The "
@@ -72,6 +76,62 @@ def model_card(result: Mapping[str, Any]) -> str:
         "",
     ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n" + "\n".join(lines)))
+
+
+def _learned(result: Mapping[str, Any]) -> str:
+    """What was learned, in order: `mrpc, then ropes with questions of webq`."""
+    names = []
+    for identity in trainings_of(result["identity"]):
+        replay = identity["peft"].get("replay")
+        beside = f" with questions of {replay['task']}" if replay else ""
+        names.append(identity["data"]["name"] + beside)
+    if "frozen_adapter" in result["identity"]:
+        *adapter, gate = names
+        return f"{', then '.join(adapter)}, and a gate beside that adapter on {gate}"
+    return ", then ".join(names)
+
+
+def _training(result: Mapping[str, Any]) -> str:
+    """What the run's own training took; those before it have cards of their own."""
+    training, recipe = result["training"] or {}, result["config"]["trainer"]
+    identity = result["identity"]
+    rate, which = recipe["learning_rate"], ""
+    if "after" in identity:
+        which = f"The last stage, {identity['data']['name']}: "
+    elif "frozen_adapter" in identity:
+        rate, which = recipe.get("gate_learning_rate") or rate, "The gate alone: "
+    return (
+        f"{which}{training.get('steps')} steps on {training.get('examples')} examples, recipe "
+        f"{recipe['name']}, learning rate {rate}."
+    )
+
+
+def _sources(result: Mapping[str, Any]) -> list[str]:
+    """A paragraph on data that are not the public datasets, whatever their names."""
+    by_kind: dict[str, dict[str, None]] = {}
+    for name, kind, _ in _read(result):
+        by_kind.setdefault(kind, {})[name] = None
+    lines = []
+    for kind, said in _NOT_PUBLIC.items():
+        if kind in by_kind:
+            lines += [f"{', '.join(by_kind[kind])}: {said}.", ""]
+    return lines
+
+
+def _datasets(result: Mapping[str, Any]) -> list[str]:
+    """The hub's datasets that were learned from, each once."""
+    paths = [hub["path"] for _, kind, hub in _read(result) if kind not in _NOT_PUBLIC and hub]
+    return list(dict.fromkeys(paths))
+
+
+def _read(result: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
+    """What was learned from: name, kind of source, and the dataset's place on the hub."""
+    for identity in trainings_of(result["identity"]):
+        data, replay = identity["data"], identity["peft"].get("replay")
+        yield data["name"], data["source"]["kind"], data.get("hub")
+        if replay:
+            hub = result["config"]["replay_tasks"][replay["task"]]["hub"]
+            yield replay["task"], replay["source"]["kind"], hub
 
 
 def _scores(result: Mapping[str, Any]) -> pandas.DataFrame:
