@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from imsm.evaluation.items import task_folder
 from imsm.evaluation.judge import Judgement, judge
 from imsm.evaluation.leaks import leaks
 from imsm.evaluation.test_set import TestSet
-from imsm.identity import original_of, run_identity
+from imsm.identity import original_of, run_identity, trainings_before
 from imsm.report.result import build_result, write_result
 from imsm.run_folder import RunFolder, open_run
 from imsm.siamese.model import SiameseForCausalLM
@@ -162,16 +163,26 @@ def entry_of(
 
     ``learned_from``: what the arm that answered had learned from; None: nothing.
     """
-    learned = [config.data.name, *(config.after.tasks if config.after else [])]
-    learned += config.frozen_run.tasks if config.frozen_run else []
-    learned += config.replay_tasks
+    learned = learned_from is not None and name in learned_tasks(config)
     return {
         "role": "target" if name == config.data.name else "forgetting",
-        "trained_on": name in learned and learned_from is not None,
+        "trained_on": learned,
         "test_set": test.fingerprint,
         "leaks": leaks(test.examples, learned_from or []),
         **asdict(judgement),
     }
+
+
+def learned_tasks(config: RunConfig) -> list[str]:
+    """The tasks from which a run's model learned: before it, its target, and what was replayed.
+
+    Tests that a replay was kept apart from are not among them.
+    """
+    before = [origin.tasks for origin in (config.after, config.frozen_run) if origin is not None]
+    trainings = [*trainings_before(config), run_identity(config)]
+    replays = [training.get("peft", {}).get("replay") for training in trainings]
+    replayed = [replay["task"] for replay in replays if replay]
+    return [*chain.from_iterable(before), config.data.name, *replayed]
 
 
 def metrics_of(config: RunConfig, test: TestSet) -> dict[str, list[str]]:
