@@ -154,7 +154,7 @@ def draw_trade(evidence: Evidence) -> Figure:
                 marker=MARKERS[number % len(MARKERS)],
                 markersize=9 if arm else 6,
                 color=colour(number),
-                markerfacecolor=colour(number) if arm else "white",
+                markerfacecolor=colour(number) if arm else "none",  # what coincides is seen
                 linestyle="none",
                 zorder=3,
                 label=trade.label,
