@@ -40,8 +40,10 @@ def runs_root() -> Path:
     return user_data_path("imsm", appauthor=False) / "runs"
 
 
-def run_named(named: str) -> Path:
+def run_named(named: str, *, option: str | None = None) -> Path:
     """The folder that ``named`` is, or is the name of under the root of all runs; absolute.
+
+    ``option``: by which it was given, for the message.
 
     Raises:
         UserError: there is none.
@@ -49,7 +51,8 @@ def run_named(named: str) -> Path:
     given = Path(named).expanduser()
     folder = given if given.is_dir() else runs_root() / named
     if not folder.is_dir():
+        given_by = named if option is None else f"{option} {named}"
         raise UserError(
-            f"{named}: there is no such folder, nor a run of that name in {runs_root()}"
+            f"{given_by}: there is no such folder, nor a run of that name in {runs_root()}"
         )
     return folder.absolute()

@@ -75,8 +75,8 @@ def _carry_out(
 
     other = None
     if arguments.other is not None:
-        other = open_finished(_named(arguments.other, option="--with"), option="--with")
-    run = open_finished(_named(arguments.run, option="--run"), option="--run", other=other)
+        other = open_finished(run_named(arguments.other, option="--with"), option="--with")
+    run = open_finished(run_named(arguments.run, option="--run"), option="--run", other=other)
     arms, left_out = _arms(run, chosen, values, all_of_them=all_of_them)
     with locked(run.folder / FOLDER):
         interwoven = run.config.method.stream == "interwoven"
@@ -96,13 +96,6 @@ def _carry_out(
     for line in dict.fromkeys(left_out):
         print(f"left out: {line}")
     print(f"controls: {run.folder / FOLDER}")
-
-
-def _named(run: str, *, option: str) -> Path:
-    try:
-        return run_named(run)
-    except UserError as error:
-        raise UserError(f"{option} {error}") from error
 
 
 def _arms(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imsm.errors import UserError
-from imsm.folders import runs_root
+from imsm.folders import run_named
 
 if TYPE_CHECKING:
     from imsm.siamese.model import SiameseForCausalLM
@@ -113,10 +113,10 @@ def _carry_out(arguments: argparse.Namespace) -> None:
 
 
 def _folder(named: str) -> Path:
-    for folder in (Path(named).expanduser(), runs_root() / named):
-        if (folder / "model" / "config.json").is_file():
-            return folder
-    raise UserError(f"--run {named}: holds no finished run, nor does {runs_root() / named}")
+    folder = run_named(named, option="--run")
+    if not (folder / "model" / "config.json").is_file():
+        raise UserError(f"--run {named}: holds no finished run")
+    return folder
 
 
 def _check_place(path: Path) -> None:

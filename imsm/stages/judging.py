@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from imsm.evaluation.items import task_folder
 from imsm.evaluation.judge import Judgement, judge
 from imsm.evaluation.leaks import leaks
 from imsm.evaluation.test_set import TestSet
-from imsm.identity import original_of, run_identity, trainings_before
+from imsm.identity import original_of, run_identity, trainings_of
 from imsm.report.result import build_result, write_result
 from imsm.run_folder import RunFolder, open_run
 from imsm.siamese.model import SiameseForCausalLM
@@ -178,11 +177,10 @@ def learned_tasks(config: RunConfig) -> list[str]:
 
     Tests that a replay was kept apart from are not among them.
     """
-    before = [origin.tasks for origin in (config.after, config.frozen_run) if origin is not None]
-    trainings = [*trainings_before(config), run_identity(config)]
-    replays = [training.get("peft", {}).get("replay") for training in trainings]
-    replayed = [replay["task"] for replay in replays if replay]
-    return [*chain.from_iterable(before), config.data.name, *replayed]
+    trainings = trainings_of(run_identity(config))
+    replays = [training["peft"].get("replay") for training in trainings]
+    targets = [training["data"]["name"] for training in trainings]
+    return [*targets, *(replay["task"] for replay in replays if replay)]
 
 
 def metrics_of(config: RunConfig, test: TestSet) -> dict[str, list[str]]:
