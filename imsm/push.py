@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from imsm.errors import UserError
-from imsm.folders import runs_root
+from imsm.folders import run_named
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--public", action="store_true", help="a new model is private otherwise")
     arguments = parser.parse_args(argv)
     try:
-        url = push(_folder(arguments.run), arguments.to, private=not arguments.public)
+        url = push(
+            run_named(arguments.run, option="--run"), arguments.to, private=not arguments.public
+        )
     except UserError as error:
         print(f"imsm: {error}", file=sys.stderr)
         return 2
@@ -62,13 +64,6 @@ def push(folder: Path, name: str, *, private: bool) -> str:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"--to {name}: the hub refused ({first})") from error
     return str(url)
-
-
-def _folder(named: str) -> Path:
-    for folder in (Path(named).expanduser(), runs_root() / named):
-        if folder.is_dir():
-            return folder
-    raise UserError(f"--run {named}: there is no such folder, nor {runs_root() / named}")
 
 
 if __name__ == "__main__":
