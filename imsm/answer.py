@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from imsm.errors import UserError
 from imsm.folders import runs_root
-from imsm.run_folder import RunFolder
+from imsm.run_folder import RunDir
 
 if TYPE_CHECKING:
     from imsm.siamese.streams import Stream
@@ -110,7 +110,7 @@ def _run_folder(name: str) -> Path:
 def _was_chatting(folder: Path) -> bool:
     """Whether the run's prompts were turns of a chat; a model without a run's records: no."""
     try:
-        identity = json.loads(RunFolder(folder).identity.read_text(encoding="utf-8"))
+        identity = json.loads(RunDir(folder).identity.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(identity["backbone"].get("chat_template", False))

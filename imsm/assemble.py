@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imsm.adapters.adapter import Adapter, attach, freeze
-from imsm.adapters.probe import footprint, probe
-from imsm.adapters.refused import refuse
+from imsm.adapters.adapter import AdapterSpec, attach_adapter, freeze_adapter
+from imsm.adapters.probe import snapshot, check_adapter
+from imsm.adapters.refused import reject_unsupported
 from imsm.backbones.load import load_backbone
 from imsm.siamese.configuration import SiameseConfig
-from imsm.siamese.fitness import Fitness, examine
+from imsm.siamese.fitness import BackboneCapabilities, check_backbone
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.storage import build_gate, load_adapter
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def assemble(
+def build_model(
     *,
     backbone: dict[str, Any],
-    adapter: Adapter | Path | None,
+    adapter: AdapterSpec | Path | None,
     gate: dict[str, Any] | None,
     pooling: str,
     stream: str,
@@ -47,20 +47,20 @@ def assemble(
         UserError: the backbone cannot be had or interwoven, or the adapter cannot be loaded, does
             not fit it, or is refused (`imsm.adapters.refused`, `imsm.adapters.probe`).
     """
-    if isinstance(adapter, Adapter):
-        refuse(adapter.config)
+    if isinstance(adapter, AdapterSpec):
+        reject_unsupported(adapter.config)
     plain = load_backbone(**backbone)
     if device is not None:
         plain.to(device)  # type: ignore[arg-type]
-    fitness = examine(plain)
+    fitness = check_backbone(plain)
     adapted: nn.Module = plain
     before = None
     if isinstance(adapter, Path):
         adapted, before = load_adapter(plain, adapter, trainable=False)
     elif adapter is not None:
-        before = footprint(plain, adapter.config)
+        before = snapshot(plain, adapter.config)
         adapted = _with_new_adapter(plain, adapter, seed=seed)
-    model = _around(
+    model = _wrap(
         adapted,
         plain,
         backbone=backbone,
@@ -72,17 +72,17 @@ def assemble(
     )
     model.to(plain.device)  # type: ignore[arg-type]
     if before is not None:
-        probe(model, before)
+        check_adapter(model, before)
     if isinstance(adapter, Path):
-        freeze(model.adapted)
+        freeze_adapter(model.adapted)
     return model
 
 
-def put_together(
+def wrap_backbone(
     plain: PreTrainedModel,
     *,
     backbone: dict[str, Any],
-    adapter: Adapter | None,
+    adapter: AdapterSpec | None,
     gate: dict[str, Any] | None,
     pooling: str,
     stream: str,
@@ -105,8 +105,8 @@ def put_together(
         UserError: the backbone cannot be interwoven, or the adapter does not fit it.
     """
     values = plain.device.type != "meta"
-    fitness = examine(plain) if values else Fitness(cached=True, padded_inside=False)
-    return _around(
+    fitness = check_backbone(plain) if values else BackboneCapabilities(supports_cache=True, supports_inner_padding=False)
+    return _wrap(
         plain if adapter is None else _with_new_adapter(plain, adapter, seed=seed),
         plain,
         backbone=backbone,
@@ -118,12 +118,12 @@ def put_together(
     )
 
 
-def _with_new_adapter(plain: PreTrainedModel, adapter: Adapter, *, seed: int) -> nn.Module:
+def _with_new_adapter(plain: PreTrainedModel, adapter: AdapterSpec, *, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return attach(adapter, plain)
+    return attach_adapter(adapter, plain)
 
 
-def _around(
+def _wrap(
     adapted: nn.Module,
     plain: PreTrainedModel,
     *,
@@ -132,7 +132,7 @@ def _around(
     pooling: str,
     stream: str,
     seed: int,
-    fitness: Fitness,
+    fitness: BackboneCapabilities,
 ) -> SiameseForCausalLM:
     """The model around an adapted backbone, with a new gate."""
     config = SiameseConfig(
@@ -141,8 +141,8 @@ def _around(
         gate=gate,
         pooling=pooling,
         stream=stream,
-        cached=fitness.cached,
-        padded_inside=fitness.padded_inside,
+        cached=fitness.supports_cache,
+        padded_inside=fitness.supports_inner_padding,
     )
     built = None
     if gate is not None:

@@ -74,7 +74,7 @@ def _described(place: Path) -> list[str]:
 
 
 def _clear(keys: list[str]) -> None:
-    from imsm.run_folder import locked
+    from imsm.run_folder import file_lock
     from imsm.training.bank_folder import banks_folder, size_of
 
     places = _places()
@@ -85,7 +85,7 @@ def _clear(keys: list[str]) -> None:
     freed = sum(map(size_of, chosen))
     for place in chosen:
         try:
-            with locked(place):  # one that is being filled stays, and so does the lock
+            with file_lock(place):  # one that is being filled stays, and so does the lock
                 for part in _parts(place):
                     shutil.rmtree(part)
         except OSError as error:

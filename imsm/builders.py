@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Interval
 
 from imsm.errors import UserError
-from imsm.messages import explain_value, unknown_key
-from imsm.options import nearest
+from imsm.messages import describe_value_error, unknown_key_error
+from imsm.options import closest_match
 
 Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0)]
@@ -23,7 +23,7 @@ NotNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, lt=1)]
 
 
-def locate(dotted: str) -> Callable[..., Any]:
+def import_target(dotted: str) -> Callable[..., Any]:
     """The function or class behind a dotted name such as "imsm.adapters.lora.lora".
 
     Raises:
@@ -40,13 +40,13 @@ def locate(dotted: str) -> Callable[..., Any]:
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
-        guess = nearest(name, vars(module))
+        guess = closest_match(name, vars(module))
         hint = f"; did you mean {module_name}.{guess}?" if guess else ""
         raise UserError(f"{dotted}: {module_name} has no function or class {name}{hint}")
     return found
 
 
-def argument_problems(
+def argument_errors(
     section: str,
     builder: Callable[..., Any],
     arguments: Mapping[str, Any],
@@ -69,7 +69,7 @@ def argument_problems(
     }
     allowed = [name for name in parameters if name not in supplied]
     problems = [
-        unknown_key(section, name, value, allowed)
+        unknown_key_error(section, name, value, allowed)
         for name, value in arguments.items()
         if name not in allowed
     ]
@@ -82,7 +82,7 @@ def argument_problems(
     return problems
 
 
-def takes_modules(builder: Callable[..., Any]) -> bool:
+def accepts_target_modules(builder: Callable[..., Any]) -> bool:
     """Whether a PEFT method's builder is given the names of modules that it changes."""
     return "target_modules" in inspect.signature(builder).parameters
 
@@ -110,5 +110,5 @@ def _value_problems(key: str, annotation: Any, value: Any) -> list[str]:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        return [explain_value(key, detail, annotation) for detail in error.errors()]
+        return [describe_value_error(key, detail, annotation) for detail in error.errors()]
     return []

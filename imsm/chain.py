@@ -1,4 +1,4 @@
-"""A sequence as a chain of ordinary runs: `sequence=[gsm8k,mrpc]` is gsm8k, then mrpc after it.
+"""A sequence as a chain of ordinary runs: `task_sequence=[gsm8k,mrpc]` is gsm8k, then mrpc after it.
 
 Stage i learns task i from the adapter and the gate that stage i-1 left, with an optimizer, a
 schedule and a PEFT method's own bookkeeping that begin anew. Each stage is judged on all tasks of
@@ -8,46 +8,46 @@ task, and two sequences with a common beginning share those stages.
 
 from __future__ import annotations
 
-from imsm.config import AfterConfig, DataConfig, RunConfig, TaskConfig
+from imsm.config import PreviousStageConfig, DataConfig, RunConfig, TaskConfig
 from imsm.identity import run_identity, run_name
 
 _COMMON = set(DataConfig.model_fields) - set(TaskConfig.model_fields)
 
 
-def stages_of(config: RunConfig) -> list[RunConfig]:
+def expand_stages(config: RunConfig) -> list[RunConfig]:
     """The runs that a configuration stands for, in order; a run without a sequence is its own.
 
     Where nothing is trained there is one, which is asked all the sequence's tasks.
     """
-    if config.sequence is None:
+    if config.task_sequence is None:
         return [config]
-    if not config.method.trained:
-        return [_stage(config, config.sequence[-1], after=None)]
+    if not config.method.trainable:
+        return [_stage(config, config.task_sequence[-1], after=None)]
     stages: list[RunConfig] = []
-    for place, name in enumerate(config.sequence):
+    for place, name in enumerate(config.task_sequence):
         after = None
         if stages:
             before = stages[-1]
-            after = AfterConfig(
+            after = PreviousStageConfig(
                 run=run_name(before),
-                tasks=config.sequence[:place],
+                tasks=config.task_sequence[:place],
                 identity=run_identity(before),
             )
         stages.append(_stage(config, name, after=after))
     return stages
 
 
-def last_stage(config: RunConfig) -> RunConfig:
+def final_stage(config: RunConfig) -> RunConfig:
     """The run whose model is what a configuration asks for."""
-    return stages_of(config)[-1]
+    return expand_stages(config)[-1]
 
 
-def _stage(config: RunConfig, name: str, *, after: AfterConfig | None) -> RunConfig:
+def _stage(config: RunConfig, name: str, *, after: PreviousStageConfig | None) -> RunConfig:
     """The run that learns one task of a sequence: what one would compose by `data=<name>`."""
     common = config.data.model_dump(include=_COMMON, exclude_unset=True)
-    task = config.sequence_tasks[name].model_dump(exclude_unset=True)
+    task = config.stage_tasks[name].model_dump(exclude_unset=True)
     data = DataConfig(**task, **common)
-    tasks = config.tasks | config.sequence_tasks | {name: TaskConfig(**data.task_arguments())}
+    tasks = config.tasks | config.stage_tasks | {name: TaskConfig(**data.task_arguments())}
     given = config.model_fields_set - {"sequence_tasks", "after"}
     values = {key: getattr(config, key) for key in given}
     values |= {"sequence": None, "data": data, "tasks": {key: tasks[key] for key in config.tasks}}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imsm.backbones.load import MINIATURE
-from imsm.builders import argument_problems, locate, takes_modules
+from imsm.builders import argument_errors, import_target, accepts_target_modules
 from imsm.config import (
     SHIPPED_GATE,
     BackboneConfig,
@@ -28,20 +28,20 @@ from imsm.config import (
     is_local,
 )
 from imsm.errors import UserError
-from imsm.frozen import check_gate, check_method, check_sequence, look_up_frozen
-from imsm.messages import show, unknown_key
-from imsm.options import nearest
+from imsm.frozen import check_gate, check_method, check_sequence, resolve_frozen_adapter
+from imsm.messages import format_value, unknown_key_error
+from imsm.options import closest_match
 from imsm.processes.nodes import processes_by_hostfile
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_RESUME = ("auto", "must", "never")
+_RESUME = ("auto", "required", "never")
 _STREAM_MEMORIES = ({"original"}, {"tuned"}, {"original", "tuned"})
 
 
-def between_sections(
+def validate_cross_section(
     sections: Mapping[str, Any], *, cfg: DictConfig, config_dir: Path | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Run every check whose sections are there.
@@ -55,7 +55,7 @@ def between_sections(
         The derived values (`tasks`, `replay_tasks`, `frozen_run`, `metrics`, `config_dir`) and a
         line per problem.
     """
-    from imsm.references import look_up, look_up_replay
+    from imsm.references import resolve_tasks, resolve_replay_tasks
 
     problems: list[str] = []
     sections = {**sections, "config_dir": config_dir}
@@ -65,7 +65,7 @@ def between_sections(
             problems += check(**{name: sections[name] for name in names})
     found: dict[str, Any] = {"config_dir": str(config_dir) if config_dir else None}
     if "data" in sections and "evaluation" in sections:
-        tasks, metrics, more = look_up(
+        tasks, metrics, more = resolve_tasks(
             data=sections["data"],
             names=sections["evaluation"].tasks,
             backbone=sections.get("backbone"),
@@ -78,7 +78,7 @@ def between_sections(
     peft = sections.get("peft")
     needed = ("data", "backbone", "method", "evaluation")
     if peft and peft.replay and all(n in sections for n in needed) and sections["method"].trained:
-        found["replay_tasks"], more = look_up_replay(
+        found["replay_tasks"], more = resolve_replay_tasks(
             peft.replay,
             data=sections["data"],
             judged=sections["evaluation"].tasks,
@@ -89,7 +89,7 @@ def between_sections(
         problems += more
     frozen = sections.get("frozen_adapter")
     if frozen is not None and all(name in sections for name in ("backbone", "peft", "data")):
-        found["frozen_run"], more = look_up_frozen(
+        found["frozen_run"], more = resolve_frozen_adapter(
             frozen, backbone=sections["backbone"], peft=sections["peft"], data=sections["data"]
         )
         problems += more
@@ -97,23 +97,23 @@ def between_sections(
 
 
 def _backbone_path(backbone: BackboneConfig) -> list[str]:
-    path = backbone.path
+    path = backbone.name_or_path
     if path == MINIATURE:
         return []
     if is_local(path):
         if not Path(path).is_dir():
-            return [f"backbone.path={path}: there is no such folder"]
+            return [f"backbone.name_or_path={path}: there is no such folder"]
         if not (Path(path) / "config.json").is_file():
-            return [f"backbone.path={path}: holds no model (no config.json in it)"]
+            return [f"backbone.name_or_path={path}: holds no model (no config.json in it)"]
     elif not _HUB_ID.fullmatch(path):
         fix = "give a hub id (owner/name), a local folder, or imsm:miniature"
-        return [f"backbone.path={path}: is no hub id and no folder; {fix}"]
+        return [f"backbone.name_or_path={path}: is no hub id and no folder; {fix}"]
     return []
 
 
 def _backbone_local(backbone: BackboneConfig, config_dir: Path | None) -> list[str]:
     """Nothing but code of imsm or of one's own folder is called to find a backbone's weights."""
-    dotted = backbone.local
+    dotted = backbone.local_resolver
     if dotted is None:
         return []
     top = dotted.partition(".")[0]
@@ -122,25 +122,25 @@ def _backbone_local(backbone: BackboneConfig, config_dir: Path | None) -> list[s
     )
     if top != "imsm" and not own:
         return [
-            f"backbone.local={dotted}: must be a function of imsm, or of a module in the folder "
+            f"backbone.local_resolver={dotted}: must be a function of imsm, or of a module in the folder "
             "given by --config-dir"
         ]
     try:
-        locate(dotted)
+        import_target(dotted)
     except UserError as error:
-        return [f"backbone.local={error}"]
+        return [f"backbone.local_resolver={error}"]
     return []
 
 
 def _peft_roles(peft: PeftConfig, backbone: BackboneConfig) -> list[str]:
     problems = []
-    for role in peft.roles:
-        if not backbone.roles.get(role):
-            guess = nearest(role, backbone.roles)
+    for role in peft.target_roles:
+        if not backbone.module_names.get(role):
+            guess = closest_match(role, backbone.module_names)
             hint = f"; did you mean {guess}?" if guess else ""
-            named = ", ".join(backbone.roles)
+            named = ", ".join(backbone.module_names)
             problems.append(
-                f"peft.roles={show(peft.roles)}: backbone={backbone.name} has no modules for "
+                f"peft.target_roles={format_value(peft.target_roles)}: backbone={backbone.name} has no modules for "
                 f"{role} ({named}){hint}"
             )
     return problems
@@ -149,14 +149,14 @@ def _peft_roles(peft: PeftConfig, backbone: BackboneConfig) -> list[str]:
 def _peft_targets(peft: PeftConfig) -> list[str]:
     """A method has roles exactly if its builder takes target modules."""
     try:
-        takes = takes_modules(locate(peft.target))
+        takes = accepts_target_modules(import_target(peft.target))
     except UserError:
         return []  # said elsewhere
-    if takes and not peft.roles:
-        return ["peft.roles=[]: needs at least one role, e.g. peft.roles=[attention_query]"]
-    if peft.roles and not takes:
+    if takes and not peft.target_roles:
+        return ["peft.target_roles=[]: needs at least one role, e.g. peft.target_roles=[attention_query]"]
+    if peft.target_roles and not takes:
         return [
-            f"peft.roles={show(peft.roles)}: peft={peft.name} changes no module; leave peft.roles "
+            f"peft.target_roles={format_value(peft.target_roles)}: peft={peft.name} changes no module; leave peft.target_roles "
             "out"
         ]
     return []
@@ -164,11 +164,11 @@ def _peft_targets(peft: PeftConfig) -> list[str]:
 
 def _peft_arguments(peft: PeftConfig) -> list[str]:
     try:
-        builder = locate(peft.target)
+        builder = import_target(peft.target)
     except UserError as error:
         return [f"peft._target_={error}"]
     arguments = peft.arguments()
-    problems = argument_problems("peft", builder, arguments, supplied=["target_modules"])
+    problems = argument_errors("peft", builder, arguments, supplied=["target_modules"])
     return problems or _own_check(builder, arguments)
 
 
@@ -192,12 +192,12 @@ def _gate_arguments(gate: GateConfig) -> list[str]:
     if gate.target == SHIPPED_GATE:
         known = [name for name in GateConfig.model_fields if name not in ("name", "target")]
         extra = gate.model_extra or {}
-        return [unknown_key("gate", name, value, known) for name, value in extra.items()]
+        return [unknown_key_error("gate", name, value, known) for name, value in extra.items()]
     try:
-        builder = locate(gate.target)
+        builder = import_target(gate.target)
     except UserError as error:
         return [f"gate._target_={error}"]
-    return argument_problems("gate", builder, gate.arguments(), supplied=["hidden_size"])
+    return argument_errors("gate", builder, gate.arguments(), supplied=["hidden_size"])
 
 
 def _gate_shape(gate: GateConfig) -> list[str]:
@@ -205,7 +205,7 @@ def _gate_shape(gate: GateConfig) -> list[str]:
         return []
     problems = []
     if len(set(gate.inputs)) < len(gate.inputs):
-        problems.append(f"gate.inputs={show(gate.inputs)}: each input only once")
+        problems.append(f"gate.inputs={format_value(gate.inputs)}: each input only once")
     if gate.inputs and gate.rank is None:
         problems.append(
             "gate.rank=null: a gate with inputs needs a rank; gate.rank=8 is the paper's"
@@ -215,16 +215,16 @@ def _gate_shape(gate: GateConfig) -> list[str]:
             f"gate.rank={gate.rank}: gate={gate.name} reads no inputs, so it has no rank; "
             "leave gate.rank out, or choose gate=query"
         )
-    if gate.inputs and not gate.trained:
+    if gate.inputs and not gate.trainable:
         problems.append(
-            "gate.trained=false: a gate with inputs has random weights until it is trained; "
-            "choose gate=mean for a gate that is not trained"
+            "gate.trainable=false: a gate with inputs has random weights until it is trained; "
+            "choose gate=no_gate for a gate that is not trained"
         )
-    if gate.value is not None:
+    if gate.init_value is not None:
         problems += _gate_value(gate)
-    if gate.added_query is not None and set(gate.inputs) not in _STREAM_MEMORIES:
+    if gate.query_scale is not None and set(gate.inputs) not in _STREAM_MEMORIES:
         problems.append(
-            f"gate.added_query={gate.added_query}: the query is added to the memories of the "
+            f"gate.query_scale={gate.query_scale}: the query is added to the memories of the "
             "streams, so gate.inputs must be [original], [tuned] or both; choose gate=additive"
         )
     return problems
@@ -233,34 +233,34 @@ def _gate_shape(gate: GateConfig) -> list[str]:
 def _gate_value(gate: GateConfig) -> list[str]:
     if gate.inputs or gate.bias is not None:
         return [
-            f"gate.value={gate.value}: only a gate without inputs and without a bias has a value; "
+            f"gate.init_value={gate.init_value}: only a gate without inputs and without a bias has a value; "
             "set gate.bias for the start of a gate with inputs, or choose gate=constant"
         ]
-    if gate.trained and gate.value in (0, 1):
+    if gate.trainable and gate.init_value in (0, 1):
         return [
-            f"gate.value={gate.value}: a trained gate cannot leave 0 or 1; choose a value between "
+            f"gate.init_value={gate.init_value}: a trained gate cannot leave 0 or 1; choose a value between "
             "them, or gate=constant"
         ]
     return []
 
 
 def _method(method: MethodConfig) -> list[str]:
-    if method.trained == (method.stream == "original"):
-        right = "false" if method.trained else "true"
+    if method.trainable == (method.stream == "original"):
+        right = "false" if method.trainable else "true"
         return [
-            f"method.trained={show(method.trained)}: the {method.stream} stream needs "
-            f"method.trained={right}; choose method=original, peft or imsm"
+            f"method.trainable={format_value(method.trainable)}: the {method.stream} stream needs "
+            f"method.trainable={right}; choose method=original, peft or imsm"
         ]
     return []
 
 
 def _batch(trainer: TrainerConfig) -> list[str]:
-    micro, batch = trainer.micro_batch_size, trainer.batch_size
+    micro, batch = trainer.micro_batch_size, trainer.global_batch_size
     if micro is None or batch % micro == 0:
         return []
     fitting = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= micro)
     return [
-        f"trainer.batch_size={batch}: must be a multiple of trainer.micro_batch_size={micro}; "
+        f"trainer.global_batch_size={batch}: must be a multiple of trainer.micro_batch_size={micro}; "
         f"set trainer.micro_batch_size={fitting}"
     ]
 
@@ -269,39 +269,39 @@ def _engine(engine: EngineConfig) -> list[str]:
     """A hostfile that cannot be used is told before anything is loaded."""
     if engine.hostfile is None:
         return []
-    if engine.nodes == 1:
+    if engine.nnodes == 1:
         return [
-            f"engine.hostfile={engine.hostfile}: is for several nodes; set engine.nodes as well, "
+            f"engine.hostfile={engine.hostfile}: is for several nodes; set engine.nnodes as well, "
             "or leave it out"
         ]
     try:
-        processes_by_hostfile(engine.hostfile, nodes=engine.nodes, processes=engine.processes)
+        processes_by_hostfile(engine.hostfile, nodes=engine.nnodes, processes=engine.nproc_per_node)
     except UserError as error:
         return [str(error)]
     return []
 
 
 def _best_by(trainer: TrainerConfig) -> list[str]:
-    if trainer.best_by is None:
+    if trainer.metric_for_best_model is None:
         return []
     problems = []
-    if trainer.checkpoint_steps is None:
+    if trainer.save_steps is None:
         problems.append(
-            f"trainer.best_by={trainer.best_by}: compares checkpoints at fixed steps; set "
-            "trainer.checkpoint_steps as well"
+            f"trainer.metric_for_best_model={trainer.metric_for_best_model}: compares checkpoints at fixed steps; set "
+            "trainer.save_steps as well"
         )
-    if trainer.validation_examples is None:
+    if trainer.validation_size is None:
         problems.append(
-            f"trainer.best_by={trainer.best_by}: set trainer.validation_examples as well"
+            f"trainer.metric_for_best_model={trainer.metric_for_best_model}: set trainer.validation_size as well"
         )
     return problems
 
 
 def _kl(trainer: TrainerConfig) -> list[str]:
-    if trainer.kl_mask_target and trainer.kl_weight is None:
+    if trainer.kl_mask_target and trainer.kl_beta is None:
         return [
             "trainer.kl_mask_target=true: leaves the right token out of a term that is not there; "
-            "set trainer.kl_weight as well"
+            "set trainer.kl_beta as well"
         ]
     return []
 
@@ -309,13 +309,13 @@ def _kl(trainer: TrainerConfig) -> list[str]:
 def _places(data: DataConfig) -> list[str]:
     return [
         f"data.{key}={path}: there is no such folder"
-        for key, path in (("mirror", data.mirror), ("folder", data.folder))
+        for key, path in (("mirror", data.mirror_dir), ("folder", data.local_dir))
         if path is not None and not Path(path).is_dir()
     ]
 
 
 def _chat_template(data: DataConfig, backbone: BackboneConfig) -> list[str]:
-    if not data.chat_template or backbone.path != MINIATURE:
+    if not data.chat_template or backbone.name_or_path != MINIATURE:
         return []
     return [
         "data.chat_template=true: the miniature's tokenizer has no chat template; leave it out, or "
@@ -328,7 +328,7 @@ def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> list[str]
     if not trainer.gradient_checkpointing:
         return []
     try:
-        builder = locate(peft.target)
+        builder = import_target(peft.target)
     except UserError:
         return []  # said elsewhere
     if not getattr(sys.modules[builder.__module__], "LEARNS_KEYS", False):
@@ -342,7 +342,7 @@ def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> list[str]
 def _resume(resume: str) -> list[str]:
     if resume in _RESUME or Path(resume).is_dir():
         return []
-    guess = nearest(resume, _RESUME)
+    guess = closest_match(resume, _RESUME)
     hint = f"; did you mean resume={guess}?" if guess else ""
     return [f"resume={resume}: must be auto, must, never or the folder of a checkpoint{hint}"]
 
@@ -352,7 +352,7 @@ def _sequence(
 ) -> list[str]:
     if sequence is None:
         return []
-    given = f"sequence={show(sequence)}"
+    given = f"task_sequence={format_value(sequence)}"
     problems = [
         f"{given}: {name} is named twice; each task once"
         for name in dict.fromkeys(sequence)
@@ -363,7 +363,7 @@ def _sequence(
         problems.append(f"{given}: needs at least two tasks; for one, {instead}")
     if folder is not None:
         problems.append(
-            f"folder={folder}: each stage of {given} has a folder of its own; leave it out, or "
+            f"run_dir={folder}: each stage of {given} has a folder of its own; leave it out, or "
             "choose their root by IMSM_RUNS"
         )
     if resume not in ("auto", "never"):
@@ -392,15 +392,15 @@ def _source(data: DataConfig, source_given: bool) -> list[str]:
                     f"data.source={data.source}: together with data.{kind}={path} it is not clear "
                     "what to read; leave one of the two out"
                 )
-    if source_given and data.source == "mirror" and data.folder is not None:
+    if source_given and data.source == "mirror" and data.local_dir is not None:
         problems.append(
-            f"data.source=mirror: together with data.folder={data.folder} it is not clear what the "
+            f"data.source=mirror: together with data.local_dir={data.local_dir} it is not clear what the "
             "target is; leave data.source out"
         )
     kind = data.target_source().kind
     if data.hub is None and kind in ("hub", "mirror", "miniature"):
         problems.append(
-            f"data={data.name}: is not on the hub; give data.folder=<a folder with train.jsonl "
+            f"data={data.name}: is not on the hub; give data.local_dir=<a folder with train.jsonl "
             'and test.jsonl of {"input", "output"} lines>'
         )
     return problems
@@ -414,7 +414,7 @@ def _vocabulary(data: DataConfig, backbone: BackboneConfig) -> list[str]:
     real = next((source for source in sources if source.kind in ("hub", "mirror")), None)
     if real is None:
         return []
-    given = f"data.mirror={real.path}" if real.kind == "mirror" else f"data.source={real.kind}"
+    given = f"data.mirror_dir={real.path}" if real.kind == "mirror" else f"data.source={real.kind}"
     instead = "leave it out" if real.kind == "mirror" else "data.source=miniature"
     return [
         f"{given}: backbone={backbone.name} knows the words of its miniature world only and cannot "
@@ -423,7 +423,7 @@ def _vocabulary(data: DataConfig, backbone: BackboneConfig) -> list[str]:
 
 
 def _trainable(data: DataConfig, method: MethodConfig) -> list[str]:
-    if not method.trained or data.splits.get("train"):
+    if not method.trainable or data.splits.get("train"):
         return []
     return [
         f"data={data.name}: has no split to train on; choose another target "
@@ -433,27 +433,27 @@ def _trainable(data: DataConfig, method: MethodConfig) -> list[str]:
 
 def _finished_run(mode: str, folder: str | None) -> list[str]:
     if mode == "evaluate" and folder is not None and not Path(folder).is_dir():
-        return [f"folder={folder}: there is no such run to evaluate"]
+        return [f"run_dir={folder}: there is no such run to evaluate"]
     return []
 
 
 def _protocol(evaluation: EvaluationConfig, tasks: Mapping[str, Any]) -> list[str]:
     """The released protocol has metrics for the paper's datasets only."""
-    if evaluation.protocol == "clean":
+    if evaluation.protocol == "strict":
         return []
     return [
-        f"evaluation.protocol=released: data={name} has no released_metrics (nor has any dataset "
-        "with data.metric); use evaluation.protocol=clean"
+        f"evaluation.protocol=paper_code: data={name} has no paper_code_metrics (nor has any dataset "
+        "with data.metric); use evaluation.protocol=strict"
         for name, task in tasks.items()
-        if not task.released_metrics
+        if not task.paper_code_metrics
     ]
 
 
 def _items_by_task(evaluation: EvaluationConfig, data: DataConfig) -> list[str]:
     asked = [data.name if name == "target" else name for name in evaluation.tasks]
     return [
-        f"evaluation.items_by_task.{name}={number}: {name} is not asked ({', '.join(asked)})"
-        for name, number in (evaluation.items_by_task or {}).items()
+        f"evaluation.limit_by_task.{name}={number}: {name} is not asked ({', '.join(asked)})"
+        for name, number in (evaluation.limit_by_task or {}).items()
         if name not in asked
     ]
 

@@ -22,13 +22,13 @@ SHIPPED_GATE = "imsm.siamese.gate.Gate"
 Text = Annotated[str, Field(min_length=1)]
 
 
-class Section(BaseModel):
+class StrictModel(BaseModel):
     """Strict: no unknown key, no text for a number, no change afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Open(Section):
+class ComponentConfig(StrictModel):
     """A section whose further keys are arguments of the builder that `_target_` names."""
 
     model_config = ConfigDict(extra="allow")
@@ -41,46 +41,46 @@ class Open(Section):
         return dict(self.model_extra or {})
 
 
-class BackboneConfig(Section):
+class BackboneConfig(StrictModel):
     """Which language model, and what its modules are called."""
 
     name: Text
-    path: Text
+    name_or_path: Text
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
     attn_implementation: str | None
-    data_source: Literal["hub", "miniature"]
+    default_data_source: Literal["hub", "miniature"]
     closed_vocabulary: bool
-    local: str | None
-    roles: dict[str, list[Text]]
+    local_resolver: str | None
+    module_names: dict[str, list[Text]]
     architecture: dict[str, Any] | None = None
     """Keys of the model's config.json that decide its shape; a local folder's own go first."""
 
 
-class ReplayConfig(Section):
+class ReplayConfig(StrictModel):
     """Questions of another dataset that are learned beside the target's."""
 
     task: Text
-    share: Annotated[float, Field(gt=0, le=1)]
-    apart_from: list[Text] = Field(min_length=1)
+    ratio: Annotated[float, Field(gt=0, le=1)]
+    exclude_tests: list[Text] = Field(min_length=1)
 
 
-class PeftConfig(Open):
+class PeftConfig(ComponentConfig):
     """Which PEFT method, on modules of which roles."""
 
-    roles: list[Text]
-    default_roles: list[Text] = []
-    roles_by_backbone: dict[str, list[Text]] = {}
+    target_roles: list[Text]
+    default_target_roles: list[Text] = []
+    target_roles_by_backbone: dict[str, list[Text]] = {}
     recipes: dict[str, dict[str, Any]] = {}
     replay: ReplayConfig | None = None
-    by_method: list[str] = []
+    method_specific_keys: list[str] = []
 
     def target_modules(self, backbone: BackboneConfig) -> list[str]:
         """The names of the modules that the roles stand for, in the roles' order."""
-        return [name for role in self.roles for name in backbone.roles[role]]
+        return [name for role in self.target_roles for name in backbone.module_names[role]]
 
 
-class HubConfig(Section):
+class HubConfig(StrictModel):
     """A dataset on the hub."""
 
     path: Text
@@ -88,7 +88,7 @@ class HubConfig(Section):
     revision: str | None
 
 
-class SplitFacts(Section):
+class SplitStats(StrictModel):
     """Of a split: its examples, and their mean and longest length in tokens (with end of text)."""
 
     examples: Count
@@ -96,15 +96,15 @@ class SplitFacts(Section):
     answer: Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
-class Facts(Section):
+class DatasetStats(StrictModel):
     """What is known of a dataset on the hub without reading it, for `mode=plan`."""
 
     megabytes: Count
-    train: SplitFacts | None = None
-    test: SplitFacts | None = None
+    train: SplitStats | None = None
+    test: SplitStats | None = None
 
 
-class TaskConfig(Section):
+class TaskConfig(StrictModel):
     """What `conf/data/<name>.yaml` says: the fields of `imsm.data.task.Task`."""
 
     name: Text
@@ -112,12 +112,12 @@ class TaskConfig(Section):
     hub: HubConfig | None
     splits: dict[Literal["train", "test"], list[Text]]
     metrics: list[Text] = Field(min_length=1)
-    released_metrics: list[Text] = []
+    paper_code_metrics: list[Text] = []
     max_prompt_tokens: Count
     max_new_tokens: Count
     stop: str | None
     task_type: Literal[0, 1] = 0
-    facts: Facts | None = None
+    stats: DatasetStats | None = None
 
     @field_validator("stop")
     @classmethod
@@ -133,7 +133,7 @@ class TaskConfig(Section):
         return self.model_dump(include=set(TaskConfig.model_fields) - {"facts"})
 
 
-class Source(Section):
+class Source(StrictModel):
     """Where rows come from: the keyword arguments of `imsm.data.sources.Source`."""
 
     kind: Kind
@@ -144,103 +144,103 @@ class DataConfig(TaskConfig):
     """The target, and what is common to all datasets of a run."""
 
     source: Kind
-    mirror: str | None
-    folder: str | None
-    prompts: Prompts
+    mirror_dir: str | None
+    local_dir: str | None
+    prompt_style: Prompts
     chat_template: bool = False
-    train_limit: Count | None
+    max_train_examples: Count | None
     metric: str | None
 
     def task_arguments(self) -> dict[str, Any]:
         """The keyword arguments of `imsm.data.task.Task`, with the metric asked for."""
         values = super().task_arguments()
-        asked = {"metrics": [self.metric], "released_metrics": []} if self.metric else {}
+        asked = {"metrics": [self.metric], "paper_code_metrics": []} if self.metric else {}
         return values | asked
 
     def target_source(self) -> Source:
         """Where the target comes from: one's own folder, else the mirror, else `source`."""
-        if self.folder is not None:
-            return Source(kind="folder", path=self.folder)
-        if self.mirror is not None:
-            return Source(kind="mirror", path=self.mirror)
+        if self.local_dir is not None:
+            return Source(kind="folder", path=self.local_dir)
+        if self.mirror_dir is not None:
+            return Source(kind="mirror", path=self.mirror_dir)
         return Source(kind=self.source)
 
     def forgetting_source(self, backbone: BackboneConfig) -> Source:
         """Where the other tasks come from: one's own folder serves the target alone."""
-        if self.mirror is not None:
-            return Source(kind="mirror", path=self.mirror)
+        if self.mirror_dir is not None:
+            return Source(kind="mirror", path=self.mirror_dir)
         fixed = self.source in ("hub", "miniature")
-        return Source(kind=self.source if fixed else backbone.data_source)
+        return Source(kind=self.source if fixed else backbone.default_data_source)
 
 
-class GateConfig(Open):
+class GateConfig(ComponentConfig):
     """Which gate; a class of one's own may take other arguments than the shipped one."""
 
     pooling: Literal["mean", "max", "last"]
     inputs: list[GateInput] = []
     rank: Count | None = None
-    width: Literal["vector", "scalar"] = "vector"
+    granularity: Literal["vector", "scalar"] = "vector"
     bias: float | None = None
-    value: Annotated[float, Field(ge=0, le=1)] | None = None
-    added_query: NotNegative | None = None
-    floor: Probability = 0.0
+    init_value: Annotated[float, Field(ge=0, le=1)] | None = None
+    query_scale: NotNegative | None = None
+    min_original_weight: Probability = 0.0
     dropout: Probability = 0.0
-    trained: bool = True
+    trainable: bool = True
 
     def arguments(self) -> dict[str, Any]:
         """What the yaml gives, without `name`, `_target_` and `pooling`."""
         return self.model_dump(exclude={"name", "target", "pooling"}, exclude_unset=True)
 
 
-class MethodConfig(Section):
+class MethodConfig(StrictModel):
     """Which arm: the stream that answers, and whether anything is trained."""
 
     name: Text
     stream: Literal["original", "tuned", "interwoven"]
-    trained: bool
+    trainable: bool
 
 
-class TrainerConfig(Section):
+class TrainerConfig(StrictModel):
     """The recipe."""
 
     name: Text
     optimizer: Literal["adamw", "adafactor"]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     gate_learning_rate: Annotated[float, Field(gt=0, le=1)] | None
-    schedule: Literal["cosine", "linear", "constant_with_warmup"]
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"]
     warmup_ratio: Probability
     weight_decay: NotNegative
-    clip_norm: Positive | None
-    epochs: Count
-    batch_size: Count
+    max_grad_norm: Positive | None
+    num_epochs: Count
+    global_batch_size: Count
     micro_batch_size: Count | None
     group_by_length: bool = False
     gradient_checkpointing: bool
-    checkpoint_minutes: Positive
-    checkpoint_steps: Count | None
-    checkpoints_kept: Count
-    validation_examples: Count | None = None
-    best_by: Literal["validation_loss"] | None = None
-    kl_weight: Positive | None = None
+    save_minutes: Positive
+    save_steps: Count | None
+    save_total_limit: Count
+    validation_size: Count | None = None
+    metric_for_best_model: Literal["validation_loss"] | None = None
+    kl_beta: Positive | None = None
     kl_mask_target: bool = False
-    by_method: list[str] = []
+    method_specific_keys: list[str] = []
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(StrictModel):
     """Which tasks are judged, on how many items of each, and by whose metrics."""
 
-    protocol: Literal["clean", "released"] = "clean"
+    protocol: Literal["strict", "paper_code"] = "strict"
     tasks: list[Text] = Field(min_length=1)
-    items: Count | None
-    items_by_task: dict[str, Count] | None
+    limit: Count | None
+    limit_by_task: dict[str, Count] | None
     batch_size: Count
 
-    def items_of(self, task: str) -> int | None:
+    def limit_of(self, task: str) -> int | None:
         """How many items of a task are asked; None: all."""
-        return (self.items_by_task or {}).get(task, self.items)
+        return (self.limit_by_task or {}).get(task, self.limit)
 
 
-class TrackerConfig(Section):
+class LoggerConfig(StrictModel):
     """Where the local log is mirrored to."""
 
     name: Literal["none", "wandb"]
@@ -250,7 +250,7 @@ class TrackerConfig(Section):
     init_timeout: Positive
 
 
-class EngineConfig(Section):
+class EngineConfig(StrictModel):
     """What carries the training out."""
 
     name: Text
@@ -258,16 +258,16 @@ class EngineConfig(Section):
     """Of ZeRO; 0: one process, no DeepSpeed; None: decided by the GPUs that are there."""
     offload: bool
     device: Literal["auto", "cpu", "cuda"]
-    processes: Count | None
-    nodes: Count
+    nproc_per_node: Count | None
+    nnodes: Count
     hostfile: str | None
-    timeout_minutes: Positive
-    bucket_elements: Count
-    prefetch_elements: Count
-    live_elements: Count
+    collective_timeout_minutes: Positive
+    reduce_bucket_size: Count
+    prefetch_bucket_size: Count
+    max_live_parameters: Count
 
 
-class AfterConfig(Section):
+class PreviousStageConfig(StrictModel):
     """The stage of a sequence that a run goes on from."""
 
     run: Text
@@ -278,7 +278,7 @@ class AfterConfig(Section):
     """What decided its training, the stages before it included."""
 
 
-class FrozenConfig(Section):
+class FrozenAdapterConfig(StrictModel):
     """The finished training whose adapter is taken as it is."""
 
     tasks: list[Text] = Field(min_length=1)
@@ -287,18 +287,18 @@ class FrozenConfig(Section):
     """What decided its training."""
 
 
-class RunConfig(Section):
+class RunConfig(StrictModel):
     """One run: everything that was chosen, and what the names in it stand for."""
 
-    mode: Literal["run", "evaluate", "plan", "prepare"]
+    mode: Literal["run", "evaluate", "plan", "download"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    folder: Text | None
+    run_dir: Text | None
     resume: Text
-    memory_bank: Literal["auto", "disk", "ram", "off"] = "auto"
+    hidden_state_cache: Literal["auto", "disk", "ram", "off"] = "auto"
     """Whether the original's memories of the training examples are kept, and where."""
-    memory_bank_gigabytes: Positive = 32.0
+    hidden_state_cache_gb: Positive = 32.0
     """How much all banks on disk may take together, or the one in memory."""
-    sequence: list[Text] | None = None
+    task_sequence: list[Text] | None = None
     """Tasks to be learned one after the other (`imsm.chain`); None: `data` alone."""
     frozen_adapter: Text | None = None
     """The folder of a finished run whose adapter is taken as it is, so that the gate alone learns
@@ -310,17 +310,17 @@ class RunConfig(Section):
     method: MethodConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
-    tracker: TrackerConfig
+    logger: LoggerConfig
     engine: EngineConfig
     tasks: dict[str, TaskConfig] = {}
     """The tasks to be judged by name, the target among them; filled by `examine`."""
     replay_tasks: dict[str, TaskConfig] = {}
     """The tasks that `peft.replay` names; filled by `examine`."""
-    sequence_tasks: dict[str, TaskConfig] = {}
+    stage_tasks: dict[str, TaskConfig] = {}
     """The tasks that `sequence` names; filled by `examine`."""
-    after: AfterConfig | None = None
+    previous_stage: PreviousStageConfig | None = None
     """Of a stage: the one before it; filled by `imsm.chain`."""
-    frozen_run: FrozenConfig | None = None
+    frozen_run: FrozenAdapterConfig | None = None
     """The run that `frozen_adapter` names; filled by `examine`."""
     metrics: dict[str, str] = {}
     """The modules of the metrics that these tasks name; filled by `examine`."""

@@ -10,18 +10,18 @@ from typing import Annotated, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from imsm.checks import between_sections
+from imsm.checks import validate_cross_section
 from imsm.config import RunConfig, is_local
 from imsm.errors import UserError
-from imsm.messages import explain_errors, report, unknown_key
-from imsm.references import adopt_sequence
+from imsm.messages import describe_errors, format_errors, unknown_key_error
+from imsm.references import apply_sequence
 from imsm.resolve import resolve
 
 _DERIVED = {"tasks", "replay_tasks", "sequence_tasks", "after", "frozen_run", "metrics"}
 _DERIVED |= {"config_dir"}
 
 
-def parse(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:
+def load_config(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:
     """The typed configuration of a run.
 
     Args:
@@ -31,14 +31,14 @@ def parse(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:
     Raises:
         UserError: naming every problem at once.
     """
-    examined = examine(cfg, config_dir=config_dir)
+    examined = validate(cfg, config_dir=config_dir)
     if examined.config is None:
-        raise UserError(report(examined.problems))
+        raise UserError(format_errors(examined.problems))
     return examined.config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Examination:
+class ValidationResult:
     """What looking at a composition found."""
 
     config: RunConfig | None
@@ -49,9 +49,9 @@ class Examination:
     """Keys whose own values were refused, so that what they demand of others is not known."""
 
 
-def examine(
+def validate(
     cfg: DictConfig, *, config_dir: Path | None = None, unsure: frozenset[str] = frozenset()
-) -> Examination:
+) -> ValidationResult:
     """The typed configuration, or a line per problem.
 
     Args:
@@ -65,7 +65,7 @@ def examine(
     _make_paths_absolute(values)
     fields = {name: field for name, field in RunConfig.model_fields.items() if name not in _DERIVED}
     problems += [
-        unknown_key("", name, value, fields) for name, value in values.items() if name not in fields
+        unknown_key_error("", name, value, fields) for name, value in values.items() if name not in fields
     ]
     sections: dict[str, Any] = {}
     refused: set[str] = set()
@@ -84,7 +84,7 @@ def examine(
     given = not OmegaConf.is_interpolation(cfg.get("data", {}), "source")
     learned: dict[str, Any] = {}
     if sure.get("sequence") and "data" in sure and "evaluation" in sure:
-        adopted, learned, more = adopt_sequence(
+        adopted, learned, more = apply_sequence(
             sure["sequence"],
             data=sure["data"],
             evaluation=sure["evaluation"],
@@ -95,11 +95,11 @@ def examine(
         problems += more
         sections |= adopted
         sure |= adopted
-    found, more = between_sections(sure | {"source_given": given}, cfg=cfg, config_dir=config_dir)
+    found, more = validate_cross_section(sure | {"source_given": given}, cfg=cfg, config_dir=config_dir)
     problems += more
     if problems or len(sections) < len(fields):
-        return Examination(config=None, problems=problems, refused=refused)
-    return Examination(config=RunConfig(**sections | found | learned), problems=[], refused=set())
+        return ValidationResult(config=None, problems=problems, refused=refused)
+    return ValidationResult(config=RunConfig(**sections | found | learned), problems=[], refused=set())
 
 
 def _adapter(name: str) -> TypeAdapter[Any]:
@@ -125,6 +125,6 @@ def _explain(name: str, annotation: Any, errors: list[dict[str, Any]]) -> list[s
     nested = getattr(annotation, "model_fields", None)
     if nested is None:
         details = [{**detail, "loc": (name, *detail["loc"])} for detail in errors]
-        return explain_errors("", {name: annotation}, details)
+        return describe_errors("", {name: annotation}, details)
     types = {field.alias or key: field.annotation for key, field in nested.items()}
-    return explain_errors(name, types, errors)
+    return describe_errors(name, types, errors)

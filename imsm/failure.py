@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from imsm.files import write_whole
+from imsm.files import write_atomic
 
 FILE = "failed.json"
 
@@ -27,7 +27,7 @@ def write_failure(folder: Path, *, error: str, exit_code: int, command: str) -> 
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     noted = {"error": error, "exit_code": exit_code, "time": now, "command": command}
     with suppress(OSError):  # a full disk may be what went wrong
-        write_whole(folder / FILE, json.dumps(noted, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(folder / FILE, json.dumps(noted, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_failure(folder: Path) -> dict[str, Any] | None:

@@ -6,28 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from imsm.chain import last_stage
+from imsm.chain import final_stage
 from imsm.config import RunConfig, is_local
 from imsm.errors import UserError
 from imsm.failure import read_failure
 from imsm.identity import run_identity, run_name
 from imsm.report.comparison import headline
 from imsm.report.result import FILE, read_result
-from imsm.run_folder import RunFolder
+from imsm.run_folder import RunDir
 
 _ELSEWHERE = {"mode", "folder", "resume", "engine", "tracker", "sequence"}  # no result changes
 _ELSEWHERE |= {"frozen_adapter"}  # where it lies; what it is is part of the identity
 
 
-def folder_of(config: RunConfig, *, runs_root: Path) -> Path:
+def run_dir_of(config: RunConfig, *, runs_root: Path) -> Path:
     """A run's folder: the one that was asked for, or its name under the root of all runs.
 
     A sequence's is that of its last stage.
     """
-    return Path(config.folder) if config.folder else runs_root / run_name(last_stage(config))
+    return Path(config.run_dir) if config.run_dir else runs_root / run_name(final_stage(config))
 
 
-def finished_result(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | None:
+def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | None:
     """The result of the very run that ``config`` asks for; None if there is anything left to do.
 
     Where data, a model or code of one's own lie in a folder, the result counts only if nothing in
@@ -35,8 +35,8 @@ def finished_result(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | N
     """
     if config.mode != "run":
         return None
-    config = last_stage(config)
-    folder = folder_of(config, runs_root=runs_root)
+    config = final_stage(config)
+    folder = run_dir_of(config, runs_root=runs_root)
     try:
         result = read_result(folder)
     except UserError:
@@ -50,17 +50,17 @@ def finished_result(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | N
     if not same or read_failure(folder) is not None:
         return None
     made = (folder / FILE).stat().st_mtime_ns
-    model = config.backbone.path if is_local(config.backbone.path) else None
-    own = (model, config.data.folder, config.data.mirror, config.config_dir, _adapter(config))
+    model = config.backbone.name_or_path if is_local(config.backbone.name_or_path) else None
+    own = (model, config.data.local_dir, config.data.mirror_dir, config.config_dir, _adapter(config))
     return None if any(_changed_since(made, Path(place)) for place in own if place) else result
 
 
 def _adapter(config: RunConfig) -> Path | None:
     """Where the adapter of another run lies that is taken as it is."""
-    return RunFolder(Path(config.frozen_adapter)).adapter if config.frozen_adapter else None
+    return RunDir(Path(config.frozen_adapter)).adapter if config.frozen_adapter else None
 
 
-def objective(result: dict[str, Any], target: str) -> float | None:
+def sweep_objective(result: dict[str, Any], target: str) -> float | None:
     """What a search maximises: the target's score by its headline metric; None if not judged."""
     entry = result["evaluation"]["tasks"].get(target)
     return None if entry is None else float(entry["metrics"][headline(entry)])

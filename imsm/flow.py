@@ -21,27 +21,27 @@ import transformers
 from imsm.backbones.fingerprint import backbone_fingerprint
 from imsm.backbones.load import load_tokenizer
 from imsm.config import RunConfig
-from imsm.data.chat import adopt_chat_template
+from imsm.data.chat import use_chat_template
 from imsm.errors import RunError, UserError
-from imsm.identity import original_of, run_identity, run_name
-from imsm.processes.world import World
-from imsm.report.leave import leave_report
-from imsm.run_folder import RunFolder, check_inputs, locked, open_run
+from imsm.identity import baseline_config, run_identity, run_name
+from imsm.processes.world import DistributedContext
+from imsm.report.leave import write_report
+from imsm.run_folder import RunDir, check_input_hashes, file_lock, open_run_dir
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.stages.data import check_learned, test_sets, training_fingerprint
-from imsm.stages.engine import device_of
-from imsm.stages.going_on import frozen_fingerprint, start_fingerprint
-from imsm.stages.judging import GetModel, judge_arm, judge_original
+from imsm.stages.data import check_parent_data, eval_sets, training_fingerprint
+from imsm.stages.engine import local_device
+from imsm.stages.going_on import frozen_fingerprint, parent_hash
+from imsm.stages.judging import GetModel, evaluate_trained, evaluate_original
 from imsm.stages.training import finished_model, train_run
-from imsm.tracking import Tracker, open_tracker
+from imsm.tracking import RunLogger, open_tracker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from imsm.evaluation.test_set import TestSet
+    from imsm.evaluation.test_set import EvalSet
 
 
-def carry_out(config: RunConfig, *, runs_root: Path, world: World | None = None) -> None:
+def run_experiment(config: RunConfig, *, runs_root: Path, world: DistributedContext | None = None) -> None:
     """Train (unless that is done), judge, and report one run.
 
     Args:
@@ -54,15 +54,15 @@ def carry_out(config: RunConfig, *, runs_root: Path, world: World | None = None)
         RunError: training went wrong; the last good checkpoint is kept.
         KeyboardInterrupt: stopped by hand, after a checkpoint.
     """
-    world = world or World()
-    path = Path(config.folder) if config.folder else runs_root / run_name(config)
+    world = world or DistributedContext()
+    path = Path(config.run_dir) if config.run_dir else runs_root / run_name(config)
     with ExitStack() as stack:
-        world.first(lambda: _take(config, path, stack))
-        if world.leads:
+        world.run_on_main(lambda: _claim_run_dir(config, path, stack))
+        if world.is_main:
             print(f"{path.name}  ({path})")
         transformers.utils.logging.disable_progress_bar()
         try:
-            _carry_out(config, run=RunFolder(path), runs_root=runs_root, world=world)
+            _run(config, run=RunDir(path), runs_root=runs_root, world=world)
         except Exception as error:
             if isinstance(error, UserError | RunError) or not _disk_is_full(error):
                 raise
@@ -71,7 +71,7 @@ def carry_out(config: RunConfig, *, runs_root: Path, world: World | None = None)
                 "space and give the same command again"
             ) from error
         except KeyboardInterrupt:
-            if world.leads:
+            if world.is_main:
                 print(
                     f"\nstopped; what is done is kept in {path}\n"
                     "give the same command again to go on",
@@ -80,38 +80,38 @@ def carry_out(config: RunConfig, *, runs_root: Path, world: World | None = None)
             raise
 
 
-def _take(config: RunConfig, path: Path, stack: ExitStack) -> None:
+def _claim_run_dir(config: RunConfig, path: Path, stack: ExitStack) -> None:
     """Make the folder this run's own, for as long as ``stack`` lasts."""
-    finished = RunFolder(path).trained.is_file() or not config.method.trained
+    finished = RunDir(path).trained.is_file() or not config.method.trainable
     if config.mode == "evaluate" and not finished:
         raise UserError(
             f"mode=evaluate: {path} holds no finished training; give the same command with "
             "mode=run first"
         )
-    stack.enter_context(locked(path))
-    open_run(path, run_identity(config))
+    stack.enter_context(file_lock(path))
+    open_run_dir(path, run_identity(config))
 
 
-def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: World) -> None:
-    device = device_of(config, world)
-    path, local = config.backbone.path, config.backbone.local
+def _run(config: RunConfig, *, run: RunDir, runs_root: Path, world: DistributedContext) -> None:
+    device = local_device(config, world)
+    path, local = config.backbone.name_or_path, config.backbone.local_resolver
     revision = config.backbone.revision
     tokenizer = load_tokenizer(path=path, revision=revision, local=local)
     if config.data.chat_template:
-        adopt_chat_template(tokenizer)
-    tests = test_sets(config, tokenizer)
+        use_chat_template(tokenizer)
+    tests = eval_sets(config, tokenizer)
     weights = backbone_fingerprint(path=path, revision=revision, local=local)
-    before = None if config.after is None else runs_root / config.after.run
-    if config.method.trained:
-        check_learned(config)
+    before = None if config.previous_stage is None else runs_root / config.previous_stage.run
+    if config.method.trainable:
+        check_parent_data(config)
         began = {"backbone": weights, "data": training_fingerprint(config)}
         if before is not None:
-            began["start"] = start_fingerprint(before)
+            began["start"] = parent_hash(before)
         began |= frozen_fingerprint(config)
-        world.first(lambda: check_inputs(run, began))
+        world.run_on_main(lambda: check_input_hashes(run, began))
     with _tracker(config, run, world) as tracker:
         trained = None
-        if config.method.trained and not world.first(run.trained.is_file):
+        if config.method.trainable and not world.run_on_main(run.trained.is_file):
             trained = train_run(
                 config,
                 run=run,
@@ -142,7 +142,7 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
             world=world,
         )
         if tracker:
-            leave_report(run.path, result, runs_root=runs_root)
+            write_report(run.path, result, runs_root=runs_root)
             tracker.finish(result)
             tracker.attach(run.path)
 
@@ -150,19 +150,19 @@ def _carry_out(config: RunConfig, *, run: RunFolder, runs_root: Path, world: Wor
 def _judge(
     config: RunConfig,
     *,
-    run: RunFolder,
-    tests: dict[str, TestSet],
+    run: RunDir,
+    tests: dict[str, EvalSet],
     model: GetModel,
     tokenizer: PreTrainedTokenizerBase,
     weights: str,
     runs_root: Path,
-    world: World,
+    world: DistributedContext,
 ) -> dict[str, Any]:
     """The run's result; it is the original's where nothing is trained."""
     place = _original_path(config, runs_root=runs_root)
-    apart = config.method.trained and world.leads
-    with locked(place, wait=True) if apart else nullcontext():
-        original = judge_original(
+    apart = config.method.trainable and world.is_main
+    with file_lock(place, wait=True) if apart else nullcontext():
+        original = evaluate_original(
             config,
             path=place,
             ledgers=runs_root / "ledger",
@@ -172,9 +172,9 @@ def _judge(
             weights=weights,
             world=world,
         )
-    if not config.method.trained:
+    if not config.method.trainable:
         return original
-    return judge_arm(
+    return evaluate_trained(
         config,
         run=run,
         ledgers=runs_root / "ledger",
@@ -187,12 +187,12 @@ def _judge(
 
 
 def _tracker(
-    config: RunConfig, run: RunFolder, world: World
-) -> AbstractContextManager[Tracker | None]:
+    config: RunConfig, run: RunDir, world: DistributedContext
+) -> AbstractContextManager[RunLogger | None]:
     """The run's tracker; one of several processes has it."""
-    if not world.leads:
+    if not world.is_main:
         return nullcontext()
-    return open_tracker(run.path, config=config.to_dict(), **config.tracker.model_dump())
+    return open_tracker(run.path, config=config.to_dict(), **config.logger.model_dump())
 
 
 def _silent(step: int, values: dict[str, float]) -> None:
@@ -208,6 +208,6 @@ def _disk_is_full(error: Exception) -> bool:
 
 def _original_path(config: RunConfig, *, runs_root: Path) -> Path:
     """Where the original's answers lie: its own run's folder."""
-    if config.folder and not config.method.trained:
-        return Path(config.folder)
-    return runs_root / run_name(original_of(config))
+    if config.run_dir and not config.method.trainable:
+        return Path(config.run_dir)
+    return runs_root / run_name(baseline_config(config))

@@ -40,7 +40,7 @@ def runs_root() -> Path:
     return user_data_path("imsm", appauthor=False) / "runs"
 
 
-def run_named(named: str, *, option: str | None = None) -> Path:
+def resolve_run_dir(named: str, *, option: str | None = None) -> Path:
     """The folder that ``named`` is, or is the name of under the root of all runs; absolute.
 
     ``option``: by which it was given, for the message.

@@ -16,21 +16,21 @@ from imsm.adapters.own import CONFIG, VALUES
 from imsm.config import (
     BackboneConfig,
     DataConfig,
-    FrozenConfig,
+    FrozenAdapterConfig,
     GateConfig,
     MethodConfig,
     PeftConfig,
 )
 from imsm.identity import backbone_identity, is_original, peft_identity
-from imsm.messages import show
-from imsm.run_folder import RunFolder, differing
+from imsm.messages import format_value
+from imsm.run_folder import RunDir, diff_dicts
 
 _GIVE = "give the folder of a finished run of method=peft or method=imsm"
 
 
-def look_up_frozen(
+def resolve_frozen_adapter(
     folder: str, *, backbone: BackboneConfig, peft: PeftConfig, data: DataConfig
-) -> tuple[FrozenConfig | None, list[str]]:
+) -> tuple[FrozenAdapterConfig | None, list[str]]:
     """The run that `frozen_adapter` names.
 
     Args:
@@ -42,7 +42,7 @@ def look_up_frozen(
     Returns:
         The run, None if it cannot be had, and a line per problem.
     """
-    given, run = f"frozen_adapter={folder}", RunFolder(Path(folder))
+    given, run = f"frozen_adapter={folder}", RunDir(Path(folder))
     if not run.path.is_dir():
         return None, [f"{given}: there is no such folder; {_GIVE}"]
     try:
@@ -72,7 +72,7 @@ def look_up_frozen(
             "peft": peft_identity(peft, backbone=backbone, data=data),
         },
     )
-    return FrozenConfig(tasks=_learned(identity), identity=identity), problems
+    return FrozenAdapterConfig(tasks=_learned(identity), identity=identity), problems
 
 
 def check_method(frozen_adapter: str | None, method: MethodConfig) -> list[str]:
@@ -87,7 +87,7 @@ def check_method(frozen_adapter: str | None, method: MethodConfig) -> list[str]:
 
 def check_gate(frozen_adapter: str | None, gate: GateConfig) -> list[str]:
     """Nothing but the gate learns."""
-    if frozen_adapter is None or gate.trained:
+    if frozen_adapter is None or gate.trainable:
         return []
     return [
         f"frozen_adapter={frozen_adapter}: nothing would be learned, since gate={gate.name} is not "
@@ -101,31 +101,31 @@ def check_sequence(frozen_adapter: str | None, sequence: list[str] | None) -> li
         return []
     return [
         f"frozen_adapter={frozen_adapter}: stays as it is, and the stages of "
-        f"sequence={show(sequence)} train an adapter; leave one of the two out"
+        f"task_sequence={format_value(sequence)} train an adapter; leave one of the two out"
     ]
 
 
 def _differences(given: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """A line per key; of another PEFT method all keys differ, so that one is enough."""
     of_arm = {f"peft.{key}" for key in there["peft"].get("by_method", [])}
-    found = {key: pair for key, pair in differing(there, asked).items() if key not in of_arm}
+    found = {key: pair for key, pair in diff_dicts(there, asked).items() if key not in of_arm}
     if "peft._target_" in found:
         found = {
             k: v for k, v in found.items() if k == "peft._target_" or not k.startswith("peft.")
         }
     lines = []
     for key, (has, wanted) in found.items():
-        name, fix = key, f"choose {key}={show(has)}"
+        name, fix = key, f"choose {key}={format_value(has)}"
         if key == "backbone.chat_template":
             name = "data.chat_template"
             has, wanted = bool(has), bool(wanted)
-            fix = f"choose {name}={show(has)}"
+            fix = f"choose {name}={format_value(has)}"
         elif key == "peft._target_":
             fix = "choose that method by peft="
         elif key == "peft.target_modules":
-            fix = "choose these by peft.roles"
+            fix = "choose these by peft.target_roles"
         lines.append(
-            f"{given}: was trained with {name}={show(has)}, and this run has {show(wanted)}; "
+            f"{given}: was trained with {name}={format_value(has)}, and this run has {format_value(wanted)}; "
             f"{fix}, or give another run"
         )
     return lines

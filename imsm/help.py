@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import wrap
 
-from imsm.options import option_names
+from imsm.options import list_options
 
 GROUPS = {
     "backbone": "the language model",
@@ -30,10 +30,10 @@ Groups and their options
 {groups}
 
 Keys (`--cfg job` prints all of them with their values)
-  seed=1  mode=run|evaluate|plan|prepare  folder=FOLDER  gate.rank=4  peft.rank=8
-  data.train_limit=512  data.prompts=corrected  data.mirror=FOLDER  data.metric=NAME
-  trainer.batch_size=16  trainer.epochs=2  trainer.learning_rate=3e-4
-  evaluation.items=300  evaluation.tasks=[target,webq]  evaluation.batch_size=16
+  seed=1  mode=run|evaluate|plan|prepare  run_dir=FOLDER  gate.rank=4  peft.rank=8
+  data.max_train_examples=512  data.prompt_style=corrected  data.mirror_dir=FOLDER  data.metric=NAME
+  trainer.global_batch_size=16  trainer.num_epochs=2  trainer.learning_rate=3e-4
+  evaluation.limit=300  evaluation.tasks=[target,webq]  evaluation.batch_size=16
 {metrics}
 
 Examples
@@ -43,9 +43,9 @@ Examples
   python -m imsm.run -m sweep=optuna                           a search for the best of them
   python -m imsm.run backbone=llama3 peft=lora data=gsm8k      the paper's scale
   python -m imsm.run backbone=llama3 mode=plan                 what it would take, in seconds
-  python -m imsm.run backbone=llama3 mode=prepare              fetch all it reads, train offline
-  python -m imsm.run backbone=llama3 backbone.path=FOLDER      any hub id or local folder
-  python -m imsm.run data=jsonl data.folder=FOLDER data.metric=contain
+  python -m imsm.run backbone=llama3 mode=download              fetch all it reads, train offline
+  python -m imsm.run backbone=llama3 backbone.name_or_path=FOLDER      any hub id or local folder
+  python -m imsm.run data=jsonl data.local_dir=FOLDER data.metric=contain
   python -m imsm.run --config-dir MY_CONF data=my_data         options of one's own
 
 Flags: -m (--multirun), --cfg job, --config-dir FOLDER, --info, --hydra-help
@@ -58,9 +58,9 @@ def help_text(config_dir: Path | None = None) -> str:
     """The help, with the options of one's own folder among the shipped ones."""
     lines = []
     for group, meaning in GROUPS.items():
-        names = ", ".join(option_names(group, config_dir=config_dir))
+        names = ", ".join(list_options(group, config_dir=config_dir))
         lines += [f"  {group:<11} {meaning}"]
         lines += [f"  {'':<11} {line}" for line in wrap(names, width=80)]
-    named = "metrics: " + ", ".join(option_names("metric", config_dir=config_dir))
+    named = "metrics: " + ", ".join(list_options("metric", config_dir=config_dir))
     metrics = "\n".join(wrap(named, width=90, initial_indent="  ", subsequent_indent="           "))
     return TEXT.format(groups="\n".join(lines), metrics=metrics)

@@ -28,7 +28,7 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     which it is asked.
     """
     backbone = backbone_identity(config.backbone, config.data)
-    if not config.method.trained:
+    if not config.method.trainable:
         return {"backbone": backbone, "method": {"stream": config.method.stream}}
     identity: dict[str, Any] = {
         "backbone": backbone,
@@ -38,8 +38,8 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
         "trainer": _trainer(config),
         "seed": config.seed,
     }
-    if config.after is not None:
-        identity["after"] = config.after.identity
+    if config.previous_stage is not None:
+        identity["after"] = config.previous_stage.identity
     if config.frozen_run is not None:
         identity["frozen_adapter"] = config.frozen_run.identity
     if config.method.stream != "interwoven":
@@ -50,19 +50,19 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     return identity | {"gate": gate | arguments | _dropout_cut(arguments, config)}
 
 
-def trainings_before(config: RunConfig) -> list[dict[str, Any]]:
+def parent_trainings(config: RunConfig) -> list[dict[str, Any]]:
     """The identities of the trainings whose values a run starts from or keeps, the first first."""
-    origins = [each for each in (config.after, config.frozen_run) if each is not None]
-    return [each for origin in origins for each in trainings_of(origin.identity)]
+    origins = [each for each in (config.previous_stage, config.frozen_run) if each is not None]
+    return [each for origin in origins for each in training_chain(origin.identity)]
 
 
-def trainings_of(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
+def training_chain(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The identities of all trainings that made a run's model, the first first, its own last.
 
     The stages before it in a sequence; the one that left its frozen adapter, and those before that.
     """
     before = [identity[key] for key in ("after", "frozen_adapter") if key in identity]
-    return [*(each for origin in before for each in trainings_of(origin)), dict(identity)]
+    return [*(each for origin in before for each in training_chain(origin)), dict(identity)]
 
 
 def backbone_identity(backbone: BackboneConfig, data: DataConfig) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def peft_identity(
         "target_modules": peft.target_modules(backbone),
         **peft.arguments(),
     }
-    values |= {"by_method": list(peft.by_method)} if peft.by_method else {}
+    values |= {"by_method": list(peft.method_specific_keys)} if peft.method_specific_keys else {}
     if peft.replay is not None:
         source = data.forgetting_source(backbone).model_dump(mode="json")
         values["replay"] = peft.replay.model_dump(mode="json") | {"source": source}
@@ -97,8 +97,8 @@ def run_name(config: RunConfig) -> str:
     a frozen adapter it is ``mini-lora-gsm8k-imsm-frozen-query-r8-s0-3e4f5a6b``.
     """
     parts = [config.backbone.name]
-    if config.method.trained:
-        learned = [*(config.after.tasks if config.after else []), config.data.name]
+    if config.method.trainable:
+        learned = [*(config.previous_stage.tasks if config.previous_stage else []), config.data.name]
         parts += [config.peft.name, "_".join(learned), config.method.name]
         parts += ["frozen"] if config.frozen_run is not None else []
         if config.method.stream == "interwoven":
@@ -112,17 +112,17 @@ def run_name(config: RunConfig) -> str:
     return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
 
 
-def original_of(config: RunConfig) -> RunConfig:
+def baseline_config(config: RunConfig) -> RunConfig:
     """The same run with nothing trained."""
-    method = MethodConfig(name="original", stream="original", trained=False)
+    method = MethodConfig(name="original", stream="original", trainable=False)
     return config.model_copy(update={"method": method, "folder": None})
 
 
-def differs_only_in_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def comparable_up_to_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two runs may stand side by side: all else that decides their training is equal.
 
-    A recipe may set some keys per method (`trainer.by_method`, the released code's), and so may a
-    PEFT method (`peft.by_method`); they count as part of the method. The original stands beside
+    A recipe may set some keys per method (`trainer.method_specific_keys`, the released code's), and so may a
+    PEFT method (`peft.method_specific_keys`); they count as part of the method. The original stands beside
     every run on the same backbone. A gate on a frozen adapter stands beside the PEFT run that the
     adapter came from, whatever the gate itself was fitted on, and beside IMSM trained jointly if
     that has both the adapter's choices and the gate's.
@@ -148,7 +148,7 @@ def is_original(identity: Mapping[str, Any]) -> bool:
     return bool(identity["method"]["stream"] == "original")
 
 
-def without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
+def identity_without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without its seed, nor that of what it goes on from: a stage, a frozen adapter.
 
     Only where that had the same seed: seeds go together from the first training on.
@@ -157,7 +157,7 @@ def without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("after", "frozen_adapter"):
         before = rest.get(key)
         if before is not None and before.get("seed") == identity.get("seed"):
-            rest[key] = without_seed(before)
+            rest[key] = identity_without_seed(before)
     return rest
 
 
@@ -179,9 +179,9 @@ def _trainer(config: RunConfig) -> dict[str, Any]:
         if recipe[key] in (None, False):
             del recipe[key]
     if "best_by" in recipe:  # what was measured where decides which checkpoint is the model
-        recipe["checkpoint_steps"] = config.trainer.checkpoint_steps
-    if config.trainer.by_method:
-        recipe |= {"name": config.trainer.name, "by_method": list(config.trainer.by_method)}
+        recipe["checkpoint_steps"] = config.trainer.save_steps
+    if config.trainer.method_specific_keys:
+        recipe |= {"name": config.trainer.name, "by_method": list(config.trainer.method_specific_keys)}
     return recipe | _dropout_cut(config.peft.arguments(), config)
 
 
@@ -192,7 +192,7 @@ def _dropout_cut(arguments: Mapping[str, Any], config: RunConfig) -> dict[str, A
     """
     if not (arguments.get("dropout") or arguments.get("blc_weight")):
         return {}
-    return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.batch_size}
+    return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.global_batch_size}
 
 
 def _data(config: RunConfig) -> dict[str, Any]:

@@ -52,13 +52,13 @@ def _show(runs: list[str], *, output: Path | None, each: bool, seeds: bool) -> N
         raise UserError("--each: every item is written, not shown; add --output FILE")
     if each and output is not None and output.suffix == ".md":
         raise UserError(f"--output {output}: every item goes into .csv or .jsonl, texts have lines")
-    from imsm.folders import run_named
-    from imsm.report.item_table import item_table, over_seeds, summary
+    from imsm.folders import resolve_run_dir
+    from imsm.report.item_table import item_table, average_over_seeds, summary
 
-    items = item_table([run_named(run) for run in runs])
+    items = item_table([resolve_run_dir(run) for run in runs])
     short = summary(items)
     if seeds:
-        short = over_seeds(short)
+        short = average_over_seeds(short)
     if output is None:
         _print(short)
         return
@@ -102,7 +102,7 @@ def _readable(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _write(path: Path, table: pandas.DataFrame) -> None:
-    from imsm.files import write_whole
+    from imsm.files import write_atomic
 
     texts = {
         ".csv": lambda: table.to_csv(index=False, float_format="%.6g"),
@@ -111,7 +111,7 @@ def _write(path: Path, table: pandas.DataFrame) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, texts[path.suffix]())
+        write_atomic(path, texts[path.suffix]())
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written ({error})") from error
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from imsm.errors import RunError, UserError
 from imsm.folders import runs_root
-from imsm.sweep import Ended, Sweep, member_command
+from imsm.sweep import JobOutcome, SweepDir, member_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class SweepJob:
     """Carries out what Hydra composed; submitit takes it to another process.
 
     Args:
@@ -36,7 +36,7 @@ class Member:
     """
 
     config_dir: Path | None
-    sweep: Sweep
+    sweep: SweepDir
     several: bool
 
     def __call__(self, cfg: DictConfig) -> float | None:
@@ -48,36 +48,36 @@ class Member:
             if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
                 raise  # submitit puts the job back into the queue
             ended = self._failed(error, cfg, number, overrides)
-        self.sweep.note(ended)
+        self.sweep.write_status(ended)
         if ended.state == "failed":
             _free_memory()
         return ended.objective
 
-    def _carry_out(self, cfg: DictConfig, number: int, overrides: list[str]) -> Ended:
-        from imsm.examine import parse
+    def _carry_out(self, cfg: DictConfig, number: int, overrides: list[str]) -> JobOutcome:
+        from imsm.examine import load_config
         from imsm.failure import clear_failure
-        from imsm.finished import finished_result, folder_of, objective
-        from imsm.modes import carry_out_one
+        from imsm.finished import load_if_finished, run_dir_of, sweep_objective
+        from imsm.modes import dispatch
 
-        config = parse(cfg, config_dir=self.config_dir)
-        before = finished_result(config, runs_root=runs_root())
-        folder = folder_of(config, runs_root=runs_root())
+        config = load_config(cfg, config_dir=self.config_dir)
+        before = load_if_finished(config, runs_root=runs_root())
+        folder = run_dir_of(config, runs_root=runs_root())
         if config.mode != "plan":
             clear_failure(folder)
-        carry_out_one(config, sweep=self.several)
+        dispatch(config, sweep=self.several)
         if config.mode != "plan":
             clear_failure(folder)
-        found = finished_result(config, runs_root=runs_root())
-        return Ended(
+        found = load_if_finished(config, runs_root=runs_root())
+        return JobOutcome(
             number=number,
             overrides=overrides,
             state="done" if before is None else "skipped",
-            objective=None if found is None else objective(found, config.data.name),
+            objective=None if found is None else sweep_objective(found, config.data.name),
         )
 
     def _failed(
         self, error: BaseException, cfg: DictConfig, number: int, overrides: list[str]
-    ) -> Ended:
+    ) -> JobOutcome:
         if isinstance(error, UserError | RunError):
             line = str(error)
             print(f"imsm: {line}", file=sys.stderr)
@@ -86,15 +86,15 @@ class Member:
             line = " ".join(f"{type(error).__name__}: {error}".split())
         code = 2 if isinstance(error, UserError) else 1
         self._note_in_the_folder(cfg, overrides, line, code)
-        return Ended(number=number, overrides=overrides, state="failed", exit_code=code, error=line)
+        return JobOutcome(number=number, overrides=overrides, state="failed", exit_code=code, error=line)
 
     def _note_in_the_folder(
         self, cfg: DictConfig, overrides: list[str], line: str, code: int
     ) -> None:
-        from imsm.examine import parse
+        from imsm.examine import load_config
 
         try:
-            config = parse(cfg, config_dir=self.config_dir)
+            config = load_config(cfg, config_dir=self.config_dir)
         except UserError:
             return
         note_failure(config, overrides, error=line, exit_code=code, config_dir=self.config_dir)
@@ -110,10 +110,10 @@ def note_failure(
 ) -> None:
     """Leave `failed.json` in a run's folder, if the folder is that run's."""
     from imsm.failure import write_failure
-    from imsm.finished import folder_of
+    from imsm.finished import run_dir_of
 
-    folder = folder_of(config, runs_root=runs_root())
-    own = config.folder is None or _is_of(config, folder)
+    folder = run_dir_of(config, runs_root=runs_root())
+    own = config.run_dir is None or _is_of(config, folder)
     if config.mode != "plan" and own:
         command = f"python -m imsm.run {member_command(overrides, config_dir=config_dir)}".rstrip()
         write_failure(folder, error=error, exit_code=exit_code, command=command)
@@ -122,10 +122,10 @@ def note_failure(
 def _is_of(config: RunConfig, folder: Path) -> bool:
     """Whether a folder that was asked for holds this very run, not another one or other files."""
     from imsm.identity import run_identity
-    from imsm.run_folder import RunFolder
+    from imsm.run_folder import RunDir
 
     try:
-        found = json.loads(RunFolder(folder).identity.read_text(encoding="utf-8"))
+        found = json.loads(RunDir(folder).identity.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(found == json.loads(json.dumps(run_identity(config))))

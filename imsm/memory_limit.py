@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from accelerate.utils.memory import clear_device_cache
 
 from imsm.errors import RunError
-from imsm.progress import note
+from imsm.progress import print_above_bar
 
 Result = TypeVar("Result")
 
@@ -16,12 +16,12 @@ Result = TypeVar("Result")
 _SAID = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def ran_out(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether ``error`` says that a GPU's or the machine's memory did not suffice."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
 
 
-class Halving(Generic[Result]):
+class AdaptiveBatchSize(Generic[Result]):
     """Computes batches, and in halves what does not fit; once halved, batches stay so small.
 
     Args:
@@ -49,7 +49,7 @@ class Halving(Generic[Result]):
                 found += self._compute(part)
                 continue
             except RuntimeError as error:
-                if not ran_out(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(part) == 1:
                     raise RunError(
@@ -58,7 +58,7 @@ class Halving(Generic[Result]):
                     ) from error
             clear_device_cache(garbage_collection=True)  # the error held the tensors until here
             self.at_most = len(part) // 2
-            note(
+            print_above_bar(
                 f"out of memory with {len(part)} {self._what} at a time: goes on with "
                 f"{self.at_most} (lower {self._key} to begin so)"
             )

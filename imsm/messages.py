@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
-from imsm.options import nearest
+from imsm.options import closest_match
 
 _KINDS = {
     "int_type": "must be a whole number",
@@ -28,14 +28,14 @@ _KINDS = {
 }
 
 
-def report(problems: Iterable[str]) -> str:
+def format_errors(problems: Iterable[str]) -> str:
     """All problems in one text: how many, then a line each, without repetitions."""
     lines = list(dict.fromkeys(problems))
     noun = "problem" if len(lines) == 1 else "problems"
     return "\n".join([f"{len(lines)} {noun} in the configuration", *(f"  {x}" for x in lines)])
 
 
-def explain_value(key: str, detail: Mapping[str, Any], annotation: Any = None) -> str:
+def describe_value_error(key: str, detail: Mapping[str, Any], annotation: Any = None) -> str:
     """One line about a value that pydantic refused.
 
     Args:
@@ -45,11 +45,11 @@ def explain_value(key: str, detail: Mapping[str, Any], annotation: Any = None) -
     """
     places = [part for part in detail["loc"] if isinstance(part, int)]
     value, kind, context = detail["input"], detail["type"], detail.get("ctx", {})
-    shown = f'"{value}"' if isinstance(value, str) and kind != "literal_error" else show(value)
+    shown = f'"{value}"' if isinstance(value, str) and kind != "literal_error" else format_value(value)
     words = allowed_words(annotation)
     if kind == "literal_error" and words:
-        allowed = f"must be {_either([show(word) for word in words])}"
-        guess = nearest(str(value), [show(word) for word in words])
+        allowed = f"must be {_either([format_value(word) for word in words])}"
+        guess = closest_match(str(value), [format_value(word) for word in words])
         where = f"{key}.{places[0]}" if places else key
         hint = f"; did you mean {guess if places else f'{key}={guess}'}?" if guess else ""
         return f"{where}={shown}: {allowed}{hint}"
@@ -62,7 +62,7 @@ def explain_value(key: str, detail: Mapping[str, Any], annotation: Any = None) -
     return f"{where}={shown}: {allowed}"
 
 
-def explain_errors(
+def describe_errors(
     section: str, fields: Mapping[str, Any], errors: Iterable[Mapping[str, Any]]
 ) -> list[str]:
     """One line per error of a section of the configuration.
@@ -80,37 +80,37 @@ def explain_errors(
         if detail["type"] == "extra_forbidden":
             owner = ".".join([section, *names[:-1]] if section else names[:-1])
             siblings = fields if len(names) == 1 else _nested(fields.get(name))
-            lines.append(unknown_key(owner, names[-1], detail["input"], siblings))
+            lines.append(unknown_key_error(owner, names[-1], detail["input"], siblings))
         elif detail["type"] == "missing":
             words = allowed_words(fields.get(name))
-            hint = f"; it must be {_either([show(word) for word in words])}" if words else ""
+            hint = f"; it must be {_either([format_value(word) for word in words])}" if words else ""
             lines.append(f"{key}: is missing{hint}")
         else:
-            lines.append(explain_value(key, detail, fields.get(name) if len(names) == 1 else None))
+            lines.append(describe_value_error(key, detail, fields.get(name) if len(names) == 1 else None))
     return lines
 
 
-def unknown_key(section: str, name: str, value: Any, allowed: Iterable[str]) -> str:
+def unknown_key_error(section: str, name: str, value: Any, allowed: Iterable[str]) -> str:
     """One line about a key that does not exist."""
     allowed = list(allowed)
-    guess = nearest(name, allowed)
+    guess = closest_match(name, allowed)
     prefix = f"{section}." if section else ""
-    hint = f"; did you mean {prefix}{guess}={show(value)}?" if guess else ""
+    hint = f"; did you mean {prefix}{guess}={format_value(value)}?" if guess else ""
     owner = f"of {section} " if section else ""
     names = ", ".join(allowed) or "it has none"
-    return f"{prefix}{name}={show(value)}: no such key {owner}({names}){hint}"
+    return f"{prefix}{name}={format_value(value)}: no such key {owner}({names}){hint}"
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as one writes it on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(show(item) for item in value)}]"
+        return f"[{','.join(format_value(item) for item in value)}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{show(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{format_value(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 

@@ -12,37 +12,37 @@ if TYPE_CHECKING:
     from imsm.config import RunConfig
 
 
-def carry_out_one(config: RunConfig, *, sweep: bool = False) -> None:
+def dispatch(config: RunConfig, *, sweep: bool = False) -> None:
     """Carry one run or sequence out, or print its plan (shorter where it is one of a sweep)."""
     if config.mode == "plan":
         gc.disable()  # importing makes much and drops nothing: a fifth of its time
         from imsm.stages.planning import print_plan
 
         gc.enable()
-        if config.sequence is not None:
-            from imsm.stages.sequence import plan_sequence
+        if config.task_sequence is not None:
+            from imsm.stages.sequence import plan_stages
 
-            plan_sequence(config, compact=sweep, overrides=own_overrides())
+            plan_stages(config, compact=sweep, overrides=task_overrides())
             return
-        print_plan(config, compact=sweep, overrides=own_overrides())
+        print_plan(config, compact=sweep, overrides=task_overrides())
         return
     from imsm.stages.preparing import check_here, prepare
 
-    if config.mode == "prepare":
+    if config.mode == "download":
         prepare(config, program=sys.argv[0], arguments=sys.argv[1:])
         return
     check_here(config)
-    if config.sequence is not None:
-        from imsm.stages.sequence import carry_out_sequence
+    if config.task_sequence is not None:
+        from imsm.stages.sequence import run_stages
 
-        carry_out_sequence(config, runs_root=runs_root(), overrides=own_overrides())
+        run_stages(config, runs_root=runs_root(), overrides=task_overrides())
         return
-    from imsm.stages.starting import start
+    from imsm.stages.starting import start_run
 
-    start(config, runs_root=runs_root(), overrides=own_overrides())
+    start_run(config, runs_root=runs_root(), overrides=task_overrides())
 
 
-def own_overrides() -> list[str]:
+def task_overrides() -> list[str]:
     """What makes the run that is at work alone, without Hydra's own."""
     from hydra.core.hydra_config import HydraConfig
 

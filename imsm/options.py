@@ -13,13 +13,13 @@ from imsm.errors import UserError
 from imsm.folders import conf_folder
 
 
-def option_names(group: str, *, config_dir: Path | None = None) -> list[str]:
+def list_options(group: str, *, config_dir: Path | None = None) -> list[str]:
     """The names that `group=` takes, sorted; one's own folder first, then the shipped one."""
     found = {path.stem for folder in _folders(group, config_dir) for path in folder.glob("*.yaml")}
     return sorted(found)
 
 
-def find_option(group: str, name: str, *, config_dir: Path | None = None) -> dict[str, Any]:
+def load_option(group: str, name: str, *, config_dir: Path | None = None) -> dict[str, Any]:
     """The values of `<group>/<name>.yaml`, interpolations left as they are.
 
     Options of the same group in its defaults list are merged in, as Hydra does.
@@ -37,18 +37,18 @@ def find_option(group: str, name: str, *, config_dir: Path | None = None) -> dic
         if path.is_file():
             values = copy.deepcopy(_read(path, path.stat().st_mtime_ns))
             return _with_defaults(values, group=group, name=name, config_dir=config_dir)
-    raise UserError(unknown_option(group, name, option_names(group, config_dir=config_dir)))
+    raise UserError(unknown_option(group, name, list_options(group, config_dir=config_dir)))
 
 
 def unknown_option(group: str, name: str, names: Iterable[str]) -> str:
     """One line about an option that does not exist: what there is, and the nearest name."""
     names = list(names)
-    guess = nearest(name, names)
+    guess = closest_match(name, names)
     hint = f"; did you mean {group}={guess}?" if guess else ""
     return f"{group}={name}: no such option of {group} ({', '.join(names) or 'none'}){hint}"
 
 
-def nearest(word: str, words: Iterable[str]) -> str | None:
+def closest_match(word: str, words: Iterable[str]) -> str | None:
     """The word most like ``word``, or None if none is near."""
     lowered = {candidate.lower(): candidate for candidate in words}
     found = difflib.get_close_matches(word.lower(), lowered, n=1)
@@ -88,5 +88,5 @@ def _with_defaults(
         if entry == "_self_":
             merged.update(values)
         elif entry != name:
-            merged.update(find_option(group, entry, config_dir=config_dir))
+            merged.update(load_option(group, entry, config_dir=config_dir))
     return merged

@@ -28,10 +28,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imsm.config import RunConfig, TaskConfig
-from imsm.examine import examine
+from imsm.examine import validate
 from imsm.folders import runs_root
-from imsm.messages import show, unknown_key
-from imsm.options import nearest, unknown_option
+from imsm.messages import format_value, unknown_key_error
+from imsm.options import closest_match, unknown_option
 
 _GROUPS = (*RunConfig.model_fields, "sweep")
 _PLUGINS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "optuna": "optuna"}
@@ -40,11 +40,11 @@ _ONE_RUN = (
     "a sweep's members that differ in how they are judged alone would be one run, and the last "
     "judgement alone would stay; give one value, and judge again with mode=evaluate"
 )
-_FREE = ("backbone.roles", "backbone.architecture", "peft.roles_by_backbone", "peft.recipes")
+_FREE = ("backbone.module_names", "backbone.architecture", "peft.target_roles_by_backbone", "peft.recipes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepPlan:
+class SweepSpec:
     """How the runs of a command line are chosen and started.
 
     Attributes:
@@ -75,7 +75,7 @@ class SweepPlan:
 
 
 @dataclass(kw_only=True)
-class Preflight:
+class ConfigComposer:
     """Checks overrides against the yamls of ``conf`` and of a folder of one's own.
 
     Args:
@@ -100,7 +100,7 @@ class Preflight:
         self.groups = [g for g in self.loader.list_groups("") if g in _GROUPS]
         self.parser = OverridesParser.create(config_loader=self.loader)
 
-    def problems(
+    def validate(
         self, overrides: Sequence[str], *, sweep: bool, composition_only: bool = False
     ) -> list[str]:
         """A line per problem; none if everything can be carried out.
@@ -140,7 +140,7 @@ class Preflight:
             problems += self._member(member, hydra_lines, composition_only)
         return list(dict.fromkeys(problems))
 
-    def sweep_plan(self, overrides: Sequence[str], *, sweep: bool) -> SweepPlan:
+    def sweep_spec(self, overrides: Sequence[str], *, sweep: bool) -> SweepSpec:
         """How the runs of a command line are chosen and started; ask `problems` first.
 
         Args:
@@ -154,7 +154,7 @@ class Preflight:
         launcher, sweeper = self._chosen(own, rest) if several else ("basic", "basic")
         given = [str(o.value()) for o in rest if o.key_or_group == "sweep"]
         members = self._members(rest, []) if sweeper == "basic" else []
-        return SweepPlan(
+        return SweepSpec(
             name=given[-1] if given else launcher if sweeper == "basic" else sweeper,
             launcher=launcher,
             sweeper=sweeper,
@@ -163,7 +163,7 @@ class Preflight:
             members=[[str(override.input_line) for override in member] for member in members],
         )
 
-    def members(self, overrides: Sequence[str]) -> list[tuple[dict[str, str], DictConfig]]:
+    def compose_all(self, overrides: Sequence[str]) -> list[tuple[dict[str, str], DictConfig]]:
         """Each run of a sweep: its overrides by key, and what they compose.
 
         Ask `problems` first: what is wrong is left out here.
@@ -193,14 +193,14 @@ class Preflight:
             except HydraException as error:
                 problems.append(
                     f"{text}: cannot be read ({_first_lines(error)}); put a value with special "
-                    "characters in quotes, e.g. 'data.mirror=\"a b\"'"
+                    "characters in quotes, e.g. 'data.mirror_dir=\"a b\"'"
                 )
         return parsed, problems
 
     def _not_an_override(self, text: str) -> str:
         options = {f"{group}={name}": name for group, name in self._all_options()}
         exact = [written for written, name in options.items() if name == text]
-        guess = nearest(text, options.values())
+        guess = closest_match(text, options.values())
         near = [written for written, name in options.items() if name == guess]
         hint = f"; did you mean {' or '.join(exact or near)}?" if exact or near else ""
         return f"{text}: is not of the form key=value{hint or '; --help shows what there is'}"
@@ -295,11 +295,11 @@ class Preflight:
             return f"~{group}: a run needs one option of {group} ({listed})"
         value = override.value()
         if override.is_add() or override.is_force_add():
-            return f"{override.input_line}: write {group}={show(value)} without a +"
+            return f"{override.input_line}: write {group}={format_value(value)} without a +"
         if isinstance(value, list | dict):
             return f"{override.input_line}: {group} takes the name of one option ({listed})"
         if str(value) not in names:
-            return unknown_option(group, show(value), names)
+            return unknown_option(group, format_value(value), names)
         if group in seen and seen[group] != override.input_line:
             return f"{override.input_line}: {seen[group]} was given as well; keep one of them"
         return None
@@ -353,9 +353,9 @@ def _is_judging(override: Override) -> bool:
 def _shared_folder(members: list[list[Override]]) -> list[str]:
     """Members of a sweep that would write into one folder."""
     given = [o for member in members for o in member if o.key_or_group == "folder"]
-    folders = [show(override.value()) for override in given if override.value() is not None]
+    folders = [format_value(override.value()) for override in given if override.value() is not None]
     return [
-        f"folder={folder}: {folders.count(folder)} members of the sweep would share it; leave it "
+        f"run_dir={folder}: {folders.count(folder)} members of the sweep would share it; leave it "
         "out, each has a folder of its own then"
         for folder in dict.fromkeys(folders)
         if folders.count(folder) > 1
@@ -397,7 +397,7 @@ def _value_problems(
         del cfg["hydra"]
         if composition_only:
             return problems
-        examined = examine(cfg, config_dir=config_dir, unsure=unsure)
+        examined = validate(cfg, config_dir=config_dir, unsure=unsure)
         problems += examined.problems
         kept = [o for o in overrides if o.key_or_group not in _prefixes(examined.refused)]
         if len(kept) == len(overrides):
@@ -432,13 +432,13 @@ def _key_problem(override: Override, tree: Any) -> str | None:
         parts = parts[: depth + 1]
     owner, value = ".".join(parts[:depth]), override.value()
     names = [name for name in node if name not in ("hydra", "_target_")]
-    line = unknown_key(owner, parts[depth], value, names)
+    line = unknown_key_error(owner, parts[depth], value, names)
     if not owner and "did you mean" not in line:
         owners = [section for section in names if _has(node, section, key)]
-        elsewhere = [f"{section}.{key}={show(value)}" for section in owners]
+        elsewhere = [f"{section}.{key}={format_value(value)}" for section in owners]
         line += f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
     if owner.startswith(_FREE):
-        line += f"; +{key}={show(value)} adds it"
+        line += f"; +{key}={format_value(value)} adds it"
     return line
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 
-def bar(
+def progress_bar(
     steps: Iterable | None = None,
     *,
     total: int,
@@ -44,6 +44,6 @@ def bar(
     )
 
 
-def note(text: str) -> None:
+def print_above_bar(text: str) -> None:
     """A line on standard error, above whatever bar is shown."""
     tqdm.write(f"imsm: {text}", file=sys.stderr)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from imsm.errors import UserError
-from imsm.folders import run_named
+from imsm.folders import resolve_run_dir
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         url = push(
-            run_named(arguments.run, option="--run"), arguments.to, private=not arguments.public
+            resolve_run_dir(arguments.run, option="--run"), arguments.to, private=not arguments.public
         )
     except UserError as error:
         print(f"imsm: {error}", file=sys.stderr)
@@ -48,14 +48,14 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    from imsm.files import write_whole
+    from imsm.files import write_atomic
     from imsm.report.model_card import model_card
     from imsm.report.result import read_result
 
     result = read_result(folder)
     if not (folder / "model").is_dir():
         raise UserError(f"{folder}: nothing was trained in this run, there is nothing to push")
-    write_whole(folder / "model" / "README.md", model_card(result))
+    write_atomic(folder / "model" / "README.md", model_card(result))
     api = HfApi()
     try:
         url = api.create_repo(name, private=private, exist_ok=True)

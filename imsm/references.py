@@ -18,8 +18,8 @@ from imsm.config import (
     TaskConfig,
 )
 from imsm.errors import UserError
-from imsm.messages import explain_errors, show
-from imsm.options import find_option, nearest, option_names
+from imsm.messages import describe_errors, format_value
+from imsm.options import load_option, closest_match, list_options
 from imsm.resolve import resolve
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TARGET = "target"
 
 
-def look_up(
+def resolve_tasks(
     *,
     data: DataConfig,
     names: list[str],
@@ -70,14 +70,14 @@ def look_up(
     if backbone is not None:
         elsewhere = data.forgetting_source(backbone)
         target_roles: list[Role] = ["train", "test"] if trained else ["test"]
-        problems += _there(own, data.target_source(), roles=target_roles)
+        problems += _check_files_exist(own, data.target_source(), roles=target_roles)
         for name, task in tasks.items():
             if name != data.name:
-                problems += _there(task, elsewhere, roles=["test"])
+                problems += _check_files_exist(task, elsewhere, roles=["test"])
     return tasks, metrics, problems
 
 
-def look_up_replay(
+def resolve_replay_tasks(
     replay: ReplayConfig,
     *,
     data: DataConfig,
@@ -105,7 +105,7 @@ def look_up_replay(
     tasks: dict[str, TaskConfig] = {}
     problems = _replay_problems(replay, target=data.name, judged=judged)
     source = data.forgetting_source(backbone)
-    keys = dict.fromkeys(replay.apart_from, "peft.replay.apart_from")
+    keys = dict.fromkeys(replay.exclude_tests, "peft.replay.exclude_tests")
     for name, key in {**keys, replay.task: "peft.replay.task"}.items():
         task, wrong = _task(name, key=key, known=[], cfg=cfg, config_dir=config_dir)
         problems += wrong
@@ -115,13 +115,13 @@ def look_up_replay(
         if name == replay.task:
             if not task.splits.get("train"):
                 problems.append(f"peft.replay.task={name}: has no split to learn from")
-            problems += _there(task, source, roles=["train"])
-        if name in replay.apart_from:
-            problems += _there(task, source, roles=["test"])
+            problems += _check_files_exist(task, source, roles=["train"])
+        if name in replay.exclude_tests:
+            problems += _check_files_exist(task, source, roles=["test"])
     return tasks, problems + _modules(list(tasks.values()))
 
 
-def adopt_sequence(
+def apply_sequence(
     names: list[str],
     *,
     data: DataConfig,
@@ -155,13 +155,13 @@ def adopt_sequence(
         tasks[name] = task
         if task.hub is None:
             problems.append(
-                f"sequence={show(names)}: {name} is not on the hub, and one's own data can be the "
+                f"task_sequence={format_value(names)}: {name} is not on the hub, and one's own data can be the "
                 "target of a single run only"
             )
         elif not task.splits.get("train"):
-            problems.append(f"sequence={show(names)}: {name} has no split to train on")
+            problems.append(f"task_sequence={format_value(names)}: {name} has no split to train on")
         elif elsewhere is not None:
-            problems += _there(task, elsewhere, roles=["train", "test"])
+            problems += _check_files_exist(task, elsewhere, roles=["train", "test"])
     if problems:
         return {}, {}, problems
     common = data.model_dump(include=_COMMON_KEYS, exclude_unset=True)
@@ -176,9 +176,9 @@ def adopt_sequence(
 
 def _common_problems(names: list[str], data: DataConfig) -> list[str]:
     """What describes one dataset cannot be said of several."""
-    given = {"folder": data.folder, "metric": data.metric}
+    given = {"folder": data.local_dir, "metric": data.metric}
     return [
-        f"data.{key}={value}: is for a single target, not for sequence={show(names)}; leave it out"
+        f"data.{key}={value}: is for a single target, not for task_sequence={format_value(names)}; leave it out"
         for key, value in given.items()
         if value is not None
     ]
@@ -188,12 +188,12 @@ def _replay_problems(replay: ReplayConfig, *, target: str, judged: list[str]) ->
     problems = []
     if replay.task == target:
         problems.append(f"peft.replay.task={target}: is the target itself; choose another dataset")
-    left_out = [name for name in judged if name not in (TARGET, target, *replay.apart_from)]
+    left_out = [name for name in judged if name not in (TARGET, target, *replay.exclude_tests)]
     if left_out:
-        wanted = show([*replay.apart_from, *left_out])
+        wanted = format_value([*replay.exclude_tests, *left_out])
         problems.append(
-            f"evaluation.tasks={show(judged)}: replayed questions are not kept apart from "
-            f"{', '.join(left_out)}; set peft.replay.apart_from={wanted}"
+            f"evaluation.tasks={format_value(judged)}: replayed questions are not kept apart from "
+            f"{', '.join(left_out)}; set peft.replay.exclude_tests={wanted}"
         )
     return problems
 
@@ -201,13 +201,13 @@ def _replay_problems(replay: ReplayConfig, *, target: str, judged: list[str]) ->
 def _task(
     name: str, *, key: str, known: list[str], cfg: DictConfig, config_dir: Path | None
 ) -> tuple[TaskConfig | None, list[str]]:
-    names = [*known, *option_names("data", config_dir=config_dir)]
+    names = [*known, *list_options("data", config_dir=config_dir)]
     if name not in names:
-        guess = nearest(name, names)
+        guess = closest_match(name, names)
         hint = f"; did you mean {guess}?" if guess else ""
         return None, [f"{key}={name}: no such task ({', '.join(names)}){hint}"]
     try:
-        values, problems = _resolved(find_option("data", name, config_dir=config_dir), cfg)
+        values, problems = _resolved(load_option("data", name, config_dir=config_dir), cfg)
     except UserError as error:
         return None, [str(error)]
     fields = {key: value for key, value in values.items() if key not in _COMMON_KEYS}
@@ -216,7 +216,7 @@ def _task(
     except ValidationError as error:
         types = {key: field.annotation for key, field in TaskConfig.model_fields.items()}
         details = [dict(detail) for detail in error.errors()]
-        return None, [f"data={name}: {line}" for line in explain_errors("data", types, details)]
+        return None, [f"data={name}: {line}" for line in describe_errors("data", types, details)]
 
 
 def _resolved(option: dict[str, Any], cfg: DictConfig) -> tuple[dict[str, Any], list[str]]:
@@ -237,11 +237,11 @@ def _metrics(
 ) -> tuple[dict[str, str], list[str]]:
     modules: dict[str, str] = {}
     problems = []
-    names = option_names("metric", config_dir=config_dir)
+    names = list_options("metric", config_dir=config_dir)
     for task in tasks.values():
-        for metric in (*task.metrics, *task.released_metrics):
+        for metric in (*task.metrics, *task.paper_code_metrics):
             if metric not in names:
-                guess = nearest(metric, names)
+                guess = closest_match(metric, names)
                 hint = f"; did you mean {guess}?" if guess else ""
                 listed = ", ".join(names)
                 problems.append(
@@ -249,7 +249,7 @@ def _metrics(
                 )
                 continue
             try:
-                module = find_option("metric", metric, config_dir=config_dir).get("module")
+                module = load_option("metric", metric, config_dir=config_dir).get("module")
             except UserError as error:
                 problems.append(f"metric {metric} of data={task.name}: {error}")
                 continue
@@ -276,9 +276,9 @@ def _exists(module: str) -> bool:
         return False
 
 
-def _there(task: TaskConfig, source: Source, *, roles: list[Role]) -> list[str]:
+def _check_files_exist(task: TaskConfig, source: Source, *, roles: list[Role]) -> list[str]:
     """A mirror or folder that exists but lacks this task's files."""
-    from imsm.data.sources import Source as DataSource
+    from imsm.data.sources import DataSource as DataSource
     from imsm.data.sources import check_source
     from imsm.data.task import Task
 

@@ -11,7 +11,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from imsm.messages import show
+from imsm.messages import format_value
 
 
 def resolve(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
@@ -38,7 +38,7 @@ def _get(parent: Any, key: Any, path: str, problems: dict[str, str]) -> tuple[An
         problems[path] = f"{path}: is missing; give {path}=..."
     except InterpolationResolutionError as error:
         written: Any = OmegaConf.to_container(parent, resolve=False)
-        problems[path] = f"{path}={show(written[key])}: {_reason(path, error)}"
+        problems[path] = f"{path}={format_value(written[key])}: {_reason(path, error)}"
     return None, False
 
 

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 
 from imsm.errors import RunError, UserError
 from imsm.folders import conf_folder, runs_root
-from imsm.member import Member
-from imsm.processes.join import silence_others
-from imsm.processes.leave import leave
-from imsm.sweep import FOLDER, Sweep, best_values, summary, with_missing
+from imsm.member import SweepJob
+from imsm.processes.join import silence_other_ranks
+from imsm.processes.leave import exit_process
+from imsm.sweep import FOLDER, SweepDir, format_best_trial, summary, mark_missing_failed
 
 if TYPE_CHECKING:
-    from imsm.preflight import SweepPlan
+    from imsm.preflight import SweepSpec
 
 
 def main() -> None:
     """Run the command line and exit."""
-    silence_others()
+    silence_other_ranks()
     _exit_on_help()
     from hydra._internal.utils import get_args_parser
 
@@ -39,20 +39,20 @@ def main() -> None:
     plan = _exit_on_problems(arguments, config_dir)
     try:
         if plan.launcher.startswith("submitit_"):
-            from imsm.submission import take_over
+            from imsm.submission import register_launchers
 
-            take_over(plan.launcher)
+            register_launchers(plan.launcher)
         with _folder_of(plan, config_dir) as sweep:
             code = _run_hydra(sweep, plan, config_dir=config_dir)
-        leave(code)
+        exit_process(code)
     except UserError as error:
         print(f"imsm: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        leave(130)
+        exit_process(130)
 
 
-def _run_hydra(sweep: Sweep, plan: SweepPlan, *, config_dir: Path | None) -> int:
+def _run_hydra(sweep: SweepDir, plan: SweepSpec, *, config_dir: Path | None) -> int:
     """Let Hydra compose and start every member; returns the worst of their exit codes."""
     import hydra
     from hydra.core.utils import env_override
@@ -62,7 +62,7 @@ def _run_hydra(sweep: Sweep, plan: SweepPlan, *, config_dir: Path | None) -> int
 
         for library in (optuna.__name__, "hydra_plugins"):  # what became of a trial is told here
             logging.getLogger(library).setLevel(logging.CRITICAL)
-    task = Member(config_dir=config_dir, sweep=sweep, several=plan.several)
+    task = SweepJob(config_dir=config_dir, sweep=sweep, several=plan.several)
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
     codes = [0]
     # with its full errors Hydra lets an exception through to here
@@ -74,18 +74,18 @@ def _run_hydra(sweep: Sweep, plan: SweepPlan, *, config_dir: Path | None) -> int
             return 2 if isinstance(error, UserError) else 1
         except Exception as error:
             codes.append(1)
-            if not plan.searches or any(m.objective is not None for m in sweep.ended().values()):
+            if not plan.searches or any(m.objective is not None for m in sweep.read_statuses().values()):
                 traceback.print_exception(error)
-    members = with_missing(sweep.ended(), plan.members)
+    members = mark_missing_failed(sweep.read_statuses(), plan.members)
     if len(members) > 1 and "mode=plan" not in plan.overrides:
         print("\n" + "\n".join(summary(members, config_dir=config_dir)))
     if plan.searches:
-        print(best_values(sweep.folder))
+        print(format_best_trial(sweep.folder))
     return max([*codes, *(member.exit_code for member in members)])
 
 
 @contextmanager
-def _folder_of(plan: SweepPlan, config_dir: Path | None) -> Iterator[Sweep]:
+def _folder_of(plan: SweepSpec, config_dir: Path | None) -> Iterator[SweepDir]:
     """Where the members of this command leave what became of them.
 
     Members in this process need it no longer than the command lasts. Other launchers' logs and a
@@ -96,22 +96,22 @@ def _folder_of(plan: SweepPlan, config_dir: Path | None) -> Iterator[Sweep]:
     """
     if not plan.kept:
         with TemporaryDirectory(prefix="imsm-sweep-") as folder:
-            yield Sweep(folder=Path(folder))
+            yield SweepDir(folder=Path(folder))
         return
-    from imsm.processes.join import joined
-    from imsm.run_folder import locked
-    from imsm.sweep import new_start, sweep_place
+    from imsm.processes.join import detect_process_group
+    from imsm.run_folder import file_lock
+    from imsm.sweep import new_attempt, sweep_dir
 
-    if joined() is not None:
+    if detect_process_group() is not None:
         raise UserError(
             f"sweep={plan.name}: is one command for all its members; give it once, not under "
             "torchrun or srun"
         )
-    place = sweep_place(
+    place = sweep_dir(
         runs_root(), name=plan.name, overrides=plan.overrides, config_dir=config_dir
     )
-    with locked(place):
-        sweep = new_start(place)
+    with file_lock(place):
+        sweep = new_attempt(place)
         print(f"sweep: its logs are in {sweep.folder}")
         yield sweep
 
@@ -140,17 +140,17 @@ def _config_dir(arguments: Namespace) -> Path | None:
     return folder
 
 
-def _exit_on_problems(arguments: Namespace, config_dir: Path | None) -> SweepPlan:
-    from imsm.preflight import Preflight, SweepPlan
+def _exit_on_problems(arguments: Namespace, config_dir: Path | None) -> SweepSpec:
+    from imsm.preflight import ConfigComposer, SweepSpec
 
     if arguments.hydra_help or arguments.shell_completion:
-        return SweepPlan()
+        return SweepSpec()
 
     conf = Path(arguments.config_path) if arguments.config_path else conf_folder()
-    checks = Preflight(
+    checks = ConfigComposer(
         conf=conf, config_dir=config_dir, config_name=arguments.config_name or "config"
     )
-    problems = checks.problems(
+    problems = checks.validate(
         arguments.overrides,
         sweep=arguments.multirun,
         composition_only=arguments.cfg is not None or arguments.info is not None,
@@ -158,14 +158,14 @@ def _exit_on_problems(arguments: Namespace, config_dir: Path | None) -> SweepPla
     if problems:
         _fail(problems)
     if arguments.cfg is not None or arguments.info is not None:
-        return SweepPlan()
-    return checks.sweep_plan(arguments.overrides, sweep=arguments.multirun)
+        return SweepSpec()
+    return checks.sweep_spec(arguments.overrides, sweep=arguments.multirun)
 
 
 def _fail(problems: list[str]) -> None:
-    from imsm.messages import report
+    from imsm.messages import format_errors
 
-    print(f"imsm: {report(problems)}", file=sys.stderr)
+    print(f"imsm: {format_errors(problems)}", file=sys.stderr)
     sys.exit(2)
 
 

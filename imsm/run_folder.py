@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from imsm.errors import UserError
-from imsm.files import write_whole
-from imsm.progress import note
+from imsm.files import write_atomic
+from imsm.progress import print_above_bar
 
 _NOT_THE_RUNS = ("lock", "processes")
 """What concerns the processes at work alone; it may be there before the run is."""
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """The files of one run."""
 
     path: Path
@@ -60,13 +60,13 @@ class RunFolder:
         return self.path / "evaluation"
 
 
-def open_run(path: Path, identity: Mapping[str, Any]) -> RunFolder:
+def open_run_dir(path: Path, identity: Mapping[str, Any]) -> RunDir:
     """The run's folder, made if need be.
 
     Raises:
         UserError: the folder belongs to a run of another configuration, or cannot be written.
     """
-    folder = RunFolder(path)
+    folder = RunDir(path)
     wanted = json.loads(json.dumps(identity))
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -78,12 +78,12 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> RunFolder:
                 raise UserError(_another(path, found, wanted))
         elif any(entry.name not in _NOT_THE_RUNS for entry in path.iterdir()):
             raise UserError(
-                f"folder={path}: holds other files and no run; give folder= an empty or new place"
+                f"run_dir={path}: holds other files and no run; give run_dir= an empty or new place"
             )
         else:
-            write_whole(folder.identity, json.dumps(wanted, indent=2) + "\n")
+            write_atomic(folder.identity, json.dumps(wanted, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"folder={path}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"run_dir={path}: cannot be written ({error.strerror or error})") from error
     except ValueError as error:
         if isinstance(error, UserError):
             raise
@@ -93,7 +93,7 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> RunFolder:
     return folder
 
 
-def check_inputs(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
+def check_input_hashes(run: RunDir, fingerprints: Mapping[str, str]) -> None:
     """Note what a training begins with; from then on it must stay the same.
 
     Args:
@@ -104,7 +104,7 @@ def check_inputs(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
         UserError: what lies at the same place is not what the run began with.
     """
     if not run.inputs.is_file():
-        write_whole(run.inputs, json.dumps(dict(fingerprints), indent=2) + "\n")
+        write_atomic(run.inputs, json.dumps(dict(fingerprints), indent=2) + "\n")
         return
     began = json.loads(run.inputs.read_text(encoding="utf-8"))
     changed = [name for name, value in fingerprints.items() if began.get(name) != value]
@@ -112,12 +112,12 @@ def check_inputs(run: RunFolder, fingerprints: Mapping[str, str]) -> None:
         raise UserError(
             f"{run.path}: the {' and the '.join(changed)} changed since this run began; its "
             "training is not of what lies there now. Remove that folder to train anew, or give "
-            "folder= another place"
+            "run_dir= another place"
         )
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of a folder; the lock goes with the process, however it ends.
 
     Args:
@@ -131,27 +131,27 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         stream = (path / "lock").open("w")
     except OSError as error:
-        raise UserError(f"folder={path}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"run_dir={path}: cannot be written ({error.strerror or error})") from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if not wait:
                 raise UserError(
-                    f"folder={path}: another process is at work in this run; wait for it to end"
+                    f"run_dir={path}: another process is at work in this run; wait for it to end"
                 ) from error
-            note(f"waits for another process, which is at work in {path}")
+            print_above_bar(f"waits for another process, which is at work in {path}")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
-def difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def format_diff(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """What differs between two configurations, a line per key; "" if nothing does."""
-    found = differing(there, asked).items()
+    found = diff_dicts(there, asked).items()
     return "\n".join(f"  {key}: there {here!r}, asked {wanted!r}" for key, (here, wanted) in found)
 
 
-def differing(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def diff_dicts(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The dotted keys that differ between two configurations: what is there, what is asked."""
     here, wanted = _flat(there), _flat(json.loads(json.dumps(asked)))
     keys = sorted(here.keys() | wanted.keys())
@@ -161,8 +161,8 @@ def differing(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, t
 
 def _another(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return (
-        f"folder={path}: holds a run of another configuration; give folder= another place, or "
-        f"leave it out\n{difference(found, wanted)}"
+        f"run_dir={path}: holds a run of another configuration; give run_dir= another place, or "
+        f"leave it out\n{format_diff(found, wanted)}"
     )
 
 

@@ -1,6 +1,6 @@
 """A finished sequence's tables and heat map: `python -m imsm.sequence FOLDER [FOLDER ...]`.
 
-FOLDER is the folder of a sequence's last stage; a run with `sequence=[...]` does the same at its
+FOLDER is the folder of a sequence's last stage; a run with `task_sequence=[...]` does the same at its
 end. With one folder, the other methods' sequences beside it that differ in nothing else are shown
 too. Written into the last folder given: `sequence.json` `.md` `.csv` `.png`.
 """
@@ -46,7 +46,7 @@ def report(*folders: Path) -> None:
     Raises:
         UserError: one is no finished sequence, or they learned different tasks in a row.
     """
-    from imsm.files import write_whole
+    from imsm.files import write_atomic
     from imsm.report.sequence import render_markdown, render_terminal, score_frame
     from imsm.report.sequence_picture import draw
     from imsm.report.sequence_record import build_record, write_record
@@ -64,15 +64,15 @@ def report(*folders: Path) -> None:
     records = [arm for arm, _ in arms]
     differences = _differences(arms)
     draw(records, own / "sequence.png")
-    write_whole(own / "sequence.csv", score_frame(record).to_csv(float_format="%.6g"))
-    write_whole(own / "sequence.md", render_markdown(records, differences))
+    write_atomic(own / "sequence.csv", score_frame(record).to_csv(float_format="%.6g"))
+    write_atomic(own / "sequence.md", render_markdown(records, differences))
     render_terminal(records, differences)
     print(f"sequence: {own / 'sequence.md'}, with its heat map in sequence.png")
 
 
 def _siblings(folder: Path, record: dict[str, Any]) -> list[Path]:
     """The other methods' sequences under the same root, the newest of each, on the same items."""
-    from imsm.identity import differs_only_in_method
+    from imsm.identity import comparable_up_to_method
     from imsm.report.sequence_record import FILE, read_record
 
     found: dict[str, Path] = {}
@@ -81,7 +81,7 @@ def _siblings(folder: Path, record: dict[str, Any]) -> list[Path]:
         other = read_record(file.parent)
         if other is None or file.parent == folder or other["method"] == record["method"]:
             continue
-        alike = differs_only_in_method(record["identity"], other["identity"])
+        alike = comparable_up_to_method(record["identity"], other["identity"])
         learned = [task for task in record["tasks"] if task["stage"] is not None]
         if alike and all(task in other["tasks"] for task in learned):
             found[other["method"]] = file.parent

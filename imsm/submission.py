@@ -27,14 +27,14 @@ from omegaconf import OmegaConf
 from imsm.config import RunConfig
 from imsm.errors import UserError
 from imsm.folders import runs_root
-from imsm.member import Member, note_failure
-from imsm.sweep import Ended
+from imsm.member import SweepJob, note_failure
+from imsm.sweep import JobOutcome
 
 _POLL_SECONDS = 0.5
 _NEEDS = ("cpus_per_task", "gpus_per_node", "mem_gb")
 
 
-def take_over(launcher: str) -> None:
+def register_launchers(launcher: str) -> None:
     """Let Hydra take these launchers where it is asked for the library's.
 
     Hydra finds plugins in one package only, so ours stand under the names of the library's.
@@ -45,17 +45,17 @@ def take_over(launcher: str) -> None:
     if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
         raise UserError(
             "submitit_slurm: there is no sbatch on this machine; start the sweep on a node of the "
-            "cluster that has it, or with sweep=local_jobs"
+            "cluster that has it, or with sweep=local"
         )
     known = Plugins.instance().class_name_to_class
-    for theirs, ours in ((LocalLauncher, LocalJobs), (SlurmLauncher, SlurmJobs)):
+    for theirs, ours in ((LocalLauncher, LocalJobLauncher), (SlurmLauncher, SlurmJobLauncher)):
         known[f"{theirs.__module__}.{theirs.__name__}"] = ours
 
 
-class _Jobs:
+class BaseJobLauncher:
     """What both launchers do before a job, in it, and when it has ended."""
 
-    task_function: Member
+    task_function: SweepJob
     params: dict[str, Any]
     runs_root: Path
     shared: set[str]
@@ -79,7 +79,7 @@ class _Jobs:
         for number, config in configs.items():
             found = _finished(config)
             if found is not None:
-                self._note(Ended(number=number, overrides=given[number], **found))
+                self._note(JobOutcome(number=number, overrides=given[number], **found))
                 returns[number] = _returned(found["objective"])
         waiting = {number: given[number] for number in given if number not in returns}
         for number, job in self._jobs(waiting):
@@ -94,7 +94,7 @@ class _Jobs:
             value = job.result().return_value
         except Exception:
             value = None
-        ended = self.task_function.sweep.ended()
+        ended = self.task_function.sweep.read_statuses()
         if number in ended:
             self._tell(ended[number])
             return _returned(value)
@@ -107,27 +107,27 @@ class _Jobs:
             config_dir=self.task_function.config_dir,
         )
         self._note(
-            Ended(number=number, overrides=overrides, state="failed", exit_code=1, error=error)
+            JobOutcome(number=number, overrides=overrides, state="failed", exit_code=1, error=error)
         )
         return _returned(None)
 
-    def _note(self, ended: Ended) -> None:
-        self.task_function.sweep.note(ended)
+    def _note(self, ended: JobOutcome) -> None:
+        self.task_function.sweep.write_status(ended)
         self._tell(ended)
 
-    def _tell(self, ended: Ended) -> None:
+    def _tell(self, ended: JobOutcome) -> None:
         said = f": {ended.error}" if ended.error else ""
         own = [text for text in ended.overrides if text not in self.shared]
         print(f"{' '.join(own)}: {ended.state}{said}", flush=True)
 
     def _config(self, overrides: Sequence[str]) -> RunConfig:
-        from imsm.examine import parse
+        from imsm.examine import load_config
 
         loader = self.hydra_context.config_loader  # type: ignore[attr-defined]
         cfg = loader.load_sweep_config(self.config, list(overrides))  # type: ignore[attr-defined]
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
-        return parse(cfg, config_dir=self.task_function.config_dir)
+        return load_config(cfg, config_dir=self.task_function.config_dir)
 
     def _folder(self) -> Path:
         return Path(self.params["submitit_folder"])
@@ -141,7 +141,7 @@ class _Jobs:
         raise NotImplementedError
 
 
-class SlurmJobs(_Jobs, SlurmLauncher):
+class SlurmJobLauncher(BaseJobLauncher, SlurmLauncher):
     """Members as one job array."""
 
     def _jobs(self, waiting: dict[int, list[str]]) -> Iterator[tuple[int, submitit.Job[JobReturn]]]:
@@ -170,7 +170,7 @@ class SlurmJobs(_Jobs, SlurmLauncher):
             raise
 
 
-class LocalJobs(_Jobs, LocalLauncher):
+class LocalJobLauncher(BaseJobLauncher, LocalLauncher):
     """Members as processes on this machine, as many at once as it has room for."""
 
     def _jobs(self, waiting: dict[int, list[str]]) -> Iterator[tuple[int, submitit.Job[JobReturn]]]:
@@ -267,12 +267,12 @@ def _nothing_on_stderr() -> Iterator[None]:
 
 
 def _finished(config: RunConfig) -> dict[str, Any] | None:
-    from imsm.finished import finished_result, objective
+    from imsm.finished import load_if_finished, sweep_objective
 
-    found = finished_result(config, runs_root=runs_root())
+    found = load_if_finished(config, runs_root=runs_root())
     if found is None:
         return None
-    return {"state": "skipped", "objective": objective(found, config.data.name)}
+    return {"state": "skipped", "objective": sweep_objective(found, config.data.name)}
 
 
 def _returned(value: float | None) -> JobReturn:

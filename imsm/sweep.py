@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from imsm.files import write_whole
+from imsm.files import write_atomic
 
-FOLDER = "IMSM_SWEEP_FOLDER"
+FOLDER = "IMSM_SWEEP_DIR"
 """The environment variable that conf/config.yaml reads Hydra's own folder from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class JobOutcome:
     """What became of a member.
 
     Attributes:
@@ -45,27 +45,27 @@ class Ended:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class SweepDir:
     """One start of a sweep (or of a single run), and what its members left."""
 
     folder: Path
 
-    def note(self, ended: Ended) -> None:
+    def write_status(self, ended: JobOutcome) -> None:
         """Keep what became of a member."""
         path = self.folder / "members" / f"{ended.number}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(asdict(ended), ensure_ascii=False) + "\n")
+        write_atomic(path, json.dumps(asdict(ended), ensure_ascii=False) + "\n")
 
-    def ended(self) -> dict[int, Ended]:
+    def read_statuses(self) -> dict[int, JobOutcome]:
         """The members that ended, by number."""
         found = {}
         for path in (self.folder / "members").glob("*.json"):
-            member = Ended(**json.loads(path.read_text(encoding="utf-8")))
+            member = JobOutcome(**json.loads(path.read_text(encoding="utf-8")))
             found[member.number] = member
         return dict(sorted(found.items()))
 
 
-def sweep_place(
+def sweep_dir(
     runs_root: Path, *, name: str, overrides: Sequence[str], config_dir: Path | None
 ) -> Path:
     """Where every start of the same sweep lies: its folder is the same for the same overrides."""
@@ -73,17 +73,17 @@ def sweep_place(
     return runs_root / "sweeps" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def new_start(place: Path) -> Sweep:
+def new_attempt(place: Path) -> SweepDir:
     """A folder for this start of a sweep."""
     folder = place / time.strftime("%Y-%m-%d_%H-%M-%S")
     (folder / "members").mkdir(parents=True, exist_ok=True)
-    return Sweep(folder=folder)
+    return SweepDir(folder=folder)
 
 
-def newest_start(place: Path) -> Sweep | None:
+def latest_attempt(place: Path) -> SweepDir | None:
     """The last start of a sweep; None if it was never started."""
     folders = sorted(path.parent for path in place.glob("*/members"))
-    return Sweep(folder=folders[-1]) if folders else None
+    return SweepDir(folder=folders[-1]) if folders else None
 
 
 def member_command(overrides: Sequence[str], *, config_dir: Path | None) -> str:
@@ -93,7 +93,7 @@ def member_command(overrides: Sequence[str], *, config_dir: Path | None) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
-def with_missing(ended: Mapping[int, Ended], expected: Sequence[Sequence[str]]) -> list[Ended]:
+def mark_missing_failed(ended: Mapping[int, JobOutcome], expected: Sequence[Sequence[str]]) -> list[JobOutcome]:
     """Every member; one that left nothing counts as failed.
 
     Args:
@@ -103,14 +103,14 @@ def with_missing(ended: Mapping[int, Ended], expected: Sequence[Sequence[str]]) 
     word = "its process ended without a word"
     found = dict(ended)
     for number, overrides in enumerate(expected):
-        lost = Ended(
+        lost = JobOutcome(
             number=number, overrides=list(overrides), state="failed", exit_code=1, error=word
         )
         found.setdefault(number, lost)
     return [found[number] for number in sorted(found)]
 
 
-def summary(members: Sequence[Ended], *, config_dir: Path | None) -> list[str]:
+def summary(members: Sequence[JobOutcome], *, config_dir: Path | None) -> list[str]:
     """Lines about a sweep: how many members ended how, and each failed one with its command."""
     counts = {state: sum(m.state == state for m in members) for state in ("done", "failed")}
     skipped = len(members) - sum(counts.values())
@@ -125,7 +125,7 @@ def summary(members: Sequence[Ended], *, config_dir: Path | None) -> list[str]:
     return lines
 
 
-def best_values(folder: Path) -> str:
+def format_best_trial(folder: Path) -> str:
     """What a search found, from the file that Hydra's Optuna sweeper leaves."""
     path = folder / "optimization_results.yaml"
     if not path.is_file():

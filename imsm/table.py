@@ -18,8 +18,8 @@ from imsm.folders import conf_folder, runs_root
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from imsm.preflight import Preflight
-    from imsm.report.sweep import Member
+    from imsm.preflight import ConfigComposer
+    from imsm.report.sweep import SweepRun
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,22 +45,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _members(overrides: list[str], *, config_dir: Path | None) -> list[Member]:
+def _members(overrides: list[str], *, config_dir: Path | None) -> list[SweepRun]:
     """The runs that the overrides mean, each once.
 
     Raises:
         UserError: the overrides are wrong.
     """
-    from imsm.messages import report
-    from imsm.preflight import Preflight
+    from imsm.messages import format_errors
+    from imsm.preflight import ConfigComposer
 
     if config_dir is not None:
         sys.path.insert(0, str(config_dir.absolute()))
-    preflight = Preflight(conf=conf_folder(), config_dir=config_dir)
-    problems = preflight.problems(overrides, sweep=True)
+    preflight = ConfigComposer(conf=conf_folder(), config_dir=config_dir)
+    problems = preflight.validate(overrides, sweep=True)
     if problems:
-        raise UserError(report(problems))
-    found: dict[str, Member] = {}
+        raise UserError(format_errors(problems))
+    found: dict[str, SweepRun] = {}
     for lines, cfg in _composed(preflight, overrides, config_dir=config_dir):
         name, member = _member(lines, cfg, config_dir=config_dir)
         found.setdefault(name, member)
@@ -68,46 +68,46 @@ def _members(overrides: list[str], *, config_dir: Path | None) -> list[Member]:
 
 
 def _composed(
-    preflight: Preflight, overrides: list[str], *, config_dir: Path | None
+    preflight: ConfigComposer, overrides: list[str], *, config_dir: Path | None
 ) -> list[tuple[dict[str, str], DictConfig]]:
     """Each run: its overrides by key, and what they compose; a search noted its own.
 
     Raises:
         UserError: the search was not started yet.
     """
-    from imsm.sweep import newest_start, sweep_place
+    from imsm.sweep import latest_attempt, sweep_dir
 
-    plan = preflight.sweep_plan(overrides, sweep=True)
+    plan = preflight.sweep_spec(overrides, sweep=True)
     if not plan.searches:
-        return preflight.members(overrides)
-    place = sweep_place(
+        return preflight.compose_all(overrides)
+    place = sweep_dir(
         runs_root(), name=plan.name, overrides=plan.overrides, config_dir=config_dir
     )
-    start = newest_start(place)
-    trials = [] if start is None else list(start.ended().values())
+    start = latest_attempt(place)
+    trials = [] if start is None else list(start.read_statuses().values())
     if not trials:
         raise UserError(
             f"{' '.join(overrides)}: this search has no trial yet; python -m imsm.run -m with the "
             "same overrides starts it"
         )
-    return [run for trial in trials for run in preflight.members(trial.overrides)]
+    return [run for trial in trials for run in preflight.compose_all(trial.overrides)]
 
 
 def _member(
     lines: dict[str, str], cfg: DictConfig, *, config_dir: Path | None
-) -> tuple[str, Member]:
-    from imsm.chain import last_stage
-    from imsm.examine import parse
+) -> tuple[str, SweepRun]:
+    from imsm.chain import final_stage
+    from imsm.examine import load_config
     from imsm.failure import read_failure
-    from imsm.finished import folder_of
+    from imsm.finished import run_dir_of
     from imsm.identity import run_name
     from imsm.report.result import read_result
-    from imsm.report.sweep import Member
+    from imsm.report.sweep import SweepRun
     from imsm.sweep import member_command
 
-    config = parse(cfg, config_dir=config_dir)
-    name = run_name(last_stage(config))
-    folder = folder_of(config, runs_root=runs_root())
+    config = load_config(cfg, config_dir=config_dir)
+    name = run_name(final_stage(config))
+    folder = run_dir_of(config, runs_root=runs_root())
     failure = read_failure(folder)
     try:
         result = read_result(folder)
@@ -120,8 +120,8 @@ def _member(
     }
     overrides = [f"{key}={value}" for key, value in lines.items()]
     # the original is one run for all targets, but stands in each target's table
-    key = name if config.method.trained else f"{name}/{config.data.name}"
-    return key, Member(
+    key = name if config.method.trainable else f"{name}/{config.data.name}"
+    return key, SweepRun(
         swept={**lines, "method": config.method.name},
         target=config.data.name,
         about=about,
@@ -132,11 +132,11 @@ def _member(
 
 
 def _write(path: Path, text: str) -> None:
-    from imsm.files import write_whole
+    from imsm.files import write_atomic
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
+        write_atomic(path, text)
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written ({error})") from error
 

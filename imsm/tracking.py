@@ -19,12 +19,12 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from imsm.cache import cache_folder
-from imsm.files import write_whole
+from imsm.files import write_atomic
 
 _SECRETS = ("key", "token", "secret", "password")
 
 
-class Mirror(Protocol):
+class LoggerBackend(Protocol):
     """A service that shows what the local log holds."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -41,7 +41,7 @@ class Mirror(Protocol):
 
 
 @dataclass
-class Tracker:
+class RunLogger:
     """Writes the local log, line by line, and tells a mirror the same.
 
     Use as a context manager; each line of the log holds ``step``, ``time`` (seconds since 1970)
@@ -50,7 +50,7 @@ class Tracker:
     """
 
     path: Path
-    mirror: Mirror | None = None
+    mirror: LoggerBackend | None = None
     warn: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr))
     _begun: bool = False
     _whole: bool = False
@@ -73,7 +73,7 @@ class Tracker:
         """The report that a finished run left in its folder: page, tables, pictures."""
         self._mirror("report", lambda mirror: mirror.attach(folder))
 
-    def __enter__(self) -> Tracker:
+    def __enter__(self) -> RunLogger:
         """Nothing to open: the log is opened for each line."""
         return self
 
@@ -103,7 +103,7 @@ class Tracker:
         """Take out what an earlier process had no room, or no time, to write to its end."""
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         if not text.endswith("\n") and text:
-            write_whole(self.path, text[: text.rfind("\n") + 1])
+            write_atomic(self.path, text[: text.rfind("\n") + 1])
 
     def _forget_from(self, step: int) -> None:
         """Take out what an earlier process logged of this step and later ones."""
@@ -112,9 +112,9 @@ class Tracker:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if _step_of(line) < step]
         if len(kept) < len(lines):
-            write_whole(self.path, "".join(kept))
+            write_atomic(self.path, "".join(kept))
 
-    def _mirror(self, what: str, call: Callable[[Mirror], None]) -> None:
+    def _mirror(self, what: str, call: Callable[[LoggerBackend], None]) -> None:
         if self.mirror is None:
             return
         try:
@@ -133,7 +133,7 @@ def open_tracker(
     entity: str | None = None,
     mode: str = "auto",
     init_timeout: float = 30.0,
-) -> Tracker:
+) -> RunLogger:
     """The tracker of a run; it never raises on account of the mirror.
 
     Args:
@@ -145,11 +145,11 @@ def open_tracker(
         mode: "online", "offline", or "auto": offline without a key.
         init_timeout: seconds to wait for the service.
     """
-    tracker = Tracker(folder / "log.jsonl")
+    tracker = RunLogger(folder / "log.jsonl")
     if name != "wandb":
         return tracker
     try:
-        tracker.mirror = Wandb.open(
+        tracker.mirror = WandbBackend.open(
             folder,
             config=without_secrets(config),
             project=project,
@@ -162,7 +162,7 @@ def open_tracker(
     return tracker
 
 
-class Wandb:
+class WandbBackend:
     """Weights & Biases as a mirror."""
 
     def __init__(self, run: Any) -> None:
@@ -178,7 +178,7 @@ class Wandb:
         entity: str | None,
         offline: bool,
         init_timeout: float,
-    ) -> Wandb:
+    ) -> WandbBackend:
         """Start a W&B run; its files lie in ``folder/wandb``."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         for place in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # where it prepares artifacts
@@ -244,7 +244,7 @@ class Wandb:
 
 def _sweep() -> str | None:
     """The sweep that this run is a member of, by its folder's name; None: it stands alone."""
-    place = os.environ.get("IMSM_SWEEP_FOLDER")
+    place = os.environ.get("IMSM_SWEEP_DIR")
     return Path(place).name if place else None
 
 

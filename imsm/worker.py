@@ -10,24 +10,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.processes.leave import leave
-from imsm.processes.worker import work
+from imsm.processes.leave import exit_process
+from imsm.processes.worker import run_worker
 
 if TYPE_CHECKING:
-    from imsm.processes.world import World
+    from imsm.processes.world import DistributedContext
 
 
-def carry_out_saved(settings: dict[str, Any], world: World) -> None:
+def run_from_file(settings: dict[str, Any], world: DistributedContext) -> None:
     """Carry out the run of saved settings, together with the other processes."""
     from imsm.config import RunConfig
 
     config = RunConfig.from_dict(settings["config"])
     if config.config_dir is not None:
         sys.path.insert(0, config.config_dir)
-    from imsm.flow import carry_out
+    from imsm.flow import run_experiment
 
-    carry_out(config, runs_root=Path(settings["runs_root"]), world=world)
+    run_experiment(config, runs_root=Path(settings["runs_root"]), world=world)
 
 
 if __name__ == "__main__":
-    leave(work(Path(sys.argv[1]), carry_out_saved))
+    exit_process(run_worker(Path(sys.argv[1]), run_from_file))

@@ -19,8 +19,8 @@ import transformers
 from peft import LoraConfig
 from transformers import PretrainedConfig
 
-from imsm.adapters.adapter import Adapter
-from imsm.assemble import put_together
+from imsm.adapters.adapter import AdapterSpec
+from imsm.assemble import wrap_backbone
 from imsm.errors import UserError
 from imsm.siamese.model import SiameseForCausalLM
 from scripts.plain_passes import Case
@@ -151,10 +151,10 @@ def _assembled(configuration: PretrainedConfig, *, excluded: str | None) -> Siam
         r=4,
         lora_alpha=8,
     )
-    return put_together(
+    return wrap_backbone(
         tiny_backbone(configuration),
         backbone={"path": configuration.model_type},
-        adapter=Adapter(lora),
+        adapter=AdapterSpec(lora),
         gate=GATE,
         pooling="mean",
         stream="interwoven",

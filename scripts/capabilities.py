@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from imsm.files import write_whole
+from imsm.files import write_atomic
 
 DOCS = Path(__file__).parent.parent / "docs"
 Found = dict[str, list[dict[str, Any]]]
@@ -36,7 +36,7 @@ TABLES = {
         title="PEFT methods",
         tried=(
             "Every tuner of PEFT on a tiny random Llama, its adapter moved away from its initial "
-            "value (there a wrong stream looks right). `peft=any peft.type=NAME` takes those that "
+            "value (there a wrong stream looks right). `peft=generic peft.peft_type=NAME` takes those that "
             "train."
         ),
         columns={
@@ -135,8 +135,8 @@ def _line(cells: Iterable[str]) -> str:
 def main() -> None:
     """Write both files."""
     found = collect()
-    write_whole(DOCS / "capabilities.json", json.dumps(found, indent=1) + "\n")
-    write_whole(DOCS / "capabilities.md", page(found))
+    write_atomic(DOCS / "capabilities.json", json.dumps(found, indent=1) + "\n")
+    write_atomic(DOCS / "capabilities.md", page(found))
     for name, rows in found.items():
         print(f"{name}: {len(rows)} rows in {DOCS / 'capabilities.md'}")
 

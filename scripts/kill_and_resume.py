@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 SHORT = (
-    "data.train_limit=256",
-    "trainer.epochs=2",
-    "trainer.checkpoint_steps=5",
-    "evaluation.items=16",
+    "data.max_train_examples=256",
+    "trainer.num_epochs=2",
+    "trainer.save_steps=5",
+    "evaluation.limit=16",
 )
 """A run of about twenty seconds on two cores, half of them training, a checkpoint a second."""
 MARK = "IMSM_KILLED_RUN"
@@ -75,7 +75,7 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="imsm-kill-", dir=asked.folder))
     command = [sys.executable, "-m", "imsm.run", *SHORT, f"engine={asked.engine}"]
     if asked.engine != "local":
-        command += [f"engine.processes={asked.processes}", "engine.device=cpu"]
+        command += [f"engine.nproc_per_node={asked.processes}", "engine.device=cpu"]
     command += asked.overrides
     print(" ".join(command[1:]))
     whole = carry_out(command, root / "whole")

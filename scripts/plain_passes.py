@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from imsm.siamese.body import find_body
+from imsm.siamese.body import find_decoder
 from imsm.siamese.model import SiameseForCausalLM
 from scripts.tiny_architectures import LAST_SPECIAL, VOCABULARY
 
@@ -118,7 +118,7 @@ class Case:
     def _logits(self, text: torch.Tensor, *, query: int) -> torch.Tensor:
         """Equations 2 to 7 for one sequence whose first ``query`` tokens are the query, (T, V)."""
         memories = [
-            find_body(each)(input_ids=text[None], use_cache=False).last_hidden_state[0]
+            find_decoder(each)(input_ids=text[None], use_cache=False).last_hidden_state[0]
             for each in (self.plain, self.model.backbone)
         ]
         seen = torch.arange(1, len(text) + 1).clamp(max=query)
@@ -136,7 +136,7 @@ class Case:
             outputs.last_hidden_state = memory[None]
             return outputs
 
-        hook = find_body(self.plain).register_forward_hook(exchanged)
+        hook = find_decoder(self.plain).register_forward_hook(exchanged)
         try:
             return self.plain(input_ids=text[None], use_cache=False).logits[0]
         finally:

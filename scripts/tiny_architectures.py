@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from imsm.backbones.load import silence_dropout
+from imsm.backbones.load import disable_dropout
 
 ARCHITECTURES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 """The model types of transformers' causal language models."""
@@ -208,5 +208,5 @@ def tiny_backbone(configuration: PretrainedConfig) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "embed" not in name:
                 parameter.mul_(4)
-    silence_dropout(model)
+    disable_dropout(model)
     return model.requires_grad_(False).eval()

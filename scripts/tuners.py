@@ -23,17 +23,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging
 
 from imsm.adapters.adalora import adalora
-from imsm.adapters.adapter import Adapter
-from imsm.adapters.any import any_tuner, check_arguments
-from imsm.assemble import assemble
+from imsm.adapters.adapter import AdapterSpec
+from imsm.adapters.any import peft_tuner, check_arguments
+from imsm.assemble import build_model
 from imsm.backbones.load import load_backbone
 from imsm.data.tokenise import TokenisedExample
 from imsm.errors import UserError
-from imsm.siamese.cache import SiameseCache
+from imsm.siamese.cache import DualStreamCache
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.training.keep import Keeper
-from imsm.training.local import LocalEngine
-from imsm.training.loop import Batching, train
+from imsm.training.keep import CheckpointManager
+from imsm.training.local import SingleDeviceEngine
+from imsm.training.loop import BatchPlan, train
 from imsm.training.optimizer import build_optimizer, build_schedule
 
 GATE = {
@@ -137,7 +137,7 @@ def row(name: str, kind: str, arguments: dict[str, Any], *, folder: Path) -> Row
     backbone = {"path": str(folder / "backbone"), "dtype": "float32"}
     try:
         adapter = _adapter(kind, arguments)
-        model = assemble(
+        model = build_model(
             backbone=backbone,
             adapter=adapter,
             gate=GATE,
@@ -166,27 +166,27 @@ def row(name: str, kind: str, arguments: dict[str, Any], *, folder: Path) -> Row
     )
 
 
-def training(model: SiameseForCausalLM, adapter: Adapter, *, folder: Path) -> None:
+def training(model: SiameseForCausalLM, adapter: AdapterSpec, *, folder: Path) -> None:
     """The real training loop, some steps over one batch."""
     optimizer = build_optimizer(
         model, name="adamw", learning_rate=2e-2, gate_learning_rate=1e-3, weight_decay=0.0
     )
     schedule = build_schedule(optimizer, name="linear", warmup_ratio=0.1, steps=STEPS)
-    engine = LocalEngine(
+    engine = SingleDeviceEngine(
         model,
         optimizer=optimizer,
         schedule=schedule,
         clip_norm=1.0,
         device=torch.device("cpu"),
     )
-    hooks = adapter.hooks(model.adapted, STEPS) if adapter.hooks else None
+    hooks = adapter.callbacks(model.adapted, STEPS) if adapter.callbacks else None
     train(
         model,
         examples(),
         engine=engine,
         hooks=hooks,
-        batching=Batching(epochs=STEPS, batch_size=BATCH, micro_batch_size=BATCH, seed=0),
-        keeper=Keeper(folder=folder, identity={}, engine=engine, hooks=hooks, minutes=60),
+        batching=BatchPlan(epochs=STEPS, batch_size=BATCH, micro_batch_size=BATCH, seed=0),
+        keeper=CheckpointManager(folder=folder, identity={}, engine=engine, hooks=hooks, minutes=60),
         pad_id=0,
         log=lambda step, measured: None,
     )
@@ -237,15 +237,15 @@ def doubled_exact(model: SiameseForCausalLM) -> bool:
     ids = torch.tensor([examples()[-1].prompt_ids])
     positions = torch.arange(ids.shape[1])[None]
     alone = [
-        model.streams.memory({"input_ids": ids, "position_ids": positions}, stream=s, cache=None)
+        model.streams.hidden_states({"input_ids": ids, "position_ids": positions}, stream=s, cache=None)
         for s in ("original", "tuned")
     ]
-    cache = SiameseCache(config=model.config.get_text_config(decoder=True), doubled=True)
+    cache = DualStreamCache(config=model.config.get_text_config(decoder=True), doubled=True)
     pieces = []
     try:
         for piece in (slice(0, 6), slice(6, None)):
             inputs = {"input_ids": ids[:, piece], "position_ids": positions[:, piece]}
-            pieces.append(model.streams.memories(inputs, cache=cache))
+            pieces.append(model.streams.both_hidden_states(inputs, cache=cache))
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
     both = [torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True)]
@@ -287,11 +287,11 @@ def tiny_llama() -> torch.nn.Module:
     return model
 
 
-def _adapter(kind: str, arguments: dict[str, Any]) -> Adapter:
+def _adapter(kind: str, arguments: dict[str, Any]) -> AdapterSpec:
     if kind == "ADALORA":
         return _adalora()
     check_arguments(type=kind, arguments=arguments)
-    return any_tuner(target_modules=TARGETS, type=kind, arguments=arguments)
+    return peft_tuner(target_modules=TARGETS, type=kind, arguments=arguments)
 
 
 @torch.no_grad()
@@ -310,7 +310,7 @@ def _exact_in_peft(kind: str, arguments: dict[str, Any], backbone: dict[str, str
         return None
 
 
-def _adalora() -> Adapter:
+def _adalora() -> AdapterSpec:
     return adalora(
         target_modules=TARGETS,
         init_rank=6,

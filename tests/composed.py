@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from imsm.config import RunConfig
-from imsm.examine import parse
+from imsm.examine import load_config
 from imsm.folders import conf_folder
 from imsm.identity import run_identity
 from imsm.report.result import build_result
@@ -25,7 +25,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def config(*overrides: str, config_dir: Path | None = None) -> RunConfig:
     """The typed configuration."""
-    return parse(composed(*overrides), config_dir=config_dir)
+    return load_config(composed(*overrides), config_dir=config_dir)
 
 
 def result(
@@ -33,7 +33,7 @@ def result(
 ) -> dict[str, Any]:
     """A finished run as `result.json` keeps it: every metric of every task has ``points``."""
     chosen = config(f"method={method}", *overrides)
-    trained = chosen.method.trained
+    trained = chosen.method.trainable
     tasks = {
         name: {
             "role": "target" if name == chosen.data.name else "forgetting",

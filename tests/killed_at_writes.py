@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from imsm.flow import carry_out
+from imsm.flow import run_experiment
 from scripts.kill_and_resume import differences
 from tests.composed import config
 
@@ -83,7 +83,7 @@ def main() -> None:
     folder, every, chosen = Path(sys.argv[1]), int(sys.argv[2]), config(*sys.argv[3:])
     torch.set_num_threads(1)
     whole, log, said = folder / "whole", folder / "log", folder / "said"
-    if in_child(lambda: carry_out(chosen, runs_root=whole), log) != 0:
+    if in_child(lambda: run_experiment(chosen, runs_root=whole), log) != 0:
         sys.exit(log.read_text())
     number, wrong, points = 1, 0, 0
     while True:
@@ -92,13 +92,13 @@ def main() -> None:
 
         def killed(root: Path = parts, number: int = number) -> None:
             kill_before(root, number, said)
-            carry_out(chosen, runs_root=root)
+            run_experiment(chosen, runs_root=root)
 
         if in_child(killed, log) == 0:
             break  # it ends before so many writes
         points += 1
         problems = []
-        if in_child(lambda root=parts: carry_out(chosen, runs_root=root), log) != 0:  # type: ignore[misc]
+        if in_child(lambda root=parts: run_experiment(chosen, runs_root=root), log) != 0:  # type: ignore[misc]
             problems.append(log.read_text().strip().splitlines()[-1])
         problems = problems or differences(whole, parts)
         if problems:

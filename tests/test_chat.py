@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 import imsm
 from imsm import answer
 from imsm.errors import UserError
-from imsm.flow import carry_out
-from imsm.identity import differs_only_in_method, run_identity
+from imsm.flow import run_experiment
+from imsm.identity import comparable_up_to_method, run_identity
 from tests.backbone_folder import save_backbone
 from tests.composed import config
 
@@ -45,16 +45,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def choices(made: Path, *more: str) -> list[str]:
     return [
         "backbone=llama3",
-        f"backbone.path={made / 'backbone'}",
+        f"backbone.name_or_path={made / 'backbone'}",
         "backbone.dtype=float32",
         "data=jsonl",
-        f"data.folder={made / 'data'}",
+        f"data.local_dir={made / 'data'}",
         "data.metric=exact_match",
         "data.max_new_tokens=3",
         "evaluation.tasks=[target]",
-        "trainer.epochs=60",
+        "trainer.num_epochs=60",
         "trainer.learning_rate=0.03",
-        "trainer.batch_size=4",
+        "trainer.global_batch_size=4",
         *more,
     ]
 
@@ -62,7 +62,7 @@ def choices(made: Path, *more: str) -> list[str]:
 def test_training_judging_and_answering_use_the_template(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    carry_out(config(*choices(made, "data.chat_template=true")), runs_root=tmp_path)
+    run_experiment(config(*choices(made, "data.chat_template=true")), runs_root=tmp_path)
     (folder,) = tmp_path.glob("*-imsm-*")
     result = json.loads((folder / "result.json").read_text())
     assert result["evaluation"]["tasks"]["jsonl"]["metrics"]["exact_match"] > 70  # it learned so
@@ -90,7 +90,7 @@ INSTRUCT = "backbone=llama3_1_instruct"
 def test_it_is_another_run_with_another_original(made: Path, tmp_path: Path) -> None:
     for template in ("true", "false"):
         chosen = choices(made, f"data.chat_template={template}", "method=original")
-        carry_out(config(*chosen), runs_root=tmp_path)
+        run_experiment(config(*chosen), runs_root=tmp_path)
     lines = [json.loads(p.read_text().split("\n")[0]) for p in tmp_path.rglob("items.jsonl")]
     asked = {line["prompt_sha"] for line in lines}
     assert len(list(tmp_path.glob("*-original-*"))) == len(lines) == len(asked) == 2
@@ -98,10 +98,10 @@ def test_it_is_another_run_with_another_original(made: Path, tmp_path: Path) -> 
         run_identity(config(INSTRUCT, f"data.chat_template={template}", "method=peft"))
         for template in ("false", "true")
     )
-    assert not differs_only_in_method(plain, chatting)
+    assert not comparable_up_to_method(plain, chatting)
     original = run_identity(config(INSTRUCT, "data.chat_template=true", "method=original"))
-    assert differs_only_in_method(original, chatting)
-    assert not differs_only_in_method(original, plain)
+    assert comparable_up_to_method(original, chatting)
+    assert not comparable_up_to_method(original, plain)
     assert "chat_template" not in json.dumps(plain)  # runs without keep their names
 
 
@@ -109,5 +109,5 @@ def test_a_tokenizer_without_a_template_is_refused_before_anything_is_trained(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(UserError, match="no chat template"):
-        carry_out(config("data.chat_template=true", "method=peft"), runs_root=tmp_path)
+        run_experiment(config("data.chat_template=true", "method=peft"), runs_root=tmp_path)
     assert not list(tmp_path.rglob("log.jsonl"))

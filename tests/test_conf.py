@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imsm.folders import conf_folder
-from imsm.options import find_option, option_names
+from imsm.options import load_option, list_options
 from tests.composed import config
 
 NO_SECTION = {"metric", "sweep"}  # groups that are no section of a run's configuration
@@ -18,7 +18,7 @@ FORGETTING_ONLY = {"multirc", "freebaseqa"}
 def test_every_yaml_was_found() -> None:
     groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
     assert {path.parent.name for path in OPTIONS} | NO_SECTION == groups
-    others = sum(len(option_names(group)) for group in NO_SECTION)
+    others = sum(len(list_options(group)) for group in NO_SECTION)
     assert len(OPTIONS) + others + 1 == len(list(conf_folder().rglob("*.yaml")))
 
 
@@ -28,9 +28,9 @@ def test_an_option_makes_a_valid_run(path: Path, tmp_path: Path) -> None:
         (tmp_path / f"{role}.jsonl").write_text('{"input": "a", "output": "b"}\n')
     overrides = [f"{path.parent.name}={path.stem}"]
     if path.stem == "jsonl":
-        overrides.append(f"data.folder={tmp_path}")
+        overrides.append(f"data.local_dir={tmp_path}")
     if path.stem == "any":
-        overrides.append("peft.type=HRA")
+        overrides.append("peft.peft_type=HRA")
     if path.stem in FORGETTING_ONLY:
         overrides.append("method=original")
     run = config(*overrides)
@@ -56,30 +56,30 @@ def test_the_papers_recipe(
     ]
     assert arms[0] == arms[1]
     recipe = arms[0]
-    assert (recipe.optimizer, recipe.learning_rate, recipe.batch_size) == (optimizer, rate, batch)
-    assert (recipe.schedule, recipe.warmup_ratio) == (schedule, warmup)
-    assert (recipe.epochs, recipe.weight_decay, recipe.clip_norm) == (3, 0.0, 1.0)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.global_batch_size) == (optimizer, rate, batch)
+    assert (recipe.lr_scheduler_type, recipe.warmup_ratio) == (schedule, warmup)
+    assert (recipe.num_epochs, recipe.weight_decay, recipe.max_grad_norm) == (3, 0.0, 1.0)
     assert recipe.gate_learning_rate is None
 
 
 def test_the_released_recipe_differs_between_the_arms() -> None:
     peft, imsm = (
-        config("backbone=llama3", "peft=ia3", "trainer=released", f"method={arm}")
+        config("backbone=llama3", "peft=ia3", "trainer=paper_code", f"method={arm}")
         for arm in ("peft", "imsm")
     )
     assert (peft.trainer.warmup_ratio, imsm.trainer.warmup_ratio) == (0.06, 0.03)
-    assert (peft.trainer.clip_norm, imsm.trainer.clip_norm) == (1.0, None)
+    assert (peft.trainer.max_grad_norm, imsm.trainer.max_grad_norm) == (1.0, None)
     assert imsm.trainer.gate_learning_rate == 1e-3
-    lora = config("backbone=llama3", "trainer=released")
+    lora = config("backbone=llama3", "trainer=paper_code")
     assert (lora.trainer.weight_decay, lora.gate.dropout) == (0.01, 0.1)
 
 
 def test_the_miniature_brings_its_recipe_unless_told_otherwise() -> None:
-    assert (config().trainer.name, config().evaluation.items) == ("mini", 200)
+    assert (config().trainer.name, config().evaluation.limit) == ("mini", 200)
     chosen = config("trainer=paper", "evaluation=target", "backbone=mini")
     assert (chosen.trainer.name, chosen.evaluation.tasks) == ("paper", ["target"])
     assert config("backbone=llama3").trainer.name == "paper"
-    assert config("backbone=llama3").evaluation.items is None
+    assert config("backbone=llama3").evaluation.limit is None
 
 
 def test_roles_become_the_backbones_modules() -> None:
@@ -92,7 +92,7 @@ def test_roles_become_the_backbones_modules() -> None:
     assert modules("backbone=llama3", "peft=ia3") == ["k_proj", "v_proj", "down_proj"]
     assert modules("backbone=qwen1_5", "peft=ia3") == ["q_proj", "v_proj"]
     assert len(modules("backbone=mini")) == 7
-    assert modules("backbone=mini", "peft.roles=[attention_key]") == ["k_proj"]
+    assert modules("backbone=mini", "peft.target_roles=[attention_key]") == ["k_proj"]
 
 
 def test_an_option_of_ones_own_goes_first_and_may_build_on_a_shipped_one(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_an_option_of_ones_own_goes_first_and_may_build_on_a_shipped_one(tmp_pat
     (tmp_path / "data" / "short.yaml").write_text(
         "defaults: [gsm8k, _self_]\nname: short\nmax_new_tokens: 5\n"
     )
-    found = find_option("data", "short", config_dir=tmp_path)
+    found = load_option("data", "short", config_dir=tmp_path)
     assert (found["name"], found["max_new_tokens"]) == ("short", 5)
-    assert found["module"] == find_option("data", "gsm8k")["module"]
+    assert found["module"] == load_option("data", "gsm8k")["module"]
     assert "defaults" not in found
-    assert "short" in option_names("data", config_dir=tmp_path)
-    assert "short" not in option_names("data")
+    assert "short" in list_options("data", config_dir=tmp_path)
+    assert "short" not in list_options("data")

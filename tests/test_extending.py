@@ -74,9 +74,9 @@ def test_the_document_shows_one_of_each() -> None:
 def test_all_five_run_together(own: Path) -> None:
     arguments = [
         "backbone=my_model", "data=capitals", "peft=rslora", "gate=squashed",
-        f"data.mirror={own.parent / 'mirror'}", "evaluation.tasks=[target]",
-        "trainer.epochs=30", "trainer.learning_rate=0.03", "trainer.batch_size=4",
-        "tracker=none",
+        f"data.mirror_dir={own.parent / 'mirror'}", "evaluation.tasks=[target]",
+        "trainer.num_epochs=30", "trainer.learning_rate=0.03", "trainer.global_batch_size=4",
+        "logger=none",
     ]  # fmt: skip
     done = command(own, *arguments)
     assert done.returncode == 0, done.stderr
@@ -106,13 +106,13 @@ def test_all_five_run_together(own: Path) -> None:
 
 def test_the_released_recipe_reaches_a_gate_without_dropout(own: Path, monkeypatch) -> None:
     from imsm.folders import conf_folder
-    from imsm.preflight import Preflight
+    from imsm.preflight import ConfigComposer
 
     monkeypatch.syspath_prepend(str(own))
-    checks = Preflight(conf=conf_folder(), config_dir=own)
+    checks = ConfigComposer(conf=conf_folder(), config_dir=own)
     given = ["backbone=my_model", "gate=squashed", "data.source=miniature"]
-    assert checks.problems([*given, "trainer=released"], sweep=False) == []
-    (line,) = checks.problems([*given, "+gate.dropout=0.1"], sweep=False)
+    assert checks.validate([*given, "trainer=paper_code"], sweep=False) == []
+    (line,) = checks.validate([*given, "+gate.dropout=0.1"], sweep=False)
     assert "no such key of gate" in line
 
 
@@ -132,7 +132,7 @@ def test_options_of_ones_own_are_checked_like_the_shipped_ones(
 ) -> None:
     chosen = ["backbone=my_model", "data=capitals", "peft=rslora", "gate=squashed"]
     chosen = [c for c in chosen if c.partition("=")[0] != override.partition("=")[0]]
-    done = command(own, *chosen, override, f"data.mirror={own.parent / 'mirror'}")
+    done = command(own, *chosen, override, f"data.mirror_dir={own.parent / 'mirror'}")
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

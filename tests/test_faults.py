@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 from imsm.errors import UserError
-from imsm.flow import carry_out
+from imsm.flow import run_experiment
 from imsm.training import loop
 from scripts.kill_and_resume import differences
 from tests.composed import config
 from tests.test_flow import choices, made, run  # noqa: F401 (a fixture)
 from tests.training.test_resume import flipped, missing, truncated
 
-OFTEN = ("trainer.checkpoint_steps=1", "trainer.epochs=2")
+OFTEN = ("trainer.save_steps=1", "trainer.num_epochs=2")
 STEPS = 4
 
 
@@ -206,13 +206,13 @@ def working_in(folder: Path, *, seconds: int) -> Iterator[subprocess.Popen[str]]
 
 def test_two_runs_in_one_folder_at_once(made: Path, tmp_path: Path) -> None:  # noqa: F811
     mine = tmp_path / "mine"
-    chosen = config(*choices(made, *OFTEN, f"folder={mine}"))
+    chosen = config(*choices(made, *OFTEN, f"run_dir={mine}"))
     with working_in(mine, seconds=120):
         with pytest.raises(UserError, match=r"another process is at work in this run") as caught:
-            carry_out(chosen, runs_root=tmp_path)
+            run_experiment(chosen, runs_root=tmp_path)
         assert str(mine) in str(caught.value) and "\n" not in str(caught.value)
         assert not (mine / "identity.json").exists()
-    carry_out(chosen, runs_root=tmp_path)  # the lock went with the killed process
+    run_experiment(chosen, runs_root=tmp_path)  # the lock went with the killed process
     assert json.loads((mine / "result.json").read_text())["status"] == "finished"
 
 
@@ -237,7 +237,7 @@ def test_killed_before_a_write_a_run_goes_on_to_the_same_end(
     """Every one of them: `python -m tests.killed_at_writes FOLDER 1 ...`, in minutes."""
     line = [sys.executable, "-m", "tests.killed_at_writes", str(tmp_path), "13"]
     done = subprocess.run(
-        [*line, *choices(made, *OFTEN, "trainer.checkpoints_kept=2")],
+        [*line, *choices(made, *OFTEN, "trainer.save_total_limit=2")],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],

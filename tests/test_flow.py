@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import imsm
 from imsm import answer
 from imsm.errors import RunError, UserError
-from imsm.flow import carry_out
+from imsm.flow import run_experiment
 from imsm.siamese.model import SiameseForCausalLM, SiameseOutput
 from imsm.training import loop
 from tests.backbone_folder import save_backbone
@@ -42,16 +42,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def choices(made: Path, *more: str, method: str = "imsm") -> list[str]:
     return [
         "backbone=llama3",
-        f"backbone.path={made / 'backbone'}",
+        f"backbone.name_or_path={made / 'backbone'}",
         "backbone.dtype=float32",
         "data=jsonl",
-        f"data.folder={made / 'data'}",
+        f"data.local_dir={made / 'data'}",
         "data.metric=contain",
         "data.max_new_tokens=3",
         "evaluation.tasks=[target]",
-        "trainer.epochs=8",
+        "trainer.num_epochs=8",
         "trainer.learning_rate=0.03",
-        "trainer.batch_size=4",
+        "trainer.global_batch_size=4",
         f"method={method}",
         *more,
     ]
@@ -60,7 +60,7 @@ def choices(made: Path, *more: str, method: str = "imsm") -> list[str]:
 def run(made: Path, root: Path, *more: str, method: str = "imsm") -> Path:
     """Carry a run out; returns its folder."""
     chosen = config(*choices(made, *more, method=method))
-    carry_out(chosen, runs_root=root)
+    run_experiment(chosen, runs_root=root)
     (folder,) = root.glob(f"*-{method}-*")
     return folder
 
@@ -113,7 +113,7 @@ def test_three_arms_stand_side_by_side_and_the_original_answers_once(
 
 def test_peft_and_imsm_start_from_the_same_adapter(made: Path, tmp_path: Path) -> None:
     """A recipe that changes nothing shows what they start from."""
-    still = ("trainer.learning_rate=1e-12", "trainer.epochs=1")
+    still = ("trainer.learning_rate=1e-12", "trainer.num_epochs=1")
     arms = [run(made, tmp_path, *still, method=method) for method in ("peft", "imsm")]
     one, other = (load_file(arm / "model/adapter/adapter_model.safetensors") for arm in arms)
     assert one.keys() == other.keys()
@@ -130,7 +130,7 @@ def test_a_finished_run_is_not_trained_again(
     run(made, tmp_path)
     assert json.loads((folder / "result.json").read_text())["evaluation"] == before
     # judged again, with fewer items
-    run(made, tmp_path, "mode=evaluate", "evaluation.items=5")
+    run(made, tmp_path, "mode=evaluate", "evaluation.limit=5")
     again = json.loads((folder / "result.json").read_text())
     assert again["evaluation"]["tasks"]["jsonl"]["items"] == 5
     assert again["training"]["steps"] == 16
@@ -158,27 +158,27 @@ def test_interrupted_and_given_again_it_ends_as_if_nothing_had_been(
 
 
 def test_a_folder_of_another_run_is_refused_with_a_difference(made: Path, tmp_path: Path) -> None:
-    place = f"folder={tmp_path / 'mine'}"
-    carry_out(config(*choices(made, place, "trainer.epochs=1")), runs_root=tmp_path)
-    with pytest.raises(UserError, match=r"trainer.epochs: there 1, asked 2"):
-        carry_out(config(*choices(made, place, "trainer.epochs=2")), runs_root=tmp_path)
+    place = f"run_dir={tmp_path / 'mine'}"
+    run_experiment(config(*choices(made, place, "trainer.num_epochs=1")), runs_root=tmp_path)
+    with pytest.raises(UserError, match=r"trainer.num_epochs: there 1, asked 2"):
+        run_experiment(config(*choices(made, place, "trainer.num_epochs=2")), runs_root=tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
-        carry_out(config(*choices(made, f"folder={other}")), runs_root=tmp_path)
+        run_experiment(config(*choices(made, f"run_dir={other}")), runs_root=tmp_path)
     assert sorted(path.name for path in other.iterdir() if path.name != "lock") == ["thesis.tex"]
 
 
 def test_judging_a_run_that_was_never_trained_is_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mode=run first"):
-        carry_out(config(*choices(made, "mode=evaluate")), runs_root=tmp_path)
+        run_experiment(config(*choices(made, "mode=evaluate")), runs_root=tmp_path)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learn = SiameseForCausalLM._learn
+    learn = SiameseForCausalLM._training_forward
     calls = []
 
     def broken(*arguments: object) -> SiameseOutput:
@@ -202,14 +202,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(
     "more",
     [
         ("backbone.dtype=bfloat16", "trainer.gradient_checkpointing=true"),
-        ("peft=adalora", "gate=token"),
-        ("peft=ia3", "gate=mean"),
+        ("peft=adalora", "gate=no_query"),
+        ("peft=ia3", "gate=no_gate"),
         ("peft=dora", "gate.pooling=last", "trainer.micro_batch_size=1"),
-        ("trainer=released", "trainer.learning_rate=0.03"),
+        ("trainer=paper_code", "trainer.learning_rate=0.03"),
     ],
 )
 def test_other_choices_run_too(made: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    folder = run(made, tmp_path, "trainer.epochs=1", *more)
+    folder = run(made, tmp_path, "trainer.num_epochs=1", *more)
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished"
     assert imsm.SiameseForCausalLM.from_pretrained(folder).stream == "interwoven"

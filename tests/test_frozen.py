@@ -8,22 +8,22 @@ from typing import Any
 
 import pytest
 
-from imsm.chain import last_stage
+from imsm.chain import final_stage
 from imsm.config import RunConfig
 from imsm.errors import UserError
 from imsm.folders import conf_folder
-from imsm.identity import differs_only_in_method, run_identity, run_name
-from imsm.preflight import Preflight
-from imsm.report.arms import find_siblings, seeds_of
+from imsm.identity import comparable_up_to_method, run_identity, run_name
+from imsm.preflight import ConfigComposer
+from imsm.report.arms import find_comparable_runs, seeds_of
 from imsm.report.comparison import compare
 from imsm.report.result import write_result
-from imsm.run_folder import RunFolder
+from imsm.run_folder import RunDir
 from tests.composed import config, result
 
 
 def finished(folder: Path, *overrides: str, chosen: RunConfig | None = None) -> str:
     """A folder as a finished run leaves it, as far as a check looks."""
-    run = RunFolder(folder)
+    run = RunDir(folder)
     run.adapter.mkdir(parents=True)
     identity = run_identity(chosen or config(*(overrides or ("method=peft",))))
     run.identity.write_text(json.dumps(identity))
@@ -34,7 +34,7 @@ def finished(folder: Path, *overrides: str, chosen: RunConfig | None = None) -> 
 
 
 def problems(*overrides: str) -> list[str]:
-    return Preflight(conf=conf_folder()).problems(overrides, sweep=False)
+    return ConfigComposer(conf=conf_folder()).validate(overrides, sweep=False)
 
 
 def test_a_run_without_it_is_what_it_was() -> None:
@@ -58,12 +58,12 @@ def test_another_adapter_is_another_run(tmp_path: Path) -> None:
 
 
 def test_what_the_adapter_learned_is_known(tmp_path: Path) -> None:
-    stage = last_stage(config("sequence=[mrpc,cola]", "method=peft"))
+    stage = final_stage(config("task_sequence=[mrpc,cola]", "method=peft"))
     given = finished(tmp_path / "stage", chosen=stage)
     run = config(given)
     assert run.frozen_run is not None and run.frozen_run.tasks == ["mrpc", "cola"]
     # a gate that was fitted on a frozen adapter left that adapter as it was
-    through = config(finished(tmp_path / "gate", chosen=run), "gate=token")
+    through = config(finished(tmp_path / "gate", chosen=run), "gate=no_query")
     assert through.frozen_run == run.frozen_run
 
 
@@ -107,7 +107,7 @@ def test_what_is_no_trained_run_is_refused(tmp_path: Path) -> None:
         (["backbone.dtype=bfloat16"], ["backbone.dtype=float32, and this run has bfloat16"]),
         (["peft.rank=4"], ["peft.rank=16, and this run has 4; choose peft.rank=16"]),
         (["peft.dropout=0.1", "peft.alpha=3"], ["peft.alpha=", "peft.dropout=0.0"]),
-        (["peft.roles=[attention_query]"], ["this run has [q_proj]; choose these by peft.roles"]),
+        (["peft.target_roles=[attention_query]"], ["this run has [q_proj]; choose these by peft.target_roles"]),
         (["peft=ia3"], ["peft._target_=imsm.adapters.lora.lora", "that method by peft="]),
         (["peft=ia3", "backbone.dtype=bfloat16"], ["backbone.dtype", "peft._target_"]),
     ],
@@ -122,28 +122,28 @@ def test_an_adapter_of_other_choices_is_refused(
 
 def test_what_is_learned_may_be_chosen_anew(tmp_path: Path) -> None:
     given = finished(tmp_path / "one")
-    assert problems(given, "data=mrpc", "seed=3", "trainer.learning_rate=2e-2", "gate=scalar") == []
+    assert problems(given, "data=mrpc", "seed=3", "trainer.learning_rate=2e-2", "gate=learned_scalar") == []
     # a key that goes with the arm is none of the adapter's
-    arms = ["peft=adalora_static", "backbone=llama3", "trainer=released"]
+    arms = ["peft=adalora_static", "backbone=llama3", "trainer=paper_code"]
     assert problems(finished(tmp_path / "two", "method=peft", *arms), *arms) == []
-    imsm = finished(tmp_path / "three", "method=imsm", "gate=token")
+    imsm = finished(tmp_path / "three", "method=imsm", "gate=no_query")
     assert problems(imsm) == []
 
 
 def test_all_that_does_not_go_together_is_said_at_once(tmp_path: Path) -> None:
     given = finished(tmp_path / "one")
-    found = problems(given, "method=peft", "gate=mean", "peft.rank=4", "sequence=[gsm8k,mrpc]")
+    found = problems(given, "method=peft", "gate=no_gate", "peft.rank=4", "task_sequence=[gsm8k,mrpc]")
     assert len(found) == 4
     assert all(line.startswith(given) for line in found)
     for said in (
         "method=peft has none; choose method=imsm",
-        "gate=mean is not trained; choose a gate that is",
-        "sequence=[gsm8k,mrpc] train an adapter; leave one of the two out",
+        "gate=no_gate is not trained; choose a gate that is",
+        "task_sequence=[gsm8k,mrpc] train an adapter; leave one of the two out",
         "peft.rank=16, and this run has 4",
     ):
         assert sum(said in line for line in found) == 1
     with pytest.raises(UserError, match="4 problems"):
-        config(given, "method=peft", "gate=mean", "peft.rank=4", "sequence=[gsm8k,mrpc]")
+        config(given, "method=peft", "gate=no_gate", "peft.rank=4", "task_sequence=[gsm8k,mrpc]")
 
 
 def test_it_stands_beside_the_run_that_its_adapter_came_from(tmp_path: Path) -> None:
@@ -153,17 +153,17 @@ def test_it_stands_beside_the_run_that_its_adapter_came_from(tmp_path: Path) -> 
     strange = result("peft", "trainer.learning_rate=2e-2")
     for number, record in enumerate([result("original"), peft, joint, strange]):
         write_result(_made(runs / str(number)), record)
-    arms = [found for found, _ in find_siblings(runs, frozen)]
+    arms = [found for found, _ in find_comparable_runs(runs, frozen)]
     assert arms == [result("original"), peft]
     assert compare([*arms, frozen]).arms == ["original", "peft", "imsm (frozen adapter)"]
     alike = result("imsm", source)
-    arms = [found for found, _ in find_siblings(runs, alike)]
+    arms = [found for found, _ in find_comparable_runs(runs, alike)]
     assert arms == [result("original"), peft, joint]
     labels = compare([*arms, alike]).arms
     assert labels[2:] == ["imsm (query r8)", "imsm (query r8, frozen adapter)"]
     write_result(_made(runs / "frozen"), alike)
-    assert [found for found, _ in find_siblings(runs, peft)][1:] == [joint, alike]
-    assert not differs_only_in_method(frozen["identity"], alike["identity"])
+    assert [found for found, _ in find_comparable_runs(runs, peft)][1:] == [joint, alike]
+    assert not comparable_up_to_method(frozen["identity"], alike["identity"])
 
 
 def test_seeds_of_gate_and_adapter_go_together(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_seeds_of_gate_and_adapter_go_together(tmp_path: Path) -> None:
 def test_seeds_of_a_sequences_stages_go_together(tmp_path: Path) -> None:
     records = []
     for seed in (0, 1, 2):
-        last = last_stage(config("sequence=[gsm8k,mrpc]", "method=peft", f"seed={seed}"))
+        last = final_stage(config("task_sequence=[gsm8k,mrpc]", "method=peft", f"seed={seed}"))
         records.append(result("peft", f"seed={seed}", identity=run_identity(last)))
         write_result(_made(tmp_path / "runs" / str(seed)), records[-1])
     assert set(seeds_of(tmp_path / "runs", records[1])) == {0, 1, 2}

@@ -7,45 +7,45 @@ import re
 
 import pytest
 
-from imsm.chain import stages_of
+from imsm.chain import expand_stages
 from imsm.config import RunConfig
 from imsm.folders import conf_folder
-from imsm.identity import differs_only_in_method, run_identity, run_name, without_seed
+from imsm.identity import comparable_up_to_method, run_identity, run_name, identity_without_seed
 from tests.composed import config
 
 
 def siblings(one: RunConfig, other: RunConfig) -> bool:
-    return differs_only_in_method(run_identity(one), run_identity(other))
+    return comparable_up_to_method(run_identity(one), run_identity(other))
 
 
 DECIDING = [
     "backbone.dtype=bfloat16",
     "peft=ia3",
     "peft.rank=4",
-    "peft.roles=[attention_query]",
+    "peft.target_roles=[attention_query]",
     "data=mrpc",
-    "data.train_limit=7",
-    "data.prompts=corrected",
-    "gate=token",
+    "data.max_train_examples=7",
+    "data.prompt_style=corrected",
+    "gate=no_query",
     "gate.rank=4",
     "gate.pooling=last",
     "method=peft",
     "trainer.learning_rate=1e-4",
     "trainer.gate_learning_rate=1e-4",
-    "trainer.epochs=9",
-    "trainer.batch_size=4",
+    "trainer.num_epochs=9",
+    "trainer.global_batch_size=4",
     "seed=1",
 ]
 NOT_DECIDING = [
     "evaluation=target",
-    "evaluation.items=3",
+    "evaluation.limit=3",
     "evaluation.batch_size=3",
-    "tracker=wandb",
-    "engine=local",
+    "logger=wandb",
+    "engine=single",
     "mode=evaluate",
     "data.metric=exact_match",
     "trainer.micro_batch_size=4",
-    "trainer.checkpoint_minutes=1",
+    "trainer.save_minutes=1",
 ]
 
 
@@ -63,7 +63,7 @@ def test_what_does_not_decide_it_leaves_the_run_the_same(override: str) -> None:
 
 def test_names() -> None:
     assert re.fullmatch(r"mini-lora-gsm8k-imsm-query-r8-s0-[0-9a-f]{8}", run_name(config()))
-    name = run_name(config("gate=mean", "seed=3", "data=mrpc"))
+    name = run_name(config("gate=no_gate", "seed=3", "data=mrpc"))
     assert re.fullmatch(r"mini-lora-mrpc-imsm-mean-s3-[0-9a-f]{8}", name)
     name = run_name(config("method=peft", "peft=ia3", "backbone=llama3"))
     assert re.fullmatch(r"llama3-ia3-gsm8k-peft-s0-[0-9a-f]{8}", name)
@@ -72,20 +72,20 @@ def test_names() -> None:
 def test_the_original_depends_on_the_backbone_alone() -> None:
     original = config("method=original")
     assert re.fullmatch(r"mini-original-[0-9a-f]{8}", run_name(original))
-    same = config("method=original", "data=mrpc", "peft=ia3", "seed=4", "gate=mean")
+    same = config("method=original", "data=mrpc", "peft=ia3", "seed=4", "gate=no_gate")
     assert run_identity(same) == run_identity(original)
     assert run_identity(config("method=original", "backbone=llama3")) != run_identity(original)
 
 
 def test_the_gate_counts_only_where_it_is_used() -> None:
-    assert run_identity(config("method=peft", "gate=mean")) == run_identity(config("method=peft"))
+    assert run_identity(config("method=peft", "gate=no_gate")) == run_identity(config("method=peft"))
 
 
 def test_siblings_differ_in_nothing_but_the_method() -> None:
     imsm, peft, original = (config(f"method={name}") for name in ("imsm", "peft", "original"))
     assert siblings(imsm, peft)
     assert siblings(imsm, original) and siblings(original, peft)
-    assert siblings(imsm, config("gate=token"))
+    assert siblings(imsm, config("gate=no_query"))
     for override in ("seed=1", "peft.rank=4", "data=mrpc", "trainer.learning_rate=1e-4"):
         assert not siblings(imsm, config("method=peft", override))
     assert not siblings(imsm, config("method=original", "backbone=llama3"))
@@ -93,11 +93,11 @@ def test_siblings_differ_in_nothing_but_the_method() -> None:
 
 def test_a_recipe_may_set_values_per_method() -> None:
     """The released code trains its arms differently; they are still the same recipe."""
-    base = ["backbone=llama3", "trainer=released"]
+    base = ["backbone=llama3", "trainer=paper_code"]
     imsm, peft = config(*base), config(*base, "method=peft")
     assert run_identity(imsm)["trainer"] != run_identity(peft)["trainer"]
     assert siblings(imsm, peft)
-    assert not siblings(imsm, config(*base, "method=peft", "trainer.epochs=1"))
+    assert not siblings(imsm, config(*base, "method=peft", "trainer.num_epochs=1"))
     assert not siblings(imsm, config("backbone=llama3", "method=peft"))
 
 
@@ -119,8 +119,8 @@ def test_held_to_the_original_it_is_another_run() -> None:
     plain = run_identity(config())
     assert not {"kl_weight", "kl_mask_target"} & plain["trainer"].keys()  # finished runs stay
     for held in (
-        ["trainer.kl_weight=0.5"],
-        ["trainer.kl_weight=0.5", "trainer.kl_mask_target=true"],
+        ["trainer.kl_beta=0.5"],
+        ["trainer.kl_beta=0.5", "trainer.kl_mask_target=true"],
     ):
         identity = run_identity(config(*held))
         assert identity != plain
@@ -130,7 +130,7 @@ def test_held_to_the_original_it_is_another_run() -> None:
 
 
 def test_a_configuration_survives_its_file() -> None:
-    run = config("gate.bias=1", "data.train_limit=5", "peft=adalora")
+    run = config("gate.bias=1", "data.max_train_examples=5", "peft=adalora")
     again = RunConfig.from_dict(json.loads(json.dumps(run.to_dict())))
     assert again == run
     assert run_identity(again) == run_identity(run)
@@ -164,10 +164,10 @@ def test_grouped_by_length_it_is_another_run() -> None:
 
 def test_seeds_of_a_sequence_are_one_configuration() -> None:
     def last(*overrides: str) -> dict:
-        return run_identity(stages_of(config("sequence=[gsm8k,mrpc,cola]", *overrides))[-1])
+        return run_identity(expand_stages(config("task_sequence=[gsm8k,mrpc,cola]", *overrides))[-1])
 
     one, two, other = last("seed=0"), last("seed=1"), last("seed=1", "peft.rank=4")
     assert one["after"]["after"]["seed"] == 0 and two["after"]["after"]["seed"] == 1
-    assert without_seed(one) == without_seed(two) != without_seed(other)
+    assert identity_without_seed(one) == identity_without_seed(two) != identity_without_seed(other)
     # an earlier stage of another seed is another beginning
-    assert without_seed(one | {"after": two["after"]}) != without_seed(one)
+    assert identity_without_seed(one | {"after": two["after"]}) != identity_without_seed(one)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from imsm.errors import RunError
-from imsm.memory_limit import Halving, ran_out
+from imsm.memory_limit import AdaptiveBatchSize, is_out_of_memory
 
 CPU = "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory"
 GPU = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -33,7 +33,7 @@ def test_halves_until_it_fits_and_stays_small(
     error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limited = Limited(3, error)
-    halving = Halving(limited, what="prompts", key="evaluation.batch_size")
+    halving = AdaptiveBatchSize(limited, what="prompts", key="evaluation.batch_size")
     places = list(range(20, 3, -1))
     assert halving(places) == [place**2 for place in places]
     assert halving([1, 2, 3, 4]) == [1, 4, 9, 16]
@@ -46,16 +46,16 @@ def test_halves_until_it_fits_and_stays_small(
 
 def test_one_that_does_not_fit_is_an_error_of_one_line() -> None:
     with pytest.raises(RunError, match="one of the prompts at a time") as caught:
-        Halving(Limited(0), what="prompts", key="evaluation.batch_size")([1, 2])
+        AdaptiveBatchSize(Limited(0), what="prompts", key="evaluation.batch_size")([1, 2])
     assert "\n" not in str(caught.value)
 
 
 def test_other_errors_go_through() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
-        Halving(Limited(0, "shapes do not fit"), what="prompts", key="x")([1, 2])
+        AdaptiveBatchSize(Limited(0, "shapes do not fit"), what="prompts", key="x")([1, 2])
 
 
 def test_torchs_own_error_is_known() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    assert ran_out(caught.value)
+    assert is_out_of_memory(caught.value)

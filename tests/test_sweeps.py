@@ -13,20 +13,20 @@ import pytest
 import imsm.run
 from imsm import table
 from imsm.failure import read_failure, write_failure
-from imsm.finished import finished_result, folder_of
+from imsm.finished import load_if_finished, run_dir_of
 from imsm.folders import conf_folder
 from imsm.identity import run_name
-from imsm.preflight import Preflight
+from imsm.preflight import ConfigComposer
 from imsm.report.result import write_result
-from imsm.report.sweep import Member, render_markdown, sweep_tables
-from imsm.sweep import Ended, Sweep, summary, with_missing
+from imsm.report.sweep import SweepRun, render_markdown, sweep_tables
+from imsm.sweep import JobOutcome, SweepDir, summary, mark_missing_failed
 from tests.composed import config, result
 from tests.test_command import _stub_flow, run_main
 
 TINY = [
-    "data.train_limit=16",
-    "trainer.epochs=1",
-    "evaluation.items=2",
+    "data.max_train_examples=16",
+    "trainer.num_epochs=1",
+    "evaluation.limit=2",
     "evaluation.tasks=[target]",
 ]
 # A gate that fails as long as there is a file that says how; whoever fails removes the file.
@@ -82,7 +82,7 @@ def test_two_members_of_a_sweep_fail_and_a_rerun_repeats_only_them(tmp_path: Pat
     )
     (own / "raise_8").touch()
     (own / "kill_16").touch()
-    overrides = ["gate=brittle", "gate.rank=4,8,16", "seed=0,1", *TINY, "sweep=local_jobs"]
+    overrides = ["gate=brittle", "gate.rank=4,8,16", "seed=0,1", *TINY, "sweep=local"]
     sweep = ["-m", "--config-dir", str(own), *overrides, "hydra.launcher.cpus_per_task=1"]
 
     first = command("imsm.run", tmp_path, *sweep)
@@ -173,7 +173,7 @@ def test_a_failed_run_is_noted_in_its_folder_until_it_is_done(
     seen = []
 
     def carry_out(chosen) -> None:
-        folder = folder_of(chosen, runs_root=tmp_path)
+        folder = run_dir_of(chosen, runs_root=tmp_path)
         seen.append((folder, read_failure(folder)))
         folder.mkdir(exist_ok=True)
         if len(seen) == 2:
@@ -222,7 +222,7 @@ def test_nothing_is_noted_in_a_folder_that_holds_something_else(
         raise ValueError("other files")
 
     _stub_flow(monkeypatch, carry_out)
-    assert run_main(monkeypatch, f"folder={other}") == 1
+    assert run_main(monkeypatch, f"run_dir={other}") == 1
     assert not list(other.iterdir())
 
 
@@ -258,30 +258,30 @@ def test_a_finished_run_counts_as_long_as_it_is_what_is_asked_for(tmp_path: Path
     data.mkdir()
     for role in ("train", "test"):
         (data / f"{role}.jsonl").write_text('{"input": "a", "output": "b"}\n')
-    own = ("data=jsonl", f"data.folder={data}")
+    own = ("data=jsonl", f"data.local_dir={data}")
     chosen = config("method=peft", *own)
-    assert finished_result(chosen, runs_root=tmp_path) is None
+    assert load_if_finished(chosen, runs_root=tmp_path) is None
     folder = tmp_path / run_name(chosen)
     folder.mkdir()
     write_result(folder, result("peft", *own))
-    assert finished_result(chosen, runs_root=tmp_path) is not None
-    assert finished_result(config("method=peft", "tracker=wandb", *own), runs_root=tmp_path)
-    assert not finished_result(
-        config("method=peft", "evaluation.items=3", *own), runs_root=tmp_path
+    assert load_if_finished(chosen, runs_root=tmp_path) is not None
+    assert load_if_finished(config("method=peft", "logger=wandb", *own), runs_root=tmp_path)
+    assert not load_if_finished(
+        config("method=peft", "evaluation.limit=3", *own), runs_root=tmp_path
     )
-    assert not finished_result(config("method=peft", "mode=evaluate", *own), runs_root=tmp_path)
+    assert not load_if_finished(config("method=peft", "mode=evaluate", *own), runs_root=tmp_path)
     write_failure(folder, error="x", exit_code=1, command="")
-    assert finished_result(chosen, runs_root=tmp_path) is None
+    assert load_if_finished(chosen, runs_root=tmp_path) is None
     (folder / "failed.json").unlink()
     later = (folder / "result.json").stat().st_mtime_ns + 10**9
     os.utime(data / "test.jsonl", ns=(later, later))
-    assert finished_result(chosen, runs_root=tmp_path) is None
+    assert load_if_finished(chosen, runs_root=tmp_path) is None
 
 
 def test_a_member_that_left_no_word_counts_as_failed(tmp_path: Path) -> None:
-    sweep = Sweep(folder=tmp_path)
-    sweep.note(Ended(number=1, overrides=["seed=1"], state="done"))
-    members = with_missing(sweep.ended(), [["seed=0"], ["seed=1"]])
+    sweep = SweepDir(folder=tmp_path)
+    sweep.write_status(JobOutcome(number=1, overrides=["seed=1"], state="done"))
+    members = mark_missing_failed(sweep.read_statuses(), [["seed=0"], ["seed=1"]])
     assert [member.state for member in members] == ["failed", "done"]
     assert max(member.exit_code for member in members) == 1
     told = summary(members, config_dir=None)
@@ -291,7 +291,7 @@ def test_a_member_that_left_no_word_counts_as_failed(tmp_path: Path) -> None:
 
 def test_a_failed_run_stands_in_the_table_with_its_command() -> None:
     members = [
-        Member(
+        SweepRun(
             swept={"seed": str(seed), "method": "peft"}, target="gsm8k", about={},
             command=f"seed={seed}", result=None, failure=failure,
         )
@@ -323,15 +323,15 @@ def test_a_wrong_choice_of_sweep_is_told_before_anything_starts(
     overrides: list[str], sweep: bool, told: str
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    (problem,) = Preflight(conf=conf_folder()).problems(overrides, sweep=sweep)
+    (problem,) = ConfigComposer(conf=conf_folder()).validate(overrides, sweep=sweep)
     assert told in problem and "\n" not in problem
 
 
-@pytest.mark.parametrize("option", ["none", "local_jobs", "slurm", "optuna"])
+@pytest.mark.parametrize("option", ["none", "local", "slurm", "optuna"])
 def test_every_way_to_sweep_composes(option: str) -> None:
-    checks = Preflight(conf=conf_folder())
-    assert checks.problems([f"sweep={option}", "seed=0,1"], sweep=True) == []
-    plan = checks.sweep_plan([f"sweep={option}", "seed=0,1"], sweep=True)
+    checks = ConfigComposer(conf=conf_folder())
+    assert checks.validate([f"sweep={option}", "seed=0,1"], sweep=True) == []
+    plan = checks.sweep_spec([f"sweep={option}", "seed=0,1"], sweep=True)
     assert plan.kept == (option != "none")
     assert plan.searches == (option == "optuna")
     if option != "none":
@@ -344,7 +344,7 @@ def test_a_sweep_whose_plugin_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
     store = ConfigStore.instance()
     kept = {n: v for n, v in store.repo["hydra"]["sweeper"].items() if n != "optuna.yaml"}
     monkeypatch.setitem(store.repo["hydra"], "sweeper", kept)
-    (problem,) = Preflight(conf=conf_folder()).problems(["sweep=optuna"], sweep=True)
+    (problem,) = ConfigComposer(conf=conf_folder()).validate(["sweep=optuna"], sweep=True)
     assert problem == (
         "optuna: this sweeper is not installed; pip install -c constraints.txt -e '.[optuna]' "
         "brings it"
@@ -388,7 +388,7 @@ def test_the_same_sweep_is_not_started_twice_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    from imsm.run_folder import locked
+    from imsm.run_folder import file_lock
 
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path))
     _stub_flow(monkeypatch, lambda chosen: None)
@@ -399,7 +399,7 @@ def test_the_same_sweep_is_not_started_twice_at_once(
     (start,) = (path for path in place.iterdir() if path.is_dir())
     assert json.loads((start / "members" / "0.json").read_text())["state"] == "done"
     capsys.readouterr()
-    with locked(place):
+    with file_lock(place):
         assert run_main(monkeypatch, *search) == 2
     assert "another process is at work" in capsys.readouterr().err
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imsm.tracking import Tracker, has_wandb_key, open_tracker, without_secrets
+from imsm.tracking import RunLogger, has_wandb_key, open_tracker, without_secrets
 
 RESULT = {"evaluation": {"tasks": {"webq": {"metrics": {"contain": 40.0, "exact_match": 30.0}}}}}
 
@@ -47,7 +47,7 @@ class Recorder:
 
 def test_every_record_has_its_line_and_its_mirror(tmp_path: Path) -> None:
     mirror = Recorder()
-    with Tracker(tmp_path / "log.jsonl", mirror) as tracker:
+    with RunLogger(tmp_path / "log.jsonl", mirror) as tracker:
         tracker.log(1, {"loss": 2.5})
         tracker.log(2, {"loss": float("nan")})
         tracker.finish(RESULT)
@@ -62,14 +62,14 @@ def test_every_record_has_its_line_and_its_mirror(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_closes_its_mirror_as_failed(tmp_path: Path) -> None:
     mirror = Recorder()
-    with pytest.raises(ZeroDivisionError), Tracker(tmp_path / "log.jsonl", mirror):
+    with pytest.raises(ZeroDivisionError), RunLogger(tmp_path / "log.jsonl", mirror):
         raise ZeroDivisionError
     assert mirror.seen == [("end", True)]
 
 
 @pytest.mark.parametrize("what", ["log", "summary", "end"])
 def test_a_mirror_that_fails_is_one_warning(tmp_path: Path, capsys, what: str) -> None:
-    with Tracker(tmp_path / "log.jsonl", Recorder(fails=what)) as tracker:
+    with RunLogger(tmp_path / "log.jsonl", Recorder(fails=what)) as tracker:
         for step in range(3):
             tracker.log(step, {"loss": 1.0})
         tracker.finish(RESULT)
@@ -131,7 +131,7 @@ def test_a_real_offline_run(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("IMSM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("IMSM_SWEEP_FOLDER", "/somewhere/sweep-1")
+    monkeypatch.setenv("IMSM_SWEEP_DIR", "/somewhere/sweep-1")
     for place in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.delenv(place, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -169,11 +169,11 @@ def test_a_real_offline_run(tmp_path: Path, monkeypatch, capsys) -> None:
 
 def test_a_training_that_goes_on_logs_each_step_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    first = Tracker(log)
+    first = RunLogger(log)
     for step in range(1, 6):
         first.log(step, {"loss": float(step)})
     log.write_text(log.read_text() + '{"step": 6, "lo')  # a crash in the middle of a line
-    going_on = Tracker(log)
+    going_on = RunLogger(log)
     for step in range(4, 8):  # after the checkpoint of step 3
         going_on.log(step, {"loss": 10.0 * step})
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
@@ -184,7 +184,7 @@ def test_half_a_line_of_a_finished_training_is_dropped(tmp_path: Path) -> None:
     """No step follows that would take it out."""
     log = tmp_path / "log.jsonl"
     log.write_text('{"step": 1, "loss": 2.0}\n{"step": null, "webq/con')
-    Tracker(log).finish(RESULT)
+    RunLogger(log).finish(RESULT)
     assert [line["step"] for line in lines(tmp_path)] == [1, None]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from imsm import worker
-from imsm.processes.world import World
+from imsm.processes.world import DistributedContext
 from imsm.stages import starting
 from tests.composed import config
 
@@ -32,9 +32,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_saved_configuration_is_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, launched: list[dict[str, Any]]
 ) -> None:
-    choices = ("engine=zero2", "engine.processes=2", "engine.device=cpu", "peft=loramoe_blc_replay")
+    choices = ("engine=zero2", "engine.nproc_per_node=2", "engine.device=cpu", "peft=loramoe_blc_replay")
     asked = config(*choices, "data=mrpc", config_dir=tmp_path)
-    starting.start(asked, runs_root=tmp_path / "runs")
+    starting.start_run(asked, runs_root=tmp_path / "runs")
     (how,) = launched
     assert how["processes"] == 2
     assert how["folder"].parent == tmp_path / "runs"
@@ -44,8 +44,8 @@ def test_a_saved_configuration_is_the_run(
     flow.carry_out = lambda config, **rest: seen.extend([config, rest])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "imsm.flow", flow)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    world = World()
-    worker.carry_out_saved(how["settings"], world)
+    world = DistributedContext()
+    worker.run_from_file(how["settings"], world)
     assert seen == [asked, {"runs_root": tmp_path / "runs", "world": world}]
     assert seen[0].replay_tasks and seen[0].metrics
     assert sys.path[0] == str(tmp_path)
@@ -59,7 +59,7 @@ def test_one_process_needs_no_launcher(
     flow.carry_out = lambda config, **rest: seen.append(rest)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "imsm.flow", flow)
     monkeypatch.setattr(starting, "visible_gpus", lambda: 0)
-    starting.start(config(), runs_root=tmp_path)
+    starting.start_run(config(), runs_root=tmp_path)
     assert (seen, launched) == ([{"runs_root": tmp_path}], [])
 
 
@@ -69,7 +69,7 @@ def test_deepspeed_is_missed_before_anything_starts(
     asked = config("engine=zero2", "engine.device=cpu")
     monkeypatch.setattr(starting.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(starting.UserError) as error:
-        starting.start(asked, runs_root=tmp_path)
+        starting.start_run(asked, runs_root=tmp_path)
     assert str(error.value) == (
         "engine=zero2: needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]'"
     )
@@ -82,7 +82,7 @@ def test_several_gpus_are_looked_at_first(
     looked: list[dict[str, Any]] = []
     monkeypatch.setattr(starting, "visible_gpus", lambda: 8)
     monkeypatch.setattr(starting, "refuse_busy_gpus", lambda **how: looked.append(how))
-    starting.start(config("engine=auto"), runs_root=tmp_path)
+    starting.start_run(config("engine=auto"), runs_root=tmp_path)
     assert looked == [{"processes": 8, "engine": "auto"}]
     assert launched[0]["processes"] == 8
     assert launched[0]["settings"]["device"] == "cuda"

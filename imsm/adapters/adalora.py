@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.builders import Count, NotNegative, Probability
 from imsm.errors import UserError
 
@@ -32,7 +32,7 @@ def adalora(
     final_fraction: Probability,
     interval: Count,
     orthogonal_weight: NotNegative,
-) -> Adapter:
+) -> AdapterSpec:
     """AdaLoRA on the given modules.
 
     Args:
@@ -71,15 +71,15 @@ def adalora(
         total_step=1,  # the run's length is known to the hooks
     )
 
-    def hooks(model: nn.Module, steps: int) -> RankBudget:
+    def hooks(model: nn.Module, steps: int) -> AdaLoraCallback:
         adapted = cast("PeftModel", model)
         config = cast("AdaLoraConfig", adapted.peft_config["default"])
         config.total_step = steps
         config.tinit = int(warmup_fraction * steps)
         config.tfinal = int(final_fraction * steps)
-        return RankBudget(adapted)
+        return AdaLoraCallback(adapted)
 
-    return Adapter(config, hooks)
+    return AdapterSpec(config, hooks)
 
 
 def check_arguments(
@@ -100,10 +100,10 @@ def check_arguments(
 
 
 @dataclass
-class RankBudget:
+class AdaLoraCallback:
     """The schedule of ranks and the orthogonal regulariser, for a training loop."""
 
-    touches_parameters: ClassVar[bool] = True
+    needs_full_params: ClassVar[bool] = True
     model: PeftModel
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.builders import Count, NotNegative, Probability
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def adalora_static(
     alpha: Count,
     dropout: Probability,
     orthogonal_weight: NotNegative,
-) -> Adapter:
+) -> AdapterSpec:
     """AdaLoRA on the given modules whose ranks stay as they begin.
 
     Args:
@@ -48,17 +48,17 @@ def adalora_static(
         total_step=1,  # of a schedule that nothing drives
     )
 
-    def hooks(model: nn.Module, steps: int) -> OrthogonalRegulariser:
-        return OrthogonalRegulariser(model, orthogonal_weight)
+    def hooks(model: nn.Module, steps: int) -> OrthogonalPenaltyCallback:
+        return OrthogonalPenaltyCallback(model, orthogonal_weight)
 
-    return Adapter(config, hooks if orthogonal_weight else None)
+    return AdapterSpec(config, hooks if orthogonal_weight else None)
 
 
 @dataclass(frozen=True)
-class OrthogonalRegulariser:
+class OrthogonalPenaltyCallback:
     """The regulariser as hooks of a training loop, and nothing else of AdaLoRA."""
 
-    touches_parameters: ClassVar[bool] = False
+    needs_full_params: ClassVar[bool] = False
     model: nn.Module
     weight: float
 

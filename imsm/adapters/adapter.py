@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
-from imsm.adapters.own import OwnConfig, attach_own
-from imsm.adapters.refused import refuse
+from imsm.adapters.own import CustomAdapterConfig, attach_custom
+from imsm.adapters.refused import reject_unsupported
 from imsm.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Hooks(Protocol):
+class TrainingCallbacks(Protocol):
     """What a method does during training; the loop knows no method by name.
 
     ``touches_parameters``: whether it reads gradients or changes values. If so, all of them are
@@ -27,7 +27,7 @@ class Hooks(Protocol):
     """
 
     @property
-    def touches_parameters(self) -> bool:
+    def needs_full_params(self) -> bool:
         """See above."""
 
     def before_forward(self, attention_mask: torch.Tensor, task_types: torch.Tensor) -> None:
@@ -50,7 +50,7 @@ class Hooks(Protocol):
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterSpec:
     """A PEFT method, ready to be put on a backbone.
 
     Attributes:
@@ -59,11 +59,11 @@ class Adapter:
             returned; None if it needs none.
     """
 
-    config: PeftConfig | OwnConfig
-    hooks: Callable[[nn.Module, int], Hooks] | None = None
+    config: PeftConfig | CustomAdapterConfig
+    callbacks: Callable[[nn.Module, int], TrainingCallbacks] | None = None
 
 
-def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
+def attach_adapter(adapter: AdapterSpec, backbone: PreTrainedModel) -> nn.Module:
     """Put the adapter's layers into ``backbone`` (in place), trainable in float32.
 
     Returns:
@@ -77,7 +77,7 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
     """
     from peft import get_peft_model
 
-    refuse(adapter.config)
+    reject_unsupported(adapter.config)
     _check_targets(adapter.config, backbone)
     before = _sampled(backbone)
     try:
@@ -85,11 +85,11 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # norms
             warnings.filterwarnings("ignore", "Detected that the base layer has no", UserWarning)
-            if isinstance(adapter.config, OwnConfig):
-                adapted: nn.Module = attach_own(adapter.config, backbone)
+            if isinstance(adapter.config, CustomAdapterConfig):
+                adapted: nn.Module = attach_custom(adapter.config, backbone)
             else:
                 adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
-                _read_again(adapter.config)
+                _check_reloadable(adapter.config)
     except (ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the adapter does not fit the backbone: {error}") from error
     after = _sampled(backbone)
@@ -100,11 +100,11 @@ def attach(adapter: Adapter, backbone: PreTrainedModel) -> nn.Module:
             f"({changed[0]} and {len(changed) - 1} more): with its adapter off the model would not "
             "be the original. Choose another method or initialisation"
         )
-    freeze_constants(adapted)
+    freeze_buffers(adapted)
     return adapted
 
 
-def _check_targets(config: PeftConfig | OwnConfig, backbone: PreTrainedModel) -> None:
+def _check_targets(config: PeftConfig | CustomAdapterConfig, backbone: PreTrainedModel) -> None:
     """PEFT passes over a name that no module has as long as another one is found.
 
     Raises:
@@ -123,12 +123,12 @@ def _check_targets(config: PeftConfig | OwnConfig, backbone: PreTrainedModel) ->
         has = {n.rpartition(".")[2] for n, m in backbone.named_modules() if isinstance(m, linear)}
         raise UserError(
             f"{type(backbone).__name__} has no module {', '.join(missing)} (its linear layers: "
-            f"{', '.join(sorted(has))}); choose others by peft.roles, or name them in the "
+            f"{', '.join(sorted(has))}); choose others by peft.target_roles, or name them in the "
             "backbone's roles (docs/extending.md)"
         )
 
 
-def _read_again(config: PeftConfig) -> None:
+def _check_reloadable(config: PeftConfig) -> None:
     """PEFT fills in what was left out, and not every such configuration can be loaded again.
 
     Raises:
@@ -141,7 +141,7 @@ def _read_again(config: PeftConfig) -> None:
         PeftConfig.from_pretrained(folder)
 
 
-def freeze_constants(adapted: nn.Module) -> None:
+def freeze_buffers(adapted: nn.Module) -> None:
     """Freeze what PEFT's layers keep besides their adapter weights (AdaLoRA's ``ranknum``).
 
     PEFT re-registers these when it casts an adapter on a bfloat16 backbone to float32, and they
@@ -158,7 +158,7 @@ def freeze_constants(adapted: nn.Module) -> None:
                     constants.requires_grad_(False)
 
 
-def freeze(adapted: nn.Module) -> None:
+def freeze_adapter(adapted: nn.Module) -> None:
     """Leave a finished adapter as it is: nothing of it learns, and it answers as it always does.
 
     A model that is trained hands its mode down to its parts, which would bring the adapter's

@@ -11,11 +11,11 @@ import warnings
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from imsm.adapters.adapter import Adapter
-from imsm.adapters.refused import refuse
-from imsm.builders import argument_problems
+from imsm.adapters.adapter import AdapterSpec
+from imsm.adapters.refused import reject_unsupported
+from imsm.builders import argument_errors
 from imsm.errors import UserError
-from imsm.options import nearest
+from imsm.options import closest_match
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -36,7 +36,7 @@ _HOOKED = {"ADALORA": "peft=adalora"}
 """Types that the training loop must call, and the option that does."""
 
 
-def any_tuner(*, target_modules: list[str], type: str, arguments: dict[str, Any] | None) -> Adapter:
+def peft_tuner(*, target_modules: list[str], type: str, arguments: dict[str, Any] | None) -> AdapterSpec:
     """The tuner of the given type.
 
     Args:
@@ -52,7 +52,7 @@ def any_tuner(*, target_modules: list[str], type: str, arguments: dict[str, Any]
     fields = {field.name for field in dataclasses.fields(config_class)}
     if "target_modules" in fields and type.upper() not in _OWN_TARGETS:
         given = {"target_modules": target_modules, **given}
-    return Adapter(_build(config_class, given))
+    return AdapterSpec(_build(config_class, given))
 
 
 def check_arguments(*, type: str, arguments: dict[str, Any] | None) -> None:
@@ -62,8 +62,8 @@ def check_arguments(*, type: str, arguments: dict[str, Any] | None) -> None:
         UserError: see `any_tuner`.
     """
     config_class, given = _config_class(type), dict(arguments or {})
-    refuse(SimpleNamespace(**{"peft_type": SimpleNamespace(value=type.upper()), **given}))
-    problems = argument_problems("peft.arguments", config_class, given, supplied=_RUN)
+    reject_unsupported(SimpleNamespace(**{"peft_type": SimpleNamespace(value=type.upper()), **given}))
+    problems = argument_errors("peft.kwargs", config_class, given, supplied=_RUN)
     if problems:
         raise UserError("; ".join(problems))
     _build(config_class, given)
@@ -75,12 +75,12 @@ def _config_class(type: str) -> type[PeftConfig]:
     classes = {str(kind.value): found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = type.upper()
     if kind not in classes:
-        guess = nearest(kind, classes)
-        hint = f"; did you mean peft.type={guess}?" if guess else ""
-        raise UserError(f"peft.type={type}: the installed PEFT has {', '.join(classes)}{hint}")
+        guess = closest_match(kind, classes)
+        hint = f"; did you mean peft.peft_type={guess}?" if guess else ""
+        raise UserError(f"peft.peft_type={type}: the installed PEFT has {', '.join(classes)}{hint}")
     if kind in _HOOKED:
         raise UserError(
-            f"peft.type={type}: needs calls of its own in the training loop; choose {_HOOKED[kind]}"
+            f"peft.peft_type={type}: needs calls of its own in the training loop; choose {_HOOKED[kind]}"
         )
     return classes[kind]
 
@@ -93,6 +93,6 @@ def _build(config_class: type[PeftConfig], arguments: dict[str, Any]) -> PeftCon
     except (AssertionError, ImportError, LookupError, TypeError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), error.__class__.__name__)
         raise UserError(
-            f"peft.arguments: {config_class.__name__} refuses them ({first})"
+            f"peft.kwargs: {config_class.__name__} refuses them ({first})"
         ) from error
     return config

@@ -6,10 +6,10 @@ trainable bias to each of the chosen layers, which is the same function where th
 
 from __future__ import annotations
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 
 
-def bitfit(*, target_modules: list[str]) -> Adapter:
+def bitfit(*, target_modules: list[str]) -> AdapterSpec:
     """A trainable bias on each of the given modules.
 
     Args:
@@ -17,4 +17,4 @@ def bitfit(*, target_modules: list[str]) -> Adapter:
     """
     from peft import BeftConfig
 
-    return Adapter(BeftConfig(task_type="CAUSAL_LM", target_modules=target_modules))
+    return AdapterSpec(BeftConfig(task_type="CAUSAL_LM", target_modules=target_modules))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.builders import Count, Probability
 
 
-def dora(*, target_modules: list[str], rank: Count, alpha: Count, dropout: Probability) -> Adapter:
+def dora(*, target_modules: list[str], rank: Count, alpha: Count, dropout: Probability) -> AdapterSpec:
     """DoRA on the given modules; rank 16 and alpha 32 in the paper.
 
     Args:
@@ -17,7 +17,7 @@ def dora(*, target_modules: list[str], rank: Count, alpha: Count, dropout: Proba
     """
     from peft import LoraConfig
 
-    return Adapter(
+    return AdapterSpec(
         LoraConfig(
             task_type="CAUSAL_LM",
             target_modules=target_modules,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 
 
-def ia3(*, target_modules: list[str], feedforward_modules: list[str]) -> Adapter:
+def ia3(*, target_modules: list[str], feedforward_modules: list[str]) -> AdapterSpec:
     """(IA)^3 on the given modules.
 
     Args:
@@ -14,7 +14,7 @@ def ia3(*, target_modules: list[str], feedforward_modules: list[str]) -> Adapter
     """
     from peft import IA3Config
 
-    return Adapter(
+    return AdapterSpec(
         IA3Config(
             task_type="CAUSAL_LM",
             target_modules=target_modules,

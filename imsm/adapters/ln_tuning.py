@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 
 
-def ln_tuning(*, target_modules: list[str]) -> Adapter:
+def ln_tuning(*, target_modules: list[str]) -> AdapterSpec:
     """A trained copy of each of the given norms beside the original one.
 
     Args:
@@ -13,4 +13,4 @@ def ln_tuning(*, target_modules: list[str]) -> Adapter:
     """
     from peft import LNTuningConfig
 
-    return Adapter(LNTuningConfig(task_type="CAUSAL_LM", target_modules=target_modules))
+    return AdapterSpec(LNTuningConfig(task_type="CAUSAL_LM", target_modules=target_modules))

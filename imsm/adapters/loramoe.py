@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.builders import Count, NotNegative, Probability
 from imsm.errors import UserError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from imsm.adapters.loramoe_balance import Balance
+    from imsm.adapters.loramoe_balance import BalancingLossCallback
 
 
 def loramoe(
@@ -34,7 +34,7 @@ def loramoe(
     blc_weight: NotNegative,
     blc_alpha: Probability,
     mask_padding: bool,
-) -> Adapter:
+) -> AdapterSpec:
     """LoRAMoE on the given modules.
 
     Args:
@@ -61,12 +61,12 @@ def loramoe(
         per_expert_dropout=per_expert_dropout,
     )
 
-    def hooks(model: nn.Module, steps: int) -> Balance:
-        from imsm.adapters.loramoe_balance import Balance
+    def hooks(model: nn.Module, steps: int) -> BalancingLossCallback:
+        from imsm.adapters.loramoe_balance import BalancingLossCallback
 
-        return Balance(model, weight=blc_weight, delta=blc_alpha, mask_padding=mask_padding)
+        return BalancingLossCallback(model, weight=blc_weight, delta=blc_alpha, mask_padding=mask_padding)
 
-    return Adapter(config, hooks if blc_weight else None)
+    return AdapterSpec(config, hooks if blc_weight else None)
 
 
 def check_arguments(*, experts: int, blc_weight: float) -> None:
@@ -100,9 +100,9 @@ class LoraMoe:
             UserError: there is no such module, or it is not linear.
         """
         from imsm.adapters.loramoe_layer import LoraMoeLinear
-        from imsm.adapters.swap import swap_linear
+        from imsm.adapters.swap import replace_linear_layers
 
-        return swap_linear(
+        return replace_linear_layers(
             backbone,
             self.target_modules,
             layer=lambda base: LoraMoeLinear(

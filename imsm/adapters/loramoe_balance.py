@@ -18,10 +18,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from imsm.adapters.loramoe_layer import LoraMoeLinear, Routing
+from imsm.adapters.loramoe_layer import LoraMoeLinear, RoutingRecorder
 
 
-class Balance:
+class BalancingLossCallback:
     """The constraint as hooks of a training loop (`imsm.adapters.adapter.Hooks`).
 
     Args:
@@ -31,13 +31,13 @@ class Balance:
         mask_padding: leave padding out of Q; False: count all positions, as the released code.
     """
 
-    touches_parameters = False
+    needs_full_params = False
 
     def __init__(
         self, model: nn.Module, *, weight: float, delta: float, mask_padding: bool
     ) -> None:
         self.weight, self.delta, self.mask_padding = weight, delta, mask_padding
-        self.routing = Routing()
+        self.routing = RoutingRecorder()
         self._task_types: torch.Tensor | None = None
         for layer in model.modules():
             if isinstance(layer, LoraMoeLinear):

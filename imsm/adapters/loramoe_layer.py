@@ -20,7 +20,7 @@ from torch.nn import functional
 from imsm.errors import UserError
 
 
-class Routing:
+class RoutingRecorder:
     """What passes between a training step and the layers besides activations.
 
     A step opens it with what is known of the batch; every layer then leaves the gates' sums; the
@@ -54,7 +54,7 @@ class Routing:
             raise UserError(
                 f"the balancing constraint balances whole batches of {self._counted.numel()} "
                 f"positions, and a layer saw {gates[..., 0].numel()}: set peft.blc_weight=0, or "
-                "choose modules that see every token by peft.roles"
+                "choose modules that see every token by peft.target_roles"
             )
         # A recomputed layer must do the same operations as the first time, so the sum is always
         # computed and only kept while this is open.
@@ -106,7 +106,7 @@ class LoraMoeLinear(nn.Module):
         self.scaling = alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.per_expert_dropout = per_expert_dropout
-        self.routing: Routing | None = None
+        self.routing: RoutingRecorder | None = None
         device = base_layer.weight.device
 
         def empty(*shape: int) -> nn.Parameter:

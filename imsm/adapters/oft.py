@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.builders import Count, Probability
 
 
-def oft(*, target_modules: list[str], block_size: Count, dropout: Probability) -> Adapter:
+def oft(*, target_modules: list[str], block_size: Count, dropout: Probability) -> AdapterSpec:
     """OFT on the given modules.
 
     Args:
@@ -17,7 +17,7 @@ def oft(*, target_modules: list[str], block_size: Count, dropout: Probability) -
     """
     from peft import OFTConfig
 
-    return Adapter(
+    return AdapterSpec(
         OFTConfig(
             task_type="CAUSAL_LM",
             target_modules=target_modules,

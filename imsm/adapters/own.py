@@ -24,7 +24,7 @@ VALUES = "adapter_model.safetensors"
 
 
 @runtime_checkable
-class OwnConfig(Protocol):
+class CustomAdapterConfig(Protocol):
     """The configuration of a method that PEFT does not have: a dataclass of plain values.
 
     Its layers have the class attribute ``adapter_layer = True``, the layer that they wrap as
@@ -35,24 +35,24 @@ class OwnConfig(Protocol):
         """Put the method's layers into ``backbone``, in place, trainable in float32."""
 
 
-def attach_own(config: OwnConfig, backbone: PreTrainedModel) -> PreTrainedModel:
+def attach_custom(config: CustomAdapterConfig, backbone: PreTrainedModel) -> PreTrainedModel:
     """Put the layers into ``backbone``, which then carries ``config`` as ``own_adapter``."""
     adapted = config.attach(backbone)
     adapted.own_adapter = config  # type: ignore[assignment]
     return adapted
 
 
-def own_config(adapted: nn.Module) -> OwnConfig | None:
+def custom_config(adapted: nn.Module) -> CustomAdapterConfig | None:
     """The configuration that `attach_own` left; None on a model without such a method."""
     found = getattr(adapted, "own_adapter", None)
-    return found if isinstance(found, OwnConfig) else None
+    return found if isinstance(found, CustomAdapterConfig) else None
 
 
-def save_own(adapted: nn.Module, folder: Path) -> None:
+def save_custom(adapted: nn.Module, folder: Path) -> None:
     """Write the configuration and the values of a model that `attach_own` returned."""
     from safetensors.torch import save_file
 
-    config: Any = own_config(adapted)
+    config: Any = custom_config(adapted)
     folder.mkdir(parents=True, exist_ok=True)
     values = {n: v.detach().cpu().contiguous() for n, v in _values(adapted).items()}
     save_file(values, folder / VALUES)
@@ -61,7 +61,7 @@ def save_own(adapted: nn.Module, folder: Path) -> None:
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def is_own(folder: Path) -> bool:
+def is_custom(folder: Path) -> bool:
     """Whether `save_own` wrote this adapter (and not PEFT)."""
     try:
         return "own_method" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def is_own(folder: Path) -> bool:
         return False
 
 
-def load_own(backbone: PreTrainedModel, folder: Path, *, trainable: bool) -> PreTrainedModel:
+def load_custom(backbone: PreTrainedModel, folder: Path, *, trainable: bool) -> PreTrainedModel:
     """Put what `save_own` wrote into a plain backbone.
 
     Raises:
@@ -78,16 +78,16 @@ def load_own(backbone: PreTrainedModel, folder: Path, *, trainable: bool) -> Pre
     try:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config = _class(saved.pop("own_method"))(**saved)
-        adapted = attach_own(config, backbone)
+        adapted = attach_custom(config, backbone)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
-    fill_own(adapted, folder)
+    fill_custom(adapted, folder)
     for place in _values(adapted).values():
         place.requires_grad_(trainable)
     return adapted
 
 
-def fill_own(adapted: nn.Module, folder: Path) -> None:
+def fill_custom(adapted: nn.Module, folder: Path) -> None:
     """Give the layers that `attach_own` put in the values that `save_own` wrote.
 
     Raises:

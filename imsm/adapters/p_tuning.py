@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.builders import Count, Probability
 
 
@@ -15,7 +15,7 @@ def p_tuning(
     encoder_width: Count,
     encoder_layers: Count,
     encoder_dropout: Probability,
-) -> Adapter:
+) -> AdapterSpec:
     """Embeddings from an encoder before every prompt; a saved model keeps them, not the encoder.
 
     Args:
@@ -28,7 +28,7 @@ def p_tuning(
     from peft import PromptEncoderConfig, PromptEncoderReparameterizationType
 
     lstm = encoder == "LSTM"
-    return Adapter(
+    return AdapterSpec(
         PromptEncoderConfig(
             task_type="CAUSAL_LM",
             num_virtual_tokens=virtual_tokens,

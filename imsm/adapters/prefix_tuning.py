@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.builders import Count
 
 LEARNS_KEYS = True
 """What is learned stands in a cache: gradient checkpointing is refused before all else."""
 
 
-def prefix_tuning(*, virtual_tokens: Count, encoder_width: Count | None) -> Adapter:
+def prefix_tuning(*, virtual_tokens: Count, encoder_width: Count | None) -> AdapterSpec:
     """Learned keys and values before every prompt; gradient checkpointing cannot be used.
 
     Args:
@@ -19,7 +19,7 @@ def prefix_tuning(*, virtual_tokens: Count, encoder_width: Count | None) -> Adap
     """
     from peft import PrefixTuningConfig
 
-    return Adapter(
+    return AdapterSpec(
         PrefixTuningConfig(
             task_type="CAUSAL_LM",
             num_virtual_tokens=virtual_tokens,

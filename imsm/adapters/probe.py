@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from imsm.errors import UserError
-from imsm.siamese.body import find_body
-from imsm.siamese.cache import SiameseCache
+from imsm.siamese.body import find_decoder
+from imsm.siamese.cache import DualStreamCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +42,7 @@ _FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErr
 
 
 @dataclass(frozen=True)
-class Footprint:
+class BackboneSnapshot:
     """A backbone before an adapter is put on it.
 
     ``tokens`` (B, T) were read as ``memory`` (B, T, D); ``sums`` are the checksums of its weights,
@@ -56,7 +56,7 @@ class Footprint:
 
 
 @torch.no_grad()
-def footprint(backbone: PreTrainedModel, config: Any = None) -> Footprint:
+def snapshot(backbone: PreTrainedModel, config: Any = None) -> BackboneSnapshot:
     """What a backbone is and does before ``config``'s adapter is put on it.
 
     Args:
@@ -72,12 +72,12 @@ def footprint(backbone: PreTrainedModel, config: Any = None) -> Footprint:
     for place, token in enumerate((named if isinstance(named, list) else [])[: len(tokens)]):
         tokens[place] = token
     tokens = tokens.view(_ROWS, _LENGTH)
-    memory = find_body(backbone)(**_inputs(tokens), use_cache=False).last_hidden_state
-    return Footprint(tokens, memory, _checksums(backbone), list(backbone.parameters()))
+    memory = find_decoder(backbone)(**_inputs(tokens), use_cache=False).last_hidden_state
+    return BackboneSnapshot(tokens, memory, _checksums(backbone), list(backbone.parameters()))
 
 
 @torch.no_grad()
-def probe(model: SiameseForCausalLM, before: Footprint) -> None:
+def check_adapter(model: SiameseForCausalLM, before: BackboneSnapshot) -> None:
     """Check the adapter of ``model``; decide whether its streams may run as one batch.
 
     Sets ``model.streams.doubled``, and how adapted layers read a doubled batch. The model, its mode
@@ -98,7 +98,7 @@ def probe(model: SiameseForCausalLM, before: Footprint) -> None:
     try:
         with torch.random.fork_rng(devices):
             model.eval()
-            _behaves(model, before, name)
+            _check_streams(model, before, name)
     except _FAILURES as error:
         if isinstance(error, UserError):
             raise
@@ -115,34 +115,34 @@ def probe(model: SiameseForCausalLM, before: Footprint) -> None:
         )
 
 
-def _behaves(model: SiameseForCausalLM, before: Footprint, name: str) -> None:
+def _check_streams(model: SiameseForCausalLM, before: BackboneSnapshot, name: str) -> None:
     """The three checks, adapter moved."""
     streams, inputs = model.streams, _inputs(before.tokens)
     tolerance = _TOLERANCE.get(before.memory.dtype, 5e-2)
     for scale in _SCALES:
-        with _moved(model, before, scale=scale):
+        with _perturbed(model, before, scale=scale):
             for training in (True, False):
                 model.train(training)
-                original = streams.memory(inputs, stream="original", cache=None)
+                original = streams.hidden_states(inputs, stream="original", cache=None)
                 if not torch.equal(original, before.memory):
                     raise UserError(
                         f"peft: {name} changes the model even with its adapter off: the original "
                         "stream would not be the original model. Choose another method"
                     )
-            tuned = streams.memory(inputs, stream="tuned", cache=None)
-            if not _off(tuned, original) > 10 * tolerance:
+            tuned = streams.hidden_states(inputs, stream="tuned", cache=None)
+            if not _relative_error(tuned, original) > 10 * tolerance:
                 continue
             first = slice(0, _PREFILL)
-            alone = streams.memory(_inputs(before.tokens, first), stream="tuned", cache=None)
-            if not _off(tuned[:, first], alone) <= tolerance:
+            alone = streams.hidden_states(_inputs(before.tokens, first), stream="tuned", cache=None)
+            if not _relative_error(tuned[:, first], alone) <= tolerance:
                 raise UserError(
                     f"peft: {name} lets later tokens change earlier memories: it is no causal model"
                 )
             _check_own_pass(model, before.tokens, tuned, tolerance=tolerance, name=name)
-            if streams.doubled and not _decodes(model, before.tokens, original, tuned, tolerance):
-                streams.read_apart()
-                streams.doubled = _decodes(model, before.tokens, original, tuned, tolerance)
-            if not (streams.doubled or _decodes(model, before.tokens, original, tuned, tolerance)):
+            if streams.doubled and not _dual_stream_matches(model, before.tokens, original, tuned, tolerance):
+                streams.disable_sharing()
+                streams.doubled = _dual_stream_matches(model, before.tokens, original, tuned, tolerance)
+            if not (streams.doubled or _dual_stream_matches(model, before.tokens, original, tuned, tolerance)):
                 raise UserError(
                     f"peft: {name} gives other memories piece by piece, over a cache, than at "
                     "once: texts could not be generated as they were learned"
@@ -161,14 +161,14 @@ def _check_own_pass(
 ) -> None:
     """The method's own forward, with whatever it does around the body, must give the same."""
     own = model.adapted(input_ids=tokens).logits[:, -tokens.shape[1] :]
-    if not _off(model.head(tuned), own) <= tolerance:
+    if not _relative_error(model.head(tuned), own) <= tolerance:
         raise UserError(
             f"peft: {name} does something outside the body that makes memories, which IMSM would "
             "leave out: its tuned stream would not be what PEFT computes"
         )
 
 
-def _decodes(
+def _dual_stream_matches(
     model: SiameseForCausalLM,
     tokens: torch.Tensor,
     original: torch.Tensor,
@@ -178,19 +178,19 @@ def _decodes(
     """Whether decoding, as ``model.streams.doubled`` says, gives the memories of two passes."""
     text_config = model.config.get_text_config(decoder=True)
     doubled = model.streams.doubled
-    cache = SiameseCache(config=text_config, doubled=doubled) if model.config.cached else None
+    cache = DualStreamCache(config=text_config, doubled=doubled) if model.config.cached else None
     pieces = [slice(0, _PREFILL), slice(_PREFILL, _LENGTH)] if cache else [slice(0, _LENGTH)]
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
         for piece in pieces:
-            found.append(model.streams.memories(_inputs(tokens, piece), cache=cache))
+            found.append(model.streams.both_hidden_states(_inputs(tokens, piece), cache=cache))
     except _FAILURES:
         if doubled:
             return False  # a layer that cannot be run half by half
         raise
     both = [torch.cat(parts, dim=1) for parts in zip(*found, strict=True)]
     pairs = zip(both, (original, tuned), strict=True)
-    return all(_off(one, other) <= tolerance for one, other in pairs)
+    return all(_relative_error(one, other) <= tolerance for one, other in pairs)
 
 
 def _refuse_outside(model: SiameseForCausalLM, name: str) -> None:
@@ -206,7 +206,7 @@ def _refuse_outside(model: SiameseForCausalLM, name: str) -> None:
 
 
 @contextmanager
-def _moved(model: SiameseForCausalLM, before: Footprint, *, scale: float) -> Iterator[None]:
+def _perturbed(model: SiameseForCausalLM, before: BackboneSnapshot, *, scale: float) -> Iterator[None]:
     """The adapter's values moved at random; put back bit for bit."""
     backbone = {id(weight) for weight in before.weights}
     own = [p for p in model.adapted.parameters() if id(p) not in backbone]
@@ -234,7 +234,7 @@ def _inputs(tokens: torch.Tensor, piece: slice = slice(0, _LENGTH)) -> dict[str,
     }
 
 
-def _off(one: torch.Tensor, other: torch.Tensor) -> float:
+def _relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
     """How far ``one`` is from ``other`` (B, T, D), relatively: the worst position in float32.
 
     In half precision the mean: a mixture of experts may send a single token elsewhere.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.builders import Count
 
 
-def prompt_tuning(*, virtual_tokens: Count) -> Adapter:
+def prompt_tuning(*, virtual_tokens: Count) -> AdapterSpec:
     """Learned embeddings before every prompt, random at the start.
 
     Args:
@@ -14,4 +14,4 @@ def prompt_tuning(*, virtual_tokens: Count) -> Adapter:
     """
     from peft import PromptTuningConfig
 
-    return Adapter(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=virtual_tokens))
+    return AdapterSpec(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=virtual_tokens))

@@ -60,7 +60,7 @@ _BIASES = (
 )
 
 
-def reason_against(config: Any) -> str | None:
+def unsupported_reason(config: Any) -> str | None:
     """Why a method cannot be used, in words that follow its name; None if nothing is known.
 
     Args:
@@ -84,12 +84,12 @@ def reason_against(config: Any) -> str | None:
     return None
 
 
-def refuse(config: Any) -> None:
+def reject_unsupported(config: Any) -> None:
     """Refuse a method that is known to give wrong results.
 
     Raises:
         UserError: with the reason.
     """
-    reason = reason_against(config)
+    reason = unsupported_reason(config)
     if reason is not None:
         raise UserError(f"peft: {reason}. Choose another method or initialisation")

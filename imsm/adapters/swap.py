@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from imsm.errors import UserError
 
 
-def swap_linear(
+def replace_linear_layers(
     backbone: PreTrainedModel,
     target_modules: Iterable[str],
     *,
@@ -30,13 +30,13 @@ def swap_linear(
     for target, modules in found.items():
         if not modules:
             raise UserError(
-                f"{type(backbone).__name__} has no module {target}; choose others by peft.roles"
+                f"{type(backbone).__name__} has no module {target}; choose others by peft.target_roles"
             )
         for name, module in modules.items():
             if not isinstance(module, nn.Linear):
                 raise UserError(
                     f"{name} of {type(backbone).__name__} is a {type(module).__name__}: this "
-                    "method takes nn.Linear layers only; choose others by peft.roles"
+                    "method takes nn.Linear layers only; choose others by peft.target_roles"
                 )
     for modules in found.values():
         for name, module in modules.items():

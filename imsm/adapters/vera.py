@@ -5,7 +5,7 @@ The two vectors Λ_b and Λ_d of each layer are trained.
 
 from __future__ import annotations
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.builders import Count, Positive, Probability
 
 
@@ -16,7 +16,7 @@ def vera(
     dropout: Probability,
     initial_scale: Positive,
     seed: Count,
-) -> Adapter:
+) -> AdapterSpec:
     """VeRA on the given modules.
 
     Args:
@@ -28,7 +28,7 @@ def vera(
     """
     from peft import VeraConfig
 
-    return Adapter(
+    return AdapterSpec(
         VeraConfig(
             task_type="CAUSAL_LM",
             target_modules=target_modules,

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
-from imsm.backbones.load import resolve_path, unavailable
+from imsm.backbones.load import resolve_path, load_error_message
 from imsm.errors import UserError
 
 _SMALL = (".json", ".model", ".txt", ".jinja", ".tiktoken")
@@ -51,7 +51,7 @@ def fetch_backbone(*, path: str, revision: str | None, local: str | None) -> Pat
     except UserError:
         raise
     except Exception as error:  # a dozen types, from the hub's client and from what carries it
-        raise UserError(unavailable(source, error)) from error
+        raise UserError(load_error_message(source, error)) from error
 
 
 def weight_files(names: Collection[str], *, source: str) -> tuple[str, str]:
@@ -66,7 +66,7 @@ def weight_files(names: Collection[str], *, source: str) -> tuple[str, str]:
                 return form, first
     raise UserError(
         f"backbone {source}: its repository holds none of {', '.join(_FORMS)}, in one piece or in "
-        "parts; give a repository in the layout of transformers (backbone.path=...)"
+        "parts; give a repository in the layout of transformers (backbone.name_or_path=...)"
     )
 
 
@@ -112,5 +112,5 @@ def _is_small(name: str) -> bool:
 def _not_here(source: str, what: str) -> str:
     return (
         f"backbone {source}: {what} is not in the hub's cache of this machine, and without a "
-        "network it cannot be had; give the same command with mode=prepare where there is one"
+        "network it cannot be had; give the same command with mode=download where there is one"
     )

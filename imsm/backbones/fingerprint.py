@@ -7,9 +7,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from imsm.backbones.load import register_ports, resolve_path
+from imsm.backbones.load import register_custom_models, resolve_path
 from imsm.cache import cache_folder
-from imsm.files import write_whole
+from imsm.files import write_atomic
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
@@ -35,7 +35,7 @@ def _commit(path: str, revision: str | None) -> str:
     """The commit of a hub's repository that lies in the local hub cache."""
     from transformers import AutoConfig
 
-    register_ports()
+    register_custom_models()
     commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
     return commit or revision or "main"
 
@@ -54,5 +54,5 @@ def file_digest(file: Path) -> str:
             known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
             notes.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(notes, json.dumps(known))
+            write_atomic(notes, json.dumps(known))
     return known[key]

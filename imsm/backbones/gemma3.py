@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from imsm.backbones.fingerprint import file_digest
 from imsm.cache import cache_folder
 from imsm.errors import UserError
-from imsm.run_folder import locked
+from imsm.run_folder import file_lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ _SPACE = 1_500_000_000
 _COMPLETE = "complete.json"
 
 
-def local_folder(path: str = HUB_ID) -> Path | None:
+def local_path(path: str = HUB_ID) -> Path | None:
     """The folder of the de-quantised model and its tokenizer; None without the package.
 
     It stands in for ``path`` only if that is the model's own hub id.
@@ -51,15 +51,15 @@ def local_folder(path: str = HUB_ID) -> Path | None:
         return None
     home = cache_folder() / "gemma-3-270m-q4_k_m"
     folder = home / "float32"
-    if is_whole(folder):
+    if is_complete(folder):
         return folder
-    with locked(home, wait=True):
-        if not is_whole(folder):  # another process may have made it meanwhile
+    with file_lock(home, wait=True):
+        if not is_complete(folder):  # another process may have made it meanwhile
             _make(folder)
     return folder
 
 
-def stand_in(path: str) -> str | None:
+def local_source(path: str) -> str | None:
     """Where `local_folder` has the weights of ``path`` from, in words; None if it has none.
 
     Nothing is made, and nothing but names is looked at (for `mode=plan`).
@@ -72,7 +72,7 @@ def stand_in(path: str) -> str | None:
     return f"4-bit weights in the installed package; made once, 1.1 GB in {folder}"
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether every file that ``folder`` was finished with is still there, unchanged."""
     try:
         digests = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))

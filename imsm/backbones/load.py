@@ -56,12 +56,12 @@ def _stand_in(local: str) -> Callable[[str], Path | None]:
             raise ImportError(f"{module_name} does not define it")
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"backbone.local={local}: {error}; it names a function of imsm.backbones, or is null"
+            f"backbone.local_resolver={local}: {error}; it names a function of imsm.backbones, or is null"
         ) from error
     return function
 
 
-def register_ports() -> None:
+def register_custom_models() -> None:
     """Let transformers' auto classes find the models that imsm brings itself (`PORTS`)."""
     for module in PORTS:
         importlib.import_module(module)
@@ -87,7 +87,7 @@ def load_backbone(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    register_ports()
+    register_custom_models()
     source = resolve_path(path, local=local)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -104,14 +104,14 @@ def load_backbone(
             "folder with the model's .safetensors files"
         ) from error
     except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(unavailable(source, error)) from error
+        raise UserError(load_error_message(source, error)) from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):  # transformers fills them with random values
         raise UserError(
             f"backbone {source}: its files lack {missing[0]} and {len(missing) - 1} more weights "
             f"of {type(model).__name__}; download them anew"
         )
-    silence_dropout(model)
+    disable_dropout(model)
     model.requires_grad_(False)
     return cast("PreTrainedModel", model.eval())
 
@@ -126,14 +126,14 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    register_ports()
+    register_custom_models()
     source = resolve_path(path, local=local)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False, padding_side="left"
         )
     except (OSError, ValueError) as error:
-        raise UserError(unavailable(source, error)) from error
+        raise UserError(load_error_message(source, error)) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"backbone {source}: its tokenizer has no end-of-text token")
     if tokenizer.pad_token_id is None:
@@ -141,7 +141,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def silence_dropout(model: PreTrainedModel) -> None:
+def disable_dropout(model: PreTrainedModel) -> None:
     """Set every dropout of a frozen backbone to 0 (before an adapter brings its own).
 
     Noise on a router's input and skipped layers too. Some layers (Falcon's, GPT-J's) ask their
@@ -166,7 +166,7 @@ def _told(module: Module) -> list[Module | PretrainedConfig]:
     return [module, config] if isinstance(config, PretrainedConfig) else [module]
 
 
-def unavailable(source: str, error: Exception) -> str:
+def load_error_message(source: str, error: Exception) -> str:
     """Why a backbone cannot be had, in one line with the way out."""
     from huggingface_hub import is_offline_mode
 
@@ -174,10 +174,10 @@ def unavailable(source: str, error: Exception) -> str:
     if is_offline_mode() and not Path(source).is_dir():
         return (
             f"backbone {source}: is not whole in the hub's cache of this machine, and "
-            "HF_HUB_OFFLINE is set; give the same command with mode=prepare where there is a "
+            "HF_HUB_OFFLINE is set; give the same command with mode=download where there is a "
             "network"
         )
     return (
         f"backbone {source}: cannot be loaded ({first_line}). Give a local folder or a hub id "
-        "(backbone.path=...); a gated model needs `hf auth login` and its licence accepted"
+        "(backbone.name_or_path=...); a gated model needs `hf auth login` and its licence accepted"
     )

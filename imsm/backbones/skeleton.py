@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.backbones.load import MINIATURE, register_ports, resolve_path, silence_dropout
+from imsm.backbones.load import MINIATURE, register_custom_models, resolve_path, disable_dropout
 from imsm.errors import UserError
-from imsm.options import nearest
+from imsm.options import closest_match
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def find_configuration(
+def find_config(
     *, path: str, revision: str | None, architecture: Mapping[str, Any] | None
 ) -> tuple[PretrainedConfig, Path | None]:
     """What a backbone is made of, and the file that says so; no network is used.
@@ -44,7 +44,7 @@ def find_configuration(
                 raise LookupError(_unknown(path))
             return _from_keys(architecture), None
         folder = cached
-    register_ports()
+    register_custom_models()
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
@@ -53,7 +53,7 @@ def find_configuration(
     return found, folder / "config.json"
 
 
-def build_skeleton(configuration: PretrainedConfig, *, dtype: str) -> PreTrainedModel:
+def build_meta_model(configuration: PretrainedConfig, *, dtype: str) -> PreTrainedModel:
     """The causal language model of a configuration, frozen, all its tensors on "meta".
 
     Raises:
@@ -75,7 +75,7 @@ def build_skeleton(configuration: PretrainedConfig, *, dtype: str) -> PreTrained
             f"backbone.architecture: transformers makes no language model of it ({first})"
         ) from error
     model.tie_weights()
-    silence_dropout(model)
+    disable_dropout(model)
     return model.requires_grad_(False).eval()
 
 
@@ -87,7 +87,7 @@ def _from_keys(architecture: Mapping[str, Any]) -> PretrainedConfig:
     keys = dict(architecture)
     model_type = str(keys.pop("model_type"))
     if model_type not in CONFIG_MAPPING:
-        register_ports()
+        register_custom_models()
     try:
         default = AutoConfig.for_model(model_type)
     except ValueError as error:
@@ -98,7 +98,7 @@ def _from_keys(architecture: Mapping[str, Any]) -> PretrainedConfig:
     known = {*default.to_dict(), *default.attribute_map}
     for key, value in keys.items():
         if key not in known:
-            guess = nearest(key, known)
+            guess = closest_match(key, known)
             hint = f"; did you mean backbone.architecture.{guess}={value}?" if guess else ""
             raise UserError(f"backbone.architecture.{key}={value}: no key of {model_type}{hint}")
     try:
@@ -117,7 +117,7 @@ def _cached_configuration(path: str, revision: str | None) -> Path | None:
 
 def _unknown(path: str) -> str:
     return (
-        f"backbone.path={path}: its sizes are not known without its config.json. Fetch that alone "
-        f"(hf download {path} config.json --local-dir FOLDER) and give backbone.path=FOLDER, or "
+        f"backbone.name_or_path={path}: its sizes are not known without its config.json. Fetch that alone "
+        f"(hf download {path} config.json --local-dir FOLDER) and give backbone.name_or_path=FOLDER, or "
         "write its keys into the backbone's yaml (architecture: {model_type: ..., ...})"
     )

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from imsm.controls import kinds
 from imsm.errors import UserError
-from imsm.options import nearest
+from imsm.options import closest_match
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Info:
+class BaselineInfo:
     """What the command needs to know of a control.
 
     Attributes:
@@ -61,18 +61,18 @@ class Info:
     version: int = 1
 
 
-class Control(Protocol):
+class Baseline(Protocol):
     """The part of a control's module that every one has."""
 
-    INFO: Info
+    INFO: BaselineInfo
 
 
-def control_names() -> list[str]:
+def list_baselines() -> list[str]:
     """The controls that imsm has."""
     return sorted(module.name for module in pkgutil.iter_modules(kinds.__path__))
 
 
-def control(name: str) -> Control:
+def load_baseline(name: str) -> Baseline:
     """Imports a control's module.
 
     Args:
@@ -81,12 +81,12 @@ def control(name: str) -> Control:
     Raises:
         UserError: no such control, or a module that is none.
     """
-    known = control_names()
+    known = list_baselines()
     dotted = f"{kinds.__name__}.{name}" if name in known else name
     try:
         module = importlib.import_module(dotted)
     except (ModuleNotFoundError, TypeError, ValueError) as error:  # ".x" and "" are no names
-        near = nearest(name, known)
+        near = closest_match(name, known)
         hint = f"; did you mean {near}?" if near else ""
         raise UserError(
             f"--controls {name}: there is no such control ({', '.join(known)}; one of your own "
@@ -97,15 +97,15 @@ def control(name: str) -> Control:
             f"--controls {name}: the module {dotted} is no control; it needs INFO = Info(...) and "
             "answering(run, value) or of_original(run, value, task)"
         )
-    return cast("Control", module)
+    return cast("Baseline", module)
 
 
-def is_router(module: Control | ModuleType) -> bool:
+def is_router(module: Baseline | ModuleType) -> bool:
     """Whether a control takes answers that are there already."""
     return hasattr(module, "of_original")
 
 
-def offered(module: Control, name: str, run: FinishedRun, otherwise: Any) -> Any:
+def optional_hook(module: Baseline, name: str, run: FinishedRun, otherwise: Any) -> Any:
     """What an optional function of a control's module says of a run."""
     function = getattr(module, name, None)
     return otherwise if function is None else function(run)

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.controls import Control, control, control_names
+from imsm.controls import Baseline, load_baseline, list_baselines
 from imsm.errors import RunError, UserError
-from imsm.folders import run_named
+from imsm.folders import resolve_run_dir
 
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
-    from imsm.controls.judging import Arm
+    from imsm.controls.judging import BaselineRun
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise UserError(f"--config-dir {arguments.config_dir}: there is no such folder")
             sys.path.insert(0, str(arguments.config_dir.absolute()))
         named = None if arguments.controls is None else _listed(arguments.controls)
-        chosen = [control(name) for name in named or control_names()]
+        chosen = [load_baseline(name) for name in named or list_baselines()]
         values = None if arguments.values is None else _numbers(arguments.values)
         _check_values(chosen, values)
         _carry_out(arguments, chosen, values, all_of_them=named is None)
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m imsm.controls",
         description=(__doc__ or "").splitlines()[0],
-        epilog="controls: " + ", ".join(control_names()),
+        epilog="controls: " + ", ".join(list_baselines()),
     )
     parser.add_argument("--run", required=True, help="a finished run's folder, or its name")
     parser.add_argument("--controls", help="their names, with commas; all that fit if left out")
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _carry_out(
     arguments: argparse.Namespace,
-    chosen: Sequence[Control],
+    chosen: Sequence[Baseline],
     values: Sequence[float] | None,
     *,
     all_of_them: bool,
@@ -71,14 +71,14 @@ def _carry_out(
     from imsm.controls.finished import open_finished
     from imsm.controls.judging import FOLDER, TUNED, judge_tuned
     from imsm.controls.table import show
-    from imsm.run_folder import locked
+    from imsm.run_folder import file_lock
 
     other = None
     if arguments.other is not None:
-        other = open_finished(run_named(arguments.other, option="--with"), option="--with")
-    run = open_finished(run_named(arguments.run, option="--run"), option="--run", other=other)
+        other = open_finished(resolve_run_dir(arguments.other, option="--with"), option="--with")
+    run = open_finished(resolve_run_dir(arguments.run, option="--run"), option="--run", other=other)
     arms, left_out = _arms(run, chosen, values, all_of_them=all_of_them)
-    with locked(run.folder / FOLDER):
+    with file_lock(run.folder / FOLDER):
         interwoven = run.config.method.stream == "interwoven"
         tuned = TUNED.name if interwoven else run.config.method.name
         found = {
@@ -100,15 +100,15 @@ def _carry_out(
 
 def _arms(
     run: FinishedRun,
-    chosen: Sequence[Control],
+    chosen: Sequence[Baseline],
     values: Sequence[float] | None,
     *,
     all_of_them: bool,
-) -> tuple[list[Arm], list[str]]:
+) -> tuple[list[BaselineRun], list[str]]:
     """The arms to judge, and why others are left out; one that was asked for must fit."""
     from imsm.controls.judging import arms_of
 
-    arms: list[Arm] = []
+    arms: list[BaselineRun] = []
     left_out = []
     for each in chosen:
         try:
@@ -121,7 +121,7 @@ def _arms(
 
 
 def _judged(
-    arm: Arm, run: FinishedRun, left_out: list[str], *, all_of_them: bool
+    arm: BaselineRun, run: FinishedRun, left_out: list[str], *, all_of_them: bool
 ) -> dict[str, Any] | None:
     from imsm.controls.judging import judge_control
 
@@ -137,7 +137,7 @@ def _judged(
 def _listed(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise UserError(f"--controls {text!r}: name at least one of {', '.join(control_names())}")
+        raise UserError(f"--controls {text!r}: name at least one of {', '.join(list_baselines())}")
     return list(dict.fromkeys(names))
 
 
@@ -153,7 +153,7 @@ def _numbers(text: str) -> list[float]:
     return found
 
 
-def _check_values(chosen: Sequence[Control], values: Sequence[float] | None) -> None:
+def _check_values(chosen: Sequence[Baseline], values: Sequence[float] | None) -> None:
     """Each value must lie in the range of each control that takes any.
 
     Raises:

@@ -15,21 +15,21 @@ from pydantic import ValidationError
 from imsm.backbones.fingerprint import backbone_fingerprint
 from imsm.backbones.load import load_tokenizer
 from imsm.config import RunConfig
-from imsm.data.chat import adopt_chat_template
+from imsm.data.chat import use_chat_template
 from imsm.errors import UserError
-from imsm.evaluation.asking import ask
+from imsm.evaluation.asking import run_inference
 from imsm.evaluation.items import read_items
-from imsm.evaluation.ledger import Ledger, Row
+from imsm.evaluation.ledger import ResponseCache, Row
 from imsm.folders import runs_root
-from imsm.identity import run_identity, without_seed
-from imsm.messages import show
-from imsm.processes.world import World
+from imsm.identity import run_identity, identity_without_seed
+from imsm.messages import format_value
+from imsm.processes.world import DistributedContext
 from imsm.report.result import read_result
-from imsm.run_folder import RunFolder, check_inputs, differing
+from imsm.run_folder import RunDir, check_input_hashes, diff_dicts
 from imsm.siamese.storage import ADAPTER
-from imsm.stages.data import test_sets
-from imsm.stages.engine import device_of
-from imsm.stages.judging import fingerprint_of, trainable_digests
+from imsm.stages.data import eval_sets
+from imsm.stages.engine import local_device
+from imsm.stages.judging import model_hash, weight_hashes
 from imsm.stages.training import finished_model
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from imsm.evaluation.asking import GetModel
-    from imsm.evaluation.test_set import TestSet
+    from imsm.evaluation.test_set import EvalSet
     from imsm.siamese.model import SiameseForCausalLM
 
 _NAMED = 3
@@ -67,27 +67,27 @@ class FinishedRun:
     @cached_property
     def runs_root(self) -> Path:
         """Under which the run, the original and the ledgers lie."""
-        return runs_root() if self.config.folder else self.folder.parent
+        return runs_root() if self.config.run_dir else self.folder.parent
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's."""
         backbone = self.config.backbone
-        found = load_tokenizer(path=backbone.path, revision=backbone.revision, local=backbone.local)
+        found = load_tokenizer(path=backbone.name_or_path, revision=backbone.revision, local=backbone.local_resolver)
         if self.config.data.chat_template:
-            adopt_chat_template(found)
+            use_chat_template(found)
         return found
 
     @cached_property
-    def tests(self) -> dict[str, TestSet]:
+    def tests(self) -> dict[str, EvalSet]:
         """The tasks that judged the run."""
-        return test_sets(self.config, self.tokenizer)
+        return eval_sets(self.config, self.tokenizer)
 
     def model(self) -> SiameseForCausalLM:
         """The run's model; loaded once."""
         if not self._models:
-            device = device_of(self.config, World())
-            self._models.append(finished_model(self.config, RunFolder(self.folder), device=device))
+            device = local_device(self.config, DistributedContext())
+            self._models.append(finished_model(self.config, RunDir(self.folder), device=device))
         return self._models[0]
 
     def items(self) -> dict[str, pandas.DataFrame]:
@@ -104,23 +104,23 @@ class FinishedRun:
     def fingerprint(self, stream: str) -> str:
         """Identifies the "original" or the "tuned" stream: to the tuned one the gate is nothing."""
         digests = self._adapter if stream == "tuned" else ()
-        return fingerprint_of(self.config, stream, weights=self._weights, digests=digests)
+        return model_hash(self.config, stream, weights=self._weights, digests=digests)
 
     @cached_property
     def _adapter(self) -> list[list[str]]:
-        digests = trainable_digests(RunFolder(self.folder).model)
+        digests = weight_hashes(RunDir(self.folder).model)
         return [each for each in digests if Path(each[0]).parts[0] == ADAPTER]
 
     @cached_property
     def _weights(self) -> str:
-        inputs = json.loads(RunFolder(self.folder).inputs.read_text(encoding="utf-8"))
+        inputs = json.loads(RunDir(self.folder).inputs.read_text(encoding="utf-8"))
         return str(inputs["backbone"])
 
     def answers(self, task: str, stream: str) -> Answers:
         """What the original or the tuned stream answered; asked if the ledger lacks it."""
         key = (task, stream)
         if key not in self._answers:
-            self._answers[key] = self.asked(
+            self._answers[key] = self.run_inference(
                 task,
                 model=self.model,
                 stream=stream,
@@ -129,23 +129,23 @@ class FinishedRun:
             )
         return self._answers[key]
 
-    def asked(
+    def run_inference(
         self, task: str, *, model: GetModel, stream: str, fingerprint: str, label: str
     ) -> Answers:
         """What a stream of a model answers to a task; only what the ledger lacks is asked."""
-        return ask(
+        return run_inference(
             self.tests[task],
             model=model,
             stream=stream,
             tokenizer=self.tokenizer,
             fingerprint=fingerprint,
-            ledger=Ledger(self.runs_root / "ledger", fingerprint=fingerprint),
+            ledger=ResponseCache(self.runs_root / "ledger", fingerprint=fingerprint),
             batch_size=self.config.evaluation.batch_size,
             label=label,
-            world=World(),
+            world=DistributedContext(),
         )
 
-    def either(self, task: str, of_original: Sequence[bool]) -> Answers:
+    def route(self, task: str, of_original: Sequence[bool]) -> Answers:
         """Of each item the original's answer (True: its gate is 1) or the tuned stream's."""
         sources = [self.answers(task, stream) for stream in ("tuned", "original")]
         rows = [sources[first][0][place] for place, first in enumerate(of_original)]
@@ -173,7 +173,7 @@ def open_finished(folder: Path, *, option: str, other: FinishedRun | None = None
     if not folder.is_dir():
         raise UserError(f"{option} {folder}: there is no such folder; give the folder of a run")
     result = read_result(folder)
-    if result["method"] == "original" or not RunFolder(folder).trained.is_file():
+    if result["method"] == "original" or not RunDir(folder).trained.is_file():
         raise UserError(
             f"{option} {folder}: has no adapter; give the folder of a finished run of method=peft "
             "or method=imsm"
@@ -189,9 +189,9 @@ def open_finished(folder: Path, *, option: str, other: FinishedRun | None = None
         sys.path.insert(0, config.config_dir)
     backbone = config.backbone
     weights = backbone_fingerprint(
-        path=backbone.path, revision=backbone.revision, local=backbone.local
+        path=backbone.name_or_path, revision=backbone.revision, local=backbone.local_resolver
     )
-    check_inputs(RunFolder(folder), {"backbone": weights})
+    check_input_hashes(RunDir(folder), {"backbone": weights})
     if other is not None:
         _check_pair(config, other, folder)
     return FinishedRun(folder, config, result, other)
@@ -201,10 +201,10 @@ def _check_pair(config: RunConfig, other: FinishedRun, folder: Path) -> None:
     """The second run must be the first one at another seed."""
     if other.folder == folder:
         raise UserError(f"--with {folder}: is the run itself; give one of another seed")
-    there, here = (without_seed(run_identity(each)) for each in (other.config, config))
+    there, here = (identity_without_seed(run_identity(each)) for each in (other.config, config))
     found = [
-        f"{key} is {show(one)}, not {show(two)}"
-        for key, (one, two) in differing(there, here).items()
+        f"{key} is {format_value(one)}, not {format_value(two)}"
+        for key, (one, two) in diff_dicts(there, here).items()
     ]
     if found:
         more = f" (and {len(found) - _NAMED} more)" if len(found) > _NAMED else ""

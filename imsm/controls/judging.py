@@ -10,29 +10,29 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
-from imsm.controls import Control, Info, is_router, offered
+from imsm.controls import Baseline, BaselineInfo, is_router, optional_hook
 from imsm.controls.finished import Answers, FinishedRun
 from imsm.evaluation.digest import digest
 from imsm.evaluation.items import task_folder
-from imsm.evaluation.judge import judge_rows
-from imsm.processes.world import World
+from imsm.evaluation.judge import score_responses
+from imsm.processes.world import DistributedContext
 from imsm.report.result import build_result, write_result
-from imsm.stages.data import learned_examples
-from imsm.stages.judging import entry_of, metrics_of
+from imsm.stages.data import all_training_examples
+from imsm.stages.judging import result_entry, metrics_of
 
 if TYPE_CHECKING:
     from imsm.siamese.model import SiameseForCausalLM
 
 
 @dataclass(frozen=True)
-class Arm:
+class BaselineRun:
     """A control at one value; None where it has none."""
 
-    control: Control
+    control: Baseline
     value: float | None
 
     @property
-    def info(self) -> Info:
+    def info(self) -> BaselineInfo:
         """Of the control."""
         return self.control.INFO
 
@@ -44,26 +44,26 @@ class Arm:
 
 FOLDER = "controls"
 """Of a run's folder."""
-TUNED = Info(name="tuned", meaning="the adapter alone, without the run's gate", stream="tuned")
+TUNED = BaselineInfo(name="tuned", meaning="the adapter alone, without the run's gate", stream="tuned")
 
 
-def arms_of(control: Control, run: FinishedRun, values: Sequence[float] | None) -> list[Arm]:
+def arms_of(control: Baseline, run: FinishedRun, values: Sequence[float] | None) -> list[BaselineRun]:
     """A control's arms on a run, at the values asked for or at its own.
 
     Raises:
         UserError: the control does not fit the run.
     """
-    offered(control, "check", run, None)
+    optional_hook(control, "check", run, None)
     info = control.INFO
     if not info.symbol:
-        return [Arm(control, None)]
-    found: Sequence[float] | None = offered(control, "values", run, None)
+        return [BaselineRun(control, None)]
+    found: Sequence[float] | None = optional_hook(control, "values", run, None)
     if found is None:
         found = info.grid if values is None else values
-    return [Arm(control, value) for value in dict.fromkeys(found)]
+    return [BaselineRun(control, value) for value in dict.fromkeys(found)]
 
 
-def judge_control(arm: Arm, run: FinishedRun) -> dict[str, Any]:
+def judge_control(arm: BaselineRun, run: FinishedRun) -> dict[str, Any]:
     """Ask what the ledger lacks, score, and leave the arm's folder.
 
     Raises:
@@ -80,12 +80,12 @@ def judge_control(arm: Arm, run: FinishedRun) -> dict[str, Any]:
     for task in run.tests:
         if is_router(arm.control):
             chosen = cast("Any", arm.control).of_original(run, arm.value, task)
-            answers[task] = run.either(task, chosen)
+            answers[task] = run.route(task, chosen)
         elif arm.value in arm.info.ends:
             end = arm.info.ends[arm.value] == "original"
-            answers[task] = run.either(task, [end] * len(run.tests[task].prompts))
+            answers[task] = run.route(task, [end] * len(run.tests[task].prompts))
         else:
-            answers[task] = run.asked(
+            answers[task] = run.run_inference(
                 task,
                 model=model,
                 stream=arm.info.stream,
@@ -96,7 +96,7 @@ def judge_control(arm: Arm, run: FinishedRun) -> dict[str, Any]:
     return _leave(
         run,
         arm.name,
-        about=about | offered(arm.control, "made_of", run, {}),
+        about=about | optional_hook(arm.control, "made_of", run, {}),
         fingerprint=fingerprint,
         answers=answers,
         adapted=arm.value is None or arm.info.ends.get(arm.value) != "original",
@@ -115,9 +115,9 @@ def judge_tuned(run: FinishedRun) -> dict[str, Any]:
     )
 
 
-def control_fingerprint(arm: Arm, run: FinishedRun) -> str:
+def control_fingerprint(arm: BaselineRun, run: FinishedRun) -> str:
     """Identifies a control's answers: the run's adapter, the control, its value."""
-    more = offered(arm.control, "made_of", run, {})
+    more = optional_hook(arm.control, "made_of", run, {})
     return digest([run.fingerprint("tuned"), arm.info.name, arm.info.version, arm.value, more])
 
 
@@ -132,20 +132,20 @@ def _leave(
 ) -> dict[str, Any]:
     """Score the answers, and write items and result into the arm's folder."""
     folder = run.folder / FOLDER / name
-    learned_from = learned_examples(run.config) if adapted else None
+    learned_from = all_training_examples(run.config) if adapted else None
     tasks = {}
     for task, (rows, golds) in answers.items():
         test = run.tests[task]
-        judgement = judge_rows(
+        judgement = score_responses(
             test,
             rows=rows,
             golds=golds,
             metrics=metrics_of(run.config, test),
             protocol=run.config.evaluation.protocol,
             folder=task_folder(folder, task=task, test_set=test.fingerprint),
-            world=World(),
+            world=DistributedContext(),
         )
-        tasks[task] = entry_of(run.config, task, test, judgement, learned_from=learned_from)
+        tasks[task] = result_entry(run.config, task, test, judgement, learned_from=learned_from)
     result = build_result(
         name=f"{run.folder.name}/{name}",
         method="control",

@@ -26,7 +26,7 @@ Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 them is the original's (...)."""
 
 
-class Mixing(nn.Module):
+class LogitMixer(nn.Module):
     """In the place of a gate; it reads logits, never the query.
 
     Args:
@@ -46,7 +46,7 @@ class Mixing(nn.Module):
         return self.mix(original.float(), tuned.float())
 
 
-class MixedForCausalLM(SiameseForCausalLM):
+class LogitMixingModel(SiameseForCausalLM):
     """A siamese model whose interwoven stream mixes logits; `generate()` and the rest as ever."""
 
     def _combine(
@@ -61,15 +61,15 @@ class MixedForCausalLM(SiameseForCausalLM):
         return logits, share
 
 
-def mixed(model: SiameseForCausalLM, mix: Mix) -> MixedForCausalLM:
+def mixed(model: SiameseForCausalLM, mix: Mix) -> LogitMixingModel:
     """A model that answers with the mix of the original's and the tuned stream's logits.
 
     Args:
         model: has an adapter; its weights are shared, and it stays what it is.
         mix: see `Mix`.
     """
-    made = variant(model, MixedForCausalLM, stream="interwoven", gate=Mixing(mix))
-    made.streams.as_probed(model.streams)
+    made = variant(model, LogitMixingModel, stream="interwoven", gate=LogitMixer(mix))
+    made.streams.copy_capabilities(model.streams)
     return made
 
 

@@ -17,7 +17,7 @@ from imsm.controls.mixed import Mix
 Mixed = tuple[torch.Tensor, torch.Tensor]
 
 
-def by_logits(weight: float) -> Mix:
+def mix_logits(weight: float) -> Mix:
     """The geometric mean, z = w z_o + (1 - w) z_t; outside 0..1 it is carried further.
 
     With -a for w it is z_t + a (z_t - z_o), as in DExperts (2105.03023) and proxy tuning
@@ -30,7 +30,7 @@ def _by_logits(original: torch.Tensor, tuned: torch.Tensor, *, weight: float) ->
     return torch.lerp(tuned, original, weight), _constant(tuned, weight)
 
 
-def by_probabilities(weight: float) -> Mix:
+def mix_probabilities(weight: float) -> Mix:
     """The arithmetic mean, p = w p_o + (1 - w) p_t, as ln p; w in 0..1."""
     return partial(_by_probabilities, weight=weight)
 
@@ -44,13 +44,13 @@ def _by_probabilities(original: torch.Tensor, tuned: torch.Tensor, *, weight: fl
     return torch.logaddexp(*parts), _constant(tuned, weight)
 
 
-def by_entropy(original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
+def mix_by_entropy(original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
     """Each token from the stream whose p has the lower entropy; the tuned one's where equal."""
     surer = Categorical(logits=original).entropy() < Categorical(logits=tuned).entropy()
     return _either(original, tuned, surer)
 
 
-def by_maximum(original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
+def mix_by_confidence(original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
     """Each token from the stream whose likeliest token is likelier; the tuned one's where equal."""
     tops = [logits.log_softmax(dim=-1).amax(dim=-1) for logits in (original, tuned)]
     return _either(original, tuned, tops[0] > tops[1])

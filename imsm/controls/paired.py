@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from imsm.controls.mixed import Mix, MixedForCausalLM, Mixing, variant
+from imsm.controls.mixed import Mix, LogitMixingModel, LogitMixer, variant
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.siamese.streams import Streams
+from imsm.siamese.streams import StreamRunner
 
 
-class PairedStreams(Streams):
+class TwoAdapterStreams(StreamRunner):
     """Streams of two adapters; "original" means the other one's.
 
     Args:
@@ -23,7 +23,7 @@ class PairedStreams(Streams):
         other: the streams of the second.
     """
 
-    def __init__(self, model: nn.Module, body: nn.Module, *, other: Streams) -> None:
+    def __init__(self, model: nn.Module, body: nn.Module, *, other: StreamRunner) -> None:
         super().__init__(model, body)
         self.other = other
         self.doubled = False
@@ -33,23 +33,23 @@ class PairedStreams(Streams):
     ) -> torch.Tensor:
         """The memories (B, T, D) of the first adapter ("tuned") or of the second ("original")."""
         if stream == "original":
-            return self.other.memory(inputs, stream="tuned", cache=cache)
-        return super().memory(inputs, stream=stream, cache=cache)
+            return self.other.hidden_states(inputs, stream="tuned", cache=cache)
+        return super().hidden_states(inputs, stream=stream, cache=cache)
 
 
-class PairedForCausalLM(MixedForCausalLM):
+class TwoAdapterModel(LogitMixingModel):
     """Answers with a mix of what two adapters say."""
 
     def new_cache(self, *, query_mask: torch.Tensor | None = None) -> Cache:
         """As of a siamese model; a learned prompt stands before the first stream's tokens too."""
         cache = super().new_cache(query_mask=query_mask)
-        virtual = self.streams.other.virtual if isinstance(self.streams, PairedStreams) else None
+        virtual = self.streams.other.virtual if isinstance(self.streams, TwoAdapterStreams) else None
         if virtual is not None:
             cache.virtual = virtual.count  # type: ignore[attr-defined]
         return cache
 
 
-def paired(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mix) -> PairedForCausalLM:
+def paired(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mix) -> TwoAdapterModel:
     """A model that mixes the logits of two adapters on the same backbone.
 
     Args:
@@ -57,8 +57,8 @@ def paired(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mix) -> Pa
         other: the second.
         mix: as of `mixed`; "original" means ``other``.
     """
-    made = variant(model, PairedForCausalLM, stream="interwoven", gate=Mixing(mix))
-    made.streams = PairedStreams(model.adapted, model.streams.body, other=other.streams)
+    made = variant(model, TwoAdapterModel, stream="interwoven", gate=LogitMixer(mix))
+    made.streams = TwoAdapterStreams(model.adapted, model.streams.body, other=other.streams)
     return made
 
 

@@ -18,12 +18,12 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from imsm.data.batches import collate_prompts, evaluation_order, training_order
-from imsm.data.tokenise import TokenisedExample, tokenise_prompts
+from imsm.data.tokenise import TokenisedExample, tokenize_prompts
 from imsm.evaluation.digest import digest
-from imsm.files import write_whole
-from imsm.progress import bar
+from imsm.files import write_atomic
+from imsm.progress import progress_bar
 from imsm.siamese.inputs import body_inputs
-from imsm.siamese.query import whole_query
+from imsm.siamese.query import pool
 from imsm.stages.data import training_examples
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distances:
+class QueryDistances:
     """``tests``: s of each item by task, in the test set's order; ``threshold``: tau."""
 
     threshold: float
@@ -49,7 +49,7 @@ class Distances:
 
 
 @lru_cache(maxsize=1)
-def distances(run: FinishedRun) -> Distances:
+def distances(run: FinishedRun) -> QueryDistances:
     """The distances of a run's tests; computed once, then read from the run's `controls/`."""
     training = _training_queries(run)
     key = digest(
@@ -65,16 +65,16 @@ def distances(run: FinishedRun) -> Distances:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept.pop("key") == key:
-            return Distances(**kept)
+            return QueryDistances(**kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not there, of other queries, or damaged: computed anew
     found = _distances(run, training)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"key": key, **asdict(found)}) + "\n")
+    write_atomic(path, json.dumps({"key": key, **asdict(found)}) + "\n")
     return found
 
 
-def _distances(run: FinishedRun, training: Sequence[TokenisedExample]) -> Distances:
+def _distances(run: FinishedRun, training: Sequence[TokenisedExample]) -> QueryDistances:
     model, pad_id = run.model(), run.tokenizer.pad_token_id
     size = run.config.evaluation.batch_size
     known = query_memories(model, training, pad_id=pad_id, batch_size=size, label="training")
@@ -85,7 +85,7 @@ def _distances(run: FinishedRun, training: Sequence[TokenisedExample]) -> Distan
     return measure(known, tests, seed=run.config.seed)
 
 
-def measure(known: Matrix, tests: dict[str, Matrix], *, seed: int) -> Distances:
+def measure(known: Matrix, tests: dict[str, Matrix], *, seed: int) -> QueryDistances:
     """Distances of tests to a part of the training queries; the rest decides the threshold.
 
     Args:
@@ -100,7 +100,7 @@ def measure(known: Matrix, tests: dict[str, Matrix], *, seed: int) -> Distances:
     def distance(queries: Matrix) -> NDArray[np.float64]:
         return nearest.kneighbors(queries)[0][:, 0].astype(np.float64)
 
-    return Distances(
+    return QueryDistances(
         threshold=float(np.percentile(distance(known[order[:count]]), PERCENTILE)),
         tests={name: distance(queries).tolist() for name, queries in tests.items()},
     )
@@ -118,7 +118,7 @@ def query_memories(
     """q_o of each prompt, (N, D)."""
     found = np.zeros((len(prompts), model.config.hidden_size), dtype=np.float32)
     batches = evaluation_order([len(p.prompt_ids) for p in prompts], batch_size=batch_size)
-    with bar(
+    with progress_bar(
         total=len(prompts), label=f"queries: {label}", unit="item", keep=False, shown=True
     ) as done:
         for places in batches:
@@ -132,15 +132,15 @@ def query_memories(
                 position_ids=None,
                 cache=None,
             )
-            memory = model.streams.memory(inputs, stream="original", cache=None)
-            found[places] = whole_query(memory, mask, pooling="mean").float().cpu().numpy()
+            memory = model.streams.hidden_states(inputs, stream="original", cache=None)
+            found[places] = pool(memory, mask, pooling="mean").float().cpu().numpy()
             done.update(len(places))
     return found
 
 
 def _training_queries(run: FinishedRun) -> list[TokenisedExample]:
     """The target's training examples as prompts."""
-    prompts, _ = tokenise_prompts(
+    prompts, _ = tokenize_prompts(
         training_examples(run.config),
         run.tokenizer,
         max_prompt_tokens=run.config.data.max_prompt_tokens,

@@ -19,17 +19,17 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache
 
-from imsm.adapters.own import own_config
+from imsm.adapters.own import custom_config
 from imsm.controls.mixed import variant
 from imsm.errors import UserError
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.siamese.replaced import forward_replaced
-from imsm.siamese.streams import Streams
+from imsm.siamese.replaced import patched_forward
+from imsm.siamese.streams import StreamRunner
 
 _FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-class ScaledStreams(Streams):
+class ScaledAdapterStreams(StreamRunner):
     """Streams whose tuned one has its adapter at another strength.
 
     Args:
@@ -48,16 +48,16 @@ class ScaledStreams(Streams):
     ) -> torch.Tensor:
         """The memories (B, T, D) of the original stream, or of the tuned one at this strength."""
         if stream == "original":
-            return super().memory(inputs, stream=stream, cache=cache)
+            return super().hidden_states(inputs, stream=stream, cache=cache)
         with self._scaled():
-            return super().memory(inputs, stream=stream, cache=cache)
+            return super().hidden_states(inputs, stream=stream, cache=cache)
 
     @contextmanager
     def _scaled(self) -> Iterator[None]:
         with ExitStack() as stack:
             for layer, off in self._off.items():
                 forward = partial(_between, off, layer.forward, self.scale)
-                stack.enter_context(forward_replaced(layer, forward))
+                stack.enter_context(patched_forward(layer, forward))
             yield
 
 
@@ -88,7 +88,7 @@ def scaled(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
 
 def _with_scale(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
     made = variant(model, SiameseForCausalLM, stream="tuned", gate=None)
-    made.streams = ScaledStreams(model.adapted, model.streams.body, scale=scale)
+    made.streams = ScaledAdapterStreams(model.adapted, model.streams.body, scale=scale)
     return made
 
 
@@ -119,15 +119,15 @@ def _check(model: SiameseForCausalLM, name: str) -> None:
             )
 
 
-def _read(streams: Streams, tokens: torch.Tensor, *, stream: str) -> list[torch.Tensor]:
+def _read(streams: StreamRunner, tokens: torch.Tensor, *, stream: str) -> list[torch.Tensor]:
     """The memories of a text in one piece, and in two with a cache."""
     places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     whole = {"input_ids": tokens, "position_ids": places}
-    found = [streams.memory(whole, stream=stream, cache=None)]
+    found = [streams.hidden_states(whole, stream=stream, cache=None)]
     cache = DynamicCache()
     for piece in (slice(0, 4), slice(4, None)):
         part = {key: value[:, piece] for key, value in whole.items()}
-        found.append(streams.memory(part, stream=stream, cache=cache))
+        found.append(streams.hidden_states(part, stream=stream, cache=cache))
     return found
 
 
@@ -155,4 +155,4 @@ def _method(model: SiameseForCausalLM) -> str:
     config = getattr(model.adapted, "active_peft_config", None)
     if config is not None:
         return str(config.peft_type.value)
-    return type(own_config(model.adapted)).__name__
+    return type(custom_config(model.adapted)).__name__

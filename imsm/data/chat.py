@@ -19,7 +19,7 @@ _DATE = "26 Jul 2024"
 _ANSWER = "imsm"
 
 
-def adopt_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+def use_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let the template's end of a turn end every answer: it becomes the tokenizer's EOS.
 
     For most instruct models it is that already; for some (Gemma's) EOS ends a document, and an
@@ -37,7 +37,7 @@ def adopt_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if "strftime_now" in template and "date_string" not in template:
         raise UserError(
             "data.chat_template=true: this tokenizer's template writes today's date into every "
-            "prompt, so no run could be repeated; give backbone.path=<a copy of the model's "
+            "prompt, so no run could be repeated; give backbone.name_or_path=<a copy of the model's "
             "folder> whose template has a fixed date"
         )
     end = _end_of_turn(tokenizer)
@@ -45,7 +45,7 @@ def adopt_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
 
 
-def chat_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+def encode_chat(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     """Token ids of each prompt as one user turn, up to where the assistant's answer begins.
 
     The template writes its own special tokens, BOS among them; no more are added.

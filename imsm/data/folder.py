@@ -21,19 +21,19 @@ def find_file(folder: Path, *, role: str) -> Path:
     """
     if not folder.is_dir():
         raise UserError(
-            f"data.folder={folder} is no folder. Give one that holds train.jsonl and test.jsonl."
+            f"data.local_dir={folder} is no folder. Give one that holds train.jsonl and test.jsonl."
         )
     found = [folder / (role + end) for end in ENDINGS if (folder / (role + end)).is_file()]
     if not found:
         present = sorted(path.name for path in folder.iterdir())[:10]
         raise UserError(
-            f"data.folder={folder} lacks a file for {role}, one of "
+            f"data.local_dir={folder} lacks a file for {role}, one of "
             f"{', '.join(role + end for end in ENDINGS)}. "
             f"It holds {', '.join(present) or 'nothing'}."
         )
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        raise UserError(f"data.folder={folder} holds {names}: keep one of them.")
+        raise UserError(f"data.local_dir={folder} holds {names}: keep one of them.")
     return found[0]
 
 

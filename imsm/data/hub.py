@@ -30,10 +30,10 @@ def load_from_hub(hub: dict[str, str | None], *, split: str) -> Dataset:
         with _quiet():
             return datasets.load_dataset(path, hub["name"], split=split, revision=revision)
     except Exception as error:  # a dozen types, from three libraries
-        raise UserError(_not_had(hub, split, error)) from error
+        raise UserError(_download_error(hub, split, error)) from error
 
 
-def load_from_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) -> Dataset:
+def load_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) -> Dataset:
     """Reads one split of `<mirror>/<path>`; no network is used.
 
     Raises:
@@ -59,7 +59,7 @@ def load_from_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) ->
         ) from error
 
 
-def read_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) -> list[Any]:
+def read_mirror_fast(mirror: Path, hub: dict[str, str | None], *, split: str) -> list[Any]:
     """The rows of one split of `<mirror>/<path>`, read from JSON lines or parquet as they are.
 
     Without the `datasets` library, whose import takes seconds: for who only looks (`mode=plan`).
@@ -168,7 +168,7 @@ def _title(hub: dict[str, str | None], split: str) -> str:
     return f"{hub['path']} ({', '.join(part for part in details if part)})"
 
 
-def _not_had(hub: dict[str, str | None], split: str, error: Exception) -> str:
+def _download_error(hub: dict[str, str | None], split: str, error: Exception) -> str:
     """What would have been downloaded, and the way round."""
     import datasets
 
@@ -178,14 +178,14 @@ def _not_had(hub: dict[str, str | None], split: str, error: Exception) -> str:
     if datasets.config.HF_HUB_OFFLINE:
         return (
             f"{what} is not in the cache of this machine, and HF_HUB_OFFLINE is set: give the same "
-            f"command with mode=prepare where there is a network (or `{fetch}` there, and "
-            "data.mirror=MIRROR here)"
+            f"command with mode=download where there is a network (or `{fetch}` there, and "
+            "data.mirror_dir=MIRROR here)"
         )
     return (
         f"{what} could not be had: {_reason(error)}\n"
-        "Without a network, give the same command with mode=prepare where there is one; or fetch "
+        "Without a network, give the same command with mode=download where there is one; or fetch "
         f"it there\n  {fetch}\n"
-        "and give data.mirror=MIRROR; or give rows of your own with data.folder=; or take the "
+        "and give data.mirror_dir=MIRROR; or give rows of your own with data.local_dir=; or take the "
         "miniature, which needs neither: backbone=mini."
     )
 

@@ -36,7 +36,7 @@ class Replay:
         return f"{'; '.join(parts)}." if parts else None
 
 
-def choose_replay(
+def sample_replay(
     candidates: Sequence[Example], *, apart_from: Iterable[Example], share: float, target: int
 ) -> Replay:
     """A fixed random choice of the candidates that no test asks.

@@ -10,13 +10,13 @@ from typing import Any, Literal, get_args
 
 from imsm.data.example import Example
 from imsm.data.folder import find_file, read_rows
-from imsm.data.hub import check_mirror, load_from_hub, load_from_mirror, read_mirror
+from imsm.data.hub import check_mirror, load_from_hub, load_mirror, read_mirror_fast
 from imsm.data.task import ROLES, Role, Task, TaskModule, task_module
 from imsm.data.tasks import jsonl
 from imsm.errors import UserError
 
 Kind = Literal["hub", "mirror", "folder", "miniature"]
-Prompts = Literal["verbatim", "corrected"]
+Prompts = Literal["paper", "corrected"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PROMPTS: tuple[Prompts, ...] = get_args(Prompts)
 MINIATURE = Path(__file__).parents[1] / "backbones" / "miniature" / "hub"
@@ -25,7 +25,7 @@ LIMIT_SEED = "imsm.limit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class DataSource:
     """Where a task's rows come from.
 
     Raises:
@@ -49,7 +49,7 @@ def load_examples(
     task: Task,
     role: Role,
     *,
-    source: Source,
+    source: DataSource,
     prompts: str,
     limit: int | None,
     library: bool = True,
@@ -71,7 +71,7 @@ def load_examples(
             unknown prompt style.
     """
     if prompts not in PROMPTS:
-        raise UserError(f"data.prompts={prompts!r} is unknown. There are {', '.join(PROMPTS)}.")
+        raise UserError(f"data.prompt_style={prompts!r} is unknown. There are {', '.join(PROMPTS)}.")
     if limit is not None and limit < 1:
         raise UserError(f"A limit of {limit} examples leaves none: give at least 1, or null.")
     module = jsonl if source.kind == "folder" else task_module(task)
@@ -88,7 +88,7 @@ def load_examples(
     return examples if limit is None else _subset(examples, limit)
 
 
-def check_source(task: Task, *, source: Source, roles: Sequence[Role] = ROLES) -> None:
+def check_source(task: Task, *, source: DataSource, roles: Sequence[Role] = ROLES) -> None:
     """Looks whether the source holds the task's splits for these roles; reads no row, no network.
 
     A role for which the task has no split is passed over.
@@ -109,7 +109,7 @@ def check_source(task: Task, *, source: Source, roles: Sequence[Role] = ROLES) -
 
 
 def _splits(
-    task: Task, role: Role, source: Source, library: bool
+    task: Task, role: Role, source: DataSource, library: bool
 ) -> Iterator[tuple[str, str, Iterable[Mapping[str, Any]]]]:
     """(how to call it in a message, split, rows) for each of a role's splits."""
     if not task.splits.get(role):
@@ -126,7 +126,7 @@ def _splits(
         else:
             mirror = _mirror(source)
             where = f"{mirror / str(hub['path'])}, {split}"
-            read = load_from_mirror if library else read_mirror
+            read = load_mirror if library else read_mirror_fast
             yield where, split, read(mirror, hub, split=split)
 
 
@@ -166,15 +166,15 @@ def _subset(examples: list[Example], limit: int) -> list[Example]:
 def _hub(task: Task) -> dict[str, str | None]:
     if task.hub is None:
         raise UserError(
-            f"{task.name} is not on the hub: give data.folder=<folder with train.jsonl and "
+            f"{task.name} is not on the hub: give data.local_dir=<folder with train.jsonl and "
             'test.jsonl>, whose rows are {"input": prompt, "output": answer or list of answers}.'
         )
     return task.hub
 
 
-def _folder(source: Source) -> Path:
+def _folder(source: DataSource) -> Path:
     return Path(source.path or "").expanduser()
 
 
-def _mirror(source: Source) -> Path:
+def _mirror(source: DataSource) -> Path:
     return MINIATURE if source.kind == "miniature" else _folder(source)

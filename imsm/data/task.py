@@ -31,7 +31,7 @@ class Task:
     max_new_tokens: int
     stop: str | None
     """Regular expression on the generated text; generation stops as soon as it matches."""
-    released_metrics: list[str] = field(default_factory=list)
+    paper_code_metrics: list[str] = field(default_factory=list)
     """Of the released code's protocol, likewise; they score the raw answers. []: it has none."""
     task_type: int = 0
     """For methods that tell task types apart: 1 closed-book questions, 0 all others."""
@@ -43,7 +43,7 @@ class TaskModule(Protocol):
     def examples(
         self, rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str
     ) -> Iterator[Example]:
-        """Turns the rows of one split into examples; prompts is "verbatim" or "corrected"."""
+        """Turns the rows of one split into examples; prompts is "paper" or "corrected"."""
         ...
 
     def extract(self, generation: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imsm.data.chat import chat_ids
+from imsm.data.chat import encode_chat
 from imsm.data.example import Example
 from imsm.errors import UserError
 
@@ -31,7 +31,7 @@ class TokenisedExample:
 
 
 @dataclass(slots=True, kw_only=True)
-class TokenisationReport:
+class TokenizationStats:
     """How many examples the length limits touched."""
 
     examples: int = 0
@@ -58,7 +58,7 @@ class TokenisationReport:
         return f"Of {self.examples} examples {', '.join(parts)}." if parts else None
 
 
-def tokenise_training(
+def tokenize_training(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -67,7 +67,7 @@ def tokenise_training(
     closed_vocabulary: bool,
     task_type: int = 0,
     chat: bool = False,
-) -> tuple[list[TokenisedExample], TokenisationReport]:
+) -> tuple[list[TokenisedExample], TokenizationStats]:
     """Prompts with special tokens, answers (golds[0]) without, but with EOS.
 
     A prompt over max_prompt_tokens has its context cut from the left; if that is not enough, or
@@ -109,14 +109,14 @@ def tokenise_training(
     return kept, report
 
 
-def tokenise_prompts(
+def tokenize_prompts(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_prompt_tokens: int,
     closed_vocabulary: bool,
     chat: bool = False,
-) -> tuple[list[TokenisedExample], TokenisationReport]:
+) -> tuple[list[TokenisedExample], TokenizationStats]:
     """Prompts for evaluation: all of them, cut as in training; what no cut makes fit stays whole.
 
     Raises:
@@ -134,9 +134,9 @@ def tokenise_prompts(
 
 def _prompts(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, limit: int, chat: bool
-) -> tuple[list[tuple[int, ...]], TokenisationReport]:
+) -> tuple[list[tuple[int, ...]], TokenizationStats]:
     """Each example's prompt in at most `limit` tokens where a cut can do it, else whole."""
-    report = TokenisationReport(examples=len(examples))
+    report = TokenizationStats(examples=len(examples))
     whole = prompt_tokens(tokenizer, [example.prompt for example in examples], chat=chat)
     prompts = []
     for example, ids in zip(examples, whole, strict=True):
@@ -186,7 +186,7 @@ def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool
 ) -> list[tuple[int, ...]]:
     """What a model is asked, in training and evaluation alike: each whole prompt as token ids."""
-    return chat_ids(tokenizer, prompts) if chat else _ids(tokenizer, prompts, special=True)
+    return encode_chat(tokenizer, prompts) if chat else _ids(tokenizer, prompts, special=True)
 
 
 def answer_tokens(
@@ -240,6 +240,6 @@ def _refuse_unknown_words(
         raise UserError(
             f"{example.id} holds words that this backbone's closed vocabulary does not know: "
             f"{', '.join(map(repr, strange[:NAMED_WORDS]))}{more}. Use its own data "
-            "(data.source=miniature, without data.mirror and data.folder), or a backbone for real "
+            "(data.source=miniature, without data.mirror_dir and data.local_dir), or a backbone for real "
             "text, e.g. backbone=gemma3_270m."
         )

@@ -19,17 +19,17 @@ from imsm.data.tokenise import answer_tokens
 from imsm.errors import RunError
 from imsm.evaluation.digest import digest
 from imsm.evaluation.generate import generate_answers
-from imsm.evaluation.ledger import Ledger, Row
+from imsm.evaluation.ledger import ResponseCache, Row
 from imsm.evaluation.likelihood import Tokens, log_likelihoods
-from imsm.memory_limit import Halving
-from imsm.progress import bar
-from imsm.siamese.reading import Reading
+from imsm.memory_limit import AdaptiveBatchSize
+from imsm.progress import progress_bar
+from imsm.siamese.reading import DecodingSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from imsm.evaluation.test_set import TestSet
-    from imsm.processes.world import World
+    from imsm.evaluation.test_set import EvalSet
+    from imsm.processes.world import DistributedContext
     from imsm.siamese.model import SiameseForCausalLM
 
 _VERSION = 4
@@ -39,17 +39,17 @@ GOLDS = 8
 GetModel = Callable[[], "SiameseForCausalLM"]
 
 
-def ask(
-    test: TestSet,
+def run_inference(
+    test: EvalSet,
     *,
     model: GetModel,
     stream: str,
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: str,
-    ledger: Ledger,
+    ledger: ResponseCache,
     batch_size: int,
     label: str,
-    world: World,
+    world: DistributedContext,
 ) -> tuple[list[Row], list[Row | None]]:
     """Every item's raw answer, and its likeliest accepted answer.
 
@@ -88,7 +88,7 @@ def ask(
     def asked(places: Sequence[int], missing: set[str]) -> list[dict[str, Row]]:
         weighed = any(not missing.isdisjoint(gold_keys[place]) for place in places)
         answered = any(answer_keys[place] in missing for place in places)
-        answers, weights = _from_one_reading(
+        answers, weights = _prefill_and_decode(
             answering(),
             tokenizer,
             test,
@@ -105,7 +105,7 @@ def ask(
                 found[index][answer_keys[place]] = answers[index]
         return found
 
-    rows = _recorded(
+    rows = _through_cache(
         [[key, *own] for key, own in zip(answer_keys, gold_keys, strict=True)],
         lengths=[len(prompt.prompt_ids) for prompt in test.prompts],
         compute=asked,
@@ -119,7 +119,7 @@ def ask(
     return [rows[key] for key in answer_keys], best
 
 
-def _golds(test: TestSet, tokenizer: PreTrainedTokenizerBase) -> list[list[Tokens]]:
+def _golds(test: EvalSet, tokenizer: PreTrainedTokenizerBase) -> list[list[Tokens]]:
     """Each item's accepted answers as tokens; those of no token are left out."""
     return [
         [ids for ids in dict.fromkeys(answer_tokens(tokenizer, example.golds[:GOLDS])) if ids]
@@ -127,10 +127,10 @@ def _golds(test: TestSet, tokenizer: PreTrainedTokenizerBase) -> list[list[Token
     ]
 
 
-def _from_one_reading(
+def _prefill_and_decode(
     model: SiameseForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    test: TestSet,
+    test: EvalSet,
     places: Sequence[int],
     *,
     golds: Sequence[Sequence[Tokens]] | None,
@@ -143,7 +143,7 @@ def _from_one_reading(
     """
     started = time.monotonic()
     pad_id = tokenizer.pad_token_id
-    reading = Reading(
+    reading = DecodingSession(
         model,
         [test.prompts[place].prompt_ids for place in places],
         pad_id=pad_id,
@@ -173,15 +173,15 @@ def _from_one_reading(
     return answers, weights
 
 
-def _recorded(
+def _through_cache(
     keys: Sequence[Sequence[str]],
     *,
     lengths: Sequence[int],
     compute: Callable[[Sequence[int], set[str]], list[dict[str, Row]]],
-    ledger: Ledger,
+    ledger: ResponseCache,
     batch_size: int,
     label: str,
-    world: World,
+    world: DistributedContext,
 ) -> dict[str, Row]:
     """The rows of all items' keys; what is missing is computed and kept batch by batch.
 
@@ -191,23 +191,23 @@ def _recorded(
     """
     held = ledger.read()
     every = dict.fromkeys(key for own in keys for key in own)
-    missing = set(world.first(lambda: [key for key in every if key not in held]))
+    missing = set(world.run_on_main(lambda: [key for key in every if key not in held]))
     batches = [
         batch
         for batch in evaluation_order(lengths, batch_size=batch_size)
         if any(not missing.isdisjoint(keys[place]) for place in batch)
     ][world.rank :: world.size]
     made: dict[str, Row] = {}
-    fitting = Halving(
+    fitting = AdaptiveBatchSize(
         lambda places: compute(places, missing), what="prompts", key="evaluation.batch_size"
     )
-    for found in _shown(batches, fitting, label=label, shown=world.leads):
+    for found in _shown(batches, fitting, label=label, shown=world.is_main):
         new = {key: row for rows in found for key, row in rows.items()}
         new = {key: row for key, row in new.items() if key in missing and key not in made}
         ledger.append(new)
         made |= new
     if missing:
-        for told in world.gather(json.dumps(made)):
+        for told in world.all_gather(json.dumps(made)):
             held |= json.loads(told)
     if not held.keys() >= every.keys():
         raise RunError(
@@ -228,7 +228,7 @@ def _shown(
     if not batches:
         return
     total = sum(map(len, batches))
-    with bar(total=total, label=label, unit="item", keep=False, shown=shown) as done:
+    with progress_bar(total=total, label=label, unit="item", keep=False, shown=shown) as done:
         for batch in batches:
             yield compute(batch)
             done.update(len(batch))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from imsm.siamese.model import SiameseForCausalLM
-    from imsm.siamese.reading import Reading
+    from imsm.siamese.reading import DecodingSession
 
 _TAIL = 64
 """Tokens of the text so far that a stop pattern is looked for in."""
@@ -45,7 +45,7 @@ class Generation:
 
 @torch.inference_mode()
 def generate_answers(
-    reading: Reading,
+    reading: DecodingSession,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_new_tokens: int,
@@ -78,9 +78,9 @@ def generate_answers(
             break
         if len(going) <= _MOST * len(read):
             rows = [row for row, place in enumerate(read) if place in going]
-            reading.select(rows)
+            reading.select_rows(rows)
             chosen, read = chosen[rows], [read[row] for row in rows]
-        reading.read(chosen[:, None])
+        reading.forward(chosen[:, None])
     return [
         _generation(row, own or None, tokenizer, ends=ends, limit=max_new_tokens)
         for row, own in zip(tokens, gates, strict=True)

@@ -10,7 +10,7 @@ NOISE = 1e-12
 """Values that differ by less than this share of their size are equal but for rounding."""
 
 
-def values_of(values: ArrayLike) -> Array:
+def as_finite_array(values: ArrayLike) -> Array:
     """The values (N,) as an array.
 
     Raises:
@@ -26,25 +26,25 @@ def values_of(values: ArrayLike) -> Array:
     return found
 
 
-def zeros_and_ones(values: ArrayLike) -> Array:
+def as_binary_array(values: ArrayLike) -> Array:
     """The values (N,) as an array of 0 and 1.
 
     Raises:
         ValueError: as `values_of`, or another value.
     """
-    found = values_of(values)
+    found = as_finite_array(values)
     if not numpy.isin(found, (0.0, 1.0)).all():
         raise ValueError("this is for answers that are right (1) or wrong (0)")
     return found
 
 
-def difference_of(one: ArrayLike, other: ArrayLike) -> Array:
+def paired_difference_array(one: ArrayLike, other: ArrayLike) -> Array:
     """One − other, by item (N,).
 
     Raises:
         ValueError: as `values_of`, or not the same number of items.
     """
-    first, second = values_of(one), values_of(other)
+    first, second = as_finite_array(one), as_finite_array(other)
     if first.shape != second.shape:
         raise ValueError(f"{len(first)} items against {len(second)}: a pair needs both")
     return first - second
@@ -52,11 +52,11 @@ def difference_of(one: ArrayLike, other: ArrayLike) -> Array:
 
 def all_equal(one: ArrayLike, other: ArrayLike) -> bool:
     """Whether one − other is the same everywhere, but for rounding."""
-    scale = max(float(numpy.abs(values_of(each)).max()) for each in (one, other))
-    return float(numpy.ptp(difference_of(one, other))) <= NOISE * scale
+    scale = max(float(numpy.abs(as_finite_array(each)).max()) for each in (one, other))
+    return float(numpy.ptp(paired_difference_array(one, other))) <= NOISE * scale
 
 
-def level_of(level: float) -> float:
+def check_level(level: float) -> float:
     """The level itself.
 
     Raises:

@@ -19,7 +19,7 @@ _AT_ONCE = 200_000
 """So many draws are in memory at a time, and in the processor's cache."""
 
 
-def numbered(groups: Sequence[object] | None, count: int) -> NDArray[numpy.int64]:
+def cluster_ids(groups: Sequence[object] | None, count: int) -> NDArray[numpy.int64]:
     """Each item's group as a number from 0 on (N,); an item without a label is its own group.
 
     Args:
@@ -39,19 +39,19 @@ def numbered(groups: Sequence[object] | None, count: int) -> NDArray[numpy.int64
     return found
 
 
-def by_group(values: Array, groups: Sequence[object] | None) -> tuple[Array, Array]:
+def cluster_sums(values: Array, groups: Sequence[object] | None) -> tuple[Array, Array]:
     """Sums (C, K) and sizes (C,) of the groups of values (N, K).
 
     Raises:
         ValueError: not as many labels as items.
     """
-    labels = numbered(groups, len(values))
+    labels = cluster_ids(groups, len(values))
     sizes = numpy.bincount(labels).astype(numpy.float64)
     sums = [numpy.bincount(labels, column) for column in values.T]
     return numpy.stack(sums, axis=1, dtype=numpy.float64), sizes
 
 
-def drawn_means(sums: Array, sizes: Array, *, resamples: int, seed: int) -> Array:
+def bootstrap_means(sums: Array, sizes: Array, *, resamples: int, seed: int) -> Array:
     """Means over all items of C groups drawn with replacement (R, K): the same for all columns.
 
     Args:
@@ -90,7 +90,7 @@ def standard_error(values: Array, groups: Sequence[object] | None) -> tuple[floa
         values: (N,).
         groups: N labels, or None.
     """
-    sums, sizes = by_group(values[:, None], groups)
+    sums, sizes = cluster_sums(values[:, None], groups)
     count = len(sizes)
     if count < 2 or not numpy.ptp(values):
         return 0.0, count

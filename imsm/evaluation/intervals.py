@@ -13,8 +13,8 @@ import numpy
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from imsm.evaluation.given import NOISE, Array, difference_of, level_of, values_of, zeros_and_ones
-from imsm.evaluation.groups import by_group, drawn_means, numbered, standard_error
+from imsm.evaluation.given import NOISE, Array, paired_difference_array, check_level, as_finite_array, as_binary_array
+from imsm.evaluation.groups import cluster_sums, bootstrap_means, cluster_ids, standard_error
 
 RESAMPLES = 10_000
 
@@ -29,7 +29,7 @@ class Interval:
     level: float
 
 
-def mean_interval(
+def mean_ci(
     values: ArrayLike,
     *,
     groups: Sequence[object] | None = None,
@@ -57,13 +57,13 @@ def mean_interval(
         ValueError: no values, a value that is not finite, not as many labels as values, or a level
             that is not between 0 and 1.
     """
-    found = values_of(values)
-    sums, sizes = by_group(found[:, None], groups)
-    means = drawn_means(sums, sizes, resamples=resamples, seed=seed)[:, 0]
+    found = as_finite_array(values)
+    sums, sizes = cluster_sums(found[:, None], groups)
+    means = bootstrap_means(sums, sizes, resamples=resamples, seed=seed)[:, 0]
     return _interval(float(found.mean()), means, groups=len(sizes), level=level)
 
 
-def share_interval(
+def proportion_ci(
     right: ArrayLike, *, groups: Sequence[object] | None = None, level: float = 0.95
 ) -> Interval:
     """The share of ones among N values of 0 and 1, with Wilson's interval: no point at 0 and 1.
@@ -76,12 +76,12 @@ def share_interval(
     """
     from statsmodels.stats.proportion import proportion_confint
 
-    found = zeros_and_ones(right)
+    found = as_binary_array(right)
     share = float(found.mean())
     error, count = standard_error(found, groups)
     effective = min(share * (1 - share) / error**2, float(len(found))) if error else float(count)
     low, high = proportion_confint(
-        share * effective, effective, alpha=1 - level_of(level), method="wilson"
+        share * effective, effective, alpha=1 - check_level(level), method="wilson"
     )
     # Rounding may leave 1e-17 where the bound is the share itself.
     return Interval(
@@ -103,11 +103,11 @@ def paired_difference(
     Raises:
         ValueError: as `mean_interval`, or not the same number of items.
     """
-    difference = difference_of(one, other)
-    return mean_interval(difference, groups=groups, level=level, resamples=resamples, seed=seed)
+    difference = paired_difference_array(one, other)
+    return mean_ci(difference, groups=groups, level=level, resamples=resamples, seed=seed)
 
 
-def statistic_difference(
+def bootstrap_statistic_ci(
     statistic: Callable[[NDArray[numpy.int64]], float],
     other: Callable[[NDArray[numpy.int64]], float] | None,
     *,
@@ -134,7 +134,7 @@ def statistic_difference(
     if items < 1:
         raise ValueError("there are no items")
     places = numpy.arange(items)
-    labels = numbered(groups, items)
+    labels = cluster_ids(groups, items)
     ends = numpy.cumsum(numpy.bincount(labels))[:-1]
     members = numpy.split(places[numpy.argsort(labels, kind="stable")], ends)
 
@@ -142,11 +142,11 @@ def statistic_difference(
         return statistic(chosen) - (other(chosen) if other is not None else 0.0)
 
     draws = numpy.random.default_rng(seed).integers(len(members), size=(resamples, len(members)))
-    found = values_of([total(numpy.concatenate([members[i] for i in draw])) for draw in draws])
+    found = as_finite_array([total(numpy.concatenate([members[i] for i in draw])) for draw in draws])
     return _interval(total(places), found, groups=len(members), level=level)
 
 
-def over_seeds(
+def seed_ci(
     differences: Sequence[ArrayLike],
     *,
     groups: Sequence[object] | None = None,
@@ -172,7 +172,7 @@ def over_seeds(
     Raises:
         ValueError: no seed, seeds of unequally many items, or as `mean_interval`.
     """
-    columns = [values_of(each) for each in differences]
+    columns = [as_finite_array(each) for each in differences]
     if len({len(column) for column in columns}) != 1:
         raise ValueError(
             f"seeds of {[len(column) for column in columns]} items: needs at least one seed, and "
@@ -180,10 +180,10 @@ def over_seeds(
         )
     seeds = len(columns)
     if seeds == 1:
-        return mean_interval(columns[0], groups=groups, level=level, resamples=resamples, seed=seed)
+        return mean_ci(columns[0], groups=groups, level=level, resamples=resamples, seed=seed)
     table = numpy.stack(columns, axis=1)  # (N, S)
-    sums, sizes = by_group(table, groups)
-    means = drawn_means(sums, sizes, resamples=resamples, seed=seed)  # (R, S)
+    sums, sizes = cluster_sums(table, groups)
+    means = bootstrap_means(sums, sizes, resamples=resamples, seed=seed)  # (R, S)
     drawn = numpy.random.default_rng([seed, seeds]).integers(seeds, size=means.shape)
     of_items = means.mean(axis=1)
     of_seeds = numpy.take_along_axis(means, drawn, axis=1).mean(axis=1) - of_items
@@ -195,11 +195,11 @@ def over_seeds(
     if variance**0.5 > NOISE * float(numpy.abs(table).max()):
         share = by_items / variance
         degrees = 1 / (share**2 / max(groups_left, 1) + (1 - share) ** 2 / seeds_left)
-        reach = float(stats.t.ppf((1 + level_of(level)) / 2, degrees)) * variance**0.5
+        reach = float(stats.t.ppf((1 + check_level(level)) / 2, degrees)) * variance**0.5
     return Interval(estimate=estimate, low=estimate - reach, high=estimate + reach, level=level)
 
 
-def mean_of_scores(parts: Sequence[Interval], *, tests: Sequence[str]) -> Interval:
+def macro_average_ci(parts: Sequence[Interval], *, tests: Sequence[str]) -> Interval:
     """The mean of scores on several tests, each with items of its own.
 
         low = mean - sqrt(sum_t (sum_{k of t} (estimate_k - low_k))^2) / K        (and so upwards)
@@ -229,7 +229,7 @@ def mean_of_scores(parts: Sequence[Interval], *, tests: Sequence[str]) -> Interv
 
 def _interval(estimate: float, resampled: Array, *, groups: int, level: float) -> Interval:
     """Hesterberg's expanded percentiles (2015): Phi(sqrt(C / (C - 1)) t(alpha / 2, C - 1))."""
-    tail = (1 - level_of(level)) / 2
+    tail = (1 - check_level(level)) / 2
     if groups > 1:
         student = float(stats.t.ppf(tail, groups - 1))
         tail = float(stats.norm.cdf((groups / (groups - 1)) ** 0.5 * student))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imsm.errors import UserError
-from imsm.files import write_whole
+from imsm.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -65,7 +65,7 @@ def write_items(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             raise ValueError(f"an item has the keys {COLUMNS}, not {tuple(row)}")
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / FILE, "".join(lines))
+    write_atomic(folder / FILE, "".join(lines))
 
 
 def read_items(folder: Path, *, task: str, test_set: str) -> pandas.DataFrame:

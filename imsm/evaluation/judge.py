@@ -15,21 +15,21 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from imsm.data.task import task_module
-from imsm.evaluation.asking import GetModel, ask
+from imsm.evaluation.asking import GetModel, run_inference
 from imsm.evaluation.digest import digest
 from imsm.evaluation.items import write_items
-from imsm.evaluation.ledger import Ledger, Row
+from imsm.evaluation.ledger import ResponseCache, Row
 from imsm.evaluation.score import score_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from imsm.evaluation.test_set import TestSet
-    from imsm.processes.world import World
+    from imsm.evaluation.test_set import EvalSet
+    from imsm.processes.world import DistributedContext
 
 
 @dataclass(kw_only=True)
-class Judgement:
+class EvalResult:
     """One stream's result on one task, as `result.json` keeps it.
 
     ``metrics`` in points (0 to 100), ``unparsed``: answers that could not be extracted; both by
@@ -51,8 +51,8 @@ class Judgement:
     protocols: dict[str, dict[str, Any]]
 
 
-def judge(
-    test: TestSet,
+def evaluate(
+    test: EvalSet,
     *,
     model: GetModel,
     stream: str,
@@ -64,8 +64,8 @@ def judge(
     ledgers: Path,
     folder: Path,
     label: str,
-    world: World,
-) -> Judgement:
+    world: DistributedContext,
+) -> EvalResult:
     """Ask (what the ledger lacks), extract and score; the items are left in ``folder``.
 
     Args:
@@ -74,8 +74,8 @@ def judge(
         stream: who answers.
         tokenizer: the backbone's.
         model_fingerprint: identifies backbone, adapter, gate and stream.
-        metrics: names by protocol, the first of each is its headline: "clean" scores the extracted
-            answers, "released" the raw ones.
+        metrics: names by protocol, the first of each is its headline: "strict" scores the extracted
+            answers, "paper_code" the raw ones.
         protocol: whose metrics are the result's own.
         batch_size: prompts in one pass.
         ledgers: the folder of all ledgers.
@@ -83,8 +83,8 @@ def judge(
         label: what the progress bar says.
         world: the processes that share the batches out; the first one writes.
     """
-    ledger = Ledger(ledgers, fingerprint=model_fingerprint)
-    rows, golds = ask(
+    ledger = ResponseCache(ledgers, fingerprint=model_fingerprint)
+    rows, golds = run_inference(
         test,
         model=model,
         stream=stream,
@@ -95,29 +95,29 @@ def judge(
         label=label,
         world=world,
     )
-    return judge_rows(
+    return score_responses(
         test, rows=rows, golds=golds, metrics=metrics, protocol=protocol, folder=folder, world=world
     )
 
 
-def judge_rows(
-    test: TestSet,
+def score_responses(
+    test: EvalSet,
     *,
     rows: Sequence[Row],
     golds: Sequence[Row | None],
     metrics: Mapping[str, Sequence[str]],
     protocol: str,
     folder: Path,
-    world: World,
-) -> Judgement:
+    world: DistributedContext,
+) -> EvalResult:
     """Extract and score what was answered, N rows and likelihoods as `ask` gives them.
 
     A router, which answers with one or the other arm's rows, comes in here.
     """
     extract = task_module(test.task).extract
     texts = {
-        "clean": [extract(row["text"]) for row in rows],
-        "released": [row["text"] for row in rows],
+        "strict": [extract(row["text"]) for row in rows],
+        "paper_code": [row["text"] for row in rows],
     }
     accepted = [example.golds for example in test.examples]
     protocols: dict[str, dict[str, Any]] = {}
@@ -130,7 +130,7 @@ def judge_rows(
             "unparsed": sum(not text.strip() for text in texts[name]),
         }
         scores = [before | new for before, new in zip(scores, per_item, strict=True)]
-    if world.leads:
+    if world.is_main:
         write_items(
             folder,
             (
@@ -151,11 +151,11 @@ def judge_rows(
                     "gate_pieces": row["gate_pieces"],
                 }
                 for example, prompt, row, gold, answer, score in zip(
-                    test.examples, test.prompts, rows, golds, texts["clean"], scores, strict=True
+                    test.examples, test.prompts, rows, golds, texts["strict"], scores, strict=True
                 )
             ),
         )
-    return Judgement(
+    return EvalResult(
         items=len(rows),
         protocol=protocol,
         metrics=protocols[protocol]["metrics"],

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _NAMED = 20
 
 
-def leaks(test: Sequence[Example], learned: Sequence[Example]) -> dict[str, Any]:
+def find_contamination(test: Sequence[Example], learned: Sequence[Example]) -> dict[str, Any]:
     """How many test items ask what was learned, by the words of their prompts, and which.
 
     Returns:

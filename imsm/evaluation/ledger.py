@@ -21,13 +21,13 @@ from typing import Any
 
 from imsm.errors import UserError
 from imsm.evaluation.digest import digest
-from imsm.files import write_whole
+from imsm.files import write_atomic
 
 _DIGITS = 16
 Row = Mapping[str, Any]
 
 
-class Ledger:
+class ResponseCache:
     """The rows of one model.
 
     Args:
@@ -89,7 +89,7 @@ class Ledger:
         with aside.open("a", encoding="utf-8") as stream:
             stream.writelines(f"{line}\n" for line in damaged)
         lines = [line for line in self._text().split("\n") if line and line not in damaged]
-        write_whole(self.path, "".join(f"{line}\n" for line in lines))
+        write_atomic(self.path, "".join(f"{line}\n" for line in lines))
         print(
             f"imsm: {self.path}: {len(damaged)} damaged line(s) set aside in {aside.name}; what "
             "they held is made again",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imsm.siamese.long_answers import positions_at_once
+from imsm.siamese.long_answers import logit_chunk_size
 
 if TYPE_CHECKING:
-    from imsm.siamese.reading import Reading
+    from imsm.siamese.reading import DecodingSession
 
 Tokens = tuple[int, ...]
 COPIED = 2**31
@@ -22,7 +22,7 @@ COPIED = 2**31
 
 @torch.inference_mode()
 def log_likelihoods(
-    reading: Reading, answers: Sequence[Sequence[Tokens]], *, pad_id: int
+    reading: DecodingSession, answers: Sequence[Sequence[Tokens]], *, pad_id: int
 ) -> list[list[float]]:
     """The sum of ln p over the tokens of each answer.
 
@@ -46,20 +46,20 @@ def log_likelihoods(
         ids, mask = ids.to(first.device), mask.to(first.device)
         total = first[list(rows)].gather(1, ids[:, :1])[:, 0]
         if width > 1:
-            total = total + _after_the_first(reading.copy(rows), ids, mask)
+            total = total + _after_the_first(reading.fork(rows), ids, mask)
         for row, value in zip(rows, total.tolist(), strict=True):
             found[row].append(value)
     return found
 
 
-def _after_the_first(reading: Reading, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _after_the_first(reading: DecodingSession, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The sum of ln p over all tokens but the first: ids and mask (R, T) -> (R,)."""
     total = torch.zeros(len(ids), device=ids.device)
-    at_once = positions_at_once(reading.model.backbone)
+    at_once = logit_chunk_size(reading.model.backbone)
     step = ids.shape[1] if at_once is None else max(1, at_once // len(ids))
     for start in range(0, ids.shape[1] - 1, step):
         stop = min(start + step, ids.shape[1] - 1)
-        logits = reading.read(ids[:, start:stop], mask=mask[:, start:stop])
+        logits = reading.forward(ids[:, start:stop], mask=mask[:, start:stop])
         following = slice(start + 1, stop + 1)
         each = logits.float().log_softmax(dim=-1).gather(2, ids[:, following, None])[..., 0]
         total += (each * mask[:, following]).sum(dim=1)

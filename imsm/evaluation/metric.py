@@ -10,7 +10,7 @@ from imsm.errors import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Info:
+class MetricInfo:
     """What a table needs to know about a metric."""
 
     name: str
@@ -23,7 +23,7 @@ class Info:
 class MetricModule(Protocol):
     """The part of a metric's module that every one has."""
 
-    INFO: Info
+    INFO: MetricInfo
 
     def score(self, prediction: str, golds: Sequence[str]) -> float:
         """One prediction against its accepted answers."""

@@ -15,15 +15,15 @@ import numpy
 from numpy.typing import ArrayLike, NDArray
 
 from imsm.data.answers import yes_or_no
-from imsm.evaluation.given import values_of
-from imsm.evaluation.intervals import Interval, share_interval
+from imsm.evaluation.given import as_finite_array
+from imsm.evaluation.intervals import Interval, proportion_ci
 
 _ERRORS = 2.0
 """An original that is not so many standard errors above chance has nothing to retain."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transitions:
+class OutcomeTransitions:
     """N items by what the original and the tuned arm made of them."""
 
     kept: int
@@ -37,13 +37,13 @@ class Transitions:
         return self.kept + self.forgotten + self.learned + self.never_known
 
 
-def transitions(original: ArrayLike, tuned: ArrayLike) -> Transitions:
+def transitions(original: ArrayLike, tuned: ArrayLike) -> OutcomeTransitions:
     """Count N items, right (1) or wrong (0) before and after; a share counts from 1/2 on.
 
     Raises:
         ValueError: no items, not the same number, or a value that is not finite.
     """
-    return Transitions(**{kind: int(of.sum()) for kind, of in _kinds(original, tuned).items()})
+    return OutcomeTransitions(**{kind: int(of.sum()) for kind, of in _kinds(original, tuned).items()})
 
 
 def transition_shares(
@@ -65,7 +65,7 @@ def transition_shares(
         ValueError: as `transitions`, or not as many labels as items.
     """
     return {
-        kind: share_interval(of, groups=groups, level=level)
+        kind: proportion_ci(of, groups=groups, level=level)
         for kind, of in _kinds(original, tuned).items()
     }
 
@@ -98,7 +98,7 @@ def retention(
     Raises:
         ValueError: a score that is not finite.
     """
-    values_of([score, original, chance])
+    as_finite_array([score, original, chance])
     if items < 1:
         return None
     if error is None:
@@ -136,7 +136,7 @@ def hypervolume(
     Raises:
         ValueError: a coordinate that is not finite.
     """
-    values_of([*reference, *(each for point in points for each in point)])
+    as_finite_array([*reference, *(each for point in points for each in point)])
     above = sorted(
         {(x, y) for x, y in points if x > reference[0] and y > reference[1]}, reverse=True
     )
@@ -148,7 +148,7 @@ def hypervolume(
     return area
 
 
-def at_matched_target(frontier: Sequence[tuple[float, float]], target: float) -> float | None:
+def retention_at_target(frontier: Sequence[tuple[float, float]], target: float) -> float | None:
     """The retention that a swept control reaches at a given target score.
 
     Args:
@@ -162,7 +162,7 @@ def at_matched_target(frontier: Sequence[tuple[float, float]], target: float) ->
     Raises:
         ValueError: a number that is not finite.
     """
-    values_of([target, *(each for point in frontier for each in point)])
+    as_finite_array([target, *(each for point in frontier for each in point)])
     found = [retained for score, retained in frontier if score == target]
     for (score, retained), (next_score, next_retained) in pairwise(frontier):
         if min(score, next_score) < target < max(score, next_score):
@@ -200,7 +200,7 @@ def retention_average(target: float | None, others: Mapping[str, float | None]) 
 
 def _kinds(original: ArrayLike, tuned: ArrayLike) -> dict[str, NDArray[numpy.bool_]]:
     """Which items are of which kind (N,)."""
-    before, after = (values_of(each) >= 0.5 for each in (original, tuned))
+    before, after = (as_finite_array(each) >= 0.5 for each in (original, tuned))
     if before.shape != after.shape:
         raise ValueError(f"{before.size} items against {after.size}: a pair needs both")
     return {

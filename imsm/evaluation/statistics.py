@@ -16,35 +16,35 @@ from scipy import stats
 from imsm.evaluation.given import (
     NOISE,
     all_equal,
-    difference_of,
-    level_of,
-    values_of,
-    zeros_and_ones,
+    paired_difference_array,
+    check_level,
+    as_finite_array,
+    as_binary_array,
 )
 from imsm.evaluation.groups import standard_error
 from imsm.evaluation.intervals import (
     Interval,
-    mean_interval,
-    over_seeds,
+    mean_ci,
+    seed_ci,
     paired_difference,
-    share_interval,
-    statistic_difference,
+    proportion_ci,
+    bootstrap_statistic_ci,
 )
 
 __all__ = [
     "Interval",
     "McNemar",
     "TTest",
-    "detectable",
+    "minimum_detectable_difference",
     "holm",
     "mcnemar",
-    "mean_interval",
-    "over_seeds",
+    "mean_ci",
+    "seed_ci",
     "paired_difference",
     "paired_t",
-    "separation",
-    "share_interval",
-    "statistic_difference",
+    "roc_auc",
+    "proportion_ci",
+    "bootstrap_statistic_ci",
     "student_t",
 ]
 
@@ -74,7 +74,7 @@ def mcnemar(one: ArrayLike, other: ArrayLike) -> McNemar:
     Raises:
         ValueError: another value than 0 and 1, or not the same number of items.
     """
-    difference = difference_of(zeros_and_ones(one), zeros_and_ones(other))
+    difference = paired_difference_array(as_binary_array(one), as_binary_array(other))
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     apart = better + worse
     p_value = float(stats.binomtest(better, apart).pvalue) if apart else 1.0
@@ -100,7 +100,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 def student_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
     """Student's t-test of two arms' scores over seeds, the paper's; None below 2 seeds each."""
-    first, second = values_of(one), values_of(other)
+    first, second = as_finite_array(one), as_finite_array(other)
     if min(len(first), len(second)) < 2:
         return None
     difference = float(first.mean() - second.mean())
@@ -121,7 +121,7 @@ def student_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
 
 def paired_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
     """The t-test of two arms' scores, paired by seed; None below 2 seeds."""
-    difference = difference_of(one, other)
+    difference = paired_difference_array(one, other)
     if len(difference) < 2:
         return None
     mean, degrees = float(difference.mean()), len(difference) - 1
@@ -133,7 +133,7 @@ def paired_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
     )
 
 
-def detectable(
+def minimum_detectable_difference(
     one: ArrayLike,
     other: ArrayLike,
     *,
@@ -147,14 +147,14 @@ def detectable(
     """
     from statsmodels.stats.power import TTestPower
 
-    error, count = standard_error(difference_of(one, other), groups)
+    error, count = standard_error(paired_difference_array(one, other), groups)
     if count < 3 or all_equal(one, other) or not error:
         return None
-    effect = TTestPower().solve_power(nobs=count, alpha=1 - level_of(level), power=power)
+    effect = TTestPower().solve_power(nobs=count, alpha=1 - check_level(level), power=power)
     return float(numpy.squeeze(effect)) * error * count**0.5
 
 
-def separation(values: ArrayLike, right: ArrayLike) -> float | None:
+def roc_auc(values: ArrayLike, right: ArrayLike) -> float | None:
     """How well a value tells right answers from wrong ones: the area under the ROC curve.
 
     1/2: not at all; None where all are right or all wrong.
@@ -164,7 +164,7 @@ def separation(values: ArrayLike, right: ArrayLike) -> float | None:
     """
     from sklearn.metrics import roc_auc_score
 
-    found, labels = values_of(values), zeros_and_ones(right) > 0
+    found, labels = as_finite_array(values), as_binary_array(right) > 0
     if len(found) != len(labels):
         raise ValueError(f"{len(found)} values against {len(labels)} answers: needs one each")
     if labels.all() or not labels.any():

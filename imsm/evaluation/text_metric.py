@@ -16,7 +16,7 @@ Returns:
 """
 
 
-class TextMetric(evaluate.Metric):
+class HFTextMetric(evaluate.Metric):
     """Predictions (texts) against references (lists of accepted texts), in memory."""
 
     def __init__(self, module: MetricModule) -> None:

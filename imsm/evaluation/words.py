@@ -12,7 +12,7 @@ _NOT_A_WORD = re.compile(r"(?!(?<=\d)\.(?=\d))[\W_]")
 ARTICLES = frozenset({"a", "an", "the"})
 
 
-def squad_words(text: str) -> list[str]:
+def squad_tokens(text: str) -> list[str]:
     """The words that SQuAD's evaluation compares (Rajpurkar et al. 2016, official script).
 
     Lower case, ASCII punctuation deleted, articles dropped, split at blanks. Two differences keep
@@ -23,11 +23,11 @@ def squad_words(text: str) -> list[str]:
     return [word for word in words if word not in ARTICLES] or words
 
 
-def joined_words(text: str) -> list[str]:
+def tokens_joined(text: str) -> list[str]:
     """All words, articles too, lower case; punctuation deleted: "U.S." is us."""
     return _PUNCTUATION.sub("", text.lower()).split()
 
 
-def parted_words(text: str) -> list[str]:
+def tokens_split(text: str) -> list[str]:
     """All words, articles too, lower case; punctuation separates: "Arvel's" is arvel s."""
     return _NOT_A_WORD.sub(" ", _THOUSANDS.sub("", text.lower())).split()

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imsm.errors import RunError, UserError
-from imsm.experiments.grid import SCALES, Experiment, experiment_names, load_experiment
+from imsm.experiments.grid import SCALES, PaperTable, experiment_names, load_experiment
 from imsm.folders import runs_root
 
 if TYPE_CHECKING:
-    from imsm.experiments.runs import Runs
+    from imsm.experiments.runs import RunIndex
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,14 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", help="e.g. table6 figure3; none: all")
     parser.add_argument("--scale", choices=SCALES, default="mini")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1 (1)")
-    parser.add_argument("--protocol", choices=("clean", "released"), default="clean")
+    parser.add_argument("--protocol", choices=("strict", "paper_code"), default="strict")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     parser.add_argument("--output", type=Path, help="where results go (experiments/)")
     return parser
 
 
-def _run(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
-    from imsm.experiments.runs import carry_out, check, runs_of
+def _run(arguments: argparse.Namespace, chosen: Sequence[PaperTable]) -> int:
+    from imsm.experiments.runs import run_missing, check, runs_of
 
     runs = _runs()
     for experiment in chosen:
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
         if experiment.grid.kind == "speed":
             _measure(arguments, experiment, runs)
             continue
-        failed += carry_out(
+        failed += run_missing(
             runs_of(experiment, runs, scale=arguments.scale, seeds=arguments.seeds),
             logs=runs_root() / "logs",
             jobs=arguments.jobs,
@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
 
 
 def _show(
-    arguments: argparse.Namespace, chosen: Sequence[Experiment], runs: Runs | None = None
+    arguments: argparse.Namespace, chosen: Sequence[PaperTable], runs: RunIndex | None = None
 ) -> int:
     from imsm.experiments.show import show
 
@@ -109,7 +109,7 @@ def _show(
     return 0
 
 
-def _status(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
+def _status(arguments: argparse.Namespace, chosen: Sequence[PaperTable]) -> int:
     from imsm.experiments.show import show_status
 
     runs = _runs()
@@ -124,7 +124,7 @@ def _status(arguments: argparse.Namespace, chosen: Sequence[Experiment]) -> int:
     return 0
 
 
-def _measure(arguments: argparse.Namespace, experiment: Experiment, runs: Runs) -> None:
+def _measure(arguments: argparse.Namespace, experiment: PaperTable, runs: RunIndex) -> None:
     from imsm.experiments.speed import measure, read_speed, write_speed
 
     place = _place(arguments, experiment)
@@ -133,18 +133,18 @@ def _measure(arguments: argparse.Namespace, experiment: Experiment, runs: Runs) 
         write_speed(measure(experiment, runs, scale=arguments.scale, tell=tell), place)
 
 
-def _place(arguments: argparse.Namespace, experiment: Experiment) -> Path:
+def _place(arguments: argparse.Namespace, experiment: PaperTable) -> Path:
     """Where an experiment's results go."""
     root: Path = arguments.output or experiment.folder.parent
     return root / experiment.name / arguments.scale
 
 
-def _runs() -> Runs:
-    from imsm.experiments.runs import Runs
+def _runs() -> RunIndex:
+    from imsm.experiments.runs import RunIndex
     from imsm.folders import conf_folder
-    from imsm.preflight import Preflight
+    from imsm.preflight import ConfigComposer
 
-    return Runs(Preflight(conf=conf_folder()), runs_root=runs_root())
+    return RunIndex(ConfigComposer(conf=conf_folder()), runs_root=runs_root())
 
 
 if __name__ == "__main__":

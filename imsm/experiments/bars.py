@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from imsm.evaluation.statistics import Interval
-    from imsm.experiments.grid import Experiment, Row
+    from imsm.experiments.grid import PaperTable, RowSpec
     from imsm.experiments.table import Table
 
 _COLOURS = ("#BBBBBB", "#E69F00", "#56B4E9", "#0072B2", "#009E73")
@@ -24,7 +24,7 @@ _HATCHES = ("", "////", "..", "", "xx")
 _STYLE: Any = {"font.size": 9, "hatch.linewidth": 0.6, "axes.axisbelow": True}
 
 
-def draw_bars(experiment: Experiment, table: Table) -> Figure:
+def draw_bars(experiment: PaperTable, table: Table) -> Figure:
     """Scores with their 95 % intervals; a missing run leaves a dash, and the title counts them."""
     key = experiment.grid.panel or experiment.grid.keys[0]
     panels = list(dict.fromkeys(row.values[key] for row, _ in table.cells))
@@ -85,7 +85,7 @@ def _wrapped(title: str) -> str:
     return f"{head}\n{rest}"
 
 
-def _arm(row: Row, told: Collection[str]) -> str:
+def _arm(row: RowSpec, told: Collection[str]) -> str:
     """What tells a bar from the others of its panel."""
     shown = [value for key, value in row.values.items() if key not in told]
     return ", ".join(value.replace("_", " ") for value in shown if value)

@@ -11,12 +11,12 @@ from statistics import fmean
 
 import numpy
 
-from imsm.evaluation.intervals import mean_of_scores
+from imsm.evaluation.intervals import macro_average_ci
 from imsm.evaluation.metrics import metric_module
-from imsm.evaluation.statistics import Interval, over_seeds, student_t
-from imsm.experiments.grid import Column, Experiment, Row
-from imsm.experiments.runs import Run, Runs
-from imsm.report.arms import Arm, arms_of
+from imsm.evaluation.statistics import Interval, seed_ci, student_t
+from imsm.experiments.grid import ColumnSpec, PaperTable, RowSpec
+from imsm.experiments.runs import RunRef, RunIndex
+from imsm.report.arms import ComparedRun, runs_to_compare
 from imsm.report.contrasts import contrast, total_of
 
 ALPHA = 0.05
@@ -29,13 +29,13 @@ MARKS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TableCell:
     """One score: its interval, the kind of its mark, or why there is none."""
 
     interval: Interval | None
     mark: str | None
     trained_on: bool
-    missing: list[Run]
+    missing: list[RunRef]
     """The runs that it waits for."""
     test: str
     """On whose items it rests."""
@@ -49,26 +49,26 @@ class Cell:
 
 
 def cell_of(
-    experiment: Experiment,
-    row: Row,
-    column: Column,
+    experiment: PaperTable,
+    row: RowSpec,
+    column: ColumnSpec,
     *,
-    runs: Runs,
+    runs: RunIndex,
     scale: str,
     seeds: int,
     protocol: str,
-) -> Cell:
+) -> TableCell:
     """A row's score in a column."""
     metric = getattr(column, protocol)
     arms, missing = _arms(experiment, row, column, runs=runs, scale=scale, seeds=seeds)
     if missing:
-        return Cell(interval=None, mark=None, trained_on=False, missing=missing, test=column.task)
+        return TableCell(interval=None, mark=None, trained_on=False, missing=missing, test=column.task)
     values = [_score(arm, column.task, metric, protocol) for arm in arms]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        return Cell(interval=None, mark=None, trained_on=False, missing=[], test=column.task)
+        return TableCell(interval=None, mark=None, trained_on=False, missing=[], test=column.task)
     entry = arms[0].entry(column.task)
-    return Cell(
+    return TableCell(
         interval=_interval(arms, column.task, metric, known),
         mark=_mark(
             experiment,
@@ -88,7 +88,7 @@ def cell_of(
     )
 
 
-def average_of(found: Mapping[str, Cell], over: Sequence[str]) -> Interval | None:
+def average_of(found: Mapping[str, TableCell], over: Sequence[str]) -> Interval | None:
     """A row's mean over columns, without what it was trained on; None while something is missing.
 
     With one seed its interval speaks of other items, with several of other trainings: Student's
@@ -100,7 +100,7 @@ def average_of(found: Mapping[str, Cell], over: Sequence[str]) -> Interval | Non
         return None
     counts = {len(cell.seeds) for cell in cells}
     if counts == {1}:
-        return mean_of_scores(intervals, tests=[cell.test for cell in cells])
+        return macro_average_ci(intervals, tests=[cell.test for cell in cells])
     if len(counts) > 1:
         point = fmean(interval.estimate for interval in intervals)
         return Interval(estimate=point, low=point, high=point, level=0.95)
@@ -108,7 +108,7 @@ def average_of(found: Mapping[str, Cell], over: Sequence[str]) -> Interval | Non
 
 
 def parameters_of(
-    experiment: Experiment, row: Row, *, runs: Runs, scale: str, seeds: int
+    experiment: PaperTable, row: RowSpec, *, runs: RunIndex, scale: str, seeds: int
 ) -> float | None:
     """A row's trainable parameters in millions, counted without weights where no run is finished.
 
@@ -128,8 +128,8 @@ def parameters_of(
 
 
 def _arms(
-    experiment: Experiment, row: Row, column: Column, *, runs: Runs, scale: str, seeds: int
-) -> tuple[list[Arm], list[Run]]:
+    experiment: PaperTable, row: RowSpec, column: ColumnSpec, *, runs: RunIndex, scale: str, seeds: int
+) -> tuple[list[ComparedRun], list[RunRef]]:
     """The arm of each seed, and the runs that are missing.
 
     The original is taken from any trained run that asked the same: its answers do not depend on
@@ -149,27 +149,27 @@ def _arms(
     ]
     for run in others:
         if run.result is not None and column.task in run.result["evaluation"]["original"]:
-            arms = arms_of(run.folder, run.result, runs_root=runs.runs_root, siblings=False)
+            arms = runs_to_compare(run.folder, run.result, runs_root=runs.runs_root, siblings=False)
             return [arms[0]], []
     return [], others[:1]
 
 
-def _own_arm(run: Run, runs: Runs) -> Arm:
+def _own_arm(run: RunRef, runs: RunIndex) -> ComparedRun:
     assert run.result is not None
-    return arms_of(run.folder, run.result, runs_root=runs.runs_root, siblings=False)[-1]
+    return runs_to_compare(run.folder, run.result, runs_root=runs.runs_root, siblings=False)[-1]
 
 
-def _backbone(row: Row) -> str:
+def _backbone(row: RowSpec) -> str:
     return row.values.get("backbone", "")
 
 
-def _score(arm: Arm, task: str, metric: str, protocol: str) -> float | None:
+def _score(arm: ComparedRun, task: str, metric: str, protocol: str) -> float | None:
     entry = arm.entry(task)
     found = entry.get("protocols", {}).get(protocol, {}).get("metrics", entry.get("metrics", {}))
     return None if found.get(metric) is None else float(found[metric])
 
 
-def _interval(arms: Sequence[Arm], task: str, metric: str, values: Sequence[float]) -> Interval:
+def _interval(arms: Sequence[ComparedRun], task: str, metric: str, values: Sequence[float]) -> Interval:
     """With one seed over items; with several over seeds and items; a bare point without items."""
     point = fmean(values)
     frames = [arm.items(task) for arm in arms]
@@ -186,7 +186,7 @@ def _interval(arms: Sequence[Arm], task: str, metric: str, values: Sequence[floa
     ]
     first = frames[0]
     assert first is not None
-    return over_seeds(tables, groups=[group or name for name, group in first["group"].items()])
+    return seed_ci(tables, groups=[group or name for name, group in first["group"].items()])
 
 
 def _over_values(values: Sequence[float]) -> Interval:
@@ -201,13 +201,13 @@ def _over_values(values: Sequence[float]) -> Interval:
 
 
 def _mark(
-    experiment: Experiment,
-    row: Row,
-    column: Column,
-    arms: Sequence[Arm],
+    experiment: PaperTable,
+    row: RowSpec,
+    column: ColumnSpec,
+    arms: Sequence[ComparedRun],
     metric: str,
     *,
-    runs: Runs,
+    runs: RunIndex,
     scale: str,
     seeds: int,
     protocol: str,
@@ -232,7 +232,7 @@ def _mark(
     return _over_items(arms[0], others[0], column.task, metric)
 
 
-def _over_items(arm: Arm, other: Arm, task: str, metric: str) -> str | None:
+def _over_items(arm: ComparedRun, other: ComparedRun, task: str, metric: str) -> str | None:
     """Of a total (F1, correlations) the bootstrap: its items are neither right nor wrong."""
     try:
         found = contrast(arm, other, task=task, metric=metric, marked=False)

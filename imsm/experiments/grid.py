@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imsm.errors import UserError
 from imsm.folders import checkout
-from imsm.options import nearest
+from imsm.options import closest_match
 
 SCALES = ("mini", "paper")
 Text = Annotated[str, Field(min_length=1)]
@@ -29,7 +29,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Column(_Strict):
+class ColumnSpec(_Strict):
     """A score: of which run, on which task, by which metric of each protocol."""
 
     name: Text
@@ -42,7 +42,7 @@ class Column(_Strict):
     """The rows that have it: those with these values; none: all."""
 
 
-class Grid(_Strict):
+class TableSpec(_Strict):
     """`grid.yaml`."""
 
     title: Text
@@ -52,7 +52,7 @@ class Grid(_Strict):
     values: dict[str, dict[str, list[Text]]]
     """By key and value: overrides."""
     common: list[Text] = []
-    columns: list[Column]
+    columns: list[ColumnSpec]
     averages: dict[str, list[Text]] = {}
     """By name: the columns that it is over. "average" is the paper's own."""
     reference: dict[str, str]
@@ -66,7 +66,7 @@ class Grid(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RowSpec:
     """One row: its values by key, and the paper's numbers by column."""
 
     values: Mapping[str, str]
@@ -74,15 +74,15 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class PaperTable:
     """A grid with its rows."""
 
     name: str
     folder: Path
-    grid: Grid
-    rows: Sequence[Row]
+    grid: TableSpec
+    rows: Sequence[RowSpec]
 
-    def columns_of(self, row: Row) -> list[Column]:
+    def columns_of(self, row: RowSpec) -> list[ColumnSpec]:
         """The columns that a row has a cell in."""
         return [
             column
@@ -90,7 +90,7 @@ class Experiment:
             if all(row.values[key] == value for key, value in column.rows.items())
         ]
 
-    def overrides(self, row: Row, column: Column, *, scale: str, seed: int) -> tuple[str, ...]:
+    def overrides(self, row: RowSpec, column: ColumnSpec, *, scale: str, seed: int) -> tuple[str, ...]:
         """What makes a row's run for a column, after `python -m imsm.run`.
 
         At the miniature's scale every backbone is the miniature.
@@ -105,7 +105,7 @@ class Experiment:
             chosen = tuple("backbone=mini" if c.startswith("backbone=") else c for c in chosen)
         return (*chosen, f"seed={seed}")
 
-    def reference_of(self, row: Row) -> Row | None:
+    def reference_of(self, row: RowSpec) -> RowSpec | None:
         """The row that a row is tested against; None if there is none, or it is that itself."""
         if any(row.values[key] in values for key, values in self.grid.untested.items()):
             return None
@@ -132,7 +132,7 @@ def experiment_names() -> list[str]:
     return sorted(path.parent.name for path in experiments_folder().glob("*/grid.yaml"))
 
 
-def load_experiment(name: str) -> Experiment:
+def load_experiment(name: str) -> PaperTable:
     """Read an experiment's files.
 
     Raises:
@@ -140,19 +140,19 @@ def load_experiment(name: str) -> Experiment:
     """
     names = experiment_names()
     if name not in names:
-        guess = nearest(name, names)
+        guess = closest_match(name, names)
         hint = f"; did you mean {guess}?" if guess else ""
         raise UserError(f"{name}: no such experiment ({', '.join(names)}){hint}")
     folder = experiments_folder() / name
     path = folder / "grid.yaml"
     try:
-        grid = Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        grid = TableSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{path}: is wrong ({str(error).splitlines()[-1].strip()})") from error
     with (folder / "paper.csv").open(encoding="utf-8", newline="") as stream:
         lines = list(csv.DictReader(stream))
     rows = [
-        Row(
+        RowSpec(
             values={key: line[key] for key in grid.keys},
             paper={name: value for name, value in line.items() if name not in grid.keys},
         )
@@ -162,4 +162,4 @@ def load_experiment(name: str) -> Experiment:
         for key, value in row.values.items():
             if value and value not in grid.values.get(key, {}):
                 raise UserError(f"{path}: values.{key} lacks {value!r}, which paper.csv has")
-    return Experiment(name=name, folder=folder, grid=grid, rows=rows)
+    return PaperTable(name=name, folder=folder, grid=grid, rows=rows)

@@ -18,8 +18,8 @@ from imsm.sweep import member_command
 
 if TYPE_CHECKING:
     from imsm.config import RunConfig
-    from imsm.experiments.grid import Experiment
-    from imsm.preflight import Preflight
+    from imsm.experiments.grid import PaperTable
+    from imsm.preflight import ConfigComposer
 
 State = Literal["done", "missing", "failed"]
 _STOPPED = (130, -signal.SIGINT)
@@ -29,7 +29,7 @@ _TOLD = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunRef:
     """One run: what makes it, where it lies, and what became of it."""
 
     overrides: tuple[str, ...]
@@ -46,7 +46,7 @@ class Run:
         return f"python -m imsm.run {member_command(self.overrides, config_dir=None)}"
 
 
-class Runs:
+class RunIndex:
     """Looks runs up by their overrides, each once.
 
     Args:
@@ -54,12 +54,12 @@ class Runs:
         runs_root: where they lie.
     """
 
-    def __init__(self, preflight: Preflight, *, runs_root: Path) -> None:
+    def __init__(self, preflight: ConfigComposer, *, runs_root: Path) -> None:
         self.preflight, self.runs_root = preflight, runs_root
-        self._found: dict[tuple[str, ...], Run] = {}
+        self._found: dict[tuple[str, ...], RunRef] = {}
         self._configs: dict[tuple[str, ...], RunConfig] = {}
 
-    def of(self, overrides: tuple[str, ...]) -> Run:
+    def of(self, overrides: tuple[str, ...]) -> RunRef:
         """The run of these overrides as it is now.
 
         Raises:
@@ -73,23 +73,23 @@ class Runs:
         """Look everything up again: runs were carried out."""
         self._found.clear()
 
-    def _look(self, overrides: tuple[str, ...]) -> Run:
+    def _look(self, overrides: tuple[str, ...]) -> RunRef:
         from imsm.failure import read_failure
-        from imsm.finished import finished_result, folder_of
+        from imsm.finished import load_if_finished, run_dir_of
 
         config = self.config(overrides)
-        folder = folder_of(config, runs_root=self.runs_root)
-        result = finished_result(config, runs_root=self.runs_root)
+        folder = run_dir_of(config, runs_root=self.runs_root)
+        result = load_if_finished(config, runs_root=self.runs_root)
         failure = read_failure(folder)
         state: State = "done" if result else "failed" if failure else "missing"
-        return Run(
+        return RunRef(
             overrides=overrides,
             name=folder.name,
             folder=folder,
             state=state,
             result=result,
             failure=failure["error"] if failure else None,
-            trained=config.method.trained,
+            trained=config.method.trainable,
         )
 
     def config(self, overrides: Sequence[str]) -> RunConfig:
@@ -98,21 +98,21 @@ class Runs:
         Raises:
             UserError: a line for every problem.
         """
-        from imsm.examine import parse
+        from imsm.examine import load_config
 
         wanted = tuple(overrides)
         if wanted not in self._configs:
-            ((_, cfg),) = self.preflight.members(wanted)
-            self._configs[wanted] = parse(cfg, config_dir=None)
+            ((_, cfg),) = self.preflight.compose_all(wanted)
+            self._configs[wanted] = load_config(cfg, config_dir=None)
         return self._configs[wanted]
 
 
-def runs_of(experiment: Experiment, runs: Runs, *, scale: str, seeds: int) -> list[Run]:
+def runs_of(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int) -> list[RunRef]:
     """The trained runs that an experiment needs, each once.
 
     The original needs none: every trained run keeps the original's answers to its own tests.
     """
-    found: dict[str, Run] = {}
+    found: dict[str, RunRef] = {}
     for seed in range(seeds):
         for row in experiment.rows:
             for column in experiment.grid.columns:
@@ -123,8 +123,8 @@ def runs_of(experiment: Experiment, runs: Runs, *, scale: str, seeds: int) -> li
     return list(found.values())
 
 
-def carry_out(
-    wanted: Iterable[Run], *, logs: Path, jobs: int, tell: Callable[[str], None]
+def run_missing(
+    wanted: Iterable[RunRef], *, logs: Path, jobs: int, tell: Callable[[str], None]
 ) -> list[str]:
     """Carry out runs that are not done, each in a process of its own; one's failure ends no other.
 
@@ -149,7 +149,7 @@ def carry_out(
     failed: list[str] = []
     stopped = False
 
-    def one(numbered: tuple[int, Run]) -> None:
+    def one(numbered: tuple[int, RunRef]) -> None:
         nonlocal stopped
         number, run = numbered
         if stopped:
@@ -180,7 +180,7 @@ def carry_out(
     return failed
 
 
-def _note(run: Run, log: Path, code: int) -> None:
+def _note(run: RunRef, log: Path, code: int) -> None:
     """Keep why a run failed, for the table and the next command."""
     from imsm.failure import write_failure
 
@@ -195,7 +195,7 @@ def _note(run: Run, log: Path, code: int) -> None:
     write_failure(run.folder, error=error, exit_code=code, command=run.command)
 
 
-def check(experiment: Experiment, runs: Runs, *, scale: str) -> None:
+def check(experiment: PaperTable, runs: RunIndex, *, scale: str) -> None:
     """Look for what is wrong with an experiment's runs before the first is begun.
 
     A run that is done was looked at before it began.
@@ -209,12 +209,12 @@ def check(experiment: Experiment, runs: Runs, *, scale: str) -> None:
         for column in experiment.grid.columns
     }
     due = [each for each in wanted if not _is_done(each, runs)]
-    problems = [line for each in due for line in runs.preflight.problems(each, sweep=False)]
+    problems = [line for each in due for line in runs.preflight.validate(each, sweep=False)]
     if problems:
         raise UserError(f"{experiment.name}: " + "; ".join(sorted(set(problems))))
 
 
-def _is_done(overrides: tuple[str, ...], runs: Runs) -> bool:
+def _is_done(overrides: tuple[str, ...], runs: RunIndex) -> bool:
     try:
         return runs.of(overrides).state == "done"
     except UserError:  # the preflight says all that is wrong

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from imsm.experiments.grid import Experiment
-from imsm.experiments.runs import Runs, runs_of
+from imsm.experiments.grid import PaperTable
+from imsm.experiments.runs import RunIndex, runs_of
 from imsm.experiments.speed import read_speed, speed_table
 from imsm.experiments.table import Table, build_table, waiting_line, write_table
 from imsm.report.card import plain_table
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def show(
-    experiment: Experiment,
-    runs: Runs,
+    experiment: PaperTable,
+    runs: RunIndex,
     *,
     scale: str,
     seeds: int,
@@ -39,7 +39,7 @@ def show(
     if experiment.grid.kind == "speed":
         _show_speed(experiment, scale=scale, place=place, console=console)
         return
-    if protocol != "clean":
+    if protocol != "strict":
         place = place / protocol
     table = build_table(experiment, runs, scale=scale, seeds=seeds, protocol=protocol)
     _print_frame(console, table.title, table.frame, table.numbers)
@@ -59,7 +59,7 @@ def show(
     console.print(f"written: {place} ({files})", soft_wrap=True, highlight=False, markup=False)
 
 
-def _show_speed(experiment: Experiment, *, scale: str, place: Path, console: Console) -> None:
+def _show_speed(experiment: PaperTable, *, scale: str, place: Path, console: Console) -> None:
     found = read_speed(place)
     if found is None:
         command = f"python -m imsm.experiments run {experiment.name} --scale {scale}"
@@ -89,8 +89,8 @@ def _print_frame(console: Console, title: str, frame: pandas.DataFrame, numbers:
 
 
 def show_status(
-    experiment: Experiment,
-    runs: Runs,
+    experiment: PaperTable,
+    runs: RunIndex,
     *,
     scale: str,
     seeds: int,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imsm.errors import UserError
-from imsm.experiments.grid import Experiment
-from imsm.experiments.runs import Runs
-from imsm.files import write_whole
+from imsm.experiments.grid import PaperTable
+from imsm.experiments.runs import RunIndex
+from imsm.files import write_atomic
 from imsm.report.result import provenance
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _ROW_KEYS = {"overrides", "method", "tokens_per_second", "lowest", "highest"}
 
 
 def measure(
-    experiment: Experiment, runs: Runs, *, scale: str, tell: Callable[[str], None]
+    experiment: PaperTable, runs: RunIndex, *, scale: str, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Decode with every arm; what `speed.json` keeps.
 
@@ -46,8 +46,8 @@ def measure(
     """
     import torch
 
-    from imsm.processes.world import World
-    from imsm.stages.engine import device_of
+    from imsm.processes.world import DistributedContext
+    from imsm.stages.engine import local_device
 
     rows = []
     device = torch.device("cpu")
@@ -57,7 +57,7 @@ def measure(
     }
     for overrides in sorted(wanted):
         config = runs.config((*overrides, "method=imsm"))
-        device = device_of(config, World())
+        device = local_device(config, DistributedContext())
         tell(f"decoding: {' '.join(overrides)}")
         model = _model(config, device)
         seconds = _by_turns(model, device=device)
@@ -118,11 +118,11 @@ def write_speed(found: dict[str, Any], place: Path) -> None:
         OSError: the folder cannot be written.
     """
     place.mkdir(parents=True, exist_ok=True)
-    write_whole(place / FILE, json.dumps(found, indent=2) + "\n")
+    write_atomic(place / FILE, json.dumps(found, indent=2) + "\n")
 
 
 def speed_table(
-    experiment: Experiment, found: dict[str, Any], *, scale: str
+    experiment: PaperTable, found: dict[str, Any], *, scale: str
 ) -> tuple[pandas.DataFrame, list[str]]:
     """Ours and the paper's tokens per second, and IMSM's share of PEFT's; with notes."""
     import pandas
@@ -153,7 +153,7 @@ def speed_table(
     return pandas.DataFrame(lines), notes
 
 
-def _overrides(experiment: Experiment, *, scale: str) -> list[tuple[str, ...]]:
+def _overrides(experiment: PaperTable, *, scale: str) -> list[tuple[str, ...]]:
     return [
         _plain(experiment.overrides(row, column, scale=scale, seed=0))
         for row in experiment.rows
@@ -166,10 +166,10 @@ def _plain(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def _model(config: Any, device: torch.device) -> SiameseForCausalLM:
-    from imsm.assemble import assemble
-    from imsm.stages.parts import adapter_of, parts_of
+    from imsm.assemble import build_model
+    from imsm.stages.parts import build_adapter, model_kwargs
 
-    model = assemble(adapter=adapter_of(config), **parts_of(config), device=device)
+    model = build_model(adapter=build_adapter(config), **model_kwargs(config), device=device)
     return model.eval()
 
 
@@ -221,7 +221,7 @@ def _share(by: dict[tuple[str, ...], Any], wanted: Sequence[str], method: str) -
     return f"{mine['tokens_per_second'] / theirs['tokens_per_second']:.2f}"
 
 
-def _paper_share(experiment: Experiment, values: Any, column: str) -> str:
+def _paper_share(experiment: PaperTable, values: Any, column: str) -> str:
     if values["method"] == "peft":
         return ""
     rows = {tuple(row.values.values()): row for row in experiment.rows}

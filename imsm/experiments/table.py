@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.experiments.cells import MARKS, Cell, average_of, cell_of, parameters_of
-from imsm.experiments.grid import Column, Experiment, Row
-from imsm.experiments.runs import Run, Runs, runs_of
-from imsm.files import write_whole
+from imsm.experiments.cells import MARKS, TableCell, average_of, cell_of, parameters_of
+from imsm.experiments.grid import ColumnSpec, PaperTable, RowSpec
+from imsm.experiments.runs import RunRef, RunIndex, runs_of
+from imsm.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -31,12 +31,12 @@ class Table:
     frame: pandas.DataFrame
     numbers: int
     notes: list[str]
-    waiting: list[Run]
-    cells: list[tuple[Row, dict[str, Cell]]]
+    waiting: list[RunRef]
+    cells: list[tuple[RowSpec, dict[str, TableCell]]]
 
 
 def build_table(
-    experiment: Experiment, runs: Runs, *, scale: str, seeds: int, protocol: str
+    experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int, protocol: str
 ) -> Table:
     """Everything that a table shows.
 
@@ -50,9 +50,9 @@ def build_table(
     import pandas
 
     grid = experiment.grid
-    made: dict[tuple[object, ...], Cell] = {}
+    made: dict[tuple[object, ...], TableCell] = {}
 
-    def cell(row: Row, column: Column) -> Cell:
+    def cell(row: RowSpec, column: ColumnSpec) -> TableCell:
         """A row's cell; rows of the same runs (the miniature's) have the same."""
         others = (row, experiment.reference_of(row))
         key = (
@@ -117,37 +117,37 @@ def write_table(table: Table, folder: Path) -> None:
     if table.waiting:
         lines += ["", "## Missing", ""]
         lines += [f"- {waiting_line(run)}" for run in table.waiting]
-    write_whole(folder / "table.md", "\n".join([*lines, ""]))
-    write_whole(folder / "table.csv", table.frame.to_csv(index=False))
+    write_atomic(folder / "table.md", "\n".join([*lines, ""]))
+    write_atomic(folder / "table.csv", table.frame.to_csv(index=False))
     columns = "l" * table.numbers + "r" * (table.frame.shape[1] - table.numbers)
     latex = table.frame.style.hide(axis="index").to_latex(
         column_format=columns, hrules=True, caption=_latex(table.title)
     )
-    write_whole(folder / "table.tex", _latex_cells(latex))
+    write_atomic(folder / "table.tex", _latex_cells(latex))
 
 
-def waiting_line(run: Run) -> str:
+def waiting_line(run: RunRef) -> str:
     """Why a run is not there, and what makes it."""
     if run.state == "failed":
         return f"failed ({run.failure}): `{run.command}`"
     return f"`{run.command}`"
 
 
-def _title(experiment: Experiment, *, scale: str, seeds: int, protocol: str) -> str:
+def _title(experiment: PaperTable, *, scale: str, seeds: int, protocol: str) -> str:
     ours = "ours: the miniature in every row" if scale == "mini" else "ours: the paper's models"
     over = "seed 0" if seeds == 1 else f"{seeds} seeds"
     return f"{experiment.grid.title} · {ours} · {over} · {protocol} protocol"
 
 
-def _names(row: Row) -> dict[str, str]:
+def _names(row: RowSpec) -> dict[str, str]:
     return {key: value or "–" for key, value in row.values.items()}
 
 
-def _paper_model(row: Row) -> str:
+def _paper_model(row: RowSpec) -> str:
     return row.values.get("backbone") or "its model"
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: TableCell) -> str:
     if cell.interval is None:
         failed = any(run.state == "failed" for run in cell.missing)
         return "failed" if failed else "missing" if cell.missing else "–"
@@ -163,7 +163,7 @@ def _bounded(found: Interval, *, marks: str = "") -> str:
 
 
 def _notes(
-    cells: Sequence[tuple[Row, Mapping[str, Cell]]],
+    cells: Sequence[tuple[RowSpec, Mapping[str, TableCell]]],
     *,
     scale: str,
     seeds: int,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imsm.errors import UserError
-from imsm.folders import run_named
+from imsm.folders import resolve_run_dir
 
 if TYPE_CHECKING:
     from imsm.siamese.model import SiameseForCausalLM
@@ -113,7 +113,7 @@ def _carry_out(arguments: argparse.Namespace) -> None:
 
 
 def _folder(named: str) -> Path:
-    folder = run_named(named, option="--run")
+    folder = resolve_run_dir(named, option="--run")
     if not (folder / "model" / "config.json").is_file():
         raise UserError(f"--run {named}: holds no finished run")
     return folder
@@ -180,7 +180,7 @@ def _keep(found: dict[str, Any], folder: Path, stream: str, arguments: argparse.
     """Leave what came out, with what it rests on."""
     from lm_eval.utils import handle_non_serializable
 
-    from imsm.files import write_whole
+    from imsm.files import write_atomic
     from imsm.report.result import provenance
 
     kept = {key: found[key] for key in ("results", "groups", "versions", "n-shot", "n-samples",
@@ -192,7 +192,7 @@ def _keep(found: dict[str, Any], folder: Path, stream: str, arguments: argparse.
     path = arguments.output or folder / f"harness-{stream}-{tasks}-{shots}{part}.json"
     text = json.dumps({**about, **provenance(), **kept}, indent=2, default=handle_non_serializable)
     try:
-        write_whole(path, text + "\n")
+        write_atomic(path, text + "\n")
     except OSError as error:
         raise UserError(_unwritable(path, error)) from error
     print(f"written: {path}")

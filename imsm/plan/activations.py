@@ -30,7 +30,7 @@ FUSED = "imsm_plan"
 
 
 @dataclass(kw_only=True)
-class Pass:
+class ActivationTrace:
     """What one pass over a micro-batch was seen to keep.
 
     Attributes:
@@ -43,9 +43,9 @@ class Pass:
     cache: list[tuple[int, int | None]] = field(default_factory=list)
 
 
-def watch_pass(
+def trace_activations(
     model: SiameseForCausalLM, *, rows: int, tokens: int, answers: int, fused: bool
-) -> Pass:
+) -> ActivationTrace:
     """Run a model without values over a micro-batch.
 
     Args:
@@ -69,7 +69,7 @@ def watch_pass(
             if model.stream == "interwoven":
                 _gate(model, tuned, answers)
                 kept[-1] = tuned.nbytes  # the original memory
-        return Pass(activations=sum(kept.values()), cache=seen)
+        return ActivationTrace(activations=sum(kept.values()), cache=seen)
     finally:
         model.backbone.set_attn_implementation(before)
 

@@ -15,7 +15,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needed:
+class DownloadItem:
     """One thing that a run needs from elsewhere.
 
     Attributes:
@@ -31,7 +31,7 @@ class Needed:
 
 def needed_backbone(
     path: str, *, revision: str | None, stand_in: str | None, weights: int | None
-) -> Needed:
+) -> DownloadItem:
     """The backbone's weights.
 
     Args:
@@ -41,18 +41,18 @@ def needed_backbone(
         weights: how many there are; the hub keeps most models in 16 bits.
     """
     if path == MINIATURE:
-        return Needed(what="the miniature", here="ships with imsm", gigabytes=None)
+        return DownloadItem(what="the miniature", here="ships with imsm", gigabytes=None)
     if Path(path).is_dir():
-        return Needed(what=path, here="a local folder", gigabytes=None)
+        return DownloadItem(what=path, here="a local folder", gigabytes=None)
     if stand_in is not None:
-        return Needed(what=path, here=stand_in, gigabytes=None)
+        return DownloadItem(what=path, here=stand_in, gigabytes=None)
     found = (try_to_load_from_cache(path, name, revision=revision) for name in _WEIGHTS)
     here = "in the hub's cache" if any(isinstance(each, str) for each in found) else None
     size = None if weights is None else 2 * weights / 1e9
-    return Needed(what=f"model {path}", here=here, gigabytes=size)
+    return DownloadItem(what=f"model {path}", here=here, gigabytes=size)
 
 
-def needed_dataset(hub: Mapping[str, str | None], *, megabytes: int | None) -> Needed:
+def needed_dataset(hub: Mapping[str, str | None], *, megabytes: int | None) -> DownloadItem:
     """A dataset on the hub.
 
     Args:
@@ -64,7 +64,7 @@ def needed_dataset(hub: Mapping[str, str | None], *, megabytes: int | None) -> N
     here = None if folder is None else f"in the cache ({folder})"
     size = None if megabytes is None else megabytes / 1e3
     what = f"dataset {path}" + (f" ({name})" if name else "")
-    return Needed(what=what, here=here, gigabytes=size)
+    return DownloadItem(what=what, here=here, gigabytes=size)
 
 
 def dataset_folder(path: str, *, name: str | None) -> Path | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.data.sources import Source, load_examples
+from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Role, Task
 from imsm.errors import UserError
 
@@ -19,7 +19,7 @@ CHARACTERS_A_TOKEN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lengths:
+class LengthStats:
     """Of one split: number of examples (None: not known) and their lengths in tokens.
 
     ``mean`` is None where only the limits of the dataset's yaml are known.
@@ -33,21 +33,21 @@ class Lengths:
     source: str
     """How this is known, in words."""
 
-    def limited(self, examples: int | None) -> Lengths:
+    def limited(self, examples: int | None) -> LengthStats:
         """At most so many examples."""
         if examples is None or self.examples is None:
             return self
         kept = min(examples, self.examples)
-        return Lengths(examples=kept, mean=self.mean, longest=self.longest, source=self.source)
+        return LengthStats(examples=kept, mean=self.mean, longest=self.longest, source=self.source)
 
 
-def known_lengths(facts: dict[str, Any], role: Role) -> Lengths | None:
+def known_lengths(facts: dict[str, Any], role: Role) -> LengthStats | None:
     """What a dataset's yaml says of a split; None if it says nothing."""
     split = facts.get(role)
     if split is None:
         return None
     (mean_prompt, longest_prompt), (mean_answer, longest_answer) = split["prompt"], split["answer"]
-    return Lengths(
+    return LengthStats(
         examples=split["examples"],
         mean=(mean_prompt, mean_answer),
         longest=(longest_prompt, longest_answer),
@@ -56,8 +56,8 @@ def known_lengths(facts: dict[str, Any], role: Role) -> Lengths | None:
 
 
 def counted_lengths(
-    task: Task, role: Role, *, source: Source, prompts: str, tokenizer: Path | None
-) -> Lengths | None:
+    task: Task, role: Role, *, source: DataSource, prompts: str, tokenizer: Path | None
+) -> LengthStats | None:
     """Read a local split and measure it; None if it cannot be read without a library.
 
     Args:
@@ -83,7 +83,7 @@ def counted_lengths(
     else:
         prompt, answer = ([_tokens(len(text)) for text in each] for each in texts)
         how = f"counted, {CHARACTERS_A_TOKEN} characters a token"
-    return Lengths(
+    return LengthStats(
         examples=len(examples),
         mean=(sum(prompt) / len(examples), sum(answer) / len(examples) + 1),
         longest=(round(max(prompt)), round(max(answer)) + 1),
@@ -91,9 +91,9 @@ def counted_lengths(
     )
 
 
-def limits_alone(task: Task) -> Lengths:
+def limits_alone(task: Task) -> LengthStats:
     """What is left where nothing is known: no example is longer than the yaml allows."""
-    return Lengths(
+    return LengthStats(
         examples=None,
         mean=None,
         longest=(task.max_prompt_tokens, task.max_new_tokens),
@@ -101,11 +101,11 @@ def limits_alone(task: Task) -> Lengths:
     )
 
 
-def within_limits(lengths: Lengths, task: Task) -> Lengths:
+def within_limits(lengths: LengthStats, task: Task) -> LengthStats:
     """Longer examples are cut or left out."""
     prompt, answer = lengths.longest
     longest = (min(prompt, task.max_prompt_tokens), min(answer, task.max_new_tokens))
-    return Lengths(
+    return LengthStats(
         examples=lengths.examples, mean=lengths.mean, longest=longest, source=lengths.source
     )
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imsm.plan.activations import Pass, watch_pass
-from imsm.siamese.long_answers import positions_at_once
+from imsm.plan.activations import ActivationTrace, trace_activations
+from imsm.siamese.long_answers import logit_chunk_size
 from imsm.siamese.memory_bank import bank_bytes
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ OPTIMIZER_BYTES: dict[str, Callable[[torch.Tensor], int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exact:
+class StaticMemory:
     """Bytes that follow from shapes and dtypes alone."""
 
     frozen: int
@@ -52,7 +52,7 @@ class Exact:
     optimizer: int
 
 
-def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> Exact:
+def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> StaticMemory:
     """The bytes that a model's weights, trainables, gradients and optimizer take.
 
     Args:
@@ -61,7 +61,7 @@ def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> Exact:
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
-    return Exact(
+    return StaticMemory(
         frozen=sum(p.numel() for p in frozen),
         weights=sum(p.nbytes for p in (*frozen, *model.buffers())),
         trainables=sum(p.nbytes for p in trained),
@@ -71,7 +71,7 @@ def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> Exact:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class DynamicMemory:
     """Bytes at the longest micro-batch; None: the model's forward cannot be watched."""
 
     activations: int | None
@@ -89,7 +89,7 @@ def estimate_step(
     attention: str | None,
     checkpointing: bool,
     head_shared: bool,
-) -> Estimate:
+) -> DynamicMemory:
     """What a training step takes besides what `count_bytes` counts.
 
     Args:
@@ -102,13 +102,13 @@ def estimate_step(
         head_shared: whether processes share the head out (`imsm.siamese.long_answers`).
     """
     answers = rows * answer_tokens
-    at_once = None if head_shared else positions_at_once(model.backbone)
+    at_once = None if head_shared else logit_chunk_size(model.backbone)
     fused = attention != "eager" and model.backbone._supports_attention_backend
     try:
-        seen = watch_pass(model, rows=rows, tokens=tokens, answers=answers, fused=fused)
+        seen = trace_activations(model, rows=rows, tokens=tokens, answers=answers, fused=fused)
     except (RuntimeError, ValueError, TypeError, AttributeError):
         seen = None
-    return Estimate(
+    return DynamicMemory(
         activations=_kept(model, seen, rows * tokens, checkpointing) if seen else None,
         logits=min(answers, at_once or answers) * logit_bytes(model),
         cache=seen.cache if seen else [],
@@ -123,8 +123,8 @@ def logit_bytes(model: SiameseForCausalLM) -> int:
     as measured: the original's distribution and what the divergence keeps of both.
     """
     copies = 3
-    if model.closeness is not None:
-        copies = 10 if model.closeness.mask_target else 8
+    if model.kl_regularizer is not None:
+        copies = 10 if model.kl_regularizer.mask_target else 8
     return copies * 4 * int(model.config.vocab_size)
 
 
@@ -146,7 +146,7 @@ def bank_of_examples(model: SiameseForCausalLM, *, examples: int, answer_tokens:
     )
 
 
-def _kept(model: SiameseForCausalLM, seen: Pass, positions: int, checkpointing: bool) -> int:
+def _kept(model: SiameseForCausalLM, seen: ActivationTrace, positions: int, checkpointing: bool) -> int:
     layers = int(model.config.text_config.num_hidden_layers)
     if not checkpointing:
         return seen.activations

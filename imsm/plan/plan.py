@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from imsm.plan.downloads import Needed
+from imsm.plan.downloads import DownloadItem
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class MemoryItem:
     """One part of a run's memory.
 
     Attributes:
@@ -44,14 +44,14 @@ class Plan:
     settings: dict[str, str]
     counts: dict[str, int] | None
     notes: list[str]
-    memory: dict[str, list[Part]]
+    memory: dict[str, list[MemoryItem]]
     steps: str
     items: str
-    needed: list[Needed]
+    needed: list[DownloadItem]
     start: list[str] = field(default_factory=list)
 
 
-def total(parts: list[Part]) -> int | None:
+def total(parts: list[MemoryItem]) -> int | None:
     """Their bytes together; None if one of them is not known."""
     sizes = [part.size for part in parts]
     return None if None in sizes else sum(size for size in sizes if size is not None)

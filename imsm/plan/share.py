@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imsm.plan.plan import Part
+from imsm.plan.plan import MemoryItem
 
 if TYPE_CHECKING:
-    from imsm.plan.memory import Exact
+    from imsm.plan.memory import StaticMemory
 
 _FLOAT32 = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares:
+class ZeroSharding:
     """How ZeRO cuts a training up.
 
     Attributes:
@@ -34,7 +34,7 @@ class Shares:
     gathered: int
 
 
-def shared_parts(exact: Exact, shares: Shares, *, optimizer: str, weights: str) -> list[Part]:
+def shared_parts(exact: StaticMemory, shares: ZeroSharding, *, optimizer: str, weights: str) -> list[MemoryItem]:
     """The parts of one GPU's memory that do not depend on the batch.
 
     Args:
@@ -45,13 +45,13 @@ def shared_parts(exact: Exact, shares: Shares, *, optimizer: str, weights: str) 
     """
     size, there = shares.size, "in the CPU's memory"
 
-    def share(name: str, whole: int, how: str, *, away: bool) -> Part:
+    def share(name: str, whole: int, how: str, *, away: bool) -> MemoryItem:
         here = 0 if away else -(-whole // size)
         words = f"{how}, {there}" if away else f"{how}, one of {size} shares"
-        return Part(name=name, size=here, how=words, exact=True)
+        return MemoryItem(name=name, size=here, how=words, exact=True)
 
-    def all_of(name: str, whole: int, how: str, *, exactly: bool = True) -> Part:
-        return Part(name=name, size=whole, how=how, exact=exactly)
+    def all_of(name: str, whole: int, how: str, *, exactly: bool = True) -> MemoryItem:
+        return MemoryItem(name=name, size=whole, how=how, exact=exactly)
 
     parts = []
     if shares.stage == 3:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from imsm.plan.plan import Part, Plan, readable, total
+from imsm.plan.plan import MemoryItem, Plan, readable, total
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +72,7 @@ def _settings(plan: Plan) -> Table:
     return table
 
 
-def _memory(parts: list[Part], *, together: bool) -> Table:
+def _memory(parts: list[MemoryItem], *, together: bool) -> Table:
     table = _table(numbers=True)
     for part in parts:
         size = "not known" if part.size is None else readable(part.size)

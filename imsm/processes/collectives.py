@@ -11,10 +11,10 @@ from torch import distributed
 if TYPE_CHECKING:
     import torch
 
-    from imsm.processes.world import World
+    from imsm.processes.world import DistributedContext
 
 
-def start_collectives(world: World, *, device: torch.device, timeout_minutes: float) -> None:
+def start_collectives(world: DistributedContext, *, device: torch.device, timeout_minutes: float) -> None:
     """Let tensors be summed over all processes of ``world``, from now on until they end.
 
     Once is enough: the members of a sweep go on with the group that is there (DeepSpeed keeps hold

@@ -15,7 +15,7 @@ _QUERY = "index,uuid,name,memory.used,memory.total"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
+class GpuInfo:
     """One GPU, as nvidia-smi knows it; memory in MiB."""
 
     index: str
@@ -43,7 +43,7 @@ def visible_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def refuse_busy_gpus(*, processes: int, engine: str) -> None:
+def check_gpus_free(*, processes: int, engine: str) -> None:
     """See that the GPUs of a run's processes are free; without nvidia-smi nothing is looked at.
 
     Args:
@@ -60,7 +60,7 @@ def refuse_busy_gpus(*, processes: int, engine: str) -> None:
     free = [gpu.index for gpu in gpus if not gpu.busy][:processes]
     fix = "wait until they are free"
     if free:
-        less = f" engine.processes={len(free)}" if len(free) < processes else ""
+        less = f" engine.nproc_per_node={len(free)}" if len(free) < processes else ""
         fix += f", or use CUDA_VISIBLE_DEVICES={','.join(free)}{less}"
     names = ", ".join(map(str, busy))
     raise UserError(
@@ -69,7 +69,7 @@ def refuse_busy_gpus(*, processes: int, engine: str) -> None:
     )
 
 
-def _seen() -> list[Gpu]:
+def _seen() -> list[GpuInfo]:
     """The visible GPUs in torch's order; none where that cannot be known."""
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -92,6 +92,6 @@ def _seen() -> list[Gpu]:
     ]
 
 
-def _gpu(line: str) -> Gpu:
+def _gpu(line: str) -> GpuInfo:
     index, uuid, name, used, total = (part.strip() for part in line.split(","))
-    return Gpu(index=index, uuid=uuid, name=name, used=float(used), total=float(total))
+    return GpuInfo(index=index, uuid=uuid, name=name, used=float(used), total=float(total))

@@ -10,7 +10,7 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(*, parent: int | None = None, number: int = signal.SIGKILL) -> None:
+def kill_on_parent_exit(*, parent: int | None = None, number: int = signal.SIGKILL) -> None:
     """Have the system send this process a signal when its parent ends (on Linux only).
 
     Args:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from imsm.errors import RunError, UserError
 from imsm.processes.supervise import STOPPED
-from imsm.processes.world import World
+from imsm.processes.world import DistributedContext
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -36,7 +36,7 @@ _PAUSE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rendezvous:
+class RendezvousInfo:
     """Which process of a group this one is, and where they meet.
 
     Attributes:
@@ -54,14 +54,14 @@ class Rendezvous:
     port: int
 
 
-def joined(environment: Mapping[str, str] = os.environ) -> Rendezvous | None:
+def detect_process_group(environment: Mapping[str, str] = os.environ) -> RendezvousInfo | None:
     """The group that this process was started in; None if it stands alone.
 
     Raises:
         UserError: the environment says that there is a group, but not where it meets.
     """
     if all(environment.get(name) for name in _TORCHRUN):
-        return Rendezvous(
+        return RendezvousInfo(
             rank=_number(environment, "RANK"),
             size=_number(environment, "WORLD_SIZE"),
             local_rank=_number(environment, "LOCAL_RANK"),
@@ -76,7 +76,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Rendezvous | None:
 
 
 @cache
-def enter(group: Rendezvous, *, gpus: int = 0) -> World:
+def join_process_group(group: RendezvousInfo, *, gpus: int = 0) -> DistributedContext:
     """Meet the other processes; the members of a sweep stay together.
 
     Args:
@@ -109,7 +109,7 @@ def enter(group: Rendezvous, *, gpus: int = 0) -> World:
             f"MASTER_ADDR={group.address} MASTER_PORT={group.port}: the processes cannot meet "
             f"there ({first}); set MASTER_PORT to a free port"
         ) from error
-    return World(
+    return DistributedContext(
         rank=group.rank, size=group.size, local_rank=local, store=PrefixStore("imsm", store)
     )
 
@@ -117,7 +117,7 @@ def enter(group: Rendezvous, *, gpus: int = 0) -> World:
 _ends = 0
 
 
-def in_step(world: World, task: Callable[[], None]) -> None:
+def run_in_group(world: DistributedContext, task: Callable[[], None]) -> None:
     """Do a run's work in one of several processes that no launcher of ours watches over.
 
     An error that all have in common is raised; after any other one this process ends, since the
@@ -133,14 +133,14 @@ def in_step(world: World, task: Callable[[], None]) -> None:
         if _end_together(world, code=code, text=str(error)):
             raise
         expected = isinstance(error, UserError | RunError)
-        who = "" if world.leads else f"process {world.rank} of {world.size}: "
-        tell(f"imsm: {who}{error}" if expected else f"{who}{traceback.format_exc()}")
+        who = "" if world.is_main else f"process {world.rank} of {world.size}: "
+        print_always(f"imsm: {who}{error}" if expected else f"{who}{traceback.format_exc()}")
         sys.stdout.flush()
         os._exit(code)
     _end_together(world, code=0)
 
 
-def _end_together(world: World, *, code: int, text: str = "") -> bool:
+def _end_together(world: DistributedContext, *, code: int, text: str = "") -> bool:
     """Wait a little for the others at the end of a run: the first one may hold what they meet at.
 
     Args:
@@ -158,7 +158,7 @@ def _end_together(world: World, *, code: int, text: str = "") -> bool:
     keys = [f"ended/{_ends}/{rank}" for rank in range(world.size)]
     try:
         world.store.set(keys[world.rank], text)
-        if code == 0 and not world.leads:
+        if code == 0 and not world.is_main:
             return True
         until = time.monotonic() + _FAREWELL
         while not world.store.check(keys):
@@ -170,32 +170,32 @@ def _end_together(world: World, *, code: int, text: str = "") -> bool:
         return False
 
 
-_terminal = 2
+_real_stderr = 2
 
 
-def silence_others() -> None:
+def silence_other_ranks() -> None:
     """In all processes of a group but the first, only `tell` reaches the terminal from here on."""
-    global _terminal
+    global _real_stderr
     try:
-        group = joined()
+        group = detect_process_group()
     except UserError:
         return  # told where the group is entered
     if group is None or group.rank == 0:
         return
-    _terminal = os.dup(2)
+    _real_stderr = os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nothing, stream)
     os.close(nothing)
 
 
-def tell(text: str) -> None:
+def print_always(text: str) -> None:
     """Say what must be seen even of a silent process."""
     sys.stderr.flush()
-    os.write(_terminal, f"{text.rstrip()}\n".encode())
+    os.write(_real_stderr, f"{text.rstrip()}\n".encode())
 
 
-def _slurm_step(environment: Mapping[str, str], size: int) -> Rendezvous:
+def _slurm_step(environment: Mapping[str, str], size: int) -> RendezvousInfo:
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
     address = environment.get("MASTER_ADDR") or (first_host(nodes) if nodes else None)
     if not address:
@@ -205,7 +205,7 @@ def _slurm_step(environment: Mapping[str, str], size: int) -> Rendezvous:
     else:
         job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
         port = _FIRST_PORT + (37 * job + step) % _PORTS
-    return Rendezvous(
+    return RendezvousInfo(
         rank=_number(environment, "SLURM_PROCID"),
         size=size,
         local_rank=_number(environment, "SLURM_LOCALID"),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from imsm.errors import RunError, UserError
-from imsm.processes.supervise import Signals, Worker, first_failing, watch
+from imsm.processes.supervise import SignalForwarder, WorkerProcess, first_failed, supervise
 from imsm.processes.worker import ERROR_FILE, LAUNCHER
 
 WORKER = "imsm.worker"
@@ -51,22 +51,22 @@ def launch(
     from torch.distributed import TCPStore
 
     with ExitStack() as stack:
-        signals = stack.enter_context(Signals())
-        place = stack.enter_context(notes_of(folder))
-        file = save(settings, place)
+        signals = stack.enter_context(SignalForwarder())
+        place = stack.enter_context(worker_dir(folder))
+        file = write_settings(settings, place)
         store = TCPStore(_HERE, 0, is_master=True, wait_for_workers=False)
         common = _environment(processes) | {"MASTER_PORT": str(store.port)}
-        workers: list[Worker] = []
+        workers: list[WorkerProcess] = []
         stack.callback(_kill_all, workers)
         for rank in range(processes):
             workers.append(_start(rank, module=module, file=file, place=place, common=common))
-        killed = watch(workers, signals)
+        killed = supervise(workers, signals)
         _raise_failure(workers, killed=killed)
         shutil.rmtree(place.parent, ignore_errors=True)
 
 
 @contextmanager
-def notes_of(folder: Path) -> Iterator[Path]:
+def worker_dir(folder: Path) -> Iterator[Path]:
     """A new folder for what concerns the processes alone; folders that stay empty go.
 
     Raises:
@@ -78,7 +78,7 @@ def notes_of(folder: Path) -> Iterator[Path]:
         notes.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix="", dir=notes))
     except OSError as error:
-        raise UserError(f"folder={folder}: cannot be written ({error.strerror or error})") from None
+        raise UserError(f"run_dir={folder}: cannot be written ({error.strerror or error})") from None
     try:
         yield place
     except (UserError, KeyboardInterrupt):  # nothing to look into
@@ -91,7 +91,7 @@ def notes_of(folder: Path) -> Iterator[Path]:
                 each.rmdir()
 
 
-def save(settings: Mapping[str, Any], place: Path) -> Path:
+def write_settings(settings: Mapping[str, Any], place: Path) -> Path:
     """Write what the workers read."""
     file = place / "run.json"
     file.write_text(json.dumps(dict(settings)), encoding="utf-8")
@@ -111,7 +111,7 @@ def _environment(processes: int) -> dict[str, str]:
     }
 
 
-def _start(rank: int, *, module: str, file: Path, place: Path, common: Mapping[str, str]) -> Worker:
+def _start(rank: int, *, module: str, file: Path, place: Path, common: Mapping[str, str]) -> WorkerProcess:
     error_file = place / f"{rank}.json"
     log = place / f"{rank}.log" if rank > 0 else None
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank), ERROR_FILE: str(error_file)}
@@ -125,18 +125,18 @@ def _start(rank: int, *, module: str, file: Path, place: Path, common: Mapping[s
             stderr=stream,
             start_new_session=True,  # the terminal's Ctrl-C reaches the launcher alone
         )
-    return Worker(rank=rank, process=process, log=log, error_file=error_file)
+    return WorkerProcess(rank=rank, process=process, log=log, error_file=error_file)
 
 
-def _kill_all(workers: Sequence[Worker]) -> None:
+def _kill_all(workers: Sequence[WorkerProcess]) -> None:
     """Nothing is left over, whatever went wrong here."""
     for worker in workers:
         worker.kill()
 
 
-def _raise_failure(workers: Sequence[Worker], *, killed: bool) -> None:
+def _raise_failure(workers: Sequence[WorkerProcess], *, killed: bool) -> None:
     """Raise the error of the process that failed first; the others failed because of it."""
-    failing = first_failing(workers)
+    failing = first_failed(workers)
     if killed:
         print(f"killed at once; {_AGAIN}", file=sys.stderr)
         raise KeyboardInterrupt
@@ -160,6 +160,6 @@ def _raise_failure(workers: Sequence[Worker], *, killed: bool) -> None:
     raise RunError(f"{who} failed: {failure.kind}: {failure.text}{_log(failing)}")
 
 
-def _log(worker: Worker) -> str:
+def _log(worker: WorkerProcess) -> str:
     said = worker.log is not None and worker.log.is_file() and worker.log.stat().st_size > 0
     return f" (what it said: {worker.log})" if said else ""

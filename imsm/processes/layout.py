@@ -8,7 +8,7 @@ from imsm.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Topology:
     """What an engine's configuration comes to on this machine.
 
     Attributes:
@@ -43,7 +43,7 @@ class Layout:
         return f"{each}; {how}{', offloaded to the CPU' if self.offload else ''}"
 
 
-def resolve_layout(
+def resolve_topology(
     *,
     name: str,
     stage: int | None,
@@ -53,7 +53,7 @@ def resolve_layout(
     nodes: int,
     gpus: int,
     joined: int | None = None,
-) -> Layout:
+) -> Topology:
     """The layout that an engine's configuration means here.
 
     Args:
@@ -80,12 +80,12 @@ def resolve_layout(
     if stage is None:
         stage = 2 if processes * nodes > 1 else 0
     if stage == 0 and processes * nodes > 1:
-        what = f"engine.processes={processes}" if nodes == 1 else f"engine.nodes={nodes}"
+        what = f"engine.nproc_per_node={processes}" if nodes == 1 else f"engine.nnodes={nodes}"
         what = f"{joined} processes were started" if joined is not None else what
         raise UserError(f"engine={name}: is one process, but {what}; choose engine=zero2 or auto")
     if joined is None and place == "cuda" and processes > gpus and nodes == 1:
         raise UserError(
-            f"engine.processes={processes}: {gpus} GPU{'s are' if gpus > 1 else ' is'} visible "
-            f"here; set engine.processes={gpus}, or engine.device=cpu"
+            f"engine.nproc_per_node={processes}: {gpus} GPU{'s are' if gpus > 1 else ' is'} visible "
+            f"here; set engine.nproc_per_node={gpus}, or engine.device=cpu"
         )
-    return Layout(stage=stage, offload=offload, device=place, processes=processes, nodes=nodes)
+    return Topology(stage=stage, offload=offload, device=place, processes=processes, nodes=nodes)

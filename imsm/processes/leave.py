@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End this process with an exit code, its output written.
 
     After collectives it ends at once: threads of torch and DeepSpeed do not always survive an

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from imsm.errors import RunError, UserError
-from imsm.processes.guard import die_with_parent
-from imsm.processes.launch import WORKER, notes_of, save
-from imsm.processes.supervise import STOPPED, Signals, Worker, watch
+from imsm.processes.guard import kill_on_parent_exit
+from imsm.processes.launch import WORKER, worker_dir, write_settings
+from imsm.processes.supervise import STOPPED, SignalForwarder, WorkerProcess, supervise
 
 PORT = 29500
 """Where torchrun's nodes meet, in the lines that are shown."""
@@ -70,19 +70,19 @@ def processes_by_hostfile(path: str, *, nodes: int, processes: int | None) -> in
     hosts = read_hostfile(path)
     if len(hosts) < nodes:
         raise UserError(
-            f"engine.nodes={nodes}: engine.hostfile={path} names {len(hosts)}; set "
-            f"engine.nodes={len(hosts)}, or add hosts"
+            f"engine.nnodes={nodes}: engine.hostfile={path} names {len(hosts)}; set "
+            f"engine.nnodes={len(hosts)}, or add hosts"
         )
     host, slots = min(list(hosts.items())[:nodes], key=lambda each: each[1])
     if processes is not None and processes > slots:
         raise UserError(
-            f"engine.processes={processes}: {host} has {slots} slot{'s' if slots > 1 else ''} in "
-            f"engine.hostfile={path}; set engine.processes={slots}"
+            f"engine.nproc_per_node={processes}: {host} has {slots} slot{'s' if slots > 1 else ''} in "
+            f"engine.hostfile={path}; set engine.nproc_per_node={slots}"
         )
     return processes or slots
 
 
-def deepspeed_line(
+def deepspeed_command(
     file: Path | str, *, hostfile: str, nodes: int, processes: int, module: str = WORKER
 ) -> list[str]:
     """The command that starts the workers of all nodes over ssh."""
@@ -93,7 +93,7 @@ def deepspeed_line(
     ]
 
 
-def torchrun_line(command: Sequence[str], *, nodes: int, processes: int, node: int) -> list[str]:
+def torchrun_command(command: Sequence[str], *, nodes: int, processes: int, node: int) -> list[str]:
     """The command to give on one node; HOST stands for the name of node 0.
 
     Args:
@@ -109,7 +109,7 @@ def torchrun_line(command: Sequence[str], *, nodes: int, processes: int, node: i
     ]
 
 
-def srun_line(command: Sequence[str], *, nodes: int, processes: int) -> list[str]:
+def srun_command(command: Sequence[str], *, nodes: int, processes: int) -> list[str]:
     """The one command for all nodes of a SLURM allocation."""
     return [
         *("srun", "--nodes", str(nodes), "--ntasks-per-node", str(processes)),
@@ -117,7 +117,7 @@ def srun_line(command: Sequence[str], *, nodes: int, processes: int) -> list[str
     ]
 
 
-def start_lines(
+def launch_commands(
     command: Sequence[str], *, hostfile: str | None, nodes: int, processes: int, place: Path
 ) -> list[str]:
     """How a run on several nodes is started, a line each, for the user.
@@ -130,20 +130,20 @@ def start_lines(
         place: where the run's configuration would be saved.
     """
     if hostfile is not None:
-        line = deepspeed_line(place, hostfile=hostfile, nodes=nodes, processes=processes)
+        line = deepspeed_command(place, hostfile=hostfile, nodes=nodes, processes=processes)
         return [
             "imsm.run starts all nodes over ssh, with DeepSpeed's launcher:",
             shlex.join(line),
         ]
     lines = [
-        shlex.join(torchrun_line(command, nodes=nodes, processes=processes, node=node))
+        shlex.join(torchrun_command(command, nodes=nodes, processes=processes, node=node))
         for node in range(nodes)
     ]
     return [
         "a line for each node (HOST: the name of the first one):",
         *lines,
         "or, in a SLURM allocation, one line:",
-        shlex.join(srun_line(command, nodes=nodes, processes=processes)),
+        shlex.join(srun_command(command, nodes=nodes, processes=processes)),
         "or give engine.hostfile=FILE with lines like 'node1 slots=8', and imsm.run starts them",
     ]
 
@@ -182,24 +182,24 @@ def launch_nodes(
         for name, value in os.environ.items()
         if name.startswith(_CARRIED) and not any(word in name for word in _SECRET)
     }
-    with Signals() as signals, notes_of(folder) as place:
-        file = save({**settings, "environment": carried}, place)
-        line = deepspeed_line(
+    with SignalForwarder() as signals, worker_dir(folder) as place:
+        file = write_settings({**settings, "environment": carried}, place)
+        line = deepspeed_command(
             file, hostfile=hostfile, nodes=nodes, processes=processes, module=module
         )
         process = subprocess.Popen(
             [sys.executable, *line[1:]],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, parent=os.getpid(), number=signal.SIGTERM),
+            preexec_fn=partial(kill_on_parent_exit, parent=os.getpid(), number=signal.SIGTERM),
         )
-        runner = Worker(rank=0, process=process, stops_by=signal.SIGTERM)
+        runner = WorkerProcess(rank=0, process=process, stop_signal=signal.SIGTERM)
         try:
-            killed = watch([runner], signals)
+            killed = supervise([runner], signals)
         finally:
             runner.kill()
     code = process.returncode
-    if killed or runner.asked or code == STOPPED:
+    if killed or runner.stop_requested or code == STOPPED:
         raise KeyboardInterrupt
     if code == 2:
         raise UserError("the run was refused (see above)")

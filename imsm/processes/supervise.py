@@ -28,7 +28,7 @@ _PAUSE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class WorkerError:
     """What a process left behind about its own error.
 
     Attributes:
@@ -45,7 +45,7 @@ class Failure:
 
 
 @dataclass(kw_only=True)
-class Worker:
+class WorkerProcess:
     """A process that was started, in a session of its own.
 
     Attributes:
@@ -60,12 +60,12 @@ class Worker:
     process: subprocess.Popen[bytes]
     log: Path | None = None
     error_file: Path | None = None
-    stops_by: int | None = None
+    stop_signal: int | None = None
     ended: float | None = None
     """When it was seen to have ended."""
-    asked: bool = False
+    stop_requested: bool = False
     """Whether a request to stop was passed on to it."""
-    ended_by_us: bool = False
+    terminated_by_us: bool = False
     """Whether it was made to end since another one had failed."""
 
     @property
@@ -74,12 +74,12 @@ class Worker:
         return self.process.returncode
 
     @property
-    def failure(self) -> Failure | None:
+    def failure(self) -> WorkerError | None:
         """Its own error, if it left one."""
         if self.error_file is None or not self.error_file.is_file():
             return None
         try:
-            return Failure(**json.loads(self.error_file.read_text(encoding="utf-8")))
+            return WorkerError(**json.loads(self.error_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):  # it was killed while it wrote
             return None
 
@@ -96,9 +96,9 @@ class Worker:
     def stopped(self) -> bool:
         """Whether it ended by request, and not by an error."""
         early = (-signal.SIGINT, -signal.SIGTERM)  # before it could take the signal over
-        return self.code == STOPPED or (self.asked and self.code in early)
+        return self.code == STOPPED or (self.stop_requested and self.code in early)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Whether it has ended."""
         if self.ended is None and self.process.poll() is not None:
             self.ended = time.time()
@@ -106,27 +106,27 @@ class Worker:
 
     def send(self, number: int) -> None:
         """Pass a signal on."""
-        if not self.look():
+        if not self.poll():
             stop = number in _STOPS
-            self.asked |= stop
-            if stop or self.stops_by is None:
-                self.process.send_signal(self.stops_by or number)
+            self.stop_requested |= stop
+            if stop or self.stop_signal is None:
+                self.process.send_signal(self.stop_signal or number)
 
     def kill(self) -> None:
         """End it and what it started, at once."""
-        if not self.look():
+        if not self.poll():
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @dataclass
-class Signals:
+class SignalForwarder:
     """Inside this block signals are noted down, to be passed on; outside the main thread: none."""
 
     _noted: list[int] = field(default_factory=list)
     _before: dict[int, object] = field(default_factory=dict)
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> SignalForwarder:
         """Take the signals over; one that is ignored (nohup) stays ignored."""
         if threading.current_thread() is threading.main_thread():
             for number in _PASSED_ON:
@@ -153,7 +153,7 @@ class Signals:
         self._noted.append(number)
 
 
-def watch(workers: Sequence[Worker], signals: Signals) -> bool:
+def supervise(workers: Sequence[WorkerProcess], signals: SignalForwarder) -> bool:
     """Wait until all have ended; returns whether they were killed by a second request to stop.
 
     A signal is passed on to all of them, once each. If one fails, the others are asked to end, and
@@ -172,29 +172,29 @@ def watch(workers: Sequence[Worker], signals: Signals) -> bool:
         limit = _limit(workers)
         if killed or (limit is not None and time.time() > limit + _TERM):
             for worker in workers:
-                worker.ended_by_us |= not worker.look()
+                worker.terminated_by_us |= not worker.poll()
                 worker.kill()
         elif limit is not None and time.time() > limit:
             for worker in workers:
-                if not worker.ended_by_us and not worker.look():
-                    worker.ended_by_us = True
+                if not worker.terminated_by_us and not worker.poll():
+                    worker.terminated_by_us = True
                     worker.send(signal.SIGTERM)
         time.sleep(_PAUSE)
     return killed
 
 
-def first_failing(workers: Sequence[Worker]) -> Worker | None:
+def first_failed(workers: Sequence[WorkerProcess]) -> WorkerProcess | None:
     """The one that failed before all others; a stopped one only if there is no other."""
-    failing = [worker for worker in workers if worker.code != 0 and not worker.ended_by_us]
+    failing = [worker for worker in workers if worker.code != 0 and not worker.terminated_by_us]
     own = [worker for worker in failing if not worker.stopped]
     return min(own or failing, key=lambda worker: worker.failed_at, default=None)
 
 
-def _all_ended(workers: Sequence[Worker]) -> bool:
-    return all([worker.look() for worker in workers])
+def _all_ended(workers: Sequence[WorkerProcess]) -> bool:
+    return all([worker.poll() for worker in workers])
 
 
-def _limit(workers: Sequence[Worker]) -> float | None:
+def _limit(workers: Sequence[WorkerProcess]) -> float | None:
     """Until when the others may go on after one has ended badly; None: none has."""
     return min(
         (

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imsm.errors import RunError, UserError
-from imsm.processes.guard import die_with_parent
-from imsm.processes.join import enter, in_step, joined, silence_others
+from imsm.processes.guard import kill_on_parent_exit
+from imsm.processes.join import join_process_group, run_in_group, detect_process_group, silence_other_ranks
 from imsm.processes.supervise import STOPPED
 
 if TYPE_CHECKING:
-    from imsm.processes.world import World
+    from imsm.processes.world import DistributedContext
 
 LAUNCHER = "IMSM_LAUNCHER"
 """The launcher's process id, in a worker's environment."""
@@ -26,7 +26,7 @@ ERROR_FILE = "IMSM_ERROR_FILE"
 """Where a worker leaves its error for the launcher, in its environment."""
 
 
-def work(file: Path, task: Callable[[dict[str, Any], World], None]) -> int:
+def run_worker(file: Path, task: Callable[[dict[str, Any], DistributedContext], None]) -> int:
     """Be one process of a run; returns its exit code.
 
     Args:
@@ -36,32 +36,32 @@ def work(file: Path, task: Callable[[dict[str, Any], World], None]) -> int:
     launcher = os.environ.get(LAUNCHER)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a checkpoint is asked for before training
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    die_with_parent(parent=int(launcher) if launcher else None)
+    kill_on_parent_exit(parent=int(launcher) if launcher else None)
     if launcher is None:
-        silence_others()
+        silence_other_ranks()
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         for name, value in settings.get("environment", {}).items():
             os.environ.setdefault(name, value)
-        group = joined()
+        group = detect_process_group()
         if group is None:
             raise UserError(f"{file}: is for processes that imsm.run starts")
         from imsm.processes.gpus import visible_gpus
 
-        world = enter(group, gpus=0 if settings.get("device") == "cpu" else visible_gpus())
+        world = join_process_group(group, gpus=0 if settings.get("device") == "cpu" else visible_gpus())
         if launcher is None:
-            in_step(world, lambda: task(settings, world))
+            run_in_group(world, lambda: task(settings, world))
         else:
             task(settings, world)
     except KeyboardInterrupt:
         return STOPPED
     except Exception as error:
-        _leave(error)
+        _report_error(error)
         return 2 if isinstance(error, UserError) else 1
     return 0
 
 
-def _leave(error: Exception) -> None:
+def _report_error(error: Exception) -> None:
     """Leave the error for the launcher, which knows who failed first; without one, say it."""
     expected = isinstance(error, UserError | RunError)
     trace = traceback.format_exc()

@@ -23,7 +23,7 @@ _PAUSE = 0.02
 """Seconds between two looks at the store: a blocking wait would keep signals from Python."""
 
 
-class World:
+class DistributedContext:
     """A process and those beside it; by default it is alone.
 
     Every process must call `first` and `gather` in the same order.
@@ -44,11 +44,11 @@ class World:
         self._calls = 0
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def first(self, work: Callable[[], Value]) -> Value:
+    def run_on_main(self, work: Callable[[], Value]) -> Value:
         """What ``work`` gives in the first process, alone: plain values, as JSON holds them.
 
         Raises:
@@ -57,7 +57,7 @@ class World:
         if self.size == 1:
             return work()
         key = self._key()
-        if not self.leads:
+        if not self.is_main:
             told = json.loads(self._read(key))
             if "error" in told:
                 raise _ERRORS[told["error"]](told["text"])
@@ -75,7 +75,7 @@ class World:
         self._write(key, json.dumps({"value": value}))
         return value
 
-    def gather(self, text: str) -> list[str]:
+    def all_gather(self, text: str) -> list[str]:
         """The texts of all processes, by rank, in every process."""
         if self.size == 1:
             return [text]

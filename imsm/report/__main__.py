@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from imsm.errors import UserError
-from imsm.folders import run_named, runs_root
+from imsm.folders import resolve_run_dir, runs_root
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,15 +28,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(named: str) -> None:
-    from imsm.report.leave import leave_report
+    from imsm.report.leave import write_report
     from imsm.report.result import read_result
 
-    folder = run_named(named)
+    folder = resolve_run_dir(named)
     result = read_result(folder)
     # of a run in a folder of its own the original lies under the root of all runs
     root = runs_root() if result["config"].get("folder") else folder.parent
     try:
-        leave_report(folder, result, runs_root=root)
+        write_report(folder, result, runs_root=root)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 

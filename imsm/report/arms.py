@@ -15,12 +15,12 @@ from imsm.errors import UserError
 from imsm.evaluation.items import FILE as ITEMS
 from imsm.evaluation.items import read_items, task_folder
 from imsm.identity import (
-    differs_only_in_method,
+    comparable_up_to_method,
     is_original,
-    original_of,
+    baseline_config,
     run_identity,
     run_name,
-    without_seed,
+    identity_without_seed,
 )
 from imsm.report.comparison import comparable, labels_of
 from imsm.report.result import FILE, read_result
@@ -33,7 +33,7 @@ CONTROL = "control"
 
 
 @dataclass(kw_only=True)
-class Arm:
+class ComparedRun:
     """One arm: its name on the card, its `result.json`, and the folder of its items."""
 
     label: str
@@ -56,13 +56,13 @@ class Arm:
         """The task's items; None where there are none (an older run), or they are damaged."""
         if task not in self._items:
             try:
-                self._items[task] = self._whole(task)
+                self._items[task] = self._load(task)
             except UserError as error:
                 self._items[task] = None
                 self._damages[task] = str(error)
         return self._items[task]
 
-    def damage(self, task: str) -> str | None:
+    def load_error(self, task: str) -> str | None:
         """The file of the task's items that is not whole, and the fix; None if there is no such."""
         self.items(task)
         damage = self._damages.get(task)
@@ -71,7 +71,7 @@ class Arm:
         run = shlex.quote(str(self.folder.parent.parent))
         return f"{damage}; a control: python -m imsm.controls --run {run}"
 
-    def _whole(self, task: str) -> pandas.DataFrame | None:
+    def _load(self, task: str) -> pandas.DataFrame | None:
         """The items; None of a task that was not asked.
 
         Raises:
@@ -91,9 +91,9 @@ class Arm:
         return found
 
 
-def arms_of(
+def runs_to_compare(
     folder: Path, result: Mapping[str, Any], *, runs_root: Path, siblings: bool = True
-) -> list[Arm]:
+) -> list[ComparedRun]:
     """The original, finished runs that differ in nothing but the method, and this run, the last.
 
     Args:
@@ -109,13 +109,13 @@ def arms_of(
         raise UserError(f"{folder / FILE}: lacks identity; run the same command again")
     found = [(result, folder)]
     if not is_original(result["identity"]):
-        others = find_siblings(runs_root, result) if siblings else []
+        others = find_comparable_runs(runs_root, result) if siblings else []
         others = [(each, place) for each, place in others if each["method"] != "original"]
         found = [_original(folder, result, runs_root=runs_root), *others, *found]
-    return named(found)
+    return with_labels(found)
 
 
-def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[tuple[dict[str, Any], Path]]:
+def find_comparable_runs(runs_root: Path, result: Mapping[str, Any]) -> list[tuple[dict[str, Any], Path]]:
     """Finished runs under ``runs_root`` that differ from a run in nothing but the method.
 
     The original of the same backbone is among them; the original itself has none, since it belongs
@@ -132,7 +132,7 @@ def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[tuple[dict
     common: set[str] = set()
     for other, path in _finished(runs_root):
         identity = other["identity"]
-        if identity == own or not differs_only_in_method(own, identity):
+        if identity == own or not comparable_up_to_method(own, identity):
             continue
         kind = _kind(other)
         if any(comparable(result, other, task) for task in result["evaluation"]["tasks"]):
@@ -143,7 +143,7 @@ def find_siblings(runs_root: Path, result: Mapping[str, Any]) -> list[tuple[dict
     return sorted(found.values(), key=lambda pair: _place(pair[0]))
 
 
-def controls_of(folder: Path) -> list[Arm]:
+def baselines_of(folder: Path) -> list[ComparedRun]:
     """The training-free controls that were judged on a run, by name."""
     found = []
     for path in sorted(folder.glob(f"controls/*/{FILE}")):
@@ -151,16 +151,16 @@ def controls_of(folder: Path) -> list[Arm]:
             found.append((read_result(path.parent), path.parent))
         except UserError:
             continue  # of an older format, or unfinished
-    return named(found)
+    return with_labels(found)
 
 
 def seeds_of(runs_root: Path, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     """Finished runs that differ from a run in nothing but the seed, itself too, by seed."""
-    own = without_seed(result["identity"])
+    own = identity_without_seed(result["identity"])
     found = {
         int(other["identity"]["seed"]): other
         for other, _ in _finished(runs_root)
-        if "seed" in other["identity"] and without_seed(other["identity"]) == own
+        if "seed" in other["identity"] and identity_without_seed(other["identity"]) == own
     }
     seed = result["identity"].get("seed")
     return found | ({} if seed is None else {int(seed): result})
@@ -170,7 +170,7 @@ def _original(
     place: Path, result: Mapping[str, Any], *, runs_root: Path
 ) -> tuple[Mapping[str, Any], Path]:
     """The original's result on a run's tasks, as the run kept it, and where its items lie."""
-    alone = original_of(_config_of(place, result))
+    alone = baseline_config(_config_of(place, result))
     folder = runs_root / run_name(alone)
     evaluation = result["evaluation"]
     if not isinstance(evaluation.get("original"), dict):
@@ -214,11 +214,11 @@ def _finished(runs_root: Path) -> list[tuple[dict[str, Any], Path]]:
     return found
 
 
-def named(found: Sequence[tuple[Mapping[str, Any], Path]]) -> list[Arm]:
+def with_labels(found: Sequence[tuple[Mapping[str, Any], Path]]) -> list[ComparedRun]:
     """Arms of results and their folders, by names that tell them apart."""
     labels = labels_of([result for result, _ in found])
     return [
-        Arm(label=label, result=result, folder=folder)
+        ComparedRun(label=label, result=result, folder=folder)
         for label, (result, folder) in zip(labels, found, strict=True)
     ]
 

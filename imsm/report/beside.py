@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imsm.messages import show
-from imsm.report.arms import Arm, arms_of, controls_of, named, seeds_of
+from imsm.messages import format_value
+from imsm.report.arms import ComparedRun, runs_to_compare, baselines_of, with_labels, seeds_of
 from imsm.report.comparison import comparable
 
 Result = Mapping[str, Any]
@@ -22,20 +22,20 @@ _ASKING = ("tasks", "items", "items_by_task", "protocol")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class ComparisonSet:
     """A card's arms and controls, and by arm's label its seeds' results.
 
     ``left_out`` and ``damages`` tell in a line each what is not there, and how it is to be had.
     """
 
-    arms: list[Arm]
-    controls: list[Arm]
+    arms: list[ComparedRun]
+    controls: list[ComparedRun]
     seeds: dict[str, dict[int, Result]]
-    left_out: list[str]
-    damages: list[str]
+    excluded: list[str]
+    load_errors: list[str]
 
 
-def side_by_side(folder: Path, result: Result, *, runs_root: Path) -> Beside:
+def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> ComparisonSet:
     """The arms, controls and seeds that a run's card shows, with what of them may be compared.
 
     Args:
@@ -46,8 +46,8 @@ def side_by_side(folder: Path, result: Result, *, runs_root: Path) -> Beside:
     Raises:
         UserError: the run's result tells nothing of its original.
     """
-    found = arms_of(folder, result, runs_root=runs_root)
-    arms, judged = _compared(found, result), controls_of(folder)
+    found = runs_to_compare(folder, result, runs_root=runs_root)
+    arms, judged = _compared(found, result), baselines_of(folder)
     controls = _compared(judged, result)
     seeds = {
         arm.label: seeds_of(runs_root, arm.result)
@@ -61,23 +61,23 @@ def side_by_side(folder: Path, result: Result, *, runs_root: Path) -> Beside:
         for seed, other in by_seed.items()
         if all(other["identity"] != arm.result["identity"] for arm in found)
     }
-    return Beside(
+    return ComparisonSet(
         arms=arms,
         controls=controls,
         seeds={
             label: {seed: _narrowed(other, result) for seed, other in by_seed.items()}
             for label, by_seed in seeds.items()
         },
-        left_out=_told(runs, {arm.label: arm.result for arm in judged}, result, folder),
-        damages=_damages([*arms, *controls], list(result["evaluation"]["tasks"])),
+        excluded=_told(runs, {arm.label: arm.result for arm in judged}, result, folder),
+        load_errors=_damages([*arms, *controls], list(result["evaluation"]["tasks"])),
     )
 
 
-def _compared(arms: Sequence[Arm], focus: Result) -> list[Arm]:
+def _compared(arms: Sequence[ComparedRun], focus: Result) -> list[ComparedRun]:
     """The arms with what of them may be compared, without those of which nothing may."""
     tasks = focus["evaluation"]["tasks"]
     kept = [a for a in arms if any(comparable(focus, a.result, task) for task in tasks)]
-    return named([(_narrowed(arm.result, focus), arm.folder) for arm in kept])
+    return with_labels([(_narrowed(arm.result, focus), arm.folder) for arm in kept])
 
 
 def _narrowed(result: Result, focus: Result) -> Result:
@@ -127,18 +127,18 @@ def _settings(others: Sequence[Result], focus: Result) -> list[str]:
     """The focus's settings of judging that another run lacks, as overrides of its command."""
     own = focus["evaluation"].get("settings", {})
     return [
-        shlex.quote(f"evaluation.{key}={show(own[key])}")
+        shlex.quote(f"evaluation.{key}={format_value(own[key])}")
         for key in _ASKING
         if key in own
         and any(other["evaluation"].get("settings", {}).get(key) != own[key] for other in others)
     ]
 
 
-def _damages(arms: Sequence[Arm], tasks: Sequence[str]) -> list[str]:
+def _damages(arms: Sequence[ComparedRun], tasks: Sequence[str]) -> list[str]:
     """A line for each arm whose items are not whole: the file, the fix, what it costs the card."""
     lines = []
     for arm in arms:
-        found = {task: damage for task in tasks if (damage := arm.damage(task)) is not None}
+        found = {task: damage for task in tasks if (damage := arm.load_error(task)) is not None}
         if found:
             first, *more = found
             others = f"; so it is with {', '.join(more)}" if more else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from imsm.report.comparison import Comparison, Cost, Row, compare
+from imsm.report.comparison import ScoreTable, CostRow, ScoreRow, compare
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,10 +51,10 @@ def render_terminal(
     for note in (*card.notes, *told):
         console.print(note, style="dim", highlight=False, markup=False)
     for section in sections:
-        if section.brief and section.table is not None:
+        if section.terminal_columns and section.table is not None:
             console.print(f"[bold]{section.title}[/bold]")
-            table = plain_table(section.brief, text=section.numbers)
-            for cells in section.table[section.brief].astype(str).to_numpy():
+            table = plain_table(section.terminal_columns, text=section.first_numeric_column)
+            for cells in section.table[section.terminal_columns].astype(str).to_numpy():
                 table.add_row(*map(escape, cells))
             console.print(table)
     console.print(_cost_table(card))
@@ -99,7 +99,7 @@ def _section_lines(section: Section) -> list[str]:
     for line in section.lines:
         lines += ["", line]
     if section.table is not None:
-        align = ["left" if n < section.numbers else "right" for n in range(section.table.shape[1])]
+        align = ["left" if n < section.first_numeric_column else "right" for n in range(section.table.shape[1])]
         table = section.table.map(lambda cell: str(cell).replace("|", r"\|"))
         lines += ["", table.to_markdown(index=False, disable_numparse=True, colalign=align)]
     for picture in section.pictures:
@@ -107,7 +107,7 @@ def _section_lines(section: Section) -> list[str]:
     return lines
 
 
-def title_of(card: Comparison) -> str:
+def title_of(card: ScoreTable) -> str:
     """Backbone, method, target, recipe and seed of the run that a card is about."""
     config = card.focus["config"]
     parts = [config["backbone"]["name"]]
@@ -122,7 +122,7 @@ def title_of(card: Comparison) -> str:
 # --------------------------------------------------------------------- terminal
 
 
-def _score_table(card: Comparison) -> Table:
+def _score_table(card: ScoreTable) -> Table:
     from rich.markup import escape  # a list in an arm's name is no markup
 
     to_original, to_peft = bool(card.to_original), bool(card.to_peft)
@@ -148,7 +148,7 @@ def _score_table(card: Comparison) -> Table:
     return table
 
 
-def _cost_table(card: Comparison) -> Table:
+def _cost_table(card: ScoreTable) -> Table:
     from rich.markup import escape
 
     table = plain_table(_COST_NAMES, text=1)
@@ -171,12 +171,12 @@ def plain_table(names: Sequence[str], *, text: int) -> Table:
 # --------------------------------------------------------------------- Markdown
 
 
-def _difference_names(card: Comparison) -> list[str]:
+def _difference_names(card: ScoreTable) -> list[str]:
     to_original = [f"{card.arms[arm]} − original" for arm in card.to_original]
     return to_original + [f"{card.arms[arm]} − PEFT" for arm in card.to_peft]
 
 
-def _wide_cells(card: Comparison, row: Row) -> list[str]:
+def _wide_cells(card: ScoreTable, row: ScoreRow) -> list[str]:
     values = [points(score.value) for score in row.scores]
     differences = [row.scores[arm].to_original for arm in card.to_original]
     differences += [row.scores[arm].to_peft for arm in card.to_peft]
@@ -184,7 +184,7 @@ def _wide_cells(card: Comparison, row: Row) -> list[str]:
     return [_task_name(row), row.metric, items, *values, *(_signed(d) or "–" for d in differences)]
 
 
-def _answer_cells(card: Comparison, results: Sequence[Mapping[str, Any]]) -> Iterable[list[str]]:
+def _answer_cells(card: ScoreTable, results: Sequence[Mapping[str, Any]]) -> Iterable[list[str]]:
     for arm, result in zip(card.arms, results, strict=True):
         for task, entry in result["evaluation"]["tasks"].items():
             counts = (entry["items"], entry["unparsed"], entry["truncated"])
@@ -211,7 +211,7 @@ def provenance_of(result: Mapping[str, Any]) -> list[str]:
 # ----------------------------------------------------------------------- values
 
 
-def _task_name(row: Row) -> str:
+def _task_name(row: ScoreRow) -> str:
     target = " (target)" if row.role == "target" else ""
     return f"{row.task}{target}{' †' if row.marked else ''}"
 
@@ -225,7 +225,7 @@ def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.1f}".replace("-", "−")
 
 
-def _cost_cells(cost: Cost) -> list[str]:
+def _cost_cells(cost: CostRow) -> list[str]:
     return [
         cost.arm,
         f"{cost.adapter:,}",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from imsm.messages import show
+from imsm.messages import format_value
 
 Result = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ScoreRow:
     """One task and metric over all arms."""
 
     task: str
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class CostRow:
     """What an arm took; None where nothing was trained."""
 
     arm: str
@@ -53,7 +53,7 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ScoreTable:
     """Everything that a report card shows."""
 
     focus: Result
@@ -63,14 +63,14 @@ class Comparison:
     """The arms, by their place, that have a difference to the original."""
     to_peft: list[int]
     """The arms, by their place, that have a difference to PEFT."""
-    headlines: list[Row]
+    headlines: list[ScoreRow]
     """The headline of each task, the target first, then the average of the forgetting tests."""
-    all_metrics: list[Row]
-    costs: list[Cost]
+    all_metrics: list[ScoreRow]
+    costs: list[CostRow]
     notes: list[str]
 
 
-def compare(results: Sequence[Result]) -> Comparison:
+def compare(results: Sequence[Result]) -> ScoreTable:
     """Compute a card; the last result is the run that it is about.
 
     Args:
@@ -90,7 +90,7 @@ def compare(results: Sequence[Result]) -> Comparison:
                 headlines.append(row)
     average, counted = _average(arms, results, headlines)
     methods = [result["method"] for result in results]
-    return Comparison(
+    return ScoreTable(
         focus=focus,
         arms=arms,
         to_original=_others(methods, "original", beside=()),
@@ -114,7 +114,7 @@ def comparable(one: Result, other: Result, task: str) -> bool:
     if None in entries:
         return False
     same = entries[0].get("test_set") == entries[1].get("test_set")
-    return same and entries[0].get("protocol", "clean") == entries[1].get("protocol", "clean")
+    return same and entries[0].get("protocol", "strict") == entries[1].get("protocol", "strict")
 
 
 def _others(methods: Sequence[str], method: str, *, beside: Sequence[str]) -> list[int]:
@@ -134,7 +134,7 @@ def labels_of(results: Sequence[Result]) -> list[str]:
         control = result["config"].get("control")
         if control is not None:
             value = control.get("value")
-            shown = "" if value is None else f" {show(value)}"
+            shown = "" if value is None else f" {format_value(value)}"
             labels.append(f"{control['name'].replace('_', ' ')}{shown}")
             continue
         gates = [r["config"].get("gate", {}) for r in results if r["method"] == result["method"]]
@@ -150,7 +150,7 @@ def _gate_label(gate: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> 
     rank = f" r{gate['rank']}" if gate.get("rank") else ""
     alike = [g for g in gates if all(g.get(key) == gate.get(key) for key in ("name", "rank"))]
     differing = [key for key in gate if any(g.get(key) != gate[key] for g in alike)]
-    return f"{gate.get('name', '')}{rank}" + "".join(f" {k}={show(gate[k])}" for k in differing)
+    return f"{gate.get('name', '')}{rank}" + "".join(f" {k}={format_value(gate[k])}" for k in differing)
 
 
 def _target(results: Sequence[Result]) -> str | None:
@@ -164,14 +164,14 @@ def _target(results: Sequence[Result]) -> str | None:
 
 def _row(
     results: Sequence[Result], arms: list[str], *, task: str, metric: str, target: str | None
-) -> Row:
+) -> ScoreRow:
     focus = results[-1]
     entries = [result["evaluation"]["tasks"].get(task, {}) for result in results]
     values = [entry.get("metrics", {}).get(metric) for entry in entries]
     trained_on = any(entry.get("trained_on") for entry in entries)
     is_target = task == target
     asked = focus["evaluation"].get("settings", {}).get("tasks", [])
-    return Row(
+    return ScoreRow(
         task=task,
         role="target" if is_target else "forgetting",
         metric=metric,
@@ -203,8 +203,8 @@ def _minus(one: float | None, other: float | None) -> float | None:
 
 
 def _average(
-    arms: list[str], results: Sequence[Result], rows: Sequence[Row]
-) -> tuple[Row | None, list[str]]:
+    arms: list[str], results: Sequence[Result], rows: Sequence[ScoreRow]
+) -> tuple[ScoreRow | None, list[str]]:
     """The mean over forgetting tests that no arm trained on and all answered, and their names."""
     counted = [
         row
@@ -219,7 +219,7 @@ def _average(
         sum(row.scores[arm].value or 0.0 for row in counted) / len(counted)
         for arm in range(len(arms))
     ]
-    row = Row(
+    row = ScoreRow(
         task="average",
         role="average",
         metric=f"{len(counted)} forgetting tests",
@@ -230,12 +230,12 @@ def _average(
     return row, [row.task for row in counted]
 
 
-def _cost(arm: str, result: Result) -> Cost:
+def _cost(arm: str, result: Result) -> CostRow:
     training = result["training"] or {}
     tasks = result["evaluation"]["tasks"].values()
     seconds = sum(entry["seconds"] for entry in tasks)
     tokens = sum(entry["new_tokens"] for entry in tasks)
-    return Cost(
+    return CostRow(
         arm=arm,
         adapter=result["trainable_parameters"]["adapter"],
         gate=result["trainable_parameters"]["gate"],
@@ -263,7 +263,7 @@ def _leaks(focus: Result) -> list[str]:
     return notes
 
 
-def _notes(rows: Sequence[Row], counted: Sequence[str]) -> list[str]:
+def _notes(rows: Sequence[ScoreRow], counted: Sequence[str]) -> list[str]:
     notes = [f"The average is over {', '.join(counted)}."] if counted else []
     notes += [
         f"† {row.task}: a run here trained on it; it says what was learned, and enters no average "

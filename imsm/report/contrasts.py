@@ -13,19 +13,19 @@ import numpy
 
 from imsm.evaluation.groups import standard_error
 from imsm.evaluation.metrics import aggregate, metric_module
-from imsm.evaluation.retention import Transitions, chance_level, retention, transitions
+from imsm.evaluation.retention import OutcomeTransitions, chance_level, retention, transitions
 from imsm.evaluation.statistics import (
     Interval,
     McNemar,
-    detectable,
+    minimum_detectable_difference,
     holm,
     mcnemar,
-    mean_interval,
+    mean_ci,
     paired_difference,
-    share_interval,
-    statistic_difference,
+    proportion_ci,
+    bootstrap_statistic_ci,
 )
-from imsm.report.arms import Arm
+from imsm.report.arms import ComparedRun
 
 if TYPE_CHECKING:
     import pandas
@@ -35,7 +35,7 @@ RIGHT = 0.5
 
 
 @dataclass(kw_only=True)
-class Contrast:
+class PairedComparison:
     """One arm against another on a task's headline metric.
 
     ``test`` is McNemar's, None for scores that are neither right nor wrong; ``adjusted`` is its p
@@ -51,22 +51,22 @@ class Contrast:
     difference: Interval
     test: McNemar | None
     adjusted: float | None
-    least: float | None
+    minimum_detectable: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class Retention:
     """What an arm made of what the original knew; ``retained`` in percent, corrected for chance."""
 
     task: str
     arm: str
     marked: bool
-    counts: Transitions
+    counts: OutcomeTransitions
     chance: float
     retained: float | None
 
 
-def total_of(arm: Arm, task: str, metric: str) -> tuple[float, Interval] | None:
+def total_of(arm: ComparedRun, task: str, metric: str) -> tuple[float, Interval] | None:
     """An arm's total on a task and its interval; None without items.
 
     Where all answers are right, or all wrong, no bootstrap has a width: there it is Wilson's.
@@ -78,11 +78,11 @@ def total_of(arm: Arm, task: str, metric: str) -> tuple[float, Interval] | None:
     total = _total(arm, task, metric, items)
     scores = items[f"score.{metric}"].to_numpy(float)
     if total is not None:
-        found = statistic_difference(total, None, items=len(items), groups=groups)
+        found = bootstrap_statistic_ci(total, None, items=len(items), groups=groups)
     elif set(scores) in ({0.0}, {1.0}):
-        found = _in_points(share_interval(scores, groups=groups))
+        found = _in_points(proportion_ci(scores, groups=groups))
     else:
-        found = mean_interval(100 * scores, groups=groups)
+        found = mean_ci(100 * scores, groups=groups)
     return found.estimate, found
 
 
@@ -91,7 +91,7 @@ def _in_points(share: Interval) -> Interval:
     return replace(share, low=low, estimate=middle, high=high)
 
 
-def contrast(arm: Arm, reference: Arm, *, task: str, metric: str, marked: bool) -> Contrast | None:
+def contrast(arm: ComparedRun, reference: ComparedRun, *, task: str, metric: str, marked: bool) -> PairedComparison | None:
     """One arm against another; None where items are missing or not the same."""
     pair = _pair(arm, reference, task)
     if pair is None or f"score.{metric}" not in pair[0] or f"score.{metric}" not in pair[1]:
@@ -103,9 +103,9 @@ def contrast(arm: Arm, reference: Arm, *, task: str, metric: str, marked: bool) 
         difference = paired_difference(100 * one, 100 * other, groups=groups)
     else:
         reference_total = _total(reference, task, metric, pair[1])
-        difference = statistic_difference(total, reference_total, items=len(one), groups=groups)
+        difference = bootstrap_statistic_ci(total, reference_total, items=len(one), groups=groups)
     binary = set(numpy.unique(numpy.concatenate([one, other]))) <= {0.0, 1.0}
-    return Contrast(
+    return PairedComparison(
         task=task,
         metric=metric,
         arm=arm.label,
@@ -114,11 +114,11 @@ def contrast(arm: Arm, reference: Arm, *, task: str, metric: str, marked: bool) 
         difference=difference,
         test=mcnemar(one, other) if binary else None,
         adjusted=None,
-        least=detectable(100 * one, 100 * other, groups=groups),
+        minimum_detectable=minimum_detectable_difference(100 * one, 100 * other, groups=groups),
     )
 
 
-def adjust(contrasts: Sequence[Contrast]) -> None:
+def adjust(contrasts: Sequence[PairedComparison]) -> None:
     """Holm over the family: every contrast of a card that is not marked and has a test."""
     family = {
         str(place): each.test.p_value
@@ -129,14 +129,14 @@ def adjust(contrasts: Sequence[Contrast]) -> None:
         contrasts[int(place)].adjusted = value
 
 
-def kept(arm: Arm, original: Arm, *, task: str, metric: str, marked: bool) -> Kept | None:
+def kept(arm: ComparedRun, original: ComparedRun, *, task: str, metric: str, marked: bool) -> Retention | None:
     """What of the original's knowledge an arm kept; None where items are missing."""
     pair = _pair(arm, original, task)
     if pair is None or f"score.{metric}" not in pair[0] or f"score.{metric}" not in pair[1]:
         return None
     after, before = (items[f"score.{metric}"].to_numpy(float) for items in pair)
     chance = chance_level(list(pair[1]["golds"]))
-    return Kept(
+    return Retention(
         task=task,
         arm=arm.label,
         marked=marked,
@@ -158,7 +158,7 @@ def _error(values: numpy.ndarray, groups: Sequence[Any]) -> float | None:
     return 100 * error if error else None
 
 
-def _pair(one: Arm, other: Arm, task: str) -> tuple[pandas.DataFrame, pandas.DataFrame] | None:
+def _pair(one: ComparedRun, other: ComparedRun, task: str) -> tuple[pandas.DataFrame, pandas.DataFrame] | None:
     """Both arms' items in one order; None where one lacks some."""
     mine, theirs = one.items(task), other.items(task)
     if mine is None or theirs is None or set(mine.index) != set(theirs.index) or mine.empty:
@@ -171,14 +171,14 @@ def _groups(items: pandas.DataFrame) -> list[Any]:
 
 
 def _total(
-    arm: Arm, task: str, metric: str, items: pandas.DataFrame
+    arm: ComparedRun, task: str, metric: str, items: pandas.DataFrame
 ) -> Callable[[numpy.ndarray], float] | None:
     """The metric over chosen items, in points, where it is no mean of theirs; else None."""
     modules = arm.result["config"].get("metrics", {})
     module = metric_module(modules.get(metric, metric))
     if not hasattr(module, "aggregate"):
         return None
-    released = arm.entry(task).get("protocols", {}).get("released", {}).get("metrics", {})
+    released = arm.entry(task).get("protocols", {}).get("paper_code", {}).get("metrics", {})
     texts = list(items["generation" if metric in released else "answer"])
     golds = list(items["golds"])
 

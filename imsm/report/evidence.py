@@ -7,31 +7,31 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from imsm.report.arms import Arm
+from imsm.report.arms import ComparedRun
 from imsm.report.comparison import headline
-from imsm.report.contrasts import Contrast, Kept, adjust, contrast, kept
-from imsm.report.frontier import Curve, Trade, curves, trades
+from imsm.report.contrasts import PairedComparison, Retention, adjust, contrast, kept
+from imsm.report.frontier import TradeoffCurve, TradeoffPoint, tradeoff_curves, tradeoff_points
 
 
 @dataclass(kw_only=True)
-class Evidence:
+class ReportData:
     """What the card rests on: arms, controls, other seeds, and what was computed of them."""
 
-    arms: list[Arm]
-    controls: list[Arm]
+    arms: list[ComparedRun]
+    controls: list[ComparedRun]
     seeds: dict[str, dict[int, Mapping[str, Any]]]
     """By arm's label, the results of runs that differ in nothing but the seed."""
     target: str | None
     tasks: list[str]
     metrics: dict[str, str]
     marked: set[str]
-    contrasts: list[Contrast]
-    kept: list[Kept]
-    trades: list[Trade]
-    curves: list[Curve]
+    contrasts: list[PairedComparison]
+    kept: list[Retention]
+    trades: list[TradeoffPoint]
+    curves: list[TradeoffCurve]
 
     @property
-    def focus(self) -> Arm:
+    def focus(self) -> ComparedRun:
         """The arm that the card is about."""
         return self.arms[-1]
 
@@ -51,17 +51,17 @@ class Evidence:
             f"{task}{' (target)' if task == self.target else ' †' if task in self.marked else ''}"
         )
 
-    def mean(self, arm: Arm, tasks: Sequence[str]) -> float | None:
+    def mean(self, arm: ComparedRun, tasks: Sequence[str]) -> float | None:
         """An arm's mean headline over tasks, in points; None if one was not asked."""
         values = [arm.entry(task).get("metrics", {}).get(self.metrics[task]) for task in tasks]
         return fmean(values) if values and None not in values else None
 
 
-def gather(
-    arms: Sequence[Arm],
-    controls: Sequence[Arm] = (),
+def build_report_data(
+    arms: Sequence[ComparedRun],
+    controls: Sequence[ComparedRun] = (),
     seeds: Mapping[str, dict[int, Mapping[str, Any]]] | None = None,
-) -> Evidence:
+) -> ReportData:
     """Compute everything that a card shows beside its scores.
 
     Args:
@@ -104,7 +104,7 @@ def gather(
         for arm in changed
         if original is not None
     ]
-    evidence = Evidence(
+    evidence = ReportData(
         arms=list(arms),
         controls=list(controls),
         seeds=dict(seeds or {}),
@@ -117,8 +117,8 @@ def gather(
         trades=[],
         curves=[],
     )
-    evidence.trades = trades(
+    evidence.trades = tradeoff_points(
         arms, controls, target=target, metrics=metrics, forgetting=evidence.forgetting
     )
-    evidence.curves = curves(evidence.trades)
+    evidence.curves = tradeoff_curves(evidence.trades)
     return evidence

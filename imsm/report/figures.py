@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-    from imsm.report.evidence import Evidence
-    from imsm.report.frontier import Trade
+    from imsm.report.evidence import ReportData
+    from imsm.report.frontier import TradeoffPoint
 
 _OUTCOMES = {
     "kept": ("#0072B2", ""),
@@ -37,7 +37,7 @@ _OUTCOMES = {
 }
 
 
-def draw_scores(evidence: Evidence) -> Figure:
+def draw_scores(evidence: ReportData) -> Figure:
     """Each task's scores with their intervals, an arm beside the other."""
     with matplotlib.rc_context(STYLE):
         figure, axes = one_axes(height=1.2 + 0.24 * len(evidence.tasks) * len(evidence.arms))
@@ -62,7 +62,7 @@ def draw_scores(evidence: Evidence) -> Figure:
     return figure
 
 
-def draw_differences(evidence: Evidence) -> Figure:
+def draw_differences(evidence: ReportData) -> Figure:
     """Each contrast's difference with its interval, around no difference."""
     tasks = [t for t in evidence.tasks if any(each.task == t for each in evidence.contrasts)]
     pairs = list(dict.fromkeys((each.arm, each.reference) for each in evidence.contrasts))
@@ -88,7 +88,7 @@ def draw_differences(evidence: Evidence) -> Figure:
     return figure
 
 
-def draw_kept(evidence: Evidence) -> Figure:
+def draw_kept(evidence: ReportData) -> Figure:
     """A stacked bar per task and arm: kept, forgotten, learned, never known."""
     with matplotlib.rc_context(STYLE):
         figure, axes = one_axes(height=1.1 + 0.3 * len(evidence.kept))
@@ -128,10 +128,10 @@ def draw_kept(evidence: Evidence) -> Figure:
     return figure
 
 
-def draw_trade(evidence: Evidence) -> Figure:
+def draw_trade(evidence: ReportData) -> Figure:
     """Plasticity against stability: arms as marks, swept controls as lines."""
     target = evidence.target or ""
-    placed = [trade for trade in evidence.trades if trade.placed]
+    placed = [trade for trade in evidence.trades if trade.has_position]
     with matplotlib.rc_context(STYLE):
         figure, axes = one_axes(height=4.4)
         for number, curve in enumerate(evidence.curves):
@@ -167,7 +167,7 @@ def draw_trade(evidence: Evidence) -> Figure:
     return figure
 
 
-def _plasticity_axis(axes: Axes, evidence: Evidence) -> None:
+def _plasticity_axis(axes: Axes, evidence: ReportData) -> None:
     """The same scale on top as a share of PEFT's gain, where PEFT has one."""
     by_method = {t.method: t for t in evidence.trades if t.control is None}
     low, high = by_method["original"].target, by_method["peft"].target
@@ -185,7 +185,7 @@ def _plasticity_axis(axes: Axes, evidence: Evidence) -> None:
     top.set_xlabel("plasticity: share of PEFT's gain (%)")
 
 
-def _name(axes: Axes, trade: Trade, text: str, *, size: int) -> None:
+def _name(axes: Axes, trade: TradeoffPoint, text: str, *, size: int) -> None:
     axes.annotate(
         text,
         (trade.target or 0.0, trade.stability or 0.0),
@@ -195,7 +195,7 @@ def _name(axes: Axes, trade: Trade, text: str, *, size: int) -> None:
     )
 
 
-def draw_training(logs: Mapping[str, pandas.DataFrame], evidence: Evidence) -> Figure:
+def draw_training(logs: Mapping[str, pandas.DataFrame], evidence: ReportData) -> Figure:
     """Loss over the steps, and the gate's mean where there is a gate."""
     gated = {label: log for label, log in logs.items() if "gate_mean" in log}
     places = {arm.label: place for place, arm in enumerate(evidence.arms)}

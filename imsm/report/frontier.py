@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imsm.evaluation.retention import (
-    at_matched_target,
+    retention_at_target,
     harmonic_mean,
     hypervolume,
     plasticity,
     stability,
 )
-from imsm.report.arms import CONTROL, Arm
+from imsm.report.arms import CONTROL, ComparedRun
 from imsm.report.contrasts import contrast, kept
 from imsm.report.texts import number, percent
 
@@ -25,7 +25,7 @@ OWN_ADAPTER = "tuned"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trade:
+class TradeoffPoint:
     """An arm's place: the target's score in points, plasticity and stability in percent.
 
     ``control`` and ``value`` are a control's, None for an arm; ``whole``: no test lacks its items.
@@ -41,7 +41,7 @@ class Trade:
     whole: bool = True
 
     @property
-    def placed(self) -> bool:
+    def has_position(self) -> bool:
         """Whether it has a place in the picture."""
         return self.target is not None and self.stability is not None
 
@@ -61,12 +61,12 @@ class Trade:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class TradeoffCurve:
     """A swept control from PEFT to the original, in the order of the sweep."""
 
     control: str
     letter: str
-    trades: list[Trade]
+    trades: list[TradeoffPoint]
 
     @property
     def area(self) -> float:
@@ -89,17 +89,17 @@ class Curve:
             for trade in self.trades
             if trade.target is not None and trade.stability is not None
         ]
-        return at_matched_target(points, target)
+        return retention_at_target(points, target)
 
 
-def trades(
-    arms: Sequence[Arm],
-    controls: Sequence[Arm],
+def tradeoff_points(
+    arms: Sequence[ComparedRun],
+    controls: Sequence[ComparedRun],
     *,
     target: str | None,
     metrics: dict[str, str],
     forgetting: Sequence[str],
-) -> list[Trade]:
+) -> list[TradeoffPoint]:
     """The places of all arms and controls; nothing without an original and PEFT.
 
     Args:
@@ -129,7 +129,7 @@ def trades(
         # over fewer tests than the others stability would be another measure
         whole = len(retained) == len(forgetting)
         found.append(
-            Trade(
+            TradeoffPoint(
                 label=arm.label,
                 method=arm.method,
                 control=about.get("name") if arm.method == CONTROL else None,
@@ -143,7 +143,7 @@ def trades(
     return found
 
 
-def curves(found: Sequence[Trade]) -> list[Curve]:
+def tradeoff_curves(found: Sequence[TradeoffPoint]) -> list[TradeoffCurve]:
     """The swept controls that have places, each with its ends."""
     ends = {trade.method: trade for trade in found if trade.control is None}
     # of an interwoven run the controls mix its own adapter, which stands among them
@@ -155,14 +155,14 @@ def curves(found: Sequence[Trade]) -> list[Curve]:
         swept = [
             trade
             for trade in found
-            if trade.control == control and trade.value is not None and trade.placed
+            if trade.control == control and trade.value is not None and trade.has_position
         ]
-        if not swept or not all(name in ends and ends[name].placed for name in ENDS):
+        if not swept or not all(name in ends and ends[name].has_position for name in ENDS):
             continue
         inside = sorted(swept, key=lambda trade: trade.value or 0.0, reverse=at_peft > at_original)
         inside = [trade for trade in inside if trade.value not in (at_peft, at_original)]
         line = [ends["peft"], *inside, ends["original"]]
-        made.append(Curve(control=control, letter=letter, trades=line))
+        made.append(TradeoffCurve(control=control, letter=letter, trades=line))
     return made
 
 
@@ -172,6 +172,6 @@ def _plasticity(score: float | None, before: float | None, peft: float | None) -
     return plasticity(score, original=before, peft=peft)
 
 
-def _score(arm: Arm, task: str, metric: str) -> float | None:
+def _score(arm: ComparedRun, task: str, metric: str) -> float | None:
     value = arm.entry(task).get("metrics", {}).get(metric)
     return None if value is None else float(value)

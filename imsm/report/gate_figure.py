@@ -9,7 +9,7 @@ import matplotlib
 import numpy
 from matplotlib.figure import Figure
 
-from imsm.report.arms import Arm
+from imsm.report.arms import ComparedRun
 from imsm.report.style import (
     LINES,
     STYLE,
@@ -24,10 +24,10 @@ from imsm.report.telemetry import gate_by_position
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from imsm.report.evidence import Evidence
+    from imsm.report.evidence import ReportData
 
 
-def draw_gate(evidence: Evidence, gated: Sequence[Arm]) -> Figure:
+def draw_gate(evidence: ReportData, gated: Sequence[ComparedRun]) -> Figure:
     """The gate over items per task, along the answer, and by right and wrong answers."""
     tasks = [task for task in evidence.tasks if any(_gates(arm, task).size for arm in gated)]
     with matplotlib.rc_context(STYLE):
@@ -51,7 +51,7 @@ def draw_gate(evidence: Evidence, gated: Sequence[Arm]) -> Figure:
     return figure
 
 
-def _histograms(axes: Axes, arm: Arm, tasks: Sequence[str]) -> None:
+def _histograms(axes: Axes, arm: ComparedRun, tasks: Sequence[str]) -> None:
     values = [_gates(arm, task) for task in tasks]
     low = min(each.min() for each in values if each.size)
     high = max(each.max() for each in values if each.size)
@@ -71,7 +71,7 @@ def _histograms(axes: Axes, arm: Arm, tasks: Sequence[str]) -> None:
     axes.set_ylabel("items")
 
 
-def _right_and_wrong(axes: Axes, arm: Arm, tasks: Sequence[str], evidence: Evidence) -> None:
+def _right_and_wrong(axes: Axes, arm: ComparedRun, tasks: Sequence[str], evidence: ReportData) -> None:
     for row, task in enumerate(tasks):
         items = arm.items(task)
         if items is None:
@@ -94,7 +94,7 @@ def _right_and_wrong(axes: Axes, arm: Arm, tasks: Sequence[str], evidence: Evide
     axes.set_xlabel("weight, median and quartiles")
 
 
-def _gates(arm: Arm, task: str) -> numpy.ndarray:
+def _gates(arm: ComparedRun, task: str) -> numpy.ndarray:
     items = arm.items(task)
     if items is None:
         return numpy.empty(0)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from imsm.errors import UserError
 from imsm.evaluation.digest import digest
 from imsm.folders import runs_root
-from imsm.identity import without_seed
-from imsm.report.arms import Arm, arms_of, controls_of
+from imsm.identity import identity_without_seed
+from imsm.report.arms import ComparedRun, runs_to_compare, baselines_of
 from imsm.report.result import read_result
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def summary(items: pandas.DataFrame) -> pandas.DataFrame:
     ).reset_index()
 
 
-def over_seeds(short: pandas.DataFrame) -> pandas.DataFrame:
+def average_over_seeds(short: pandas.DataFrame) -> pandas.DataFrame:
     """A row for each arm and task of `summary`, over the runs that differ in the seed alone.
 
     Returns:
@@ -98,16 +98,16 @@ def over_seeds(short: pandas.DataFrame) -> pandas.DataFrame:
     return means.reset_index().drop(columns="configuration").set_index("run").reset_index()
 
 
-def _arms(folder: Path) -> list[Arm]:
+def _arms(folder: Path) -> list[ComparedRun]:
     """The original lies beside the run, or, of a run in a place of its own, under the root."""
     result = read_result(folder)
-    arms = arms_of(folder, result, runs_root=folder.parent, siblings=False)
+    arms = runs_to_compare(folder, result, runs_root=folder.parent, siblings=False)
     if not arms[0].folder.is_dir():
-        arms = arms_of(folder, result, runs_root=runs_root(), siblings=False)
-    return [*arms, *controls_of(folder)]
+        arms = runs_to_compare(folder, result, runs_root=runs_root(), siblings=False)
+    return [*arms, *baselines_of(folder)]
 
 
-def _items(arm: Arm, task: str) -> pandas.DataFrame:
+def _items(arm: ComparedRun, task: str) -> pandas.DataFrame:
     found = arm.items(task)
     if found is None:
         raise UserError(
@@ -130,7 +130,7 @@ def _items(arm: Arm, task: str) -> pandas.DataFrame:
     return table.assign(headline=headline, score=table[f"score.{headline}"])
 
 
-def _configuration(arm: Arm) -> str:
+def _configuration(arm: ComparedRun) -> str:
     """Eight digits for all that decided an arm's training but the seed."""
     identity = {key: value for key, value in arm.result["identity"].items() if key != "control"}
-    return digest(json.dumps(without_seed(identity), sort_keys=True))[:8]
+    return digest(json.dumps(identity_without_seed(identity), sort_keys=True))[:8]

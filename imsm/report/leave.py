@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imsm.files import write_whole
-from imsm.report.beside import side_by_side
+from imsm.files import write_atomic
+from imsm.report.beside import build_comparison_set
 from imsm.report.card import provenance_of, render_markdown, render_terminal, title_of
 from imsm.report.comparison import compare
 
 
-def leave_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> None:
+def write_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> None:
     """Write `report.md`, `report.html`, `tables/` and `figures/`, and print the card.
 
     Beside the run stand the original, finished runs that differ from it in nothing but the method,
@@ -29,17 +29,17 @@ def leave_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
         OSError: the folder cannot be written.
         UserError: the result tells nothing of its original.
     """
-    from imsm.report.evidence import gather
+    from imsm.report.evidence import build_report_data
     from imsm.report.page import render_page, write_pictures, write_tables
-    from imsm.report.sections import sections_of
+    from imsm.report.sections import build_sections
 
-    beside = side_by_side(folder, result, runs_root=runs_root)
-    sections = sections_of(gather(beside.arms, beside.controls, beside.seeds))
+    beside = build_comparison_set(folder, result, runs_root=runs_root)
+    sections = build_sections(build_report_data(beside.arms, beside.controls, beside.seeds))
     results = [arm.result for arm in beside.arms]
-    told = [*beside.left_out, *beside.damages]
+    told = [*beside.excluded, *beside.load_errors]
     pictures = write_pictures(folder, sections)
     write_tables(folder, sections)
-    write_whole(folder / "report.md", render_markdown(results, sections=sections, told=told))
+    write_atomic(folder / "report.md", render_markdown(results, sections=sections, told=told))
     card = compare(results)
     page = render_page(
         title=str(result["name"]),
@@ -49,8 +49,8 @@ def leave_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
         pictures=pictures,
         provenance=provenance_of(result),
     )
-    write_whole(folder / "report.html", page)
-    render_terminal(results, sections=sections, told=beside.left_out)
-    for damage in beside.damages:
+    write_atomic(folder / "report.html", page)
+    render_terminal(results, sections=sections, told=beside.excluded)
+    for damage in beside.load_errors:
         print(f"imsm: {damage}", file=sys.stderr)
     print(f"report: {folder / 'report.html'} (and report.md, tables/, figures/ beside it)")

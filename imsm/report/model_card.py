@@ -9,7 +9,7 @@ import pandas
 from huggingface_hub import ModelCard, ModelCardData
 
 from imsm.config import is_local
-from imsm.identity import trainings_of
+from imsm.identity import training_chain
 from imsm.report.card import provenance_of
 from imsm.report.comparison import headline
 
@@ -81,7 +81,7 @@ def model_card(result: Mapping[str, Any]) -> str:
 def _learned(result: Mapping[str, Any]) -> str:
     """What was learned, in order: `mrpc, then ropes with questions of webq`."""
     names = []
-    for identity in trainings_of(result["identity"]):
+    for identity in training_chain(result["identity"]):
         replay = identity["peft"].get("replay")
         beside = f" with questions of {replay['task']}" if replay else ""
         names.append(identity["data"]["name"] + beside)
@@ -126,7 +126,7 @@ def _datasets(result: Mapping[str, Any]) -> list[str]:
 
 def _read(result: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
     """What was learned from: name, kind of source, and the dataset's place on the hub."""
-    for identity in trainings_of(result["identity"]):
+    for identity in training_chain(result["identity"]):
         data, replay = identity["data"], identity["peft"].get("replay")
         yield data["name"], data["source"]["kind"], data.get("hub")
         if replay:

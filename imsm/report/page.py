@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.files import write_whole
+from imsm.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas
 
-    from imsm.report.section import HeatText, Section
+    from imsm.report.section import TokenHeatmap, Section
 
 _DOTS = 130
 """Per inch, of the pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Token:
+class ShadedToken:
     """A piece of text on its shade: from white (the original's weight is least here) to full."""
 
     text: str
@@ -66,7 +66,7 @@ def write_tables(folder: Path, sections: Sequence[Section]) -> None:
     place.mkdir(exist_ok=True)
     for section in sections:
         if section.table is not None:
-            write_whole(place / f"{section.name}.csv", section.table.to_csv(index=False))
+            write_atomic(place / f"{section.name}.csv", section.table.to_csv(index=False))
 
 
 def render_page(
@@ -98,12 +98,12 @@ def render_page(
             "title": section.title,
             "name": section.name,
             "lines": section.lines,
-            "table": None if section.table is None else _cells(section.table, section.numbers),
+            "table": None if section.table is None else _cells(section.table, section.first_numeric_column),
             "pictures": [
                 {"alt": each.alt, "data": base64.b64encode(pictures[each.name]).decode()}
                 for each in section.pictures
             ],
-            "heat": [{"title": text.title, "tokens": _tokens(text)} for text in section.heat],
+            "heat": [{"title": text.title, "tokens": _tokens(text)} for text in section.heatmaps],
         }
         for section in sections
     ]
@@ -120,12 +120,12 @@ def _cells(table: pandas.DataFrame, numbers: int) -> dict[str, Any]:
     }
 
 
-def _tokens(text: HeatText) -> list[Token]:
+def _tokens(text: TokenHeatmap) -> list[ShadedToken]:
     """Shades over the text's own range: what differs within it is what a reader looks for."""
     low, high = min(text.weights), max(text.weights)
     width = (high - low) or 1.0
     return [
-        Token(
+        ShadedToken(
             text=piece.replace("\n", "⏎\n") or "∅",
             weight=f"{weight:.3f}",
             shade=f"{0.05 + 0.6 * (weight - low) / width:.2f}",

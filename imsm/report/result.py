@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from imsm.errors import UserError
-from imsm.files import write_whole
+from imsm.files import write_atomic
 from imsm.folders import checkout
 
 FORMAT = 1
@@ -96,7 +96,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
     if missing:
         raise ValueError(f"a result needs {sorted(missing)}")
     path = folder / FILE
-    write_whole(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return path
 
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.figure import Figure
+    from matplotlib import figure
 
 
 @dataclass(kw_only=True)
-class Picture:
+class ReportFigure:
     """A figure that is drawn when it is asked for; ``alt`` says what it shows."""
 
     name: str
     alt: str
-    draw: Callable[[], Figure]
+    draw: Callable[[], figure.Figure]
 
 
 @dataclass(kw_only=True)
-class HeatText:
+class TokenHeatmap:
     """A generated text with the original memory's weight at each token."""
 
     title: str
@@ -37,12 +37,12 @@ class Section:
     title: str
     lines: list[str] = field(default_factory=list)
     table: pandas.DataFrame | None = None
-    brief: list[str] = field(default_factory=list)
+    terminal_columns: list[str] = field(default_factory=list)
     """The columns that a terminal shows; none: it does not show this part."""
-    numbers: int = 1
+    first_numeric_column: int = 1
     """From which column on the table's cells are numbers."""
-    pictures: list[Picture] = field(default_factory=list)
-    heat: list[HeatText] = field(default_factory=list)
+    pictures: list[ReportFigure] = field(default_factory=list)
+    heatmaps: list[TokenHeatmap] = field(default_factory=list)
 
 
 def table_section(
@@ -51,7 +51,7 @@ def table_section(
     rows: Sequence[Mapping[str, str]],
     lines: list[str],
     numbers: int,
-    pictures: list[Picture],
+    pictures: list[ReportFigure],
 ) -> Section | None:
     """A part with a table; None if it has no row."""
     import pandas
@@ -60,5 +60,5 @@ def table_section(
         return None
     table = pandas.DataFrame(rows).fillna("–")
     return Section(
-        name=name, title=title, lines=lines, table=table, numbers=numbers, pictures=pictures
+        name=name, title=title, lines=lines, table=table, first_numeric_column=numbers, pictures=pictures
     )

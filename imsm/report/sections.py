@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imsm.report.evidence import Evidence
+from imsm.report.evidence import ReportData
 from imsm.report.parts import (
     answers,
     averages,
@@ -33,7 +33,7 @@ _PARTS = (
 )
 
 
-def sections_of(evidence: Evidence) -> list[Section]:
+def build_sections(evidence: ReportData) -> list[Section]:
     """All parts that there is something to say in."""
     found = [module.part(evidence) for module in _PARTS]
     return [part for part in found if part is not None]

@@ -27,8 +27,8 @@ from imsm.evaluation.items import read_items
 from imsm.evaluation.metrics import aggregate, metric_module
 from imsm.evaluation.resample import Statistic, resample
 from imsm.evaluation.sequential import all_measures, forgetting
-from imsm.files import write_whole
-from imsm.identity import original_of, run_name
+from imsm.files import write_atomic
+from imsm.identity import baseline_config, run_name
 from imsm.report.comparison import comparable, headline
 from imsm.report.result import read_result
 
@@ -97,7 +97,7 @@ def build_record(
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Keep a record in the last stage's folder, whole or not at all."""
-    write_whole(folder / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(folder / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -149,7 +149,7 @@ def _original(last: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _original_name(last: Mapping[str, Any]) -> str:
-    return run_name(original_of(RunConfig.from_dict(last["config"])))
+    return run_name(baseline_config(RunConfig.from_dict(last["config"])))
 
 
 def _score(

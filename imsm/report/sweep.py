@@ -23,7 +23,7 @@ _ALIKE = ("test_set", "protocol")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class SweepRun:
     """A run of a sweep.
 
     Attributes:
@@ -59,7 +59,7 @@ class SweepTable:
     notes: list[str]
 
 
-def sweep_tables(members: Sequence[Member]) -> list[SweepTable]:
+def sweep_tables(members: Sequence[SweepRun]) -> list[SweepTable]:
     """A table per target, in the order in which the targets come."""
     keys = [key for key in members[0].swept if len({m.swept.get(key) for m in members}) > 1]
     keys = keys or ["method"]
@@ -103,7 +103,7 @@ def _missing(table: SweepTable) -> list[str]:
     return lines + [f"missing: python -m imsm.run {command}".rstrip() for command in table.missing]
 
 
-def _table(members: Sequence[Member], keys: Sequence[str]) -> SweepTable:
+def _table(members: Sequence[SweepRun], keys: Sequence[str]) -> SweepTable:
     target = members[0].target
     original = next((found for m in members if (found := _original(m, target))), {})
     trained = [member for member in members if not _is_original(member)]
@@ -124,7 +124,7 @@ def _table(members: Sequence[Member], keys: Sequence[str]) -> SweepTable:
         notes.append("† the run was trained on this task too; it is left out of every mean.")
     if any("–" in row for row in rows):
         notes.append("– not judged, or judged on other items or by another protocol.")
-    others = sorted({entry.get("protocol", "clean") for entry in reference.values()} - {"clean"})
+    others = sorted({entry.get("protocol", "strict") for entry in reference.values()} - {"strict"})
     notes += [f"judged by the protocol {name}." for name in others]
     about = [value for key, value in members[0].about.items() if key not in keys]
     return SweepTable(
@@ -138,15 +138,15 @@ def _table(members: Sequence[Member], keys: Sequence[str]) -> SweepTable:
     )
 
 
-def _is_original(member: Member) -> bool:
+def _is_original(member: SweepRun) -> bool:
     return member.swept.get("method") == "original"
 
 
-def _entries(member: Member) -> dict[str, Entry]:
+def _entries(member: SweepRun) -> dict[str, Entry]:
     return {} if member.result is None else dict(member.result["evaluation"]["tasks"])
 
 
-def _original(member: Member, target: str) -> dict[str, Entry]:
+def _original(member: SweepRun, target: str) -> dict[str, Entry]:
     """The original's answers to a member's items, as the member's own result keeps them."""
     if member.result is None:
         return {}
@@ -173,7 +173,7 @@ def _cells(
     return [*cells, points(mean)]
 
 
-def _cost(member: Member) -> list[str]:
+def _cost(member: SweepRun) -> list[str]:
     result = member.result
     if member.failure is not None:
         return ["–", "failed"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from imsm.evaluation.statistics import separation
-from imsm.report.arms import Arm
+from imsm.evaluation.statistics import roc_auc
+from imsm.report.arms import ComparedRun
 
 if TYPE_CHECKING:
     import pandas
@@ -19,7 +19,7 @@ STILL = 0.02
 """A gate whose mean stays so near to its start has not moved."""
 
 
-def gate_table(arm: Arm, tasks: Sequence[str], *, metric: dict[str, str]) -> pandas.DataFrame:
+def gate_table(arm: ComparedRun, tasks: Sequence[str], *, metric: dict[str, str]) -> pandas.DataFrame:
     """The weight of the original memory per task: its spread, and by right and wrong answers.
 
     Args:
@@ -53,13 +53,13 @@ def gate_table(arm: Arm, tasks: Sequence[str], *, metric: dict[str, str]) -> pan
                 "high": numpy.quantile(gate, 0.95),
                 "right": gate[right].mean() if right.any() else None,
                 "wrong": gate[~right].mean() if not right.all() else None,
-                "auc": separation(gate, right),
+                "auc": roc_auc(gate, right),
             }
         )
     return pandas.DataFrame(rows)
 
 
-def gate_by_position(arm: Arm, task: str) -> numpy.ndarray | None:
+def gate_by_position(arm: ComparedRun, task: str) -> numpy.ndarray | None:
     """The mean weight of the original memory at each generated position, (P,).
 
     Positions that fewer than a tenth of the answers (and fewer than three) reach are left out;
@@ -80,7 +80,7 @@ def gate_by_position(arm: Arm, task: str) -> numpy.ndarray | None:
     return numpy.array(means)
 
 
-def alarms(arm: Arm, tasks: Sequence[str], *, start: float | None) -> list[str]:
+def gate_warnings(arm: ComparedRun, tasks: Sequence[str], *, start: float | None) -> list[str]:
     """What a reader must know before the gate is interpreted; a sentence each.
 
     Args:

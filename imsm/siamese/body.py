@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def find_body(backbone: PreTrainedModel) -> PreTrainedModel:
+def find_decoder(backbone: PreTrainedModel) -> PreTrainedModel:
     """The part of ``backbone`` that turns tokens into memories, (B, T) -> (B, T, D).
 
     transformers' `get_decoder()` finds it by the names that such parts usually have; where another

@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache, PretrainedConfig
 from imsm.siamese.query import QueryState
 
 
-class StreamCache(Cache):
+class PrefixedCache(Cache):
     """A cache around those that bodies fill: all their layers, counted in tokens.
 
     Args:
@@ -35,7 +35,7 @@ class StreamCache(Cache):
         return max(0, super().get_seq_length(layer_idx) - self.virtual)
 
 
-class SiameseCache(StreamCache):
+class DualStreamCache(PrefixedCache):
     """The keys and values of both streams.
 
     Args:
@@ -105,7 +105,7 @@ class SiameseCache(StreamCache):
             rows = torch.arange(len(self.query_mask)).repeat_interleave(repeats)
             self._select_queries(rows)
 
-    def take_queries(self, caches: Sequence[SiameseCache]) -> None:
+    def take_queries(self, caches: Sequence[DualStreamCache]) -> None:
         """What is known of the queries of several caches, this one among them, row after row."""
         masks = [cache.query_mask for cache in caches if cache.query_mask is not None]
         width = max((mask.shape[1] for mask in masks), default=0)
@@ -171,7 +171,7 @@ def joined(caches: Sequence[Cache]) -> Cache:
     """
     first = caches[0]
     width = max(cache.get_seq_length() for cache in caches)
-    halves = 2 if isinstance(first, SiameseCache) and first.doubled else 1
+    halves = 2 if isinstance(first, DualStreamCache) and first.doubled else 1
     for layers in zip(*(cache.layers for cache in caches), strict=True):
         for name in ("keys", "values"):
             held = [getattr(layer, name) for layer in layers]
@@ -181,8 +181,8 @@ def joined(caches: Sequence[Cache]) -> Cache:
                 setattr(layers[0], name, _side_by_side(held, width=width, halves=halves))
         if hasattr(layers[0], "cumulative_length"):
             layers[0].cumulative_length = width
-    if isinstance(first, SiameseCache):
-        first.take_queries([cache for cache in caches if isinstance(cache, SiameseCache)])
+    if isinstance(first, DualStreamCache):
+        first.take_queries([cache for cache in caches if isinstance(cache, DualStreamCache)])
     return first
 
 

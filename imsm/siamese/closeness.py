@@ -17,7 +17,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True, kw_only=True)
-class Closeness:
+class KLRegularizer:
     """A term of the training loss.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
-from imsm.backbones.load import register_ports
+from imsm.backbones.load import register_custom_models
 
 
 class SiameseConfig(PretrainedConfig):
@@ -40,7 +40,7 @@ class SiameseConfig(PretrainedConfig):
         **common: Any,
     ) -> None:
         if isinstance(text_config, dict):
-            register_ports()
+            register_custom_models()
             arguments = dict(text_config)
             text_config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
         elif text_config is not None:

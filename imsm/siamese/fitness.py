@@ -16,8 +16,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from imsm.errors import UserError
-from imsm.siamese.body import find_body
-from imsm.siamese.head import head_logits
+from imsm.siamese.body import find_decoder
+from imsm.siamese.head import apply_lm_head
 
 _LENGTH = 9
 _PADDING = 3
@@ -42,19 +42,19 @@ send a token of a mixture of experts elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitness:
+class BackboneCapabilities:
     """What a backbone can do.
 
     ``cached``: a text that is fed in pieces over a `DynamicCache` gives what it gives in one.
     ``padded_inside``: so it does with padding between the pieces.
     """
 
-    cached: bool
-    padded_inside: bool
+    supports_cache: bool
+    supports_inner_padding: bool
 
 
 @torch.no_grad()
-def examine(backbone: PreTrainedModel) -> Fitness:
+def check_backbone(backbone: PreTrainedModel) -> BackboneCapabilities:
     """Refuse a backbone that would give wrong results; say what it can do.
 
     Five things must hold: the logits are a function of the body's memories; these depend on earlier
@@ -75,10 +75,10 @@ def examine(backbone: PreTrainedModel) -> Fitness:
     mode = backbone.training
     backbone.eval()
     try:
-        probe = _Probe(backbone)
-        reason = probe.reason()
-        cached = reason is None and probe.goes_on()
-        padded_inside = cached and probe.goes_on_after_padding()
+        probe = _BackboneChecker(backbone)
+        reason = probe.failure_reason()
+        cached = reason is None and probe.cache_matches()
+        padded_inside = cached and probe.cache_matches_with_padding()
     except _FAILURES as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         reason = f"a pass on tokens alone fails ({first})"
@@ -89,15 +89,15 @@ def examine(backbone: PreTrainedModel) -> Fitness:
             f"{type(backbone).__name__} cannot be a backbone: {reason}. Choose another one "
             "(docs/capabilities.md lists those that can)"
         )
-    return Fitness(cached=cached, padded_inside=padded_inside)
+    return BackboneCapabilities(supports_cache=cached, supports_inner_padding=padded_inside)
 
 
-class _Probe:
+class _BackboneChecker:
     """Two rows of tokens that differ in the last one, and the passes over them."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self.backbone = backbone
-        self.body = find_body(backbone)
+        self.body = find_decoder(backbone)
         config = backbone.config.get_text_config(decoder=True)
         self.cache_config = config
         words = min(config.vocab_size, 1000)
@@ -108,33 +108,33 @@ class _Probe:
         self.ids = torch.stack([row, other]).to(backbone.device)  # (2, T)
         self.memory = self._memory(self.ids)  # (2, T, D)
 
-    def reason(self) -> str | None:
+    def failure_reason(self) -> str | None:
         """Why the backbone cannot be interwoven; None if it can."""
         first, second = self.memory[:, :-1]
-        if not _alike(first, second):
+        if not _allclose(first, second):
             return (
                 "a later token changes what came before it, so it reads both ways and is no causal "
                 "model (an encoder may have to be told: is_decoder=true in its config.json)"
             )
         outputs, own = self._own_pass()
-        if not _alike(own, self.memory):
+        if not _allclose(own, self.memory):
             return "its positions do not count from 0, so explicit ones give other memories"
         try:
-            logits = head_logits(self.backbone, self.body, self.memory)
+            logits = apply_lm_head(self.backbone, self.body, self.memory)
         except (AttributeError, LookupError, RuntimeError, TypeError) as error:
             return f"its head asks for more than the last hidden states ({error})"
-        if not _alike(outputs, logits):
+        if not _allclose(outputs, logits):
             return "its logits are no function of its last hidden states alone"
-        if not _alike(self._padded_memory(), self.memory[:1]):
+        if not _allclose(self._padded_memory(), self.memory[:1]):
             return "padding changes its memories, since it reads no mask or no position ids"
         self.backbone.train()
         again = [self._memory(self.ids) for _ in (1, 2)]
         self.backbone.eval()
-        if not all(_alike(each, self.memory, exact=True) for each in again):
+        if not all(_allclose(each, self.memory, exact=True) for each in again):
             return "in training mode its passes draw at random, and no two of them agree"
         return None
 
-    def goes_on(self) -> bool:
+    def cache_matches(self) -> bool:
         """Whether a cache can be trusted, with padding in one of the rows."""
         mask = torch.ones_like(self.ids)
         mask[1, :_PADDING] = 0
@@ -150,9 +150,9 @@ class _Probe:
         except _FAILURES:
             return False
         real = mask.bool()
-        return _alike(torch.cat(pieces, dim=1)[real], whole[real])
+        return _allclose(torch.cat(pieces, dim=1)[real], whole[real])
 
-    def goes_on_after_padding(self) -> bool:
+    def cache_matches_with_padding(self) -> bool:
         """Whether padding between two pieces changes nothing (positions are counted in tokens)."""
         text = self.ids[:1]
         padding = text.new_zeros((1, _INSIDE))
@@ -166,7 +166,7 @@ class _Probe:
         except _FAILURES:
             return False
         pieces = torch.cat([first, rest[:, _INSIDE:]], dim=1)
-        return _alike(pieces, self.memory[:1]) and _alike(pieces[:, 4:], self.memory[:1, 4:])
+        return _allclose(pieces, self.memory[:1]) and _allclose(pieces[:, 4:], self.memory[:1, 4:])
 
     def _memory(
         self,
@@ -208,7 +208,7 @@ class _Probe:
         return self._memory(padded, mask=mask)[:, _PADDING:]
 
 
-def _alike(one: torch.Tensor, other: torch.Tensor, *, exact: bool = False) -> bool:
+def _allclose(one: torch.Tensor, other: torch.Tensor, *, exact: bool = False) -> bool:
     """Whether two tensors (..., D) agree; ``exact``: to the last position in half precision too."""
     if one.shape != other.shape:
         return False

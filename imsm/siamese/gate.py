@@ -61,13 +61,13 @@ class Gate(nn.Module):
         hidden_size: int,
         inputs: Sequence[str],
         rank: int | None,
-        width: str = "vector",
+        granularity: str = "vector",
         bias: float | None = None,
-        value: float | None = None,
-        added_query: float | None = None,
-        floor: float = 0.0,
+        init_value: float | None = None,
+        query_scale: float | None = None,
+        min_original_weight: float = 0.0,
         dropout: float = 0.0,
-        trained: bool = True,
+        trainable: bool = True,
     ) -> None:
         super().__init__()
         unknown = sorted(set(inputs) - set(INPUTS))
@@ -75,29 +75,29 @@ class Gate(nn.Module):
             raise ValueError(f"a gate cannot read {unknown}; it reads some of {list(INPUTS)}")
         if bool(inputs) != (rank is not None):
             raise ValueError(f"rank={rank} does not fit a gate with the inputs {list(inputs)}")
-        if value is not None and (inputs or bias is not None):
-            raise ValueError(f"value={value}: only a gate without inputs and bias has a value")
-        if value is not None and not (0 < value < 1 if trained else 0 <= value <= 1):
-            raise ValueError(f"value={value} of a gate: in 0..1, and inside if it is trained")
-        if added_query is not None and (not inputs or set(inputs) - {"original", "tuned"}):
+        if init_value is not None and (inputs or bias is not None):
+            raise ValueError(f"value={init_value}: only a gate without inputs and bias has a value")
+        if init_value is not None and not (0 < init_value < 1 if trainable else 0 <= init_value <= 1):
+            raise ValueError(f"value={init_value} of a gate: in 0..1, and inside if it is trained")
+        if query_scale is not None and (not inputs or set(inputs) - {"original", "tuned"}):
             raise ValueError("added_query: for a gate that reads original, tuned or both alone")
-        if width not in ("vector", "scalar"):
-            raise ValueError(f"width={width!r} of a gate is neither 'vector' nor 'scalar'")
-        if not 0 <= floor < 1:
-            raise ValueError(f"floor={floor} of a gate: must be at least 0 and below 1")
-        self.added_query, self.floor = added_query, floor
+        if granularity not in ("vector", "scalar"):
+            raise ValueError(f"width={granularity!r} of a gate is neither 'vector' nor 'scalar'")
+        if not 0 <= min_original_weight < 1:
+            raise ValueError(f"floor={min_original_weight} of a gate: must be at least 0 and below 1")
+        self.added_query, self.floor = query_scale, min_original_weight
         self.inputs = tuple(name for name in INPUTS if name in inputs)
-        channels = hidden_size if width == "vector" else 1
+        channels = hidden_size if granularity == "vector" else 1
         self.dropout = nn.Dropout(dropout)
         self.down = self.up = None
         if rank is not None:
             self.down = nn.Linear(len(self.inputs) * hidden_size, rank, bias=False)  # W_A
             self.up = nn.Linear(rank, channels, bias=False)  # W_B
         if not self.inputs and bias is None:
-            bias = _logit(0.5 if value is None else value)
+            bias = _logit(0.5 if init_value is None else init_value)
         start = None if bias is None else torch.full((channels,), float(bias))
         self.bias = None if start is None else nn.Parameter(start)
-        self.requires_grad_(trained)
+        self.requires_grad_(trainable)
 
     @property
     def reads_query(self) -> bool:

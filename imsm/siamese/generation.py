@@ -8,18 +8,18 @@ import torch
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from imsm.siamese.cache import SiameseCache, StreamCache
+from imsm.siamese.cache import DualStreamCache, PrefixedCache
 
 if TYPE_CHECKING:
-    from imsm.siamese.streams import Stream, Streams
+    from imsm.siamese.streams import Stream, StreamRunner
 
 
-class SiameseGeneration(GenerationMixin):
+class SiameseGenerationMixin(GenerationMixin):
     """transformers' generation, told of the query and given a cache of both streams."""
 
     if TYPE_CHECKING:
         config: Any
-        streams: Streams
+        streams: StreamRunner
 
         @property
         def stream(self) -> Stream:
@@ -29,9 +29,9 @@ class SiameseGeneration(GenerationMixin):
     def cache_kind(self) -> type[Cache]:
         """What the chosen stream's cache is; `Cache` stands for all of transformers' own."""
         if self.stream == "interwoven":
-            return SiameseCache
+            return DualStreamCache
         virtual = self.stream == "tuned" and self.streams.virtual is not None
-        return StreamCache if virtual else Cache
+        return PrefixedCache if virtual else Cache
 
     def new_cache(self, *, query_mask: torch.Tensor | None = None) -> Cache:
         """An empty cache of the kind that the chosen stream fills.
@@ -41,13 +41,13 @@ class SiameseGeneration(GenerationMixin):
                 piece that is fed. Streams without a gate have no use for it.
         """
         text_config = self.config.get_text_config(decoder=True)
-        if self.cache_kind is SiameseCache:
+        if self.cache_kind is DualStreamCache:
             doubled = self.streams.doubled
-            return SiameseCache(config=text_config, query_mask=query_mask, doubled=doubled)
+            return DualStreamCache(config=text_config, query_mask=query_mask, doubled=doubled)
         plain = DynamicCache(config=text_config)
         if self.cache_kind is Cache or self.streams.virtual is None:
             return plain
-        return StreamCache([plain], virtual=self.streams.virtual.count)
+        return PrefixedCache([plain], virtual=self.streams.virtual.count)
 
     def generate(  # type: ignore[override]
         self, inputs: torch.Tensor | None = None, *arguments: Any, **options: Any

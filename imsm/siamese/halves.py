@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from imsm.siamese.low_rank import adds_low_rank
-from imsm.siamese.replaced import forward_replaced
+from imsm.siamese.low_rank import try_add_lora_inplace
+from imsm.siamese.replaced import patched_forward
 
 SWITCH = "_disable_adapters"
 """A tuner layer's switch: while it is True the layer is the one that it stands around."""
 
 
-class Halves:
+class DualStreamLayer:
     """The doubled pass of one tuner layer.
 
     Args:
@@ -48,7 +48,7 @@ class Halves:
         self.shares = self._base is not None
 
     @contextmanager
-    def replacing(self) -> Iterator[None]:
+    def patched(self) -> Iterator[None]:
         """While this is open, the layer takes doubled rows."""
         tuned = self.layer.forward
 
@@ -58,7 +58,7 @@ class Halves:
                 return self._shared(tuned, arguments[0])
             return self._apart(tuned, *arguments, **named)
 
-        with forward_replaced(self.layer, doubled):
+        with patched_forward(self.layer, doubled):
             yield
 
     def _shared(self, tuned: Callable[..., Any], rows: torch.Tensor) -> Any:
@@ -74,7 +74,7 @@ class Halves:
         rest = both[middle:]  # AdaLoRA adds to it in place
         own = both.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
         in_place = own and not torch.is_grad_enabled()
-        if in_place and adds_low_rank(self.layer, rest, half):
+        if in_place and try_add_lora_inplace(self.layer, rest, half):
             return both
         asked = 0
 
@@ -85,7 +85,7 @@ class Halves:
                 return rest if asked == 1 else plain(half)
             return plain(*arguments, **named)
 
-        with forward_replaced(self._base, answer):
+        with patched_forward(self._base, answer):
             changed = tuned(half)
         self.shares = asked > 0
         alike = changed.shape == rest.shape and changed.dtype == rest.dtype

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from imsm.siamese.replaced import forward_replaced
+from imsm.siamese.replaced import patched_forward
 
 
 class _Memory(BaseModelOutputWithPast):
@@ -20,7 +20,7 @@ class _Memory(BaseModelOutputWithPast):
             raise AttributeError(name)
 
 
-def head_logits(backbone: PreTrainedModel, body: nn.Module, memory: torch.Tensor) -> torch.Tensor:
+def apply_lm_head(backbone: PreTrainedModel, body: nn.Module, memory: torch.Tensor) -> torch.Tensor:
     """The backbone's logits of memories that are not its own: (B, T, D) -> (B, T, V).
 
     The backbone's forward runs with its body answering ``memory``, so that heads that scale
@@ -41,7 +41,7 @@ def head_logits(backbone: PreTrainedModel, body: nn.Module, memory: torch.Tensor
         calls += 1
         return _Memory(last_hidden_state=memory)
 
-    with forward_replaced(body, answer):
+    with patched_forward(body, answer):
         logits = _pass(backbone, memory)
     if calls != 1:
         raise RuntimeError(

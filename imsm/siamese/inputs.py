@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import Cache
 
-from imsm.siamese.cache import SiameseCache
+from imsm.siamese.cache import DualStreamCache
 
 IGNORED = -100
 """The label of a token that is not learned (torch's and transformers' convention)."""
@@ -55,7 +55,7 @@ def body_inputs(
     return inputs
 
 
-def query_of_piece(
+def query_mask_of_chunk(
     inputs: dict[str, torch.Tensor], *, query_mask: torch.Tensor | None, cache: Cache | None
 ) -> torch.Tensor:
     """The query's positions (B, T) in the piece that ``inputs`` feeds.
@@ -65,7 +65,7 @@ def query_of_piece(
     """
     fed = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
     length = fed.shape[1]
-    if isinstance(cache, SiameseCache):
+    if isinstance(cache, DualStreamCache):
         mask = cache.query_piece(query_mask, fed=fed)
     elif query_mask is None:
         raise ValueError(
@@ -81,7 +81,7 @@ def query_of_piece(
     return mask
 
 
-def query_of_labels(
+def query_mask_from_labels(
     labels: torch.Tensor,
     *,
     attention_mask: torch.Tensor | None,
@@ -105,7 +105,7 @@ def query_of_labels(
     return query
 
 
-def kept(values: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+def select_positions(values: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The positions of ``values`` (B, T, ...) that transformers' ``logits_to_keep`` asks for.
 
     In memory they lie together: of rows that lie apart torch takes products in another order, and

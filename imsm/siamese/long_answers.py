@@ -22,7 +22,7 @@ PieceLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 """From the memories of some positions, and which ones they are, to the sum of their losses."""
 
 
-def positions_at_once(backbone: PreTrainedModel) -> int | None:
+def logit_chunk_size(backbone: PreTrainedModel) -> int | None:
     """Of how many positions the logits are computed together; None: of all.
 
     All where ZeRO's stage 3 shares a head out: its processes gather it together, and one of them
@@ -34,7 +34,7 @@ def positions_at_once(backbone: PreTrainedModel) -> int | None:
     return max(1, LARGEST // vocabulary)
 
 
-def summed_in_pieces(loss: PieceLoss, memory: torch.Tensor, *, at_once: int) -> torch.Tensor:
+def chunked_loss_sum(loss: PieceLoss, memory: torch.Tensor, *, at_once: int) -> torch.Tensor:
     """The sum of ``loss`` over pieces of ``memory`` (N, D), with a gradient for ``memory`` alone.
 
     Args:
@@ -45,11 +45,11 @@ def summed_in_pieces(loss: PieceLoss, memory: torch.Tensor, *, at_once: int) -> 
     if not (torch.is_grad_enabled() and memory.requires_grad):
         pieces = _pieces(len(memory), at_once)
         return torch.stack([loss(memory[piece], piece) for piece in pieces]).sum()
-    total: torch.Tensor = _InPieces.apply(memory, loss, at_once)
+    total: torch.Tensor = _ChunkedLoss.apply(memory, loss, at_once)
     return total
 
 
-class _InPieces(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, memory: torch.Tensor, loss: PieceLoss, at_once: int) -> torch.Tensor:
         gradient = torch.empty_like(memory)

@@ -13,7 +13,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 
-def adds_low_rank(layer: nn.Module, output: torch.Tensor, rows: torch.Tensor) -> bool:
+def try_add_lora_inplace(layer: nn.Module, output: torch.Tensor, rows: torch.Tensor) -> bool:
     """Add a LoRA layer's update to what its base layer made of its input, in place.
 
     Args:

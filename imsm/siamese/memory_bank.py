@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from imsm.data.batches import collate_training
-from imsm.siamese.inputs import IGNORED, body_inputs, query_of_labels
-from imsm.siamese.query import whole_query
+from imsm.siamese.inputs import IGNORED, body_inputs, query_mask_from_labels
+from imsm.siamese.query import pool
 
 if TYPE_CHECKING:
     from imsm.data.tokenise import TokenisedExample
@@ -38,7 +38,7 @@ _Ids = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class MemoryBank:
+class HiddenStateCache:
     """What is kept of a set of examples.
 
     Args:
@@ -66,14 +66,14 @@ class MemoryBank:
         return {"original_memory": torch.cat(rows), "original_query": self.queries[numbers]}
 
 
-def in_order(items: Iterable[TokenisedExample]) -> list[TokenisedExample]:
+def canonical_order(items: Iterable[TokenisedExample]) -> list[TokenisedExample]:
     """The distinct examples in the order of a bank, longest first, whatever order they come in."""
     distinct = {_ids(item): item for item in items}
     ids = sorted(distinct, key=lambda each: (-len(each[0]) - len(each[1]), each))
     return [distinct[each] for each in ids]
 
 
-def places_of(examples: Sequence[TokenisedExample]) -> dict[_Ids, tuple[int, int, int]]:
+def row_offsets(examples: Sequence[TokenisedExample]) -> dict[_Ids, tuple[int, int, int]]:
     """Where the rows of examples lie that are `in_order`."""
     ends = list(accumulate(len(each.answer_ids) for each in examples))
     starts = [0, *ends[:-1]]
@@ -81,7 +81,7 @@ def places_of(examples: Sequence[TokenisedExample]) -> dict[_Ids, tuple[int, int
     return {each: (n, starts[n], ends[n]) for n, each in enumerate(ids)}
 
 
-def digest_of(examples: Sequence[TokenisedExample]) -> str:
+def hash_examples(examples: Sequence[TokenisedExample]) -> str:
     """SHA-256 over the tokens of examples that are `in_order`."""
     digest = hashlib.sha256()
     for each in examples:
@@ -102,7 +102,7 @@ def bank_bytes(*, examples: int, answer_tokens: float, width: int, dtype: torch.
     return round(answer_tokens * width * dtype.itemsize) + examples * width * 4
 
 
-def fill(
+def compute_hidden_states(
     model: SiameseForCausalLM,
     examples: Sequence[TokenisedExample],
     *,
@@ -129,19 +129,19 @@ def fill(
         model.train(training)
 
 
-def bank_in_memory(
+def compute_in_memory(
     model: SiameseForCausalLM,
     items: Sequence[TokenisedExample],
     *,
     pad_id: int,
     chunks: Callable[[list[list[TokenisedExample]]], Iterable[list[TokenisedExample]]] = iter,
-) -> MemoryBank:
+) -> HiddenStateCache:
     """A bank of this process alone; arguments as of `fill`, in any order."""
-    examples = in_order(items)
+    examples = canonical_order(items)
     pieces: list[Piece] = []
-    fill(model, examples, pad_id=pad_id, keep=pieces.append, chunks=chunks)
+    compute_hidden_states(model, examples, pad_id=pad_id, keep=pieces.append, chunks=chunks)
     memories, queries = (torch.cat(each) for each in zip(*pieces, strict=True))
-    return MemoryBank(places_of(examples), memories, queries)
+    return HiddenStateCache(row_offsets(examples), memories, queries)
 
 
 @torch.no_grad()
@@ -162,9 +162,9 @@ def _piece(
         position_ids=None,
         cache=None,
     )
-    memory = model.streams.memory(inputs, stream="original", cache=None)
-    query = query_of_labels(labels, attention_mask=mask, query_mask=None)
-    pooled = whole_query(memory, query, pooling=model.config.pooling)
+    memory = model.streams.hidden_states(inputs, stream="original", cache=None)
+    query = query_mask_from_labels(labels, attention_mask=mask, query_mask=None)
+    pooled = pool(memory, query, pooling=model.config.pooling)
     rows, columns = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)
     return memory[rows, columns].cpu(), pooled.cpu()
 

@@ -33,17 +33,17 @@ from transformers.modeling_outputs import ModelOutput
 
 from imsm.errors import UserError
 from imsm.siamese import storage
-from imsm.siamese.body import find_body
-from imsm.siamese.cache import SiameseCache, StreamCache
-from imsm.siamese.closeness import Closeness, divergence
+from imsm.siamese.body import find_decoder
+from imsm.siamese.cache import DualStreamCache, PrefixedCache
+from imsm.siamese.closeness import KLRegularizer, divergence
 from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.gate import interweave
-from imsm.siamese.generation import SiameseGeneration
-from imsm.siamese.head import head_logits
-from imsm.siamese.inputs import IGNORED, body_inputs, kept, query_of_labels, query_of_piece
-from imsm.siamese.long_answers import positions_at_once, summed_in_pieces
-from imsm.siamese.query import empty_state, running_query, whole_query
-from imsm.siamese.streams import STREAMS, Stream, Streams
+from imsm.siamese.generation import SiameseGenerationMixin
+from imsm.siamese.head import apply_lm_head
+from imsm.siamese.inputs import IGNORED, body_inputs, select_positions, query_mask_from_labels, query_mask_of_chunk
+from imsm.siamese.long_answers import logit_chunk_size, chunked_loss_sum
+from imsm.siamese.query import empty_state, pool_causal, pool
+from imsm.siamese.streams import STREAMS, Stream, StreamRunner
 from imsm.siamese.virtual import DROPPED
 
 
@@ -65,7 +65,7 @@ class SiameseOutput(ModelOutput):
     divergence: torch.Tensor | None = None
 
 
-class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
+class SiameseForCausalLM(SiameseGenerationMixin, PreTrainedModel, GenerationMixin):
     """A frozen language model, the same model with an adapter, and the gate between them.
 
     Args:
@@ -91,8 +91,8 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.adapted = adapted
         self.gate = gate
-        self.streams = Streams(adapted, find_body(self.backbone))
-        self.closeness: Closeness | None = None
+        self.streams = StreamRunner(adapted, find_decoder(self.backbone))
+        self.kl_regularizer: KLRegularizer | None = None
         self.generation_config = self.backbone.generation_config
         self.stream = config.stream  # type: ignore[assignment]
 
@@ -215,18 +215,18 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             if past_key_values is not None:
                 raise ValueError("labels with a cache: a loss is computed over whole sequences")
             known = None if original_memory is None else (original_memory, original_query)
-            return self._learn(inputs, labels, query_mask, num_items_in_batch, known)
+            return self._training_forward(inputs, labels, query_mask, num_items_in_batch, known)
         if original_memory is not None:
             raise ValueError("original_memory without labels: it is of the positions of labels")
         if use_cache and past_key_values is None and self.config.cached:
             past_key_values = self.new_cache()
         if self.stream != "interwoven":
-            memory = self.streams.memory(inputs, stream=self.stream, cache=past_key_values)
-            logits = self.head(kept(memory, logits_to_keep))
+            memory = self.streams.hidden_states(inputs, stream=self.stream, cache=past_key_values)
+            logits = self.head(select_positions(memory, logits_to_keep))
             return SiameseOutput(logits=logits, past_key_values=past_key_values)
-        return self._answer(inputs, past_key_values, query_mask, logits_to_keep)
+        return self._inference_forward(inputs, past_key_values, query_mask, logits_to_keep)
 
-    def _answer(
+    def _inference_forward(
         self,
         inputs: dict[str, torch.Tensor],
         cache: Cache | None,
@@ -234,25 +234,25 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor,
     ) -> SiameseOutput:
         """The interwoven stream's logits."""
-        assert cache is None or isinstance(cache, SiameseCache)
+        assert cache is None or isinstance(cache, DualStreamCache)
         queries: Sequence[torch.Tensor | None] = (None, None)
         if self._gate.reads_query:  # before the bodies run: they move the cache on
-            query = query_of_piece(inputs, query_mask=query_mask, cache=cache)
+            query = query_mask_of_chunk(inputs, query_mask=query_mask, cache=cache)
             over = cache is not None and cache.query_is_over and not torch.is_grad_enabled()
             settled = cache.settled if cache is not None and over else None
-            memories = self.streams.memories(inputs, cache=cache)
+            memories = self.streams.both_hidden_states(inputs, cache=cache)
             if settled is None:
-                read = self._read(*memories, query, cache)
+                read = self._pool_queries(*memories, query, cache)
                 if cache is not None and over:
-                    cache.settled = settled = self._settle(*(kept(each, 1) for each in read))
-            queries = settled or [kept(each, logits_to_keep) for each in read]
+                    cache.settled = settled = self._freeze_query(*(select_positions(each, 1) for each in read))
+            queries = settled or [select_positions(each, logits_to_keep) for each in read]
         else:
-            memories = self.streams.memories(inputs, cache=cache)
-        original, tuned = (kept(memory, logits_to_keep) for memory in memories)
-        logits, gate = self._combine(original, tuned, *queries)
+            memories = self.streams.both_hidden_states(inputs, cache=cache)
+        original, tuned = (select_positions(memory, logits_to_keep) for memory in memories)
+        logits, gate = self._mix(original, tuned, *queries)
         return SiameseOutput(logits=logits, past_key_values=cache, gate=gate, gate_mean=gate.mean())
 
-    def _settle(
+    def _freeze_query(
         self, query_original: torch.Tensor, query_tuned: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         """What `_combine` is given of a query that is over: q_o and q_t, or the gate's part."""
@@ -261,19 +261,19 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             return None, None, of_query(query_original, query_tuned)
         return query_original, query_tuned
 
-    def _read(
+    def _pool_queries(
         self,
         original: torch.Tensor,
         tuned: torch.Tensor,
         query: torch.Tensor,
-        cache: SiameseCache | None,
+        cache: DualStreamCache | None,
     ) -> list[torch.Tensor]:
         """The query memories q_o and q_t as each position may see them, each (B, T, D)."""
         pooling = self.config.pooling
         memories = (original, tuned)
         states = cache.queries if cache is not None else None
         read = [
-            running_query(
+            pool_causal(
                 memory,
                 query,
                 pooling=pooling,
@@ -285,7 +285,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             cache.queries = (read[0][1], read[1][1])
         return [queries for queries, _ in read]
 
-    def _learn(
+    def _training_forward(
         self,
         inputs: dict[str, torch.Tensor],
         labels: torch.Tensor,
@@ -294,13 +294,13 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         known: tuple[torch.Tensor, torch.Tensor | None] | None,
     ) -> SiameseOutput:
         """The loss, gate and head at answer positions alone (DESIGN §4)."""
-        _, targets, memories, queries = self._at_answers(inputs, labels, query_mask, known)
+        _, targets, memories, queries = self._gather_label_positions(inputs, labels, query_mask, known)
         if num_items_in_batch is None and not len(targets):
             raise ValueError("labels: there is no label to learn")
         items = len(targets) if num_items_in_batch is None else num_items_in_batch
-        memory, gate = self._answering(memories, queries)
-        at_once = positions_at_once(self.backbone)
-        held = self.closeness if self.training and len(memories) > 1 else None
+        memory, gate = self._mixed_hidden_state(memories, queries)
+        at_once = logit_chunk_size(self.backbone)
+        held = self.kl_regularizer if self.training and len(memories) > 1 else None
         apart = memory.new_zeros((), dtype=torch.float32)
 
         def loss(rows: torch.Tensor, piece: slice) -> torch.Tensor:
@@ -319,7 +319,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         if at_once is None or len(targets) <= at_once:
             total = loss(memory, slice(None))
         else:
-            total = summed_in_pieces(loss, memory, at_once=at_once)
+            total = chunked_loss_sum(loss, memory, at_once=at_once)
         return SiameseOutput(
             loss=total / items,
             gate=gate,
@@ -357,7 +357,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             position_ids=None,
             cache=None,
         )
-        rows, targets, memories, queries = self._at_answers(inputs, labels, query_mask)
+        rows, targets, memories, queries = self._gather_label_positions(inputs, labels, query_mask)
         total = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
         missed = torch.zeros_like(total)
         for start in range(0, len(targets), at_once):
@@ -371,7 +371,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
             missed.index_add_(0, rows[piece], (logits.argmax(dim=-1) != targets[piece]).float())
         return total, missed == 0
 
-    def _at_answers(
+    def _gather_label_positions(
         self,
         inputs: dict[str, torch.Tensor],
         labels: torch.Tensor,
@@ -386,33 +386,33 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         """
         rows, columns = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)
         targets = labels[rows, columns + 1]
-        held = self.stream == "tuned" and self.closeness is not None and self.training
+        held = self.stream == "tuned" and self.kl_regularizer is not None and self.training
         if self.stream != "interwoven" and not held:
-            memory = self.streams.memory(inputs, stream=self.stream, cache=None)
+            memory = self.streams.hidden_states(inputs, stream=self.stream, cache=None)
             return rows, targets, [memory[rows, columns]], []
         if known is None:
-            original, tuned = self.streams.memories(inputs, cache=None)
+            original, tuned = self.streams.both_hidden_states(inputs, cache=None)
             original_rows = original[rows, columns]
         else:
             original_rows = known[0]
             if len(original_rows) != len(targets):
                 raise ValueError(f"original_memory: {len(original_rows)} for {len(targets)} labels")
-            tuned = self.streams.memory(inputs, stream="tuned", cache=None)
+            tuned = self.streams.hidden_states(inputs, stream="tuned", cache=None)
         memories = [original_rows, tuned[rows, columns]]
         if held:
             return rows, targets, memories, []
         mask = inputs.get("attention_mask")
-        query = query_of_labels(labels, attention_mask=mask, query_mask=query_mask)
+        query = query_mask_from_labels(labels, attention_mask=mask, query_mask=query_mask)
         if not self._gate.reads_query:
             return rows, targets, memories, [None, None]
         pooling = self.config.pooling
-        pooled = whole_query(original, query, pooling=pooling) if known is None else known[1]
+        pooled = pool(original, query, pooling=pooling) if known is None else known[1]
         if pooled is None:
             raise ValueError("original_query: the gate reads it, give it beside original_memory")
-        queries = [pooled, whole_query(tuned, query, pooling=pooling)]
+        queries = [pooled, pool(tuned, query, pooling=pooling)]
         return rows, targets, memories, [each[rows] for each in queries]
 
-    def _answering(
+    def _mixed_hidden_state(
         self, memories: list[torch.Tensor], queries: list[torch.Tensor | None]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The memory (N, D) that the head reads, of what `_at_answers` gives, and the gate (N,)."""
@@ -426,9 +426,9 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         """Logits (N, V) of what `_at_answers` gives, and the gate (N,) of the interwoven stream."""
         if self.stream != "interwoven":
             return self.head(memories[-1]), None
-        return self._combine(*memories, *queries)
+        return self._mix(*memories, *queries)
 
-    def _combine(
+    def _mix(
         self,
         original: torch.Tensor,
         tuned: torch.Tensor,
@@ -465,7 +465,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
                 f"past_key_values: {type(self.backbone).__name__} cannot go on from a "
                 f"{type(cache).__name__}; feed whole sequences (use_cache=False)"
             )
-        kind = type(cache) if isinstance(cache, StreamCache) else Cache
+        kind = type(cache) if isinstance(cache, PrefixedCache) else Cache
         if kind is not self.cache_kind:
             raise ValueError(
                 f"past_key_values: a {type(cache).__name__} does not fit the {self.stream} stream; "
@@ -480,8 +480,8 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         batched = memory if memory.ndim == 3 else memory[None]
         # rows of a slice lie apart: torch on a CPU would copy the head's weight for each of them
         batched = batched.contiguous()
-        with self.streams.original():
-            logits = head_logits(self.backbone, self.streams.body, batched)
+        with self.streams.adapter_disabled():
+            logits = apply_lm_head(self.backbone, self.streams.body, batched)
         return logits if memory.ndim == 3 else logits[0]
 
     # ---------------------------------------------------------------- storage
@@ -499,7 +499,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         if state_dict is not None:
             raise ValueError("state_dict: a siamese model saves its own values, give none")
         if is_main_process:
-            storage.save(self, Path(save_directory))
+            storage.save_model(self, Path(save_directory))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -530,7 +530,7 @@ class SiameseForCausalLM(SiameseGeneration, PreTrainedModel, GenerationMixin):
         unknown = sorted(hub.keys() - storage.HUB_OPTIONS)
         if unknown:
             raise TypeError(f"SiameseForCausalLM.from_pretrained has no {', '.join(unknown)}")
-        return storage.load(
+        return storage.load_model(
             cls,
             Path(pretrained_model_name_or_path),
             config=config,

@@ -94,7 +94,7 @@ def empty_state(memory: torch.Tensor, *, pooling: str) -> QueryState:
     return QueryState(pooled, memory.new_zeros((batch, 1), dtype=torch.float32))
 
 
-def running_query(
+def pool_causal(
     memory: torch.Tensor, mask: torch.Tensor, *, pooling: str, before: QueryState
 ) -> tuple[torch.Tensor, QueryState]:
     """The query memory as each position may see it, and the state after the piece.
@@ -116,7 +116,7 @@ def running_query(
     return queries, QueryState(pooled[:, -1], count[:, -1])
 
 
-def whole_query(memory: torch.Tensor, mask: torch.Tensor, *, pooling: str) -> torch.Tensor:
+def pool(memory: torch.Tensor, mask: torch.Tensor, *, pooling: str) -> torch.Tensor:
     """The query memory of a finished query: (B, D) in float32, from memories (B, T, D).
 
     Equal to the last row of ``running_query``, without a value per position; for positions after

@@ -33,7 +33,7 @@ _AT_ONCE = 2048
 """Tokens of prompts that one pass reads: more take memory, and on a CPU time, for nothing."""
 
 
-class Reading:
+class DecodingSession:
     """The chosen stream of a model on a batch of texts.
 
     Args:
@@ -64,7 +64,7 @@ class Reading:
         self.gate: torch.Tensor | None
         parts = self._parts(prompts, then=then)
         if len(parts) > 1:
-            self._join([Reading(model, prompts[each], pad_id=pad_id, then=then) for each in parts])
+            self._join([DecodingSession(model, prompts[each], pad_id=pad_id, then=then) for each in parts])
             return
         begun = self._shared(prompts, then=then)
         rest = [each[begun:] for each in prompts]
@@ -74,7 +74,7 @@ class Reading:
             self._texts = self._mask = first[:, :0]
             self._query = torch.ones_like(first)
             self._read(first, self._query, query=self._query)
-            self.select([0] * len(prompts))
+            self.select_rows([0] * len(prompts))
             self._query = torch.cat([self._query, mask], dim=1)
         else:
             self._texts, self._mask, self._query = ids[:, :0], mask[:, :0], mask
@@ -97,7 +97,7 @@ class Reading:
                 start, longest = place, len(prompt)
         return [*parts, slice(start, len(prompts))]
 
-    def _join(self, parts: Sequence[Reading]) -> None:
+    def _join(self, parts: Sequence[DecodingSession]) -> None:
         """Go on with all rows of readings that were made one after another."""
         width = max(part._mask.shape[1] for part in parts)
 
@@ -134,7 +134,7 @@ class Reading:
         return len(self._mask)
 
     @torch.inference_mode()
-    def read(self, tokens: torch.Tensor, *, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, *, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Read on.
 
         Args:
@@ -148,7 +148,7 @@ class Reading:
         return self._read(tokens, mask, keep=tokens.shape[1])
 
     @torch.inference_mode()
-    def select(self, rows: Sequence[int]) -> None:
+    def select_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; the others are let go of."""
         if list(rows) != list(range(len(self))):
             self._select(rows)
@@ -163,7 +163,7 @@ class Reading:
             self._cache.reorder_cache(places)  # type: ignore[arg-type]
 
     @torch.inference_mode()
-    def copy(self, rows: Sequence[int]) -> Reading:
+    def fork(self, rows: Sequence[int]) -> DecodingSession:
         """Another reading of these rows; this one stays where it is."""
         other = copy.copy(self)
         if self._cache is not None:

@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """While this is open, ``module`` answers every call with ``forward``."""
     own = module.__dict__.get("forward")
     module.forward = forward

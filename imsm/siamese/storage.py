@@ -25,10 +25,10 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
-from imsm.adapters.adapter import freeze_constants
-from imsm.adapters.own import fill_own, is_own, load_own, own_config, save_own
-from imsm.adapters.probe import Footprint, footprint, probe
-from imsm.adapters.refused import refuse
+from imsm.adapters.adapter import freeze_buffers
+from imsm.adapters.own import fill_custom, is_custom, load_custom, custom_config, save_custom
+from imsm.adapters.probe import BackboneSnapshot, snapshot, check_adapter
+from imsm.adapters.refused import reject_unsupported
 from imsm.backbones.load import load_backbone
 from imsm.errors import UserError
 from imsm.siamese.configuration import SiameseConfig
@@ -67,7 +67,7 @@ HUB_OPTIONS = frozenset(
 """Options of a hub that auto classes hand to every model."""
 
 
-def save(model: SiameseForCausalLM, folder: Path) -> None:
+def save_model(model: SiameseForCausalLM, folder: Path) -> None:
     """Write ``model``'s configuration, adapter and gate to ``folder``.
 
     Raises:
@@ -82,8 +82,8 @@ def save(model: SiameseForCausalLM, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
     if isinstance(model.adapted, PeftModel):
         save_adapter(model.adapted, folder / ADAPTER, backbone_path=source["path"])
-    elif own_config(model.adapted) is not None:
-        save_own(model.adapted, folder / ADAPTER)
+    elif custom_config(model.adapted) is not None:
+        save_custom(model.adapted, folder / ADAPTER)
     if model.gate is not None:
         save_file(_contiguous(model.gate.state_dict()), folder / GATE)
 
@@ -112,7 +112,7 @@ def save_adapter(adapted: PeftModel, folder: Path, *, backbone_path: str) -> Non
             config.rank_pattern = pattern
 
 
-def load(
+def load_model(
     model_class: type[SiameseForCausalLM],
     folder: Path,
     *,
@@ -147,13 +147,13 @@ def load(
         raise UserError(f"{folder}: its adapter is missing ({error})") from error
     model.to(place)  # type: ignore[arg-type]
     if before is not None:
-        probe(model, before)
+        check_adapter(model, before)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 
-def fill(model: SiameseForCausalLM, folder: Path) -> None:
+def load_weights_into(model: SiameseForCausalLM, folder: Path) -> None:
     """Give the adapter and the gate of ``model`` the values that ``save`` wrote of a model like it.
 
     Raises:
@@ -163,8 +163,8 @@ def fill(model: SiameseForCausalLM, folder: Path) -> None:
     with torch.no_grad():
         for parameter in learned:
             parameter.fill_(math.nan)  # what stays so was not in the files
-    if own_config(model.adapted) is not None:
-        fill_own(model.adapted, folder / ADAPTER)
+    if custom_config(model.adapted) is not None:
+        fill_custom(model.adapted, folder / ADAPTER)
     else:
         _fill_adapter(model.adapted, folder / ADAPTER)
     if model.gate is not None:
@@ -200,26 +200,26 @@ def _read_config(folder: Path) -> SiameseConfig:
 
 def load_adapter(
     backbone: PreTrainedModel, folder: Path, *, trainable: bool
-) -> tuple[nn.Module, Footprint]:
+) -> tuple[nn.Module, BackboneSnapshot]:
     """The backbone with the adapter that lies in ``folder``, and what it was before.
 
     Raises:
         UserError: the adapter cannot be used, or cannot be trained further.
     """
-    if is_own(folder):
-        before = footprint(backbone)
-        return load_own(backbone, folder, trainable=trainable), before
+    if is_custom(folder):
+        before = snapshot(backbone)
+        return load_custom(backbone, folder, trainable=trainable), before
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
     except _UNLOADABLE as error:
         raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
-    refuse(config)
+    reject_unsupported(config)
     if trainable and config.is_prompt_learning:
         raise UserError(
             f"{folder}: cannot be trained further, since PEFT keeps a learned prompt and not what "
             "made it; an interrupted run goes on from its checkpoint"
         )
-    before = footprint(backbone, config)
+    before = snapshot(backbone, config)
     try:
         with warnings.catch_warnings():  # PEFT asks transformers by a name that is going
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -232,7 +232,7 @@ def load_adapter(
         raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
     if not trainable:  # on a bfloat16 backbone PEFT leaves a cast adapter trainable all the same
         return adapted.requires_grad_(False), before
-    freeze_constants(adapted)
+    freeze_buffers(adapted)
     return adapted, before
 
 

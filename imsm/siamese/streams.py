@@ -22,9 +22,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import Cache
 
-from imsm.siamese.cache import SiameseCache, StreamCache
-from imsm.siamese.halves import SWITCH, Halves
-from imsm.siamese.replaced import forward_replaced
+from imsm.siamese.cache import DualStreamCache, PrefixedCache
+from imsm.siamese.halves import SWITCH, DualStreamLayer
+from imsm.siamese.replaced import patched_forward
 from imsm.siamese.virtual import VirtualTokens
 
 Stream = Literal["original", "tuned", "interwoven"]
@@ -50,7 +50,7 @@ def tuner_layers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-class Streams:
+class StreamRunner:
     """Runs a body as the original model, as the tuned one, or as both in one batch.
 
     Outside a ``with`` block the adapter is on: gradient checkpointing recomputes the tuned stream
@@ -69,7 +69,7 @@ class Streams:
     def __init__(self, model: nn.Module, body: nn.Module) -> None:
         self.layers = tuner_layers(model)
         self._off = {layer: _off_switch(layer) for layer in self.layers}
-        self._halves = [Halves(layer, off=off) for layer, off in self._off.items()]
+        self._halves = [DualStreamLayer(layer, off=off) for layer, off in self._off.items()]
         self.body = body
         self.virtual: VirtualTokens | None = None
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
@@ -82,20 +82,20 @@ class Streams:
         """Whether there is a tuned stream at all."""
         return bool(self.layers) or self.virtual is not None
 
-    def memory(
+    def hidden_states(
         self, inputs: dict[str, torch.Tensor], *, stream: str, cache: Cache | None
     ) -> torch.Tensor:
         """The memories (B, T, D) of the "original" or the "tuned" stream."""
-        if isinstance(cache, StreamCache):
+        if isinstance(cache, PrefixedCache):
             (cache,) = cache.bodies
         if stream == "tuned" and self.virtual is not None:
             return self.virtual.memory(inputs, cache=cache)
-        with self.original() if stream == "original" else nullcontext():
+        with self.adapter_disabled() if stream == "original" else nullcontext():
             outputs = self.body(**inputs, past_key_values=cache, use_cache=cache is not None)
         return outputs.last_hidden_state
 
-    def memories(
-        self, inputs: dict[str, torch.Tensor], *, cache: SiameseCache | None
+    def both_hidden_states(
+        self, inputs: dict[str, torch.Tensor], *, cache: DualStreamCache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both streams' memories, each (B, T, D): one pass over doubled rows, or two passes.
 
@@ -108,28 +108,28 @@ class Streams:
         if gradients or not doubled:
             first, second = (None, None) if cache is None else cache.bodies
             with torch.no_grad():
-                original = self.memory(inputs, stream="original", cache=first)
-            return original, self.memory(inputs, stream="tuned", cache=second)
+                original = self.hidden_states(inputs, stream="original", cache=first)
+            return original, self.hidden_states(inputs, stream="tuned", cache=second)
         both = {name: torch.cat([value, value]) for name, value in inputs.items()}
         body_cache = None if cache is None else cache.bodies[0]
-        with self.both():
+        with self.dual_stream():
             outputs = self.body(**both, past_key_values=body_cache, use_cache=cache is not None)
         original, tuned = outputs.last_hidden_state.chunk(2)
         return original, tuned
 
-    def as_probed(self, other: Streams) -> None:
+    def copy_capabilities(self, other: StreamRunner) -> None:
         """Run doubled batches as ``other`` does, whose layers these are: it was probed."""
         self.doubled = other.doubled
         for halves, known in zip(self._halves, other._halves, strict=True):
             halves.shares = known.shares
 
-    def read_apart(self) -> None:
+    def disable_sharing(self) -> None:
         """From now on each half of a doubled batch reads an adapted layer's weight for itself."""
         for halves in self._halves:
             halves.shares = False
 
     @contextmanager
-    def original(self) -> Iterator[None]:
+    def adapter_disabled(self) -> Iterator[None]:
         """The adapter is off: the body is the original model, bit for bit (DESIGN, invariant 2)."""
         with ExitStack() as stack:
             for off in self._off.values():
@@ -137,7 +137,7 @@ class Streams:
             yield
 
     @contextmanager
-    def both(self) -> Iterator[None]:
+    def dual_stream(self) -> Iterator[None]:
         """A batch of 2B rows: the first half runs as the original model, the second as the tuned.
 
         Right for every tuner layer: its base layer sees the original half, the layer itself the
@@ -145,14 +145,14 @@ class Streams:
         """
         with ExitStack() as stack:
             for halves in self._halves:
-                stack.enter_context(halves.replacing())
+                stack.enter_context(halves.patched())
             yield
 
 
 def _off_switch(layer: nn.Module) -> Callable[[], AbstractContextManager[None]]:
     """Makes blocks in which an adapted layer is what it stands around."""
     if isinstance(layer, _ADAPTED_ATTENTION):  # it has no switch
-        return partial(forward_replaced, layer, layer.model.forward)
+        return partial(patched_forward, layer, layer.model.forward)
     # experts have a layer around a layer for each weight, trained tokens one inside a wrapper
     return partial(_flipped, [each for each in layer.modules() if hasattr(each, SWITCH)])
 

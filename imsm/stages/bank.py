@@ -14,13 +14,13 @@ import torch
 from imsm.backbones.fingerprint import backbone_fingerprint
 from imsm.errors import UserError
 from imsm.plan.plan import readable
-from imsm.siamese.memory_bank import MemoryBank, bank_bytes, bank_in_memory, in_order
-from imsm.stages.parts import reads_original
+from imsm.siamese.memory_bank import HiddenStateCache, bank_bytes, compute_in_memory, canonical_order
+from imsm.stages.parts import needs_original_stream
 from imsm.training.bank_folder import (
     banks_folder,
     contents_of,
-    filled_bank,
-    open_bank,
+    get_or_compute,
+    open_cache,
     size_of,
 )
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
     from imsm.config import RunConfig
     from imsm.data.tokenise import TokenisedExample
-    from imsm.processes.world import World
+    from imsm.processes.world import DistributedContext
     from imsm.siamese.model import SiameseForCausalLM
-    from imsm.training.bank_folder import Contents
+    from imsm.training.bank_folder import CacheKey
 
 GIGABYTE = 1e9
 
 
-def bank_of(
+def open_hidden_state_cache(
     config: RunConfig,
     model: SiameseForCausalLM,
     items: Sequence[TokenisedExample],
     *,
     pad_id: int,
-    world: World,
-) -> MemoryBank | None:
+    world: DistributedContext,
+) -> HiddenStateCache | None:
     """The bank that a training reads; None: it runs the original stream at every step.
 
     All processes decide alike: what the first one filled is used if each of them can read it.
@@ -58,34 +58,34 @@ def bank_of(
     Raises:
         UserError: `memory_bank` asks for one that does not fit or cannot be written.
     """
-    if config.memory_bank == "off" or not reads_original(config):
+    if config.hidden_state_cache == "off" or not needs_original_stream(config):
         return None
-    asked = _Asked(config, model, items, pad_id)
-    if config.memory_bank == "ram":
+    asked = _CacheRequest(config, model, items, pad_id)
+    if config.hidden_state_cache == "ram":
         asked.refuse(asked.over_limit(0))
-        return bank_in_memory(model, items, pad_id=pad_id)
-    told = json.loads(world.first(asked.on_disk))
+        return compute_in_memory(model, items, pad_id=pad_id)
+    told = json.loads(world.run_on_main(asked.on_disk))
     place, problem = told["place"], told["problem"]
     bank = None
     if place is not None:
         try:
-            bank = open_bank(Path(place), items)
+            bank = open_cache(Path(place), items)
         except (OSError, RuntimeError) as error:
             problem = f"{place} cannot be read by process {world.rank} ({error})"
-    problems = [each for each in world.gather(problem or "") if each]
+    problems = [each for each in world.all_gather(problem or "") if each]
     if not problems:
         return bank
-    if config.memory_bank == "disk":
-        raise UserError(f"memory_bank=disk: {problems[0]}")
-    if world.leads:
+    if config.hidden_state_cache == "disk":
+        raise UserError(f"hidden_state_cache=disk: {problems[0]}")
+    if world.is_main:
         print(
-            f"memory_bank=auto: off, {problems[0]}; the original stream runs at every step",
+            f"hidden_state_cache=auto: off, {problems[0]}; the original stream runs at every step",
             file=sys.stderr,
         )
     return None
 
 
-def check_bank(
+def check_cache_fits(
     config: RunConfig, model: SiameseForCausalLM, items: Sequence[TokenisedExample], *, pad_id: int
 ) -> None:
     """Before a training begins that will ask for its bank (`bank_of`): can it be had?
@@ -93,11 +93,11 @@ def check_bank(
     Raises:
         UserError: `memory_bank` asks for one that does not fit.
     """
-    if config.memory_bank in ("disk", "ram") and reads_original(config):
-        _Asked(config, model, items, pad_id).refuse_without_room()
+    if config.hidden_state_cache in ("disk", "ram") and needs_original_stream(config):
+        _CacheRequest(config, model, items, pad_id).refuse_without_room()
 
 
-def fill_bank(
+def precompute_cache(
     config: RunConfig, model: SiameseForCausalLM, items: Sequence[TokenisedExample], *, pad_id: int
 ) -> str:
     """Fill a run's bank ahead of it, on disk; a line that says where it lies.
@@ -105,15 +105,15 @@ def fill_bank(
     Raises:
         UserError: it does not fit or cannot be written.
     """
-    told = json.loads(_Asked(config, model, items, pad_id).on_disk())
+    told = json.loads(_CacheRequest(config, model, items, pad_id).on_disk())
     if told["place"] is None:
-        raise UserError(f"memory_bank={config.memory_bank}: {told['problem']}")
+        raise UserError(f"hidden_state_cache={config.hidden_state_cache}: {told['problem']}")
     place = Path(told["place"])
     return f"{readable(size_of(place))} in {place}"
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _CacheRequest:
     """A bank that a run asks for."""
 
     config: RunConfig
@@ -130,7 +130,7 @@ class _Asked:
         if problem is None:
             label = f"{self.config.backbone.name} {self.config.data.name}"
             try:
-                found = filled_bank(
+                found = get_or_compute(
                     contents, self.model, self.items, pad_id=self.pad_id, label=label
                 )
             except (OSError, UserError) as error:
@@ -139,26 +139,26 @@ class _Asked:
 
     def over_limit(self, others: int) -> str | None:
         """Why it is too large beside ``others`` (bytes of banks); None: it is not."""
-        limit = self.config.memory_bank_gigabytes
+        limit = self.config.hidden_state_cache_gb
         if self._size() + others <= limit * GIGABYTE:
             return None
         beside = f" beside {readable(others)} of other banks" if others else ""
         clear = ", or `python -m imsm.bank clear`" if others else ""
         return (
-            f"it takes {readable(self._size())}{beside}, more than memory_bank_gigabytes={limit:g}"
+            f"it takes {readable(self._size())}{beside}, more than hidden_state_cache_gb={limit:g}"
             f" allows (raise that{clear})"
         )
 
     def refuse_without_room(self) -> None:
         """Raise where a bank that is not there yet would not fit."""
-        if self.config.memory_bank == "ram":
+        if self.config.hidden_state_cache == "ram":
             self.refuse(self.over_limit(0))
         elif not (banks_folder() / self._contents().key / "bank").exists():
             self.refuse(self._no_room())
 
     def refuse(self, problem: str | None) -> None:
         if problem is not None:
-            raise UserError(f"memory_bank={self.config.memory_bank}: {problem}")
+            raise UserError(f"hidden_state_cache={self.config.hidden_state_cache}: {problem}")
 
     def _no_room(self) -> str | None:
         folder = banks_folder()
@@ -174,7 +174,7 @@ class _Asked:
         )
 
     def _size(self) -> int:
-        examples = in_order(self.items)
+        examples = canonical_order(self.items)
         return bank_bytes(
             examples=len(examples),
             answer_tokens=sum(len(each.answer_ids) for each in examples),
@@ -182,12 +182,12 @@ class _Asked:
             dtype=getattr(torch, self.config.backbone.dtype),
         )
 
-    def _contents(self) -> Contents:
+    def _contents(self) -> CacheKey:
         backbone = self.config.backbone
         return contents_of(
             self.items,
             backbone=backbone_fingerprint(
-                path=backbone.path, revision=backbone.revision, local=backbone.local
+                path=backbone.name_or_path, revision=backbone.revision, local=backbone.local_resolver
             ),
             dtype=backbone.dtype,
             attention=backbone.attn_implementation,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from imsm.config import ReplayConfig, RunConfig, TaskConfig
 from imsm.config import Source as SourceConfig
-from imsm.data.replay import Replay, choose_replay
-from imsm.data.sources import Prompts, Source, check_source, load_examples
+from imsm.data.replay import Replay, sample_replay
+from imsm.data.sources import Prompts, DataSource, check_source, load_examples
 from imsm.data.task import Role, Task
-from imsm.data.tokenise import TokenisationReport, TokenisedExample, tokenise_training
+from imsm.data.tokenise import TokenizationStats, TokenisedExample, tokenize_training
 from imsm.errors import UserError
 from imsm.evaluation.score import score_answers
-from imsm.evaluation.test_set import TestSet, examples_digest, load_test_set
-from imsm.identity import trainings_before
+from imsm.evaluation.test_set import EvalSet, examples_digest, load_test_set
+from imsm.identity import parent_trainings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,13 +30,13 @@ def training_examples(config: RunConfig) -> list[Example]:
     return load_examples(
         Task(**config.data.task_arguments()),
         "train",
-        source=Source(**config.data.target_source().model_dump()),
-        prompts=config.data.prompts,
-        limit=config.data.train_limit,
+        source=DataSource(**config.data.target_source().model_dump()),
+        prompts=config.data.prompt_style,
+        limit=config.data.max_train_examples,
     )
 
 
-def replayed(config: RunConfig, *, target: int) -> Replay | None:
+def replay_examples(config: RunConfig, *, target: int) -> Replay | None:
     """What is learned beside the target's so many examples; None if nothing is.
 
     Apart from the tests that `peft.replay` names, the target's own is kept apart.
@@ -48,29 +48,29 @@ def replayed(config: RunConfig, *, target: int) -> Replay | None:
         tasks=config.replay_tasks,
         elsewhere=config.data.forgetting_source(config.backbone),
         own=(config.data, config.data.target_source()),
-        prompts=config.data.prompts,
+        prompts=config.data.prompt_style,
         target=target,
     )
 
 
-def own_examples(config: RunConfig) -> list[Example]:
+def run_examples(config: RunConfig) -> list[Example]:
     """What a run itself learns from, the target's examples and the replay's."""
     examples = training_examples(config)
-    replay = replayed(config, target=len(examples))
+    replay = replay_examples(config, target=len(examples))
     return [*examples, *(replay.examples if replay else [])]
 
 
-def learned_examples(config: RunConfig) -> list[Example]:
+def all_training_examples(config: RunConfig) -> list[Example]:
     """All that a run's model has learned from: in the trainings that it goes on from, in its own.
 
     Raises:
         UserError: what one of them learned from is not there any more.
     """
-    before = [_learned_in(identity, config) for identity in trainings_before(config)]
-    return [*chain.from_iterable(before), *own_examples(config)]
+    before = [_learned_in(identity, config) for identity in parent_trainings(config)]
+    return [*chain.from_iterable(before), *run_examples(config)]
 
 
-def check_learned(config: RunConfig) -> None:
+def check_parent_data(config: RunConfig) -> None:
     """Look, before a run's own training, whether there is what was learned before it.
 
     No row is read, so that what lies on the hub is not looked for.
@@ -78,10 +78,10 @@ def check_learned(config: RunConfig) -> None:
     Raises:
         UserError: it is not there.
     """
-    for identity in trainings_before(config):
+    for identity in parent_trainings(config):
         data = identity["data"]
         try:
-            check_source(_task_of(data), source=Source(**data["source"]), roles=["train"])
+            check_source(_task_of(data), source=DataSource(**data["source"]), roles=["train"])
         except UserError as error:
             raise UserError(
                 f"{data['name']}: the adapter learned from it before, so a test's questions are "
@@ -92,7 +92,7 @@ def check_learned(config: RunConfig) -> None:
 def _learned_in(identity: Mapping[str, Any], config: RunConfig) -> list[Example]:
     """The examples of a training that ``config`` goes on from, which has its replay too."""
     data, replay = identity["data"], identity["peft"].get("replay")
-    source = Source(**data["source"])
+    source = DataSource(**data["source"])
     examples = load_examples(
         _task_of(data), "train", source=source, prompts=data["prompts"], limit=data["train_limit"]
     )
@@ -139,36 +139,36 @@ def _replay(
         return load_examples(
             Task(**described.task_arguments()),
             role,
-            source=Source(**source.model_dump()),
+            source=DataSource(**source.model_dump()),
             prompts=prompts,
             limit=None,
         )
 
-    tests = [load(tasks[name], "test", elsewhere) for name in replay.apart_from]
+    tests = [load(tasks[name], "test", elsewhere) for name in replay.exclude_tests]
     described, source = own
     if described is not None and described.splits.get("test"):
         tests.append(load(described, "test", source))
-    return choose_replay(
+    return sample_replay(
         load(tasks[replay.task], "train", elsewhere),
         apart_from=chain.from_iterable(tests),
-        share=replay.share,
+        share=replay.ratio,
         target=target,
     )
 
 
 def training_fingerprint(config: RunConfig) -> str:
     """Identifies the training examples."""
-    return examples_digest(own_examples(config))
+    return examples_digest(run_examples(config))
 
 
-def training_items(
+def tokenized_training_set(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenisedExample], dict[str, Any]]:
     """The training examples as tokens, and for the record what became of them on the way."""
     examples = training_examples(config)
     items, report = _tokenised(config, config.data, examples, tokenizer)
     record: dict[str, Any] = asdict(report)
-    replay = replayed(config, target=len(examples))
+    replay = replay_examples(config, target=len(examples))
     if config.peft.replay is not None and replay is not None:
         task = config.replay_tasks[config.peft.replay.task]
         _warn(f"{task.name} (replay)", replay.warning())
@@ -183,8 +183,8 @@ def _tokenised(
     task: TaskConfig,
     examples: list[Example],
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[list[TokenisedExample], TokenisationReport]:
-    items, report = tokenise_training(
+) -> tuple[list[TokenisedExample], TokenizationStats]:
+    items, report = tokenize_training(
         examples,
         tokenizer,
         max_prompt_tokens=task.max_prompt_tokens,
@@ -197,7 +197,7 @@ def _tokenised(
     return items, report
 
 
-def test_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, TestSet]:
+def eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, EvalSet]:
     """The tasks to be judged, by name."""
     tests = {}
     for name, task in config.tasks.items():
@@ -208,9 +208,9 @@ def test_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str
         )
         tests[name] = load_test_set(
             Task(**described.task_arguments()),
-            source=Source(**source.model_dump()),
-            prompts=config.data.prompts,
-            items=config.evaluation.items_of(name),
+            source=DataSource(**source.model_dump()),
+            prompts=config.data.prompt_style,
+            items=config.evaluation.limit_of(name),
             tokenizer=tokenizer,
             closed_vocabulary=config.backbone.closed_vocabulary,
             chat=config.data.chat_template,

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imsm.stages.layout import layout_of
-from imsm.training.local import LocalEngine, choose_device
+from imsm.stages.layout import topology_of
+from imsm.training.local import SingleDeviceEngine, choose_device
 from imsm.training.optimizer import ELEMENTWISE, build_optimizer, build_schedule
-from imsm.training.zero_settings import zero_settings
+from imsm.training.zero_settings import deepspeed_config
 
 if TYPE_CHECKING:
     from imsm.config import RunConfig
-    from imsm.processes.layout import Layout
-    from imsm.processes.world import World
+    from imsm.processes.layout import Topology
+    from imsm.processes.world import DistributedContext
     from imsm.siamese.model import SiameseForCausalLM
     from imsm.training.engine import Engine
 
 
-def device_of(config: RunConfig, world: World) -> torch.device:
+def local_device(config: RunConfig, world: DistributedContext) -> torch.device:
     """Where a process works: its own GPU, or the CPU."""
     device = choose_device(config.engine.device)
     if device.type == "cuda" and world.store is not None:
@@ -34,40 +34,40 @@ def device_of(config: RunConfig, world: World) -> torch.device:
 def micro_batch_size(config: RunConfig, *, processes: int) -> int:
     """Examples of one pass of one process."""
     recipe = config.trainer
-    share = math.ceil(recipe.batch_size / processes)
+    share = math.ceil(recipe.global_batch_size / processes)
     return min(recipe.micro_batch_size or share, share)
 
 
 def engine_settings(
-    config: RunConfig, model: SiameseForCausalLM, *, layout: Layout
+    config: RunConfig, model: SiameseForCausalLM, *, layout: Topology
 ) -> dict[str, Any]:
     """DeepSpeed's configuration for a run; `mode=plan` shows it."""
     recipe, engine = config.trainer, config.engine
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     micro = micro_batch_size(config, processes=layout.size)
-    return zero_settings(
+    return deepspeed_config(
         stage=layout.stage,
         offload=layout.offload,
         pinned=layout.device == "cuda",
         micro_batch_size=micro,
-        accumulation=math.ceil(recipe.batch_size / (micro * layout.size)),
-        clip_norm=recipe.clip_norm,
+        accumulation=math.ceil(recipe.global_batch_size / (micro * layout.size)),
+        clip_norm=recipe.max_grad_norm,
         largest=max(sizes),
         trainable=sum(sizes),
-        bucket_elements=engine.bucket_elements,
-        prefetch_elements=engine.prefetch_elements,
-        live_elements=engine.live_elements,
+        bucket_elements=engine.reduce_bucket_size,
+        prefetch_elements=engine.prefetch_bucket_size,
+        live_elements=engine.max_live_parameters,
     )
 
 
 @contextmanager
-def engine_of(
+def build_engine(
     config: RunConfig,
     model: SiameseForCausalLM,
     *,
     steps: int,
     device: torch.device,
-    world: World,
+    world: DistributedContext,
 ) -> Iterator[Engine]:
     """The engine that trains ``model``; inside, the processes can talk in tensors.
 
@@ -87,24 +87,24 @@ def engine_of(
         weight_decay=recipe.weight_decay,
     )
     schedule = build_schedule(
-        optimizer, name=recipe.schedule, warmup_ratio=recipe.warmup_ratio, steps=steps
+        optimizer, name=recipe.lr_scheduler_type, warmup_ratio=recipe.warmup_ratio, steps=steps
     )
     if world.store is None:
-        yield LocalEngine(
-            model, optimizer=optimizer, schedule=schedule, clip_norm=recipe.clip_norm, device=device
+        yield SingleDeviceEngine(
+            model, optimizer=optimizer, schedule=schedule, clip_norm=recipe.max_grad_norm, device=device
         )
         return
     from imsm.processes.collectives import start_collectives
-    from imsm.training.zero import ZeroEngine
+    from imsm.training.zero import DeepSpeedEngine
 
-    layout = layout_of(config, gpus=torch.cuda.device_count(), joined=world.size)
-    start_collectives(world, device=device, timeout_minutes=config.engine.timeout_minutes)
-    engine = ZeroEngine(
+    layout = topology_of(config, gpus=torch.cuda.device_count(), joined=world.size)
+    start_collectives(world, device=device, timeout_minutes=config.engine.collective_timeout_minutes)
+    engine = DeepSpeedEngine(
         model,
         optimizer=optimizer,
         elementwise=recipe.optimizer in ELEMENTWISE,
         schedule=schedule,
-        clip_norm=recipe.clip_norm,
+        clip_norm=recipe.max_grad_norm,
         settings=engine_settings(config, model, layout=layout),
         device=device,
         world=world,

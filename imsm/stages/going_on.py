@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 from imsm.backbones.fingerprint import file_digest
 from imsm.config import RunConfig
 from imsm.errors import UserError
-from imsm.run_folder import RunFolder
-from imsm.siamese.storage import fill
-from imsm.stages.parts import adapter_of
+from imsm.run_folder import RunDir
+from imsm.siamese.storage import load_weights_into
+from imsm.stages.parts import build_adapter
 
 if TYPE_CHECKING:
     from imsm.siamese.model import SiameseForCausalLM
 
 
-def check_can_go_on(config: RunConfig) -> None:
+def check_resumable_method(config: RunConfig) -> None:
     """Refuse a method whose saved model cannot be trained further, before a first stage is trained.
 
     Raises:
         UserError: it is such a method.
     """
-    method = adapter_of(config).config
+    method = build_adapter(config).config
     kind = getattr(getattr(method, "peft_type", None), "value", None)
     if kind == "P_TUNING" or getattr(method, "prefix_projection", False):
         raise UserError(
@@ -38,13 +38,13 @@ def check_can_go_on(config: RunConfig) -> None:
         )
 
 
-def start_fingerprint(before: Path) -> str:
+def parent_hash(before: Path) -> str:
     """Identifies the values of adapter and gate that a finished run left.
 
     Raises:
         UserError: the run is not finished.
     """
-    run = RunFolder(before)
+    run = RunDir(before)
     if not run.trained.is_file():
         raise UserError(
             f"{before}: is the stage before and holds no finished training; give the whole "
@@ -57,12 +57,12 @@ def frozen_fingerprint(config: RunConfig) -> dict[str, str]:
     """Identifies the values of the adapter that a run takes as it is; empty if it takes none."""
     if config.frozen_adapter is None:
         return {}
-    return {"frozen adapter": _values_fingerprint(RunFolder(Path(config.frozen_adapter)).adapter)}
+    return {"frozen adapter": _values_fingerprint(RunDir(Path(config.frozen_adapter)).adapter)}
 
 
-def start_from(model: SiameseForCausalLM, before: Path) -> None:
+def load_parent_weights(model: SiameseForCausalLM, before: Path) -> None:
     """Give ``model``'s adapter and gate the values that the run in ``before`` left."""
-    fill(model, RunFolder(before).model)
+    load_weights_into(model, RunDir(before).model)
 
 
 def _values_fingerprint(folder: Path) -> str:

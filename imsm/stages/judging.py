@@ -12,49 +12,49 @@ from imsm.backbones.fingerprint import file_digest
 from imsm.config import RunConfig
 from imsm.evaluation.digest import digest
 from imsm.evaluation.items import task_folder
-from imsm.evaluation.judge import Judgement, judge
-from imsm.evaluation.leaks import leaks
-from imsm.evaluation.test_set import TestSet
-from imsm.identity import original_of, run_identity, trainings_of
+from imsm.evaluation.judge import EvalResult, evaluate
+from imsm.evaluation.leaks import find_contamination
+from imsm.evaluation.test_set import EvalSet
+from imsm.identity import baseline_config, run_identity, training_chain
 from imsm.report.result import build_result, write_result
-from imsm.run_folder import RunFolder, open_run
+from imsm.run_folder import RunDir, open_run_dir
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.stages.data import learned_examples
+from imsm.stages.data import all_training_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from imsm.data.example import Example
-    from imsm.processes.world import World
+    from imsm.processes.world import DistributedContext
 
 GetModel = Callable[[], SiameseForCausalLM]
 """Gives the model; called only if something has to be generated."""
 
 
-def judge_original(
+def evaluate_original(
     config: RunConfig,
     *,
     path: Path,
     ledgers: Path,
-    tests: dict[str, TestSet],
+    tests: dict[str, EvalSet],
     model: GetModel,
     tokenizer: PreTrainedTokenizerBase,
     weights: str,
-    world: World,
+    world: DistributedContext,
 ) -> dict[str, Any]:
     """The original's result on these tasks; it answers once, every later run reuses that.
 
     Its `result.json` is written by its own run alone: another run may ask other tasks.
     """
-    alone = original_of(config)
-    world.first(lambda: _open(path, alone))
+    alone = baseline_config(config)
+    world.run_on_main(lambda: _open(path, alone))
     tasks = _judge_tasks(
         config,
         tests=tests,
         model=model,
         stream="original",
         tokenizer=tokenizer,
-        fingerprint=fingerprint_of(config, "original", weights=weights),
+        fingerprint=model_hash(config, "original", weights=weights),
         folder=path,
         ledgers=ledgers,
         world=world,
@@ -69,24 +69,24 @@ def judge_original(
         training=None,
         evaluation=tasks,
     )
-    if not config.method.trained and world.leads:
+    if not config.method.trainable and world.is_main:
         write_result(path, result)
     return result
 
 
-def judge_arm(
+def evaluate_trained(
     config: RunConfig,
     *,
-    run: RunFolder,
+    run: RunDir,
     ledgers: Path,
-    tests: dict[str, TestSet],
+    tests: dict[str, EvalSet],
     model: GetModel,
     tokenizer: PreTrainedTokenizerBase,
     original: dict[str, Any],
-    world: World,
+    world: DistributedContext,
 ) -> dict[str, Any]:
     """The trained arm's result; it keeps the original's scores on the same items beside its own."""
-    digests = trainable_digests(run.model)
+    digests = weight_hashes(run.model)
     training = json.loads(run.trained.read_text(encoding="utf-8"))
     inputs = json.loads(run.inputs.read_text(encoding="utf-8"))
     stream = config.method.stream
@@ -96,7 +96,7 @@ def judge_arm(
         model=model,
         stream=stream,
         tokenizer=tokenizer,
-        fingerprint=fingerprint_of(config, stream, weights=inputs["backbone"], digests=digests),
+        fingerprint=model_hash(config, stream, weights=inputs["backbone"], digests=digests),
         folder=run.path,
         ledgers=ledgers,
         world=world,
@@ -111,7 +111,7 @@ def judge_arm(
         training=training,
         evaluation={**tasks, "original": original["evaluation"]["tasks"]},
     )
-    if world.leads:
+    if world.is_main:
         write_result(run.path, result)
     return result
 
@@ -119,20 +119,20 @@ def judge_arm(
 def _judge_tasks(
     config: RunConfig,
     *,
-    tests: dict[str, TestSet],
+    tests: dict[str, EvalSet],
     model: GetModel,
     stream: str,
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: str,
     folder: Path,
     ledgers: Path,
-    world: World,
+    world: DistributedContext,
 ) -> dict[str, Any]:
     """One stream on every task, as `result.json` keeps it; a folder per task and test set."""
-    learned_from = None if stream == "original" else learned_examples(config)
+    learned_from = None if stream == "original" else all_training_examples(config)
     tasks: dict[str, Any] = {}
     for name, test in tests.items():
-        judgement = judge(
+        judgement = evaluate(
             test,
             model=model,
             stream=stream,
@@ -146,15 +146,15 @@ def _judge_tasks(
             label=f"{config.method.name if stream != 'original' else 'original'}: {name}",
             world=world,
         )
-        tasks[name] = entry_of(config, name, test, judgement, learned_from=learned_from)
+        tasks[name] = result_entry(config, name, test, judgement, learned_from=learned_from)
     return {"settings": config.evaluation.model_dump(), "tasks": tasks}
 
 
-def entry_of(
+def result_entry(
     config: RunConfig,
     name: str,
-    test: TestSet,
-    judgement: Judgement,
+    test: EvalSet,
+    judgement: EvalResult,
     *,
     learned_from: Sequence[Example] | None,
 ) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def entry_of(
         "role": "target" if name == config.data.name else "forgetting",
         "trained_on": learned,
         "test_set": test.fingerprint,
-        "leaks": leaks(test.examples, learned_from or []),
+        "leaks": find_contamination(test.examples, learned_from or []),
         **asdict(judgement),
     }
 
@@ -177,15 +177,15 @@ def learned_tasks(config: RunConfig) -> list[str]:
 
     Tests that a replay was kept apart from are not among them.
     """
-    trainings = trainings_of(run_identity(config))
+    trainings = training_chain(run_identity(config))
     replays = [training["peft"].get("replay") for training in trainings]
     targets = [training["data"]["name"] for training in trainings]
     return [*targets, *(replay["task"] for replay in replays if replay)]
 
 
-def metrics_of(config: RunConfig, test: TestSet) -> dict[str, list[str]]:
+def metrics_of(config: RunConfig, test: EvalSet) -> dict[str, list[str]]:
     """The modules of a task's metrics by protocol."""
-    named = {"clean": test.task.metrics, "released": test.task.released_metrics}
+    named = {"strict": test.task.metrics, "paper_code": test.task.paper_code_metrics}
     return {
         protocol: [config.metrics.get(metric, metric) for metric in metrics]
         for protocol, metrics in named.items()
@@ -194,10 +194,10 @@ def metrics_of(config: RunConfig, test: TestSet) -> dict[str, list[str]]:
 
 
 def _open(path: Path, alone: RunConfig) -> None:
-    open_run(path, run_identity(alone))
+    open_run_dir(path, run_identity(alone))
 
 
-def fingerprint_of(
+def model_hash(
     config: RunConfig, stream: str, *, weights: str, digests: Sequence[Sequence[str]] = ()
 ) -> str:
     """Identifies who answers: the backbone's weights, their precision, adapter and gate, stream."""
@@ -205,7 +205,7 @@ def fingerprint_of(
     return digest([*made_of, digests] if digests else made_of)
 
 
-def trainable_digests(folder: Path) -> list[list[str]]:
+def weight_hashes(folder: Path) -> list[list[str]]:
     """SHA-256 of the adapter's and the gate's files."""
     files = sorted(folder.rglob("*.safetensors"))
     return [[str(file.relative_to(folder)), file_digest(file)] for file in files]

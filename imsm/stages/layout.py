@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imsm.errors import UserError
-from imsm.processes.layout import Layout, resolve_layout
+from imsm.processes.layout import Topology, resolve_topology
 from imsm.processes.nodes import processes_by_hostfile
 
 if TYPE_CHECKING:
     from imsm.config import RunConfig
 
 
-def layout_of(
+def topology_of(
     config: RunConfig, *, gpus: int, joined: int | None = None, elsewhere: bool = False
-) -> Layout:
+) -> Topology:
     """The processes that a run's engine means.
 
     Args:
@@ -27,30 +27,30 @@ def layout_of(
         UserError: more processes than engine, GPUs or hostfile allow, or not as many as there are.
     """
     engine = config.engine
-    asked = engine.processes
-    if joined is None and engine.nodes > 1:
+    asked = engine.nproc_per_node
+    if joined is None and engine.nnodes > 1:
         elsewhere = True
         if engine.hostfile is not None:
-            asked = processes_by_hostfile(engine.hostfile, nodes=engine.nodes, processes=asked)
+            asked = processes_by_hostfile(engine.hostfile, nodes=engine.nnodes, processes=asked)
         elif asked is None and not gpus and engine.device != "cpu":
             raise UserError(
-                f"engine.nodes={engine.nodes}: no GPU is visible here to count; give "
-                "engine.processes=..., the GPUs of a node, as well"
+                f"engine.nnodes={engine.nnodes}: no GPU is visible here to count; give "
+                "engine.nproc_per_node=..., the GPUs of a node, as well"
             )
-    if joined is not None and asked is not None and asked * engine.nodes != joined:
+    if joined is not None and asked is not None and asked * engine.nnodes != joined:
         raise UserError(
-            f"engine.processes={asked}, engine.nodes={engine.nodes}: {joined} processes were "
+            f"engine.nproc_per_node={asked}, engine.nnodes={engine.nnodes}: {joined} processes were "
             "started; start as many, or leave both out"
         )
     if joined is None and elsewhere and (asked is not None or engine.device == "cuda"):
         gpus = max(gpus, asked or 1)
-    return resolve_layout(
+    return resolve_topology(
         name=engine.name,
         stage=engine.stage,
         offload=engine.offload,
         device=engine.device,
         processes=asked,
-        nodes=engine.nodes,
+        nodes=engine.nnodes,
         gpus=gpus,
         joined=joined,
     )

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from imsm.builders import locate, takes_modules
-from imsm.siamese.closeness import Closeness
+from imsm.builders import import_target, accepts_target_modules
+from imsm.siamese.closeness import KLRegularizer
 
 if TYPE_CHECKING:
-    from imsm.adapters.adapter import Adapter
+    from imsm.adapters.adapter import AdapterSpec
     from imsm.config import RunConfig
 
 
-def adapter_of(config: RunConfig) -> Adapter:
+def build_adapter(config: RunConfig) -> AdapterSpec:
     """The PEFT method, on the backbone's modules if it changes any."""
-    build = locate(config.peft.target)
+    build = import_target(config.peft.target)
     arguments = config.peft.arguments()
-    if takes_modules(build):
+    if accepts_target_modules(build):
         arguments["target_modules"] = config.peft.target_modules(config.backbone)
-    adapter: Adapter = build(**arguments)
+    adapter: AdapterSpec = build(**arguments)
     return adapter
 
 
-def parts_of(config: RunConfig) -> dict[str, Any]:
+def model_kwargs(config: RunConfig) -> dict[str, Any]:
     """The arguments of `assemble` besides the adapter."""
     gate = None
     if config.method.stream == "interwoven":
@@ -38,19 +38,19 @@ def parts_of(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def closeness_of(config: RunConfig) -> Closeness | None:
+def build_kl_regularizer(config: RunConfig) -> KLRegularizer | None:
     """How hard the training is held to the original; None: not at all."""
-    weight, mask_target = config.trainer.kl_weight, config.trainer.kl_mask_target
-    return None if weight is None else Closeness(weight=weight, mask_target=mask_target)
+    weight, mask_target = config.trainer.kl_beta, config.trainer.kl_mask_target
+    return None if weight is None else KLRegularizer(weight=weight, mask_target=mask_target)
 
 
-def reads_original(config: RunConfig) -> bool:
+def needs_original_stream(config: RunConfig) -> bool:
     """Whether a run's training needs the original's memories: interwoven, or held to them."""
-    held = config.trainer.kl_weight is not None
-    return config.method.trained and (config.method.stream == "interwoven" or held)
+    held = config.trainer.kl_beta is not None
+    return config.method.trainable and (config.method.stream == "interwoven" or held)
 
 
-def trainable_line(counts: dict[str, int]) -> str:
+def format_trainable(counts: dict[str, int]) -> str:
     """How a run says what it trains, before and after it begins."""
     adapter, gate = counts["adapter"], counts["gate"]
     return f"trainable parameters: {adapter + gate:,} (adapter {adapter:,}, gate {gate:,})"

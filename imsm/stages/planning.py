@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imsm.adapters.adapter import freeze
-from imsm.assemble import count_trainable, put_together
-from imsm.backbones.skeleton import build_skeleton, find_configuration
+from imsm.adapters.adapter import freeze_adapter
+from imsm.assemble import count_trainable, wrap_backbone
+from imsm.backbones.skeleton import build_meta_model, find_config
 from imsm.config import RunConfig
 from imsm.errors import UserError
 from imsm.folders import runs_root
 from imsm.identity import run_name
-from imsm.messages import show
-from imsm.options import find_option
-from imsm.plan.downloads import Needed, needed_backbone, needed_dataset
+from imsm.messages import format_value
+from imsm.options import load_option
+from imsm.plan.downloads import DownloadItem, needed_backbone, needed_dataset
 from imsm.plan.plan import Plan
 from imsm.plan.show import show_block, show_page
 from imsm.processes.gpus import visible_gpus
 from imsm.stages.engine import engine_settings
-from imsm.stages.layout import layout_of
-from imsm.stages.parts import adapter_of, closeness_of, parts_of, trainable_line
+from imsm.stages.layout import topology_of
+from imsm.stages.parts import build_adapter, build_kl_regularizer, model_kwargs, format_trainable
 from imsm.stages.planning_data import items_asked, judged, split_lengths, steps_taken, tasks_read
 from imsm.stages.planning_memory import memory_parts
-from imsm.stages.starting import lines_for
+from imsm.stages.starting import node_commands
 
 if TYPE_CHECKING:
-    from imsm.processes.layout import Layout
+    from imsm.processes.layout import Topology
     from imsm.siamese.model import SiameseForCausalLM
 
 
@@ -46,17 +46,17 @@ def print_plan(config: RunConfig, *, compact: bool, overrides: Sequence[str] = (
         UserError: the backbone's architecture describes no model, or the adapter does not fit it.
     """
     plan = make_plan(config, overrides=overrides)
-    trainable = None if plan.counts is None else trainable_line(plan.counts)
+    trainable = None if plan.counts is None else format_trainable(plan.counts)
     (show_block if compact else show_page)(plan, trainable=trainable)
 
 
 def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
     """All that a plan says of one run; see `print_plan`."""
-    layout = layout_of(config, gpus=visible_gpus(), elsewhere=True)
+    layout = topology_of(config, gpus=visible_gpus(), elsewhere=True)
     model, notes = model_without_values(config)
     train = None
-    if config.method.trained:
-        train = split_lengths(config, config.data, "train").limited(config.data.train_limit)
+    if config.method.trainable:
+        train = split_lengths(config, config.data, "train").limited(config.data.max_train_examples)
     tests = {name: split_lengths(config, task, "test") for name, task in judged(config).items()}
     memory = (
         None
@@ -64,7 +64,7 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
         else memory_parts(config, model, train=train, tests=tests, layout=layout)
     )
     settings = _settings(config, layout)
-    if layout.distributed and model is not None and config.method.trained:
+    if layout.distributed and model is not None and config.method.trainable:
         settings["deepspeed"] = _flat(engine_settings(config, model, layout=layout))
     return Plan(
         name=run_name(config),
@@ -75,7 +75,7 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
         steps=steps_taken(config, train),
         items=items_asked(config, tests),
         needed=_needed(config, model),
-        start=lines_for(config, layout, overrides=overrides, runs_root=runs_root()),
+        start=node_commands(config, layout, overrides=overrides, runs_root=runs_root()),
     )
 
 
@@ -87,25 +87,25 @@ def model_without_values(config: RunConfig) -> tuple[SiameseForCausalLM | None, 
     """
     backbone = config.backbone
     try:
-        configuration, file = find_configuration(
-            path=backbone.path, revision=backbone.revision, architecture=backbone.architecture
+        configuration, file = find_config(
+            path=backbone.name_or_path, revision=backbone.revision, architecture=backbone.architecture
         )
     except LookupError as error:
         return None, [str(error)]
-    plain = build_skeleton(configuration, dtype=backbone.dtype)
-    adapter = adapter_of(config) if config.method.trained else None
+    plain = build_meta_model(configuration, dtype=backbone.dtype)
+    adapter = build_adapter(config) if config.method.trainable else None
     try:
         with torch.device("meta"):
-            model = put_together(plain, adapter=adapter, **parts_of(config))
+            model = wrap_backbone(plain, adapter=adapter, **model_kwargs(config))
     except (UserError, RuntimeError) as error:
         if not isinstance(error.__cause__ or error, RuntimeError):  # what "meta" cannot do
             raise
         first = str(error).strip().splitlines()[0]
         return None, [f"peft={config.peft.name}: cannot be counted without the weights ({first})"]
     if config.frozen_adapter is not None:
-        freeze(model.adapted)
-    model.closeness = closeness_of(config)
-    model.train(config.method.trained)
+        freeze_adapter(model.adapted)
+    model.kl_regularizer = build_kl_regularizer(config)
+    model.train(config.method.trainable)
     return model, [] if file is not None else _assumed(config)
 
 
@@ -113,38 +113,38 @@ def _assumed(config: RunConfig) -> list[str]:
     """A hub id of one's own is taken for what the yaml describes; that has to be said."""
     backbone = config.backbone
     config_dir = Path(config.config_dir) if config.config_dir else None
-    own = find_option("backbone", backbone.name, config_dir=config_dir).get("path")
-    if backbone.path == own:
+    own = load_option("backbone", backbone.name, config_dir=config_dir).get("path")
+    if backbone.name_or_path == own:
         return []
     return [
         f"counted with the architecture of backbone={backbone.name} ({own}): the config.json of "
-        f"{backbone.path} is not here"
+        f"{backbone.name_or_path} is not here"
     ]
 
 
-def _needed(config: RunConfig, model: SiameseForCausalLM | None) -> list[Needed]:
+def _needed(config: RunConfig, model: SiameseForCausalLM | None) -> list[DownloadItem]:
     backbone = config.backbone
     stand_in = None
-    if backbone.local is not None:
-        module = importlib.import_module(backbone.local.rpartition(".")[0])
+    if backbone.local_resolver is not None:
+        module = importlib.import_module(backbone.local_resolver.rpartition(".")[0])
         describe = getattr(module, "stand_in", None)
-        stand_in = describe(backbone.path) if describe is not None else None
+        stand_in = describe(backbone.name_or_path) if describe is not None else None
     weights = None
     if model is not None:
         weights = sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
     found = [
         needed_backbone(
-            backbone.path, revision=backbone.revision, stand_in=stand_in, weights=weights
+            backbone.name_or_path, revision=backbone.revision, stand_in=stand_in, weights=weights
         )
     ]
     for task, source in tasks_read(config):
         if source.kind == "hub" and task.hub is not None:
-            size = task.facts.megabytes if task.facts is not None else None
+            size = task.stats.megabytes if task.stats is not None else None
             found.append(needed_dataset(task.hub.model_dump(), megabytes=size))
     return found
 
 
-def _settings(config: RunConfig, layout: Layout) -> dict[str, str]:
+def _settings(config: RunConfig, layout: Topology) -> dict[str, str]:
     """The resolved configuration, a line per group."""
     backbone, peft, method, data = config.backbone, config.peft, config.method, config.data
     chosen = backbone.model_dump(include={"path", "revision", "dtype", "attn_implementation"})
@@ -152,7 +152,7 @@ def _settings(config: RunConfig, layout: Layout) -> dict[str, str]:
         "backbone": _values(backbone.name, chosen),
         "method": f"{method.name}: the {method.stream} stream answers",
     }
-    if method.trained:
+    if method.trainable:
         modules = peft.target_modules(backbone) or None
         replay = {"replay": peft.replay.model_dump()} if peft.replay is not None else {}
         lines["peft"] = _values(peft.name, {"modules": modules} | peft.arguments() | replay)
@@ -162,9 +162,9 @@ def _settings(config: RunConfig, layout: Layout) -> dict[str, str]:
         gate = {"pooling": config.gate.pooling} | config.gate.arguments()
         lines["gate"] = _values(config.gate.name, gate)
     place = data.target_source()
-    chosen = {"source": place.kind, "path": place.path, "prompts": data.prompts}
-    lines["data"] = _values(data.name, chosen | {"train_limit": data.train_limit})
-    if method.trained:
+    chosen = {"source": place.kind, "path": place.path, "prompts": data.prompt_style}
+    lines["data"] = _values(data.name, chosen | {"train_limit": data.max_train_examples})
+    if method.trainable:
         recipe = config.trainer.model_dump(exclude={"name", "by_method"})
         recipe = {k: v for k, v in recipe.items() if not k.startswith("checkpoint")}
         lines["trainer"] = _values(config.trainer.name, recipe)
@@ -184,5 +184,5 @@ def _flat(settings: dict[str, Any]) -> str:
 
 def _values(name: str, values: dict[str, Any]) -> str:
     """Keys and values as one writes them; what is null is left out."""
-    shown = ", ".join(f"{k} {show(v)}" for k, v in values.items() if v is not None)
+    shown = ", ".join(f"{k} {format_value(v)}" for k, v in values.items() if v is not None)
     return f"{name}: {shown}" if name else shown

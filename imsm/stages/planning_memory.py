@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING
 
 from imsm.evaluation.likelihood import COPIED
 from imsm.plan.memory import (
-    Exact,
+    StaticMemory,
     bank_of_examples,
     cache_bytes,
     count_bytes,
     estimate_step,
     logit_bytes,
 )
-from imsm.plan.plan import Part, readable
-from imsm.plan.share import Shares, shared_parts
+from imsm.plan.plan import MemoryItem, readable
+from imsm.plan.share import ZeroSharding, shared_parts
 from imsm.stages.engine import engine_settings, micro_batch_size
-from imsm.stages.parts import reads_original
+from imsm.stages.parts import needs_original_stream
 from imsm.stages.planning_data import judged
 from imsm.training.optimizer import ELEMENTWISE
 
 if TYPE_CHECKING:
     from imsm.config import RunConfig
-    from imsm.plan.examples import Lengths
-    from imsm.processes.layout import Layout
+    from imsm.plan.examples import LengthStats
+    from imsm.processes.layout import Topology
     from imsm.siamese.model import SiameseForCausalLM
 
 TRAINING = "memory per GPU, training"
@@ -36,10 +36,10 @@ def memory_parts(
     config: RunConfig,
     model: SiameseForCausalLM,
     *,
-    train: Lengths | None,
-    tests: dict[str, Lengths],
-    layout: Layout,
-) -> dict[str, list[Part]]:
+    train: LengthStats | None,
+    tests: dict[str, LengthStats],
+    layout: Topology,
+) -> dict[str, list[MemoryItem]]:
     """The parts of `TRAINING`, `EVALUATION`, and `DISK` or `RAM`.
 
     Args:
@@ -73,19 +73,19 @@ def memory_parts(
             words += ", a part at a time"
         found[TRAINING] = [
             *_training_parts(config, model, exact, layout),
-            Part(name="activations", size=step.activations, how=kept, exact=False),
-            Part(name="answer logits", size=step.logits, how=words, exact=False),
+            MemoryItem(name="activations", size=step.activations, how=kept, exact=False),
+            MemoryItem(name="answer logits", size=step.logits, how=words, exact=False),
         ]
     caches = _caches(config, step.cache, tests, virtual=virtual)
     found[EVALUATION] = [*_model_parts(config, exact), caches]
-    if train is not None and reads_original(config) and config.memory_bank != "off":
-        found[RAM if config.memory_bank == "ram" else DISK] = [_bank(config, model, train)]
+    if train is not None and needs_original_stream(config) and config.hidden_state_cache != "off":
+        found[RAM if config.hidden_state_cache == "ram" else DISK] = [_bank(config, model, train)]
     return found
 
 
 def _training_parts(
-    config: RunConfig, model: SiameseForCausalLM, exact: Exact, layout: Layout
-) -> list[Part]:
+    config: RunConfig, model: SiameseForCausalLM, exact: StaticMemory, layout: Topology
+) -> list[MemoryItem]:
     """What one process has of the model, its gradients and the optimizer."""
     optimizer = config.trainer.optimizer
     if not layout.distributed:
@@ -95,9 +95,9 @@ def _training_parts(
             _exact("optimizer", exact.optimizer, optimizer),
         ]
     frozen = [p for p in model.parameters() if not p.requires_grad]
-    ahead = config.engine.prefetch_elements * frozen[0].element_size()
+    ahead = config.engine.prefetch_bucket_size * frozen[0].element_size()
     zero = engine_settings(config, model, layout=layout)["zero_optimization"]
-    shares = Shares(
+    shares = ZeroSharding(
         stage=layout.stage,
         size=layout.size,
         offload=layout.offload,
@@ -108,14 +108,14 @@ def _training_parts(
     return shared_parts(exact, shares, optimizer=optimizer, weights=_weights(config, exact))
 
 
-def _weights(config: RunConfig, exact: Exact) -> str:
+def _weights(config: RunConfig, exact: StaticMemory) -> str:
     shared = ", shared by both streams" if config.method.stream == "interwoven" else ""
     return f"{exact.frozen:,} frozen parameters in {config.backbone.dtype}{shared}"
 
 
-def _model_parts(config: RunConfig, exact: Exact) -> list[Part]:
+def _model_parts(config: RunConfig, exact: StaticMemory) -> list[MemoryItem]:
     parts = [_exact("weights", exact.weights, _weights(config, exact))]
-    if config.method.trained:
+    if config.method.trainable:
         learns = "the gate" if config.frozen_adapter is not None else "adapter and gate"
         parts.append(_exact("trainables", exact.trainables, f"{learns} in float32"))
     return parts
@@ -124,10 +124,10 @@ def _model_parts(config: RunConfig, exact: Exact) -> list[Part]:
 def _caches(
     config: RunConfig,
     cache: list[tuple[int, int | None]],
-    tests: dict[str, Lengths],
+    tests: dict[str, LengthStats],
     *,
     virtual: int,
-) -> Part:
+) -> MemoryItem:
     """The largest keys and values of the tasks that are asked; virtual tokens are the tuned's.
 
     Either new tokens follow the prompts, or accepted answers follow copies of some of them.
@@ -150,28 +150,28 @@ def _caches(
     how = f"{rows} prompts of {name}, {longest[name]} (the longest) + {new} new tokens{both}"
     how += f", or copies of them up to {readable(COPIED)}, with accepted answers"
     how += f", the tuned one after {virtual} virtual tokens" if virtual else ""
-    return Part(name="KV caches", size=size, how=how, exact=False)
+    return MemoryItem(name="KV caches", size=size, how=how, exact=False)
 
 
-def _bank(config: RunConfig, model: SiameseForCausalLM, train: Lengths) -> Part:
+def _bank(config: RunConfig, model: SiameseForCausalLM, train: LengthStats) -> MemoryItem:
     if train.examples is None or train.mean is None:
         how = "the number and the lengths of the examples are not known"
-        return Part(name="memory bank", size=None, how=how, exact=False)
+        return MemoryItem(name="memory bank", size=None, how=how, exact=False)
     answer = train.mean[1]
     size = bank_of_examples(model, examples=train.examples, answer_tokens=answer)
-    limit = config.memory_bank_gigabytes
+    limit = config.hidden_state_cache_gb
     how = (
         f"the original's memories of {train.examples:,} examples at {answer:.0f} answer tokens "
-        f"(mean), and one of the query; memory_bank={config.memory_bank}, "
+        f"(mean), and one of the query; hidden_state_cache={config.hidden_state_cache}, "
     )
     if size > limit * 1e9:
-        how += f"more than memory_bank_gigabytes={limit:g}, so "
-        how += "there will be none" if config.memory_bank == "auto" else "it will be refused"
+        how += f"more than hidden_state_cache_gb={limit:g}, so "
+        how += "there will be none" if config.hidden_state_cache == "auto" else "it will be refused"
     else:
         how += "filled in the first steps"
-        how += "" if config.memory_bank == "ram" else " and kept for all runs"
-    return Part(name="memory bank", size=size, how=how, exact=False)
+        how += "" if config.hidden_state_cache == "ram" else " and kept for all runs"
+    return MemoryItem(name="memory bank", size=size, how=how, exact=False)
 
 
-def _exact(name: str, size: int, how: str) -> Part:
-    return Part(name=name, size=size, how=how, exact=True)
+def _exact(name: str, size: int, how: str) -> MemoryItem:
+    return MemoryItem(name=name, size=size, how=how, exact=True)

@@ -1,6 +1,6 @@
-"""`mode=prepare`: all that a run reads is fetched and looked through where there is a network.
+"""`mode=download`: all that a run reads is fetched and looked through where there is a network.
 
-Afterwards the same command runs without one. No run's folder is made. With `memory_bank=disk` the
+Afterwards the same command runs without one. No run's folder is made. With `hidden_state_cache=disk` the
 bank is filled here, by the machine that the run is to train on; otherwise no weight is loaded and
 no GPU asked for.
 """
@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.chain import stages_of
+from imsm.chain import expand_stages
 from imsm.config import RunConfig
 from imsm.errors import UserError
-from imsm.identity import run_name, trainings_before
+from imsm.identity import run_name, parent_trainings
 from imsm.stages.planning_data import tasks_read
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def prepare(config: RunConfig, *, program: str, arguments: Sequence[str]) -> Non
         UserError: something cannot be had, or does not fit (no example short enough, say).
     """
     from imsm.backbones.load import load_tokenizer
-    from imsm.data.chat import adopt_chat_template
+    from imsm.data.chat import use_chat_template
 
     first = not _prepared
-    stages = stages_of(config)
+    stages = expand_stages(config)
     for stage in stages:
         print(run_name(stage))
     backbone = config.backbone
@@ -50,7 +50,7 @@ def prepare(config: RunConfig, *, program: str, arguments: Sequence[str]) -> Non
     _once("backbone", place, partial(_backbone, place))
     tokenizer = load_tokenizer(**place)
     if config.data.chat_template:
-        adopt_chat_template(tokenizer)
+        use_chat_template(tokenizer)
     for stage in stages:
         _data(stage, tokenizer)
         _bank(stage, tokenizer)
@@ -76,7 +76,7 @@ def check_here(config: RunConfig) -> None:
     if not is_offline_mode():
         return
     backbone = config.backbone
-    source = resolve_path(backbone.path, local=backbone.local)
+    source = resolve_path(backbone.name_or_path, local=backbone.local_resolver)
     if not Path(source).is_dir() and (problem := missing_files(source, revision=backbone.revision)):
         raise UserError(problem)
     for hub in _on_hub(config).values():
@@ -84,13 +84,13 @@ def check_here(config: RunConfig) -> None:
         if needed.here is None:
             raise UserError(
                 f"{needed.what}: is not in the cache of this machine, and HF_HUB_OFFLINE is "
-                "set; give the same command with mode=prepare where there is a network"
+                "set; give the same command with mode=download where there is a network"
             )
 
 
 def _on_hub(config: RunConfig) -> dict[str, dict[str, Any]]:
     """The datasets on the hub of which a run reads anything, what was learned before it too."""
-    learned = [identity["data"] for identity in trainings_before(config)]
+    learned = [identity["data"] for identity in parent_trainings(config)]
     before = {data["name"]: data["hub"] for data in learned if data["source"]["kind"] == "hub"}
     return before | {
         task.name: task.hub.model_dump()
@@ -111,14 +111,14 @@ def _backbone(place: dict[str, Any]) -> str:
 
 def _data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Fetch and tokenise what is learned and what is asked."""
-    from imsm.stages.data import learned_examples, training_items
+    from imsm.stages.data import all_training_examples, tokenized_training_set
 
     reads = {
         "backbone": config.backbone.model_dump(mode="json"),
         "chat": config.data.chat_template,
-        "prompts": config.data.prompts,
+        "prompts": config.data.prompt_style,
     }
-    if config.method.trained:
+    if config.method.trainable:
         replay = config.peft.replay
         learns = {
             "data": config.data.model_dump(mode="json"),
@@ -127,21 +127,21 @@ def _data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         _once(
             f"{config.data.name} (train)",
             reads | learns,
-            lambda: _counted(training_items(config, tokenizer)[0]),
+            lambda: _counted(tokenized_training_set(config, tokenizer)[0]),
         )
         if config.frozen_run is not None:  # the stages of a sequence have their own turns
             _once(
                 "all that is learned",
                 reads | learns | {"frozen": config.frozen_run.model_dump(mode="json")},
-                lambda: f"{len(learned_examples(config)):,} examples",
+                lambda: f"{len(all_training_examples(config)):,} examples",
             )
     for name, task in config.tasks.items():
         alone = config.model_copy(update={"tasks": {name: task}})
         own = name == config.data.name
         asked = {
             "task": (config.data if own else task).model_dump(mode="json"),
-            "items": config.evaluation.items_of(name),
-            "mirror": config.data.mirror,
+            "items": config.evaluation.limit_of(name),
+            "mirror": config.data.mirror_dir,
             "source": config.data.source,
         }
         _once(
@@ -155,14 +155,14 @@ def _data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _bank(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Fill the bank of the original's memories if that is asked for, else say who will."""
-    from imsm.stages.parts import reads_original
+    from imsm.stages.parts import needs_original_stream
 
-    if config.memory_bank not in ("auto", "disk") or not reads_original(config):
+    if config.hidden_state_cache not in ("auto", "disk") or not needs_original_stream(config):
         return
     replay = config.peft.replay
     of = {
-        "where": config.memory_bank,
-        "limit": config.memory_bank_gigabytes,
+        "where": config.hidden_state_cache,
+        "limit": config.hidden_state_cache_gb,
         "device": config.engine.device,
         "backbone": config.backbone.model_dump(mode="json"),
         "pooling": config.gate.pooling,
@@ -173,27 +173,27 @@ def _bank(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _filled(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    if config.memory_bank == "auto":
-        return "filled by the first run; memory_bank=disk fills it here"
+    if config.hidden_state_cache == "auto":
+        return "filled by the first run; hidden_state_cache=disk fills it here"
     import transformers
 
-    from imsm.identity import original_of
-    from imsm.processes.world import World
-    from imsm.stages.bank import fill_bank
-    from imsm.stages.data import training_items
-    from imsm.stages.engine import device_of
+    from imsm.identity import baseline_config
+    from imsm.processes.world import DistributedContext
+    from imsm.stages.bank import precompute_cache
+    from imsm.stages.data import tokenized_training_set
+    from imsm.stages.engine import local_device
     from imsm.stages.training import new_model
 
     transformers.utils.logging.disable_progress_bar()
-    items = training_items(config, tokenizer)[0]
-    model = new_model(original_of(config), None, device=device_of(config, World()))
-    return fill_bank(config, model, items, pad_id=tokenizer.pad_token_id)
+    items = tokenized_training_set(config, tokenizer)[0]
+    model = new_model(baseline_config(config), None, device=local_device(config, DistributedContext()))
+    return precompute_cache(config, model, items, pad_id=tokenizer.pad_token_id)
 
 
 def _test_set(config: RunConfig, name: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    from imsm.stages.data import test_sets
+    from imsm.stages.data import eval_sets
 
-    return _counted(test_sets(config, tokenizer)[name].prompts)
+    return _counted(eval_sets(config, tokenizer)[name].prompts)
 
 
 def _dataset(hub: dict[str, Any]) -> str:
@@ -225,7 +225,7 @@ def _size(folder: Path) -> str:
 
 
 def _command(program: str, arguments: Sequence[str]) -> str:
-    """What to give on the machine that trains: the same without `mode=prepare`."""
+    """What to give on the machine that trains: the same without `mode=download`."""
     given = [argument for argument in arguments if argument.partition("=")[0] != "mode"]
     start = ["imsm"] if Path(program).name == "imsm" else ["python", "-m", "imsm.run"]
     return shlex.join([*start, *given])

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.chain import stages_of
+from imsm.chain import expand_stages
 from imsm.errors import UserError
-from imsm.finished import finished_result
+from imsm.finished import load_if_finished
 from imsm.identity import run_name
-from imsm.processes.join import joined
-from imsm.run_folder import RunFolder
-from imsm.stages.going_on import check_can_go_on, start_fingerprint
-from imsm.stages.starting import start
+from imsm.processes.join import detect_process_group
+from imsm.run_folder import RunDir
+from imsm.stages.going_on import check_resumable_method, parent_hash
+from imsm.stages.starting import start_run
 
 if TYPE_CHECKING:
     from imsm.config import RunConfig
 
 
-def carry_out_sequence(
+def run_stages(
     config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()
 ) -> None:
     """Train and judge every stage that is not finished, and say what each one forgot.
@@ -35,33 +35,33 @@ def carry_out_sequence(
         RunError: as of `start`.
         KeyboardInterrupt: stopped by hand; the same command goes on.
     """
-    stages = stages_of(config)
-    if config.method.trained:
-        check_can_go_on(config)
+    stages = expand_stages(config)
+    if config.method.trainable:
+        check_resumable_method(config)
     for number, stage in enumerate(stages, start=1):
-        if config.method.trained:
+        if config.method.trainable:
             print(f"\nstage {number} of {len(stages)}: {stage.data.name}", flush=True)
-        if finished_result(stage, runs_root=runs_root) is not None:
+        if load_if_finished(stage, runs_root=runs_root) is not None:
             _check_start(stage, runs_root=runs_root)
             print(f"{run_name(stage)}: is finished")
             continue
-        start(stage, runs_root=runs_root, overrides=overrides)
-    group = joined()
-    if config.method.trained and (group is None or group.rank == 0):
+        start_run(stage, runs_root=runs_root, overrides=overrides)
+    group = detect_process_group()
+    if config.method.trainable and (group is None or group.rank == 0):
         from imsm.sequence import report
 
         report(runs_root / run_name(stages[-1]))
 
 
-def plan_sequence(config: RunConfig, *, compact: bool, overrides: Sequence[str] = ()) -> None:
+def plan_stages(config: RunConfig, *, compact: bool, overrides: Sequence[str] = ()) -> None:
     """Print the plan of every stage; the first one's is a page, unless ``compact``."""
     from imsm.stages.planning import print_plan
 
-    stages = stages_of(config)
-    if config.method.trained:
-        check_can_go_on(config)
+    stages = expand_stages(config)
+    if config.method.trainable:
+        check_resumable_method(config)
     for number, stage in enumerate(stages, start=1):
-        before = f", after {' and '.join(stage.after.tasks)}" if stage.after is not None else ""
+        before = f", after {' and '.join(stage.previous_stage.tasks)}" if stage.previous_stage is not None else ""
         print(f"stage {number} of {len(stages)}: {stage.data.name}{before}")
         print_plan(stage, compact=compact or number > 1, overrides=overrides)
 
@@ -72,12 +72,12 @@ def _check_start(stage: RunConfig, *, runs_root: Path) -> None:
     Raises:
         UserError: the stage before was trained anew since.
     """
-    if stage.after is None:
+    if stage.previous_stage is None:
         return
-    run = RunFolder(runs_root / run_name(stage))
-    before = runs_root / stage.after.run
+    run = RunDir(runs_root / run_name(stage))
+    before = runs_root / stage.previous_stage.run
     began = json.loads(run.inputs.read_text(encoding="utf-8"))
-    if began.get("start") != start_fingerprint(before):
+    if began.get("start") != parent_hash(before):
         raise UserError(
             f"{run.path}: began from another model than {before.name} holds now. Remove that "
             "folder to train this stage anew"

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imsm.errors import UserError
-from imsm.finished import folder_of
-from imsm.processes.gpus import refuse_busy_gpus, visible_gpus
-from imsm.processes.join import enter, in_step, joined
-from imsm.processes.nodes import launch_nodes, start_lines
-from imsm.stages.layout import layout_of
+from imsm.finished import run_dir_of
+from imsm.processes.gpus import check_gpus_free, visible_gpus
+from imsm.processes.join import join_process_group, run_in_group, detect_process_group
+from imsm.processes.nodes import launch_nodes, launch_commands
+from imsm.stages.layout import topology_of
 
 if TYPE_CHECKING:
     from imsm.config import RunConfig
-    from imsm.processes.layout import Layout
+    from imsm.processes.layout import Topology
 
 _DEEPSPEED = "pip install -c constraints.txt -e '.[deepspeed]'"
 
 
-def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> None:
+def start_run(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> None:
     """Carry a run out with as many processes as its engine means.
 
     Args:
@@ -44,30 +44,30 @@ def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) 
     if default and threading.current_thread() is threading.main_thread():
         # outside training there is nothing to keep; ignored for good, it would not be passed on
         signal.signal(signal.SIGUSR1, _pass_over)
-    group = joined()
-    layout = layout_of(config, gpus=visible_gpus(), joined=group.size if group else None)
+    group = detect_process_group()
+    layout = topology_of(config, gpus=visible_gpus(), joined=group.size if group else None)
     if not layout.distributed:
-        from imsm.flow import carry_out
+        from imsm.flow import run_experiment
 
-        carry_out(config, runs_root=runs_root)
+        run_experiment(config, runs_root=runs_root)
         return
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"engine={config.engine.name}: needs DeepSpeed: {_DEEPSPEED}")
     if group is not None:
-        from imsm.flow import carry_out
+        from imsm.flow import run_experiment
 
         gpus = 0 if config.engine.device == "cpu" else visible_gpus()
-        world = enter(group, gpus=gpus)
-        in_step(world, lambda: carry_out(config, runs_root=runs_root, world=world))
+        world = join_process_group(group, gpus=gpus)
+        run_in_group(world, lambda: run_experiment(config, runs_root=runs_root, world=world))
         return
-    folder = folder_of(config, runs_root=runs_root)
+    folder = run_dir_of(config, runs_root=runs_root)
     settings = {"config": config.to_dict(), "runs_root": str(runs_root), "device": layout.device}
     if layout.nodes > 1:
         hostfile = config.engine.hostfile
         if hostfile is None:
-            lines = lines_for(config, layout, overrides=overrides, runs_root=runs_root)
+            lines = node_commands(config, layout, overrides=overrides, runs_root=runs_root)
             raise UserError(
-                f"engine.nodes={layout.nodes}: this process cannot start the other nodes; give\n"
+                f"engine.nnodes={layout.nodes}: this process cannot start the other nodes; give\n"
                 + "\n".join(lines)
             )
         launch_nodes(
@@ -79,14 +79,14 @@ def start(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) 
         )
         return
     if layout.device == "cuda":
-        refuse_busy_gpus(processes=layout.processes, engine=config.engine.name)
+        check_gpus_free(processes=layout.processes, engine=config.engine.name)
     from imsm.processes.launch import launch
 
     launch(settings, folder=folder, processes=layout.processes)
 
 
-def lines_for(
-    config: RunConfig, layout: Layout, *, overrides: Sequence[str], runs_root: Path
+def node_commands(
+    config: RunConfig, layout: Topology, *, overrides: Sequence[str], runs_root: Path
 ) -> list[str]:
     """How a run on several nodes is started, a line each; none for one node.
 
@@ -102,12 +102,12 @@ def lines_for(
     kept = [text for text in overrides if text.partition("=")[0] not in ("mode", "sweep")]
     if config.mode == "evaluate":
         kept.append("mode=evaluate")
-    return start_lines(
+    return launch_commands(
         ["-m", "imsm.run", *own, *kept],
         hostfile=config.engine.hostfile,
         nodes=layout.nodes,
         processes=layout.processes,
-        place=folder_of(config, runs_root=runs_root) / "processes" / "run.json",
+        place=run_dir_of(config, runs_root=runs_root) / "processes" / "run.json",
     )
 
 

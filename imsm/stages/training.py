@@ -8,23 +8,23 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from imsm.adapters.adapter import Adapter
-from imsm.assemble import assemble, count_trainable
+from imsm.adapters.adapter import AdapterSpec
+from imsm.assemble import build_model, count_trainable
 from imsm.config import RunConfig
 from imsm.data.batches import training_order
 from imsm.errors import UserError
-from imsm.files import write_whole
+from imsm.files import write_atomic
 from imsm.identity import run_identity
-from imsm.run_folder import RunFolder
+from imsm.run_folder import RunDir
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.stages.bank import bank_of, check_bank
-from imsm.stages.data import training_items
-from imsm.stages.engine import engine_of, micro_batch_size
-from imsm.stages.going_on import start_from
-from imsm.stages.parts import adapter_of, closeness_of, parts_of, trainable_line
-from imsm.training.checkpoint import set_aside_after
-from imsm.training.keep import Keeper
-from imsm.training.loop import Batching, Log, train
+from imsm.stages.bank import open_hidden_state_cache, check_cache_fits
+from imsm.stages.data import tokenized_training_set
+from imsm.stages.engine import build_engine, micro_batch_size
+from imsm.stages.going_on import load_parent_weights
+from imsm.stages.parts import build_adapter, build_kl_regularizer, model_kwargs, format_trainable
+from imsm.training.checkpoint import archive_later
+from imsm.training.keep import CheckpointManager
+from imsm.training.loop import BatchPlan, Log, train
 from imsm.training.resume import checkpoint_to_resume
 
 if TYPE_CHECKING:
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from imsm.data.tokenise import TokenisedExample
-    from imsm.processes.world import World
+    from imsm.processes.world import DistributedContext
 
 
 def train_run(
     config: RunConfig,
     *,
-    run: RunFolder,
+    run: RunDir,
     before: Path | None,
     tokenizer: PreTrainedTokenizerBase,
     log: Log,
     device: torch.device,
-    world: World,
+    world: DistributedContext,
 ) -> SiameseForCausalLM | None:
     """Train a run's adapter and gate; `training.json`, written last, says that it is finished.
 
@@ -54,51 +54,51 @@ def train_run(
     Returns:
         The trained model; None where DeepSpeed took it over, so that it has to be loaded.
     """
-    every, examples = training_items(config, tokenizer)
+    every, examples = tokenized_training_set(config, tokenizer)
     items, validation = _held_out(config, every)
     recipe = config.trainer
-    batching = Batching(
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
+    batching = BatchPlan(
+        epochs=recipe.num_epochs,
+        batch_size=recipe.global_batch_size,
         micro_batch_size=micro_batch_size(config, processes=world.size),
         seed=config.seed,
         group_by_length=recipe.group_by_length,
     )
     steps = batching.steps(len(items))
     start = _start(config, run, world)
-    adapter = adapter_of(config)
+    adapter = build_adapter(config)
     model = new_model(config, adapter, device=device)
     if before is not None:
-        start_from(model, before)
-    model.closeness = closeness_of(config)
+        load_parent_weights(model, before)
+    model.kl_regularizer = build_kl_regularizer(config)
     parameters = count_trainable(model)
     if config.frozen_adapter is not None and not parameters["gate"]:
         raise UserError(
             f"gate={config.gate.name}: has no parameters, and nothing else learns with "
             "frozen_adapter; choose another gate (gate=query)"
         )
-    if world.leads:
-        print(trainable_line(parameters))
+    if world.is_main:
+        print(format_trainable(parameters))
     pad_id = tokenizer.pad_token_id
-    world.first(lambda: check_bank(config, model, every, pad_id=pad_id))
-    bank = cache(lambda: bank_of(config, model, every, pad_id=pad_id, world=world))
+    world.run_on_main(lambda: check_cache_fits(config, model, every, pad_id=pad_id))
+    bank = cache(lambda: open_hidden_state_cache(config, model, every, pad_id=pad_id, world=world))
     if world.store is not None:
         bank()  # before DeepSpeed takes the model over
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
     hooks = None
-    if adapter.hooks and config.frozen_adapter is None:
-        hooks = adapter.hooks(cast("PeftModel", model.adapted), steps)
-    with engine_of(config, model, steps=steps, device=device, world=world) as engine:
-        keeper = Keeper(
+    if adapter.callbacks and config.frozen_adapter is None:
+        hooks = adapter.callbacks(cast("PeftModel", model.adapted), steps)
+    with build_engine(config, model, steps=steps, device=device, world=world) as engine:
+        keeper = CheckpointManager(
             folder=run.checkpoints,
             identity=run_identity(config),
             engine=engine,
             hooks=hooks,
-            minutes=recipe.checkpoint_minutes,
-            steps=recipe.checkpoint_steps,
-            keep=recipe.checkpoints_kept,
-            best_by=recipe.best_by,
+            minutes=recipe.save_minutes,
+            steps=recipe.save_steps,
+            keep=recipe.save_total_limit,
+            best_by=recipe.metric_for_best_model,
             start=start,
         )
         summary = train(
@@ -113,33 +113,33 @@ def train_run(
             validation=validation,
             bank=bank,
         )
-        best = keeper.take_best()
-        with engine.values():
-            model.save_pretrained(run.model, is_main_process=world.leads)
+        best = keeper.load_best()
+        with engine.full_params():
+            model.save_pretrained(run.model, is_main_process=world.is_main)
     record = summary.record() | examples | best | {"trainable_parameters": parameters}
     record |= {"engine": config.engine.name, "processes": world.size}
-    world.first(lambda: _finish(config, run, tokenizer, record))
+    world.run_on_main(lambda: _finish(config, run, tokenizer, record))
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_disable()
     return model if world.store is None else None
 
 
 def _finish(
-    config: RunConfig, run: RunFolder, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]
+    config: RunConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]
 ) -> None:
     """What stands beside the finished model; its checkpoints have had their time.
 
     A frozen adapter is kept file by file: ZeRO's third stage has it shared out, like the backbone.
     """
     if config.frozen_adapter is not None:
-        finished = RunFolder(Path(config.frozen_adapter)).adapter
+        finished = RunDir(Path(config.frozen_adapter)).adapter
         shutil.copytree(finished, run.adapter, dirs_exist_ok=True)
     tokenizer.save_pretrained(run.model)
-    write_whole(run.trained, json.dumps(record, indent=2) + "\n")
+    write_atomic(run.trained, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _start(config: RunConfig, run: RunFolder, world: World) -> Path | None:
+def _start(config: RunConfig, run: RunDir, world: DistributedContext) -> Path | None:
     """Where the training goes on; None: it begins, and what was kept of another start goes."""
     identity = run_identity(config)
 
@@ -148,10 +148,10 @@ def _start(config: RunConfig, run: RunFolder, world: World) -> Path | None:
         if start is None:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
             return None
-        set_aside_after(start, run.checkpoints)
+        archive_later(start, run.checkpoints)
         return str(start)
 
-    found = world.first(find)
+    found = world.run_on_main(find)
     return None if found is None else Path(found)
 
 
@@ -163,12 +163,12 @@ def _held_out(
     Raises:
         UserError: nothing would be left to learn.
     """
-    count = config.trainer.validation_examples
+    count = config.trainer.validation_size
     if not count:
         return items, []
     if count >= len(items):
         raise UserError(
-            f"trainer.validation_examples={count}: there are {len(items)} training examples, and "
+            f"trainer.validation_size={count}: there are {len(items)} training examples, and "
             "some must be left to learn; choose fewer"
         )
     (order,) = training_order(len(items), batch_size=len(items), seed=config.seed, epoch=-1)
@@ -178,19 +178,19 @@ def _held_out(
 
 
 def new_model(
-    config: RunConfig, adapter: Adapter | None, *, device: torch.device
+    config: RunConfig, adapter: AdapterSpec | None, *, device: torch.device
 ) -> SiameseForCausalLM:
     """The run's model as training begins; without an adapter the original alone."""
-    chosen: Adapter | Path | None = adapter
+    chosen: AdapterSpec | Path | None = adapter
     if adapter is not None and config.frozen_adapter is not None:
-        chosen = RunFolder(Path(config.frozen_adapter)).adapter
-    return assemble(adapter=chosen, device=device, **parts_of(config))
+        chosen = RunDir(Path(config.frozen_adapter)).adapter
+    return build_model(adapter=chosen, device=device, **model_kwargs(config))
 
 
 def finished_model(
-    config: RunConfig, run: RunFolder, *, device: torch.device
+    config: RunConfig, run: RunDir, *, device: torch.device
 ) -> SiameseForCausalLM:
     """The model that training left; the backbone alone for the original."""
-    if config.method.trained:
+    if config.method.trainable:
         return SiameseForCausalLM.from_pretrained(run.path, device=device)
     return new_model(config, None, device=device)

@@ -26,10 +26,10 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from imsm.cache import cache_folder
-from imsm.files import write_whole
-from imsm.progress import bar
-from imsm.run_folder import locked
-from imsm.siamese.memory_bank import MemoryBank, Piece, digest_of, fill, in_order, places_of
+from imsm.files import write_atomic
+from imsm.progress import progress_bar
+from imsm.run_folder import file_lock
+from imsm.siamese.memory_bank import HiddenStateCache, Piece, hash_examples, compute_hidden_states, canonical_order, row_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ _BUFFER = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
+class CacheKey:
     """What decides the rows of a bank, to the last bit.
 
     Args:
@@ -78,16 +78,16 @@ def contents_of(
     attention: str | None,
     pooling: str,
     device: torch.device,
-) -> Contents:
+) -> CacheKey:
     """What a bank of these examples, in any order, holds; see `Contents`."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Contents(
+    return CacheKey(
         backbone=backbone,
         dtype=dtype,
         attention=attention,
         pooling=pooling,
         device=kind,
-        examples=digest_of(in_order(items)),
+        examples=hash_examples(canonical_order(items)),
     )
 
 
@@ -96,8 +96,8 @@ def banks_folder() -> Path:
     return cache_folder() / "memory_banks"
 
 
-def filled_bank(
-    contents: Contents,
+def get_or_compute(
+    contents: CacheKey,
     model: SiameseForCausalLM,
     items: Sequence[TokenisedExample],
     *,
@@ -120,25 +120,25 @@ def filled_bank(
         UserError: the cache's folder cannot be written.
     """
     place = banks_folder() / contents.key
-    with locked(place, wait=True):
+    with file_lock(place, wait=True):
         bank = place / "bank"
         if bank.exists():
-            problem = what_is_wrong(bank)
+            problem = verify(bank)
             if problem is None:
                 return bank
-            _set_aside(bank, problem)
+            _quarantine(bank, problem)
         unfinished = place / "filling"
         shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
         unfinished.mkdir()
         try:
-            _write(unfinished, contents, model, in_order(items), pad_id=pad_id, label=label)
+            _write(unfinished, contents, model, canonical_order(items), pad_id=pad_id, label=label)
             unfinished.rename(bank)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return bank
 
 
-def open_bank(bank: Path, items: Sequence[TokenisedExample]) -> MemoryBank:
+def open_cache(bank: Path, items: Sequence[TokenisedExample]) -> HiddenStateCache:
     """Map a bank that `filled_bank` gave; its rows are read from the disk when they are used.
 
     Args:
@@ -153,8 +153,8 @@ def open_bank(bank: Path, items: Sequence[TokenisedExample]) -> MemoryBank:
     dtype = getattr(torch, index["dtype"])
     memories = torch.from_file(str(bank / MEMORIES), size=tokens * width, dtype=dtype)
     queries = torch.from_file(str(bank / QUERIES), size=count * width, dtype=torch.float32)
-    places = places_of(in_order(items))
-    return MemoryBank(places, memories.view(tokens, width), queries.view(count, width))
+    places = row_offsets(canonical_order(items))
+    return HiddenStateCache(places, memories.view(tokens, width), queries.view(count, width))
 
 
 def size_of(folder: Path) -> int:
@@ -177,7 +177,7 @@ def read_index(bank: Path) -> dict[str, Any]:
     return index
 
 
-def what_is_wrong(bank: Path) -> str | None:
+def verify(bank: Path) -> str | None:
     """Read all of a bank; None: it is what its index says."""
     try:
         expected = read_index(bank)["sha256"]
@@ -191,7 +191,7 @@ def what_is_wrong(bank: Path) -> str | None:
     return None
 
 
-def _set_aside(bank: Path, problem: str) -> None:
+def _quarantine(bank: Path, problem: str) -> None:
     aside = bank.with_name("damaged")
     shutil.rmtree(aside, ignore_errors=True)
     bank.rename(aside)
@@ -203,7 +203,7 @@ def _set_aside(bank: Path, problem: str) -> None:
 
 def _write(
     folder: Path,
-    contents: Contents,
+    contents: CacheKey,
     model: SiameseForCausalLM,
     examples: Sequence[TokenisedExample],
     *,
@@ -220,9 +220,9 @@ def _write(
             shape.update(width=rows.shape[1], dtype=str(rows.dtype).removeprefix("torch."))
 
         def chunks(every: list[list[TokenisedExample]]) -> Iterator[list[TokenisedExample]]:
-            yield from bar(every, total=len(every), label="memory bank", unit="chunk", keep=False)
+            yield from progress_bar(every, total=len(every), label="memory bank", unit="chunk", keep=False)
 
-        fill(model, examples, pad_id=pad_id, keep=keep, chunks=chunks)
+        compute_hidden_states(model, examples, pad_id=pad_id, keep=keep, chunks=chunks)
     index = {
         "label": label,
         **asdict(contents),
@@ -232,7 +232,7 @@ def _write(
         "tokens": sum(len(each.answer_ids) for each in examples),
         "sha256": {MEMORIES: memories.digest(), QUERIES: queries.digest()},
     }
-    write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    write_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 class _Hashed:

@@ -33,8 +33,8 @@ from imsm.backbones.fingerprint import file_digest
 from imsm.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from imsm.adapters.adapter import Hooks
-    from imsm.processes.world import World
+    from imsm.adapters.adapter import TrainingCallbacks
+    from imsm.processes.world import DistributedContext
     from imsm.training.engine import Engine
 
 FORMAT = 3
@@ -43,7 +43,7 @@ _PARTS = ("trainables", "optimizer", "hooks", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingState:
     """How far a training has come: optimizer steps, seconds, tokens, the last step's loss."""
 
     step: int = 0
@@ -55,10 +55,10 @@ class Progress:
 def save_checkpoint(
     folder: Path,
     *,
-    progress: Progress,
+    progress: TrainingState,
     measured: Mapping[str, float],
     engine: Engine,
-    hooks: Hooks | None,
+    hooks: TrainingCallbacks | None,
     identity: Mapping[str, Any],
 ) -> Path:
     """Write the state after so many optimizer steps below ``folder``; returns where it lies.
@@ -79,7 +79,7 @@ def save_checkpoint(
     place = folder / f"step-{progress.step:08d}"
     tensors, rest = engine.state()
     parts = {
-        "trainables": engine.trainables(),
+        "trainables": engine.trainable_state_dict(),
         "optimizer": _on_cpu(tensors),
         "hooks": _on_cpu(hooks.state()) if hooks else {},
         "random": _random_states(engine.world),
@@ -91,29 +91,29 @@ def save_checkpoint(
         "engine": rest,
         "identity": dict(identity),
     }
-    engine.world.first(lambda: _write(place, parts, state))
+    engine.world.run_on_main(lambda: _write(place, parts, state))
     return place
 
 
-def load_checkpoint(place: Path, *, engine: Engine, hooks: Hooks | None) -> Progress:
+def load_checkpoint(place: Path, *, engine: Engine, hooks: TrainingCallbacks | None) -> TrainingState:
     """Restore what ``save_checkpoint`` wrote; returns how far it had come.
 
     Raises:
         RunError: the checkpoint does not fit the model, or is damaged.
     """
-    if problem := what_is_wrong(place):
+    if problem := verify(place):
         raise RunError(f"checkpoint {place}: {problem}")
     state = read_state(place)
     trainables, tensors, hook_state, random = (
         load_file(place / f"{name}.safetensors") for name in _PARTS
     )
-    if engine.trainables().keys() != trainables.keys():
+    if engine.trainable_state_dict().keys() != trainables.keys():
         raise RunError(f"checkpoint {place}: holds other parameters than this model trains")
     engine.load_trainables(trainables)
     engine.load_state(tensors, state["engine"])
     if hooks is not None:
         hooks.load_state(hook_state)
-    progress = Progress(**state["progress"])
+    progress = TrainingState(**state["progress"])
     _restore_random(random, rank=engine.world.rank, step=progress.step)
     return progress
 
@@ -128,7 +128,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def set_aside_after(start: Path, folder: Path) -> None:
+def archive_later(start: Path, folder: Path) -> None:
     """Take the checkpoints of later steps than ``start``'s out of the way of those to come.
 
     They are of a training that went another way, or damaged; renamed, they count no more.
@@ -159,7 +159,7 @@ def read_state(place: Path) -> dict[str, Any]:
     return state
 
 
-def what_is_wrong(place: Path) -> str | None:
+def verify(place: Path) -> str | None:
     """Why a checkpoint cannot be used; None if every file is as it was written."""
     try:
         files = read_state(place)["files"]
@@ -173,7 +173,7 @@ def what_is_wrong(place: Path) -> str | None:
     return None
 
 
-def room_for(folder: Path, *, size: int) -> str | None:
+def check_disk_space(folder: Path, *, size: int) -> str | None:
     """A warning if the disk below ``folder`` has no room for two checkpoints of ``size`` bytes."""
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     if free >= 2 * size:
@@ -223,7 +223,7 @@ def _write(place: Path, parts: Mapping[str, dict[str, torch.Tensor]], state: dic
         ) from error
 
 
-def _random_states(world: World) -> dict[str, torch.Tensor]:
+def _random_states(world: DistributedContext) -> dict[str, torch.Tensor]:
     """Those of all processes, as "cpu.<rank>" and "cuda.<rank>"."""
     own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -233,7 +233,7 @@ def _random_states(world: World) -> dict[str, torch.Tensor]:
         f"{device}.{rank}": torch.frombuffer(
             bytearray(base64.b64decode(state)), dtype=torch.uint8
         ).clone()
-        for rank, told in enumerate(world.gather(text))
+        for rank, told in enumerate(world.all_gather(text))
         for device, state in json.loads(told).items()
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from imsm.processes.world import World
+from imsm.processes.world import DistributedContext
 
 if TYPE_CHECKING:
     import torch
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from imsm.siamese.model import SiameseOutput
 
 
-class NotFiniteError(ArithmeticError):
+class NonFiniteError(ArithmeticError):
     """A loss or gradient norm that is NaN or infinite; nothing was moved."""
 
 
-class HalfMovedError(RuntimeError):
+class PartialStepError(RuntimeError):
     """Memory ran out while the parameters moved: they are those of no step."""
 
 
@@ -31,7 +31,7 @@ class Engine(Protocol):
     """
 
     device: torch.device
-    world: World
+    world: DistributedContext
 
     def forward(self, **inputs: Any) -> SiameseOutput:
         """The model's own pass."""
@@ -39,10 +39,10 @@ class Engine(Protocol):
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradients of a micro-batch's share of the loss; ``last`` of the step."""
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes."""
 
-    def gradients(self) -> AbstractContextManager[None]:
+    def full_grads(self) -> AbstractContextManager[None]:
         """Inside, every trainable's ``grad`` is the step's, summed over processes and clipped.
 
         Raises:
@@ -59,13 +59,13 @@ class Engine(Protocol):
             NotFiniteError: that norm is not finite.
         """
 
-    def values(self) -> AbstractContextManager[None]:
+    def full_params(self) -> AbstractContextManager[None]:
         """Inside, every trainable has its values; what all processes change alike is kept."""
 
     def learning_rates(self) -> dict[str, float]:
         """The learning rates of the step to come, by parameter group ("adapter", "gate")."""
 
-    def trainables(self) -> dict[str, torch.Tensor]:
+    def trainable_state_dict(self) -> dict[str, torch.Tensor]:
         """The trainable parameters by name, whole, on the CPU."""
 
     def load_trainables(self, values: dict[str, torch.Tensor]) -> None:

@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from imsm.processes.worker import LAUNCHER
 
 
-class Interruptible:
+class GracefulShutdown:
     """Inside this block the first Ctrl-C (or SIGTERM) only sets ``requested``.
 
     The second one interrupts at once. SIGUSR1 sets ``save_requested``, which the loop takes back.
@@ -29,7 +29,7 @@ class Interruptible:
         self._waits = True
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> Interruptible:
+    def __enter__(self) -> GracefulShutdown:
         """Take the signals over."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -48,7 +48,7 @@ class Interruptible:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def immediate(self) -> Iterator[None]:
         """Inside, the first one interrupts too: what runs here is no step and may stop anywhere."""
         self._waits = False
         try:

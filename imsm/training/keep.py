@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imsm.training.checkpoint import (
-    Progress,
+    TrainingState,
     checkpoints,
     load_checkpoint,
     load_values,
     read_state,
-    room_for,
+    check_disk_space,
     save_checkpoint,
-    what_is_wrong,
+    verify,
 )
 
 if TYPE_CHECKING:
-    from imsm.adapters.adapter import Hooks
+    from imsm.adapters.adapter import TrainingCallbacks
     from imsm.training.engine import Engine
 
 
 @dataclass(kw_only=True)
-class Keeper:
+class CheckpointManager:
     """Writes, drops and reads a run's checkpoints.
 
     Attributes:
@@ -46,7 +46,7 @@ class Keeper:
     folder: Path
     identity: Mapping[str, Any]
     engine: Engine
-    hooks: Hooks | None
+    hooks: TrainingCallbacks | None
     minutes: float
     steps: int | None = None
     keep: int = 2
@@ -55,30 +55,30 @@ class Keeper:
     _saved: float = field(default_factory=time.monotonic)
     _warned: bool = False
 
-    def begin(self, *, steps: int) -> Progress:
+    def restore(self, *, steps: int) -> TrainingState:
         """Where the training stands: at its start, or where the checkpoint was written.
 
         ``steps`` are those of the whole training, for the message.
         """
-        progress = Progress()
+        progress = TrainingState()
         if self.start is not None:
             progress = load_checkpoint(self.start, engine=self.engine, hooks=self.hooks)
-            if self.engine.world.leads:
+            if self.engine.world.is_main:
                 at = f"step {progress.step} of {steps}"
                 print(f"going on after {at} ({self.start})", file=sys.stderr)
         self._warn_of_a_full_disk()
         self._saved = time.monotonic()
         return progress
 
-    def due(self, step: int) -> bool:
+    def is_save_step(self, step: int) -> bool:
         """Whether a step is to be kept by its number; every process says the same."""
         return self.steps is not None and step % self.steps == 0
 
-    def overdue(self) -> bool:
+    def is_save_time(self) -> bool:
         """Whether so many minutes have passed since the last one; each process has its clock."""
         return time.monotonic() - self._saved > 60 * self.minutes
 
-    def save(self, progress: Progress, measured: Mapping[str, float]) -> None:
+    def save(self, progress: TrainingState, measured: Mapping[str, float]) -> None:
         """Write a checkpoint, and drop those that need not stay."""
         save_checkpoint(
             self.folder,
@@ -89,7 +89,7 @@ class Keeper:
             identity=self.identity,
         )
         self._saved = time.monotonic()
-        if self.engine.world.leads:
+        if self.engine.world.is_main:
             best = self.best()
             for old in checkpoints(self.folder)[self.keep :]:
                 if old != best:
@@ -98,17 +98,17 @@ class Keeper:
 
     def _warn_of_a_full_disk(self) -> None:
         """Say once, while there is time, that a checkpoint to come will find no room."""
-        size = sum(value.nbytes for value in self.engine.trainables().values())
-        warning = room_for(self.folder, size=3 * size)  # values and two moments each
-        if warning and not self._warned and self.engine.world.leads:
+        size = sum(value.nbytes for value in self.engine.trainable_state_dict().values())
+        warning = check_disk_space(self.folder, size=3 * size)  # values and two moments each
+        if warning and not self._warned and self.engine.world.is_main:
             self._warned = True
             print(f"warning: {warning}", file=sys.stderr)
 
-    def save_if_finite(self, progress: Progress) -> Path | None:
+    def save_if_finite(self, progress: TrainingState) -> Path | None:
         """Keep the steps that were finished, if their values are good; the newest checkpoint."""
-        good = all(bool(value.isfinite().all()) for value in self.engine.trainables().values())
+        good = all(bool(value.isfinite().all()) for value in self.engine.trainable_state_dict().values())
         kept = checkpoints(self.folder)
-        there = self.engine.world.first(lambda: bool(kept) and _step(kept[0]) == progress.step)
+        there = self.engine.world.run_on_main(lambda: bool(kept) and _step(kept[0]) == progress.step)
         if good and progress.step and not there:
             self.save(progress, {})
         return self.newest()
@@ -129,12 +129,12 @@ class Keeper:
                 continue
             if self.best_by in state["measured"]:
                 found.append((state["measured"][self.best_by], state["progress"]["step"], place))
-        whole = (place for *_, place in sorted(found) if what_is_wrong(place) is None)
+        whole = (place for *_, place in sorted(found) if verify(place) is None)
         return next(whole, None)
 
-    def take_best(self) -> dict[str, float]:
+    def load_best(self) -> dict[str, float]:
         """Give the model the values of the best checkpoint; its step and value, for the record."""
-        told = self.engine.world.first(lambda: str(self.best() or ""))
+        told = self.engine.world.run_on_main(lambda: str(self.best() or ""))
         if not told:
             return {}
         place = Path(told)

@@ -11,8 +11,8 @@ import torch
 from torch.optim import Optimizer
 
 from imsm.errors import UserError
-from imsm.processes.world import World
-from imsm.training.engine import NotFiniteError
+from imsm.processes.world import DistributedContext
+from imsm.training.engine import NonFiniteError
 from imsm.training.optimizer_state import (
     load_named_state,
     load_plain_state,
@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-class LocalEngine:
+class SingleDeviceEngine:
     """See `imsm.training.engine.Engine`.
 
     Args:
@@ -65,7 +65,7 @@ class LocalEngine:
         self.schedule = schedule
         self.clip_norm = clip_norm
         self.device = device
-        self.world = World()
+        self.world = DistributedContext()
         self._names: dict[torch.Tensor, str] = {
             p: name for name, p in model.named_parameters() if p.requires_grad
         }
@@ -80,12 +80,12 @@ class LocalEngine:
         """Add the gradients of a micro-batch's share of the loss."""
         loss.backward()
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """The values as they are: there is no other process."""
         return list(values)
 
     @contextmanager
-    def gradients(self) -> Iterator[None]:
+    def full_grads(self) -> Iterator[None]:
         """Clipped gradients; the parameters have them anyway."""
         self._clip()
         yield
@@ -100,7 +100,7 @@ class LocalEngine:
         return norm
 
     @contextmanager
-    def values(self) -> Iterator[None]:
+    def full_params(self) -> Iterator[None]:
         """The parameters have their values anyway."""
         yield
 
@@ -108,7 +108,7 @@ class LocalEngine:
         """The learning rates of the step to come, by parameter group."""
         return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
 
-    def trainables(self) -> dict[str, torch.Tensor]:
+    def trainable_state_dict(self) -> dict[str, torch.Tensor]:
         """The trainable parameters by name, on the CPU."""
         return {name: p.detach().cpu().contiguous() for p, name in self._names.items()}
 
@@ -137,5 +137,5 @@ class LocalEngine:
         norm, finite = self._norm, math.isfinite(self._norm)
         if not finite:
             self._norm = None
-            raise NotFiniteError(f"the gradient norm is {norm}")
+            raise NonFiniteError(f"the gradient norm is {norm}")
         return norm

@@ -13,11 +13,11 @@ import torch
 
 from imsm.data.batches import training_order
 from imsm.errors import RunError
-from imsm.memory_limit import ran_out
-from imsm.progress import bar
-from imsm.training.checkpoint import Progress
-from imsm.training.engine import HalfMovedError, NotFiniteError
-from imsm.training.interrupt import Interruptible
+from imsm.memory_limit import is_out_of_memory
+from imsm.progress import progress_bar
+from imsm.training.checkpoint import TrainingState
+from imsm.training.engine import PartialStepError, NonFiniteError
+from imsm.training.interrupt import GracefulShutdown
 from imsm.training.memory import peak_memory, reset_peak_memory
 from imsm.training.step import train_step
 from imsm.training.validate import validation_loss
@@ -25,12 +25,12 @@ from imsm.training.validate import validation_loss
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from imsm.adapters.adapter import Hooks
+    from imsm.adapters.adapter import TrainingCallbacks
     from imsm.data.tokenise import TokenisedExample
-    from imsm.siamese.memory_bank import MemoryBank
+    from imsm.siamese.memory_bank import HiddenStateCache
     from imsm.siamese.model import SiameseForCausalLM
     from imsm.training.engine import Engine
-    from imsm.training.keep import Keeper
+    from imsm.training.keep import CheckpointManager
 
 _STILL = 2
 """So many first steps run the original stream though there is a bank.
@@ -39,14 +39,14 @@ Until a step with a rate above 0 (the first or, after a warm-up's 0, the second)
 nothing: both memories are equal bit for bit, and the gate has no gradient. A bank's rounding would
 give it one, which Adam scales to a whole step in a random direction.
 """
-GetBank = Callable[[], "MemoryBank | None"]
+GetBank = Callable[[], "HiddenStateCache | None"]
 """Gives the memory bank, filled; called when the first step is due that reads it."""
 Log = Callable[[int, dict[str, float]], None]
 """Takes the step and what was measured at it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batching:
+class BatchPlan:
     """How examples become steps; ``batch_size`` is the global batch of one optimizer step.
 
     ``group_by_length``: examples of like length share a batch (`training_order`).
@@ -106,9 +106,9 @@ def train(
     items: Sequence[TokenisedExample],
     *,
     engine: Engine,
-    hooks: Hooks | None,
-    batching: Batching,
-    keeper: Keeper,
+    hooks: TrainingCallbacks | None,
+    batching: BatchPlan,
+    keeper: CheckpointManager,
     pad_id: int,
     log: Log,
     validation: Sequence[TokenisedExample] = (),
@@ -138,20 +138,20 @@ def train(
     order = batching.order(items)
     rank, seed = engine.world.rank, batching.seed
     torch.manual_seed(hash((seed, rank)) if rank else seed)  # dropout; a checkpoint brings its own
-    so_far = before = keeper.begin(steps=len(order))
+    so_far = before = keeper.restore(steps=len(order))
     reset_peak_memory(engine.device)
     started = time.monotonic()
-    read: MemoryBank | None = None
+    read: HiddenStateCache | None = None
     model.train()
     with (
-        Interruptible() as interrupt,
-        bar(
+        GracefulShutdown() as interrupt,
+        progress_bar(
             order[before.step :],
             total=len(order),
             done=before.step,
             label="training",
             unit="step",
-            shown=engine.world.leads,
+            shown=engine.world.is_main,
         ) as steps,
     ):
         for step, indices in enumerate(steps, start=before.step + 1):
@@ -170,7 +170,7 @@ def train(
                     pad_id=pad_id,
                     bank=read,
                 )
-            so_far = Progress(
+            so_far = TrainingState(
                 step=step,
                 seconds=before.seconds + time.monotonic() - started,
                 tokens=so_far.tokens + sum(len(i.prompt_ids) + len(i.answer_ids) for i in batch),
@@ -180,7 +180,7 @@ def train(
             measured["tokens_per_second"] = speed
             shown = f"loss {measured['loss']:.3f}, {speed:,.0f} tokens/s"
             steps.set_postfix_str(shown, refresh=False)
-            due = keeper.due(step) or step == len(order)  # alike in every process
+            due = keeper.is_save_step(step) or step == len(order)  # alike in every process
             if due and validation:
                 found = validation_loss(
                     model,
@@ -193,17 +193,17 @@ def train(
                 measured["validation_loss"] = found
             log(step, measured)
             # one process may have had a signal, or think that it is time, before another
-            wanted = due or keeper.overdue() or interrupt.save_requested
-            stop, save = engine.total([interrupt.requested, wanted])
+            wanted = due or keeper.is_save_time() or interrupt.save_requested
+            stop, save = engine.all_reduce_sum([interrupt.requested, wanted])
             if stop or save:
                 keeper.save(so_far, measured)
                 interrupt.save_requested = False
             if stop:
                 raise KeyboardInterrupt
-        if engine.total([interrupt.requested])[0]:  # after the last step's checkpoint
+        if engine.all_reduce_sum([interrupt.requested])[0]:  # after the last step's checkpoint
             raise KeyboardInterrupt
     model.eval()
-    peaks = [int(text) for text in engine.world.gather(str(peak_memory(engine.device) or 0))]
+    peaks = [int(text) for text in engine.world.all_gather(str(peak_memory(engine.device) or 0))]
     return TrainingSummary(
         steps=so_far.step,
         seconds=so_far.seconds,
@@ -215,8 +215,8 @@ def train(
 
 
 def _asked(
-    bank: GetBank, interrupt: Interruptible, keeper: Keeper, so_far: Progress
-) -> MemoryBank | None:
+    bank: GetBank, interrupt: GracefulShutdown, keeper: CheckpointManager, so_far: TrainingState
+) -> HiddenStateCache | None:
     """The bank; who interrupts while it is filled need not wait for that.
 
     Several processes have it filled before they train: what one of them did alone, the others would
@@ -225,7 +225,7 @@ def _asked(
     if keeper.engine.world.size > 1:
         return bank()
     try:
-        with interrupt.at_once():
+        with interrupt.immediate():
             return bank()
     except KeyboardInterrupt:
         keeper.save_if_finite(so_far)
@@ -233,29 +233,29 @@ def _asked(
 
 
 @contextmanager
-def _explained(keeper: Keeper, so_far: Progress, *, micro_batch_size: int) -> Iterator[None]:
+def _explained(keeper: CheckpointManager, so_far: TrainingState, *, micro_batch_size: int) -> Iterator[None]:
     """What ends a step becomes one line with what to do; what was learned before it is kept."""
     try:
         yield
-    except NotFiniteError as error:
+    except NonFiniteError as error:
         raise RunError(_stopped(error, keeper, so_far)) from error
     except RuntimeError as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
         alone = keeper.engine.world.size == 1  # others do not know, and wait
-        whole = alone and not isinstance(error, HalfMovedError)
+        whole = alone and not isinstance(error, PartialStepError)
         newest = keeper.save_if_finite(so_far) if whole else keeper.newest()
         told = _too_much(micro_batch_size, step=so_far.step + 1, newest=newest)
         raise RunError(told) from error
 
 
-def _stopped(error: NotFiniteError, keeper: Keeper, so_far: Progress) -> str:
+def _stopped(error: NonFiniteError, keeper: CheckpointManager, so_far: TrainingState) -> str:
     """What to say when a value is not finite, having saved the last good state if it is good."""
     newest = keeper.save_if_finite(so_far)
     place = f"the last good checkpoint is {newest}" if newest else "no step was finished before it"
     return (
         f"{error}: training stopped, {place}. Try a lower trainer.learning_rate, "
-        "trainer.clip_norm=1.0 or backbone.dtype=float32"
+        "trainer.max_grad_norm=1.0 or backbone.dtype=float32"
     )
 
 

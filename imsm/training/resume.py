@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from imsm.errors import UserError
-from imsm.run_folder import difference
-from imsm.training.checkpoint import STATE, checkpoints, read_state, what_is_wrong
+from imsm.run_folder import format_diff
+from imsm.training.checkpoint import STATE, checkpoints, read_state, verify
 
-WORDS = ("auto", "must", "never")
+WORDS = ("auto", "required", "never")
 
 
 def checkpoint_to_resume(resume: str, folder: Path, *, identity: Mapping[str, Any]) -> Path | None:
     """The checkpoint that a training goes on from; None: it begins.
 
     Args:
-        resume: "auto" goes on from the run's newest whole checkpoint if there is one; "must"
+        resume: "auto" goes on from the run's newest whole checkpoint if there is one; "required"
             demands one; "never" begins anew; else the folder of a checkpoint, or of the run or
             the `checkpoints/` that it lies in.
         folder: of this run's own checkpoints.
@@ -33,8 +33,8 @@ def checkpoint_to_resume(resume: str, folder: Path, *, identity: Mapping[str, An
     if resume not in WORDS:
         return _named(Path(resume), identity)
     found = checkpoints(folder)
-    if not found and resume == "must":
-        raise UserError(f"resume=must: there is no checkpoint in {folder}; use resume=auto")
+    if not found and resume == "required":
+        raise UserError(f"resume=required: there is no checkpoint in {folder}; use resume=auto")
     return _newest_whole(found) if found else None
 
 
@@ -50,7 +50,7 @@ def _named(path: Path, identity: Mapping[str, Any]) -> Path:
         )
     place = _newest_whole(found)
     other = read_state(place)["identity"]
-    if lines := difference(other, identity):
+    if lines := format_diff(other, identity):
         raise UserError(
             f"resume={path}: is of another training; choose what it was trained with\n{lines}"
         )
@@ -60,7 +60,7 @@ def _named(path: Path, identity: Mapping[str, Any]) -> Path:
 def _newest_whole(found: list[Path]) -> Path:
     """The first that is whole; those before it are named."""
     for place in found:
-        problem = what_is_wrong(place)
+        problem = verify(place)
         if problem is None:
             return place
         print(f"warning: checkpoint {place}: {problem}; trying the one before", file=sys.stderr)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from imsm.data.batches import collate_training, micro_batches
-from imsm.memory_limit import ran_out
-from imsm.training.engine import HalfMovedError, NotFiniteError
+from imsm.memory_limit import is_out_of_memory
+from imsm.training.engine import PartialStepError, NonFiniteError
 
 if TYPE_CHECKING:
-    from imsm.adapters.adapter import Hooks
+    from imsm.adapters.adapter import TrainingCallbacks
     from imsm.data.tokenise import TokenisedExample
-    from imsm.siamese.memory_bank import MemoryBank
+    from imsm.siamese.memory_bank import HiddenStateCache
     from imsm.training.engine import Engine
 
 
@@ -24,10 +24,10 @@ def train_step(
     *,
     step: int,
     engine: Engine,
-    hooks: Hooks | None,
+    hooks: TrainingCallbacks | None,
     micro_batch_size: int,
     pad_id: int,
-    bank: MemoryBank | None = None,
+    bank: HiddenStateCache | None = None,
 ) -> dict[str, float]:
     """One step; its loss is the mean over all answer tokens of the batch.
 
@@ -84,9 +84,9 @@ def train_step(
         if output.divergence is not None:
             has_divergence = True
             apart += output.divergence.item() if counts else 0.0
-    loss, added, gate, apart = engine.total([loss, added, gate, apart])
+    loss, added, gate, apart = engine.all_reduce_sum([loss, added, gate, apart])
     if not math.isfinite(loss + added):
-        raise NotFiniteError(f"the loss of step {step} is {loss + added}")
+        raise NonFiniteError(f"the loss of step {step} is {loss + added}")
     norm = _move(engine, hooks, step)
     measured = {"loss": loss, "gradient_norm": norm}
     measured |= {f"learning_rate_{group}": rate for group, rate in rates.items()}
@@ -95,23 +95,23 @@ def train_step(
     return measured | ({"gate_mean": gate} if has_gate else {})
 
 
-def _move(engine: Engine, hooks: Hooks | None, step: int) -> float:
+def _move(engine: Engine, hooks: TrainingCallbacks | None, step: int) -> float:
     """The optimizer's step between the hooks; the gradients' norm before clipping."""
-    touching = hooks is not None and hooks.touches_parameters
+    touching = hooks is not None and hooks.needs_full_params
     try:
         if hooks is not None and touching:
-            with engine.gradients():
+            with engine.full_grads():
                 hooks.after_backward(step)
         norm = engine.step()
         if hooks is not None and touching:
-            with engine.values():
+            with engine.full_params():
                 hooks.after_step(step)
-    except NotFiniteError as error:
-        raise NotFiniteError(f"{error} at step {step}") from error
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error} at step {step}") from error
     except RuntimeError as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
-        raise HalfMovedError(str(error)) from error
+        raise PartialStepError(str(error)) from error
     return norm
 
 
@@ -120,7 +120,7 @@ def on_device(
     items: Sequence[TokenisedExample],
     *,
     pad_id: int,
-    bank: MemoryBank | None,
+    bank: HiddenStateCache | None,
 ) -> dict[str, torch.Tensor]:
     """What the model is given of some examples: tokens, labels and what a bank holds of them."""
     collated = collate_training(items, pad_id=pad_id)

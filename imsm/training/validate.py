@@ -12,7 +12,7 @@ from imsm.training.step import on_device
 
 if TYPE_CHECKING:
     from imsm.data.tokenise import TokenisedExample
-    from imsm.siamese.memory_bank import MemoryBank
+    from imsm.siamese.memory_bank import HiddenStateCache
     from imsm.siamese.model import SiameseForCausalLM
     from imsm.training.engine import Engine
 
@@ -25,7 +25,7 @@ def validation_loss(
     engine: Engine,
     micro_batch_size: int,
     pad_id: int,
-    bank: MemoryBank | None = None,
+    bank: HiddenStateCache | None = None,
 ) -> float:
     """The mean cross-entropy over all answer tokens of ``items``, in nats, without dropout.
 
@@ -50,4 +50,4 @@ def validation_loss(
         assert share is not None
         loss += share.item() if micro else 0.0
     model.train(training)
-    return engine.total([loss])[0]
+    return engine.all_reduce_sum([loss])[0]

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
-from imsm.processes.world import World
-from imsm.training.engine import NotFiniteError
+from imsm.processes.world import DistributedContext
+from imsm.training.engine import NonFiniteError
 from imsm.training.optimizer_state import (
     load_named_state,
     load_plain_state,
@@ -37,7 +37,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 """What an elementwise optimizer keeps per value (AdamW), beside the number of steps."""
 
 
-class ZeroEngine:
+class DeepSpeedEngine:
     """See `imsm.training.engine.Engine`; the process group must be there.
 
     Args:
@@ -62,7 +62,7 @@ class ZeroEngine:
         clip_norm: float | None,
         settings: dict[str, Any],
         device: torch.device,
-        world: World,
+        world: DistributedContext,
     ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists on it
@@ -82,18 +82,18 @@ class ZeroEngine:
         self._copies: dict[torch.Tensor, torch.Tensor] = {}
         inner = optimizer
         if not elementwise:
-            inner = self._replicate()
+            inner = self._use_replicated_optimizer()
             settings = {**settings, "gradient_clipping": 0.0}
         self._engine, self._zero, *_ = deepspeed.initialize(
             model=model, optimizer=inner, config=settings
         )
         if elementwise:
-            self._begin_moments()
+            self._init_optimizer_state()
 
     def forward(self, **inputs: Any) -> SiameseOutput:
         """The model's own pass."""
         if self._stage == 3:
-            self._hold()
+            self._gather_params()
         output: SiameseOutput = self._engine(**inputs)
         return output
 
@@ -102,18 +102,18 @@ class ZeroEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes."""
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
         distributed.all_reduce(summed)
         return [float(value) for value in summed.tolist()]
 
     @contextmanager
-    def gradients(self) -> Iterator[None]:
+    def full_grads(self) -> Iterator[None]:
         """Whole, clipped gradients on the parameters; ZeRO's own stay what they are."""
         whole = self._whole_gradients()
         self._clip(list(whole.values()))
-        with self.values():
+        with self.full_params():
             for parameter, gradient in whole.items():
                 parameter.grad = gradient
             try:
@@ -130,12 +130,12 @@ class ZeroEngine:
             found = self._engine.get_global_grad_norm()
             norm = math.inf if self._zero.overflow or found is None else float(found)
             if not math.isfinite(norm):  # DeepSpeed moved nothing
-                raise NotFiniteError(f"the gradient norm is {norm}")
+                raise NonFiniteError(f"the gradient norm is {norm}")
         self.schedule.step()
         return norm
 
     @contextmanager
-    def values(self) -> Iterator[None]:
+    def full_params(self) -> Iterator[None]:
         """Every parameter whole; what was changed goes to ZeRO's own copies."""
         from deepspeed.utils import safe_set_full_fp32_param
 
@@ -152,7 +152,7 @@ class ZeroEngine:
         """The learning rates of the step to come, by parameter group."""
         return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
 
-    def trainables(self) -> dict[str, torch.Tensor]:
+    def trainable_state_dict(self) -> dict[str, torch.Tensor]:
         """The trainable parameters by name, whole, on the CPU."""
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -163,7 +163,7 @@ class ZeroEngine:
 
     def load_trainables(self, values: dict[str, torch.Tensor]) -> None:
         """Go on from what ``trainables`` returned."""
-        with self.values(), torch.no_grad():
+        with self.full_params(), torch.no_grad():
             for parameter, name in self._names.items():
                 parameter.copy_(values[name])
 
@@ -177,7 +177,7 @@ class ZeroEngine:
             return tensors, {"plain": rest} | plain
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        (steps, *_) = [self.optimizer.state[flat]["step"] for flat in self._flat()]
+        (steps, *_) = [self.optimizer.state[flat]["step"] for flat in self._local_partitions()]
         tensors = {}
         for parameter, name in self._names.items():
             for key in _MOMENTS:
@@ -197,7 +197,7 @@ class ZeroEngine:
 
         counts = [value for key, value in tensors.items() if key.endswith(".step")]
         steps = max(counts, default=torch.tensor(0.0))
-        for flat in self._flat():
+        for flat in self._local_partitions():
             self.optimizer.state[flat]["step"] = steps.clone()
         for parameter, name in self._names.items():
             for key in _MOMENTS:
@@ -216,19 +216,19 @@ class ZeroEngine:
 
     # ------------------------------------------------------------------ inside
 
-    def _begin_moments(self) -> None:
+    def _init_optimizer_state(self) -> None:
         """The optimizer's state before the first step.
 
         Left to DeepSpeed, stages 1 and 2 would find the first group's moments alone, which they
         look for when that group has made its first step and the others have not.
         """
-        for flat in self._flat():
+        for flat in self._local_partitions():
             kept = {key: torch.zeros_like(flat) for key in _MOMENTS}
             self.optimizer.state[flat] = {"step": torch.tensor(0.0), **kept}
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
 
-    def _replicate(self) -> Optimizer:
+    def _use_replicated_optimizer(self) -> Optimizer:
         """Give the optimizer copies of the parameters; returns one for ZeRO that moves nothing."""
         groups = self.optimizer.param_groups
         still = torch.optim.SGD(
@@ -264,7 +264,7 @@ class ZeroEngine:
         """Scale them, in place, as `torch.nn.utils.clip_grad_norm_` does; the norm before."""
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
-            raise NotFiniteError(f"the gradient norm is {norm}")
+            raise NonFiniteError(f"the gradient norm is {norm}")
         if self.clip_norm is not None:
             scale = min(1.0, self.clip_norm / (norm + 1e-6))
             for gradient in gradients:
@@ -279,15 +279,15 @@ class ZeroEngine:
             return
         import deepspeed
 
-        self._let_go()
+        self._release_params()
         with deepspeed.zero.GatheredParameters(list(self._names), modifier_rank=0):
-            self._hold()  # a module that runs in here (a prompt's encoder) would let go of its own
+            self._gather_params()  # a module that runs in here (a prompt's encoder) would let go of its own
             try:
                 yield
             finally:
-                self._let_go()
+                self._release_params()
 
-    def _hold(self) -> None:
+    def _gather_params(self) -> None:
         """Have every trainable whole from a pass to the step after it, for losses on its values.
 
         In the first passes, whose order DeepSpeed still learns, it lets go even of parameters that
@@ -302,12 +302,12 @@ class ZeroEngine:
         for parameter in shared:
             parameter.ds_active_sub_modules.add(self)
 
-    def _let_go(self) -> None:
+    def _release_params(self) -> None:
         shared: list[Any] = list(self._names)
         for parameter in shared:
             parameter.ds_active_sub_modules.discard(self)
 
-    def _flat(self) -> list[torch.Tensor]:
+    def _local_partitions(self) -> list[torch.Tensor]:
         """This process's shares, one per group, that the optimizer moves."""
         if self._stage < 3:
             return list(self._zero.single_partition_of_fp32_groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def zero_settings(
+def deepspeed_config(
     *,
     stage: int,
     offload: bool,

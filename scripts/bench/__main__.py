@@ -61,7 +61,7 @@ def comparisons(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Compare]
         "sft": partial(compare_sft, setup, rounds=rounds),
         "memory": partial(compare_memory, setup),
         "decoding": partial(compare_decoding, setup, rounds=rounds),
-        "released": partial(compare_released, setup),
+        "paper_code": partial(compare_released, setup),
         "judging": partial(compare_judging, mini),
         "sweep": partial(compare_sweep, mini),
         "starting": compare_starting,
@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    names = ["steps", "trainer", "sft", "memory", "decoding", "released"]
+    names = ["steps", "trainer", "sft", "memory", "decoding", "paper_code"]
     names += ["judging", "sweep", "starting"]
     add("--only", nargs="+", choices=names, help="which comparisons; default: all")
     add("--full", action="store_true", help="also GSM8K's shape, and curves")

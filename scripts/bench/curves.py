@@ -179,9 +179,9 @@ def _trained(method: str, processes: int) -> dict[str, Any]:
             "OMP_NUM_THREADS": threads,
         }
         command = [sys.executable, "-m", "imsm.run", f"method={method}", f"engine={engine}"]
-        command += ["engine.device=cpu", "data.train_limit=640", "trainer.epochs=1"]
-        command += ["evaluation.tasks=[gsm8k]", "evaluation.items=1"]
-        command += [f"engine.processes={processes}"] if processes > 1 else []
+        command += ["engine.device=cpu", "data.max_train_examples=640", "trainer.num_epochs=1"]
+        command += ["evaluation.tasks=[gsm8k]", "evaluation.limit=1"]
+        command += [f"engine.nproc_per_node={processes}"] if processes > 1 else []
         subprocess.run(
             command,
             env=environment,

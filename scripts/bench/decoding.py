@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from peft import get_peft_model
 
-from imsm.siamese.body import find_body
+from imsm.siamese.body import find_decoder
 from imsm.siamese.gate import interweave
 from imsm.siamese.model import SiameseForCausalLM
 from scripts.bench.comparison import Comparison
@@ -122,7 +122,7 @@ def _released(
 ) -> None:
     """Both copies read the whole text for each token; the head runs at its last position alone."""
     query = ids.shape[1]
-    bodies = find_body(original), find_body(tuned.get_base_model())  # type: ignore[operator]
+    bodies = find_decoder(original), find_decoder(tuned.get_base_model())  # type: ignore[operator]
     for _ in range(LONG):
         memories = [body(input_ids=ids, use_cache=False).last_hidden_state for body in bodies]
         queries = [memory[:, :query].mean(dim=1, keepdim=True) for memory in memories]

@@ -23,10 +23,10 @@ def compare_judging(setup: Setup) -> list[Comparison]:
     Raises:
         ImportError: the datasets need pydantic and what else the run's configuration needs.
     """
-    from imsm.options import find_option
+    from imsm.options import load_option
 
     model = build(setup, stream="interwoven").eval()
-    together = find_option("evaluation", "mini")["batch_size"]
+    together = load_option("evaluation", "mini")["batch_size"]
     speed = {batch: len(TASKS) * ITEMS / _seconds(model, batch) for batch in (together, 1)}
     return [
         Comparison(
@@ -42,22 +42,22 @@ def compare_judging(setup: Setup) -> list[Comparison]:
 
 def _seconds(model: SiameseForCausalLM, batch_size: int) -> float:
     from imsm.backbones.load import load_tokenizer
-    from imsm.data.sources import Source
+    from imsm.data.sources import DataSource
     from imsm.data.task import Task
-    from imsm.evaluation.judge import judge
+    from imsm.evaluation.judge import evaluate
     from imsm.evaluation.test_set import load_test_set
-    from imsm.options import find_option
-    from imsm.processes.world import World
+    from imsm.options import load_option
+    from imsm.processes.world import DistributedContext
 
     tokenizer = load_tokenizer(path=model.config.backbone["path"])
     tests = []
     for name in TASKS:
-        values = find_option("data", name)
+        values = load_option("data", name)
         task = Task(**{key: values[key] for key in Task.__dataclass_fields__ if key in values})
         test = load_test_set(
             task,
-            source=Source(kind="miniature"),
-            prompts="verbatim",
+            source=DataSource(kind="miniature"),
+            prompts="paper",
             items=ITEMS,
             tokenizer=tokenizer,
             closed_vocabulary=True,
@@ -67,18 +67,18 @@ def _seconds(model: SiameseForCausalLM, batch_size: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         started = perf_counter()
         for test, metrics in tests:
-            judge(
+            evaluate(
                 test,
                 model=lambda: model,
                 stream="interwoven",
                 tokenizer=tokenizer,
                 model_fingerprint="bench",
-                metrics={"clean": metrics, "released": metrics},
-                protocol="clean",
+                metrics={"strict": metrics, "paper_code": metrics},
+                protocol="strict",
                 batch_size=batch_size,
                 ledgers=Path(folder) / "ledger",
                 folder=Path(folder) / test.task.name,
                 label=test.task.name,
-                world=World(),
+                world=DistributedContext(),
             )
         return perf_counter() - started

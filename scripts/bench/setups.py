@@ -10,9 +10,9 @@ import torch
 
 from imsm.adapters.dora import dora
 from imsm.adapters.lora import lora
-from imsm.adapters.probe import footprint, probe
-from imsm.assemble import put_together
-from imsm.backbones.load import load_backbone, silence_dropout
+from imsm.adapters.probe import snapshot, check_adapter
+from imsm.assemble import wrap_backbone
+from imsm.backbones.load import load_backbone, disable_dropout
 from imsm.data.tokenise import TokenisedExample
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.streams import Stream
@@ -59,7 +59,7 @@ def plain_backbone(setup: Setup) -> Any:
         model = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, setup.dtype), attn_implementation="sdpa"
         )
-    silence_dropout(model)
+    disable_dropout(model)
     return model.requires_grad_(False).eval()
 
 
@@ -71,13 +71,13 @@ def build(setup: Setup, *, stream: Stream, method: str = "lora") -> SiameseForCa
     rank, modules = setup.lora_rank, setup.target_modules
     adapter = METHODS[method](target_modules=modules, rank=rank, alpha=rank, dropout=0.0)
     plain = plain_backbone(setup)
-    before = footprint(plain, adapter.config)
+    before = snapshot(plain, adapter.config)
     gate = {
         "_target_": "imsm.siamese.gate.Gate",
         "inputs": GATE_INPUTS,
         "rank": setup.gate_rank,
     }
-    model = put_together(
+    model = wrap_backbone(
         plain,
         backbone={**setup.backbone, "dtype": setup.dtype},
         adapter=adapter,
@@ -87,7 +87,7 @@ def build(setup: Setup, *, stream: Stream, method: str = "lora") -> SiameseForCa
         seed=0,
     )
     model.to(setup.device)  # type: ignore[arg-type]
-    probe(model, before)
+    check_adapter(model, before)
     return model
 
 

@@ -12,9 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from imsm.data.batches import collate_training
-from imsm.siamese.memory_bank import bank_in_memory
+from imsm.siamese.memory_bank import compute_in_memory
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.training.local import LocalEngine
+from imsm.training.local import SingleDeviceEngine
 from imsm.training.optimizer import build_optimizer, build_schedule
 from imsm.training.step import on_device
 from scripts.bench.comparison import Comparison
@@ -104,13 +104,13 @@ def train_step(
         checkpointing: whether activations are recomputed.
     """
     items = random_batch(setup, vocabulary=model.config.vocab_size)
-    bank = bank_in_memory(model, items, pad_id=0) if banked else None
+    bank = compute_in_memory(model, items, pad_id=0) if banked else None
     device = torch.device(setup.device)
     optimizer = build_optimizer(
         model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0
     )
     schedule = build_schedule(optimizer, name="constant", warmup_ratio=0.0, steps=100)
-    engine = LocalEngine(
+    engine = SingleDeviceEngine(
         model, optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=device
     )
 

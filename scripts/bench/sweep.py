@@ -15,10 +15,10 @@ import torch
 
 from imsm.data.tokenise import TokenisedExample
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.training.bank_folder import contents_of, filled_bank, open_bank
-from imsm.training.keep import Keeper
-from imsm.training.local import LocalEngine
-from imsm.training.loop import Batching, train
+from imsm.training.bank_folder import contents_of, get_or_compute, open_cache
+from imsm.training.keep import CheckpointManager
+from imsm.training.local import SingleDeviceEngine
+from imsm.training.loop import BatchPlan, train
 from imsm.training.optimizer import build_optimizer, build_schedule
 from scripts.bench.comparison import Comparison
 from scripts.bench.setups import METHODS, Setup, build, random_batch
@@ -26,7 +26,7 @@ from scripts.bench.steps import train_step
 from scripts.bench.timing import now
 
 if TYPE_CHECKING:
-    from imsm.siamese.memory_bank import MemoryBank
+    from imsm.siamese.memory_bank import HiddenStateCache
     from imsm.siamese.streams import Stream
 
 RANKS, EPOCHS, STEPS = (4, 8), 2, 60
@@ -70,7 +70,7 @@ def _vocabulary(setup: Setup) -> int:
     return int(build(setup, stream="tuned").config.vocab_size)
 
 
-def _bank(model: SiameseForCausalLM, items: Sequence[TokenisedExample]) -> MemoryBank:
+def _bank(model: SiameseForCausalLM, items: Sequence[TokenisedExample]) -> HiddenStateCache:
     """As a run gets it: from the disk, filled by whoever comes first, checked."""
     contents = contents_of(
         items,
@@ -80,7 +80,7 @@ def _bank(model: SiameseForCausalLM, items: Sequence[TokenisedExample]) -> Memor
         pooling="mean",
         device=model.device,
     )
-    return open_bank(filled_bank(contents, model, items, pad_id=0, label="bench"), items)
+    return open_cache(get_or_compute(contents, model, items, pad_id=0, label="bench"), items)
 
 
 def _train(
@@ -88,18 +88,18 @@ def _train(
     items: Sequence[TokenisedExample],
     setup: Setup,
     *,
-    bank: MemoryBank | None,
+    bank: HiddenStateCache | None,
     folder: Path,
 ) -> None:
     """The real loop, checkpoint at its end included."""
     optimizer = build_optimizer(
         model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0
     )
-    batching = Batching(epochs=EPOCHS, batch_size=setup.batch, micro_batch_size=setup.batch, seed=0)
+    batching = BatchPlan(epochs=EPOCHS, batch_size=setup.batch, micro_batch_size=setup.batch, seed=0)
     schedule = build_schedule(
         optimizer, name="linear", warmup_ratio=0.1, steps=batching.steps(len(items))
     )
-    engine = LocalEngine(
+    engine = SingleDeviceEngine(
         model,
         optimizer=optimizer,
         schedule=schedule,
@@ -112,7 +112,7 @@ def _train(
         engine=engine,
         hooks=None,
         batching=batching,
-        keeper=Keeper(folder=folder, identity={}, engine=engine, hooks=None, minutes=60),
+        keeper=CheckpointManager(folder=folder, identity={}, engine=engine, hooks=None, minutes=60),
         pad_id=0,
         log=lambda step, measured: None,
         bank=lambda: bank,

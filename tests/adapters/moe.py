@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.adapters.loramoe import loramoe
 from imsm.adapters.loramoe_layer import LoraMoeLinear
 
@@ -16,7 +16,7 @@ MLP = ["gate_proj", "up_proj", "down_proj"]
 EXPERTS, RANK, ALPHA = 4, 3, 3
 
 
-def tiny_loramoe(**changes: Any) -> Adapter:
+def tiny_loramoe(**changes: Any) -> AdapterSpec:
     """Four experts on the MLP, with the constraint."""
     arguments: dict[str, Any] = {
         "target_modules": MLP,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from imsm.adapters.adalora import RankBudget, adalora
-from imsm.adapters.adapter import attach
+from imsm.adapters.adalora import AdaLoraCallback, adalora
+from imsm.adapters.adapter import attach_adapter
 from imsm.errors import UserError
 from tests.siamese.tiny import tiny_backbone
 
@@ -32,9 +32,9 @@ class Training:
     def __init__(self) -> None:
         adapter = adalora(**ARGUMENTS)
         torch.manual_seed(0)
-        self.model: PeftModel = attach(adapter, tiny_backbone("llama"))
-        self.hooks = adapter.hooks(self.model, STEPS)
-        assert isinstance(self.hooks, RankBudget)
+        self.model: PeftModel = attach_adapter(adapter, tiny_backbone("llama"))
+        self.hooks = adapter.callbacks(self.model, STEPS)
+        assert isinstance(self.hooks, AdaLoraCallback)
         self.trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trainable, lr=1e-2)
 
@@ -123,8 +123,8 @@ def test_a_schedule_that_makes_no_sense_is_refused(wrong: dict) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_short_runs_end_at_the_target(steps: int) -> None:
     adapter = adalora(**ARGUMENTS)
-    model = attach(adapter, tiny_backbone("llama"))
-    hooks = adapter.hooks(model, steps)
+    model = attach_adapter(adapter, tiny_backbone("llama"))
+    hooks = adapter.callbacks(model, steps)
     trainable = [p for p in model.parameters() if p.requires_grad]
     with torch.no_grad():
         for parameter in trainable:

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from imsm.adapters.adalora_static import adalora_static
-from imsm.adapters.adapter import Adapter, attach
-from imsm.identity import differs_only_in_method, run_identity
+from imsm.adapters.adapter import AdapterSpec, attach_adapter
+from imsm.identity import comparable_up_to_method, run_identity
 from tests.adapters.test_adapter import LLAMA3, without_weights
 from tests.composed import config
 from tests.siamese.tiny import tiny_backbone
 from tests.training.test_loop import Run
 
 
-def built(*, weight: float) -> Adapter:
+def built(*, weight: float) -> AdapterSpec:
     return adalora_static(
         target_modules=["q_proj", "v_proj"],
         rank=12,
@@ -27,7 +27,7 @@ def built(*, weight: float) -> Adapter:
 
 
 def test_the_papers_count_is_this_ones() -> None:
-    adapted = attach(built(weight=0.5), without_weights(LLAMA3))
+    adapted = attach_adapter(built(weight=0.5), without_weights(LLAMA3))
     assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == 5112576  # 5.113M
 
 
@@ -36,18 +36,18 @@ def test_the_vanilla_arm_alone_has_the_regulariser() -> None:
     weights = {arm: run.peft.arguments()["orthogonal_weight"] for arm, run in arms.items()}
     assert weights == {"peft": 0.5, "imsm": 0.0}
     identities = [run_identity(run) for run in arms.values()]
-    assert differs_only_in_method(*identities)
+    assert comparable_up_to_method(*identities)
     other = run_identity(config("peft=adalora_static", "method=imsm", "peft.rank=8"))
-    assert not differs_only_in_method(identities[0], other)
+    assert not comparable_up_to_method(identities[0], other)
 
 
 def test_its_regulariser_is_pefts() -> None:
-    adapted = attach(built(weight=0.5), tiny_backbone("llama"))
-    hooks = built(weight=0.5).hooks(adapted, 10)
+    adapted = attach_adapter(built(weight=0.5), tiny_backbone("llama"))
+    hooks = built(weight=0.5).callbacks(adapted, 10)
     ids = torch.tensor([[5, 6, 7]])
     added = adapted(ids, labels=ids).loss - adapted.base_model.model(ids, labels=ids).loss
     torch.testing.assert_close(hooks.auxiliary_loss(), added, atol=1e-4, rtol=1e-4)
-    assert built(weight=0.0).hooks is None
+    assert built(weight=0.0).callbacks is None
 
 
 @pytest.mark.parametrize(("method", "moves"), [("adalora_static", False), ("adalora", True)])

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from imsm.adapters.adalora import adalora
-from imsm.adapters.adapter import Adapter, attach
+from imsm.adapters.adapter import AdapterSpec, attach_adapter
 from imsm.adapters.dora import dora
 from imsm.adapters.ia3 import ia3
 from imsm.adapters.lora import lora
@@ -68,7 +68,7 @@ def without_weights(architecture: dict) -> PreTrainedModel:
 @pytest.mark.parametrize("case", PAPER)
 def test_parameters_as_in_the_paper(case: str) -> None:
     architecture, adapter, expected = PAPER[case]
-    adapted = attach(adapter, without_weights(architecture))
+    adapted = attach_adapter(adapter, without_weights(architecture))
     assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == expected
 
 
@@ -81,7 +81,7 @@ def test_the_papers_gate_on_llama3() -> None:
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_a_fresh_adapter_is_the_original_and_float32(architecture: str, method: str) -> None:
     plain = tiny_backbone(architecture, dtype=torch.bfloat16)
-    adapted = attach(ADAPTERS[method](), tiny_backbone(architecture, dtype=torch.bfloat16))
+    adapted = attach_adapter(ADAPTERS[method](), tiny_backbone(architecture, dtype=torch.bfloat16))
     trainable = [p for p in adapted.parameters() if p.requires_grad]
     assert {p.dtype for p in trainable} == {torch.float32}
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -94,26 +94,26 @@ def test_methods_that_overwrite_the_backbone_are_refused(start: str) -> None:
         task_type="CAUSAL_LM", target_modules=QUERY_VALUE, r=4, init_lora_weights=start
     )
     with pytest.raises(UserError, match=start):
-        attach(Adapter(config), tiny_backbone("llama"))
+        attach_adapter(AdapterSpec(config), tiny_backbone("llama"))
 
 
 def test_modules_that_a_backbone_lacks_are_refused() -> None:
     adapter = lora(target_modules=["query_key_value"], rank=2, alpha=2, dropout=0.0)
     with pytest.raises(UserError, match="query_key_value"):
-        attach(adapter, tiny_backbone("llama"))
+        attach_adapter(adapter, tiny_backbone("llama"))
 
 
 def test_no_target_is_passed_over() -> None:
     """PEFT itself is content with one that it finds: (IA)^3 would go without keys and values."""
     adapter = lora(target_modules=["down_proj", "qkv_proj"], rank=4, alpha=8, dropout=0.0)
     with pytest.raises(UserError, match=r"no module qkv_proj \(its linear layers: down_proj, gate"):
-        attach(adapter, tiny_backbone("llama"))
+        attach_adapter(adapter, tiny_backbone("llama"))
 
 
 def test_ia3_scales_inputs_of_feedforward_targets_only() -> None:
     adapter = ia3(target_modules=["k_proj"], feedforward_modules=["down_proj"])
     assert list(adapter.config.feedforward_modules) == []
-    adapted = attach(
+    adapted = attach_adapter(
         ia3(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
         tiny_backbone("llama"),
     )

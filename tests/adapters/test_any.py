@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 from peft import PeftType
 
-from imsm.adapters.any import any_tuner, check_arguments
+from imsm.adapters.any import peft_tuner, check_arguments
 from imsm.errors import UserError
-from imsm.stages.parts import adapter_of
+from imsm.stages.parts import build_adapter
 from tests.composed import config
 
 
 def test_type_targets_and_arguments() -> None:
-    chosen = any_tuner(target_modules=["q_proj"], type="hra", arguments={"r": 6}).config
+    chosen = peft_tuner(target_modules=["q_proj"], type="hra", arguments={"r": 6}).config
     assert (chosen.peft_type, chosen.r, chosen.target_modules) == (PeftType.HRA, 6, {"q_proj"})
-    own = any_tuner(target_modules=["q_proj"], type="HRA", arguments={"target_modules": ["v"]})
+    own = peft_tuner(target_modules=["q_proj"], type="HRA", arguments={"target_modules": ["v"]})
     assert own.config.target_modules == {"v"}
-    assert any_tuner(target_modules=["q_proj"], type="LN_TUNING", arguments=None).config
-    embeddings = any_tuner(
+    assert peft_tuner(target_modules=["q_proj"], type="LN_TUNING", arguments=None).config
+    embeddings = peft_tuner(
         target_modules=["q_proj"], type="TRAINABLE_TOKENS", arguments={"token_indices": [3]}
     )
     assert "q_proj" not in (embeddings.config.target_modules or "")
@@ -28,7 +28,7 @@ def test_type_targets_and_arguments() -> None:
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        ("HRE", {}, "did you mean peft.type=HRA"),
+        ("HRE", {}, "did you mean peft.peft_type=HRA"),
         ("HRA", {"rr": 8}, r"did you mean peft\.arguments\.r=8"),
         ("HRA", {"r": "eight"}, r"peft\.arguments\.r.*whole number"),
         ("HRA", {"r": 2.5}, "whole number"),
@@ -56,13 +56,13 @@ def test_what_does_not_fit_is_said(kind: str, arguments: dict[str, Any], message
         (("peft=prompt_tuning",), "PROMPT_TUNING", None),
         (("peft=p_tuning",), "P_TUNING", None),
         (("peft=prefix_tuning",), "PREFIX_TUNING", None),
-        (("peft=any", "peft.type=HRA", "peft.arguments={r: 8}", "backbone=llama3"), "HRA", 2),
+        (("peft=generic", "peft.peft_type=HRA", "peft.kwargs={r: 8}", "backbone=llama3"), "HRA", 2),
     ],
 )
 def test_options_become_adapters(
     overrides: tuple[str, ...], kind: str, targets: int | None
 ) -> None:
-    chosen: Any = adapter_of(config(*overrides)).config
+    chosen: Any = build_adapter(config(*overrides)).config
     assert chosen.peft_type == kind
     assert (len(chosen.target_modules) if targets else None) == targets
 
@@ -70,10 +70,10 @@ def test_options_become_adapters(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("peft=prompt_tuning", "peft.roles=[mlp_up]"), "changes no module"),
-        (("peft=vera", "peft.roles=[]"), "at least one role"),
-        (("peft=any",), "peft.type"),
-        (("peft=any", "peft.type=XLORA"), "XLORA mixes"),
+        (("peft=prompt_tuning", "peft.target_roles=[mlp_up]"), "changes no module"),
+        (("peft=vera", "peft.target_roles=[]"), "at least one role"),
+        (("peft=generic",), "peft.peft_type"),
+        (("peft=generic", "peft.peft_type=XLORA"), "XLORA mixes"),
     ],
 )
 def test_wrong_options_are_found_before_anything_is_loaded(

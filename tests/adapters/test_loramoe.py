@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from imsm.adapters.adapter import attach
+from imsm.adapters.adapter import attach_adapter
 from imsm.adapters.loramoe_layer import LoraMoeLinear
-from imsm.builders import locate
+from imsm.builders import import_target
 from imsm.errors import UserError
-from imsm.options import find_option
+from imsm.options import load_option
 from imsm.siamese.model import SiameseForCausalLM
 from tests.adapters.moe import MLP, as_numpy, layers_of, output_in_numpy, tiny_loramoe
 from tests.siamese.tiny import (
@@ -78,7 +78,7 @@ def test_dropout_masks_are_shared_or_each_experts_own() -> None:
 
 
 def test_a_fresh_layer_changes_nothing_and_is_float32() -> None:
-    adapted = attach(tiny_loramoe(), tiny_backbone("llama", dtype=torch.bfloat16))
+    adapted = attach_adapter(tiny_loramoe(), tiny_backbone("llama", dtype=torch.bfloat16))
     trainable = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trainable.values()} == {torch.float32}
     assert len(trainable) == 3 * 3 * 3  # router, A, B of three modules in three layers
@@ -130,10 +130,10 @@ def test_doubled_batch_equals_two_passes(architecture: str) -> None:
             "attention_mask": mask[:, : piece.stop],
             "position_ids": positions[:, piece],
         }
-        both = model.streams.memories(inputs, cache=cache)
+        both = model.streams.both_hidden_states(inputs, cache=cache)
         real = mask[:, piece].bool()
         for stream, doubled in zip(kinds, both, strict=True):
-            alone = model.streams.memory(inputs, stream=stream, cache=caches[stream])
+            alone = model.streams.hidden_states(inputs, stream=stream, cache=caches[stream])
             torch.testing.assert_close(doubled[real], alone[real], **CLOSE)
         assert not torch.allclose(*both, atol=1e-2)
 
@@ -200,14 +200,14 @@ def test_an_adapter_folder_that_does_not_fit_is_refused(
 
 def count(adapter_option: str, shape: dict, modules: Sequence[str] = MLP) -> int:
     """Trainable parameters of a shipped option on a Llama of a shape, without weights."""
-    values = find_option("peft", adapter_option)
-    names = inspect.signature(locate(values["_target_"])).parameters
+    values = load_option("peft", adapter_option)
+    names = inspect.signature(import_target(values["_target_"])).parameters
     arguments = {key: value for key, value in values.items() if key in names}
-    adapter = locate(values["_target_"])(target_modules=list(modules), **arguments)
+    adapter = import_target(values["_target_"])(target_modules=list(modules), **arguments)
     config = AutoConfig.for_model("llama", **shape)
     with torch.device("meta"):
         backbone = AutoModelForCausalLM.from_config(config).requires_grad_(False)
-    adapted = attach(adapter, backbone)
+    adapted = attach_adapter(adapter, backbone)
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
@@ -227,14 +227,14 @@ def test_the_matched_lora_is_as_near_as_a_rank_can_be() -> None:
 def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(UserError, match=r"experts=7.*blc_weight=0"):
         tiny_loramoe(experts=7)
-    assert tiny_loramoe(experts=7, blc_weight=0.0).hooks is None
+    assert tiny_loramoe(experts=7, blc_weight=0.0).callbacks is None
     with pytest.raises(UserError, match="no module query_key_value"):
-        attach(tiny_loramoe(target_modules=["query_key_value"]), tiny_backbone("llama"))
+        attach_adapter(tiny_loramoe(target_modules=["query_key_value"]), tiny_backbone("llama"))
     with pytest.raises(UserError, match="LlamaRMSNorm"):
-        attach(tiny_loramoe(target_modules=["q_proj", "norm"]), tiny_backbone("llama"))
+        attach_adapter(tiny_loramoe(target_modules=["q_proj", "norm"]), tiny_backbone("llama"))
     untouched = tiny_backbone("llama")
     with pytest.raises(UserError, match="LlamaMLP"):
-        attach(tiny_loramoe(target_modules=["q_proj", "mlp"]), untouched)
+        attach_adapter(tiny_loramoe(target_modules=["q_proj", "mlp"]), untouched)
     assert not layers_of(untouched)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from imsm.adapters.loramoe_balance import Balance, localised_imbalance
+from imsm.adapters.loramoe_balance import BalancingLossCallback, localised_imbalance
 from imsm.data.batches import collate_training, training_order
 from imsm.errors import UserError
 from imsm.siamese.model import SiameseForCausalLM
@@ -28,12 +28,12 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 def balanced(
     *, gate: dict | None = QUERY_GATE, **changes: object
-) -> tuple[SiameseForCausalLM, Balance]:
+) -> tuple[SiameseForCausalLM, BalancingLossCallback]:
     adapter = tiny_loramoe(**changes)
     model = tiny_siamese("llama", adapter, gate=gate).train()
-    assert adapter.hooks is not None
-    hooks = adapter.hooks(model.adapted, 10)
-    assert isinstance(hooks, Balance)
+    assert adapter.callbacks is not None
+    hooks = adapter.callbacks(model.adapted, 10)
+    assert isinstance(hooks, BalancingLossCallback)
     return model, hooks
 
 
@@ -44,7 +44,7 @@ def batch(side: str = "right") -> dict[str, torch.Tensor]:
 
 
 def auxiliary(
-    model: SiameseForCausalLM, hooks: Balance, inputs: dict[str, torch.Tensor], types: list[int]
+    model: SiameseForCausalLM, hooks: BalancingLossCallback, inputs: dict[str, torch.Tensor], types: list[int]
 ) -> torch.Tensor:
     hooks.before_forward(inputs["attention_mask"], torch.tensor(types))
     model(**inputs)
@@ -210,7 +210,7 @@ def test_learning_the_constraint_evens_the_routing_out() -> None:
 def test_a_step_adds_the_mean_over_micro_batches(micro: int, tmp_path: Path) -> None:
     """However a batch is cut, the cross-entropy is the same; the constraint is the parts' mean."""
     run = Run(tmp_path, method="plain_loramoe", micro=micro, epochs=1)
-    assert isinstance(run.hooks, Balance)
+    assert isinstance(run.hooks, BalancingLossCallback)
     first = [items()[i] for i in training_order(12, batch_size=4, seed=7, epoch=0)[0]]
     expected, cross_entropy = 0.0, 0.0
     run.model.train()

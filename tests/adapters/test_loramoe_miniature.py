@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from imsm.flow import carry_out
-from imsm.run_folder import RunFolder
+from imsm.flow import run_experiment
+from imsm.run_folder import RunDir
 from imsm.siamese.model import SiameseForCausalLM
 from tests.adapters.moe import layers_of
 from tests.composed import config
@@ -20,16 +20,16 @@ def test_it_learns_with_constraint_and_replay(method: str, tmp_path: Path) -> No
     run = config(
         "peft=loramoe_blc_replay",
         f"method={method}",
-        f"folder={tmp_path / 'run'}",
-        "data.train_limit=40",
-        "trainer.epochs=2",
+        f"run_dir={tmp_path / 'run'}",
+        "data.max_train_examples=40",
+        "trainer.num_epochs=2",
         "trainer.micro_batch_size=8",
         "trainer.gradient_checkpointing=true",
-        "evaluation.items=2",
+        "evaluation.limit=2",
         "evaluation.tasks=[webq]",
     )
-    carry_out(run, runs_root=tmp_path)
-    folder = RunFolder(tmp_path / "run")
+    run_experiment(run, runs_root=tmp_path)
+    folder = RunDir(tmp_path / "run")
     lines = [json.loads(line) for line in (folder.path / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "auxiliary_loss" in line]
     assert len(steps) == 2 * 3  # 44 examples in batches of 16

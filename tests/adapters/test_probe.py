@@ -12,8 +12,8 @@ from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from imsm.adapters.adapter import Adapter, attach
-from imsm.adapters.probe import footprint, probe
+from imsm.adapters.adapter import AdapterSpec, attach_adapter
+from imsm.adapters.probe import snapshot, check_adapter
 from imsm.errors import UserError
 from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.model import SiameseForCausalLM
@@ -40,9 +40,9 @@ def probed(
     put_on: Callable[[PreTrainedModel], nn.Module], architecture: str = "llama", **more: Any
 ) -> SiameseForCausalLM:
     backbone = tiny_backbone(architecture, **more)
-    before = footprint(backbone)
+    before = snapshot(backbone)
     model = siamese(put_on(backbone), backbone)
-    probe(model, before)
+    check_adapter(model, before)
     return model
 
 
@@ -53,12 +53,12 @@ def test_shipped_methods_pass_and_nothing_is_changed(
     method: str, architecture: str, dtype: torch.dtype
 ) -> None:
     backbone = tiny_backbone(architecture, dtype=dtype)
-    before = footprint(backbone)
-    model = siamese(attach(ADAPTERS[method](), backbone), backbone).train()
+    before = snapshot(backbone)
+    model = siamese(attach_adapter(ADAPTERS[method](), backbone), backbone).train()
     values = {n: v.clone() for n, v in model.state_dict().items()}
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     random = torch.get_rng_state()
-    probe(model, before)
+    check_adapter(model, before)
     assert model.streams.doubled == (model.streams.virtual is None)
     assert model.training and torch.equal(torch.get_rng_state(), random)
     assert trainable == [n for n, p in model.named_parameters() if p.requires_grad]
@@ -69,7 +69,7 @@ def test_shipped_methods_pass_and_nothing_is_changed(
 
 def test_a_method_that_stays_on_is_refused() -> None:
     def leaking(backbone: PreTrainedModel) -> nn.Module:
-        adapted = attach(LORA(), backbone)
+        adapted = attach_adapter(LORA(), backbone)
         layer = backbone.model.layers[1].self_attn.q_proj
         layer.base_layer.register_forward_hook(lambda m, a, output: output * 1.000001)
         return adapted
@@ -80,7 +80,7 @@ def test_a_method_that_stays_on_is_refused() -> None:
 
 def test_a_method_that_stays_on_while_it_is_trained_is_refused() -> None:
     def leaking(backbone: PreTrainedModel) -> nn.Module:
-        adapted = attach(LORA(), backbone)
+        adapted = attach_adapter(LORA(), backbone)
         layer = backbone.model.layers[1].self_attn.q_proj
         layer.base_layer.register_forward_hook(lambda m, a, out: out * 1.01 if m.training else out)
         return adapted
@@ -91,7 +91,7 @@ def test_a_method_that_stays_on_while_it_is_trained_is_refused() -> None:
 
 def test_an_overwritten_weight_is_refused_wherever_it_is() -> None:
     def overwriting(backbone: PreTrainedModel) -> nn.Module:
-        adapted = attach(LORA(), backbone)
+        adapted = attach_adapter(LORA(), backbone)
         backbone.get_input_embeddings().weight.data[1, 3] += 1e-3  # no token that the probe reads
         return adapted
 
@@ -165,7 +165,7 @@ def test_a_method_that_reads_later_tokens_is_refused() -> None:
 
 def test_a_method_with_parts_outside_the_body_is_refused() -> None:
     def outside(backbone: PreTrainedModel) -> nn.Module:
-        adapted = attach(LORA(), backbone)
+        adapted = attach_adapter(LORA(), backbone)
 
         def scaled(module: nn.Module, arguments: Any, output: Any) -> Any:
             output.logits = output.logits * 1.1
@@ -187,32 +187,32 @@ def test_a_method_with_parts_outside_the_body_is_refused() -> None:
 )
 def test_an_adapted_head_is_refused(config: LoraConfig) -> None:
     with pytest.raises(UserError, match="lm_head"):
-        probed(lambda backbone: attach(Adapter(config), backbone))
+        probed(lambda backbone: attach_adapter(AdapterSpec(config), backbone))
 
 
 def test_tied_tokens_would_change_the_head() -> None:
     config = TrainableTokensConfig(token_indices=[3, 4])
     with pytest.raises(UserError, match="lm_head"):
-        probed(lambda backbone: attach(Adapter(config), backbone), "qwen2")
+        probed(lambda backbone: attach_adapter(AdapterSpec(config), backbone), "qwen2")
 
 
 def test_trained_tokens_are_among_those_that_are_read() -> None:
     config = TrainableTokensConfig(token_indices=[2, 4])
     backbone = tiny_backbone("llama")
-    before = footprint(backbone, config)
-    probe(siamese(attach(Adapter(config), backbone), backbone), before)
+    before = snapshot(backbone, config)
+    check_adapter(siamese(attach_adapter(AdapterSpec(config), backbone), backbone), before)
 
 
 def test_an_adapter_without_effect_is_refused() -> None:
     config = TrainableTokensConfig(token_indices=[1])  # not told to the footprint
     with pytest.raises(UserError, match="changes no memory"):
-        probed(lambda backbone: attach(Adapter(config), backbone))
+        probed(lambda backbone: attach_adapter(AdapterSpec(config), backbone))
 
 
 def test_a_saved_adapter_is_probed_when_it_is_loaded(tmp_path: Path) -> None:
     backbone = tiny_backbone("llama")
     backbone.save_pretrained(tmp_path / "backbone")
-    model = siamese(attach(LORA(), backbone), backbone)
+    model = siamese(attach_adapter(LORA(), backbone), backbone)
     model.config.backbone = {"path": str(tmp_path / "backbone"), "dtype": "float32"}
     model.config.gate = QUERY_GATE
     model.save_pretrained(tmp_path / "model")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 
-from imsm.adapters.adapter import Adapter, attach
+from imsm.adapters.adapter import AdapterSpec, attach_adapter
 from imsm.adapters.any import check_arguments
-from imsm.adapters.refused import TYPES, reason_against, refuse
-from imsm.assemble import assemble
+from imsm.adapters.refused import TYPES, unsupported_reason, reject_unsupported
+from imsm.assemble import build_model
 from imsm.errors import UserError
 from tests.siamese.tiny import ADAPTERS, tiny_backbone
 
@@ -45,7 +45,7 @@ def test_types(name: str) -> None:
 )
 def test_settings(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        refuse(LoraConfig(**arguments))
+        reject_unsupported(LoraConfig(**arguments))
 
 
 def test_a_context_with_labels() -> None:
@@ -57,17 +57,17 @@ def test_a_context_with_labels() -> None:
 
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_shipped_methods_are_not_refused(method: str) -> None:
-    assert reason_against(ADAPTERS[method]().config) is None
+    assert unsupported_reason(ADAPTERS[method]().config) is None
 
 
 def test_refused_before_the_backbone_is_looked_for() -> None:
     config = LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")
     with pytest.raises(UserError, match="pissa"):
-        attach(Adapter(config), tiny_backbone("llama"))
+        attach_adapter(AdapterSpec(config), tiny_backbone("llama"))
     with pytest.raises(UserError, match="pissa"):
-        assemble(
+        build_model(
             backbone={"path": "nowhere"},
-            adapter=Adapter(config),
+            adapter=AdapterSpec(config),
             gate=None,
             pooling="mean",
             stream="tuned",

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from imsm.adapters.adapter import attach
-from imsm.backbones.load import load_backbone, register_ports
+from imsm.adapters.adapter import attach_adapter
+from imsm.backbones.load import load_backbone, register_custom_models
 from imsm.errors import UserError
-from imsm.stages.parts import adapter_of
+from imsm.stages.parts import build_adapter
 from tests.backbones import chatglm3_equations as equations
 from tests.backbones.chatglm3_folder import PREFIX, published_weights, save_published
 from tests.composed import config
@@ -84,7 +84,7 @@ def test_generate_equals_the_equations_in_a_padded_batch(model: PreTrainedModel)
 
 
 def test_published_files_load_without_a_missing_or_unexpected_name(folder: Path) -> None:
-    register_ports()
+    register_custom_models()
     model, found = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
@@ -104,7 +104,7 @@ def test_published_files_load_without_a_missing_or_unexpected_name(folder: Path)
 
 
 def test_the_published_keys_are_understood_and_no_remote_code_is_run(folder: Path) -> None:
-    register_ports()
+    register_custom_models()
     found = AutoConfig.from_pretrained(folder)
     assert (found.vocab_size, found.hidden_size, found.intermediate_size) == (512, 32, 48)
     assert (found.num_hidden_layers, found.num_attention_heads) == (3, 4)
@@ -222,7 +222,7 @@ def test_embeddings_and_head_are_found_and_can_be_replaced(folder: Path) -> None
 )
 def test_the_full_size_counts_as_in_the_paper(peft: str, trainable: int) -> None:
     chosen = config("backbone=chatglm3", f"peft={peft}")
-    register_ports()
+    register_custom_models()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**chosen.backbone.architecture)
@@ -231,5 +231,5 @@ def test_the_full_size_counts_as_in_the_paper(peft: str, trainable: int) -> None
     assert sum(weight.numel() for weight in model.parameters()) == 6_243_584_000
     # an answer of the real model also ends where somebody else's turn begins
     assert model.generation_config.eos_token_id == [2, 64795, 64797]
-    adapted = attach(adapter_of(chosen), model)
+    adapted = attach_adapter(build_adapter(chosen), model)
     assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == trainable

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.adapters.adapter import Adapter, attach
+from imsm.adapters.adapter import AdapterSpec, attach_adapter
 from imsm.adapters.ia3 import ia3
 from imsm.adapters.lora import lora
 from imsm.backbones.load import load_backbone
 from imsm.siamese.configuration import SiameseConfig
-from imsm.siamese.fitness import examine
+from imsm.siamese.fitness import check_backbone
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.storage import build_gate
 from tests.backbones import chatglm3_equations as equations
@@ -24,7 +24,7 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-5}
 WEIGHTS = published_weights()
 ROWS = [[401, 403, 7, 99, 310, 5, 266, 31], [401, 403, 55, 8, 17], [401, 403, 12]]
 QUERY = 3
-ADAPTERS: dict[str, Callable[[], Adapter]] = {
+ADAPTERS: dict[str, Callable[[], AdapterSpec]] = {
     "lora": lambda: lora(target_modules=["query_key_value"], rank=4, alpha=8, dropout=0.0),
     "ia3": lambda: ia3(
         target_modules=["query_key_value", "dense_4h_to_h"], feedforward_modules=["dense_4h_to_h"]
@@ -46,7 +46,7 @@ def method(request: pytest.FixtureRequest) -> str:
 def model(folder: Path, method: str) -> SiameseForCausalLM:
     backbone = load_backbone(path=str(folder))
     torch.manual_seed(12)
-    adapted = attach(ADAPTERS[method](), backbone)
+    adapted = attach_adapter(ADAPTERS[method](), backbone)
     config = SiameseConfig(
         text_config=backbone.config, backbone={"path": str(folder)}, gate=QUERY_GATE
     )
@@ -152,4 +152,4 @@ def test_what_is_saved_answers_the_same(model: SiameseForCausalLM, tmp_path: Pat
 
 
 def test_the_body_is_fit_to_be_interwoven(folder: Path) -> None:
-    assert examine(load_backbone(path=str(folder))).cached  # decoding with a cache too
+    assert check_backbone(load_backbone(path=str(folder))).supports_cache  # decoding with a cache too

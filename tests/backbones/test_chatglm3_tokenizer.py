@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from imsm.backbones.chatglm3_tokenizer import SPECIAL_TOKENS, ChatGLMTokenizer
 from imsm.backbones.load import load_tokenizer
 from imsm.data.example import Example
-from imsm.data.tokenise import tokenise_prompts, tokenise_training
+from imsm.data.tokenise import tokenize_prompts, tokenize_training
 from imsm.errors import UserError
 from tests.backbones.chatglm3_folder import PUBLISHED, TEXTS, TOKENIZER, save_tokenizer
 
@@ -100,10 +100,10 @@ def test_prompt_and_answer_as_training_and_evaluation_see_them(
     prefix = tokenizer.prefix_tokens
     example = Example(id="a", prompt="the capital of Lesotho", golds=("Maseru",))
     limits = {"max_prompt_tokens": 64, "closed_vocabulary": False}
-    (trained,), _ = tokenise_training([example], tokenizer, max_answer_tokens=16, **limits)
+    (trained,), _ = tokenize_training([example], tokenizer, max_answer_tokens=16, **limits)
     assert trained.prompt_ids == (*prefix, *pieces.encode("the capital of Lesotho"))
     assert trained.answer_ids == (*pieces.encode("Maseru"), 2)
-    (asked,), _ = tokenise_prompts([example], tokenizer, **limits)
+    (asked,), _ = tokenize_prompts([example], tokenizer, **limits)
     assert (asked.prompt_ids, asked.answer_ids) == (trained.prompt_ids, ())
 
 

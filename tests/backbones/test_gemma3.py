@@ -56,7 +56,7 @@ def package(chunks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def made_folder() -> Path:
-    folder = gemma3.local_folder()
+    folder = gemma3.local_path()
     assert folder is not None
     return folder
 
@@ -64,7 +64,7 @@ def made_folder() -> Path:
 def test_no_package_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMSM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gemma3, "PACKAGE", "made_gguf_that_nobody_installed")
-    assert gemma3.local_folder() is None
+    assert gemma3.local_path() is None
     assert not (tmp_path / "cache").exists()
 
 
@@ -89,7 +89,7 @@ def test_made_once_and_announced(package: list[str], capsys: pytest.CaptureFixtu
 def test_a_damaged_chunk_leaves_nothing(package: list[str], chunks: list[Path]) -> None:
     chunks[1].write_bytes(b"tw0" * 1000)
     with pytest.raises(UserError, match="damaged"):
-        gemma3.local_folder()
+        gemma3.local_path()
     assert package == []
     chunks[1].write_bytes(CHUNKS[1])
     home = made_folder().parent
@@ -99,7 +99,7 @@ def test_a_damaged_chunk_leaves_nothing(package: list[str], chunks: list[Path]) 
 def test_a_missing_chunk_is_named(package: list[str], chunks: list[Path]) -> None:
     chunks[2].unlink()
     with pytest.raises(UserError, match=r"part02: is missing.*pip install"):
-        gemma3.local_folder()
+        gemma3.local_path()
 
 
 def cut(folder: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_damaged_folder_is_made_anew(
     assert "is damaged and made anew" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == b"".join(CHUNKS)
     assert (folder / "config.json").is_file()
-    assert gemma3.is_whole(folder)
+    assert gemma3.is_complete(folder)
     assert len(package) == 2
 
 
@@ -158,7 +158,7 @@ def test_too_little_room_is_said_before_anything_is_made(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(gemma3.shutil, "disk_usage", lambda _: usage(2e9, 1.9e9, 1e8))
     with pytest.raises(UserError, match=r"0\.1 GB free.*needs 1\.5 GB.*IMSM_CACHE"):
-        gemma3.local_folder()
+        gemma3.local_path()
     assert package == []
 
 
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_is_a_clear_message(package: list[str], tmp_path: P
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(UserError, match=r"could not be made \(.*IMSM_CACHE"):
-            gemma3.local_folder()
+            gemma3.local_path()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)

@@ -32,9 +32,9 @@ def test_a_loaded_backbone_is_frozen_and_has_no_dropout(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     model.model.layers[0].self_attn.attention_dropout = 0.1
-    from imsm.backbones.load import silence_dropout
+    from imsm.backbones.load import disable_dropout
 
-    silence_dropout(model)
+    disable_dropout(model)
     model.train()
     ids = torch.tensor([[5, 6, 5]])
     assert torch.equal(model(ids).logits, model(ids).logits)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from imsm.data.sources import Source, load_examples
+from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Task
-from imsm.flow import carry_out
+from imsm.flow import run_experiment
 from tests.backbone_folder import save_backbone
 from tests.composed import config
 
@@ -29,8 +29,8 @@ def make(root: Path) -> Path:
     for name in ("train", "test"):
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = Task(**config(f"data={FORGETTING}").data.task_arguments())
-    miniature = Source(kind="miniature")
-    asked = load_examples(task, "test", source=miniature, prompts="verbatim", limit=ITEMS)
+    miniature = DataSource(kind="miniature")
+    asked = load_examples(task, "test", source=miniature, prompts="paper", limit=ITEMS)
     texts = [row["input"] + row["output"] for row in rows]
     texts += [f"{example.prompt} {example.golds[0]}" for example in asked]
     save_backbone(root / "backbone", texts=texts)
@@ -41,19 +41,19 @@ def choices(made: Path, *more: str, method: str = "peft") -> list[str]:
     """Overrides of a run."""
     return [
         "backbone=llama3",
-        f"backbone.path={made / 'backbone'}",
+        f"backbone.name_or_path={made / 'backbone'}",
         "backbone.dtype=float32",
         "data=jsonl",
-        f"data.folder={made / 'data'}",
-        "backbone.data_source=miniature",
+        f"data.local_dir={made / 'data'}",
+        "backbone.default_data_source=miniature",
         "data.metric=contain",
         "data.max_new_tokens=4",
         f"evaluation.tasks=[target,{FORGETTING}]",
-        f"evaluation.items={ITEMS}",
+        f"evaluation.limit={ITEMS}",
         "evaluation.batch_size=4",
-        "trainer.epochs=30",
+        "trainer.num_epochs=30",
         "trainer.learning_rate=0.01",
-        "trainer.batch_size=4",
+        "trainer.global_batch_size=4",
         f"method={method}",
         *more,
     ]
@@ -62,6 +62,6 @@ def choices(made: Path, *more: str, method: str = "peft") -> list[str]:
 def finished(made: Path, root: Path, *more: str, method: str = "peft") -> Path:
     """Carry a run out; returns its folder."""
     before = set(root.glob("*"))
-    carry_out(config(*choices(made, *more, method=method)), runs_root=root)
+    run_experiment(config(*choices(made, *more, method=method)), runs_root=root)
     (folder,) = (f for f in set(root.glob("*")) - before if f"-{method}-" in f.name)
     return folder

@@ -10,13 +10,13 @@ import pandas
 import pytest
 from pandas.testing import assert_frame_equal
 
-from imsm.controls import control_names
+from imsm.controls import list_baselines
 from imsm.controls.__main__ import main
 from imsm.controls.finished import FinishedRun
 from imsm.evaluation import asking
 from imsm.evaluation.items import read_items
 from imsm.report.result import read_result
-from imsm.run_folder import locked
+from imsm.run_folder import file_lock
 from tests.controls.finished import FORGETTING, ITEMS, finished, make
 
 WITH_VALUES = ("logit_mix", "probability_mix", "adapter_scale")
@@ -116,7 +116,7 @@ def test_every_control_leaves_an_arm_and_a_second_command_asks_nothing(
     assert "left out: constant_gate:" in told
     folders = {each.name for each in (peft / "controls").iterdir() if each.is_dir()}
     expected = {f"{name}-0.30" for name in WITH_VALUES}
-    expected |= {*control_names()} - {*WITH_VALUES, "constant_gate"}
+    expected |= {*list_baselines()} - {*WITH_VALUES, "constant_gate"}
     assert expected <= folders
     for name in expected:
         result = read_result(peft / "controls" / name)
@@ -205,7 +205,7 @@ def test_of_an_interwoven_run_the_adapter_is_taken(
 def test_a_method_that_cannot_be_scaled_is_left_out_or_refused(
     made: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = finished(made, root, "peft=prompt_tuning", "trainer.epochs=1")
+    folder = finished(made, root, "peft=prompt_tuning", "trainer.num_epochs=1")
     capsys.readouterr()
     assert command(folder, "--controls", "adapter_scale") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
@@ -288,7 +288,7 @@ def test_folders_that_are_no_finished_run(
         assert said in line
     assert command(peft, "--with", str(peft)) == 2
     assert "is the run itself" in capsys.readouterr().err
-    with locked(peft / "controls"):
+    with file_lock(peft / "controls"):
         assert command(peft, "--controls", "oracle_router") == 2
     assert "another process is at work" in capsys.readouterr().err
 
@@ -296,13 +296,13 @@ def test_folders_that_are_no_finished_run(
 def test_an_ensemble_is_of_seeds_alone(
     made: Path, root: Path, peft: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    limited = finished(made, root, "data.train_limit=4", "trainer.epochs=1", "seed=1")
+    limited = finished(made, root, "data.max_train_examples=4", "trainer.num_epochs=1", "seed=1")
     seed = finished(made, root, "seed=1")
     capsys.readouterr()
     assert command(peft, "--controls", "seed_ensemble", "--with", str(limited)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"imsm: --with {limited}: its data.train_limit is 4, not null; its ")
-    assert "its trainer.epochs is 1, not 30" in line and "nothing but the seed" in line
+    assert line.startswith(f"imsm: --with {limited}: its data.max_train_examples is 4, not null; its ")
+    assert "its trainer.num_epochs is 1, not 30" in line and "nothing but the seed" in line
     assert command(peft, "--controls", "seed_ensemble", "--with", str(seed)) == 0
     said = read_result(peft / "controls" / "seed_ensemble")["config"]["control"]
     assert said["with"] == seed.name

@@ -15,13 +15,13 @@ from scipy.stats import entropy
 from imsm.adapters.loramoe import loramoe
 from imsm.adapters.prompt_tuning import prompt_tuning
 from imsm.controls.mixed import Mix, mixed
-from imsm.controls.mixes import by_entropy, by_logits, by_maximum, by_probabilities
+from imsm.controls.mixes import mix_by_entropy, mix_logits, mix_by_confidence, mix_probabilities
 from imsm.controls.paired import paired, share_backbone
 from imsm.controls.scaled import scaled
 from imsm.errors import UserError
 from imsm.folders import conf_folder
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.stages.parts import adapter_of
+from imsm.stages.parts import build_adapter
 from imsm.stages.training import new_model
 from tests.composed import config
 from tests.siamese.tiny import (
@@ -61,7 +61,7 @@ def both(model: SiameseForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_mixed_logits_are_a_constant_scalar_gate(architecture: str) -> None:
     gated = tiny_siamese(architecture, gate=SCALAR | {"value": 0.3})
-    control = mixed(gated, by_logits(0.3))
+    control = mixed(gated, mix_logits(0.3))
     torch.testing.assert_close(logits(control), logits(gated), rtol=1e-5, atol=1e-5)
     for row in prompts():
         assert decoded(control, row) == decoded(gated, row)
@@ -75,14 +75,14 @@ def test_where_the_head_caps_its_logits_a_scalar_gate_mixes_something_else() -> 
     finally:
         del ARCHITECTURES["capped"]
     original, tuned = both(gated)
-    found = logits(mixed(gated, by_logits(0.3)))
+    found = logits(mixed(gated, mix_logits(0.3)))
     torch.testing.assert_close(found, 0.3 * original + 0.7 * tuned, rtol=1e-5, atol=1e-5)
     gated.stream = "interwoven"
     assert (logits(gated) - found).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(
-    "mix", [by_logits(0.4), by_logits(-0.5), by_probabilities(0.4), by_entropy, by_maximum]
+    "mix", [mix_logits(0.4), mix_logits(-0.5), mix_probabilities(0.4), mix_by_entropy, mix_by_confidence]
 )
 def test_mixes_against_a_direct_computation(mix: Mix) -> None:
     model = tiny_siamese(gate=None)
@@ -90,10 +90,10 @@ def test_mixes_against_a_direct_computation(mix: Mix) -> None:
     found = logits(mixed(model, mix))
     p_o, p_t = (softmax(z.double().numpy(), axis=-1) for z in (original, tuned))
     wanted = {
-        by_entropy: torch.where(
+        mix_by_entropy: torch.where(
             torch.tensor(entropy(p_o, axis=-1) < entropy(p_t, axis=-1))[:, None], original, tuned
         ),
-        by_maximum: torch.where(
+        mix_by_confidence: torch.where(
             torch.tensor(p_o.max(axis=-1) > p_t.max(axis=-1))[:, None], original, tuned
         ),
     }.get(mix)
@@ -120,15 +120,15 @@ def test_confidence_by_hand() -> None:
     sure, unsure = [9.0, 0.0, 0.0], [1.0, 0.9, 0.8]
     original = torch.tensor([sure, unsure, sure])
     tuned = torch.tensor([unsure, sure, sure])
-    for rule in (by_entropy, by_maximum):
+    for rule in (mix_by_entropy, mix_by_confidence):
         mix, share = rule(original, tuned)
         assert share.tolist() == [1.0, 0.0, 0.0]  # the third is equal: the tuned stream's
         assert mix.tolist() == [sure, sure, sure]
     # two likely tokens: less entropy than many unlikely ones, but no higher maximum
     two = torch.tensor([[math.log(0.5), math.log(0.5), *[math.log(1e-9)] * 8]])
     many = torch.tensor([[math.log(0.51), *[math.log(0.49 / 9)] * 9]])
-    assert by_entropy(two, many)[1].item() == 1
-    assert by_maximum(two, many)[1].item() == 0
+    assert mix_by_entropy(two, many)[1].item() == 1
+    assert mix_by_confidence(two, many)[1].item() == 0
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -136,16 +136,16 @@ def test_ends_of_a_mix_are_the_streams(weight: float) -> None:
     model = tiny_siamese(gate=None)
     stream = "original" if weight else "tuned"
     wanted = logits(model, stream=stream)
-    found = logits(mixed(model, by_logits(weight)))
+    found = logits(mixed(model, mix_logits(weight)))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    found = logits(mixed(model, by_probabilities(weight)))
+    found = logits(mixed(model, mix_probabilities(weight)))
     torch.testing.assert_close(found, wanted.log_softmax(dim=-1), rtol=1e-5, atol=2e-5)
 
 
 def test_a_control_leaves_the_model_as_it_was() -> None:
     model = tiny_siamese()
     before = logits(model)
-    logits(mixed(model, by_logits(0.5)))
+    logits(mixed(model, mix_logits(0.5)))
     logits(scaled(model, 0.5))
     assert model.stream == "interwoven" and not model.training
     assert torch.equal(logits(model), before)
@@ -213,9 +213,9 @@ def test_strength_is_a_path_between_the_weights(method: str) -> None:
 def test_every_shipped_method_has_a_strength_or_is_refused() -> None:
     refused = []
     for path in sorted((conf_folder() / "peft").glob("*.yaml")):
-        more = ["peft.type=ADAPTION_PROMPT", "peft.arguments={adapter_layers:2,adapter_len:4}"]
+        more = ["peft.peft_type=ADAPTION_PROMPT", "peft.kwargs={adapter_layers:2,adapter_len:4}"]
         chosen = config(f"peft={path.stem}", "method=peft", *more * (path.stem == "any"))
-        model = new_model(chosen, adapter_of(chosen), device=torch.device("cpu")).eval()
+        model = new_model(chosen, build_adapter(chosen), device=torch.device("cpu")).eval()
         perturb(model, scale=0.05)
         try:
             scaled(model, 0.5)
@@ -261,7 +261,7 @@ def test_two_adapters_are_the_mean_of_their_logits(method: str) -> None:
     other = of_another_seed(model, method)
     wanted = (logits(model, stream="tuned") + logits(other, stream="tuned")) / 2
     assert share_backbone(model, other) > 0
-    control = paired(model, other, by_logits(0.5))
+    control = paired(model, other, mix_logits(0.5))
     torch.testing.assert_close(logits(control), wanted, rtol=1e-5, atol=1e-5)
     weights = {value.data_ptr() for value in model.backbone.parameters()}
     frozen = [value for value in other.backbone.parameters() if not value.requires_grad]
@@ -272,7 +272,7 @@ def test_two_adapters_are_the_mean_of_their_logits(method: str) -> None:
 def test_twice_the_same_adapter_is_that_adapter(method: str) -> None:
     build = ADAPTERS.get(method) or (lambda: prompt_tuning(virtual_tokens=4))
     model = tiny_siamese(method=build(), gate=None)
-    control = paired(model, copy.deepcopy(model), by_logits(0.5))
+    control = paired(model, copy.deepcopy(model), mix_logits(0.5))
     torch.testing.assert_close(logits(control), logits(model, stream="tuned"), rtol=1e-5, atol=1e-5)
     for row in prompts():
         assert decoded(control, row) == decoded(model, row)

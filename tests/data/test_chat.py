@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from imsm.data.chat import adopt_chat_template, chat_ids
+from imsm.data.chat import use_chat_template, encode_chat
 from imsm.data.example import Example
-from imsm.data.tokenise import tokenise_prompts, tokenise_training
+from imsm.data.tokenise import tokenize_prompts, tokenize_training
 from imsm.errors import UserError
 from tests.data.tokenizers import byte_tokenizer, word_tokenizer
 
@@ -42,14 +42,14 @@ def words(tokenizer: PreTrainedTokenizerFast, ids: tuple[int, ...]) -> list[str]
 
 def test_a_prompt_is_one_user_turn_with_one_bos_and_an_answer_ends_its_turn() -> None:
     tokenizer = chatting()
-    adopt_chat_template(tokenizer)
+    use_chat_template(tokenizer)
     limits = {"max_prompt_tokens": 99, "closed_vocabulary": False, "chat": True}
-    ((taught,), _) = tokenise_training([example()], tokenizer, max_answer_tokens=9, **limits)
+    ((taught,), _) = tokenize_training([example()], tokenizer, max_answer_tokens=9, **limits)
     plain = tokenizer(example().prompt, add_special_tokens=False)["input_ids"]
     text = ["<s>", "<|user|>", *words(tokenizer, plain), "<|end|>", "<|assistant|>"]
     assert words(tokenizer, taught.prompt_ids) == text
     assert words(tokenizer, taught.answer_ids) == ["pot", "two", "<|end|>"]
-    ((asked,), _) = tokenise_prompts([example()], tokenizer, **limits)
+    ((asked,), _) = tokenize_prompts([example()], tokenizer, **limits)
     assert asked.prompt_ids == taught.prompt_ids
     (whole,) = tokenizer.apply_chat_template(
         [[{"role": "user", "content": example().prompt}]], add_generation_prompt=True
@@ -60,10 +60,10 @@ def test_a_prompt_is_one_user_turn_with_one_bos_and_an_answer_ends_its_turn() ->
 def test_the_context_is_cut_inside_the_turn_and_no_further_than_needed() -> None:
     tokenizer = chatting()
     rests = [example(" ".join(PASSAGE.split()[first:])) for first in range(9)]
-    whole = chat_ids(tokenizer, [rest.prompt for rest in rests])
+    whole = encode_chat(tokenizer, [rest.prompt for rest in rests])
     for limit in range(len(whole[-1]), len(whole[0])):
         limits = {"max_prompt_tokens": limit, "closed_vocabulary": False, "chat": True}
-        ((asked,), report) = tokenise_prompts([example()], tokenizer, **limits)
+        ((asked,), report) = tokenize_prompts([example()], tokenizer, **limits)
         assert asked.prompt_ids == next(ids for ids in whole if len(ids) <= limit)
         assert words(tokenizer, asked.prompt_ids)[:2] == ["<s>", "<|user|>"]
         assert report.cut == 1
@@ -71,33 +71,33 @@ def test_the_context_is_cut_inside_the_turn_and_no_further_than_needed() -> None
 
 def test_the_end_of_text_stays_where_the_template_ends_turns_with_it() -> None:
     same = chatting(template=TURNS.replace("<|end|>", " {{ eos_token }}"))
-    adopt_chat_template(same)
+    use_chat_template(same)
     assert same.eos_token == "</s>"
     none = chatting(template=TURNS.replace("<|end|>", "\n"))  # no special token at all
-    adopt_chat_template(none)
+    use_chat_template(none)
     assert none.eos_token == "</s>"
 
 
 def test_a_saved_tokenizer_still_ends_with_the_turn(tmp_path) -> None:
     tokenizer = chatting()
-    adopt_chat_template(tokenizer)
+    use_chat_template(tokenizer)
     tokenizer.save_pretrained(tmp_path)
     again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert again.eos_token == "<|end|>"
-    assert chat_ids(again, ["which pot ?"]) == chat_ids(tokenizer, ["which pot ?"])
+    assert encode_chat(again, ["which pot ?"]) == encode_chat(tokenizer, ["which pot ?"])
 
 
 def test_no_template_and_todays_date_are_refused() -> None:
     with pytest.raises(UserError, match=r"no chat template; leave it out.*llama3_1_instruct"):
-        adopt_chat_template(byte_tokenizer(["a b"]))
+        use_chat_template(byte_tokenizer(["a b"]))
     dated = chatting(template="{{ strftime_now('%d') }}" + TURNS)
     with pytest.raises(UserError, match="today's date"):
-        adopt_chat_template(dated)
+        use_chat_template(dated)
     switched = (
         "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}"
         "{% endif %}{{ date_string }}"
     )
     fixed = chatting(template=switched + TURNS)
-    adopt_chat_template(fixed)
-    (ids,) = chat_ids(fixed, ["which pot ?"])
+    use_chat_template(fixed)
+    (ids,) = encode_chat(fixed, ["which pot ?"])
     assert words(fixed, ids)[:5] == ["26", "Jul", "2024", "<s>", "<|user|>"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from imsm.data.example import Example
-from imsm.data.sources import Source, load_examples
+from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Role
 from tests.data.shipped import shipped_task
 
@@ -36,8 +36,8 @@ ROWS: list[tuple[str, Role, int]] = [
 
 
 @functools.cache
-def examples_of(name: str, role: Role, prompts: str = "verbatim") -> list[Example]:
-    source = Source(kind="mirror", path=HUB)
+def examples_of(name: str, role: Role, prompts: str = "paper") -> list[Example]:
+    source = DataSource(kind="mirror", path=HUB)
     return load_examples(shipped_task(name), role, source=source, prompts=prompts, limit=None)
 
 

@@ -35,7 +35,7 @@ def examples(name: str, row: dict[str, Any]) -> list:
         splits={"train": [], "test": ["test"]}, metrics=["contain"],
         max_prompt_tokens=8, max_new_tokens=8, stop=None,
     )  # fmt: skip
-    return list(task_module(task).examples([row], split="test", prompts="verbatim"))
+    return list(task_module(task).examples([row], split="test", prompts="paper"))
 
 
 @pytest.mark.parametrize(("name", "row", "named"), WRONG)

@@ -15,7 +15,7 @@ import pytest
 
 from imsm.data import sources
 from imsm.data.example import Example
-from imsm.data.sources import Source, check_source, load_examples
+from imsm.data.sources import DataSource, check_source, load_examples
 from imsm.data.task import Role, Task
 from imsm.errors import UserError
 from tests.data.shipped import shipped_task, task_values
@@ -51,13 +51,13 @@ def mirror(tmp_path: Path) -> Path:
 
 
 def load(
-    task: Task, source: Source, role: Role = "test", limit: int | None = None
+    task: Task, source: DataSource, role: Role = "test", limit: int | None = None
 ) -> list[Example]:
-    return load_examples(task, role, source=source, prompts="verbatim", limit=limit)
+    return load_examples(task, role, source=source, prompts="paper", limit=limit)
 
 
-def at(mirror: Path) -> Source:
-    return Source(kind="mirror", path=str(mirror))
+def at(mirror: Path) -> DataSource:
+    return DataSource(kind="mirror", path=str(mirror))
 
 
 def test_mirror_with_a_card(mirror: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_mirror_is_not_taken_for_another_or_for_its_past(mirror: Path, tmp_pat
 
 def test_miniature_is_read_as_a_mirror(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MINIATURE", mirror)
-    assert load(shipped_task("mrpc"), Source(kind="miniature")) == load(
+    assert load(shipped_task("mrpc"), DataSource(kind="miniature")) == load(
         shipped_task("mrpc"), at(mirror)
     )
 
@@ -159,21 +159,21 @@ def test_a_forgetting_test_cannot_be_trained_on(mirror: Path) -> None:
 
 
 def test_no_hub_id_without_a_folder(mirror: Path) -> None:
-    for source in (Source(kind="hub"), at(mirror), Source(kind="miniature")):
+    for source in (DataSource(kind="hub"), at(mirror), DataSource(kind="miniature")):
         with pytest.raises(UserError, match=r"jsonl is not on the hub: give data\.folder="):
             check_source(shipped_task("jsonl"), source=source)
 
 
 def test_unknown_choices() -> None:
     with pytest.raises(UserError, match=r"data\.source='hup' is unknown"):
-        Source(kind="hup")
+        DataSource(kind="hup")
     with pytest.raises(UserError, match=r"give data\.mirror="):
-        Source(kind="mirror")
+        DataSource(kind="mirror")
     with pytest.raises(UserError, match=r"data\.prompts='exact' is unknown"):
         load_examples(
             shipped_task("mrpc"),
             "test",
-            source=Source(kind="miniature"),
+            source=DataSource(kind="miniature"),
             prompts="exact",
             limit=None,
         )
@@ -188,7 +188,7 @@ def test_folder(tmp_path: Path, file: str, name: str) -> None:
     lines = "\n\n".join(json.dumps(row) for row in OWN) + "\n"
     data = (json.dumps(OWN, indent=1) if "jsonl" not in file else lines).encode()
     (tmp_path / file).write_bytes(gzip.compress(data) if file.endswith("gz") else data)
-    source = Source(kind="folder", path=str(tmp_path))
+    source = DataSource(kind="folder", path=str(tmp_path))
     check_source(shipped_task(name), source=source, roles=["test"])
     examples = load(shipped_task(name), source)
     assert [e.prompt for e in examples] == ["Q: a\nA:", "Q: c\nA:"]
@@ -213,13 +213,13 @@ def test_folder(tmp_path: Path, file: str, name: str) -> None:
 def test_folder_row_of_a_wrong_kind(tmp_path: Path, row: Any, told: str) -> None:
     write_lines(tmp_path / "test.jsonl", [OWN[0], row])
     with pytest.raises(UserError, match=rf"test\.jsonl, row 2: .*{told}"):
-        load(shipped_task("jsonl"), Source(kind="folder", path=str(tmp_path)))
+        load(shipped_task("jsonl"), DataSource(kind="folder", path=str(tmp_path)))
 
 
 def test_folder_that_lacks_something(tmp_path: Path) -> None:
-    task, source = shipped_task("jsonl"), Source(kind="folder", path=str(tmp_path))
+    task, source = shipped_task("jsonl"), DataSource(kind="folder", path=str(tmp_path))
     with pytest.raises(UserError, match="nowhere is no folder"):
-        load(task, Source(kind="folder", path=str(tmp_path / "nowhere")))
+        load(task, DataSource(kind="folder", path=str(tmp_path / "nowhere")))
     write_lines(tmp_path / "train.jsonl", OWN)
     with pytest.raises(UserError, match=r"lacks a file for test, .* It holds train\.jsonl"):
         check_source(task, source=source)
@@ -256,7 +256,7 @@ def test_no_network_says_what_would_be_downloaded_and_the_way_round(tmp_path: Pa
         "UserError: The hub's dataset KelvinJiang/freebase_qa (split test, revision" in run.stderr
     )
     assert "hf download KelvinJiang/freebase_qa --revision refs/convert/parquet" in run.stderr
-    assert "data.mirror=" in run.stderr
+    assert "data.mirror_dir=" in run.stderr
 
 
 def test_importing_the_data_modules_is_quick() -> None:

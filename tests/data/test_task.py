@@ -39,7 +39,7 @@ def test_task_file_opens_with_a_record_of_its_dataset(name: str) -> None:
     found = re.search(r"^\{.*?\}$", module.__doc__.replace("...,", ""), re.DOTALL | re.MULTILINE)
     assert found is not None
     record = ast.literal_eval(found.group())
-    assert len(list(module.examples([record], split="test", prompts="verbatim"))) == 1
+    assert len(list(module.examples([record], split="test", prompts="paper"))) == 1
 
 
 def test_module_that_is_not_there_or_is_no_task() -> None:

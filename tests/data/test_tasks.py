@@ -23,7 +23,7 @@ ARTICLE = {
 }
 
 
-def one(module: Any, row: dict[str, Any], prompts: str = "verbatim") -> Example:
+def one(module: Any, row: dict[str, Any], prompts: str = "paper") -> Example:
     (example,) = module.examples([row], split="test", prompts=prompts)
     return example
 
@@ -69,7 +69,7 @@ def test_ropes() -> None:
 def test_ropes_questions_on_one_article_form_a_group() -> None:
     other = {**ARTICLE, "situation": "Pot A is clay."}
     rows = [ARTICLE, other, {**ARTICLE, "question": "Why?"}]
-    groups = [e.group for e in ropes.examples(rows, split="test", prompts="verbatim")]
+    groups = [e.group for e in ropes.examples(rows, split="test", prompts="paper")]
     assert groups[0] == groups[2] != groups[1]
 
 
@@ -119,7 +119,7 @@ def test_multirc_keeps_questions_with_a_correct_bare_yes_or_no() -> None:
 
     rows = [row(0, "No", 0), row(0, " Yes", 1), row(0, "true", 1), row(1, "No.", 1)]
     rows += [row(2, "False", 1), row(3, "Maybe", 1)]
-    found = list(multirc.examples(rows, split="train", prompts="verbatim"))
+    found = list(multirc.examples(rows, split="train", prompts="paper"))
     assert [(e.id, e.golds) for e in found] == [
         ("multirc/train/3-0", ("yes",)),
         ("multirc/train/3-2", ("no",)),
@@ -200,7 +200,7 @@ def test_gsm8k_stop_does_not_change_the_number() -> None:
 
 
 def test_jsonl_keeps_text_and_all_answers() -> None:
-    for prompts in ("verbatim", "corrected"):
+    for prompts in ("paper", "corrected"):
         example = one(jsonl, {"input": "Q:  a ", "output": ["b", "c"], "more": 1}, prompts)
         assert (example.prompt, example.golds) == ("Q:  a ", ("b", "c"))
     assert jsonl.extract(" one\ntwo \n") == "one\ntwo"

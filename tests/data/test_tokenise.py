@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imsm.data.example import Example
-from imsm.data.tokenise import tokenise_prompts, tokenise_training
+from imsm.data.tokenise import tokenize_prompts, tokenize_training
 from imsm.errors import UserError
 from tests.data.tokenizers import SlowTokenizer, byte_tokenizer, word_tokenizer
 
@@ -35,7 +35,7 @@ TOKENIZERS = {
 
 
 def train(examples: list[Example], tokenizer: Any, prompt: int = 999, answer: int = 99) -> Any:
-    return tokenise_training(
+    return tokenize_training(
         examples,
         tokenizer,
         max_prompt_tokens=prompt,
@@ -45,7 +45,7 @@ def train(examples: list[Example], tokenizer: Any, prompt: int = 999, answer: in
 
 
 def evaluate(examples: list[Example], tokenizer: Any, prompt: int) -> Any:
-    return tokenise_prompts(examples, tokenizer, max_prompt_tokens=prompt, closed_vocabulary=False)
+    return tokenize_prompts(examples, tokenizer, max_prompt_tokens=prompt, closed_vocabulary=False)
 
 
 def test_prompt_and_answer_apart_with_bos_in_front_and_eos_behind() -> None:
@@ -132,18 +132,18 @@ def test_a_closed_vocabulary_refuses_unknown_words_by_name(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     known = [example(), without_context()]
     limits = {"max_prompt_tokens": 999, "closed_vocabulary": True}
-    assert len(tokenise_prompts(known, tokenizer, **limits)[0]) == 2
+    assert len(tokenize_prompts(known, tokenizer, **limits)[0]) == 2
     strange = without_context("which pot 12% Zürich ?")
     with pytest.raises(UserError, match=r"own/test/9 .*'12%', 'Zürich'.*backbone=gemma3_270m"):
-        tokenise_prompts([*known, strange], tokenizer, **limits)
+        tokenize_prompts([*known, strange], tokenizer, **limits)
     with pytest.raises(UserError, match=r"own/test/0 .*'Zürich'"):
-        tokenise_training([example(gold="pot Zürich")], tokenizer, max_answer_tokens=99, **limits)
+        tokenize_training([example(gold="pot Zürich")], tokenizer, max_answer_tokens=99, **limits)
     assert len(evaluate([strange], tokenizer, 999)[0]) == 1
 
 
 def test_only_some_of_many_unknown_words_are_named() -> None:
     strange = without_context(" ".join(f"Ö{n}" for n in range(20)))
     with pytest.raises(UserError, match=r"'Ö7' and 12 more\."):
-        tokenise_prompts(
+        tokenize_prompts(
             [strange], TOKENIZERS["words"], max_prompt_tokens=99, closed_vocabulary=True
         )

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from imsm.assemble import assemble
+from imsm.assemble import build_model
 from imsm.data.tokenise import TokenisedExample
 from imsm.evaluation.generate import Generation, generate_answers
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.siamese.reading import Reading
+from imsm.siamese.reading import DecodingSession
 from tests.backbone_folder import save_backbone
 
 TEXTS = [" the answer is 1 2 3 4 5 6 7 8 9 \n a b c d e f g h i j k l m n o p q r s t u v"]
@@ -43,13 +43,13 @@ def scripted(model: SiameseForCausalLM, prompts: list[TokenisedExample], script:
 
 def answered(model, tokenizer, prompts, **options) -> list[Generation]:
     ids = [prompt.prompt_ids for prompt in prompts]
-    reading = Reading(model, ids, pad_id=tokenizer.pad_token_id)
+    reading = DecodingSession(model, ids, pad_id=tokenizer.pad_token_id)
     return generate_answers(reading, tokenizer, **options)
 
 
 def test_early_stop_order_and_counts(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = assemble(
+    model = build_model(
         backbone={"path": str(folder)},
         adapter=None,
         gate=None,
@@ -83,7 +83,7 @@ def test_early_stop_order_and_counts(folder: Path) -> None:
 
 def test_batching_changes_no_answer(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = assemble(
+    model = build_model(
         backbone={"path": str(folder)},
         adapter=None,
         gate=None,

@@ -15,25 +15,25 @@ import torch
 from transformers import AutoTokenizer
 
 from imsm.adapters.lora import lora
-from imsm.assemble import assemble
-from imsm.data.sources import Source
+from imsm.assemble import build_model
+from imsm.data.sources import DataSource
 from imsm.data.task import Task
 from imsm.errors import UserError
 from imsm.evaluation import asking
-from imsm.evaluation.asking import ask
+from imsm.evaluation.asking import run_inference
 from imsm.evaluation.items import COLUMNS, read_items
-from imsm.evaluation.judge import Judgement, judge
-from imsm.evaluation.ledger import Ledger
-from imsm.evaluation.test_set import TestSet, load_test_set
-from imsm.processes.world import World
+from imsm.evaluation.judge import EvalResult, evaluate
+from imsm.evaluation.ledger import ResponseCache
+from imsm.evaluation.test_set import EvalSet, load_test_set
+from imsm.processes.world import DistributedContext
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.siamese.reading import Reading
+from imsm.siamese.reading import DecodingSession
 from tests.backbone_folder import save_backbone
 
 ROWS = [{"input": f"say {word}:", "output": word} for word in ("red", "green", "blue", "black")]
 
 
-TestSet.__test__ = False  # type: ignore[attr-defined]  # its name is no test's
+EvalSet.__test__ = False  # type: ignore[attr-defined]  # its name is no test's
 
 
 class Bench:
@@ -53,7 +53,7 @@ class Bench:
 
     def model(self) -> SiameseForCausalLM:
         self.asked += 1
-        return assemble(
+        return build_model(
             backbone={"path": str(self.backbone)},
             adapter=None,
             gate=None,
@@ -62,7 +62,7 @@ class Bench:
             seed=0,
         )
 
-    def test_set(self, *, max_new_tokens: int = 4) -> TestSet:
+    def test_set(self, *, max_new_tokens: int = 4) -> EvalSet:
         task = Task(
             name="colours",
             module="imsm.data.tasks.jsonl",
@@ -75,8 +75,8 @@ class Bench:
         )
         return load_test_set(
             task,
-            source=Source(kind="folder", path=str(self.root / "data")),
-            prompts="verbatim",
+            source=DataSource(kind="folder", path=str(self.root / "data")),
+            prompts="paper",
             items=None,
             tokenizer=self.tokenizer,
             closed_vocabulary=False,
@@ -89,20 +89,20 @@ class Bench:
         fingerprint: str = "one",
         max_new_tokens: int = 4,
         metrics: tuple[str, ...] = ("contain", "exact_match"),
-    ) -> Judgement:
-        return judge(
+    ) -> EvalResult:
+        return evaluate(
             self.test_set(max_new_tokens=max_new_tokens),
             model=self.model,
             stream="original",
             tokenizer=self.tokenizer,
             model_fingerprint=fingerprint,
-            metrics={"clean": metrics, "released": ["token_f1"]},
-            protocol="clean",
+            metrics={"strict": metrics, "paper_code": ["token_f1"]},
+            protocol="strict",
             batch_size=2,
             ledgers=self.root / "ledger",
             folder=self.root / "out",
             label="x",
-            world=World(),
+            world=DistributedContext(),
         )
 
     def rows(self) -> list[dict]:
@@ -125,8 +125,8 @@ def test_every_item_stands_once_with_all_that_is_known_of_it(bench: Bench) -> No
     assert [row["golds"] for row in rows] == [[row["output"]] for row in ROWS]
     scores = [row["scores"]["contain"] for row in rows]
     assert judgement.metrics["contain"] == pytest.approx(100 * sum(scores) / 4)
-    assert (judgement.items, judgement.headline, judgement.protocol) == (4, "contain", "clean")
-    assert set(judgement.protocols) == {"clean", "released"}
+    assert (judgement.items, judgement.headline, judgement.protocol) == (4, "contain", "strict")
+    assert set(judgement.protocols) == {"strict", "paper_code"}
     assert judgement.gate_mean is None
 
 
@@ -171,7 +171,7 @@ def test_another_model_or_another_limit_is_asked_anew(bench: Bench) -> None:
 
 def test_a_raw_text_of_the_ledger_is_what_is_scored(bench: Bench) -> None:
     bench.judge()
-    ledger = Ledger(bench.root / "ledger", fingerprint="one")
+    ledger = ResponseCache(bench.root / "ledger", fingerprint="one")
     rows = ledger.read()
     bench.ledger().unlink()
     ledger.append(
@@ -228,7 +228,7 @@ def test_golds_are_as_likely_as_the_whole_logits_say(bench: Bench) -> None:
 def test_the_gate_is_that_of_the_items_own_answer(bench: Bench) -> None:
     """Against one pass over each prompt and what was generated, the query's mask given."""
     torch.manual_seed(0)
-    model = assemble(
+    model = build_model(
         backbone={"path": str(bench.backbone)},
         adapter=lora(target_modules=["q_proj", "v_proj"], rank=2, alpha=8, dropout=0.0),
         gate={
@@ -246,16 +246,16 @@ def test_the_gate_is_that_of_the_items_own_answer(bench: Bench) -> None:
                 value.normal_(std=0.5 if "gate" in name else 0.2)
         model.get_output_embeddings().weight[: bench.tokenizer.eos_token_id + 1] = 0  # never ends
     test = bench.test_set()
-    answers, golds = ask(
+    answers, golds = run_inference(
         test,
         model=lambda: model,
         stream="interwoven",
         tokenizer=bench.tokenizer,
         fingerprint="woven",
-        ledger=Ledger(bench.root / "ledger", fingerprint="woven"),
+        ledger=ResponseCache(bench.root / "ledger", fingerprint="woven"),
         batch_size=3,
         label="x",
-        world=World(),
+        world=DistributedContext(),
     )
     assert all(golds)
     for prompt, row in zip(test.prompts, answers, strict=True):
@@ -274,22 +274,22 @@ def test_the_gate_is_that_of_the_items_own_answer(bench: Bench) -> None:
 
 def test_more_items_ask_only_what_is_new(bench: Bench) -> None:
     bench.judge()
-    before = set(Ledger(bench.root / "ledger", fingerprint="one").read())
+    before = set(ResponseCache(bench.root / "ledger", fingerprint="one").read())
     lines = "".join(
         json.dumps(row) + "\n" for row in [*ROWS, {"input": "say red: ", "output": "red"}]
     )
     (bench.root / "data" / "test.jsonl").write_text(lines)
     bench.judge()
-    after = set(Ledger(bench.root / "ledger", fingerprint="one").read())
+    after = set(ResponseCache(bench.root / "ledger", fingerprint="one").read())
     assert before < after
     assert len(after) == len(before) + 2
 
 
 def _killed(root: Path, lines: int) -> None:
     """Judge in this process; it dies in the middle of what it writes after so many lines."""
-    own = Ledger.append
+    own = ResponseCache.append
 
-    def append(ledger: Ledger, rows: dict) -> None:
+    def append(ledger: ResponseCache, rows: dict) -> None:
         held = len(ledger.path.read_text().splitlines()) if ledger.path.is_file() else 0
         if held + len(rows) <= lines:
             own(ledger, rows)
@@ -299,7 +299,7 @@ def _killed(root: Path, lines: int) -> None:
         ledger.path.write_bytes(whole[: -(7 + 13 * lines)])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Ledger.append = append  # type: ignore[method-assign]
+    ResponseCache.append = append  # type: ignore[method-assign]
     Bench(root).judge()
 
 
@@ -344,7 +344,7 @@ def test_two_processes_at_once_keep_each_row_whole(tmp_path: Path) -> None:
         process.join()
         assert process.exitcode == 0
     assert Bench(first).rows() == Bench(second).rows()
-    assert len(Ledger(first / "ledger", fingerprint="one").read()) == 8
+    assert len(ResponseCache(first / "ledger", fingerprint="one").read()) == 8
     assert not (first / "ledger" / "one.damaged").exists()
 
 
@@ -355,11 +355,11 @@ def test_too_large_a_batch_is_asked_in_halves_with_the_same_answers(
     expected = [row["generation"] for row in bench.rows()]
     sizes: list[int] = []
 
-    def limited(model: SiameseForCausalLM, prompts: Sequence[Any], **options: Any) -> Reading:
+    def limited(model: SiameseForCausalLM, prompts: Sequence[Any], **options: Any) -> DecodingSession:
         sizes.append(len(prompts))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return Reading(model, prompts, **options)
+        return DecodingSession(model, prompts, **options)
 
     monkeypatch.setattr(asking, "Reading", limited)
     bench.judge(fingerprint="another")
@@ -383,4 +383,4 @@ def test_of_what_is_held_nothing_is_asked_again(
     monkeypatch.setattr(asking, never, lambda *_, **__: pytest.fail("asked again"))
     bench.judge()
     assert bench.rows() == before
-    assert len(Ledger(bench.root / "ledger", fingerprint="one").read()) == 8
+    assert len(ResponseCache(bench.root / "ledger", fingerprint="one").read()) == 8

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from imsm.chain import stages_of
-from imsm.config import FrozenConfig, RunConfig
+from imsm.chain import expand_stages
+from imsm.config import FrozenAdapterConfig, RunConfig
 from imsm.data.example import Example
-from imsm.data.sources import Source, load_examples
+from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Task
 from imsm.errors import UserError
-from imsm.evaluation.leaks import leaks
-from imsm.identity import run_identity, trainings_before
-from imsm.stages.data import check_learned, learned_examples, own_examples, training_fingerprint
+from imsm.evaluation.leaks import find_contamination
+from imsm.identity import run_identity, parent_trainings
+from imsm.stages.data import check_parent_data, all_training_examples, run_examples, training_fingerprint
 from tests.composed import config
 
 
@@ -26,47 +26,47 @@ def example(name: str, prompt: str) -> Example:
 def test_equal_prompts_are_found_whatever_their_case_and_blanks() -> None:
     learned = [example("a", "Is it  red?\nOutput:"), example("b", "Is it blue?")]
     test = [example("1", "is it red? output:"), example("2", "Is it green?"), example("3", "x")]
-    assert leaks(test, learned) == {"count": 1, "ids": ["1"]}
-    assert leaks(test, []) == {"count": 0, "ids": []}
+    assert find_contamination(test, learned) == {"count": 1, "ids": ["1"]}
+    assert find_contamination(test, []) == {"count": 0, "ids": []}
 
 
 def test_no_more_than_twenty_are_named() -> None:
     rows = [example(str(number), f"question {number}") for number in range(30)]
-    found = leaks(rows, rows)
+    found = find_contamination(rows, rows)
     assert found["count"] == 30 and len(found["ids"]) == 20
 
 
 def ids(config: RunConfig) -> list[str]:
-    return [example.id for example in learned_examples(config)]
+    return [example.id for example in all_training_examples(config)]
 
 
 def frozen(source: RunConfig, *overrides: str) -> RunConfig:
     """A gate on the adapter of another run."""
     chosen = config(*overrides)
-    run = FrozenConfig(tasks=[source.data.name], identity=run_identity(source))
+    run = FrozenAdapterConfig(tasks=[source.data.name], identity=run_identity(source))
     return chosen.model_copy(update={"frozen_run": run})
 
 
 def test_what_the_stages_before_learned_counts() -> None:
-    stages = stages_of(config("sequence=[mrpc,cola,gsm8k]", "data.train_limit=8"))
-    own = [[example.id for example in own_examples(stage)] for stage in stages]
+    stages = expand_stages(config("task_sequence=[mrpc,cola,gsm8k]", "data.max_train_examples=8"))
+    own = [[example.id for example in run_examples(stage)] for stage in stages]
     assert [len(each) for each in own] == [8, 8, 8]
     assert [ids(stage) for stage in stages] == [own[0], own[0] + own[1], own[0] + own[1] + own[2]]
     # what a run itself began with is its own data, as ever
-    alone = config("data=cola", "data.train_limit=8")
+    alone = config("data=cola", "data.max_train_examples=8")
     assert training_fingerprint(stages[1]) == training_fingerprint(alone)
 
 
 def test_what_a_frozen_adapter_learned_counts() -> None:
-    *_, last = stages_of(config("sequence=[mrpc,cola]", "data.train_limit=8"))
-    run = frozen(last, "data=gsm8k", "data.train_limit=4")
-    assert ids(run) == ids(last) + [example.id for example in own_examples(run)]
-    assert [each["data"]["name"] for each in trainings_before(run)] == ["mrpc", "cola"]
+    *_, last = expand_stages(config("task_sequence=[mrpc,cola]", "data.max_train_examples=8"))
+    run = frozen(last, "data=gsm8k", "data.max_train_examples=4")
+    assert ids(run) == ids(last) + [example.id for example in run_examples(run)]
+    assert [each["data"]["name"] for each in parent_trainings(run)] == ["mrpc", "cola"]
     assert RunConfig.from_dict(run.to_dict()) == run  # so it is found again in `result.json`
 
 
 def test_what_was_replayed_before_counts() -> None:
-    replay = ("peft=loramoe_blc_replay", "data.train_limit=100")
+    replay = ("peft=loramoe_blc_replay", "data.max_train_examples=100")
     source = config("data=gsm8k", *replay)
     before = ids(source)
     assert len(before) == 110 and before[100].startswith("webq")
@@ -77,27 +77,27 @@ def test_what_was_replayed_before_counts() -> None:
 def test_what_was_learned_before_and_is_gone_is_told_before_the_training(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"input": "a", "output": "b"}\n')
     (tmp_path / "test.jsonl").write_text('{"input": "a", "output": "b"}\n')
-    own = ("data=jsonl", "data.metric=contain", f"data.folder={tmp_path}")
-    run = frozen(config(*own), "data=cola", "data.train_limit=4")
-    check_learned(run)
+    own = ("data=jsonl", "data.metric=contain", f"data.local_dir={tmp_path}")
+    run = frozen(config(*own), "data=cola", "data.max_train_examples=4")
+    check_parent_data(run)
     assert len(ids(run)) == 5
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(UserError, match="jsonl: the adapter learned from it before"):
-        check_learned(run)
+        check_parent_data(run)
 
 
 @pytest.mark.skipif("IMSM_TEST_HUB" not in os.environ, reason="needs the datasets' mirror")
-@pytest.mark.parametrize("choice", ["data=cola", "sequence=[cola,mrpc]"])
+@pytest.mark.parametrize("choice", ["data=cola", "task_sequence=[cola,mrpc]"])
 def test_colas_test_holds_sixteen_rows_of_its_training_split(choice: str) -> None:
     mirror = Path(os.environ["IMSM_TEST_HUB"])
-    chosen = config("backbone=llama3", choice, f"data.mirror={mirror}", "evaluation.tasks=[cola]")
-    for stage in stages_of(chosen):
+    chosen = config("backbone=llama3", choice, f"data.mirror_dir={mirror}", "evaluation.tasks=[cola]")
+    for stage in expand_stages(chosen):
         test = load_examples(
             Task(**stage.tasks["cola"].task_arguments()),
             "test",
-            source=Source(kind="mirror", path=str(mirror)),
-            prompts="verbatim",
+            source=DataSource(kind="mirror", path=str(mirror)),
+            prompts="paper",
             limit=None,
         )
-        found = leaks(test, learned_examples(stage))
+        found = find_contamination(test, all_training_examples(stage))
         assert found["count"] == 16 and len(found["ids"]) == 16

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from imsm.evaluation.retention import (
-    at_matched_target,
+    retention_at_target,
     chance_level,
     harmonic_mean,
     hypervolume,
@@ -76,7 +76,7 @@ def test_what_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         hypervolume([(nothing, 1.0)])
     with pytest.raises(ValueError, match="not finite"):
-        at_matched_target([(nothing, 1.0), (2.0, 1.0)], 1.5)
+        retention_at_target([(nothing, 1.0), (2.0, 1.0)], 1.5)
     with pytest.raises(ValueError, match="not finite"):
         transitions([nothing], [1])
 
@@ -126,9 +126,9 @@ def test_hypervolume_by_counting() -> None:
 
 def test_the_frontier_between_its_points() -> None:
     sweep = [(60.0, 20.0), (50.0, 60.0), (40.0, 100.0)]
-    assert at_matched_target(sweep, 55.0) == pytest.approx(40.0)
-    assert at_matched_target(sweep, 60.0) == 20.0
-    assert at_matched_target(sweep, 61.0) is None
-    assert at_matched_target([], 61.0) is None
+    assert retention_at_target(sweep, 55.0) == pytest.approx(40.0)
+    assert retention_at_target(sweep, 60.0) == 20.0
+    assert retention_at_target(sweep, 61.0) is None
+    assert retention_at_target([], 61.0) is None
     humped = [(50.0, 10.0), (60.0, 40.0), (50.0, 70.0)]
-    assert at_matched_target(humped, 55.0) == pytest.approx(55.0)  # the better of two crossings
+    assert retention_at_target(humped, 55.0) == pytest.approx(55.0)  # the better of two crossings

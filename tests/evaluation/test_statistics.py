@@ -13,18 +13,18 @@ from scipy import stats
 from sklearn.metrics import matthews_corrcoef
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from imsm.evaluation.intervals import mean_of_scores
+from imsm.evaluation.intervals import macro_average_ci
 from imsm.evaluation.statistics import (
-    detectable,
+    minimum_detectable_difference,
     holm,
     mcnemar,
-    mean_interval,
-    over_seeds,
+    mean_ci,
+    seed_ci,
     paired_difference,
     paired_t,
-    separation,
-    share_interval,
-    statistic_difference,
+    roc_auc,
+    proportion_ci,
+    bootstrap_statistic_ci,
     student_t,
 )
 
@@ -34,7 +34,7 @@ RNG = numpy.random.default_rng(7)
 def test_all_draws_of_six_items_give_the_interval() -> None:
     values = [0.0, 1.0, 1.5, 2.0, 3.1, 5.0]
     means = [numpy.mean(draw) for draw in itertools.product(values, repeat=6)]  # 46,656, all equal
-    found = mean_interval(values, level=0.8, resamples=200_000)
+    found = mean_ci(values, level=0.8, resamples=200_000)
     assert found.estimate == 2.1
     # Student's t(5) at 0.9 is 1.4759; times sqrt(6/5) it is 1.6168, beyond which lie 5.3 % each
     assert (found.low, found.high) == pytest.approx(numpy.quantile(means, [0.053, 0.947]), abs=0.03)
@@ -58,18 +58,18 @@ def test_groups_are_drawn_whole() -> None:
     """Each passage answered alike, ten times over, is no more evidence than once."""
     once = (RNG.random(40) > 0.5).astype(float)
     groups = [f"passage {place}" for place in range(40) for _ in range(10)]
-    clustered = mean_interval(numpy.repeat(once, 10), groups=groups)
-    single = mean_interval(once)
+    clustered = mean_ci(numpy.repeat(once, 10), groups=groups)
+    single = mean_ci(once)
     assert (clustered.low, clustered.high) == pytest.approx((single.low, single.high))
-    alone = mean_interval(numpy.repeat(once, 10))
+    alone = mean_ci(numpy.repeat(once, 10))
     assert alone.high - alone.low < 0.4 * (clustered.high - clustered.low)
 
 
 def test_groups_of_unequal_size_weigh_by_their_items() -> None:
     values, groups = [1.0, 0.0, 0.0, 0.0], ["a", "b", "b", "b"]
     draws = [(4 * [1.0]), [1.0, 0, 0, 0], [0.0]]
-    assert mean_interval(values, groups=groups).estimate == numpy.mean(draws[1])
-    found = mean_interval(values, groups=groups, level=0.2)  # of aa, ab, ba, bb: the middle third
+    assert mean_ci(values, groups=groups).estimate == numpy.mean(draws[1])
+    found = mean_ci(values, groups=groups, level=0.2)  # of aa, ab, ba, bb: the middle third
     assert (found.low, found.high) == (0.25, 0.25)
 
 
@@ -115,19 +115,19 @@ def test_three_seeds_cover_too(deviation: float) -> None:
     for number in range(1000):
         items, seeds = rng.normal(0, 0.5, 200), rng.normal(0, deviation, (3, 1))
         values = items + seeds + rng.normal(0, 0.1, (3, 200))
-        found = over_seeds(list(values), resamples=200, seed=number)
+        found = seed_ci(list(values), resamples=200, seed=number)
         covered += found.low <= 0 <= found.high
     assert 930 <= covered <= 980, covered
 
 
 def test_an_item_without_a_passage_is_its_own() -> None:
     values = RNG.random(60)
-    own = mean_interval(values)
+    own = mean_ci(values)
     for missing in ([None] * 60, [float("nan")] * 60, pandas.Series([None] * 60)):
-        assert mean_interval(values, groups=missing) == own
+        assert mean_ci(values, groups=missing) == own
     named = [None if place % 2 else f"p{place % 20}" for place in range(60)]
     written = [name or f"alone {place}" for place, name in enumerate(named)]
-    some, all_named = (mean_interval(values, groups=each) for each in (named, written))
+    some, all_named = (mean_ci(values, groups=each) for each in (named, written))
     assert (some.low, some.high) == pytest.approx((all_named.low, all_named.high), abs=0.01)
     assert some != own
 
@@ -135,28 +135,28 @@ def test_an_item_without_a_passage_is_its_own() -> None:
 def test_it_is_the_same_again_and_fast() -> None:
     values = RNG.normal(size=2000)
     start = time.process_time()
-    found = mean_interval(values)
+    found = mean_ci(values)
     assert time.process_time() - start < 1.0
-    assert found == mean_interval(values)
-    assert found != mean_interval(values, seed=1)
+    assert found == mean_ci(values)
+    assert found != mean_ci(values, seed=1)
 
 
 def test_a_shift_and_a_scale_go_through() -> None:
     values = RNG.normal(size=200)
-    found, moved = mean_interval(values), mean_interval(3 + 2 * values)
+    found, moved = mean_ci(values), mean_ci(3 + 2 * values)
     assert (moved.low, moved.high) == pytest.approx((3 + 2 * found.low, 3 + 2 * found.high))
 
 
 def test_a_share_is_wilsons_and_no_point_at_its_ends() -> None:
     right = [1.0] * 13 + [0.0] * 27
-    found = share_interval(right)
+    found = proportion_ci(right)
     theirs = stats.binomtest(13, 40).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-    none = share_interval([0.0] * 40)
+    none = proportion_ci([0.0] * 40)
     assert (none.low, none.high) == pytest.approx((0, 1.96**2 / (40 + 1.96**2)), abs=1e-4)
-    every = share_interval([1.0] * 40, groups=[place // 4 for place in range(40)])
+    every = proportion_ci([1.0] * 40, groups=[place // 4 for place in range(40)])
     assert (every.low, every.high) == pytest.approx((10 / (10 + 1.96**2), 1), abs=1e-4)
-    alike = share_interval(numpy.repeat(right, 5), groups=[place // 5 for place in range(200)])
+    alike = proportion_ci(numpy.repeat(right, 5), groups=[place // 5 for place in range(200)])
     assert (alike.low, alike.high) == pytest.approx((found.low, found.high), abs=1e-6)
 
 
@@ -167,7 +167,7 @@ def test_a_correlation_is_computed_anew_in_every_draw() -> None:
     def of(predicted: numpy.ndarray) -> Callable[[numpy.ndarray], float]:
         return lambda places: float(numpy.corrcoef(gold[places], predicted[places])[0, 1])
 
-    found = statistic_difference(of(one), of(other), items=150)
+    found = bootstrap_statistic_ci(of(one), of(other), items=150)
     assert found.estimate == pytest.approx(
         matthews_corrcoef(gold, one) - matthews_corrcoef(gold, other)
     )
@@ -187,7 +187,7 @@ def test_a_correlation_is_computed_anew_in_every_draw() -> None:
 def test_a_total_that_is_a_mean_has_the_means_interval() -> None:
     one, other = (RNG.random((2, 120)) > 0.5).astype(float)
     groups = [place // 3 for place in range(120)]
-    found = statistic_difference(
+    found = bootstrap_statistic_ci(
         lambda places: float(one[places].mean()),
         lambda places: float(other[places].mean()),
         items=120,
@@ -201,11 +201,11 @@ def test_a_total_that_is_a_mean_has_the_means_interval() -> None:
 
 def test_seeds_widen_the_interval_by_their_own_variation() -> None:
     base = (RNG.random(400) > 0.5).astype(float)
-    one = mean_interval(base)
-    assert over_seeds([base]) == one
-    alike = over_seeds([base, base, base])
+    one = mean_ci(base)
+    assert seed_ci([base]) == one
+    alike = seed_ci([base, base, base])
     assert (alike.low, alike.high) == pytest.approx((one.low, one.high), abs=0.003)
-    apart = over_seeds([base - 0.3, base, base + 0.3])
+    apart = seed_ci([base - 0.3, base, base + 0.3])
     assert apart.estimate == pytest.approx(alike.estimate)
     assert apart.high - apart.low > 2 * (alike.high - alike.low)
 
@@ -213,10 +213,10 @@ def test_seeds_widen_the_interval_by_their_own_variation() -> None:
 def test_seeds_that_alone_vary_are_students_t() -> None:
     """All items alike within a seed: what is left is the mean of three numbers."""
     scores = [0.61, 0.66, 0.58]
-    found = over_seeds([numpy.full(50, score) for score in scores], resamples=200_000)
+    found = seed_ci([numpy.full(50, score) for score in scores], resamples=200_000)
     theirs = stats.ttest_1samp(scores, 0.0).confidence_interval()
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-3)
-    level = over_seeds([numpy.full(50, 0.6)] * 3)
+    level = seed_ci([numpy.full(50, 0.6)] * 3)
     assert (level.low, level.high) == pytest.approx((0.6, 0.6))
 
 
@@ -265,24 +265,24 @@ def test_what_cannot_be_tested_is_no_number() -> None:
     assert steady is not None and steady.t == pytest.approx(
         (61 - 59.4) / (((0.16 + 1 + 0.36) / 2 + 0) / 3) ** 0.5
     )
-    assert detectable([1.0, 1, 1], [0.0, 0, 0]) is None
-    assert detectable([0.3, 0.4, 0.5], [0.1, 0.2, 0.3]) is None
-    assert detectable([1.0, 0, 1, 0], [0.0, 0, 0, 0], groups=[1, 1, 2, 2]) is None
-    assert separation([0.1, 0.2], [1, 1]) is None
+    assert minimum_detectable_difference([1.0, 1, 1], [0.0, 0, 0]) is None
+    assert minimum_detectable_difference([0.3, 0.4, 0.5], [0.1, 0.2, 0.3]) is None
+    assert minimum_detectable_difference([1.0, 0, 1, 0], [0.0, 0, 0, 0], groups=[1, 1, 2, 2]) is None
+    assert roc_auc([0.1, 0.2], [1, 1]) is None
     point = paired_difference([1, 1, 0], [1, 1, 0])
     assert (point.estimate, point.low, point.high) == (0, 0, 0)
-    assert mean_interval([0.3]).high == 0.3
+    assert mean_ci([0.3]).high == 0.3
 
 
 def test_a_gate_that_tells_right_from_wrong() -> None:
-    assert separation([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == 1.0
-    assert separation([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1]) == 0.5
+    assert roc_auc([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == 1.0
+    assert roc_auc([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1]) == 0.5
 
 
 def test_what_is_detectable_is_found_in_four_of_five() -> None:
     rng = numpy.random.default_rng(5)
     one, other = rng.normal(size=(2, 50))
-    least = detectable(one, other)
+    least = minimum_detectable_difference(one, other)
     assert least is not None
     spread = float((one - other).std(ddof=1))
     drawn = rng.normal(least, spread, (2000, 50))
@@ -293,33 +293,33 @@ def test_what_is_detectable_is_found_in_four_of_five() -> None:
 def test_what_passages_repeat_detects_no_more() -> None:
     one, other = RNG.normal(size=(2, 50))
     groups = [place // 4 for place in range(200)]
-    repeated = detectable(numpy.repeat(one, 4), numpy.repeat(other, 4), groups=groups)
-    assert repeated == pytest.approx(detectable(one, other))
+    repeated = minimum_detectable_difference(numpy.repeat(one, 4), numpy.repeat(other, 4), groups=groups)
+    assert repeated == pytest.approx(minimum_detectable_difference(one, other))
 
 
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="no values"):
-        mean_interval([])
+        mean_ci([])
     with pytest.raises(ValueError, match="not finite"):
-        mean_interval([1.0, float("nan")])
+        mean_ci([1.0, float("nan")])
     with pytest.raises(ValueError, match="a pair needs both"):
         paired_difference([1, 0], [1])
     with pytest.raises(ValueError, match="3 groups for 2"):
-        mean_interval([1, 0], groups=["a", "b", "c"])
+        mean_ci([1, 0], groups=["a", "b", "c"])
     with pytest.raises(ValueError, match="right \\(1\\) or wrong"):
         mcnemar([0.5, 1], [1, 0])
     with pytest.raises(ValueError, match="level=95"):
-        mean_interval([1, 0], level=95)
+        mean_ci([1, 0], level=95)
     with pytest.raises(ValueError, match="resamples=0"):
-        mean_interval([1, 0], resamples=0)
+        mean_ci([1, 0], resamples=0)
     with pytest.raises(ValueError, match="between 0 and 1"):
         holm({"a": float("nan"), "b": 0.1})
     with pytest.raises(ValueError, match="the same items of each"):
-        over_seeds([[1, 0], [1]])
+        seed_ci([[1, 0], [1]])
     with pytest.raises(ValueError, match="at least one seed"):
-        over_seeds([])
+        seed_ci([])
     with pytest.raises(ValueError, match="not finite"):
-        statistic_difference(lambda _: float("nan"), None, items=3)
+        bootstrap_statistic_ci(lambda _: float("nan"), None, items=3)
 
 
 def test_a_mean_of_tests_covers_as_its_tests_do() -> None:
@@ -329,8 +329,8 @@ def test_a_mean_of_tests_covers_as_its_tests_do() -> None:
     covered, means, widths = 0, [], []
     for number in range(1000):
         tests = [rng.random(150) < share for share in truth]
-        found = mean_of_scores(
-            [mean_interval(test.astype(float), resamples=500, seed=number) for test in tests],
+        found = macro_average_ci(
+            [mean_ci(test.astype(float), resamples=500, seed=number) for test in tests],
             tests=["few", "many"],
         )
         covered += found.low <= truth.mean() <= found.high
@@ -338,10 +338,10 @@ def test_a_mean_of_tests_covers_as_its_tests_do() -> None:
         widths.append(found.high - found.low)
     assert 930 <= covered <= 970
     assert numpy.mean(widths) == pytest.approx(2 * 1.96 * numpy.std(means), rel=0.08)
-    alone = mean_interval([0.0, 1.0, 1.0])
-    assert mean_of_scores([alone], tests=["a"]) == alone
+    alone = mean_ci([0.0, 1.0, 1.0])
+    assert macro_average_ci([alone], tests=["a"]) == alone
     with pytest.raises(ValueError, match="of one level"):
-        mean_of_scores([], tests=[])
+        macro_average_ci([], tests=[])
 
 
 def test_a_mean_of_scores_on_the_same_items_covers_too() -> None:
@@ -350,12 +350,12 @@ def test_a_mean_of_scores_on_the_same_items_covers_too() -> None:
     covered = narrow = 0
     for number in range(1000):
         one, other = (
-            mean_interval((rng.random(150) < 0.5).astype(float), resamples=500, seed=number)
+            mean_ci((rng.random(150) < 0.5).astype(float), resamples=500, seed=number)
             for _ in range(2)
         )
-        found = mean_of_scores([one, one, other], tests=["a", "a", "b"])
+        found = macro_average_ci([one, one, other], tests=["a", "a", "b"])
         covered += found.low <= 0.5 <= found.high
-        apart = mean_of_scores([one, one, other], tests=["a", "a again", "b"])
+        apart = macro_average_ci([one, one, other], tests=["a", "a again", "b"])
         narrow += apart.low <= 0.5 <= apart.high
     assert 930 <= covered <= 970
     assert narrow < 930

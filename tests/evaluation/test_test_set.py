@@ -9,18 +9,18 @@ import pytest
 
 from imsm.data.example import Example
 from imsm.data.task import Task
-from imsm.data.tokenise import TokenisationReport
-from imsm.evaluation.test_set import TestSet
-from imsm.options import find_option
+from imsm.data.tokenise import TokenizationStats
+from imsm.evaluation.test_set import EvalSet
+from imsm.options import load_option
 
 
-def made(golds: tuple[str, ...] = ("4",), **changed: Any) -> TestSet:
-    values = find_option("data", "gsm8k")
+def made(golds: tuple[str, ...] = ("4",), **changed: Any) -> EvalSet:
+    values = load_option("data", "gsm8k")
     names = {field.name for field in fields(Task)}
     task = Task(**{key: value for key, value in values.items() if key in names})
     examples = [Example(id="a", prompt="2 + 2?", golds=golds)]
-    report = TokenisationReport()
-    return TestSet(task=replace(task, **changed), examples=examples, prompts=[], report=report)
+    report = TokenizationStats()
+    return EvalSet(task=replace(task, **changed), examples=examples, prompts=[], report=report)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def made(golds: tuple[str, ...] = ("4",), **changed: Any) -> TestSet:
         {"max_prompt_tokens": 30},
         {"stop": "\n"},
         {"metrics": ["contain"]},
-        {"released_metrics": []},
+        {"paper_code_metrics": []},
     ],
 )
 def test_what_may_not_share_a_folder(changed: dict[str, Any]) -> None:

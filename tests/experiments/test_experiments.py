@@ -16,17 +16,17 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from imsm.evaluation.items import task_folder, write_items
-from imsm.evaluation.statistics import Interval, mcnemar, mean_interval
+from imsm.evaluation.statistics import Interval, mcnemar, mean_ci
 from imsm.experiments import __main__ as command
-from imsm.experiments.cells import Cell, average_of, cell_of, parameters_of
+from imsm.experiments.cells import TableCell, average_of, cell_of, parameters_of
 from imsm.experiments.grid import experiment_names, load_experiment
-from imsm.experiments.runs import Run, Runs, carry_out, check, runs_of
+from imsm.experiments.runs import RunRef, RunIndex, run_missing, check, runs_of
 from imsm.experiments.show import show
 from imsm.experiments.table import build_table
 from imsm.failure import write_failure
 from imsm.folders import conf_folder
-from imsm.identity import original_of, run_identity, run_name
-from imsm.preflight import Preflight
+from imsm.identity import baseline_config, run_identity, run_name
+from imsm.preflight import ConfigComposer
 from imsm.report.result import build_result, write_result
 
 NAMES = ["figure3", "figure4", "table1", "table2", "table3", "table4", "table5", "table6"]
@@ -34,8 +34,8 @@ N = 50
 
 
 @pytest.fixture(scope="module")
-def preflight() -> Preflight:
-    return Preflight(conf=conf_folder())
+def preflight() -> ConfigComposer:
+    return ConfigComposer(conf=conf_folder())
 
 
 def test_all_of_the_papers_tables_are_there() -> None:
@@ -46,9 +46,9 @@ def test_all_of_the_papers_tables_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_every_run_of_a_grid_can_be_carried_out(
-    preflight: Preflight, name: str, scale: str, tmp_path: Path
+    preflight: ConfigComposer, name: str, scale: str, tmp_path: Path
 ) -> None:
-    check(load_experiment(name), Runs(preflight, runs_root=tmp_path), scale=scale)
+    check(load_experiment(name), RunIndex(preflight, runs_root=tmp_path), scale=scale)
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,20 @@ def test_the_papers_numbers(name: str, rows: int, first: dict[str, str]) -> None
 
 
 def test_at_the_miniatures_scale_equal_rows_are_one_run(
-    preflight: Preflight, tmp_path: Path
+    preflight: ConfigComposer, tmp_path: Path
 ) -> None:
-    runs = Runs(preflight, runs_root=tmp_path)
+    runs = RunIndex(preflight, runs_root=tmp_path)
     table3 = load_experiment("table3")
     assert len(runs_of(table3, runs, scale="mini", seeds=1)) == 2
     assert len(runs_of(table3, runs, scale="mini", seeds=3)) == 6
     assert len(runs_of(table3, runs, scale="paper", seeds=1)) == 6
 
 
-def leave(run: Run, runs: Runs, *, known: float, seed: int) -> dict[str, numpy.ndarray]:
+def leave(run: RunRef, runs: RunIndex, *, known: float, seed: int) -> dict[str, numpy.ndarray]:
     """A finished run and its original's answers, made up; returns its items' scores by task."""
     config = runs.config(run.overrides)
     rng = numpy.random.default_rng(seed)
-    original = run_name(original_of(config))
+    original = run_name(baseline_config(config))
     entries: dict[str, Any] = {}
     scores = {}
     for name, task in config.tasks.items():
@@ -99,8 +99,8 @@ def leave(run: Run, runs: Runs, *, known: float, seed: int) -> dict[str, numpy.n
             "items": N,
             "metrics": metrics,
             "headline": task.metrics[0],
-            "protocol": "clean",
-            "protocols": {"clean": {"metrics": metrics}},
+            "protocol": "strict",
+            "protocols": {"strict": {"metrics": metrics}},
             "seconds": 1.0,
             "new_tokens": N,
             "unparsed": 0,
@@ -147,8 +147,8 @@ def leave(run: Run, runs: Runs, *, known: float, seed: int) -> dict[str, numpy.n
     return scores
 
 
-def test_cells_marks_averages_and_what_is_missing(preflight: Preflight, tmp_path: Path) -> None:
-    runs = Runs(preflight, runs_root=tmp_path)
+def test_cells_marks_averages_and_what_is_missing(preflight: ConfigComposer, tmp_path: Path) -> None:
+    runs = RunIndex(preflight, runs_root=tmp_path)
     table2 = load_experiment("table2")
     found = {run.name: run for run in runs_of(table2, runs, scale="mini", seeds=1)}
     lora = next(run for name, run in found.items() if name.startswith("mini-lora-ropes-peft"))
@@ -162,16 +162,16 @@ def test_cells_marks_averages_and_what_is_missing(preflight: Preflight, tmp_path
     rows = {tuple(row.values.values()): row for row in table2.rows}
     row = rows["chatglm3", "ropes", "lora", "imsm"]
     column = next(c for c in table2.grid.columns if c.name == "webq")
-    options: dict[str, Any] = {"runs": runs, "scale": "mini", "seeds": 1, "protocol": "clean"}
+    options: dict[str, Any] = {"runs": runs, "scale": "mini", "seeds": 1, "protocol": "strict"}
     cell = cell_of(table2, row, column, **options)
-    assert cell.interval == mean_interval(100 * other["webq"], groups=[str(n) for n in range(N)])
+    assert cell.interval == mean_ci(100 * other["webq"], groups=[str(n) for n in range(N)])
     assert mcnemar(other["webq"], one["webq"]).p_value < 0.05 and cell.mark == "mcnemar"
     assert (
         cell_of(table2, rows["chatglm3", "ropes", "lora", "peft"], column, **options).mark is None
     )
 
-    table = build_table(table2, runs, scale="mini", seeds=1, protocol="clean")
-    assert "the miniature in every row" in table.title and "clean" in table.title
+    table = build_table(table2, runs, scale="mini", seeds=1, protocol="strict")
+    assert "the miniature in every row" in table.title and "strict" in table.title
     ours = table.frame[table.frame["whose"] == "ours"].reset_index(drop=True)
     line = ours[(ours["peft"] == "lora") & (ours["method"] == "imsm")].iloc[0]
     kept = [100 * other[name].mean() for name in ("webq", "multirc", "mrpc", "freebaseqa")]
@@ -190,7 +190,7 @@ def test_cells_marks_averages_and_what_is_missing(preflight: Preflight, tmp_path
     text = io.StringIO()
     console = Console(file=text, width=100)
     place = tmp_path / "out"
-    show(table2, runs, scale="mini", seeds=1, protocol="clean", place=place, console=console)
+    show(table2, runs, scale="mini", seeds=1, protocol="strict", place=place, console=console)
     shown = text.getvalue()
     assert "failed (no memory)" in shown and "python -m imsm.run backbone=mini" in shown
     assert "25.49" in (place / "table.md").read_text()
@@ -199,35 +199,35 @@ def test_cells_marks_averages_and_what_is_missing(preflight: Preflight, tmp_path
     assert r"\toprule" in (place / "table.tex").read_text()
 
 
-def test_over_seeds_the_mark_is_students(preflight: Preflight, tmp_path: Path) -> None:
-    runs = Runs(preflight, runs_root=tmp_path)
+def test_over_seeds_the_mark_is_students(preflight: ConfigComposer, tmp_path: Path) -> None:
+    runs = RunIndex(preflight, runs_root=tmp_path)
     table3 = load_experiment("table3")
     for number, run in enumerate(runs_of(table3, runs, scale="mini", seeds=3)):
         leave(run, runs, known=0.9 if "-imsm-" in run.name else 0.3, seed=number)
     runs.forget()
-    table = build_table(table3, runs, scale="mini", seeds=3, protocol="clean")
+    table = build_table(table3, runs, scale="mini", seeds=3, protocol="strict")
     imsm = table.frame[(table.frame["whose"] == "ours") & (table.frame["method"] == "imsm")]
     assert all("‡" in text for text in imsm["gsm8k"])
     assert any("Student" in note for note in table.notes)
     assert table.waiting == []
 
 
-def test_a_figure_is_drawn_with_gaps(preflight: Preflight, tmp_path: Path) -> None:
-    runs = Runs(preflight, runs_root=tmp_path)
+def test_a_figure_is_drawn_with_gaps(preflight: ConfigComposer, tmp_path: Path) -> None:
+    runs = RunIndex(preflight, runs_root=tmp_path)
     figure3 = load_experiment("figure3")
     for number, run in enumerate(runs_of(figure3, runs, scale="mini", seeds=1)[:4]):
         leave(run, runs, known=0.6, seed=number)
     runs.forget()
     console = Console(file=io.StringIO())
-    options: dict[str, Any] = {"scale": "mini", "seeds": 1, "protocol": "clean"}
+    options: dict[str, Any] = {"scale": "mini", "seeds": 1, "protocol": "strict"}
     show(figure3, runs, place=tmp_path / "out", console=console, **options)
     assert imread(tmp_path / "out" / "figure.png").std() > 0
     assert (tmp_path / "out" / "figure.svg").is_file()
 
 
 def test_a_failed_run_ends_no_other_and_says_why(tmp_path: Path) -> None:
-    def run(name: str, *overrides: str) -> Run:
-        return Run(
+    def run(name: str, *overrides: str) -> RunRef:
+        return RunRef(
             overrides=overrides,
             name=name,
             folder=tmp_path / name,
@@ -239,7 +239,7 @@ def test_a_failed_run_ends_no_other_and_says_why(tmp_path: Path) -> None:
 
     told: list[str] = []
     wanted = [run("a", "peft=lorra"), run("b", "--help")]
-    assert carry_out(wanted, logs=tmp_path / "logs", jobs=1, tell=told.append) == ["a"]
+    assert run_missing(wanted, logs=tmp_path / "logs", jobs=1, tell=told.append) == ["a"]
     failure = json.loads((tmp_path / "a" / "failed.json").read_text())
     assert "lorra" in failure["error"] and failure["exit_code"] == 2
     assert not (tmp_path / "b" / "failed.json").exists()
@@ -300,8 +300,8 @@ def test_a_damaged_speed_is_named(
 def test_a_run_that_is_killed_ends_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(name: str) -> Run:
-        return Run(
+    def run(name: str) -> RunRef:
+        return RunRef(
             overrides=(name,),
             name=name,
             folder=tmp_path / name,
@@ -317,28 +317,28 @@ def test_a_run_that_is_killed_ends_no_other(
     monkeypatch.setattr(sys, "executable", str(fake))
     told: list[str] = []
     wanted = [run("big"), run("small")]
-    assert carry_out(wanted, logs=tmp_path / "logs", jobs=1, tell=told.append) == ["big"]
+    assert run_missing(wanted, logs=tmp_path / "logs", jobs=1, tell=told.append) == ["big"]
     failure = json.loads((tmp_path / "big" / "failed.json").read_text())
     assert "SIGKILL" in failure["error"] and failure["exit_code"] == 137
     assert any("small: done" in line for line in told)
 
     told.clear()
     with pytest.raises(KeyboardInterrupt):
-        carry_out([run("hand"), run("small")], logs=tmp_path / "logs", jobs=1, tell=told.append)
+        run_missing([run("hand"), run("small")], logs=tmp_path / "logs", jobs=1, tell=told.append)
     assert not any("small" in line for line in told)
     assert not (tmp_path / "hand" / "failed.json").exists()
 
 
 def test_figure_3_has_the_target_and_the_papers_average(
-    preflight: Preflight, tmp_path: Path
+    preflight: ConfigComposer, tmp_path: Path
 ) -> None:
-    runs = Runs(preflight, runs_root=tmp_path)
+    runs = RunIndex(preflight, runs_root=tmp_path)
     figure3 = load_experiment("figure3")
     made = {}
     for number, run in enumerate(runs_of(figure3, runs, scale="mini", seeds=1)):
         made[run.name] = leave(run, runs, known=0.3 + 0.1 * number, seed=number)
     runs.forget()
-    table = build_table(figure3, runs, scale="mini", seeds=1, protocol="clean")
+    table = build_table(figure3, runs, scale="mini", seeds=1, protocol="strict")
     kept = ("webq", "multirc", "mrpc", "freebaseqa")
     for row, cells in table.cells:
         target = row.values["tuned_on"]
@@ -355,24 +355,24 @@ def test_figure_3_has_the_target_and_the_papers_average(
 
 
 def test_what_was_trained_on_is_averaged_nowhere() -> None:
-    def cell(value: float, *, trained_on: bool = False) -> Cell:
+    def cell(value: float, *, trained_on: bool = False) -> TableCell:
         interval = Interval(estimate=value, low=value, high=value, level=0.95)
-        return Cell(
+        return TableCell(
             interval=interval, mark=None, trained_on=trained_on, missing=[], test="t", seeds=[value]
         )
 
     found = {"a": cell(10), "b": cell(90, trained_on=True), "c": cell(20)}
     average = average_of(found, ["a", "b", "c"])
     assert average is not None and average.estimate == 15
-    lacking = Cell(interval=None, mark=None, trained_on=False, missing=[], test="t")
+    lacking = TableCell(interval=None, mark=None, trained_on=False, missing=[], test="t")
     assert average_of({**found, "c": lacking}, ["a", "c"]) is None
 
 
 def test_an_average_has_the_interval_of_its_columns_or_of_its_seeds() -> None:
-    def cell(*seeds: float, reach: float, test: str = "a") -> Cell:
+    def cell(*seeds: float, reach: float, test: str = "a") -> TableCell:
         mean = sum(seeds) / len(seeds)
         interval = Interval(estimate=mean, low=mean - reach, high=mean + 2 * reach, level=0.95)
-        return Cell(
+        return TableCell(
             interval=interval, mark=None, trained_on=False, missing=[], test=test, seeds=seeds
         )
 
@@ -389,10 +389,10 @@ def test_an_average_has_the_interval_of_its_columns_or_of_its_seeds() -> None:
     assert (several.estimate, several.low, several.high) == pytest.approx((means.mean(), low, high))
 
 
-def test_the_released_table_replaces_no_clean_one(preflight: Preflight, tmp_path: Path) -> None:
-    runs = Runs(preflight, runs_root=tmp_path)
+def test_the_released_table_replaces_no_clean_one(preflight: ConfigComposer, tmp_path: Path) -> None:
+    runs = RunIndex(preflight, runs_root=tmp_path)
     console = Console(file=io.StringIO())
-    for protocol in ("clean", "released"):
+    for protocol in ("strict", "paper_code"):
         show(
             load_experiment("table3"),
             runs,
@@ -403,15 +403,15 @@ def test_the_released_table_replaces_no_clean_one(preflight: Preflight, tmp_path
             console=console,
         )
     assert "clean protocol" in (tmp_path / "out" / "table.md").read_text()
-    assert "released protocol" in (tmp_path / "out" / "released" / "table.md").read_text()
+    assert "released protocol" in (tmp_path / "out" / "paper_code" / "table.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["table1", "table6"])
 def test_parameters_are_the_papers_before_anything_ran(
-    name: str, preflight: Preflight, tmp_path: Path
+    name: str, preflight: ConfigComposer, tmp_path: Path
 ) -> None:
     experiment = load_experiment(name)
-    runs = Runs(preflight, runs_root=tmp_path)
+    runs = RunIndex(preflight, runs_root=tmp_path)
     counted = 0
     for row in experiment.rows:
         ours = parameters_of(experiment, row, runs=runs, scale="paper", seeds=1)
@@ -420,8 +420,8 @@ def test_parameters_are_the_papers_before_anything_ran(
     assert counted == {"table1": 18, "table6": 9}[name]
 
 
-def test_a_total_is_tested_by_the_bootstrap(preflight: Preflight, tmp_path: Path) -> None:
-    runs = Runs(preflight, runs_root=tmp_path)
+def test_a_total_is_tested_by_the_bootstrap(preflight: ConfigComposer, tmp_path: Path) -> None:
+    runs = RunIndex(preflight, runs_root=tmp_path)
     table1 = load_experiment("table1")
     column = next(c for c in table1.grid.columns if c.name == "mrpc_f1")
     rows = {tuple(row.values.values()): row for row in table1.rows}
@@ -430,6 +430,6 @@ def test_a_total_is_tested_by_the_bootstrap(preflight: Preflight, tmp_path: Path
         wanted = table1.overrides(row, column, scale="mini", seed=0)
         leave(runs.of(wanted), runs, known=known, seed=number)
     runs.forget()
-    options: dict[str, Any] = {"runs": runs, "scale": "mini", "seeds": 1, "protocol": "clean"}
+    options: dict[str, Any] = {"runs": runs, "scale": "mini", "seeds": 1, "protocol": "strict"}
     assert cell_of(table1, imsm, column, **options).mark == "bootstrap"
     assert cell_of(table1, peft, column, **options).mark is None

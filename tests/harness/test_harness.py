@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from imsm.adapters.lora import lora  # noqa: E402
-from imsm.assemble import assemble  # noqa: E402
+from imsm.assemble import build_model  # noqa: E402
 from imsm.harness import __main__ as command  # noqa: E402
 from imsm.harness.model import SiameseLM  # noqa: E402
 from imsm.siamese.model import SiameseForCausalLM  # noqa: E402
@@ -42,7 +42,7 @@ def tokenizer(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> SiameseForCausalLM:
     torch.manual_seed(0)
-    made = assemble(
+    made = build_model(
         backbone={"path": str(folder)},
         adapter=lora(target_modules=["q_proj", "v_proj"], rank=2, alpha=8, dropout=0.0),
         gate={

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from imsm.backbones.load import MINIATURE, load_tokenizer, resolve_path
-from imsm.data.sources import Source, load_examples
-from imsm.plan.examples import Lengths, counted_lengths, known_lengths, limits_alone, within_limits
+from imsm.data.sources import DataSource, load_examples
+from imsm.plan.examples import LengthStats, counted_lengths, known_lengths, limits_alone, within_limits
 from tests.data.shipped import shipped_task, task_facts
 
 HUB = os.environ.get("IMSM_TEST_HUB")
@@ -23,10 +23,10 @@ FACTS = [
 
 
 def test_the_miniatures_twins_are_counted_in_its_own_tokens() -> None:
-    task, source = shipped_task("webq"), Source(kind="miniature")
+    task, source = shipped_task("webq"), DataSource(kind="miniature")
     file = Path(resolve_path(MINIATURE)) / "tokenizer.json"
-    found = counted_lengths(task, "train", source=source, prompts="verbatim", tokenizer=file)
-    examples = load_examples(task, "train", source=source, prompts="verbatim", limit=None)
+    found = counted_lengths(task, "train", source=source, prompts="paper", tokenizer=file)
+    examples = load_examples(task, "train", source=source, prompts="paper", limit=None)
     tokenizer = load_tokenizer(path=MINIATURE)
     answers = [
         len(tokenizer(example.golds[0], add_special_tokens=False)["input_ids"]) + 1
@@ -41,18 +41,18 @@ def test_the_miniatures_twins_are_counted_in_its_own_tokens() -> None:
 def test_a_folder_of_ones_own_is_counted_and_a_broken_one_is_not(tmp_path: Path) -> None:
     rows = [{"input": "a" * 40, "output": "b" * 8}, {"input": "a" * 80, "output": "b" * 4}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task, source = shipped_task("jsonl"), Source(kind="folder", path=str(tmp_path))
-    found = counted_lengths(task, "train", source=source, prompts="verbatim", tokenizer=None)
+    task, source = shipped_task("jsonl"), DataSource(kind="folder", path=str(tmp_path))
+    found = counted_lengths(task, "train", source=source, prompts="paper", tokenizer=None)
     assert found is not None
     assert (found.examples, found.mean, found.longest) == (2, (15.0, 2.5), (20, 3))
     (tmp_path / "train.jsonl").write_text("{\n")
-    found = counted_lengths(task, "train", source=source, prompts="verbatim", tokenizer=None)
+    found = counted_lengths(task, "train", source=source, prompts="paper", tokenizer=None)
     assert found is None
 
 
 def test_limits_cut_what_is_longer() -> None:
     task = shipped_task("mrpc")
-    lengths = Lengths(examples=10, mean=(5.0, 2.0), longest=(9000, 3), source="counted")
+    lengths = LengthStats(examples=10, mean=(5.0, 2.0), longest=(9000, 3), source="counted")
     assert within_limits(lengths, task).longest == (task.max_prompt_tokens, 3)
     assert limits_alone(task).longest == (task.max_prompt_tokens, task.max_new_tokens)
     assert lengths.limited(4).examples == 4
@@ -66,9 +66,9 @@ def test_what_the_yamls_know_is_true(name: str, role: str) -> None:
     if HUB is None:
         pytest.skip("IMSM_TEST_HUB is not set")
     known = known_lengths(task_facts(name), role)
-    source = Source(kind="mirror", path=HUB)
+    source = DataSource(kind="mirror", path=HUB)
     found = counted_lengths(
-        shipped_task(name), role, source=source, prompts="verbatim", tokenizer=None
+        shipped_task(name), role, source=source, prompts="paper", tokenizer=None
     )
     assert known is not None and found is not None
     assert known.mean is not None and found.mean is not None

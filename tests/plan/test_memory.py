@@ -11,9 +11,9 @@ from transformers import DynamicCache
 
 from imsm.adapters.ia3 import ia3
 from imsm.adapters.lora import lora
-from imsm.assemble import put_together
+from imsm.assemble import wrap_backbone
 from imsm.backbones.load import load_backbone
-from imsm.backbones.skeleton import build_skeleton, find_configuration
+from imsm.backbones.skeleton import build_meta_model, find_config
 from imsm.plan.memory import cache_bytes, count_bytes, estimate_step
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.training.optimizer import build_optimizer
@@ -47,8 +47,8 @@ def real(
 def planned(
     folder: Path, *, stream: str, adapter: str = "lora", dtype: str = "float32"
 ) -> SiameseForCausalLM:
-    configuration, _ = find_configuration(path=str(folder), revision=None, architecture=None)
-    plain = build_skeleton(configuration, dtype=dtype)
+    configuration, _ = find_config(path=str(folder), revision=None, architecture=None)
+    plain = build_meta_model(configuration, dtype=dtype)
     with torch.device("meta"):
         return _siamese(plain, stream=stream, adapter=adapter)
 
@@ -60,7 +60,7 @@ def _siamese(plain, *, stream: str, adapter: str) -> SiameseForCausalLM:
             target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
         ),
     }
-    model = put_together(
+    model = wrap_backbone(
         plain,
         backbone={},
         adapter=made[adapter](),
@@ -189,7 +189,7 @@ def test_caches_are_as_large_as_real_ones(folder: Path) -> None:
     cache = DynamicCache(config=model.config.text_config)
     ids = torch.randint(4, 8, (ROWS, PROMPT))
     with torch.no_grad():
-        model.streams.memory({"input_ids": ids}, stream="original", cache=cache)
+        model.streams.hidden_states({"input_ids": ids}, stream="original", cache=cache)
     filled = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     seen = estimate_step(
         planned(folder, stream="tuned"),

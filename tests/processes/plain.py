@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from imsm.processes.guard import die_with_parent
+from imsm.processes.guard import kill_on_parent_exit
 from imsm.processes.worker import LAUNCHER
 
 SECONDS = 60.0
@@ -19,7 +19,7 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     rank = int(os.environ["RANK"])
     folder, do = Path(settings["folder"]), settings["do"][rank]
-    die_with_parent(parent=int(os.environ[LAUNCHER]))
+    kill_on_parent_exit(parent=int(os.environ[LAUNCHER]))
     seen: list[int] = []
     if do in ("wait", "deaf"):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

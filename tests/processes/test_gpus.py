@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imsm.errors import UserError
-from imsm.processes.gpus import refuse_busy_gpus
+from imsm.processes.gpus import check_gpus_free
 
 FOUR = """\
 0, GPU-aaa, NVIDIA H200, 12, 143771
@@ -33,7 +33,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def refused(processes: int) -> str:
     with pytest.raises(UserError) as error:
-        refuse_busy_gpus(processes=processes, engine="zero2")
+        check_gpus_free(processes=processes, engine="zero2")
     return str(error.value)
 
 
@@ -42,17 +42,17 @@ def test_busy_gpus_are_named_with_those_that_are_free(smi) -> None:
     assert refused(4) == (
         "engine=zero2: GPUs 1 (NVIDIA H200: 34.0 of 140.4 GiB in use), 2 (NVIDIA H200: 87.9 of "
         "140.4 GiB in use): not free for a process of this run; wait until they are free, or use "
-        "CUDA_VISIBLE_DEVICES=0,3 engine.processes=2"
+        "CUDA_VISIBLE_DEVICES=0,3 engine.nproc_per_node=2"
     )
     assert refused(2).endswith("or use CUDA_VISIBLE_DEVICES=0,3")
-    refuse_busy_gpus(processes=1, engine="zero2")
+    check_gpus_free(processes=1, engine="zero2")
 
 
 @pytest.mark.parametrize("chosen", ["0,3", "3, 0", "GPU-aaa,GPU-ddd"])
 def test_only_visible_gpus_count(smi, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
     smi(FOUR)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    refuse_busy_gpus(processes=2, engine="zero2")
+    check_gpus_free(processes=2, engine="zero2")
 
 
 def test_the_order_of_the_visible_ones_counts(smi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +69,9 @@ def test_the_order_of_the_visible_ones_counts(smi, monkeypatch: pytest.MonkeyPat
 )
 def test_what_cannot_be_known_is_not_refused(smi, text: str, code: int) -> None:
     smi(text, code)
-    refuse_busy_gpus(processes=1, engine="zero2")
+    check_gpus_free(processes=1, engine="zero2")
 
 
 def test_without_the_program_nothing_is_looked_at(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    refuse_busy_gpus(processes=8, engine="zero2")
+    check_gpus_free(processes=8, engine="zero2")

@@ -13,8 +13,8 @@ import pytest
 
 from imsm.errors import RunError, UserError
 from imsm.processes import join
-from imsm.processes.join import Rendezvous, enter, first_host, in_step, joined
-from imsm.processes.world import World
+from imsm.processes.join import RendezvousInfo, join_process_group, first_host, run_in_group, detect_process_group
+from imsm.processes.world import DistributedContext
 
 TORCHRUN = {
     "RANK": "5",
@@ -39,20 +39,20 @@ def no_scontrol(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_torchrun() -> None:
-    group = Rendezvous(rank=5, size=8, local_rank=1, address="node1", port=29500)
-    assert joined(TORCHRUN) == group
-    alone = joined(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+    group = RendezvousInfo(rank=5, size=8, local_rank=1, address="node1", port=29500)
+    assert detect_process_group(TORCHRUN) == group
+    alone = detect_process_group(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
     assert alone is not None and alone.size == 1
 
 
 def test_srun() -> None:
-    group = joined(SRUN)
+    group = detect_process_group(SRUN)
     assert group is not None
     assert (group.rank, group.size, group.local_rank, group.address) == (9, 16, 1, "gpu07")
     assert 12000 <= group.port < 32000
-    assert joined(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).port == group.port
-    assert joined(SRUN | {"SLURM_JOB_ID": "4712"}).port != group.port
-    chosen = joined(SRUN | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "7000"})
+    assert detect_process_group(SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).port == group.port
+    assert detect_process_group(SRUN | {"SLURM_JOB_ID": "4712"}).port != group.port
+    chosen = detect_process_group(SRUN | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "7000"})
     assert (chosen.address, chosen.port) == ("10.0.0.1", 7000)
 
 
@@ -66,14 +66,14 @@ def test_srun() -> None:
     ],
 )
 def test_alone(environment: dict[str, str]) -> None:
-    assert joined(environment) is None
+    assert detect_process_group(environment) is None
 
 
 def test_an_environment_that_makes_no_sense() -> None:
     with pytest.raises(UserError, match="WORLD_SIZE=two: must be a whole number"):
-        joined(TORCHRUN | {"WORLD_SIZE": "two"})
+        detect_process_group(TORCHRUN | {"WORLD_SIZE": "two"})
     with pytest.raises(UserError, match="SLURM_STEP_NODELIST: is not set"):
-        joined({key: text for key, text in SRUN.items() if key != "SLURM_STEP_NODELIST"})
+        detect_process_group({key: text for key, text in SRUN.items() if key != "SLURM_STEP_NODELIST"})
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_scontrol_is_asked_where_it_is(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_more_processes_than_gpus() -> None:
-    group = Rendezvous(rank=3, size=4, local_rank=3, address="node1", port=1)
+    group = RendezvousInfo(rank=3, size=4, local_rank=3, address="node1", port=1)
     with pytest.raises(UserError, match="process 3 of 4: is number 4 on its machine, where 2 GPUs"):
-        enter(group, gpus=2)
+        join_process_group(group, gpus=2)
 
 
 @pytest.fixture
-def pair(monkeypatch: pytest.MonkeyPatch) -> Callable[[], World]:
+def pair(monkeypatch: pytest.MonkeyPatch) -> Callable[[], DistributedContext]:
     """Make processes of a group of two, in one, each with its own count of runs."""
     from torch.distributed import HashStore
 
@@ -113,10 +113,10 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Callable[[], World]:
     ends = [0, 0]
     monkeypatch.setattr(join, "_FAREWELL", 0.3)
 
-    def process(rank: int) -> World:
+    def process(rank: int) -> DistributedContext:
         ends[rank] += 1
         monkeypatch.setattr(join, "_ends", ends[rank] - 1)
-        return World(rank=rank, size=2, store=store)
+        return DistributedContext(rank=rank, size=2, store=store)
 
     return process
 
@@ -144,23 +144,23 @@ def test_an_error_of_all_ends_one_run_only(pair, monkeypatch, capfd) -> None:
     leaves(monkeypatch)
     bad = UserError("data=x: is bad")
     with pytest.raises(LeftError):  # the other one is not there yet
-        in_step(pair(0), fail(bad))
+        run_in_group(pair(0), fail(bad))
     assert "imsm: data=x: is bad" in capfd.readouterr().err
     with pytest.raises(UserError, match="is bad"):
-        in_step(pair(1), fail(bad))
+        run_in_group(pair(1), fail(bad))
     assert capfd.readouterr().err == ""
-    in_step(pair(1), fail(None))  # the sweep's next member
-    in_step(pair(0), fail(None))
+    run_in_group(pair(1), fail(None))  # the sweep's next member
+    run_in_group(pair(0), fail(None))
 
 
 def test_an_error_of_one_ends_its_process(pair, monkeypatch, capfd) -> None:
     leaves(monkeypatch)
     with pytest.raises(LeftError, match="1"):
-        in_step(pair(1), fail(RunError("no space")))
+        run_in_group(pair(1), fail(RunError("no space")))
     assert capfd.readouterr().err == "imsm: process 1 of 2: no space\n"
-    in_step(pair(0), fail(None))
+    run_in_group(pair(0), fail(None))
     with pytest.raises(LeftError, match="1"):
-        in_step(pair(1), fail(ValueError("a mistake")))
+        run_in_group(pair(1), fail(ValueError("a mistake")))
     told = capfd.readouterr().err
     assert told.startswith("process 1 of 2: Traceback")
     assert "ValueError: a mistake" in told

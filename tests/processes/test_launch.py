@@ -136,7 +136,7 @@ def test_no_process_outlives_its_launcher(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(UserError, match=r"folder=.*run: cannot be written"):
+    with pytest.raises(UserError, match=r"run_dir=.*run: cannot be written"):
         start(tmp_path, "end", "end")
 
 

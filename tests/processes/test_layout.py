@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imsm.errors import UserError
-from imsm.processes.layout import Layout, resolve_layout
+from imsm.processes.layout import Topology, resolve_topology
 
 AUTO: dict[str, Any] = {
     "name": "auto",
@@ -21,7 +21,7 @@ AUTO: dict[str, Any] = {
 
 
 def found(**changes: Any) -> tuple[int, str, int]:
-    layout: Layout = resolve_layout(**{**AUTO, **changes})
+    layout: Topology = resolve_topology(**{**AUTO, **changes})
     return layout.stage, layout.device, layout.size
 
 
@@ -50,8 +50,8 @@ def test_layouts(changes: dict[str, Any], expected: tuple[int, str, int]) -> Non
     ("changes", "told"),
     [
         ({"device": "cuda"}, "engine.device=cuda: torch sees no GPU here"),
-        ({"gpus": 2, "processes": 8}, "engine.processes=8: 2 GPUs are visible"),
-        ({"name": "local", "stage": 0, "processes": 2}, "engine=local: is one process, but"),
+        ({"gpus": 2, "processes": 8}, "engine.nproc_per_node=8: 2 GPUs are visible"),
+        ({"name": "local", "stage": 0, "processes": 2}, "engine=single: is one process, but"),
         ({"name": "local", "stage": 0, "joined": 2}, "2 processes were started"),
     ],
 )

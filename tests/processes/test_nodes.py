@@ -14,13 +14,13 @@ from imsm.processes.nodes import (
     launch_nodes,
     processes_by_hostfile,
     read_hostfile,
-    srun_line,
+    srun_command,
 )
 from imsm.stages.planning import make_plan
-from imsm.stages.starting import start
+from imsm.stages.starting import start_run
 from tests.composed import config
 
-TWO = "engine=zero2", "engine.nodes=2", "engine.processes=8"
+TWO = "engine=zero2", "engine.nnodes=2", "engine.nproc_per_node=8"
 CHOICES = (*TWO, "method=imsm", "evaluation.tasks=[target]", "backbone=llama3")
 
 
@@ -52,7 +52,7 @@ def test_a_hostfile_that_cannot_be_used(tmp_path: Path, text: str | None, told: 
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError) as error:
-        config("mode=plan", "engine=zero2", "engine.nodes=2", f"engine.hostfile={path}")
+        config("mode=plan", "engine=zero2", "engine.nnodes=2", f"engine.hostfile={path}")
     assert f"engine.hostfile={path}: " in str(error.value)
     assert told in str(error.value)
 
@@ -60,9 +60,9 @@ def test_a_hostfile_that_cannot_be_used(tmp_path: Path, text: str | None, told: 
 @pytest.mark.parametrize(
     ("choices", "told"),
     [
-        (("engine.nodes=3",), "names 2; set engine.nodes=2, or add hosts"),
-        (("engine.nodes=2", "engine.processes=8"), "node2 has 4 slots in engine.hostfile="),
-        ((), "is for several nodes; set engine.nodes as well"),
+        (("engine.nnodes=3",), "names 2; set engine.nnodes=2, or add hosts"),
+        (("engine.nnodes=2", "engine.nproc_per_node=8"), "node2 has 4 slots in engine.hostfile="),
+        ((), "is for several nodes; set engine.nnodes as well"),
     ],
 )
 def test_a_hostfile_that_does_not_fit(hosts: Path, choices: tuple[str, ...], told: str) -> None:
@@ -93,7 +93,7 @@ def test_the_line_for_srun() -> None:
     plan = make_plan(config("mode=plan", *CHOICES), overrides=CHOICES)
     (line,) = [line for line in plan.start if line.startswith("srun ")]
     command = ["-m", "imsm.run", *CHOICES]
-    assert shlex.split(line) == srun_line(command, nodes=2, processes=8)
+    assert shlex.split(line) == srun_command(command, nodes=2, processes=8)
     assert shlex.split(line)[:7] == [
         *("srun", "--nodes", "2", "--ntasks-per-node", "8", "--gpus-per-node", "8")
     ]
@@ -102,7 +102,7 @@ def test_the_line_for_srun() -> None:
 def test_deepspeed_understands_the_line_of_a_plan(hosts: Path) -> None:
     runner = pytest.importorskip("deepspeed.launcher.runner")
     hosts.write_text("node1 slots=8\nnode2 slots=8\nnode3 slots=8\n")
-    choices = ("engine=zero3", "engine.nodes=2", f"engine.hostfile={hosts}")
+    choices = ("engine=zero3", "engine.nnodes=2", f"engine.hostfile={hosts}")
     asked = config("mode=plan", *choices)
     plan = make_plan(asked, overrides=choices)
     (line,) = [shlex.split(line) for line in plan.start if "deepspeed" in line and "-m" in line]
@@ -120,22 +120,22 @@ def test_deepspeed_understands_the_line_of_a_plan(hosts: Path) -> None:
 
 
 def test_one_node_needs_no_lines() -> None:
-    plan = make_plan(config("mode=plan", "engine=zero2", "engine.processes=8"))
+    plan = make_plan(config("mode=plan", "engine=zero2", "engine.nproc_per_node=8"))
     assert plan.start == []
     assert plan.settings["processes"] == "8 processes; DeepSpeed ZeRO stage 2"
-    assert "processes" not in make_plan(config("mode=plan", "engine=local")).settings
+    assert "processes" not in make_plan(config("mode=plan", "engine=single")).settings
 
 
 def test_several_nodes_without_a_way_to_them(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("imsm.stages.starting.visible_gpus", lambda: 0)
     with pytest.raises(UserError) as error:
-        start(config(*TWO), runs_root=tmp_path, overrides=TWO)
+        start_run(config(*TWO), runs_root=tmp_path, overrides=TWO)
     told = str(error.value)
-    assert told.startswith("engine.nodes=2: this process cannot start the other nodes; give\n")
+    assert told.startswith("engine.nnodes=2: this process cannot start the other nodes; give\n")
     for part in ("--node-rank 0", "--node-rank 1", "\nsrun --nodes 2", "engine.hostfile=FILE"):
         assert part in told
     with pytest.raises(UserError, match="no GPU is visible here to count; give engine"):
-        start(config("engine=zero2", "engine.nodes=2"), runs_root=tmp_path)
+        start_run(config("engine=zero2", "engine.nnodes=2"), runs_root=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
 COMMAND = [
-    sys.executable, "-m", "imsm.run", "data.train_limit=96", "trainer.epochs=1",
-    "evaluation.items=12", "evaluation.tasks=[target,webq]", "evaluation.batch_size=4",
+    sys.executable, "-m", "imsm.run", "data.max_train_examples=96", "trainer.num_epochs=1",
+    "evaluation.limit=12", "evaluation.tasks=[target,webq]", "evaluation.batch_size=4",
 ]  # fmt: skip
-TWO = ["engine.processes=2", "engine.device=cpu"]
+TWO = ["engine.nproc_per_node=2", "engine.device=cpu"]
 LIMIT = 240
 
 
@@ -79,7 +79,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, engine: str, peft: str) 
 
 
 def test_ctrl_c_ends_all_after_a_checkpoint_and_one_process_goes_on(tmp_path: Path) -> None:
-    process = started(tmp_path, "engine=zero2", *TWO, "trainer.epochs=40")
+    process = started(tmp_path, "engine=zero2", *TWO, "trainer.num_epochs=40")
     end = time.monotonic() + LIMIT
     while not list(tmp_path.glob("*/log.jsonl")):
         assert process.poll() is None and time.monotonic() < end
@@ -97,7 +97,7 @@ def test_ctrl_c_ends_all_after_a_checkpoint_and_one_process_goes_on(tmp_path: Pa
     assert on_demand.name < place.name
     step = int(place.name.partition("-")[2])
     # another engine goes on with it, and SIGTERM ends it in the same way
-    again = started(tmp_path, "engine=local", "trainer.epochs=40")
+    again = started(tmp_path, "engine=single", "trainer.num_epochs=40")
     while len((only(tmp_path, "imsm") / "log.jsonl").read_text().splitlines()) < step + 2:
         assert again.poll() is None and time.monotonic() < end
         time.sleep(0.2)
@@ -108,6 +108,6 @@ def test_ctrl_c_ends_all_after_a_checkpoint_and_one_process_goes_on(tmp_path: Pa
 
 
 def test_bad_input_is_told_once(tmp_path: Path) -> None:
-    told = run(tmp_path, "engine=zero2", *TWO, "resume=must", code=2)
-    assert told.count("imsm: ") == 1 and "resume=must: there is no checkpoint" in told
+    told = run(tmp_path, "engine=zero2", *TWO, "resume=required", code=2)
+    assert told.count("imsm: ") == 1 and "resume=required: there is no checkpoint" in told
     assert "Traceback" not in told

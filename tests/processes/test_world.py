@@ -10,16 +10,16 @@ import pytest
 from torch.distributed import HashStore
 
 from imsm.errors import RunError, UserError
-from imsm.processes.world import World
+from imsm.processes.world import DistributedContext
 
 
-def everywhere(work: Callable[[World], Any], size: int = 3) -> list[Any]:
+def everywhere(work: Callable[[DistributedContext], Any], size: int = 3) -> list[Any]:
     """What each of the processes gets; an error in place of a value."""
     store = HashStore()
 
     def one(rank: int) -> Any:
         try:
-            return work(World(rank=rank, size=size, local_rank=rank, store=store))
+            return work(DistributedContext(rank=rank, size=size, local_rank=rank, store=store))
         except (UserError, RunError) as error:
             return type(error).__name__, str(error)
 
@@ -30,8 +30,8 @@ def everywhere(work: Callable[[World], Any], size: int = 3) -> list[Any]:
 def test_the_first_does_it_and_all_have_it() -> None:
     done: list[int] = []
 
-    def work(world: World) -> Any:
-        return world.first(lambda: done.append(world.rank) or {"at": [world.rank, None, "é"]})
+    def work(world: DistributedContext) -> Any:
+        return world.run_on_main(lambda: done.append(world.rank) or {"at": [world.rank, None, "é"]})
 
     assert everywhere(work) == [{"at": [0, None, "é"]}] * 3
     assert done == [0]
@@ -42,19 +42,19 @@ def test_an_error_of_the_first_is_everybodys(kind: type[Exception]) -> None:
     def refuse() -> None:
         raise kind("no such folder")
 
-    assert everywhere(lambda world: world.first(refuse)) == [(kind.__name__, "no such folder")] * 3
+    assert everywhere(lambda world: world.run_on_main(refuse)) == [(kind.__name__, "no such folder")] * 3
 
 
 def test_texts_come_by_rank_again_and_again() -> None:
-    def work(world: World) -> list[list[str]]:
-        return [world.gather(f"{turn}.{world.rank}") for turn in range(3)]
+    def work(world: DistributedContext) -> list[list[str]]:
+        return [world.all_gather(f"{turn}.{world.rank}") for turn in range(3)]
 
     assert everywhere(work) == [[[f"{turn}.{rank}" for rank in range(3)] for turn in range(3)]] * 3
 
 
 def test_alone_it_needs_no_store() -> None:
-    assert World().first(lambda: 3) == 3
-    assert World().gather("x") == ["x"]
-    assert World().leads
+    assert DistributedContext().run_on_main(lambda: 3) == 3
+    assert DistributedContext().all_gather("x") == ["x"]
+    assert DistributedContext().is_main
     with pytest.raises(ValueError, match="need a store"):
-        World(size=2)
+        DistributedContext(size=2)

@@ -37,7 +37,7 @@ def leave(
         test_set = f"{'other' if task in others else ''}{task:x<8}"[:8] + "0"
         entry |= {"test_set": test_set, "items": N, "gold_loglik": -1.5}
         entry["metrics"] = dict.fromkeys(entry["metrics"], 100 * float(values.mean()))
-        entry["protocols"] = {"clean": {"metrics": entry["metrics"]}}
+        entry["protocols"] = {"strict": {"metrics": entry["metrics"]}}
         yes_or_no = task in ("multirc", "mrpc")
         write_items(
             task_folder(folder, task=task, test_set=entry["test_set"]),

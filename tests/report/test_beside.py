@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 
 from imsm.report.__main__ import main
-from imsm.report.beside import Beside, side_by_side
+from imsm.report.beside import ComparisonSet, build_comparison_set
 from imsm.report.comparison import compare
-from imsm.report.evidence import Evidence, gather
+from imsm.report.evidence import ReportData, build_report_data
 from imsm.report.result import write_result
 from imsm.report.section import Section
-from imsm.report.sections import sections_of
+from imsm.report.sections import build_sections
 from tests.composed import result
 from tests.report.made import items_file, judge_on_others, leave
 
 
-def beside_of(runs: dict[str, Any]) -> tuple[Beside, Evidence]:
+def beside_of(runs: dict[str, Any]) -> tuple[ComparisonSet, ReportData]:
     folder, record, _ = runs["imsm"]
-    beside = side_by_side(folder, record, runs_root=runs["root"])
-    return beside, gather(beside.arms, beside.controls, beside.seeds)
+    beside = build_comparison_set(folder, record, runs_root=runs["root"])
+    return beside, build_report_data(beside.arms, beside.controls, beside.seeds)
 
 
-def part(evidence: Evidence, name: str) -> Section:
-    return next(section for section in sections_of(evidence) if section.name == name)
+def part(evidence: ReportData, name: str) -> Section:
+    return next(section for section in build_sections(evidence) if section.name == name)
 
 
 def cell(section: Section, column: str, **where: str) -> str:
@@ -48,7 +48,7 @@ def add_seed(runs: dict[str, Any], method: str, *, seed: int, others: tuple[str,
 
 def test_of_equal_items_nothing_is_left_out(runs: dict[str, Any]) -> None:
     beside, evidence = beside_of(runs)
-    assert beside.left_out == beside.damages == []
+    assert beside.excluded == beside.load_errors == []
     assert evidence.common == evidence.tasks
     assert len(evidence.controls) == 2
 
@@ -84,7 +84,7 @@ def test_without_the_target_controls_have_no_place(runs: dict[str, Any]) -> None
     assert cell(averages, "the paper's average", arm="peft") == "–"
     assert cell(averages, "plasticity", arm="peft") == "–"
     (placed,) = [trade for trade in evidence.trades if trade.label == "logit mix 0.25"]
-    assert placed.target is None and not placed.placed
+    assert placed.target is None and not placed.has_position
     trade = part(evidence, "trade")
     assert "imsm.controls --run" in trade.lines[-1]
     trade.pictures[0].draw()
@@ -96,9 +96,9 @@ def test_what_is_left_out_is_told_with_the_commands(
     judge_on_others(runs, ["webq", "freebaseqa"])
     folder, _, _ = runs["imsm"]
     beside, _ = beside_of(runs)
-    (line,) = beside.left_out
+    (line,) = beside.excluded
     assert "webq and freebaseqa of peft, logit mix 0.25, logit mix 0.75." in line
-    assert "mode=evaluate 'evaluation.items_by_task={webq:60,freebaseqa:60}'" in line
+    assert "mode=evaluate 'evaluation.limit_by_task={webq:60,freebaseqa:60}'" in line
     assert f"python -m imsm.controls --run {shlex.quote(str(folder))}" in line
     assert main([str(folder)]) == 0
     assert "Left out" in capsys.readouterr().out
@@ -108,14 +108,14 @@ def test_what_is_left_out_is_told_with_the_commands(
 
 def test_another_protocol_is_other_scores(runs: dict[str, Any]) -> None:
     folder, record, _ = runs["peft"]
-    record["evaluation"]["tasks"]["webq"]["protocol"] = "released"
-    record["evaluation"]["settings"]["protocol"] = "released"
+    record["evaluation"]["tasks"]["webq"]["protocol"] = "paper_code"
+    record["evaluation"]["settings"]["protocol"] = "paper_code"
     write_result(folder, record)
     beside, evidence = beside_of(runs)
     assert "webq" not in evidence.forgetting
-    assert "webq of peft. To compare it" in beside.left_out[0]
-    assert "evaluation.protocol=clean" in beside.left_out[0]
-    assert "imsm.controls" not in beside.left_out[0]
+    assert "webq of peft. To compare it" in beside.excluded[0]
+    assert "evaluation.protocol=strict" in beside.excluded[0]
+    assert "imsm.controls" not in beside.excluded[0]
 
 
 def test_a_run_of_which_nothing_may_be_compared_is_no_arm_but_told(runs: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def test_a_run_of_which_nothing_may_be_compared_is_no_arm_but_told(runs: dict[st
     beside, evidence = beside_of(runs)
     assert [arm.label for arm in beside.arms] == ["original", "imsm"]
     assert evidence.common == evidence.tasks
-    assert "all of peft." in beside.left_out[0]
+    assert "all of peft." in beside.excluded[0]
 
 
 def test_seeds_are_compared_on_the_same_items(runs: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ def test_seeds_are_compared_on_the_same_items(runs: dict[str, Any]) -> None:
     assert cell(seeds, "seeds", task="webq", arm="imsm") == "2"
     assert cell(seeds, "seeds", task="webq", arm="peft") == "3"
     assert cell(seeds, "seeds", task="multirc", arm="imsm") == "3"
-    assert "webq of imsm of seed 2." in beside.left_out[0]
+    assert "webq of imsm of seed 2." in beside.excluded[0]
 
 
 def test_seeds_that_all_lack_a_task_have_no_test(runs: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def test_seeds_that_all_lack_a_task_have_no_test(runs: dict[str, Any]) -> None:
 
 
 def test_a_gate_that_lacks_a_task_has_its_picture(runs: dict[str, Any]) -> None:
-    record = result("imsm", "gate=token")
+    record = result("imsm", "gate=no_query")
     folder = runs["root"] / "token"
     leave(folder, record, 40, others=("webq",))
     write_result(folder, record)
@@ -178,7 +178,7 @@ def test_items_that_are_not_whole_are_told(runs: dict[str, Any], harm: Any, told
     path = items_file(runs["peft"], "webq")
     harm(path)
     folder, record, _ = runs["imsm"]
-    (line,) = side_by_side(folder, record, runs_root=runs["root"]).damages
+    (line,) = build_comparison_set(folder, record, runs_root=runs["root"]).load_errors
     assert line.startswith(f"peft: {path}: {told}")
     assert "judge the run again (the same command with mode=evaluate)" in line
 
@@ -211,7 +211,7 @@ def test_of_a_control_the_fix_is_its_own_command(runs: dict[str, Any]) -> None:
     for task in ("webq", "freebaseqa"):
         cut(items_file((place, json.loads((place / "result.json").read_text()), None), task))
     beside, evidence = beside_of(runs)
-    (line,) = beside.damages
+    (line,) = beside.load_errors
     assert line.startswith("logit mix 0.25: ") and "so it is with freebaseqa" in line
     assert f"a control: python -m imsm.controls --run {shlex.quote(str(folder))}" in line
     (curve,) = evidence.curves

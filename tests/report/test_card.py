@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from imsm.report.arms import find_siblings
+from imsm.report.arms import find_comparable_runs
 from imsm.report.card import render_markdown, render_terminal
 from imsm.report.comparison import compare
 from imsm.report.result import FILE, write_result
@@ -25,7 +25,7 @@ def keep(root: Path, record: dict[str, Any], *, name: str = "", age: int = 0) ->
 
 
 def results(record: dict[str, Any], root: Path) -> list[dict[str, Any]]:
-    return [found for found, _ in find_siblings(root, record)]
+    return [found for found, _ in find_comparable_runs(root, record)]
 
 
 def terminal(results: list[dict[str, Any]], width: int) -> str:
@@ -41,7 +41,7 @@ def three_arms(*overrides: str) -> list[dict[str, Any]]:
 
 def test_siblings_are_the_other_arms_in_order(tmp_path: Path) -> None:
     original, peft, imsm = three_arms()
-    token = result("imsm", "gate=token")
+    token = result("imsm", "gate=no_query")
     keep(tmp_path, imsm)
     keep(tmp_path, token, name="token")
     keep(tmp_path, peft)
@@ -58,14 +58,14 @@ def test_siblings_are_the_other_arms_in_order(tmp_path: Path) -> None:
     (tmp_path / "unfinished").mkdir()
     assert results(imsm, tmp_path) == [original, peft, token]
     assert results(peft, tmp_path) == [original, imsm, token]
-    assert find_siblings(tmp_path / "nowhere", imsm) == []
-    assert find_siblings(tmp_path, original) == []
+    assert find_comparable_runs(tmp_path / "nowhere", imsm) == []
+    assert find_comparable_runs(tmp_path, original) == []
 
 
 def test_of_the_same_arm_the_newest_counts(tmp_path: Path) -> None:
     keep(tmp_path, result("peft", points=10.0), name="old", age=50)
     keep(tmp_path, result("peft", points=20.0), name="new")
-    ((found, _),) = find_siblings(tmp_path, result("imsm"))
+    ((found, _),) = find_comparable_runs(tmp_path, result("imsm"))
     assert found["evaluation"]["tasks"]["webq"]["metrics"]["contain"] == 20.0
 
 
@@ -124,7 +124,7 @@ def test_what_an_arm_lacks_is_not_compared() -> None:
 
 
 def test_arms_of_one_method_are_told_apart() -> None:
-    card = compare([result("imsm", "gate=token"), result("imsm", "gate=mean"), result("imsm")])
+    card = compare([result("imsm", "gate=no_query"), result("imsm", "gate=no_gate"), result("imsm")])
     assert card.arms == ["imsm (token r8)", "imsm (mean)", "imsm (query r8)"]
 
 
@@ -147,8 +147,8 @@ def test_results_without_an_identity_are_passed_over(tmp_path: Path) -> None:
     old = result("peft")
     del old["identity"]
     keep(tmp_path, old)
-    assert find_siblings(tmp_path, result("imsm")) == []
-    assert find_siblings(tmp_path, old) == []
+    assert find_comparable_runs(tmp_path, result("imsm")) == []
+    assert find_comparable_runs(tmp_path, old) == []
 
 
 @pytest.mark.parametrize("width", [80, 120])

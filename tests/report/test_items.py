@@ -8,9 +8,9 @@ import pandas
 import pytest
 
 from imsm.controls.__main__ import main as controls
-from imsm.flow import carry_out
+from imsm.flow import run_experiment
 from imsm.items import main
-from imsm.report.item_table import item_table, over_seeds, summary
+from imsm.report.item_table import item_table, average_over_seeds, summary
 from imsm.report.result import read_result
 from tests.composed import config
 from tests.controls.finished import ITEMS, choices, finished, make
@@ -40,7 +40,7 @@ def test_every_arm_is_there_once_with_what_its_result_says(runs: list[Path]) -> 
         for task, entry in read_result(folder)["evaluation"]["tasks"].items():
             row = short[(short["arm"] == label) & (short["task"] == task)].squeeze()
             assert row["headline"] == entry["headline"]
-            assert row["unparsed"] == entry["protocols"]["clean"]["unparsed"]
+            assert row["unparsed"] == entry["protocols"]["strict"]["unparsed"]
             assert row["truncated"] == entry["truncated"]
             assert row["tokens"] == pytest.approx(entry["new_tokens"] / ITEMS)
             assert row["gold_loglik"] == pytest.approx(entry["gold_loglik"])
@@ -114,7 +114,7 @@ def test_runs_of_different_tests_keep_their_originals(runs: list[Path], tmp_path
     """The original is one, but each run asked it of its own tests."""
     made, root = make(tmp_path), tmp_path / "runs"
     root.mkdir()
-    few = finished(made, root, "evaluation.items=3", "seed=20240101")
+    few = finished(made, root, "evaluation.limit=3", "seed=20240101")
     many = finished(made, root, "seed=1")
     for order in ([few, many], [many, few]):
         found = summary(item_table(order))
@@ -123,7 +123,7 @@ def test_runs_of_different_tests_keep_their_originals(runs: list[Path], tmp_path
         assert len(found) == 8
     other = finished(made, root, "seed=2")
     short = summary(item_table([many, other]))
-    means = over_seeds(short)
+    means = average_over_seeds(short)
     assert list(means["seeds"]) == [1, 1, 2, 2]
     for row in means.itertuples():
         chosen = short[(short["arm"] == row.arm) & (short["task"] == row.task)]["score"]
@@ -131,7 +131,7 @@ def test_runs_of_different_tests_keep_their_originals(runs: list[Path], tmp_path
     assert list(means["run"])[2:] == [many.name, many.name]
     # another configuration, by the same arm's name, is no seed of it
     third = finished(made, root, "seed=3", "trainer.learning_rate=0.02")
-    apart = over_seeds(summary(item_table([many, other, third])))
+    apart = average_over_seeds(summary(item_table([many, other, third])))
     trained = apart[apart["arm"] == "peft"]
     assert list(trained["seeds"]) == [2, 2, 1, 1]
     assert list(trained["run"]) == [many.name] * 2 + [third.name] * 2
@@ -147,8 +147,8 @@ def test_a_run_in_a_place_of_its_own(
     made, root = make(tmp_path), tmp_path / "runs"
     root.mkdir()
     folder = tmp_path / "own" / "a[b]"
-    chosen = config(*choices(made, f"folder={str(folder)!r}", method="peft"))
-    carry_out(chosen, runs_root=root)
+    chosen = config(*choices(made, f"run_dir={str(folder)!r}", method="peft"))
+    run_experiment(chosen, runs_root=root)
     monkeypatch.setenv("IMSM_RUNS", str(root))
     monkeypatch.setenv("COLUMNS", "60")
     capsys.readouterr()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from imsm.chain import last_stage
-from imsm.config import FrozenConfig, RunConfig
+from imsm.chain import final_stage
+from imsm.config import FrozenAdapterConfig, RunConfig
 from imsm.identity import run_identity
 from imsm.report.model_card import model_card
 from tests.composed import config, result
@@ -22,14 +22,14 @@ def card(chosen: RunConfig, *overrides: str, **changed: Any) -> ModelCard:
 
 
 def test_a_sequence_names_all_that_it_learned() -> None:
-    found = card(last_stage(config("backbone=llama3", "sequence=[mrpc,ropes]")))
+    found = card(final_stage(config("backbone=llama3", "task_sequence=[mrpc,ropes]")))
     assert found.data.datasets == ["nyu-mll/glue", "allenai/ropes"]
     assert "llama3 with lora, trained on mrpc, then ropes (method imsm, seed 0)" in found.text
     assert "The last stage, ropes: 12 steps on 100 examples, recipe" in found.text
 
 
 def test_invented_data_are_no_public_dataset() -> None:
-    found = card(last_stage(config("sequence=[mrpc,ropes]")))
+    found = card(final_stage(config("task_sequence=[mrpc,ropes]")))
     assert found.data.datasets is None
     assert "mrpc, ropes: the miniature's invented data, not the public dataset" in found.text
 
@@ -37,7 +37,7 @@ def test_invented_data_are_no_public_dataset() -> None:
 def test_a_folder_of_ones_own_is_no_public_dataset_and_a_mirror_is_one(tmp_path: Path) -> None:
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text('{"input": "a", "output": "b"}\n')
-    found = card(config("backbone=llama3", "data=mrpc", f"data.folder={tmp_path}"))
+    found = card(config("backbone=llama3", "data=mrpc", f"data.local_dir={tmp_path}"))
     assert found.data.datasets is None
     assert "mrpc: data from a folder of one's own." in found.text
     chosen = config("backbone=llama3", "data=mrpc")
@@ -52,7 +52,7 @@ def test_a_frozen_adapter_and_replay_are_told() -> None:
     assert replayed.data.datasets == ["nyu-mll/glue", "stanfordnlp/web_questions"]
     assert "trained on mrpc with questions of webq (method" in replayed.text
     before = config("backbone=llama3", "data=mrpc")
-    run = FrozenConfig(tasks=["mrpc"], identity=run_identity(before))
+    run = FrozenAdapterConfig(tasks=["mrpc"], identity=run_identity(before))
     gate = config("backbone=llama3", "data=cola", "trainer.gate_learning_rate=0.5")
     found = card(gate.model_copy(update={"frozen_run": run}))
     assert "trained on mrpc, and a gate beside that adapter on cola (method" in found.text

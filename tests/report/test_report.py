@@ -12,23 +12,23 @@ import pytest
 
 from imsm.evaluation.items import write_items
 from imsm.evaluation.retention import hypervolume
-from imsm.evaluation.statistics import mcnemar, paired_difference, share_interval
+from imsm.evaluation.statistics import mcnemar, paired_difference, proportion_ci
 from imsm.items import main as items
 from imsm.report.__main__ import main as report
-from imsm.report.arms import arms_of, controls_of
+from imsm.report.arms import runs_to_compare, baselines_of
 from imsm.report.contrasts import total_of
-from imsm.report.evidence import gather
-from imsm.report.frontier import Curve, Trade
-from imsm.report.leave import leave_report
+from imsm.report.evidence import build_report_data
+from imsm.report.frontier import TradeoffCurve, TradeoffPoint
+from imsm.report.leave import write_report
 from imsm.report.parts.trade import kept_there
 from imsm.report.result import FILE, write_result
-from imsm.report.sections import sections_of
+from imsm.report.sections import build_sections
 from tests.report.made import N, items_file
 
 
 def evidence_of(runs: dict[str, Any]):
     folder, record, _ = runs["imsm"]
-    return gather(arms_of(folder, record, runs_root=runs["root"]), controls_of(folder))
+    return build_report_data(runs_to_compare(folder, record, runs_root=runs["root"]), baselines_of(folder))
 
 
 def test_differences_are_those_of_the_statistics(runs: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def test_the_page_loads_nothing_and_nothing_in_it_runs(
     runs: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, record, _ = runs["imsm"]
-    leave_report(folder, record, runs_root=runs["root"])
+    write_report(folder, record, runs_root=runs["root"])
     text = (folder / "report.html").read_text()
     page = Page()
     page.feed(text)
@@ -167,27 +167,27 @@ def test_without_items_points_remain(runs: dict[str, Any]) -> None:
         for path in runs[method][0].glob("evaluation/*/items.jsonl"):
             path.unlink()
     folder, record, _ = runs["imsm"]
-    evidence = gather(arms_of(folder, record, runs_root=runs["root"]))
+    evidence = build_report_data(runs_to_compare(folder, record, runs_root=runs["root"]))
     assert evidence.contrasts == [] and evidence.kept == []
-    names = {section.name for section in sections_of(evidence)}
+    names = {section.name for section in build_sections(evidence)}
     assert {"averages", "answers"} <= names and "differences" not in names
-    leave_report(folder, record, runs_root=runs["root"])
+    write_report(folder, record, runs_root=runs["root"])
 
 
 def test_the_original_alone_has_a_report(runs: dict[str, Any]) -> None:
     folder, record, _ = runs["original"]
-    leave_report(folder, record, runs_root=runs["root"])
+    write_report(folder, record, runs_root=runs["root"])
     assert (folder / "report.html").is_file()
 
 
 def test_a_cell_that_was_trained_on_is_marked_and_in_no_average(runs: dict[str, Any]) -> None:
     folder, record, _ = runs["imsm"]
     record["evaluation"]["tasks"]["webq"]["trained_on"] = True
-    evidence = gather(arms_of(folder, record, runs_root=runs["root"]))
+    evidence = build_report_data(runs_to_compare(folder, record, runs_root=runs["root"]))
     assert evidence.marked == {"webq"}
     assert "webq" not in evidence.forgetting
     assert all(each.adjusted is None for each in evidence.contrasts if each.task == "webq")
-    averages = next(part for part in sections_of(evidence) if part.name == "averages")
+    averages = next(part for part in build_sections(evidence) if part.name == "averages")
     assert averages.table is not None
     own = [100 * runs["imsm"][2][task].mean() for task in ("freebaseqa", "multirc", "mrpc")]
     assert averages.table["retention average"].iloc[-1] == f"{sum(own) / 3:.1f}"
@@ -203,16 +203,16 @@ def test_where_all_are_right_the_interval_has_a_width(runs: dict[str, Any]) -> N
         evidence = evidence_of(runs)
         found = total_of(evidence.arms[0], "webq", evidence.metrics["webq"])
         groups = [number // 2 for number in range(N)]
-        expected = share_interval([share] * N, groups=groups)
+        expected = proportion_ci([share] * N, groups=groups)
         assert found is not None and found[0] == 100 * share
         assert (found[1].low, found[1].high) == (100 * expected.low, 100 * expected.high)
         assert 10 < found[1].high - found[1].low < 15
-    scores = next(part for part in sections_of(evidence) if part.name == "scores")
+    scores = next(part for part in build_sections(evidence) if part.name == "scores")
     assert "Wilson" in scores.lines[0]
 
 
 def test_the_hypervolume_is_not_said_to_end_at_one(runs: dict[str, Any]) -> None:
-    trade = next(part for part in sections_of(evidence_of(runs)) if part.name == "trade")
+    trade = next(part for part in build_sections(evidence_of(runs)) if part.name == "trade")
     (line,) = [line for line in trade.lines if "hypervolume" in line]
     assert "1 is PEFT's whole gain with all kept, and no bound" in line
 
@@ -220,7 +220,7 @@ def test_the_hypervolume_is_not_said_to_end_at_one(runs: dict[str, Any]) -> None
 def test_leaks_are_told(runs: dict[str, Any]) -> None:
     folder, record, _ = runs["imsm"]
     record["evaluation"]["tasks"]["gsm8k"]["leaks"] = {"count": 2, "ids": ["gsm8k/1", "gsm8k/7"]}
-    leave_report(folder, record, runs_root=runs["root"])
+    write_report(folder, record, runs_root=runs["root"])
     assert "2 items of gsm8k" in (folder / "report.md").read_text()
 
 
@@ -233,9 +233,9 @@ def test_leaks_are_told(runs: dict[str, Any]) -> None:
     ],
 )
 def test_what_a_curve_keeps_at_a_target_score(target: float, told: str) -> None:
-    def place(score: float, kept: float) -> Trade:
+    def place(score: float, kept: float) -> TradeoffPoint:
         about = {"label": "x", "method": "control", "control": "x", "value": 0.5}
-        return Trade(**about, target=score, plasticity=None, stability=kept)
+        return TradeoffPoint(**about, target=score, plasticity=None, stability=kept)
 
-    curve = Curve(control="logit_mix", letter="λ", trades=[place(80, 40), place(60, 100)])
+    curve = TradeoffCurve(control="logit_mix", letter="λ", trades=[place(80, 40), place(60, 100)])
     assert kept_there(curve, target) == told

@@ -12,13 +12,13 @@ from rich.console import Console
 from imsm import table
 from imsm.identity import run_name
 from imsm.report.result import write_result
-from imsm.report.sweep import Member, render_markdown, render_terminal, sweep_tables
+from imsm.report.sweep import SweepRun, render_markdown, render_terminal, sweep_tables
 from tests.composed import config, result
 
 
-def member(peft: str, method: str, *, points: float | None = 50.0, **changed: Any) -> Member:
+def member(peft: str, method: str, *, points: float | None = 50.0, **changed: Any) -> SweepRun:
     found = None if points is None else result(method, f"peft={peft}", points=points, **changed)
-    return Member(
+    return SweepRun(
         swept={"peft": peft, "method": method},
         target="gsm8k",
         about={"backbone": "mini", "seed": "seed 0"},
@@ -59,7 +59,7 @@ def test_means_are_over_the_same_tests_in_every_row() -> None:
     entry["trained_on"] = True
     members = [
         member("lora", "original", points=80.0),
-        Member(
+        SweepRun(
             swept={"peft": "lora", "method": "peft"}, target="gsm8k", about={}, command="",
             result=replayed,
         ),
@@ -75,8 +75,8 @@ def test_means_are_over_the_same_tests_in_every_row() -> None:
 def test_another_protocol_is_not_compared() -> None:
     released = result("peft", "peft=ia3")
     for entry in released["evaluation"]["tasks"].values():
-        entry |= {"protocol": "released", "headline": "released", "metrics": {"released": 1.0}}
-    other = Member(
+        entry |= {"protocol": "paper_code", "headline": "paper_code", "metrics": {"paper_code": 1.0}}
+    other = SweepRun(
         swept={"peft": "ia3", "method": "peft"}, target="gsm8k", about={}, command="",
         result=released,
     )  # fmt: skip
@@ -96,7 +96,7 @@ def test_other_items_are_not_compared() -> None:
 
 def test_a_table_per_target() -> None:
     members = [member("lora", "peft"), member("lora", "imsm")]
-    other = Member(
+    other = SweepRun(
         swept={"peft": "lora", "method": "peft", "data": "mrpc"}, target="mrpc", about={},
         command="data=mrpc", result=None,
     )  # fmt: skip

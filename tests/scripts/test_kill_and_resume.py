@@ -115,7 +115,7 @@ def test_one_round(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "scripts.kill_and_resume", "--rounds", "1", "--seed", "3",
         "--engine", "local", "--folder", str(tmp_path),
-        "data.train_limit=64", "evaluation.items=2", "evaluation.tasks=[target]",
+        "data.max_train_examples=64", "evaluation.limit=2", "evaluation.tasks=[target]",
     ]  # fmt: skip
     done = subprocess.run(
         command,

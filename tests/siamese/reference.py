@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from imsm.adapters.adapter import attach
+from imsm.adapters.adapter import attach_adapter
 from imsm.siamese.model import SiameseForCausalLM
 from tests.siamese.tiny import ADAPTERS, tiny_backbone
 
@@ -16,7 +16,7 @@ class Reference:
 
     def __init__(self, model: SiameseForCausalLM, architecture: str, method: str) -> None:
         self.original: PreTrainedModel = tiny_backbone(architecture)
-        self.tuned: PeftModel = attach(ADAPTERS[method](), tiny_backbone(architecture)).eval()
+        self.tuned: PeftModel = attach_adapter(ADAPTERS[method](), tiny_backbone(architecture)).eval()
         self.tuned.load_state_dict(model.adapted.state_dict())
         self.down, self.up = model.gate.down.weight, model.gate.up.weight
 

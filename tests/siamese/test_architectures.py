@@ -14,8 +14,8 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from imsm.adapters.adapter import Adapter
-from imsm.assemble import put_together
+from imsm.adapters.adapter import AdapterSpec
+from imsm.assemble import wrap_backbone
 from imsm.siamese.model import SiameseForCausalLM
 from scripts.architectures import EXCLUDED
 from scripts.tiny_architectures import tiny_backbone, tiny_configuration
@@ -71,10 +71,10 @@ def built(case: str) -> tuple[SiameseForCausalLM, PreTrainedModel]:
     configuration = tiny_configuration(name, **particular)
     excluded = EXCLUDED if name in ("phimoe", "mamba2", "bamba") else None
     lora = LoraConfig(target_modules="all-linear", exclude_modules=excluded, r=3, lora_alpha=6)
-    model = put_together(
+    model = wrap_backbone(
         tiny_backbone(configuration),
         backbone={"path": name},
-        adapter=Adapter(lora),
+        adapter=AdapterSpec(lora),
         gate=QUERY_GATE,
         pooling="mean",
         stream="interwoven",
@@ -177,8 +177,8 @@ def test_experts_and_routers_in_a_doubled_batch_equal_two_passes() -> None:
         model, _ = built(case)
         ids = torch.tensor([ROWS[0][:1], ROWS[1][:1]])  # doubled: 4 rows, and 4 experts
         inputs = {"input_ids": ids, "position_ids": torch.zeros_like(ids)}
-        doubled = model.streams.memories(inputs, cache=None)
+        doubled = model.streams.both_hidden_states(inputs, cache=None)
         for stream, both in zip(("original", "tuned"), doubled, strict=True):
-            alone = model.streams.memory(inputs, stream=stream, cache=None)
+            alone = model.streams.hidden_states(inputs, stream=stream, cache=None)
             torch.testing.assert_close(both, alone, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(*doubled, atol=1e-2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imsm.siamese.cache import SiameseCache
+from imsm.siamese.cache import DualStreamCache
 from imsm.siamese.model import SiameseForCausalLM
 from tests.siamese.tiny import padded, prompts, tiny_siamese
 
@@ -15,7 +15,7 @@ def model(request: pytest.FixtureRequest) -> SiameseForCausalLM:
     return tiny_siamese(request.param, "lora")
 
 
-def filled(model: SiameseForCausalLM) -> tuple[SiameseCache, torch.Tensor, torch.Tensor]:
+def filled(model: SiameseForCausalLM) -> tuple[DualStreamCache, torch.Tensor, torch.Tensor]:
     """A cache that has read three prompts."""
     ids, mask = padded(prompts(), side="left")
     cache = model.new_cache()
@@ -25,7 +25,7 @@ def filled(model: SiameseForCausalLM) -> tuple[SiameseCache, torch.Tensor, torch
 
 
 @torch.no_grad()
-def check_next(model: SiameseForCausalLM, cache: SiameseCache, rows: list[int]) -> None:
+def check_next(model: SiameseForCausalLM, cache: DualStreamCache, rows: list[int]) -> None:
     """The next token's logits are those of the given prompts, read alone."""
     ids, mask = padded(prompts(), side="left")
     ids, mask = ids[rows], mask[rows]

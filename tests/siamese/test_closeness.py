@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from imsm.siamese.closeness import Closeness, divergence
+from imsm.siamese.closeness import KLRegularizer, divergence
 from imsm.siamese.model import SiameseForCausalLM
 from tests.siamese.test_loss import batch
 from tests.siamese.tiny import tiny_siamese
@@ -50,7 +50,7 @@ def test_loss_equals_the_formula(stream: str, mask_target: bool) -> None:
     p_o, p = one.softmax(-1), other.softmax(-1)
     apart = kl_div(p.log(), p_o, reduction="sum") / len(gold)
     assert apart > 0.01
-    model.closeness = Closeness(weight=0.7, mask_target=mask_target)
+    model.kl_regularizer = KLRegularizer(weight=0.7, mask_target=mask_target)
     output = model.train()(**inputs)
     torch.testing.assert_close(output.divergence, apart, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output.loss, plain + 0.7 * apart, rtol=1e-4, atol=1e-5)
@@ -61,7 +61,7 @@ def test_loss_equals_the_formula(stream: str, mask_target: bool) -> None:
 def test_gradients_equal_finite_differences(stream: str, mask_target: bool) -> None:
     model = tiny_siamese().double().train()
     model.stream = stream
-    model.closeness = Closeness(weight=2.0, mask_target=mask_target)
+    model.kl_regularizer = KLRegularizer(weight=2.0, mask_target=mask_target)
     _, inputs = batch(side="right")
     model(**inputs).loss.backward()
     parts = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
@@ -100,7 +100,7 @@ def test_without_a_weight_and_outside_training_the_loss_is_what_it_was(stream: s
     _, inputs = batch(side="right")
     plain = model.train()(**inputs)
     assert plain.divergence is None
-    model.closeness = Closeness(weight=0.5)
+    model.kl_regularizer = KLRegularizer(weight=0.5)
     assert model(**inputs).loss > plain.loss
     validated = model.eval()(**inputs)
     assert validated.divergence is None
@@ -111,7 +111,7 @@ def test_without_a_weight_and_outside_training_the_loss_is_what_it_was(stream: s
 def test_micro_batches_add_up(stream: str) -> None:
     model = tiny_siamese().train()
     model.stream = stream
-    model.closeness = Closeness(weight=0.5)
+    model.kl_regularizer = KLRegularizer(weight=0.5)
     _, inputs = batch(side="right")
     count = len(targets(inputs))
     found = []
@@ -130,7 +130,7 @@ def test_a_learned_prompt_is_held_to_the_original_too() -> None:
     from imsm.adapters.prompt_tuning import prompt_tuning
 
     model = tiny_siamese(method=prompt_tuning(virtual_tokens=4), gate=None)
-    model.closeness = Closeness(weight=1.0)
+    model.kl_regularizer = KLRegularizer(weight=1.0)
     _, inputs = batch(side="right")
     one, other = answers(model, "original", inputs), answers(model, "tuned", inputs)
     output = model.train()(**inputs)

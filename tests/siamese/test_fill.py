@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.assemble import put_together
+from imsm.assemble import wrap_backbone
 from imsm.backbones.load import load_backbone
 from imsm.errors import UserError
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.siamese.storage import fill
-from imsm.stages.parts import adapter_of, parts_of
+from imsm.siamese.storage import load_weights_into
+from imsm.stages.parts import build_adapter, model_kwargs
 from tests.composed import config
 
 METHODS = ["lora", "dora", "ia3", "adalora", "vera", "loramoe", "prompt_tuning", "prefix_tuning"]
@@ -20,8 +20,8 @@ METHODS = ["lora", "dora", "ia3", "adalora", "vera", "loramoe", "prompt_tuning",
 
 def new(peft: str, seed: int) -> SiameseForCausalLM:
     chosen = config(f"peft={peft}", f"seed={seed}")
-    parts = parts_of(chosen)
-    return put_together(load_backbone(**parts["backbone"]), adapter=adapter_of(chosen), **parts)
+    parts = model_kwargs(chosen)
+    return wrap_backbone(load_backbone(**parts["backbone"]), adapter=build_adapter(chosen), **parts)
 
 
 def learned(model: SiameseForCausalLM) -> dict[str, torch.Tensor]:
@@ -38,7 +38,7 @@ def test_every_trained_value_is_the_saved_one(peft: str, tmp_path: Path) -> None
     trained.save_pretrained(tmp_path)
     other = new(peft, seed=0)
     assert any(not v.equal(learned(other)[n]) for n, v in learned(trained).items())
-    fill(other, tmp_path)
+    load_weights_into(other, tmp_path)
     assert learned(other).keys() == learned(trained).keys()
     for name, value in learned(trained).items():
         assert value.equal(learned(other)[name]), name
@@ -48,10 +48,10 @@ def test_every_trained_value_is_the_saved_one(peft: str, tmp_path: Path) -> None
 def test_what_an_encoder_made_is_no_encoder(tmp_path: Path) -> None:
     new("p_tuning", seed=0).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="does not keep all that is learned"):
-        fill(new("p_tuning", seed=0), tmp_path)
+        load_weights_into(new("p_tuning", seed=0), tmp_path)
 
 
 def test_the_values_of_another_method_are_refused(tmp_path: Path) -> None:
     new("ia3", seed=0).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="other layers"):
-        fill(new("lora", seed=0), tmp_path)
+        load_weights_into(new("lora", seed=0), tmp_path)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from imsm.backbones.load import silence_dropout
+from imsm.backbones.load import disable_dropout
 from imsm.errors import UserError
-from imsm.siamese.body import find_body
-from imsm.siamese.fitness import examine
+from imsm.siamese.body import find_decoder
+from imsm.siamese.fitness import check_backbone
 from scripts.tiny_architectures import tiny_backbone, tiny_configuration
 
 UNFIT = [
@@ -47,12 +47,12 @@ def test_unfit_backbones_are_refused_with_the_reason(
     with pytest.raises(
         UserError, match=f"^{type(backbone).__name__} cannot be a backbone: .*{reason}"
     ):
-        examine(backbone)
+        check_backbone(backbone)
 
 
 @pytest.mark.parametrize("name", ["bert", "electra", "rembert"])
 def test_an_encoder_that_is_told_to_decode_is_fit(name: str) -> None:
-    assert examine(tiny_backbone(tiny_configuration(name, is_decoder=True))).cached
+    assert check_backbone(tiny_backbone(tiny_configuration(name, is_decoder=True))).supports_cache
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -67,26 +67,26 @@ def test_every_random_draw_of_a_frozen_backbone_is_silenced(name: str) -> None:
     first, *others = passes(loud)
     assert not all(torch.equal(first, other) for other in others)
     with pytest.raises(UserError, match="draw at random"):
-        examine(loud)
-    silence_dropout(loud)
+        check_backbone(loud)
+    disable_dropout(loud)
     quiet = [*passes(loud), loud.eval()(torch.arange(5, 25)[None], use_cache=False).logits]
     assert all(torch.equal(quiet[0], other) for other in quiet)
-    examine(loud)
+    check_backbone(loud)
 
 
 def test_the_mode_is_left_as_it_was_and_nothing_is_changed() -> None:
     backbone = tiny_backbone(tiny_configuration("qwen3")).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    assert examine(backbone).cached
+    assert check_backbone(backbone).supports_cache
     assert backbone.training
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    assert examine(backbone.to(torch.bfloat16).eval()).cached
+    assert check_backbone(backbone.to(torch.bfloat16).eval()).supports_cache
     assert not backbone.training
 
 
 def test_a_body_is_what_holds_the_embeddings_not_what_is_called_decoder() -> None:
     modern = tiny_backbone(tiny_configuration("modernbert-decoder"))
     assert modern.get_decoder() is modern.get_output_embeddings()  # by its name
-    assert find_body(modern) is modern.model
+    assert find_decoder(modern) is modern.model
     with_images = tiny_backbone(tiny_configuration("gemma3"))
-    assert find_body(with_images) is with_images.model.language_model
+    assert find_decoder(with_images) is with_images.model.language_model

@@ -33,7 +33,7 @@ def values(gate: Gate, given: dict[str, torch.Tensor]) -> torch.Tensor:
     "inputs", [INPUTS, ("original", "tuned"), ("query_tuned",), ("tuned", "query_original")]
 )
 def test_formula(inputs: tuple[str, ...], bias: float | None, width: str) -> None:
-    gate = Gate(hidden_size=8, inputs=inputs, rank=3, bias=bias, width=width)
+    gate = Gate(hidden_size=8, inputs=inputs, rank=3, bias=bias, granularity=width)
     given = memories()
     order = [name for name in INPUTS if name in inputs]  # the paper's order of concatenation
     together = torch.cat([given[name] for name in order], dim=-1)
@@ -54,10 +54,10 @@ def test_the_papers_order_is_query_original_original_tuned_query_tuned() -> None
 
 
 def test_a_gate_without_inputs_is_one_value() -> None:
-    gate = Gate(hidden_size=8, inputs=[], rank=None, trained=False)
+    gate = Gate(hidden_size=8, inputs=[], rank=None, trainable=False)
     assert not any(p.requires_grad for p in gate.parameters())
     assert torch.equal(values(gate, memories()), torch.full((2, 5, 8), 0.5))
-    learned = Gate(hidden_size=8, inputs=[], rank=None, width="scalar", bias=2.0)
+    learned = Gate(hidden_size=8, inputs=[], rank=None, granularity="scalar", bias=2.0)
     assert sum(p.numel() for p in learned.parameters() if p.requires_grad) == 1
     assert torch.equal(values(learned, memories()), torch.sigmoid(torch.full((2, 5, 1), 2.0)))
 
@@ -106,7 +106,7 @@ def test_mean_gate_is_half_of_each_memory() -> None:
     model = tiny_siamese("llama", "lora", gate=MEAN_GATE)
     ids = torch.tensor(prompts()[:1])  # it reads no query: nothing has to tell where it ends
     inputs = {"input_ids": ids}
-    memories = [model.streams.memory(inputs, stream=s, cache=None) for s in ("original", "tuned")]
+    memories = [model.streams.hidden_states(inputs, stream=s, cache=None) for s in ("original", "tuned")]
     torch.testing.assert_close(
         model(ids).logits, model.head(sum(memories) / 2), atol=1e-5, rtol=1e-5
     )
@@ -210,7 +210,7 @@ def test_variants_generate_what_one_pass_answers(name: str) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
 def test_a_constant_gate_is_its_value(value: float) -> None:
-    gate = composed("constant", f"gate.value={value}")
+    gate = composed("constant", f"gate.init_value={value}")
     torch.testing.assert_close(values(gate, memories()), torch.full((2, 5, 1), value))
     if value in (0.0, 1.0):
         given = memories()

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from imsm.controls.mixed import mixed
-from imsm.controls.mixes import by_logits
-from imsm.siamese.halves import Halves
+from imsm.controls.mixes import mix_logits
+from imsm.siamese.halves import DualStreamLayer
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.siamese.streams import Streams
+from imsm.siamese.streams import StreamRunner
 from tests.siamese.tiny import ADAPTERS, padded, prompts, tiny_siamese
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -52,9 +52,9 @@ def _adapted(model: SiameseForCausalLM) -> list[tuple[str, torch.nn.Module]]:
 @torch.no_grad()
 def test_shared_reading_equals_half_by_half(method: str) -> None:
     model, inputs = tiny_siamese(method=method), _inputs()
-    together = model.streams.memories(inputs, cache=None)
-    model.streams.read_apart()
-    apart = model.streams.memories(inputs, cache=None)
+    together = model.streams.both_hidden_states(inputs, cache=None)
+    model.streams.disable_sharing()
+    apart = model.streams.both_hidden_states(inputs, cache=None)
     real = inputs["attention_mask"].bool()
     for one, other in zip(together, apart, strict=True):
         torch.testing.assert_close(one[real], other[real], **CLOSE)
@@ -66,10 +66,10 @@ def test_shared_reading_equals_half_by_half(method: str) -> None:
 def test_an_adapted_weight_is_read_once(method: str, twice: tuple[str, ...]) -> None:
     """But where the adapter works on the layer's input: (IA)^3 in the feed-forward part."""
     model, inputs = tiny_siamese(method=method), _inputs()
-    model.streams.memories(inputs, cache=None)  # a layer is found out by its first pass
+    model.streams.both_hidden_states(inputs, cache=None)  # a layer is found out by its first pass
     counts, stop = _rows_read(model)
     try:
-        model.streams.memories(inputs, cache=None)
+        model.streams.both_hidden_states(inputs, cache=None)
     finally:
         stop()
     assert counts.keys() == {name for name, _ in _adapted(model)}
@@ -99,7 +99,7 @@ def test_a_layer_that_asks_twice_gets_the_same_answer_twice() -> None:
     torch.manual_seed(0)
     layer = Twice(torch.nn.Linear(4, 4))
     rows = torch.randn(2, 3, 4)
-    with Streams(layer, layer).both():
+    with StreamRunner(layer, layer).dual_stream():
         both = layer(torch.cat([rows, rows]))
     torch.testing.assert_close(both[:2], layer.base_layer(rows))
     torch.testing.assert_close(both[2:], 4 * layer.base_layer(rows))
@@ -110,8 +110,8 @@ def test_gradients_go_through_a_doubled_batch_over_a_cache() -> None:
     for apart in (False, True):
         model, inputs = tiny_siamese(method="adalora"), _inputs()
         if apart:
-            model.streams.read_apart()
-        tuned = model.streams.memories(inputs, cache=model.new_cache())[1]
+            model.streams.disable_sharing()
+        tuned = model.streams.both_hidden_states(inputs, cache=model.new_cache())[1]
         tuned[inputs["attention_mask"].bool()].square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert gradients[0] and len(gradients[0]) == len(gradients[1])
@@ -122,21 +122,21 @@ def test_gradients_go_through_a_doubled_batch_over_a_cache() -> None:
 @torch.no_grad()
 def test_a_merged_adapter_is_unmerged_for_the_original() -> None:
     model, inputs = tiny_siamese(method="lora"), _inputs()
-    expected = model.streams.memories(inputs, cache=None)
+    expected = model.streams.both_hidden_states(inputs, cache=None)
     model.adapted.merge_adapter()
     real = inputs["attention_mask"].bool()
-    for one, other in zip(expected, model.streams.memories(inputs, cache=None), strict=True):
+    for one, other in zip(expected, model.streams.both_hidden_states(inputs, cache=None), strict=True):
         torch.testing.assert_close(one[real], other[real], atol=1e-4, rtol=1e-4)
 
 
 def test_a_variant_reads_as_the_probed_model_does() -> None:
     model = tiny_siamese(method="lora")
-    model.streams.read_apart()
-    made = mixed(model, by_logits(0.5))
+    model.streams.disable_sharing()
+    made = mixed(model, mix_logits(0.5))
     counts, stop = _rows_read(model)
     try:
         with torch.no_grad():
-            made.streams.memories(_inputs(), cache=None)
+            made.streams.both_hidden_states(_inputs(), cache=None)
     finally:
         stop()
     assert set(counts.values()) == {2}
@@ -160,8 +160,8 @@ def test_what_a_layer_is_given_stays_as_it_is(base: torch.nn.Module) -> None:
 
     layer = Louder()
     rows = torch.arange(4.0)
-    halves = Halves(layer, off=contextlib.nullcontext)  # type: ignore[arg-type]
-    with halves.replacing():
+    halves = DualStreamLayer(layer, off=contextlib.nullcontext)  # type: ignore[arg-type]
+    with halves.patched():
         found = layer(rows)
     assert found.tolist() == [0, 1, 6, 9] and halves.shares
     assert rows.tolist() == [0, 1, 2, 3]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from imsm.adapters.adapter import attach
+from imsm.adapters.adapter import attach_adapter
 from imsm.adapters.lora import lora
 from imsm.siamese.configuration import SiameseConfig
-from imsm.siamese.head import head_logits
+from imsm.siamese.head import apply_lm_head
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.storage import build_gate
 from tests.siamese.tiny import (
@@ -49,7 +49,7 @@ def test_head_is_the_backbones_own(kind: str) -> None:
     targets = ["c_attn"] if kind == "gpt2" else ["q_proj", "v_proj"]
     adapter = lora(target_modules=targets, rank=2, alpha=4, dropout=0.0)
     configuration = SiameseConfig(text_config=config, backbone={"path": kind}, stream="original")
-    model = SiameseForCausalLM(configuration, attach(adapter, backbone)).eval()
+    model = SiameseForCausalLM(configuration, attach_adapter(adapter, backbone)).eval()
     perturb(model)
     assert torch.equal(model(ids).logits, plain)
     model.stream = "tuned"
@@ -67,7 +67,7 @@ def test_absolute_positions_are_counted_without_padding() -> None:
     backbone.transformer.wpe.weight.mul_(30)
     adapter = lora(target_modules=["c_attn"], rank=2, alpha=4, dropout=0.0)
     gate = build_gate(hidden_size=32, **QUERY_GATE)
-    model = SiameseForCausalLM(SiameseConfig(text_config=config), attach(adapter, backbone), gate)
+    model = SiameseForCausalLM(SiameseConfig(text_config=config), attach_adapter(adapter, backbone), gate)
     perturb(model.eval())
     rows = prompts()
     alone = [model(torch.tensor([row]), query_mask=torch.ones(1, len(row))).logits for row in rows]
@@ -87,7 +87,7 @@ def test_absolute_positions_are_counted_without_padding() -> None:
 def test_a_backbone_that_bypasses_its_body_is_refused() -> None:
     backbone = tiny_backbone("llama")
     with pytest.raises(RuntimeError, match="cannot be used"):
-        head_logits(backbone, torch.nn.Identity(), torch.zeros(1, 2, 32))
+        apply_lm_head(backbone, torch.nn.Identity(), torch.zeros(1, 2, 32))
 
 
 @torch.no_grad()

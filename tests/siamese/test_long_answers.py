@@ -7,8 +7,8 @@ import torch
 
 from imsm.data.batches import collate_training
 from imsm.siamese import long_answers
-from imsm.siamese.closeness import Closeness
-from imsm.siamese.long_answers import positions_at_once, summed_in_pieces
+from imsm.siamese.closeness import KLRegularizer
+from imsm.siamese.long_answers import logit_chunk_size, chunked_loss_sum
 from imsm.siamese.model import SiameseForCausalLM, SiameseOutput
 from tests.siamese.tiny import QUERY_GATE, tiny_siamese
 from tests.training.test_loop import items
@@ -22,7 +22,7 @@ def learned(model: SiameseForCausalLM) -> tuple[SiameseOutput, list[torch.Tensor
 
 
 @pytest.mark.parametrize(
-    "kl", [None, Closeness(weight=0.5), Closeness(weight=0.5, mask_target=True)]
+    "kl", [None, KLRegularizer(weight=0.5), KLRegularizer(weight=0.5, mask_target=True)]
 )
 @pytest.mark.parametrize("gate", [QUERY_GATE, None], ids=["imsm", "peft"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
@@ -30,15 +30,15 @@ def learned(model: SiameseForCausalLM) -> tuple[SiameseOutput, list[torch.Tensor
 def test_loss_and_gradients_are_those_of_all_at_once(
     architecture: str,
     gate: dict | None,
-    kl: Closeness | None,
+    kl: KLRegularizer | None,
     positions: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_siamese(architecture, gate=gate).train()
-    model.closeness = kl
+    model.kl_regularizer = kl
     expected, gradients = learned(model)
     monkeypatch.setattr(long_answers, "LARGEST", 97 * positions)
-    assert positions_at_once(model.backbone) == positions
+    assert logit_chunk_size(model.backbone) == positions
     found, others = learned(model)
     torch.testing.assert_close(found.loss, expected.loss, atol=1e-6, rtol=1e-6)
     for one, other in zip(others, gradients, strict=True):
@@ -65,7 +65,7 @@ def test_no_more_logits_than_allowed_are_there_at_once(monkeypatch: pytest.Monke
 def test_a_sum_in_pieces_is_differentiated_once() -> None:
     memory = torch.randn(7, 3, requires_grad=True)
     weights = torch.arange(7.0)[:, None]
-    total = summed_in_pieces(
+    total = chunked_loss_sum(
         lambda rows, piece: (rows**2 * weights[piece]).sum(), memory, at_once=3
     )
     (3 * total).backward()
@@ -75,4 +75,4 @@ def test_a_sum_in_pieces_is_differentiated_once() -> None:
 def test_a_head_that_is_shared_out_is_read_once() -> None:
     model = tiny_siamese()
     model.backbone.lm_head.weight.ds_id = 3  # as DeepSpeed's stage 3 marks it
-    assert positions_at_once(model.backbone) is None
+    assert logit_chunk_size(model.backbone) is None

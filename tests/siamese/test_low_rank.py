@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers.pytorch_utils import Conv1D
 
-from imsm.siamese.low_rank import adds_low_rank
+from imsm.siamese.low_rank import try_add_lora_inplace
 from tests.siamese.tiny import perturb
 
 
@@ -25,7 +25,7 @@ def _layer(base: torch.nn.Module | None = None, **options: Any) -> torch.nn.Modu
 def _added(layer: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor | None:
     output = layer.base_layer(rows)
     before = output.clone()
-    if adds_low_rank(layer, output, rows):
+    if try_add_lora_inplace(layer, output, rows):
         return output
     assert torch.equal(output, before)
     return None

@@ -7,13 +7,13 @@ import torch
 
 from imsm.data.batches import collate_training
 from imsm.siamese import memory_bank
-from imsm.siamese.closeness import Closeness
+from imsm.siamese.closeness import KLRegularizer
 from imsm.siamese.memory_bank import (
-    MemoryBank,
+    HiddenStateCache,
     bank_bytes,
-    bank_in_memory,
-    digest_of,
-    in_order,
+    compute_in_memory,
+    hash_examples,
+    canonical_order,
 )
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.training.step import on_device
@@ -29,8 +29,8 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_bank, "CHUNK_TOKENS", 40)
 
 
-def bank(model: SiameseForCausalLM, count: int = 12) -> MemoryBank:
-    return bank_in_memory(model, items(count), pad_id=0)
+def bank(model: SiameseForCausalLM, count: int = 12) -> HiddenStateCache:
+    return compute_in_memory(model, items(count), pad_id=0)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "last"])
@@ -42,7 +42,7 @@ def test_rows_are_what_each_example_alone_gives(architecture: str, pooling: str)
     for item in items():
         found = made.inputs([item])
         ids = torch.tensor([item.prompt_ids + item.answer_ids])
-        with torch.no_grad(), model.streams.original():
+        with torch.no_grad(), model.streams.adapter_disabled():
             memory = model.streams.body(input_ids=ids).last_hidden_state[0]
         prompt = len(item.prompt_ids)
         expected = memory[prompt - 1 : -1]
@@ -83,7 +83,7 @@ def test_the_original_stream_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None
     model = tiny_siamese().train()
     made = bank(model)
     run: list[str] = []
-    memory = model.streams.memory
+    memory = model.streams.hidden_states
 
     def noted(inputs: dict, *, stream: str, cache: None) -> torch.Tensor:
         run.append(stream)
@@ -98,7 +98,7 @@ def test_the_original_stream_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_kl_to_the_original_reads_the_bank() -> None:
     model = tiny_siamese(gate=None).train()
-    model.closeness = Closeness(weight=0.7)
+    model.kl_regularizer = KLRegularizer(weight=0.7)
     chosen = items()[:4]
     expected = model(**collate_training(chosen, pad_id=0))
     found = model(**on_device(CPU, chosen, pad_id=0, bank=bank(model)))
@@ -108,13 +108,13 @@ def test_kl_to_the_original_reads_the_bank() -> None:
 
 
 def test_who_fills_it_and_in_what_order_changes_no_bit() -> None:
-    one = bank_in_memory(tiny_siamese("llama", "lora"), items(), pad_id=0)
+    one = compute_in_memory(tiny_siamese("llama", "lora"), items(), pad_id=0)
     twice = [*reversed(items()), *items()[:5]]
-    other = bank_in_memory(tiny_siamese("llama", "ia3", gate=TOKEN_GATE), twice, pad_id=0)
+    other = compute_in_memory(tiny_siamese("llama", "ia3", gate=TOKEN_GATE), twice, pad_id=0)
     assert torch.equal(one.memories, other.memories) and torch.equal(one.queries, other.queries)
     assert one.places == other.places
-    assert digest_of(in_order(items())) == digest_of(in_order(twice))
-    assert digest_of(in_order(items())) != digest_of(in_order(items()[1:]))
+    assert hash_examples(canonical_order(items())) == hash_examples(canonical_order(twice))
+    assert hash_examples(canonical_order(items())) != hash_examples(canonical_order(items()[1:]))
 
 
 def test_rows_have_the_backbones_dtype_and_queries_do_not() -> None:

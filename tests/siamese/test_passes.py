@@ -30,9 +30,9 @@ def test_doubled_batch_equals_two_passes(architecture: str, method: str) -> None
             "attention_mask": mask[:, : piece.stop],
             "position_ids": positions[:, piece],
         }
-        original, tuned = model.streams.memories(inputs, cache=cache)
+        original, tuned = model.streams.both_hidden_states(inputs, cache=cache)
         for stream, doubled in (("original", original), ("tuned", tuned)):
-            alone = model.streams.memory(inputs, stream=stream, cache=caches[stream])
+            alone = model.streams.hidden_states(inputs, stream=stream, cache=caches[stream])
             real = mask[:, piece].bool()
             torch.testing.assert_close(doubled[real], alone[real], **CLOSE)
         assert not torch.allclose(original, tuned, atol=1e-2)

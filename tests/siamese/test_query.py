@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imsm.siamese.query import empty_state, running_query, whole_query
+from imsm.siamese.query import empty_state, pool_causal, pool
 
 BRUTE = {
     "mean": lambda rows: rows.mean(0),
@@ -22,7 +22,7 @@ def memories(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("pooling", BRUTE)
 def test_running_query_is_brute_force_over_what_came(pooling: str) -> None:
     memory = memories()
-    queries, _ = running_query(
+    queries, _ = pool_causal(
         memory, MASK, pooling=pooling, before=empty_state(memory, pooling=pooling)
     )
     for row in range(3):
@@ -36,10 +36,10 @@ def test_running_query_is_brute_force_over_what_came(pooling: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_whole_query_is_the_running_querys_end(pooling: str, dtype: torch.dtype) -> None:
     memory = memories(dtype)
-    queries, _ = running_query(
+    queries, _ = pool_causal(
         memory, MASK, pooling=pooling, before=empty_state(memory, pooling=pooling)
     )
-    whole = whole_query(memory, MASK, pooling=pooling)
+    whole = pool(memory, MASK, pooling=pooling)
     assert whole.dtype == queries.dtype == torch.float32
     torch.testing.assert_close(whole, queries[:, -1])
 
@@ -48,12 +48,12 @@ def test_whole_query_is_the_running_querys_end(pooling: str, dtype: torch.dtype)
 @pytest.mark.parametrize("pieces", [[8], [1] * 8, [3, 4, 1], [2, 6]])
 def test_pieces_change_nothing(pooling: str, pieces: list[int]) -> None:
     memory = memories()
-    whole, end = running_query(
+    whole, end = pool_causal(
         memory, MASK, pooling=pooling, before=empty_state(memory, pooling=pooling)
     )
     state, found = empty_state(memory, pooling=pooling), []
     for part, mask in zip(memory.split(pieces, 1), MASK.split(pieces, 1), strict=True):
-        queries, state = running_query(part, mask, pooling=pooling, before=state)
+        queries, state = pool_causal(part, mask, pooling=pooling, before=state)
         found.append(queries)
     torch.testing.assert_close(torch.cat(found, dim=1), whole)
     torch.testing.assert_close(state.pooled, end.pooled)
@@ -65,9 +65,9 @@ def test_what_stands_outside_the_query_is_not_read(pooling: str) -> None:
     memory = memories()
     spoilt = memory.masked_fill(MASK[..., None] == 0, torch.nan)
     spoilt[1, 5:] = torch.inf
-    expected = whole_query(memory, MASK, pooling=pooling)
-    torch.testing.assert_close(whole_query(spoilt, MASK, pooling=pooling), expected)
-    queries, _ = running_query(
+    expected = pool(memory, MASK, pooling=pooling)
+    torch.testing.assert_close(pool(spoilt, MASK, pooling=pooling), expected)
+    queries, _ = pool_causal(
         spoilt, MASK, pooling=pooling, before=empty_state(memory, pooling=pooling)
     )
     torch.testing.assert_close(queries[:, -1], expected)

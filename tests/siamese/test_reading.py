@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.data.batches import collate_training
 from imsm.data.tokenise import TokenisedExample
 from imsm.evaluation.generate import generate_answers
 from imsm.evaluation.likelihood import log_likelihoods
 from imsm.siamese import long_answers
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.siamese.reading import Reading
+from imsm.siamese.reading import DecodingSession
 from imsm.siamese.streams import STREAMS
 from tests.siamese.test_architectures import built
 from tests.siamese.tiny import ARCHITECTURES, CASES, decoded, prompts, tiny_siamese, tiny_tokenizer
@@ -27,8 +27,8 @@ OTHERS += ["falcon, alibi", "gpt_oss", "gpt2"]
 GOLDS = [[(5, 9, 31), (7,)], [(44,)], [], [(3, 3, 8, 60, 12), (80, 2), (4, 5, 6)]]
 
 
-def reading(model: SiameseForCausalLM, rows: list[list[int]], *, then: int = 9) -> Reading:
-    return Reading(model, rows, pad_id=0, then=then)
+def reading(model: SiameseForCausalLM, rows: list[list[int]], *, then: int = 9) -> DecodingSession:
+    return DecodingSession(model, rows, pad_id=0, then=then)
 
 
 def whole(model: SiameseForCausalLM, row: list[int], answer: tuple[int, ...]) -> float:
@@ -68,14 +68,14 @@ def check(model: SiameseForCausalLM, rows: list[list[int]] | None = None) -> Non
         for row in rows
     ]
     seen: list[int] = []
-    plain = Reading.read
+    plain = DecodingSession.forward
 
-    def counted(self: Reading, tokens: torch.Tensor) -> torch.Tensor:
+    def counted(self: DecodingSession, tokens: torch.Tensor) -> torch.Tensor:
         seen.append(len(tokens))
         return plain(self, tokens)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reading, "read", counted)
+        patch.setattr(DecodingSession, "read", counted)
         tokenizer = tiny_tokenizer()
         made = generate_answers(read, tokenizer, max_new_tokens=9, stop=None)
     for answer, tokens in zip(made, expected, strict=True):
@@ -113,7 +113,7 @@ def test_with_learned_prompts() -> None:
     from peft import PrefixTuningConfig
 
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    check(tiny_siamese("llama", Adapter(config)))
+    check(tiny_siamese("llama", AdapterSpec(config)))
 
 
 def test_long_answers_are_weighed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,13 +121,13 @@ def test_long_answers_are_weighed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
     read = reading(model, prompts(4))
     expected = log_likelihoods(read, GOLDS, pad_id=0)
     sizes: list[int] = []
-    plain = Reading.read
+    plain = DecodingSession.forward
 
-    def counted(self: Reading, tokens: torch.Tensor, *, mask: torch.Tensor) -> torch.Tensor:
+    def counted(self: DecodingSession, tokens: torch.Tensor, *, mask: torch.Tensor) -> torch.Tensor:
         sizes.append(tokens.numel())
         return plain(self, tokens, mask=mask)
 
-    monkeypatch.setattr(Reading, "read", counted)
+    monkeypatch.setattr(DecodingSession, "read", counted)
     monkeypatch.setattr(long_answers, "LARGEST", 97 * 4)
     pieces = log_likelihoods(read, GOLDS, pad_id=0)
     assert max(sizes) <= 4 < sum(sizes)
@@ -142,13 +142,13 @@ def test_few_rows_are_copied_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     longest = max(map(len, prompts(4)))
     assert read.row_bytes() == 2 * 3 * 2 * 2 * 8 * 4 * longest  # streams, layers, k and v, heads
     sizes: list[int] = []
-    plain = Reading.copy
+    plain = DecodingSession.fork
 
-    def counted(self: Reading, rows: list[int]) -> Reading:
+    def counted(self: DecodingSession, rows: list[int]) -> DecodingSession:
         sizes.append(len(rows))
         return plain(self, rows)
 
-    monkeypatch.setattr(Reading, "copy", counted)
+    monkeypatch.setattr(DecodingSession, "copy", counted)
     monkeypatch.setattr("imsm.evaluation.likelihood.COPIED", 2 * read.row_bytes() + 1)
     found = log_likelihoods(read, GOLDS, pad_id=0)
     assert sizes == [2, 2, 2]  # of six answers, two at a time
@@ -161,16 +161,16 @@ def test_a_copy_leaves_the_reading_where_it_is() -> None:
     rows = prompts(3)
     read, untouched = reading(model, rows), reading(model, rows)
     with torch.inference_mode():
-        other = read.copy([2, 0])
-        other.read(torch.tensor([[5, 6], [7, 8]]))
+        other = read.fork([2, 0])
+        other.forward(torch.tensor([[5, 6], [7, 8]]))
         assert len(other) == 2 and len(read) == 3
         on = torch.tensor([[9], [10], [11]])
-        assert torch.equal(read.read(on), untouched.read(on))
+        assert torch.equal(read.forward(on), untouched.forward(on))
         alone = reading(model, [rows[2] + [5, 6]])  # the query is another one there
         assert not torch.allclose(alone.logits[0], other.logits[0], atol=1e-4)
         model.stream = "tuned"
-        other = reading(model, rows).copy([2, 0])
-        other.read(torch.tensor([[5, 6], [7, 8]]))
+        other = reading(model, rows).fork([2, 0])
+        other.forward(torch.tensor([[5, 6], [7, 8]]))
         torch.testing.assert_close(
             other.logits[0], reading(model, [rows[2] + [5, 6]]).logits[0], atol=1e-4, rtol=0
         )
@@ -183,14 +183,14 @@ BEGINNING = [11, 47, 5, 90, 23, 64, 8]
 def noted() -> Iterator[list[tuple[int, ...]]]:
     """The shapes of what is read."""
     shapes: list[tuple[int, ...]] = []
-    plain = Reading._read
+    plain = DecodingSession._read
 
-    def read(self: Reading, tokens: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+    def read(self: DecodingSession, tokens: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         shapes.append(tuple(tokens.shape))
         return plain(self, tokens, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reading, "_read", read)
+        patch.setattr(DecodingSession, "_read", read)
         patch.setattr("imsm.siamese.reading._WORTH", 8)
         yield shapes
 
@@ -280,7 +280,7 @@ def test_a_common_beginning_after_learned_prompts() -> None:
     from peft import PrefixTuningConfig
 
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    model = examined(tiny_siamese("llama", Adapter(config)))
+    model = examined(tiny_siamese("llama", AdapterSpec(config)))
     with noted() as shapes:
         check(model, [[*BEGINNING, *row] for row in prompts(4)])
     assert shapes[0] == (1, len(BEGINNING))
@@ -348,7 +348,7 @@ def test_no_parts_with_learned_prompts() -> None:
 
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     with in_parts() as shapes:
-        check(tiny_siamese("llama", Adapter(config)))
+        check(tiny_siamese("llama", AdapterSpec(config)))
     assert shapes[0] == (4, 12)
 
 

@@ -11,12 +11,12 @@ import torch
 from peft import AdaptionPromptConfig, CartridgeConfig, PeftModel
 from transformers import DynamicCache
 
-from imsm.adapters.adapter import Adapter, attach
+from imsm.adapters.adapter import AdapterSpec, attach_adapter
 from imsm.adapters.p_tuning import p_tuning
 from imsm.adapters.prefix_tuning import prefix_tuning
 from imsm.adapters.prompt_tuning import prompt_tuning
 from imsm.errors import UserError
-from imsm.siamese.cache import SiameseCache, StreamCache
+from imsm.siamese.cache import DualStreamCache, PrefixedCache
 from imsm.siamese.model import SiameseForCausalLM
 from tests.siamese.tiny import (
     decoded,
@@ -36,7 +36,7 @@ METHODS = {
     "p_tuning, LSTM": lambda: p_tuning(virtual_tokens=5, encoder="LSTM", **_ENCODER),
     "prefix_tuning": lambda: prefix_tuning(virtual_tokens=5, encoder_width=None),
     "prefix_tuning, MLP": lambda: prefix_tuning(virtual_tokens=5, encoder_width=8),
-    "cartridge": lambda: Adapter(CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)),
+    "cartridge": lambda: AdapterSpec(CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)),
 }
 CASES = [("llama", name) for name in METHODS]
 CASES += list(product(["qwen2", "gemma3"], ["prompt_tuning", "prefix_tuning"]))
@@ -52,7 +52,7 @@ class Reference:
 
     def __init__(self, model: SiameseForCausalLM, architecture: str, method: str) -> None:
         self.original = tiny_backbone(architecture)
-        self.tuned: Any = attach(METHODS[method](), tiny_backbone(architecture)).eval()
+        self.tuned: Any = attach_adapter(METHODS[method](), tiny_backbone(architecture)).eval()
         self.tuned.load_state_dict(model.adapted.state_dict())
         self.down, self.up = model.gate.down.weight, model.gate.up.weight
 
@@ -174,7 +174,7 @@ def test_beams_and_samples_need_no_cache(method: str, stream: str) -> None:
 @torch.no_grad()
 def test_the_tuned_stream_is_pefts_model(architecture: str, method: str) -> None:
     model = siamese(architecture, method, gate=None)
-    plain: Any = attach(METHODS[method](), tiny_backbone(architecture)).eval()
+    plain: Any = attach_adapter(METHODS[method](), tiny_backbone(architecture)).eval()
     plain.load_state_dict(model.adapted.state_dict())
     for row in prompts():
         ids = torch.tensor([row])
@@ -269,7 +269,7 @@ def test_caches_count_tokens_and_fit_their_stream() -> None:
     ids = torch.tensor(prompts()[:1])
     both = model.new_cache()
     model(ids, past_key_values=both)
-    assert isinstance(both, SiameseCache) and both.get_seq_length() == ids.shape[1]
+    assert isinstance(both, DualStreamCache) and both.get_seq_length() == ids.shape[1]
     assert [body.get_seq_length() for body in both.bodies] == [12, 17]
     model.stream = "tuned"
     with pytest.raises(ValueError, match="new_cache"):
@@ -277,7 +277,7 @@ def test_caches_count_tokens_and_fit_their_stream() -> None:
     with pytest.raises(ValueError, match="new_cache"):
         model(ids, past_key_values=DynamicCache())
     own = model.new_cache()
-    assert type(own) is StreamCache and own.get_seq_length() == 0
+    assert type(own) is PrefixedCache and own.get_seq_length() == 0
     model(ids, past_key_values=own)
     assert own.get_seq_length() == 12
     own.reset()
@@ -289,7 +289,7 @@ def test_caches_count_tokens_and_fit_their_stream() -> None:
 
 def test_adaption_prompts_have_two_passes_and_no_virtual_positions() -> None:
     config = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=2)
-    model = tiny_siamese("llama", Adapter(config))
+    model = tiny_siamese("llama", AdapterSpec(config))
     assert model.streams.virtual is None and not model.streams.doubled
     ids = torch.tensor(prompts()[:1])
     with torch.no_grad():

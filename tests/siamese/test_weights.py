@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from imsm.adapters.adapter import attach
+from imsm.adapters.adapter import attach_adapter
 from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.storage import build_gate
@@ -47,7 +47,7 @@ def test_one_copy_of_the_backbone(architecture: str, method: str) -> None:
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 def test_adapter_and_gate_alone_learn(architecture: str, method: str) -> None:
     model = tiny_siamese(architecture, method)
-    peft = attach(ADAPTERS[method](), tiny_backbone(architecture))
+    peft = attach_adapter(ADAPTERS[method](), tiny_backbone(architecture))
     adapter = {f"adapted.{n}" for n, p in peft.named_parameters() if p.requires_grad}
     names = {n for n, p in model.named_parameters() if p.requires_grad}
     assert adapter and names == adapter | {"gate.down.weight", "gate.up.weight"}
@@ -80,7 +80,7 @@ def test_original_stream_is_the_untouched_model(
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 def test_construction_leaves_the_adapter_as_it_is(architecture: str, method: str) -> None:
-    peft: PeftModel = attach(ADAPTERS[method](), tiny_backbone(architecture)).eval()
+    peft: PeftModel = attach_adapter(ADAPTERS[method](), tiny_backbone(architecture)).eval()
     perturb(peft)
     gate = build_gate(hidden_size=32, **QUERY_GATE)
     parameters = {**dict(peft.named_parameters()), **dict(gate.named_parameters())}
@@ -103,10 +103,10 @@ def test_switching_restores_what_it_found() -> None:
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     with model.adapted.disable_adapter():
         assert torch.equal(model(ids).logits, original)
-        with model.streams.original():
+        with model.streams.adapter_disabled():
             pass
         assert torch.equal(model(ids).logits, original)  # PEFT's own switch is respected
-    with pytest.raises(RuntimeError), model.streams.original():
+    with pytest.raises(RuntimeError), model.streams.adapter_disabled():
         raise RuntimeError
     assert not torch.allclose(model(ids).logits, original, atol=1e-2)
     assert trainable == [n for n, p in model.named_parameters() if p.requires_grad]

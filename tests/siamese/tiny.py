@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from imsm.adapters.adalora import adalora
-from imsm.adapters.adapter import Adapter, attach
+from imsm.adapters.adapter import AdapterSpec, attach_adapter
 from imsm.adapters.dora import dora
 from imsm.adapters.ia3 import ia3
 from imsm.adapters.lora import lora
-from imsm.backbones.load import silence_dropout
+from imsm.backbones.load import disable_dropout
 from imsm.siamese.configuration import SiameseConfig
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.siamese.storage import build_gate
@@ -93,7 +93,7 @@ def tiny_backbone(architecture: str, *, dtype: torch.dtype = torch.float32) -> P
                 parameter.add_(0.5 * torch.randn(parameter.shape))
             elif "embed" not in name:
                 parameter.mul_(10)
-    silence_dropout(model)
+    disable_dropout(model)
     return model.to(dtype).requires_grad_(False).eval()
 
 
@@ -108,7 +108,7 @@ def perturb(model: torch.nn.Module, *, scale: float = 0.3) -> None:
 
 def tiny_siamese(
     architecture: str = "llama",
-    method: str | Adapter = "lora",
+    method: str | AdapterSpec = "lora",
     *,
     gate: dict | None = QUERY_GATE,
     pooling: str = "mean",
@@ -119,7 +119,7 @@ def tiny_siamese(
     backbone = tiny_backbone(architecture, dtype=dtype)
     adapter = ADAPTERS[method]() if isinstance(method, str) else method
     torch.manual_seed(12)
-    adapted: PeftModel = attach(adapter, backbone)
+    adapted: PeftModel = attach_adapter(adapter, backbone)
     built = build_gate(hidden_size=32, **gate) if gate is not None else None
     config = SiameseConfig(
         text_config=backbone.config,

@@ -13,13 +13,13 @@ from torch.distributed import TCPStore
 
 from imsm.config import RunConfig
 from imsm.errors import UserError
-from imsm.flow import carry_out
+from imsm.flow import run_experiment
 from imsm.identity import run_identity
-from imsm.processes.world import World
-from imsm.siamese.memory_bank import MemoryBank
+from imsm.processes.world import DistributedContext
+from imsm.siamese.memory_bank import HiddenStateCache
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages import bank as stage
-from imsm.stages.bank import bank_of, fill_bank
+from imsm.stages.bank import open_hidden_state_cache, precompute_cache
 from imsm.training.bank_folder import banks_folder
 from tests.composed import config
 from tests.siamese.tiny import tiny_siamese
@@ -32,10 +32,10 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def found(
-    *overrides: str, world: World | None = None, model: SiameseForCausalLM | None = None
-) -> MemoryBank | None:
+    *overrides: str, world: DistributedContext | None = None, model: SiameseForCausalLM | None = None
+) -> HiddenStateCache | None:
     given: RunConfig = config(*overrides)
-    return bank_of(given, model or tiny_siamese(), items(), pad_id=0, world=world or World())
+    return open_hidden_state_cache(given, model or tiny_siamese(), items(), pad_id=0, world=world or DistributedContext())
 
 
 def banks() -> int:
@@ -43,44 +43,44 @@ def banks() -> int:
 
 
 def test_auto_and_disk_share_one_and_ram_keeps_none() -> None:
-    held = found("memory_bank=ram")
+    held = found("hidden_state_cache=ram")
     assert held is not None and banks() == 0
     for where in ("auto", "disk"):
-        other = found(f"memory_bank={where}")
+        other = found(f"hidden_state_cache={where}")
         assert other is not None and torch.equal(other.memories, held.memories)
     assert banks() == 1
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [("memory_bank=off",), ("memory_bank=disk", "method=peft"), ("method=original",)],
+    [("hidden_state_cache=off",), ("hidden_state_cache=disk", "method=peft"), ("method=original",)],
 )
 def test_who_does_not_read_it_fills_none(overrides: tuple[str, ...]) -> None:
     assert found(*overrides) is None and not banks_folder().exists()
 
 
 def test_peft_that_is_held_to_the_original_reads_it() -> None:
-    assert found("method=peft", "trainer.kl_weight=0.1") is not None
+    assert found("method=peft", "trainer.kl_beta=0.1") is not None
 
 
 def test_it_is_no_part_of_a_runs_identity() -> None:
-    for override in ("memory_bank=off", "memory_bank_gigabytes=1.0"):
+    for override in ("hidden_state_cache=off", "hidden_state_cache_gb=1.0"):
         assert run_identity(config(override)) == run_identity(config())
 
 
-TIGHT = "memory_bank_gigabytes=1.0e-06"
+TIGHT = "hidden_state_cache_gb=1.0e-06"
 
 
 def test_too_large_is_off_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert found(TIGHT) is None
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and told[0].startswith("memory_bank=auto: off, it takes ")
-    assert "memory_bank_gigabytes=1e-06 allows" in told[0]
+    assert len(told) == 1 and told[0].startswith("hidden_state_cache=auto: off, it takes ")
+    assert "hidden_state_cache_gb=1e-06 allows" in told[0]
     for where in ("disk", "ram"):
-        with pytest.raises(UserError, match=rf"memory_bank={where}: it takes .*more than"):
-            found(TIGHT, f"memory_bank={where}")
-    with pytest.raises(UserError, match="memory_bank=disk: it takes"):
-        fill_bank(config(TIGHT, "memory_bank=disk"), tiny_siamese(), items(), pad_id=0)
+        with pytest.raises(UserError, match=rf"hidden_state_cache={where}: it takes .*more than"):
+            found(TIGHT, f"hidden_state_cache={where}")
+    with pytest.raises(UserError, match="hidden_state_cache=disk: it takes"):
+        precompute_cache(config(TIGHT, "hidden_state_cache=disk"), tiny_siamese(), items(), pad_id=0)
     assert banks() == 0
 
 
@@ -89,8 +89,8 @@ def test_one_that_is_there_is_used_whatever_the_limit() -> None:
 
 
 def test_others_count_towards_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert found("memory_bank_gigabytes=1.0e-05") is not None
-    assert found("memory_bank_gigabytes=1.0e-05", "gate.pooling=max") is None
+    assert found("hidden_state_cache_gb=1.0e-05") is not None
+    assert found("hidden_state_cache_gb=1.0e-05", "gate.pooling=max") is None
     assert "of other banks" in capsys.readouterr().err
 
 
@@ -109,7 +109,7 @@ def test_a_cache_that_cannot_be_written_is_said(capsys: pytest.CaptureFixture[st
     assert found() is None
     assert "could not be filled" in capsys.readouterr().err
     with pytest.raises(UserError, match="could not be filled"):
-        found("memory_bank=disk")
+        found("hidden_state_cache=disk")
 
 
 @pytest.mark.parametrize("readable", [True, False], ids=["all can read", "one cannot"])
@@ -117,17 +117,17 @@ def test_processes_decide_alike(
     readable: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    opened = stage.open_bank
+    opened = stage.open_cache
     model = tiny_siamese()
-    made: dict[int, MemoryBank | None] = {}
+    made: dict[int, HiddenStateCache | None] = {}
 
-    def unreadable(place: Path, given: list) -> MemoryBank:
+    def unreadable(place: Path, given: list) -> HiddenStateCache:
         if threading.current_thread().name == "1" and not readable:
             raise FileNotFoundError("not on this node")
         return opened(place, given)
 
     def process(rank: int) -> None:
-        world = World(rank=rank, size=2, store=TCPStore("127.0.0.1", store.port, is_master=False))
+        world = DistributedContext(rank=rank, size=2, store=TCPStore("127.0.0.1", store.port, is_master=False))
         made[rank] = found(world=world, model=model)
 
     monkeypatch.setattr(stage, "open_bank", unreadable)
@@ -147,10 +147,10 @@ def test_a_run_from_the_adapters_start_has_the_losses_of_one_without(tmp_path: P
     losses = {}
     for choice in ("off", "disk"):
         chosen = config(
-            f"memory_bank={choice}", "data.train_limit=128", "trainer.epochs=1",
-            "evaluation.tasks=[target]", "evaluation.items=2",
+            f"hidden_state_cache={choice}", "data.max_train_examples=128", "trainer.num_epochs=1",
+            "evaluation.tasks=[target]", "evaluation.limit=2",
         )  # fmt: skip
-        carry_out(chosen, runs_root=tmp_path / choice)
+        run_experiment(chosen, runs_root=tmp_path / choice)
         (log,) = (tmp_path / choice).glob("*-imsm-*/log.jsonl")
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         losses[choice] = [row["loss"] for row in rows if "loss" in row]

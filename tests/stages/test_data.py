@@ -8,23 +8,23 @@ import pytest
 
 from imsm.backbones.load import load_tokenizer
 from imsm.config import RunConfig
-from imsm.data.sources import Source, load_examples
+from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Task
 from imsm.data.tokenise import TokenisedExample
 from imsm.errors import UserError
-from imsm.identity import differs_only_in_method, run_identity
-from imsm.stages.data import training_fingerprint, training_items
+from imsm.identity import comparable_up_to_method, run_identity
+from imsm.stages.data import training_fingerprint, tokenized_training_set
 from tests.composed import config
 
 
 @cache
 def replaying(*overrides: str) -> RunConfig:
-    return config("peft=loramoe_blc_replay", "data.train_limit=300", *overrides)
+    return config("peft=loramoe_blc_replay", "data.max_train_examples=300", *overrides)
 
 
 @cache
 def learned(*overrides: str) -> tuple[list[TokenisedExample], dict]:
-    return training_items(replaying(*overrides), load_tokenizer(path="imsm:miniature"))
+    return tokenized_training_set(replaying(*overrides), load_tokenizer(path="imsm:miniature"))
 
 
 def test_replay_is_a_share_of_type_1() -> None:
@@ -43,8 +43,8 @@ def test_replay_never_asks_what_a_forgetting_test_asks() -> None:
     asked = set()
     for name in ("webq", "freebaseqa", "multirc", "mrpc", "gsm8k"):
         task = Task(**run.tasks[name].task_arguments())
-        source = Source(kind="miniature")
-        tests = load_examples(task, "test", source=source, prompts="verbatim", limit=None)
+        source = DataSource(kind="miniature")
+        tests = load_examples(task, "test", source=source, prompts="paper", limit=None)
         asked |= {tuple(example.prompt.lower().replace("?", "").split()) for example in tests}
     assert len(asked) > 1000
     replayed = [item for item in learned()[0] if item.task_type == 1]
@@ -69,16 +69,16 @@ def test_what_is_replayed_is_part_of_what_is_learned() -> None:
         training_fingerprint(each)
         for each in (
             replaying(),
-            replaying("peft.replay.share=0.2"),
-            config("peft=loramoe_blc", "data.train_limit=300"),
+            replaying("peft.replay.ratio=0.2"),
+            config("peft=loramoe_blc", "data.max_train_examples=300"),
         )
     ]
     assert len(set(prints)) == 3
 
 
 def test_a_target_of_closed_book_questions_is_of_type_1() -> None:
-    target = config("data=webq", "peft=loramoe_blc", "data.train_limit=20")
-    items, _ = training_items(target, load_tokenizer(path="imsm:miniature"))
+    target = config("data=webq", "peft=loramoe_blc", "data.max_train_examples=20")
+    items, _ = tokenized_training_set(target, load_tokenizer(path="imsm:miniature"))
     assert {item.task_type for item in items} == {1}
     assert {item.task_type for item in learned()[0] if "gsm8k" in item.id} == {0}
 
@@ -86,8 +86,8 @@ def test_a_target_of_closed_book_questions_is_of_type_1() -> None:
 def test_identities_tell_replay_and_keep_the_arms_together() -> None:
     one = run_identity(replaying("method=peft"))
     other = run_identity(replaying("method=imsm"))
-    assert differs_only_in_method(one, other)
-    assert one != run_identity(replaying("method=peft", "peft.replay.share=0.2"))
+    assert comparable_up_to_method(one, other)
+    assert one != run_identity(replaying("method=peft", "peft.replay.ratio=0.2"))
     assert "replay" not in run_identity(config("peft=loramoe_blc"))["peft"]
 
 
@@ -105,9 +105,9 @@ def test_micro_batches_decide_where_the_constraint_is_on() -> None:
         ("peft.replay.task=gsm8k", "is the target itself"),
         ("peft.replay.task=freebaseqa", "has no split to learn from"),
         ("peft.replay.task=webqq", "did you mean webq"),
-        ("peft.replay.apart_from=[webq]", r"apart_from=\[webq,freebaseqa,multirc,mrpc\]"),
-        ("peft.replay.apart_from=[webq,freebaseqa,multirc,mrpc,x]", "peft.replay.apart_from=x"),
-        ("peft.replay.share=0", "peft.replay.share=0"),
+        ("peft.replay.exclude_tests=[webq]", r"apart_from=\[webq,freebaseqa,multirc,mrpc\]"),
+        ("peft.replay.exclude_tests=[webq,freebaseqa,multirc,mrpc,x]", "peft.replay.exclude_tests=x"),
+        ("peft.replay.ratio=0", "peft.replay.ratio=0"),
         ("peft.experts=7", "peft.experts=8"),
     ],
 )

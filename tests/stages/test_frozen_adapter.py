@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from imsm.adapters.adapter import freeze
+from imsm.adapters.adapter import freeze_adapter
 from imsm.errors import UserError
-from imsm.flow import carry_out
+from imsm.flow import run_experiment
 from imsm.identity import run_name
 from imsm.report.result import read_result
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages import training
 from imsm.stages.planning import make_plan
-from imsm.stages.starting import start
+from imsm.stages.starting import start_run
 from imsm.training import loop
 from tests.backbone_folder import save_backbone
 from tests.composed import config
@@ -50,16 +50,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def choices(made: Path, *more: str) -> list[str]:
     return [
         "backbone=llama3",
-        f"backbone.path={made / 'backbone'}",
+        f"backbone.name_or_path={made / 'backbone'}",
         "backbone.dtype=float32",
         "data=jsonl",
-        f"data.folder={made / 'data'}",
+        f"data.local_dir={made / 'data'}",
         "data.metric=contain",
         "data.max_new_tokens=3",
         "evaluation.tasks=[target]",
-        "trainer.epochs=3",
+        "trainer.num_epochs=3",
         "trainer.learning_rate=0.03",
-        "trainer.batch_size=4",
+        "trainer.global_batch_size=4",
         *more,
     ]
 
@@ -67,7 +67,7 @@ def choices(made: Path, *more: str) -> list[str]:
 def run(made: Path, root: Path, *more: str) -> Path:
     """Carry a run out; returns its folder."""
     chosen = config(*choices(made, *more))
-    carry_out(chosen, runs_root=root)
+    run_experiment(chosen, runs_root=root)
     return root / run_name(chosen)
 
 
@@ -161,7 +161,7 @@ def test_another_adapter_at_the_same_place_is_refused(
 ) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(source, mine)
-    given = ("peft.dropout=0.3", f"frozen_adapter={mine}", "trainer.epochs=1")
+    given = ("peft.dropout=0.3", f"frozen_adapter={mine}", "trainer.num_epochs=1")
     run(made, tmp_path, *given)
     save_file({n: v + 1 for n, v in load_file(mine / ADAPTER).items()}, mine / ADAPTER)
     with pytest.raises(UserError, match="the frozen adapter changed since this run began"):
@@ -172,26 +172,26 @@ def test_another_adapter_at_the_same_place_is_refused(
     ("method", "more"),
     [
         ("peft", ["peft=adalora", "backbone.dtype=bfloat16"]),
-        ("imsm", ["peft=loramoe_blc", "memory_bank=off"]),
+        ("imsm", ["peft=loramoe_blc", "hidden_state_cache=off"]),
         ("peft", ["peft=p_tuning"]),
         pytest.param(
             "peft", ["peft=lora", "trainer.gradient_checkpointing=true"], marks=pytest.mark.slow
         ),
-        pytest.param("imsm", ["peft=ia3", "trainer.kl_weight=0.5"], marks=pytest.mark.slow),
+        pytest.param("imsm", ["peft=ia3", "trainer.kl_beta=0.5"], marks=pytest.mark.slow),
         pytest.param(
             "peft", ["peft=prefix_tuning", "peft.encoder_width=8"], marks=pytest.mark.slow
         ),
         pytest.param(
-            "peft", ["peft=prompt_tuning", "trainer.validation_examples=2"], marks=pytest.mark.slow
+            "peft", ["peft=prompt_tuning", "trainer.validation_size=2"], marks=pytest.mark.slow
         ),
     ],
 )
 def test_every_kind_of_adapter_stays_as_it_is(
     made: Path, tmp_path: Path, method: str, more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = run(made, tmp_path, *more, "trainer.epochs=1", f"method={method}", "gate=token")
+    before = run(made, tmp_path, *more, "trainer.num_epochs=1", f"method={method}", "gate=no_query")
     capsys.readouterr()
-    after = run(made, tmp_path, *more, "trainer.epochs=1", f"frozen_adapter={before}")
+    after = run(made, tmp_path, *more, "trainer.num_epochs=1", f"frozen_adapter={before}")
     assert "(adapter 0, gate 1,280)" in capsys.readouterr().out
     assert (after / ADAPTER).read_bytes() == (before / ADAPTER).read_bytes()
     log = [json.loads(line) for line in (after / "log.jsonl").open()]
@@ -207,20 +207,20 @@ def test_a_frozen_adapter_answers_in_training_as_it_answers() -> None:
 
     model = tiny_siamese(method=dora(target_modules=ATTENTION, rank=4, alpha=8, dropout=0.5))
     inputs = {"input_ids": torch.arange(3, 11)[None], "position_ids": torch.arange(8)[None]}
-    answer = model.streams.memory(inputs, stream="tuned", cache=None)
+    answer = model.streams.hidden_states(inputs, stream="tuned", cache=None)
     model.train()
-    assert not model.streams.memory(inputs, stream="tuned", cache=None).equal(answer)
-    freeze(model.adapted)
+    assert not model.streams.hidden_states(inputs, stream="tuned", cache=None).equal(answer)
+    freeze_adapter(model.adapted)
     for training_mode in (True, False, True):
         model.train(training_mode)
         assert model.training is training_mode
-        assert model.streams.memory(inputs, stream="tuned", cache=None).equal(answer)
+        assert model.streams.hidden_states(inputs, stream="tuned", cache=None).equal(answer)
         assert model.gate is not None and model.gate.training is training_mode
 
 
 @pytest.mark.parametrize("peft", ["lora", "p_tuning"])
 def test_a_plan_counts_the_gate_alone(made: Path, tmp_path: Path, peft: str) -> None:
-    before = run(made, tmp_path, f"peft={peft}", "trainer.epochs=1", "method=peft")
+    before = run(made, tmp_path, f"peft={peft}", "trainer.num_epochs=1", "method=peft")
     plans = [
         make_plan(config(*choices(made, f"peft={peft}", "mode=plan", *more)))
         for more in ([], [f"frozen_adapter={before}"])
@@ -237,9 +237,9 @@ def test_shared_out_over_two_processes_it_stays_whole(
     made: Path, source: Path, watched: tuple[Path, Any], tmp_path: Path
 ) -> None:
     pytest.importorskip("deepspeed")
-    given = choices(made, "peft.dropout=0.3", f"frozen_adapter={source}", f"folder={tmp_path}")
-    start(
-        config(*given, "engine=zero3", "engine.device=cpu", "engine.processes=2"),
+    given = choices(made, "peft.dropout=0.3", f"frozen_adapter={source}", f"run_dir={tmp_path}")
+    start_run(
+        config(*given, "engine=zero3", "engine.device=cpu", "engine.nproc_per_node=2"),
         runs_root=source.parent,
     )
     assert (tmp_path / ADAPTER).read_bytes() == (source / ADAPTER).read_bytes()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from imsm.chain import stages_of
-from imsm.config import FrozenConfig
+from imsm.chain import expand_stages
+from imsm.config import FrozenAdapterConfig
 from imsm.identity import run_identity
 from imsm.stages.judging import learned_tasks
 from tests.composed import config
@@ -17,9 +17,9 @@ def test_a_replay_is_learned_and_what_it_was_kept_apart_from_is_not() -> None:
 
 
 def test_what_was_learned_before_counts_with_its_replay() -> None:
-    *_, last = stages_of(config("peft=lora", "sequence=[cola,mrpc]"))
+    *_, last = expand_stages(config("peft=lora", "task_sequence=[cola,mrpc]"))
     assert learned_tasks(last) == ["cola", "mrpc"]
     replaying = config("peft=loramoe_blc_replay", "data=gsm8k")
-    frozen = FrozenConfig(identity=run_identity(replaying), tasks=["gsm8k"])
+    frozen = FrozenAdapterConfig(identity=run_identity(replaying), tasks=["gsm8k"])
     upon = config("peft=loramoe_blc_replay", "data=gsm8k").model_copy(update={"frozen_run": frozen})
     assert set(learned_tasks(upon)) == {"gsm8k", "webq"}

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from imsm.assemble import count_trainable, put_together
+from imsm.assemble import count_trainable, wrap_backbone
 from imsm.backbones.load import load_backbone
 from imsm.errors import UserError
-from imsm.options import option_names
-from imsm.stages.parts import adapter_of, parts_of
+from imsm.options import list_options
+from imsm.stages.parts import build_adapter, model_kwargs
 from imsm.stages.planning import make_plan, model_without_values
 from tests.backbone_folder import save_backbone
 from tests.composed import config
@@ -48,7 +48,7 @@ CELLS = [
     for peft, cells in TABLE_6.items()
     for rank, millions in zip((4, 8, 16), cells, strict=True)
 ]
-_TYPE = {"any": ("peft.type=HRA",)}
+_TYPE = {"any": ("peft.peft_type=HRA",)}
 
 
 def counted(command: str) -> dict[str, int]:
@@ -90,11 +90,11 @@ def test_nothing_is_trained_of_the_original() -> None:
 
 
 def test_steps_are_counted_where_data_is_local_and_known_where_it_is_on_the_hub() -> None:
-    local = make_plan(config("mode=plan", "trainer.epochs=2", "trainer.batch_size=16"))
+    local = make_plan(config("mode=plan", "trainer.num_epochs=2", "trainer.global_batch_size=16"))
     assert local.steps.startswith("250 (2 epochs of 2,000 examples")
     hub = make_plan(config("mode=plan", "backbone=llama3", "data=mrpc", "peft=ia3"))
     assert hub.steps.startswith("1,377 (3 epochs of 3,668 examples, batches of 8")
-    few = make_plan(config("mode=plan", "data.train_limit=40", "trainer.batch_size=16"))
+    few = make_plan(config("mode=plan", "data.max_train_examples=40", "trainer.global_batch_size=16"))
     assert few.steps.startswith("6 (2 epochs of 40 examples")
     assert [each.here for each in local.needed] == ["ships with imsm"]
     assert {each.what for each in hub.needed if each.what.startswith("model")} == {
@@ -104,32 +104,32 @@ def test_steps_are_counted_where_data_is_local_and_known_where_it_is_on_the_hub(
 
 def test_a_folders_own_configuration_goes_first(tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "model", texts=["a b c"])
-    run = config("mode=plan", "backbone=llama3", f"backbone.path={folder}", "method=peft")
+    run = config("mode=plan", "backbone=llama3", f"backbone.name_or_path={folder}", "method=peft")
     model, _ = model_without_values(run)
     assert model is not None
     assert count_trainable(model)["adapter"] == 2 * 16 * ((32 + 32) + (32 + 16))
 
 
-@pytest.mark.parametrize("peft", [name for name in option_names("peft") if name != "any"])
+@pytest.mark.parametrize("peft", [name for name in list_options("peft") if name != "any"])
 def test_counts_are_those_of_a_real_model(peft: str, tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "model", texts=["a b c d"])
-    chosen = ["backbone=llama3", f"backbone.path={folder}", f"peft={peft}", "method=imsm"]
+    chosen = ["backbone=llama3", f"backbone.name_or_path={folder}", f"peft={peft}", "method=imsm"]
     run = config("mode=plan", *chosen, "backbone.dtype=float32")
     model, _ = model_without_values(run)
     assert model is not None
-    real = put_together(
+    real = wrap_backbone(
         load_backbone(path=str(folder), attn_implementation="sdpa"),
-        adapter=adapter_of(run),
-        **parts_of(run),
+        adapter=build_adapter(run),
+        **model_kwargs(run),
     )
     assert count_trainable(model) == count_trainable(real)
     assert count_trainable(model)["adapter"] > 0
 
 
-@pytest.mark.parametrize("peft", option_names("peft"))
+@pytest.mark.parametrize("peft", list_options("peft"))
 def test_every_method_finds_its_modules_where_matrices_are_fused(peft: str) -> None:
     chosen = config("mode=plan", "backbone=chatglm3", f"peft={peft}", *_TYPE.get(peft, ()))
-    assert chosen.peft.target_modules(chosen.backbone) or not chosen.peft.roles
+    assert chosen.peft.target_modules(chosen.backbone) or not chosen.peft.target_roles
 
 
 def test_loramoe_on_chatglm3_stands_beside_its_fused_mlp() -> None:
@@ -160,7 +160,7 @@ def test_every_gate_is_counted(gate: str, parameters: int) -> None:
 
 
 def test_a_hub_id_of_ones_own_is_said_to_be_taken_for_the_yamls() -> None:
-    run = config("mode=plan", "backbone=llama3", "backbone.path=somebody/llama", "method=peft")
+    run = config("mode=plan", "backbone=llama3", "backbone.name_or_path=somebody/llama", "method=peft")
     model, (note,) = model_without_values(run)
     assert model is not None
     assert "somebody/llama" in note and "meta-llama/Meta-Llama-3-8B" in note
@@ -264,14 +264,14 @@ def test_only_what_a_plan_needs_is_imported() -> None:
 
 def test_a_plan_needs_no_place_for_runs(monkeypatch, tmp_path: Path) -> None:
     from imsm.folders import conf_folder
-    from imsm.preflight import Preflight
+    from imsm.preflight import ConfigComposer
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "file" / "runs"))
-    checks = Preflight(conf=conf_folder())
-    assert checks.problems(["mode=plan"], sweep=False) == []
-    assert len(checks.problems(["mode=run"], sweep=False)) == 1
-    assert len(checks.problems(["mode=plan,run"], sweep=True)) == 1
+    checks = ConfigComposer(conf=conf_folder())
+    assert checks.validate(["mode=plan"], sweep=False) == []
+    assert len(checks.validate(["mode=run"], sweep=False)) == 1
+    assert len(checks.validate(["mode=plan,run"], sweep=True)) == 1
 
 
 def test_virtual_tokens_take_memory() -> None:
@@ -298,6 +298,6 @@ def test_the_originals_logits_take_memory_where_a_run_is_held_to_it() -> None:
         return found
 
     plain = logits()
-    assert plain < logits("trainer.kl_weight=1")
-    masked = logits("trainer.kl_weight=1", "trainer.kl_mask_target=true")
-    assert logits("trainer.kl_weight=1") < masked
+    assert plain < logits("trainer.kl_beta=1")
+    masked = logits("trainer.kl_beta=1", "trainer.kl_mask_target=true")
+    assert logits("trainer.kl_beta=1") < masked

@@ -1,4 +1,4 @@
-"""`mode=prepare`: what is fetched, and that the run then needs no network."""
+"""`mode=download`: what is fetched, and that the run then needs no network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import transformers
 from huggingface_hub import constants
 
 from imsm.backbones.fetch import fetch_backbone, missing_files, parts_of_index, weight_files
-from imsm.config import FrozenConfig
-from imsm.data.sources import MINIATURE, Source, load_examples
+from imsm.config import FrozenAdapterConfig
+from imsm.data.sources import MINIATURE, DataSource, load_examples
 from imsm.errors import UserError
 from imsm.identity import run_identity
 from imsm.stages import preparing
@@ -43,7 +43,7 @@ def _nothing_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prepare_one(*overrides: str) -> None:
-    prepare(config("mode=prepare", *overrides), program="run.py", arguments=["mode=prepare"])
+    prepare(config("mode=download", *overrides), program="run.py", arguments=["mode=download"])
 
 
 def test_the_miniature_needs_nothing_and_is_looked_through(
@@ -51,20 +51,20 @@ def test_the_miniature_needs_nothing_and_is_looked_through(
 ) -> None:
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
-    overrides = ["data.train_limit=32", "evaluation.items=4", "evaluation.tasks=[target,webq]"]
-    given = [*overrides, "mode=prepare", "data.prompts=verbatim", "'data.mirror=\"a b\"'"]
-    prepare(config("mode=prepare", *overrides), program="/x/imsm/run.py", arguments=given)
+    overrides = ["data.max_train_examples=32", "evaluation.limit=4", "evaluation.tasks=[target,webq]"]
+    given = [*overrides, "mode=download", "data.prompt_style=paper", "'data.mirror_dir=\"a b\"'"]
+    prepare(config("mode=download", *overrides), program="/x/imsm/run.py", arguments=given)
     told = capsys.readouterr().out
     for part in ("imsm:miniature: ", " MB in ", "(train)        32 examples, ", "webq (test)"):
         assert part in told
     last = told.splitlines()[-1].strip()
-    assert last.startswith("HF_HUB_OFFLINE=1 python -m imsm.run data.train_limit=32 ")
-    assert "mode" not in last and "'data.prompts" not in last and '"a b"' in last
+    assert last.startswith("HF_HUB_OFFLINE=1 python -m imsm.run data.max_train_examples=32 ")
+    assert "mode" not in last and "'data.prompt_style" not in last and '"a b"' in last
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_sweep_prepares_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
-    few = ("data.train_limit=32", "evaluation.items=4", "evaluation.tasks=[target,webq]")
+    few = ("data.max_train_examples=32", "evaluation.limit=4", "evaluation.tasks=[target,webq]")
     for more in (("gate.rank=4",), ("gate.rank=8",), ("method=original",), ("data=mrpc",)):
         prepare_one(*few, *more)
     lines = [
@@ -76,7 +76,7 @@ def test_a_sweep_prepares_each_thing_once(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_replay_is_prepared_too(capsys: pytest.CaptureFixture[str]) -> None:
-    prepare_one("peft=loramoe_blc_replay", "data.train_limit=40", "evaluation.items=4")
+    prepare_one("peft=loramoe_blc_replay", "data.max_train_examples=40", "evaluation.limit=4")
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "(train)" in line)
     assert int(line.split()[2]) > 40
 
@@ -133,26 +133,26 @@ def test_what_is_missing_is_one_line(cached: Path) -> None:
     told.add(missing_files("some/llama", revision=None))
     assert len(told) == 4
     for each in told:
-        assert each is not None and "mode=prepare" in each and "\n" not in each
+        assert each is not None and "mode=download" in each and "\n" not in each
 
 
 def test_without_a_network_a_run_looks_first(cached: Path, tmp_path: Path) -> None:
-    chosen = ["backbone=llama3", "backbone.path=some/llama", "evaluation.tasks=[target,webq]"]
+    chosen = ["backbone=llama3", "backbone.name_or_path=some/llama", "evaluation.tasks=[target,webq]"]
     assert huggingface_hub.is_offline_mode()
-    with pytest.raises(UserError, match=r"^dataset openai/gsm8k \(main\): .*mode=prepare.*$"):
+    with pytest.raises(UserError, match=r"^dataset openai/gsm8k \(main\): .*mode=download.*$"):
         check_here(config(*chosen))
     (tmp_path / "datasets" / "openai___gsm8k" / "main").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"^dataset stanfordnlp/web_questions: .*mode=prepare.*$"):
+    with pytest.raises(UserError, match=r"^dataset stanfordnlp/web_questions: .*mode=download.*$"):
         check_here(config(*chosen))
     (tmp_path / "datasets" / "stanfordnlp___web_questions").mkdir()
     check_here(config(*chosen))
     before = run_identity(config(*chosen, "data=cola"))  # what an adapter learned is read too
-    frozen = {"frozen_run": FrozenConfig(tasks=["cola"], identity=before)}
-    with pytest.raises(UserError, match=r"^dataset nyu-mll/glue \(cola\): .*mode=prepare.*$"):
+    frozen = {"frozen_run": FrozenAdapterConfig(tasks=["cola"], identity=before)}
+    with pytest.raises(UserError, match=r"^dataset nyu-mll/glue \(cola\): .*mode=download.*$"):
         check_here(config(*chosen).model_copy(update=frozen))
     with pytest.raises(UserError, match=r"^backbone meta-llama/Meta-Llama-3-8B: it is not in"):
         check_here(config("backbone=llama3"))
-    with pytest.raises(UserError, match=r"^backbone a/b: it is not in .*mode=prepare"):
+    with pytest.raises(UserError, match=r"^backbone a/b: it is not in .*mode=download"):
         fetch_backbone(path="a/b", revision=None, local=None)
     check_here(config())  # the miniature is always here
 
@@ -184,8 +184,8 @@ def served(tmp_path: Path) -> Hub:
         assert task.hub is not None
         datasets[str(task.hub["path"])] = MINIATURE / str(task.hub["path"])
         for role in ("train", "test"):
-            source = Source(kind="miniature")
-            found = load_examples(task, role, source=source, prompts="verbatim", limit=None)
+            source = DataSource(kind="miniature")
+            found = load_examples(task, role, source=source, prompts="paper", limit=None)
             texts += [example.prompt + example.golds[0] for example in found]
     model = save_backbone(tmp_path / "model", texts=texts)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(model)
@@ -200,12 +200,12 @@ def served(tmp_path: Path) -> Hub:
 @pytest.mark.slow
 def test_prepared_with_a_network_and_run_without(served: Hub, tmp_path: Path) -> None:
     chosen = [
-        "backbone=llama3", "backbone.path=some/llama", "backbone.dtype=float32", "trainer=mini",
-        "evaluation.tasks=[target,webq]", "evaluation.items=2", "data.train_limit=32",
-        "data.max_new_tokens=120", "engine=local",
+        "backbone=llama3", "backbone.name_or_path=some/llama", "backbone.dtype=float32", "trainer=mini",
+        "evaluation.tasks=[target,webq]", "evaluation.limit=2", "data.max_train_examples=32",
+        "data.max_new_tokens=120", "engine=single",
     ]  # fmt: skip
     with hub(models=served.models, datasets=served.datasets) as there:
-        done = command(tmp_path, *chosen, "mode=prepare", HF_ENDPOINT=there.url)
+        done = command(tmp_path, *chosen, "mode=download", HF_ENDPOINT=there.url)
     assert done.returncode == 0, done.stderr
     assert "some/llama" in done.stdout and "gsm8k (train)        32 examples" in done.stdout
     assert "openai/gsm8k: " in done.stdout
@@ -223,21 +223,21 @@ def test_prepared_with_a_network_and_run_without(served: Hub, tmp_path: Path) ->
     run = command(tmp_path, *chosen, **alone)
     assert run.returncode == 0, run.stderr
     assert "datasets" not in run.stderr and "latest cached" not in run.stderr
-    again = command(tmp_path, *chosen, "mode=prepare", **alone)
+    again = command(tmp_path, *chosen, "mode=download", **alone)
     assert (again.returncode, "32 examples" in again.stdout) == (0, True), again.stderr
     weights = next((tmp_path / "hf" / "hub").glob("models--*/snapshots/*/model-00002-*"))
     weights.unlink()
     missing = command(tmp_path, *chosen, "seed=2", **alone)
     assert missing.returncode == 2
     (line,) = missing.stderr.splitlines()
-    assert weights.name in line and "mode=prepare" in line
+    assert weights.name in line and "mode=download" in line
 
 
 @pytest.mark.slow
 def test_a_prepared_miniature_run_opens_no_connection(tmp_path: Path) -> None:
-    chosen = ["data.train_limit=32", "evaluation.items=2", "evaluation.tasks=[target]"]
-    for mode in ("prepare", "run"):
-        done = command(tmp_path, *chosen, "engine=local", f"mode={mode}", SITE=BLOCKED)
+    chosen = ["data.max_train_examples=32", "evaluation.limit=2", "evaluation.tasks=[target]"]
+    for mode in ("download", "run"):
+        done = command(tmp_path, *chosen, "engine=single", f"mode={mode}", SITE=BLOCKED)
         assert done.returncode == 0, done.stderr
         assert "no network" not in done.stderr
 

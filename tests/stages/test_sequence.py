@@ -17,21 +17,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from imsm import sequence
-from imsm.chain import stages_of
+from imsm.chain import expand_stages
 from imsm.errors import UserError
 from imsm.evaluation.sequential import backward_transfer
 from imsm.identity import run_name
-from imsm.modes import carry_out_one
+from imsm.modes import dispatch
 from imsm.report.result import read_result
 from imsm.stages import training
-from imsm.stages.going_on import check_can_go_on
-from imsm.stages.sequence import carry_out_sequence
+from imsm.stages.going_on import check_resumable_method
+from imsm.stages.sequence import run_stages
 from imsm.training import loop
 from tests.composed import config
 
 SMALL = (
-    "sequence=[mrpc,cola]", "data.train_limit=8", "trainer.epochs=1", "trainer.batch_size=4",
-    "evaluation.tasks=[target]", "evaluation.items=6",
+    "task_sequence=[mrpc,cola]", "data.max_train_examples=8", "trainer.num_epochs=1", "trainer.global_batch_size=4",
+    "evaluation.tasks=[target]", "evaluation.limit=6",
 )  # fmt: skip
 RESAMPLES = "imsm.report.sequence_record._RESAMPLES"
 ADAPTER = "model/adapter/adapter_model.safetensors"
@@ -45,8 +45,8 @@ def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 def carry_out(root: Path, *more: str, method: str = "peft") -> list[Path]:
     """Carry a small sequence out; returns its stages' folders."""
     chosen = config(*SMALL, *more, f"method={method}")
-    carry_out_sequence(chosen, runs_root=root)
-    return [root / run_name(stage) for stage in stages_of(chosen)]
+    run_stages(chosen, runs_root=root)
+    return [root / run_name(stage) for stage in expand_stages(chosen)]
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +120,9 @@ def test_a_finished_sequence_trains_nothing_and_says_the_same(
     for folder in folders[0].parent.iterdir():
         shutil.copytree(folder, tmp_path / folder.name)
     with pytest.raises(TypeError, match="NoneType"):
-        carry_out(tmp_path, "sequence=[mrpc,cola,ropes]")
+        carry_out(tmp_path, "task_sequence=[mrpc,cola,ropes]")
     begun = tmp_path / run_name(
-        stages_of(config(*SMALL[1:], "sequence=[mrpc,cola,ropes]", "method=peft"))[-1]
+        expand_stages(config(*SMALL[1:], "task_sequence=[mrpc,cola,ropes]", "method=peft"))[-1]
     )
     assert json.loads((begun / "inputs.json").read_text())["start"]
 
@@ -187,11 +187,11 @@ def test_a_method_that_cannot_go_on_is_refused_before_a_stage(tmp_path: Path) ->
     with pytest.raises(UserError, match="learns by an encoder"):
         carry_out(tmp_path, "peft=p_tuning")
     assert not list(tmp_path.iterdir())
-    check_can_go_on(config(*SMALL, "peft=prefix_tuning"))
+    check_resumable_method(config(*SMALL, "peft=prefix_tuning"))
 
 
 def test_a_plan_lists_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
-    carry_out_one(config("sequence=[gsm8k,mrpc,cola]", "mode=plan"))
+    dispatch(config("task_sequence=[gsm8k,mrpc,cola]", "mode=plan"))
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("stage ")] == [
         "stage 1 of 3: gsm8k",

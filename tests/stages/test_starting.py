@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imsm import flow
-from imsm.stages.starting import start
+from imsm.stages.starting import start_run
 from tests.composed import config
 
 
@@ -32,7 +32,7 @@ def test_a_request_for_a_checkpoint_outside_training_kills_nothing(
         done.append(True)
 
     monkeypatch.setattr(flow, "carry_out", carry_out)
-    start(config(), runs_root=tmp_path)
+    start_run(config(), runs_root=tmp_path)
     assert done == [True]
 
 
@@ -41,7 +41,7 @@ def test_processes_started_after_a_run_do_not_ignore_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flow, "carry_out", lambda *_, **__: None)
-    start(config(), runs_root=tmp_path)
+    start_run(config(), runs_root=tmp_path)
     ask = "import signal; print(signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN)"
     asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == "False"

@@ -13,15 +13,15 @@ import torch
 
 from imsm import bank as command
 from imsm.siamese import memory_bank
-from imsm.siamese.memory_bank import MemoryBank
+from imsm.siamese.memory_bank import HiddenStateCache
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.training.bank_folder import (
-    Contents,
+    CacheKey,
     banks_folder,
     contents_of,
-    filled_bank,
-    open_bank,
-    what_is_wrong,
+    get_or_compute,
+    open_cache,
+    verify,
 )
 from imsm.training.step import on_device
 from tests.siamese.test_memory_bank import TOKEN_GATE
@@ -45,7 +45,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_bank, "CHUNK_TOKENS", 40)
 
 
-def contents() -> Contents:
+def contents() -> CacheKey:
     return contents_of(
         items(),
         backbone="tiny",
@@ -58,18 +58,18 @@ def contents() -> Contents:
 
 def filled(model: SiameseForCausalLM | None = None) -> Path:
     model = model or tiny_siamese()
-    return filled_bank(contents(), model, items(), pad_id=0, label="tiny tests")
+    return get_or_compute(contents(), model, items(), pad_id=0, label="tiny tests")
 
 
-def equal(one: MemoryBank, other: MemoryBank) -> bool:
+def equal(one: HiddenStateCache, other: HiddenStateCache) -> bool:
     same = torch.equal(one.memories, other.memories) and torch.equal(one.queries, other.queries)
     return same and one.places == other.places
 
 
 def test_what_was_written_is_read() -> None:
     place = filled()
-    made = memory_bank.bank_in_memory(tiny_siamese(), items(), pad_id=0)
-    assert equal(open_bank(place, items()), made)
+    made = memory_bank.compute_in_memory(tiny_siamese(), items(), pad_id=0)
+    assert equal(open_cache(place, items()), made)
     assert {each.name for each in place.parent.iterdir()} == {"lock", "bank"}
 
 
@@ -84,7 +84,7 @@ def test_it_is_filled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("key", EVERYTHING)
 def test_all_that_decides_a_row_decides_the_key(key: str) -> None:
-    assert Contents(**EVERYTHING).key != Contents(**{**EVERYTHING, key: "other"}).key
+    assert CacheKey(**EVERYTHING).key != CacheKey(**{**EVERYTHING, key: "other"}).key
 
 
 @pytest.mark.parametrize("name", ["memories", "queries", "index.json"])
@@ -105,7 +105,7 @@ def test_a_damaged_one_is_set_aside_and_filled_again(
         file.write_bytes(data)
     if (name, harm) == ("index.json", "changed"):
         file.write_text(json.dumps({**json.loads(whole[name]), "sha256": {}}))
-    assert what_is_wrong(place)
+    assert verify(place)
     assert filled() == place
     assert {each.name: each.read_bytes() for each in place.iterdir()} == whole
     assert "is set aside" in capsys.readouterr().err
@@ -117,7 +117,7 @@ def test_what_a_killed_process_left_is_no_bank() -> None:
     left.mkdir(parents=True)
     (left / "memories").write_bytes(b"half")
     place = filled()
-    assert what_is_wrong(place) is None and not left.exists()
+    assert verify(place) is None and not left.exists()
 
 
 def test_one_that_is_stopped_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def fill_slowly(note: Path) -> None:
     """A process that says when it fills."""
     torch.set_num_threads(1)
     model = tiny_siamese()
-    memory = model.streams.memory
+    memory = model.streams.hidden_states
 
     def slow(*given: object, **named: object) -> torch.Tensor:
         with note.open("a") as stream:
@@ -142,7 +142,7 @@ def fill_slowly(note: Path) -> None:
         time.sleep(0.05)
         return memory(*given, **named)  # type: ignore[arg-type]
 
-    model.streams.memory = slow  # type: ignore[method-assign, assignment]
+    model.streams.hidden_states = slow  # type: ignore[method-assign, assignment]
     filled(model)
 
 
@@ -157,10 +157,10 @@ def test_of_two_processes_at_once_one_fills(tmp_path: Path) -> None:
         each.join(timeout=120)
     assert [each.exitcode for each in both] == [0, 0]
     assert len(set(note.read_text().split())) == 1
-    assert what_is_wrong(banks_folder() / contents().key / "bank") is None
+    assert verify(banks_folder() / contents().key / "bank") is None
 
 
-def losses(folder: Path, *, bank: MemoryBank | None, **options: object) -> list[float]:
+def losses(folder: Path, *, bank: HiddenStateCache | None, **options: object) -> list[float]:
     """Of two epochs."""
     run = Run(folder, **options)  # type: ignore[arg-type]
     run.bank = bank
@@ -185,7 +185,7 @@ def losses(folder: Path, *, bank: MemoryBank | None, **options: object) -> list[
 )
 def test_losses_are_those_without_a_bank(tmp_path: Path, options: dict) -> None:
     expected = losses(tmp_path / "plain", bank=None, **options)
-    bank = open_bank(filled(), items())
+    bank = open_cache(filled(), items())
     found = losses(tmp_path / "bank", bank=bank, **options)
     assert len(found) == 6 + 3
     assert found == pytest.approx(expected, abs=1e-5, rel=0)
@@ -193,16 +193,16 @@ def test_losses_are_those_without_a_bank(tmp_path: Path, options: dict) -> None:
 
 
 def test_who_filled_it_changes_no_bit_of_a_training(tmp_path: Path) -> None:
-    first = losses(tmp_path / "first", bank=open_bank(filled(), items()))
-    later = losses(tmp_path / "later", bank=open_bank(filled(), items()))
-    in_memory = memory_bank.bank_in_memory(tiny_siamese("llama", "dora"), items(), pad_id=0)
+    first = losses(tmp_path / "first", bank=open_cache(filled(), items()))
+    later = losses(tmp_path / "later", bank=open_cache(filled(), items()))
+    in_memory = memory_bank.compute_in_memory(tiny_siamese("llama", "dora"), items(), pad_id=0)
     assert first == later == losses(tmp_path / "memory", bank=in_memory)
 
 
 @pytest.mark.parametrize("banked_first", [True, False])
 def test_a_training_goes_on_with_and_without(tmp_path: Path, banked_first: bool) -> None:
     expected = losses(tmp_path / "whole", bank=None)[:6]
-    bank = open_bank(filled(), items())
+    bank = open_cache(filled(), items())
     run = Run(tmp_path / "parts")
     run.bank = bank if banked_first else None
     run.stop_after = 3
@@ -210,14 +210,14 @@ def test_a_training_goes_on_with_and_without(tmp_path: Path, banked_first: bool)
         run.train()
     other = Run(tmp_path / "parts")
     other.bank = None if banked_first else bank
-    other.train("must")
+    other.train("required")
     assert run.losses + other.losses == pytest.approx(expected, abs=1e-5, rel=0)
 
 
 @pytest.mark.parametrize("pooling", ["max", "last"])
 def test_bfloat16_and_other_poolings_train(tmp_path: Path, pooling: str) -> None:
     model = tiny_siamese(pooling=pooling, dtype=torch.bfloat16, gate=QUERY_GATE).train()
-    made = open_bank(filled(model), items())
+    made = open_cache(filled(model), items())
     assert made.memories.dtype is torch.bfloat16
     cpu = torch.device("cpu")
     expected = model(**on_device(cpu, items()[:5], pad_id=0, bank=None)).loss
@@ -238,7 +238,7 @@ def test_they_are_listed_and_cleared(capsys: pytest.CaptureFixture[str]) -> None
     assert place.is_dir()
     assert command.main(["clear", contents().key[:6]]) == 0
     assert "removed 1 bank" in capsys.readouterr().out and not place.exists()
-    assert what_is_wrong(filled()) is None
+    assert verify(filled()) is None
     assert command.main(["clear"]) == 0
     assert not place.exists()
 
@@ -249,7 +249,7 @@ def test_gradients_are_those_without_a_bank(method: str, checkpointing: bool) ->
     """Prompt learning and recomputed activations too (prefixes cannot be recomputed)."""
     if method == "prefix_tuning" and checkpointing:
         pytest.skip("refused: see tests/siamese/test_virtual.py")
-    made = memory_bank.bank_in_memory(tiny_siamese(), items(), pad_id=0)
+    made = memory_bank.compute_in_memory(tiny_siamese(), items(), pad_id=0)
     found = []
     for bank in (None, made):
         model = tiny_siamese() if method == "lora" else virtual_siamese("llama", method)

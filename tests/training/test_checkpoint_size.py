@@ -10,8 +10,8 @@ from torch import nn
 
 from imsm.siamese.model import SiameseForCausalLM
 from imsm.stages.planning import model_without_values
-from imsm.training.checkpoint import Progress, save_checkpoint
-from imsm.training.local import LocalEngine
+from imsm.training.checkpoint import TrainingState, save_checkpoint
+from imsm.training.local import SingleDeviceEngine
 from imsm.training.optimizer import build_optimizer, build_schedule
 from tests.composed import config
 
@@ -34,7 +34,7 @@ def test_llama3_with_lora(tmp_path: Path, method: str) -> None:
     optimizer = build_optimizer(
         model, name="adamw", learning_rate=1e-3, gate_learning_rate=None, weight_decay=0.0
     )
-    engine = LocalEngine(
+    engine = SingleDeviceEngine(
         model,
         optimizer=optimizer,
         schedule=build_schedule(optimizer, name="cosine", warmup_ratio=0.1, steps=10),
@@ -46,7 +46,7 @@ def test_llama3_with_lora(tmp_path: Path, method: str) -> None:
         parameter.grad = torch.randn_like(parameter)
     engine.step()
     place = save_checkpoint(
-        tmp_path, progress=Progress(step=1), measured={}, engine=engine, hooks=None, identity={}
+        tmp_path, progress=TrainingState(step=1), measured={}, engine=engine, hooks=None, identity={}
     )
     size = sum(file.stat().st_size for file in place.iterdir())
     trainable = sum(4 * p.numel() for p in trained)

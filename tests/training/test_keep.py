@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.training.checkpoint import checkpoints, read_state, set_aside_after
-from imsm.training.keep import Keeper
+from imsm.training.checkpoint import checkpoints, read_state, archive_later
+from imsm.training.keep import CheckpointManager
 from tests.training.test_loop import IDENTITY, Run
 
 
-def keeper(run: Run, folder: Path, **changes: object) -> Keeper:
+def keeper(run: Run, folder: Path, **changes: object) -> CheckpointManager:
     arguments = {
         "folder": folder,
         "identity": IDENTITY,
@@ -22,16 +22,16 @@ def keeper(run: Run, folder: Path, **changes: object) -> Keeper:
         "keep": 2,
         "best_by": "validation_loss",
     }
-    return Keeper(**{**arguments, **changes})  # type: ignore[arg-type]
+    return CheckpointManager(**{**arguments, **changes})  # type: ignore[arg-type]
 
 
 def kept(folder: Path) -> list[int]:
     return sorted(read_state(place)["progress"]["step"] for place in checkpoints(folder))
 
 
-def saved(run: Run, made: Keeper, losses: dict[int, float]) -> dict[int, dict[str, torch.Tensor]]:
+def saved(run: Run, made: CheckpointManager, losses: dict[int, float]) -> dict[int, dict[str, torch.Tensor]]:
     """Checkpoints with such validation losses, the values moved between them."""
-    from imsm.training.checkpoint import Progress
+    from imsm.training.checkpoint import TrainingState
 
     values = {}
     for step, loss in losses.items():
@@ -39,9 +39,9 @@ def saved(run: Run, made: Keeper, losses: dict[int, float]) -> dict[int, dict[st
             for parameter in run.model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.01)
-        values[step] = {name: v.clone() for name, v in run.engine.trainables().items()}
+        values[step] = {name: v.clone() for name, v in run.engine.trainable_state_dict().items()}
         measured = {"loss": 1.0} if loss is None else {"validation_loss": loss, "loss": 1.0}
-        made.save(Progress(step=step), measured)
+        made.save(TrainingState(step=step), measured)
     return values
 
 
@@ -50,8 +50,8 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     made = keeper(run, tmp_path / "checkpoints")
     values = saved(run, made, {1: 3.0, 2: 1.5, 3: 2.0, 4: 1.5, 5: 1.7, 6: 1.9})
     assert kept(made.folder) == [2, 5, 6]  # the earliest of equals
-    assert made.take_best() == {"best_step": 2, "best_validation_loss": 1.5}
-    for name, value in run.engine.trainables().items():
+    assert made.load_best() == {"best_step": 2, "best_validation_loss": 1.5}
+    for name, value in run.engine.trainable_state_dict().items():
         assert torch.equal(value, values[2][name])
 
 
@@ -60,8 +60,8 @@ def test_without_a_measure_the_newest_stay_and_the_last_is_the_model(tmp_path: P
     made = keeper(run, tmp_path / "checkpoints", best_by=None, keep=1)
     values = saved(run, made, {1: 1.0, 2: 2.0, 3: 3.0})
     assert kept(made.folder) == [3]
-    assert made.take_best() == {}
-    for name, value in run.engine.trainables().items():
+    assert made.load_best() == {}
+    for name, value in run.engine.trainable_state_dict().items():
         assert torch.equal(value, values[3][name])
 
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_that_was_not_measured_is_no_candidate(tmp_path: Path) -> N
     made = keeper(run, tmp_path / "checkpoints", keep=1)
     saved(run, made, {1: 2.0, 2: None})  # type: ignore[dict-item]
     assert kept(made.folder) == [1, 2]
-    assert made.take_best()["best_step"] == 1
+    assert made.load_best()["best_step"] == 1
 
 
 def test_validation_changes_nothing_else(tmp_path: Path) -> None:
@@ -100,24 +100,24 @@ def test_a_damaged_best_gives_way_to_the_next(tmp_path: Path) -> None:
     saved(run, made, {1: 3.0, 2: 1.5, 3: 2.0})
     (best,) = made.folder.glob("step-*2")
     (best / "trainables.safetensors").write_bytes(b"")
-    assert made.take_best()["best_step"] == 3
+    assert made.load_best()["best_step"] == 3
 
 
 def test_a_value_that_is_not_finite_leaves_the_last_checkpoint_as_it_is(tmp_path: Path) -> None:
-    from imsm.training.checkpoint import Progress
+    from imsm.training.checkpoint import TrainingState
 
     run = Run(tmp_path)
     made = keeper(run, tmp_path / "checkpoints")
     saved(run, made, {1: 3.0, 2: 1.5})
-    assert made.save_if_finite(Progress(step=2)) == checkpoints(made.folder)[0]
-    assert made.take_best()["best_step"] == 2
+    assert made.save_if_finite(TrainingState(step=2)) == checkpoints(made.folder)[0]
+    assert made.load_best()["best_step"] == 2
 
 
 def test_going_on_from_an_older_one_sets_the_newer_ones_aside(tmp_path: Path) -> None:
     run = Run(tmp_path)
     made = keeper(run, tmp_path / "checkpoints", keep=5, best_by=None)
     saved(run, made, {1: 1.0, 2: 1.0, 3: 1.0})
-    set_aside_after(made.folder / "step-00000001", made.folder)
+    archive_later(made.folder / "step-00000001", made.folder)
     assert kept(made.folder) == [1]
     saved(run, made, {2: 1.0})
     assert kept(made.folder) == [1, 2]

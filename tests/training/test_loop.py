@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from imsm.adapters.adalora_static import adalora_static
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.adapters.lora import lora
 from imsm.data.tokenise import TokenisedExample
 from imsm.errors import RunError, UserError
-from imsm.siamese.memory_bank import MemoryBank
+from imsm.siamese.memory_bank import HiddenStateCache
 from imsm.siamese.model import SiameseForCausalLM
-from imsm.training.checkpoint import Progress, checkpoints, read_state, save_checkpoint
-from imsm.training.keep import Keeper
-from imsm.training.local import LocalEngine
-from imsm.training.loop import Batching, TrainingSummary, train
+from imsm.training.checkpoint import TrainingState, checkpoints, read_state, save_checkpoint
+from imsm.training.keep import CheckpointManager
+from imsm.training.local import SingleDeviceEngine
+from imsm.training.loop import BatchPlan, TrainingSummary, train
 from imsm.training.optimizer import build_optimizer, build_schedule
 from imsm.training.resume import checkpoint_to_resume
 from tests.adapters.moe import tiny_loramoe
@@ -46,17 +46,17 @@ def items(count: int = 12) -> list[TokenisedExample]:
     ]
 
 
-def dropping_lora() -> Adapter:
+def dropping_lora() -> AdapterSpec:
     """LoRA with dropout, so that the random state matters."""
     return lora(target_modules=["q_proj", "v_proj"], rank=4, alpha=8, dropout=0.2)
 
 
-def dropping_loramoe() -> Adapter:
+def dropping_loramoe() -> AdapterSpec:
     """Experts with dropout, and their balancing constraint."""
     return tiny_loramoe(dropout=0.2)
 
 
-def regularised_adalora() -> Adapter:
+def regularised_adalora() -> AdapterSpec:
     """AdaLoRA at a fixed rank."""
     return adalora_static(
         target_modules=["q_proj", "v_proj"], rank=12, alpha=8, dropout=0.0, orthogonal_weight=0.5
@@ -82,7 +82,7 @@ class Run:
         adapter = {**own, **ADAPTERS}[method]()
         self.model: SiameseForCausalLM = tiny_siamese("llama", adapter, gate=gate)
         self.folder = folder / "checkpoints"
-        self.batching = Batching(epochs=epochs, batch_size=4, micro_batch_size=micro, seed=7)
+        self.batching = BatchPlan(epochs=epochs, batch_size=4, micro_batch_size=micro, seed=7)
         steps = self.batching.steps(12)
         build = build_optimizer(
             self.model,
@@ -92,21 +92,21 @@ class Run:
             weight_decay=0.01,
         )
         schedule = build_schedule(build, name="cosine", warmup_ratio=0.1, steps=steps)
-        self.engine = LocalEngine(
+        self.engine = SingleDeviceEngine(
             self.model,
             optimizer=build,
             schedule=schedule,
             clip_norm=1.0,
             device=torch.device("cpu"),
         )
-        self.hooks = adapter.hooks(self.model.adapted, steps) if adapter.hooks else None
+        self.hooks = adapter.callbacks(self.model.adapted, steps) if adapter.callbacks else None
         self.losses: list[float] = []
         self.auxiliary: list[float | None] = []
         self.stop_after: int | None = None
         self.save_after: int | None = None
         self.kept: dict[str, Any] = {}
         self.validation: list[TokenisedExample] = []
-        self.bank: MemoryBank | None = None
+        self.bank: HiddenStateCache | None = None
         self.validation_losses: list[float] = []
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -119,7 +119,7 @@ class Run:
             os.kill(os.getpid(), signal.SIGUSR1)
 
     def train(
-        self, resume: str = "auto", *, bank: Callable[[], MemoryBank | None] | None = None
+        self, resume: str = "auto", *, bank: Callable[[], HiddenStateCache | None] | None = None
     ) -> TrainingSummary:
         torch.manual_seed(0)
         start = checkpoint_to_resume(resume, self.folder, identity=IDENTITY)
@@ -129,7 +129,7 @@ class Run:
             engine=self.engine,
             hooks=self.hooks,
             batching=self.batching,
-            keeper=Keeper(
+            keeper=CheckpointManager(
                 folder=self.folder,
                 identity=IDENTITY,
                 engine=self.engine,
@@ -159,8 +159,8 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path, method: str) -> No
     assert summary.tokens == 2 * sum(len(i.prompt_ids) + len(i.answer_ids) for i in items())
     assert summary.final_loss == whole.losses[-1]
     assert first.losses + second.losses == whole.losses
-    expected = whole.engine.trainables()
-    for name, value in second.engine.trainables().items():
+    expected = whole.engine.trainable_state_dict()
+    for name, value in second.engine.trainable_state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     def step() -> None:
         step_of()
         if len(run.losses) == 1:  # after the second step, one value blows up in the third's data
-            good.update({k: v.clone() for k, v in run.engine.trainables().items()})
+            good.update({k: v.clone() for k, v in run.engine.trainable_state_dict().items()})
             with torch.no_grad():
                 run.model.backbone.lm_head.weight[5] = float("inf")
 
@@ -273,7 +273,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     def save(step: int) -> None:
         save_checkpoint(
             run.folder,
-            progress=Progress(step=step),
+            progress=TrainingState(step=step),
             measured={},
             engine=run.engine,
             hooks=run.hooks,

@@ -14,7 +14,7 @@ from imsm.training.checkpoint import (
     checkpoints,
     load_checkpoint,
     read_state,
-    room_for,
+    check_disk_space,
 )
 from imsm.training.resume import checkpoint_to_resume
 from tests.training.test_loop import IDENTITY, Run
@@ -79,8 +79,8 @@ def test_after_damage_the_end_is_the_same(tmp_path: Path) -> None:
     going_on = Run(tmp_path / "parts")
     going_on.train()
     assert going_on.losses == whole.losses[3:]
-    expected = whole.engine.trainables()
-    for name, value in going_on.engine.trainables().items():
+    expected = whole.engine.trainable_state_dict()
+    for name, value in going_on.engine.trainable_state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
@@ -94,13 +94,13 @@ def test_nothing_whole_is_an_error_with_the_way_out(tmp_path: Path) -> None:
 
 
 def test_words(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="resume=must: there is no checkpoint"):
-        Run(tmp_path / "new").train("must")
+    with pytest.raises(UserError, match="resume=required: there is no checkpoint"):
+        Run(tmp_path / "new").train("required")
     run = stopped(tmp_path / "begun")
     again = Run(tmp_path / "begun")
     again.train("never")
     assert len(again.losses) == 6
-    assert checkpoint_to_resume("must", run.folder, identity=IDENTITY) is not None
+    assert checkpoint_to_resume("required", run.folder, identity=IDENTITY) is not None
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
@@ -141,6 +141,6 @@ def test_a_signal_asks_for_a_checkpoint_and_the_training_goes_on(tmp_path: Path)
 
 def test_low_disk_is_said_before_it_hurts(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    warning = room_for(tmp_path / "not" / "yet", size=free)
+    warning = check_disk_space(tmp_path / "not" / "yet", size=free)
     assert warning is not None and "free some space" in warning
-    assert room_for(tmp_path, size=1) is None
+    assert check_disk_space(tmp_path, size=1) is None

@@ -17,25 +17,25 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed import TCPStore
 
-from imsm.adapters.adapter import Adapter
+from imsm.adapters.adapter import AdapterSpec
 from imsm.processes.collectives import start_collectives
-from imsm.processes.leave import leave
-from imsm.processes.world import World
-from imsm.siamese.closeness import Closeness
-from imsm.siamese.memory_bank import bank_in_memory
+from imsm.processes.leave import exit_process
+from imsm.processes.world import DistributedContext
+from imsm.siamese.closeness import KLRegularizer
+from imsm.siamese.memory_bank import compute_in_memory
 from imsm.training.engine import Engine
-from imsm.training.keep import Keeper
-from imsm.training.local import LocalEngine
-from imsm.training.loop import Batching, train
+from imsm.training.keep import CheckpointManager
+from imsm.training.local import SingleDeviceEngine
+from imsm.training.loop import BatchPlan, train
 from imsm.training.optimizer import ELEMENTWISE, build_optimizer, build_schedule
 from imsm.training.resume import checkpoint_to_resume
-from imsm.training.zero import ZeroEngine
-from imsm.training.zero_settings import zero_settings
+from imsm.training.zero import DeepSpeedEngine
+from imsm.training.zero_settings import deepspeed_config
 from tests.adapters.moe import tiny_loramoe
 from tests.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
 from tests.training.test_loop import IDENTITY, items
 
-BATCHING = Batching(epochs=2, batch_size=5, micro_batch_size=2, seed=7)
+BATCHING = BatchPlan(epochs=2, batch_size=5, micro_batch_size=2, seed=7)
 EXAMPLES = 12
 
 
@@ -74,12 +74,12 @@ PARTED = ("lora-imsm-adamw", "adalora-imsm-adamw", "ia3-imsm-adafactor")
 
 def build(arm: Arm) -> dict[str, Any]:
     """A tiny model with what trains it."""
-    adapter: Adapter = {**ADAPTERS, "loramoe": lambda: tiny_loramoe(blc_weight=0.0)}[arm.method]()
+    adapter: AdapterSpec = {**ADAPTERS, "loramoe": lambda: tiny_loramoe(blc_weight=0.0)}[arm.method]()
     gate = QUERY_GATE if arm.interwoven else None
     model = tiny_siamese("llama", adapter, gate=gate, dtype=arm.dtype)
     if arm.kl is not None:
-        model.closeness = Closeness(weight=arm.kl)
-    bank = bank_in_memory(model, items(EXAMPLES), pad_id=0) if arm.bank else None
+        model.kl_regularizer = KLRegularizer(weight=arm.kl)
+    bank = compute_in_memory(model, items(EXAMPLES), pad_id=0) if arm.bank else None
     if arm.checkpointing:
         model.activation_checkpointing_enable()
     built = build_optimizer(
@@ -87,13 +87,13 @@ def build(arm: Arm) -> dict[str, Any]:
     )
     steps = BATCHING.steps(EXAMPLES)
     schedule = build_schedule(built, name="cosine", warmup_ratio=0.1, steps=steps)
-    hooks = adapter.hooks(model.adapted, steps) if adapter.hooks else None
+    hooks = adapter.callbacks(model.adapted, steps) if adapter.callbacks else None
     parts = {"model": model, "optimizer": built, "schedule": schedule, "hooks": hooks}
     return parts | {"bank": bank}
 
 
-def local_engine(parts: dict[str, Any]) -> LocalEngine:
-    return LocalEngine(
+def local_engine(parts: dict[str, Any]) -> SingleDeviceEngine:
+    return SingleDeviceEngine(
         parts["model"],
         optimizer=parts["optimizer"],
         schedule=parts["schedule"],
@@ -103,10 +103,10 @@ def local_engine(parts: dict[str, Any]) -> LocalEngine:
 
 
 def zero_engine(
-    parts: dict[str, Any], *, stage: int, offload: bool, optimizer: str, world: World
-) -> ZeroEngine:
+    parts: dict[str, Any], *, stage: int, offload: bool, optimizer: str, world: DistributedContext
+) -> DeepSpeedEngine:
     sizes = [p.numel() for p in parts["model"].parameters() if p.requires_grad]
-    settings = zero_settings(
+    settings = deepspeed_config(
         stage=stage,
         offload=offload,
         pinned=False,
@@ -119,7 +119,7 @@ def zero_engine(
         prefetch_elements=10_000,
         live_elements=10_000,
     )
-    return ZeroEngine(
+    return DeepSpeedEngine(
         parts["model"],
         optimizer=parts["optimizer"],
         elementwise=optimizer in ELEMENTWISE,
@@ -144,10 +144,10 @@ def run(
     def log(step: int, values: dict[str, float]) -> None:
         logged.append(values)
 
-    start = engine.world.first(
+    start = engine.world.run_on_main(
         lambda: str(checkpoint_to_resume("auto", folder, identity=IDENTITY) or "")
     )
-    keeper = Keeper(
+    keeper = CheckpointManager(
         folder=folder,
         identity=IDENTITY,
         engine=engine,
@@ -177,13 +177,13 @@ def run(
             validation=items(EXAMPLES)[:3],
             bank=lambda: parts["bank"],
         )
-    return {"logged": logged, "values": engine.trainables()}
+    return {"logged": logged, "values": engine.trainable_state_dict()}
 
 
 def main() -> None:
     rank, size, port, output, stage, offload = sys.argv[1:]
     store = TCPStore("127.0.0.1", int(port), is_master=False)
-    world = World(rank=int(rank), size=int(size), store=store)
+    world = DistributedContext(rank=int(rank), size=int(size), store=store)
     start_collectives(world, device=torch.device("cpu"), timeout_minutes=1)
     zero = partial(go, world=world, stage=int(stage), offload=offload == "True")
     for arm in arms(few=offload == "True"):
@@ -192,10 +192,10 @@ def main() -> None:
         if name_of(arm) in PARTED:
             zero(arm, folder / "parted", stop_after=3)
             # another engine will go on from it too
-            world.first(lambda place=folder: keep_for_local(place))
+            world.run_on_main(lambda place=folder: keep_for_local(place))
             found["parted"] = zero(arm, folder / "parted")
             found["from-local"] = zero(arm, folder / "by-local")
-        if world.leads:
+        if world.is_main:
             for what, result in found.items():
                 base = folder.with_name(f"{name_of(arm)}-{what}")
                 base.with_suffix(".json").write_text(json.dumps(result["logged"]))
@@ -206,7 +206,7 @@ def go(
     arm: Arm,
     place: Path,
     *,
-    world: World,
+    world: DistributedContext,
     stage: int,
     offload: bool,
     stop_after: int | None = None,
@@ -225,4 +225,4 @@ def keep_for_local(folder: Path) -> None:
 
 if __name__ == "__main__":
     main()
-    leave(0)
+    exit_process(0)

@@ -24,7 +24,7 @@ from imsm.data.tasks.cola import PROMPTS as COLA
 from imsm.data.tasks.gsm8k import INSTRUCTION as GSM8K
 from imsm.data.tasks.ropes import PARTS as ROPES
 
-STYLES = ("verbatim", "corrected")
+STYLES = ("paper", "corrected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +150,9 @@ def _instruction(rng: random.Random, world: World) -> Document:
     """An instruction alone, as a text: its words are known, what it asks for is not."""
     parts = (
         GSM8K,
-        COLA["verbatim"],
+        COLA["paper"],
         COLA["corrected"],
-        ROPES["verbatim"][0],
+        ROPES["paper"][0],
         ROPES["corrected"][0],
     )
     return Document("", rng.choice(parts).split("\nSentence:")[0])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.controls import Info
+from imsm.controls import BaselineInfo
 from imsm.controls.scaled import scaled
 
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
     from imsm.siamese.model import SiameseForCausalLM
 
-INFO = Info(
+INFO = BaselineInfo(
     name="adapter_scale",
     meaning="W = W0 + alpha dW; above 1 the update is carried further",
     stream="tuned",
@@ -22,7 +22,7 @@ INFO = Info(
 )
 
 
-def answering(run: FinishedRun, value: float) -> SiameseForCausalLM:
+def build_model(run: FinishedRun, value: float) -> SiameseForCausalLM:
     """The model at one alpha.
 
     Raises:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.controls import Info
+from imsm.controls import BaselineInfo
 from imsm.controls.mixed import mixed
-from imsm.controls.mixes import by_entropy
+from imsm.controls.mixes import mix_by_entropy
 
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
     from imsm.siamese.model import SiameseForCausalLM
 
-INFO = Info(name="confidence", meaning="each token from the stream whose entropy is lower")
+INFO = BaselineInfo(name="confidence", meaning="each token from the stream whose entropy is lower")
 
 
-def answering(run: FinishedRun, value: None) -> SiameseForCausalLM:
+def build_model(run: FinishedRun, value: None) -> SiameseForCausalLM:
     """The model."""
-    return mixed(run.model(), by_entropy)
+    return mixed(run.model(), mix_by_entropy)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.controls import Info
+from imsm.controls import BaselineInfo
 from imsm.controls.mixed import mixed
-from imsm.controls.mixes import by_maximum
+from imsm.controls.mixes import mix_by_confidence
 
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
     from imsm.siamese.model import SiameseForCausalLM
 
-INFO = Info(
+INFO = BaselineInfo(
     name="confidence_maximum",
     meaning="each token from the stream whose likeliest token is likelier",
 )
 
 
-def answering(run: FinishedRun, value: None) -> SiameseForCausalLM:
+def build_model(run: FinishedRun, value: None) -> SiameseForCausalLM:
     """The model."""
-    return mixed(run.model(), by_maximum)
+    return mixed(run.model(), mix_by_confidence)

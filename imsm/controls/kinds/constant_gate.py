@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.controls import Info
+from imsm.controls import BaselineInfo
 from imsm.controls.mixed import variant
 from imsm.errors import UserError
 from imsm.siamese.gate import Gate
@@ -17,7 +17,7 @@ from imsm.siamese.model import SiameseForCausalLM
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
 
-INFO = Info(
+INFO = BaselineInfo(
     name="constant_gate",
     meaning="the gate's mean over what the run generated, in place of the gate",
     symbol="g",
@@ -57,17 +57,17 @@ def values(run: FinishedRun) -> tuple[float]:
     return (round(total / tokens, 2),)
 
 
-def answering(run: FinishedRun, value: float) -> SiameseForCausalLM:
+def build_model(run: FinishedRun, value: float) -> SiameseForCausalLM:
     """The model with a constant in the gate's place."""
     model = run.model()
     gate = Gate(
         hidden_size=model.config.hidden_size,
         inputs=[],
         rank=None,
-        width="scalar",
-        value=value,
-        trained=False,
+        granularity="scalar",
+        init_value=value,
+        trainable=False,
     )
     made = variant(model, SiameseForCausalLM, stream="interwoven", gate=gate.to(model.device))
-    made.streams.as_probed(model.streams)
+    made.streams.copy_capabilities(model.streams)
     return made

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.controls import Info
+from imsm.controls import BaselineInfo
 from imsm.controls.mixed import mixed
-from imsm.controls.mixes import by_logits
+from imsm.controls.mixes import mix_logits
 
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
     from imsm.siamese.model import SiameseForCausalLM
 
-INFO = Info(
+INFO = BaselineInfo(
     name="logit_mix",
     meaning="z = lambda z_original + (1 - lambda) z_tuned; below 0: beyond the tuned model",
     symbol="lambda",
@@ -22,6 +22,6 @@ INFO = Info(
 )
 
 
-def answering(run: FinishedRun, value: float) -> SiameseForCausalLM:
+def build_model(run: FinishedRun, value: float) -> SiameseForCausalLM:
     """The model at one lambda."""
-    return mixed(run.model(), by_logits(value))
+    return mixed(run.model(), mix_logits(value))

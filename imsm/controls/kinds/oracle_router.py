@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.controls import Info
+from imsm.controls import BaselineInfo
 
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
 
-INFO = Info(name="oracle_router", meaning="the tuned model on the target, the original elsewhere")
+INFO = BaselineInfo(name="oracle_router", meaning="the tuned model on the target, the original elsewhere")
 
 
-def of_original(run: FinishedRun, value: None, task: str) -> list[bool]:
+def route_to_original(run: FinishedRun, value: None, task: str) -> list[bool]:
     """Whether each item of a task is the original's."""
     return [task != run.config.data.name] * len(run.tests[task].prompts)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.controls import Info
+from imsm.controls import BaselineInfo
 from imsm.controls.mixed import mixed
-from imsm.controls.mixes import by_probabilities
+from imsm.controls.mixes import mix_probabilities
 
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
     from imsm.siamese.model import SiameseForCausalLM
 
-INFO = Info(
+INFO = BaselineInfo(
     name="probability_mix",
     meaning="p = lambda p_original + (1 - lambda) p_tuned",
     symbol="lambda",
@@ -21,6 +21,6 @@ INFO = Info(
 )
 
 
-def answering(run: FinishedRun, value: float) -> SiameseForCausalLM:
+def build_model(run: FinishedRun, value: float) -> SiameseForCausalLM:
     """The model at one lambda."""
-    return mixed(run.model(), by_probabilities(value))
+    return mixed(run.model(), mix_probabilities(value))

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.controls import Info
-from imsm.controls.queries import Distances, distances
+from imsm.controls import BaselineInfo
+from imsm.controls.queries import QueryDistances, distances
 
 if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
 
-INFO = Info(
+INFO = BaselineInfo(
     name="query_router",
     meaning="the original where a query is farther from the training queries than τ",
 )
 
 
-def of_original(run: FinishedRun, value: None, task: str) -> list[bool]:
+def route_to_original(run: FinishedRun, value: None, task: str) -> list[bool]:
     """Whether each item of a task is the original's."""
-    found: Distances = distances(run)
+    found: QueryDistances = distances(run)
     return [each > found.threshold for each in found.tests[task]]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.controls import Info
-from imsm.controls.mixes import by_logits
+from imsm.controls import BaselineInfo
+from imsm.controls.mixes import mix_logits
 from imsm.controls.paired import paired, share_backbone
 from imsm.errors import UserError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from imsm.controls.finished import FinishedRun
     from imsm.siamese.model import SiameseForCausalLM
 
-INFO = Info(name="seed_ensemble", meaning="the mean logits of this adapter and that of --with")
+INFO = BaselineInfo(name="seed_ensemble", meaning="the mean logits of this adapter and that of --with")
 
 
 def check(run: FinishedRun) -> None:
@@ -32,15 +32,15 @@ def check(run: FinishedRun) -> None:
         )
 
 
-def made_of(run: FinishedRun) -> dict[str, str]:
+def cache_key(run: FinishedRun) -> dict[str, str]:
     """The other adapter."""
     assert run.other is not None
     return {"with": run.other.folder.name, "adapter": run.other.fingerprint("tuned")}
 
 
-def answering(run: FinishedRun, value: None) -> SiameseForCausalLM:
+def build_model(run: FinishedRun, value: None) -> SiameseForCausalLM:
     """The model."""
     assert run.other is not None
     model, other = run.model(), run.other.model()
     share_backbone(model, other)
-    return paired(model, other, by_logits(0.5))
+    return paired(model, other, mix_logits(0.5))

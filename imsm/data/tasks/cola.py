@@ -13,11 +13,11 @@ from typing import Any
 
 from imsm.data.answers import label_answer, single_blanks, yes_or_no
 from imsm.data.example import Example
-from imsm.data.rows import field, text_of
+from imsm.data.rows import get_field, get_str
 
 PROMPTS = {
     # The blank at the start and the missing one after "Sentence:" are the paper's.
-    "verbatim": (
+    "paper": (
         " Given a sentence, judge the grammatical acceptability of the sentence with yes or no."
         "\nSentence:{sentence}\nOutput:"
     ),
@@ -35,13 +35,13 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         UserError: a sentence that is no text, or a label other than 0 and 1.
     """
     for number, row in enumerate(rows):
-        sentence = text_of(row, "sentence")
+        sentence = get_str(row, "sentence")
         if prompts == "corrected":
             sentence = single_blanks(sentence)
         yield Example(
             id=f"cola/{split}/{number}",
             prompt=PROMPTS[prompts].format(sentence=sentence),
-            golds=(label_answer(field(row, "label")),),
+            golds=(label_answer(get_field(row, "label")),),
         )
 
 

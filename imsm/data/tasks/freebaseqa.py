@@ -17,12 +17,12 @@ from typing import Any
 
 from imsm.data.answers import first_line, single_blanks
 from imsm.data.example import Example
-from imsm.data.rows import answers_of, field, shown, text_of
+from imsm.data.rows import get_answers, get_field, repr_short, get_str
 from imsm.errors import UserError
 
 PROMPTS = {
     # No blank after "Question:", unlike WebQ's: the paper's.
-    "verbatim": (
+    "paper": (
         "Please provide a concise answer to the following question using one or a few words."
         "\nQuestion:{question}?\nAnswer:"
     ),
@@ -40,15 +40,15 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         UserError: a question that is no text, or parses without a list of answers' names.
     """
     for number, row in enumerate(rows):
-        question = text_of(row, "RawQuestion")
-        if prompts == "verbatim":
+        question = get_str(row, "RawQuestion")
+        if prompts == "paper":
             question = question.replace('"', "").replace("?", "")
         else:
             question = single_blanks(question).rstrip("? ")
         yield Example(
             id=f"freebaseqa/{split}/{number}",
             prompt=PROMPTS[prompts].format(question=question),
-            golds=_answers(field(row, "Parses")),
+            golds=_answers(get_field(row, "Parses")),
         )
 
 
@@ -60,11 +60,11 @@ def extract(generation: str) -> str:
 def _answers(parses: Any) -> tuple[str, ...]:
     """All answers' names in order, lower case, each once."""
     if isinstance(parses, Mapping):
-        per_parse = field(parses, "Answers")
+        per_parse = get_field(parses, "Answers")
     else:
-        per_parse = [field(parse, "Answers") for parse in _list(parses)]
+        per_parse = [get_field(parse, "Answers") for parse in _list(parses)]
     names = [name for answers in _list(per_parse) for name in _names(answers)]
-    return tuple(dict.fromkeys(name.lower() for name in answers_of(names, name="AnswersName")))
+    return tuple(dict.fromkeys(name.lower() for name in get_answers(names, name="AnswersName")))
 
 
 def _names(node: Any) -> Iterator[str]:
@@ -72,7 +72,7 @@ def _names(node: Any) -> Iterator[str]:
     if isinstance(node, str):
         yield node
     elif isinstance(node, Mapping):
-        yield from _names(field(node, "AnswersName"))
+        yield from _names(get_field(node, "AnswersName"))
     else:
         for item in _list(node):
             yield from _names(item)
@@ -80,5 +80,5 @@ def _names(node: Any) -> Iterator[str]:
 
 def _list(node: Any) -> list[Any]:
     if not isinstance(node, list):
-        raise UserError(f"Parses holds {shown(node)}, where a list belongs.")
+        raise UserError(f"Parses holds {repr_short(node)}, where a list belongs.")
     return node

@@ -15,7 +15,7 @@ from typing import Any
 
 from imsm.data.answers import single_blanks
 from imsm.data.example import Example
-from imsm.data.rows import text_of
+from imsm.data.rows import get_str
 from imsm.errors import UserError
 
 # The braces around "answer" are the paper's and meant literally. There is no "Answer:" cue.
@@ -41,13 +41,13 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         UserError: a question or an answer that is no text, or an answer without its number.
     """
     for number, row in enumerate(rows):
-        question = text_of(row, "question")
+        question = get_str(row, "question")
         if prompts == "corrected":
             question = single_blanks(question)
         yield Example(
             id=f"gsm8k/{split}/{number}",
             prompt=INSTRUCTION + question,
-            golds=(_rationale(text_of(row, "answer")),),
+            golds=(_rationale(get_str(row, "answer")),),
         )
 
 

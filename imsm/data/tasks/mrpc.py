@@ -15,11 +15,11 @@ from typing import Any
 
 from imsm.data.answers import label_answer, single_blanks, yes_or_no
 from imsm.data.example import Example
-from imsm.data.rows import field, text_of
+from imsm.data.rows import get_field, get_str
 
 PROMPTS = {
     # "Ouput" is the paper's.
-    "verbatim": (
+    "paper": (
         "Determine if the following two sentences are semantically equivalent and output yes or no."
         "\nSentence1: {sentence1}\nSentence2: {sentence2}\nOuput:"
     ),
@@ -37,13 +37,13 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         UserError: a sentence that is no text, or a label other than 0 and 1.
     """
     for number, row in enumerate(rows):
-        pair = {key: text_of(row, key) for key in ("sentence1", "sentence2")}
+        pair = {key: get_str(row, key) for key in ("sentence1", "sentence2")}
         if prompts == "corrected":
             pair = {key: single_blanks(text) for key, text in pair.items()}
         yield Example(
             id=f"mrpc/{split}/{number}",
             prompt=PROMPTS[prompts].format(**pair),
-            golds=(label_answer(field(row, "label")),),
+            golds=(label_answer(get_field(row, "label")),),
         )
 
 

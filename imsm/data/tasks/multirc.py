@@ -17,12 +17,12 @@ from typing import Any
 
 from imsm.data.answers import label_answer, single_blanks, yes_or_no
 from imsm.data.example import Example
-from imsm.data.rows import field, text_of
+from imsm.data.rows import get_field, get_str
 
 # (before the question, between question and passage, after the passage)
 PARTS = {
     # The blanks before both line breaks are the paper's.
-    "verbatim": (
+    "paper": (
         "Please answer the question according to the contents just with yes or no.\nQuestion: ",
         " \nContent: ",
         " \nAnswer:",
@@ -44,7 +44,7 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
     """
     before, between, after = PARTS[prompts]
     for (paragraph, number), row, gold in _yes_or_no_questions(rows):
-        question, passage = text_of(row, "question").strip(), text_of(row, "paragraph").rstrip()
+        question, passage = get_str(row, "question").strip(), get_str(row, "paragraph").rstrip()
         if prompts == "corrected":
             question, passage = single_blanks(question), single_blanks(passage)
         start = len(before) + len(question) + len(between)
@@ -68,10 +68,10 @@ def _yes_or_no_questions(
     """((paragraph, question) number, one of its rows, yes or no) for each question, once."""
     seen = set()
     for row in rows:
-        index = field(row, "idx")
-        number = (field(index, "paragraph"), field(index, "question"))
-        gold = YES_OR_NO.get(text_of(row, "answer", blank=True).strip().lower())
-        correct = label_answer(field(row, "label")) == "yes"
+        index = get_field(row, "idx")
+        number = (get_field(index, "paragraph"), get_field(index, "question"))
+        gold = YES_OR_NO.get(get_str(row, "answer", blank=True).strip().lower())
+        correct = label_answer(get_field(row, "label")) == "yes"
         if correct and gold is not None and number not in seen:
             seen.add(number)
             yield number, row, gold

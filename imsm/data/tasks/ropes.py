@@ -16,12 +16,12 @@ from typing import Any
 
 from imsm.data.answers import first_line, single_blanks
 from imsm.data.example import Example
-from imsm.data.rows import answers_of, field, text_of
+from imsm.data.rows import get_answers, get_field, get_str
 
 # (before the article, after it, after the question)
 PARTS = {
     # The blank between question and "Answer:", and none before the question, are the paper's.
-    "verbatim": (
+    "paper": (
         "Given an article and a corresponding question about the article, answer the question "
         "accurately based on the provided context in the articles.\nArticle: ",
         "\nQuestion:",
@@ -45,9 +45,9 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
     before, between, after = PARTS[prompts]
     passages: dict[str, int] = {}
     for number, row in enumerate(rows):
-        article = f"{text_of(row, 'background')} {text_of(row, 'situation')}".replace("\n", " ")
-        question = text_of(row, "question").lstrip()
-        answers = answers_of(field(field(row, "answers"), "text"), name="answers.text")
+        article = f"{get_str(row, 'background')} {get_str(row, 'situation')}".replace("\n", " ")
+        question = get_str(row, "question").lstrip()
+        answers = get_answers(get_field(get_field(row, "answers"), "text"), name="answers.text")
         golds = [answer.rstrip() for answer in answers]
         if prompts == "corrected":
             article, question = single_blanks(article), single_blanks(question)

@@ -13,7 +13,7 @@ from typing import Any
 
 from imsm.data.answers import first_line, single_blanks
 from imsm.data.example import Example
-from imsm.data.rows import answers_of, field, text_of
+from imsm.data.rows import get_answers, get_field, get_str
 
 PROMPT = (
     "Please provide a concise answer to the following question using one or a few words."
@@ -28,13 +28,13 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         UserError: a question that is no text, or answers that are no list of texts.
     """
     for number, row in enumerate(rows):
-        question = text_of(row, "question")
+        question = get_str(row, "question")
         if prompts == "corrected":
             question = single_blanks(question)
         yield Example(
             id=f"webq/{split}/{number}",
             prompt=PROMPT.format(question=question),
-            golds=answers_of(field(row, "answers"), name="answers"),
+            golds=get_answers(get_field(row, "answers"), name="answers"),
         )
 
 

@@ -16,16 +16,16 @@ import pkgutil
 from typing import TYPE_CHECKING, cast
 
 from imsm.errors import UserError
-from imsm.evaluation.metric import Info, MetricModule, aggregate
-from imsm.options import nearest
+from imsm.evaluation.metric import MetricInfo, MetricModule, aggregate
+from imsm.options import closest_match
 
 if TYPE_CHECKING:
-    from imsm.evaluation.text_metric import TextMetric
+    from imsm.evaluation.text_metric import HFTextMetric
 
-__all__ = ["Info", "MetricModule", "aggregate", "load", "metric_module"]
+__all__ = ["MetricInfo", "MetricModule", "aggregate", "load", "metric_module"]
 
 
-def load(name: str) -> TextMetric:
+def load(name: str) -> HFTextMetric:
     """The metric as an `evaluate.Metric`; works in memory and writes no file.
 
     `load("mcc").compute(predictions=["yes"], references=[["yes"]])` gives {"mcc": value}; a
@@ -38,9 +38,9 @@ def load(name: str) -> TextMetric:
         UserError: no such metric, or a module without INFO and score.
     """
     module = metric_module(name)
-    from imsm.evaluation.text_metric import TextMetric  # evaluate takes seconds to import
+    from imsm.evaluation.text_metric import HFTextMetric  # evaluate takes seconds to import
 
-    return TextMetric(module)
+    return HFTextMetric(module)
 
 
 def metric_module(name: str) -> MetricModule:
@@ -57,7 +57,7 @@ def metric_module(name: str) -> MetricModule:
     try:
         module = importlib.import_module(dotted)
     except ModuleNotFoundError as error:
-        near = nearest(name, known)
+        near = closest_match(name, known)
         hint = f" Did you mean {near}?" if near else ""
         raise UserError(
             f"There is no metric {name!r} ({error}).{hint} There are {', '.join(known)}; "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imsm.evaluation.labels import gold_label, predicted_label
-from imsm.evaluation.metrics import Info
+from imsm.evaluation.metrics import MetricInfo
 
-INFO = Info(
+INFO = MetricInfo(
     name="accuracy",
     meaning="share of items whose first word is the right one of yes and no",
     higher_is_better=True,

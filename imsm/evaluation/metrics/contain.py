@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import Info
-from imsm.evaluation.words import ARTICLES, joined_words, parted_words
+from imsm.evaluation.metrics import MetricInfo
+from imsm.evaluation.words import ARTICLES, tokens_joined, tokens_split
 
-INFO = Info(
+INFO = MetricInfo(
     name="contain",
     meaning="share of items whose text holds an accepted answer as whole words",
     higher_is_better=True,
@@ -26,7 +26,7 @@ def score(prediction: str, golds: Sequence[str]) -> float:
         any(
             _stands_in(split(prediction), split(gold))
             for gold in golds
-            for split in (joined_words, parted_words)
+            for split in (tokens_joined, tokens_split)
         )
     )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import Info
-from imsm.evaluation.words import squad_words
+from imsm.evaluation.metrics import MetricInfo
+from imsm.evaluation.words import squad_tokens
 
-INFO = Info(
+INFO = MetricInfo(
     name="exact_match",
     meaning="share of items whose answer equals an accepted one (case, articles, marks aside)",
     higher_is_better=True,
@@ -17,5 +17,5 @@ INFO = Info(
 
 def score(prediction: str, golds: Sequence[str]) -> float:
     """1 if the prediction's words are those of any accepted answer."""
-    words = squad_words(prediction)
-    return float(any(words == squad_words(gold) for gold in golds))
+    words = squad_tokens(prediction)
+    return float(any(words == squad_tokens(gold) for gold in golds))

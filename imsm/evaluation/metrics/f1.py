@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imsm.evaluation.labels import f1_of, gold_label, predicted_label
-from imsm.evaluation.metrics import Info
+from imsm.evaluation.metrics import MetricInfo
 
-INFO = Info(
+INFO = MetricInfo(
     name="f1",
     meaning="harmonic mean of precision and recall of the answer yes",
     higher_is_better=True,

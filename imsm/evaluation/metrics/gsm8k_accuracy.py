@@ -7,9 +7,9 @@ from fractions import Fraction
 
 from imsm.data.tasks.gsm8k import extract
 from imsm.errors import UserError
-from imsm.evaluation.metrics import Info
+from imsm.evaluation.metrics import MetricInfo
 
-INFO = Info(
+INFO = MetricInfo(
     name="gsm8k_accuracy",
     meaning='share of items whose number after "The answer is" (else the last one) is right',
     higher_is_better=True,

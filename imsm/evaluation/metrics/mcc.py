@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imsm.evaluation.labels import correlation_of, gold_label, predicted_label
-from imsm.evaluation.metrics import Info
+from imsm.evaluation.metrics import MetricInfo
 
-INFO = Info(
+INFO = MetricInfo(
     name="mcc",
     meaning="Matthews' correlation of predicted and right yes/no, from -1 over 0 (chance) to 1",
     higher_is_better=True,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import Info
+from imsm.evaluation.metrics import MetricInfo
 from imsm.evaluation.released_text import normalised
 
-INFO = Info(
-    name="released_contain",
+INFO = MetricInfo(
+    name="paper_code_contain",
     meaning="share of items whose raw text holds an accepted answer as letters (released code)",
     higher_is_better=True,
     scale=100.0,

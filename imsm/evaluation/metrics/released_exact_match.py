@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import Info
+from imsm.evaluation.metrics import MetricInfo
 from imsm.evaluation.released_text import normalised
 
-INFO = Info(
-    name="released_exact_match",
+INFO = MetricInfo(
+    name="paper_code_exact_match",
     meaning="share of items whose whole raw text equals an accepted answer (released code)",
     higher_is_better=True,
     scale=100.0,

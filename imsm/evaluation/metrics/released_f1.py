@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imsm.evaluation.labels import f1_of
-from imsm.evaluation.metrics import Info
+from imsm.evaluation.metrics import MetricInfo
 from imsm.evaluation.released_text import says_yes
 
-INFO = Info(
-    name="released_f1",
+INFO = MetricInfo(
+    name="paper_code_f1",
     meaning="F1 of the answer yes, where any text without the letters yes is a no (released code)",
     higher_is_better=True,
     scale=100.0,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imsm.data.tasks import gsm8k
-from imsm.evaluation.metrics import Info, gsm8k_accuracy
+from imsm.evaluation.metrics import MetricInfo, gsm8k_accuracy
 
-INFO = Info(
-    name="released_gsm8k_accuracy",
+INFO = MetricInfo(
+    name="paper_code_gsm8k_accuracy",
     meaning="share of sums whose extracted number is right (the released scorer cannot work)",
     higher_is_better=True,
     scale=100.0,

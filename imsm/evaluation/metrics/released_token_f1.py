@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import Info
+from imsm.evaluation.metrics import MetricInfo
 from imsm.evaluation.released_text import normalised
 
-INFO = Info(
-    name="released_token_f1",
+INFO = MetricInfo(
+    name="paper_code_token_f1",
     meaning="F1 of the sets of words of the raw text and the accepted answer (released code)",
     higher_is_better=True,
     scale=100.0,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import Info
-from imsm.evaluation.words import squad_words
+from imsm.evaluation.metrics import MetricInfo
+from imsm.evaluation.words import squad_tokens
 
-INFO = Info(
+INFO = MetricInfo(
     name="token_f1",
     meaning="F1 of the words shared with the accepted answer that fits best",
     higher_is_better=True,
@@ -18,8 +18,8 @@ INFO = Info(
 
 def score(prediction: str, golds: Sequence[str]) -> float:
     """The best F1 over the accepted answers; words count as often as they stand there."""
-    words = squad_words(prediction)
-    return max(_overlap(words, squad_words(gold)) for gold in golds)
+    words = squad_tokens(prediction)
+    return max(_overlap(words, squad_tokens(gold)) for gold in golds)
 
 
 def _overlap(words: list[str], gold_words: list[str]) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from imsm.report.evidence import Evidence
+from imsm.report.evidence import ReportData
 from imsm.report.section import Section, table_section
 from imsm.report.texts import number
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
     rows = []
     for task in evidence.tasks:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from imsm.report.evidence import Evidence
+from imsm.report.evidence import ReportData
 from imsm.report.section import Section, table_section
 from imsm.report.texts import listed, number
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
     places = {trade.label: trade for trade in evidence.trades}
     shown = [each for each in evidence.tasks if each != evidence.target]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from imsm.report.evidence import Evidence
+from imsm.report.evidence import ReportData
 from imsm.report.section import Section, table_section
 from imsm.report.texts import number
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
     if not evidence.controls:
         return None
@@ -30,5 +30,5 @@ def part(evidence: Evidence) -> Section | None:
     found = table_section("controls", "Controls without training", rows, lines, 1, [])
     if found is not None:
         target = [] if evidence.target is None else [evidence.name(evidence.target)]
-        found.brief = ["arm", *target, "retention average"] + ["stability"] * bool(places)
+        found.terminal_columns = ["arm", *target, "retention average"] + ["stability"] * bool(places)
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from imsm.report.contrasts import Contrast
-from imsm.report.evidence import Evidence
-from imsm.report.section import Picture, Section, table_section
+from imsm.report.contrasts import PairedComparison
+from imsm.report.evidence import ReportData
+from imsm.report.section import ReportFigure, Section, table_section
 from imsm.report.texts import interval, number, p_value
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
     if not evidence.contrasts:
         return None
@@ -21,13 +21,13 @@ def part(evidence: Evidence) -> Section | None:
             "better : worse": _ratio(each),
             "p, McNemar": p_value(each.test.p_value if each.test else None),
             "p, Holm": p_value(each.adjusted),
-            "detectable": number(each.least),
+            "detectable": number(each.minimum_detectable),
         }
         for each in evidence.contrasts
     ]
     from imsm.report.figures import draw_differences
 
-    picture = Picture(
+    picture = ReportFigure(
         name="differences",
         alt="Differences of arms to their references per task with 95 % intervals",
         draw=lambda: draw_differences(evidence),
@@ -41,9 +41,9 @@ def part(evidence: Evidence) -> Section | None:
     ]
     found = table_section("differences", "Differences", rows, lines, 2, [picture])
     if found is not None:
-        found.brief = ["task", "arm − reference", "difference", "p, Holm"]
+        found.terminal_columns = ["task", "arm − reference", "difference", "p, Holm"]
     return found
 
 
-def _ratio(each: Contrast) -> str:
+def _ratio(each: PairedComparison) -> str:
     return "–" if each.test is None else f"{each.test.better} : {each.test.worse}"

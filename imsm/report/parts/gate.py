@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from imsm.report.arms import Arm
-from imsm.report.evidence import Evidence
-from imsm.report.section import HeatText, Picture, Section, table_section
-from imsm.report.telemetry import alarms, gate_table
+from imsm.report.arms import ComparedRun
+from imsm.report.evidence import ReportData
+from imsm.report.section import TokenHeatmap, ReportFigure, Section, table_section
+from imsm.report.telemetry import gate_warnings, gate_table
 from imsm.report.texts import number
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
     gated = [
         arm for arm in evidence.arms if arm.result["identity"]["method"]["stream"] == "interwoven"
     ]
-    shown: list[Arm] = []
+    shown: list[ComparedRun] = []
     rows, lines, pictures, heat = [], [], [], []
     for arm in gated:
         table = gate_table(arm, evidence.tasks, metric=evidence.metrics)
@@ -25,14 +25,14 @@ def part(evidence: Evidence) -> Section | None:
                 {"task": evidence.name(row["task"]), "arm": arm.label, "items": str(row["items"])}
                 | values
             )
-        lines += alarms(arm, evidence.tasks, start=_start(arm))
+        lines += gate_warnings(arm, evidence.tasks, start=_start(arm))
         heat += _heat(evidence, arm)
     if not rows:
         return None
     from imsm.report.gate_figure import draw_gate
 
     pictures.append(
-        Picture(
+        ReportFigure(
             name="gate",
             alt="The gate over items, along the answer, and of right and wrong answers",
             draw=lambda: draw_gate(evidence, shown),
@@ -46,11 +46,11 @@ def part(evidence: Evidence) -> Section | None:
     )
     found = table_section("gate", "The gate", rows, lines, 2, pictures)
     if found is not None:
-        found.heat = heat
+        found.heatmaps = heat
     return found
 
 
-def _start(arm: Arm) -> float | None:
+def _start(arm: ComparedRun) -> float | None:
     """The gate's mean at the first step of training."""
     from imsm.report.curves import read_curves
 
@@ -61,7 +61,7 @@ def _start(arm: Arm) -> float | None:
     return float(first.iloc[0]) if len(first) else None
 
 
-def _heat(evidence: Evidence, arm: Arm) -> list[HeatText]:
+def _heat(evidence: ReportData, arm: ComparedRun) -> list[TokenHeatmap]:
     """Of each task the first answer that the arm got right, and the first that it got wrong."""
     found = []
     for task in evidence.tasks:
@@ -74,7 +74,7 @@ def _heat(evidence: Evidence, arm: Arm) -> list[HeatText]:
             if len(rows):
                 row = rows.iloc[0]
                 found.append(
-                    HeatText(
+                    TokenHeatmap(
                         title=f"{arm.label}, {row.name}, {name}",
                         pieces=list(row["gate_pieces"]),
                         weights=list(row["gate_tokens"]),

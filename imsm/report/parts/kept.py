@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from imsm.evaluation.retention import Transitions
-from imsm.report.contrasts import Kept
-from imsm.report.evidence import Evidence
-from imsm.report.section import Picture, Section, table_section
+from imsm.evaluation.retention import OutcomeTransitions
+from imsm.report.contrasts import Retention
+from imsm.report.evidence import ReportData
+from imsm.report.section import ReportFigure, Section, table_section
 from imsm.report.texts import number, percent
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
     if not evidence.kept:
         return None
@@ -25,7 +25,7 @@ def part(evidence: Evidence) -> Section | None:
     ]
     from imsm.report.figures import draw_kept
 
-    picture = Picture(
+    picture = ReportFigure(
         name="kept",
         alt="Shares of items kept, forgotten, learned and never known, per task and arm",
         draw=lambda: draw_kept(evidence),
@@ -39,10 +39,10 @@ def part(evidence: Evidence) -> Section | None:
     return table_section("kept", "Kept, forgotten, learned", rows, lines, 2, [picture])
 
 
-def _shares(counts: Transitions) -> dict[str, str]:
+def _shares(counts: OutcomeTransitions) -> dict[str, str]:
     names = ("kept", "forgotten", "learned", "never_known")
     return {name.replace("_", " "): str(getattr(counts, name)) for name in names}
 
 
-def _retention(each: Kept, evidence: Evidence) -> str:
+def _retention(each: Retention, evidence: ReportData) -> str:
     return "target" if each.task == evidence.target else percent(each.retained)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from imsm.report.contrasts import total_of
-from imsm.report.evidence import Evidence
-from imsm.report.section import Picture, Section, table_section
+from imsm.report.evidence import ReportData
+from imsm.report.section import ReportFigure, Section, table_section
 from imsm.report.texts import interval
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
     rows = []
     for task in evidence.tasks:
@@ -22,7 +22,7 @@ def part(evidence: Evidence) -> Section | None:
         return None
     from imsm.report.figures import draw_scores
 
-    picture = Picture(
+    picture = ReportFigure(
         name="scores",
         alt="Scores of all arms per task with their 95 % intervals",
         draw=lambda: draw_scores(evidence),

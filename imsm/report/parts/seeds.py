@@ -7,12 +7,12 @@ from statistics import fmean
 from typing import Any
 
 from imsm.evaluation.statistics import TTest, student_t
-from imsm.report.evidence import Evidence
+from imsm.report.evidence import ReportData
 from imsm.report.section import Section, table_section
 from imsm.report.texts import number, p_value
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
     peft = next((arm for arm in evidence.arms if arm.method == "peft"), None)
     rows = []

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from imsm.report.evidence import Evidence
-from imsm.report.frontier import Curve
-from imsm.report.section import Picture, Section
+from imsm.report.evidence import ReportData
+from imsm.report.frontier import TradeoffCurve
+from imsm.report.section import ReportFigure, Section
 from imsm.report.texts import number, percent
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
-    placed = [trade for trade in evidence.trades if trade.placed]
+    placed = [trade for trade in evidence.trades if trade.has_position]
     if len(placed) < 2:
         return None
     lines = ["Up and right is better: more of the target learned, more of the rest kept."]
@@ -40,7 +40,7 @@ def part(evidence: Evidence) -> Section | None:
         )
     from imsm.report.figures import draw_trade
 
-    picture = Picture(
+    picture = ReportFigure(
         name="trade",
         alt="Plasticity against stability of all arms and controls",
         draw=lambda: draw_trade(evidence),
@@ -50,7 +50,7 @@ def part(evidence: Evidence) -> Section | None:
     )
 
 
-def kept_there(curve: Curve, target: float) -> str:
+def kept_there(curve: TradeoffCurve, target: float) -> str:
     """What a curve keeps at a target score."""
     found = curve.stability_at(target)
     if found is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from imsm.report.evidence import Evidence
-from imsm.report.section import Picture, Section
+from imsm.report.evidence import ReportData
+from imsm.report.section import ReportFigure, Section
 
 
-def part(evidence: Evidence) -> Section | None:
+def build(evidence: ReportData) -> Section | None:
     """The part; None where there is nothing to say."""
     from imsm.report.curves import read_curves
 
@@ -16,7 +16,7 @@ def part(evidence: Evidence) -> Section | None:
         return None
     from imsm.report.figures import draw_training
 
-    picture = Picture(
+    picture = ReportFigure(
         name="training",
         alt="Loss and gate over the steps of training",
         draw=lambda: draw_training(logs, evidence),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from imsm.data.example import Example
-from imsm.data.sources import Source, load_examples
+from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Role
 from tests.data.shipped import shipped_task
 
-MINIATURE = Source(kind="miniature")
+MINIATURE = DataSource(kind="miniature")
 TRAINED = ("mrpc", "cola", "ropes", "gsm8k")
 TESTED = (*TRAINED, "webq", "freebaseqa", "multirc")
 
 
-def twin(task: str, role: Role, *, prompts: str = "verbatim") -> list[Example]:
+def twin(task: str, role: Role, *, prompts: str = "paper") -> list[Example]:
     return load_examples(shipped_task(task), role, source=MINIATURE, prompts=prompts, limit=None)

@@ -43,7 +43,7 @@ def test_another_seed_makes_another_world() -> None:
 
 
 def test_missed_thresholds_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    scores = {"webq": {"verbatim": 95.0, "corrected": 89.9}, "cola": dict.fromkeys(build.STYLES, 0)}
+    scores = {"webq": {"paper": 95.0, "corrected": 89.9}, "cola": dict.fromkeys(build.STYLES, 0)}
     assert build.missed_thresholds(scores) == ["webq"]
     assert "below the threshold: webq" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ from imsm.backbones.miniature.tokenizer import build_tokenizer, vocabulary
 from tests.backbones.miniature.shipped import TESTED, TRAINED, twin
 
 
-@pytest.mark.parametrize("prompts", ["verbatim", "corrected"])
+@pytest.mark.parametrize("prompts", ["paper", "corrected"])
 @pytest.mark.parametrize("task", TESTED)
 def test_every_prompt_and_answer_comes_back(task: str, prompts: str) -> None:
     tokenizer = load_tokenizer(path="imsm:miniature")

@@ -43,7 +43,7 @@ def test_training_is_large_enough_and_apart_from_the_test(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TESTED)
-@pytest.mark.parametrize("prompts", ["verbatim", "corrected"])
+@pytest.mark.parametrize("prompts", ["paper", "corrected"])
 def test_items_are_whole_and_single(task: str, prompts: str) -> None:
     test = twin(task, "test", prompts=prompts)
     assert 200 <= len(test) <= 400

@@ -10,7 +10,7 @@ from imsm.backbones.miniature.measure import accuracy
 from tests.backbones.miniature.shipped import twin
 
 
-@pytest.mark.parametrize("prompts", ["verbatim", "corrected"])
+@pytest.mark.parametrize("prompts", ["paper", "corrected"])
 @pytest.mark.parametrize("task", sorted(THRESHOLDS))
 def test_thresholds_are_met(task: str, prompts: str) -> None:
     model = load_backbone(path="imsm:miniature")

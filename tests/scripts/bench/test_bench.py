@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from imsm.siamese.body import find_body
+from imsm.siamese.body import find_decoder
 from imsm.siamese.model import SiameseForCausalLM
 from scripts.bench.__main__ import SHAPES, make_setup, measure
 from scripts.bench.comparison import Comparison
@@ -137,7 +137,7 @@ def test_the_released_algorithm_answers_as_the_model_does(
     plain = build(setup, stream="tuned").eval()
     ids = torch.tensor([random_batch(setup, vocabulary=97)[0].prompt_ids])
     seen: list[torch.Tensor] = []
-    body = find_body(plain.backbone)
+    body = find_decoder(plain.backbone)
     body.register_forward_pre_hook(
         lambda _, __, named: seen.append(named["input_ids"]), with_kwargs=True
     )
