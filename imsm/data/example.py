@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imsm.errors import UserError
+from imsm.utils.errors import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,7 @@ class Example:
             raise UserError(f"{self.id}: the list of accepted answers is empty.")
         for gold in self.golds:
             if not isinstance(gold, str) or not gold.strip():
-                raise UserError(
-                    f"{self.id}: the answer {gold!r} is not a text with something in it."
-                )
+                raise UserError(f"{self.id}: the answer {gold!r} is not a text with something in it.")
         if self.context is not None:
             start, end = self.context
             if not 0 <= start <= end <= len(self.prompt):

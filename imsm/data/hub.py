@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from imsm.data.folder import read_rows
-from imsm.errors import UserError
+from imsm.data.local_files import read_rows
+from imsm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,16 +47,10 @@ def load_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) -> Data
         # for unchanged ones (seen in 5.2.0): the miniature's MRPC would be the real one's.
         with TemporaryDirectory(prefix="imsm-mirror-") as cache, _no_progress_bars():
             return datasets.load_dataset(
-                str(mirror / str(hub["path"])),
-                hub["name"],
-                split=split,
-                cache_dir=cache,
-                keep_in_memory=True,
+                str(mirror / str(hub["path"])), hub["name"], split=split, cache_dir=cache, keep_in_memory=True
             )
     except Exception as error:  # a dozen types, from three libraries
-        raise UserError(
-            f"{_title(hub, split)} in the mirror {mirror} cannot be read: {_reason(error)}"
-        ) from error
+        raise UserError(f"{_title(hub, split)} in the mirror {mirror} cannot be read: {_reason(error)}") from error
 
 
 def read_mirror_fast(mirror: Path, hub: dict[str, str | None], *, split: str) -> list[Any]:
@@ -97,17 +91,12 @@ def check_mirror(mirror: Path, hub: dict[str, str | None], *, splits: Sequence[s
     """
     if not mirror.is_dir():
         raise UserError(
-            f"The mirror {mirror} is no folder. A mirror holds datasets under their hub ids, "
-            f"e.g. {hub['path']}."
+            f"The mirror {mirror} is no folder. A mirror holds datasets under their hub ids, e.g. {hub['path']}."
         )
     folder = mirror / str(hub["path"])
     if not _any_file(folder, [f"**/{pattern}" for pattern in DATA_FILES]):
-        held = sorted(
-            f"{path.parent.name}/{path.name}" for path in mirror.glob("*/*") if path.is_dir()
-        )
-        raise UserError(
-            f"The mirror {mirror} lacks {hub['path']}. It holds {', '.join(held) or 'nothing'}."
-        )
+        held = sorted(f"{path.parent.name}/{path.name}" for path in mirror.glob("*/*") if path.is_dir())
+        raise UserError(f"The mirror {mirror} lacks {hub['path']}. It holds {', '.join(held) or 'nothing'}.")
     files = _files_by_split(folder, hub["name"])
     if files is None:
         return
@@ -127,9 +116,7 @@ def _files_by_split(folder: Path, name: str | None) -> dict[str, list[str]] | No
         return None
     by_name = {str(entry.get("config_name", "default")): entry for entry in configs}
     if name is not None and name not in by_name:
-        raise UserError(
-            f"{folder} has no configuration {name!r}. It has {', '.join(sorted(by_name))}."
-        )
+        raise UserError(f"{folder} has no configuration {name!r}. It has {', '.join(sorted(by_name))}.")
     if name is None and len(by_name) > 1:
         return None  # which one is the default is the library's business
     entry = by_name[name] if name is not None else next(iter(by_name.values()))
@@ -213,11 +200,7 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Reading a local file takes a moment; the library would draw a bar for each split."""
-    from datasets.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     were_disabled = are_progress_bars_disabled()
     disable_progress_bars()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from imsm.data.example import Example
-from imsm.errors import UserError
+from imsm.utils.errors import UserError
 
 # As with a dataset's limit, arms and seeds share what is replayed.
 REPLAY_SEED = "imsm.replay"

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from imsm.data.example import Example
-from imsm.data.folder import find_file, read_rows
 from imsm.data.hub import check_mirror, load_from_hub, load_mirror, read_mirror_fast
+from imsm.data.local_files import find_file, read_rows
 from imsm.data.task import ROLES, Role, Task, TaskModule, task_module
 from imsm.data.tasks import jsonl
-from imsm.errors import UserError
+from imsm.utils.errors import UserError
 
-Kind = Literal["hub", "mirror", "folder", "miniature"]
+Kind = Literal["hub", "mirror", "local", "miniature"]
 Prompts = Literal["paper", "corrected"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PROMPTS: tuple[Prompts, ...] = get_args(Prompts)
-MINIATURE = Path(__file__).parents[1] / "backbones" / "miniature" / "hub"
+MINIATURE = Path(__file__).parents[1] / "models" / "backbones" / "miniature" / "hub"
 # Which items a limit keeps must not depend on a run's seed: arms and seeds share their items.
 LIMIT_SEED = "imsm.limit"
 
@@ -41,18 +41,12 @@ class DataSource:
         """Checks the kind and its path."""
         if self.kind not in KINDS:
             raise UserError(f"data.source={self.kind!r} is unknown. There are {', '.join(KINDS)}.")
-        if self.kind in ("mirror", "folder") and not self.path:
+        if self.kind in ("mirror", "local") and not self.path:
             raise UserError(f"data.source={self.kind} needs its path: give data.{self.kind}=.")
 
 
 def load_examples(
-    task: Task,
-    role: Role,
-    *,
-    source: DataSource,
-    prompts: str,
-    limit: int | None,
-    library: bool = True,
+    task: Task, role: Role, *, source: DataSource, prompts: str, limit: int | None, library: bool = True
 ) -> list[Example]:
     """All examples of a role, in the source's order.
 
@@ -74,12 +68,10 @@ def load_examples(
         raise UserError(f"data.prompt_style={prompts!r} is unknown. There are {', '.join(PROMPTS)}.")
     if limit is not None and limit < 1:
         raise UserError(f"A limit of {limit} examples leaves none: give at least 1, or null.")
-    module = jsonl if source.kind == "folder" else task_module(task)
+    module = jsonl if source.kind == "local" else task_module(task)
     examples: list[Example] = []
     for where, split, rows in _splits(task, role, source, library):
-        found = list(
-            _examples(module, rows, split=split, prompts=prompts, where=f"{task.name}, {where}")
-        )
+        found = list(_examples(module, rows, split=split, prompts=prompts, where=f"{task.name}, {where}"))
         if not found:
             raise UserError(f"{where} is empty: it holds no example of {task.name}.")
         examples += found
@@ -100,7 +92,7 @@ def check_source(task: Task, *, source: DataSource, roles: Sequence[Role] = ROLE
         splits = task.splits.get(role)
         if not splits:
             continue
-        if source.kind == "folder":
+        if source.kind == "local":
             find_file(_folder(source), role=role)
             continue
         hub = _hub(task)
@@ -115,7 +107,7 @@ def _splits(
     if not task.splits.get(role):
         use = "a forgetting test only" if role == "train" else "for training only"
         raise UserError(f"{task.name} has no {role} split: it is {use}.")
-    if source.kind == "folder":
+    if source.kind == "local":
         path = find_file(_folder(source), role=role)
         yield str(path), role, read_rows(path)
         return
@@ -131,12 +123,7 @@ def _splits(
 
 
 def _examples(
-    module: TaskModule,
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    split: str,
-    prompts: str,
-    where: str,
+    module: TaskModule, rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str, where: str
 ) -> Iterator[Example]:
     """The module's examples; what goes wrong in a row is told with its place."""
     number = 0

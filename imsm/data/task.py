@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
 from imsm.data.example import Example
-from imsm.errors import UserError
+from imsm.utils.errors import UserError
 
 Role = Literal["train", "test"]
 ROLES: tuple[Role, ...] = ("train", "test")
@@ -16,7 +16,7 @@ ROLES: tuple[Role, ...] = ("train", "test")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """The values of one `conf/data/<name>.yaml`, field by field (checked by imsm.config)."""
+    """The values of one `conf/data/<name>.yaml`, field by field (checked by imsm.config.schema)."""
 
     name: str
     module: str
@@ -40,9 +40,7 @@ class Task:
 class TaskModule(Protocol):
     """What a task's module offers."""
 
-    def examples(
-        self, rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str
-    ) -> Iterator[Example]:
+    def examples(self, rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
         """Turns the rows of one split into examples; prompts is "paper" or "corrected"."""
         ...
 

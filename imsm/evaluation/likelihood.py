@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imsm.siamese.long_answers import logit_chunk_size
+from imsm.models.siamese.chunked_loss import logit_chunk_size
 
 if TYPE_CHECKING:
-    from imsm.siamese.reading import DecodingSession
+    from imsm.models.siamese.decoding_session import DecodingSession
 
 Tokens = tuple[int, ...]
 COPIED = 2**31

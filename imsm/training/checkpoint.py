@@ -29,13 +29,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from imsm.backbones.fingerprint import file_digest
-from imsm.errors import RunError, UserError
+from imsm.models.backbones.fingerprint import file_digest
+from imsm.utils.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from imsm.adapters.adapter import TrainingCallbacks
-    from imsm.processes.world import DistributedContext
-    from imsm.training.engine import Engine
+    from imsm.distributed.context import DistributedContext
+    from imsm.models.adapters.base import TrainingCallbacks
+    from imsm.training.engines.base import Engine
 
 FORMAT = 3
 STATE = "state.json"
@@ -82,7 +82,7 @@ def save_checkpoint(
         "trainables": engine.trainable_state_dict(),
         "optimizer": _on_cpu(tensors),
         "hooks": _on_cpu(hooks.state()) if hooks else {},
-        "random": _random_states(engine.world),
+        "random": _random_states(engine.dist_context),
     }
     state = {
         "format": FORMAT,
@@ -91,7 +91,7 @@ def save_checkpoint(
         "engine": rest,
         "identity": dict(identity),
     }
-    engine.world.run_on_main(lambda: _write(place, parts, state))
+    engine.dist_context.run_on_main(lambda: _write(place, parts, state))
     return place
 
 
@@ -104,9 +104,7 @@ def load_checkpoint(place: Path, *, engine: Engine, hooks: TrainingCallbacks | N
     if problem := verify(place):
         raise RunError(f"checkpoint {place}: {problem}")
     state = read_state(place)
-    trainables, tensors, hook_state, random = (
-        load_file(place / f"{name}.safetensors") for name in _PARTS
-    )
+    trainables, tensors, hook_state, random = (load_file(place / f"{name}.safetensors") for name in _PARTS)
     if engine.trainable_state_dict().keys() != trainables.keys():
         raise RunError(f"checkpoint {place}: holds other parameters than this model trains")
     engine.load_trainables(trainables)
@@ -114,7 +112,7 @@ def load_checkpoint(place: Path, *, engine: Engine, hooks: TrainingCallbacks | N
     if hooks is not None:
         hooks.load_state(hook_state)
     progress = TrainingState(**state["progress"])
-    _restore_random(random, rank=engine.world.rank, step=progress.step)
+    _restore_random(random, rank=engine.dist_context.rank, step=progress.step)
     return progress
 
 
@@ -223,17 +221,15 @@ def _write(place: Path, parts: Mapping[str, dict[str, torch.Tensor]], state: dic
         ) from error
 
 
-def _random_states(world: DistributedContext) -> dict[str, torch.Tensor]:
+def _random_states(dist_context: DistributedContext) -> dict[str, torch.Tensor]:
     """Those of all processes, as "cpu.<rank>" and "cuda.<rank>"."""
     own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
     text = json.dumps({k: base64.b64encode(v.numpy().tobytes()).decode() for k, v in own.items()})
     return {
-        f"{device}.{rank}": torch.frombuffer(
-            bytearray(base64.b64decode(state)), dtype=torch.uint8
-        ).clone()
-        for rank, told in enumerate(world.all_gather(text))
+        f"{device}.{rank}": torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8).clone()
+        for rank, told in enumerate(dist_context.all_gather(text))
         for device, state in json.loads(told).items()
     }
 

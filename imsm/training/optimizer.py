@@ -14,7 +14,7 @@ from transformers.optimization import Adafactor
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from imsm.siamese.model import SiameseForCausalLM
+    from imsm.models.siamese.model import SiameseForCausalLM
 
 
 def _adamw(groups: list[dict], weight_decay: float) -> Optimizer:
@@ -23,19 +23,10 @@ def _adamw(groups: list[dict], weight_decay: float) -> Optimizer:
 
 def _adafactor(groups: list[dict], weight_decay: float) -> Optimizer:
     """At the learning rate that is asked for: no relative step, no scaling by the parameter."""
-    return Adafactor(
-        groups,
-        weight_decay=weight_decay,
-        scale_parameter=False,
-        relative_step=False,
-        warmup_init=False,
-    )
+    return Adafactor(groups, weight_decay=weight_decay, scale_parameter=False, relative_step=False, warmup_init=False)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {
-    "adamw": _adamw,
-    "adafactor": _adafactor,
-}
+OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {"adamw": _adamw, "adafactor": _adafactor}
 ELEMENTWISE = frozenset({"adamw"})
 """Those that treat each value by itself, so that ZeRO's flat shards give what whole matrices give.
 
@@ -63,10 +54,7 @@ def build_optimizer(
     gate = set(model.gate.parameters()) if model.gate is not None else set()
     trainable = [p for p in model.parameters() if p.requires_grad]
     rates = {"adapter": learning_rate, "gate": gate_learning_rate or learning_rate}
-    members = {
-        "adapter": [p for p in trainable if p not in gate],
-        "gate": [p for p in trainable if p in gate],
-    }
+    members = {"adapter": [p for p in trainable if p not in gate], "gate": [p for p in trainable if p in gate]}
     groups = [
         {"params": members[group], "lr": rates[group], "name": group}
         for group in ("adapter", "gate")
@@ -75,9 +63,7 @@ def build_optimizer(
     return OPTIMIZERS[name](groups, weight_decay)
 
 
-def build_schedule(
-    optimizer: Optimizer, *, name: str, warmup_ratio: float, steps: int
-) -> LRScheduler:
+def build_schedule(optimizer: Optimizer, *, name: str, warmup_ratio: float, steps: int) -> LRScheduler:
     """A schedule of transformers', warming up over a share of ``steps`` optimizer steps."""
     warmup = math.ceil(warmup_ratio * steps)
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)

@@ -25,29 +25,20 @@ import torch
 import yaml
 from transformers.utils import logging
 
-from imsm.folders import conf_folder
+from imsm.utils.paths import conf_folder
 from scripts.bench.comparison import Comparison
-from scripts.bench.curves import (
-    Curve,
-    decoding_curve,
-    processes_curve,
-    runs_curve,
-    step_curves,
-)
+from scripts.bench.curves import Curve, decoding_curve, processes_curve, runs_curve, step_curves
 from scripts.bench.decoding import compare_decoding, compare_released
-from scripts.bench.judging import compare_judging
+from scripts.bench.evaluation import compare_judging
 from scripts.bench.memory import compare_memory
-from scripts.bench.page import write_page
+from scripts.bench.report import write_page
 from scripts.bench.result import ROOT, commit, device_name, print_table, write_result
-from scripts.bench.setups import Setup
-from scripts.bench.starting import compare_starting
+from scripts.bench.startup import compare_starting
 from scripts.bench.steps import compare_sft, compare_steps, compare_trainer
 from scripts.bench.sweep import compare_sweep
+from scripts.bench.workloads import Setup
 
-SHAPES = {
-    "mrpc": {"prompt_tokens": 80, "answer_tokens": 2},
-    "gsm8k": {"prompt_tokens": 128, "answer_tokens": 128},
-}
+SHAPES = {"mrpc": {"prompt_tokens": 80, "answer_tokens": 2}, "gsm8k": {"prompt_tokens": 128, "answer_tokens": 128}}
 """Tokens of an example: MRPC's answers are a word and the end, GSM8K's are worked out."""
 Compare = Callable[[], list[Comparison]]
 Draw = Callable[[], list[Curve]]
@@ -88,8 +79,8 @@ def curves(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Draw]:
 def make_setup(backbone: str, *, device: str, dtype: str, random: bool, batch: int) -> Setup:
     """LoRA of rank 16 on query and value, a gate of rank 8, MRPC's shape."""
     values = _values(backbone)
-    roles = values["roles"]
-    keys = ("path", "revision", "attn_implementation", "local")
+    roles = values["module_names"]
+    keys = ("name_or_path", "revision", "attn_implementation", "local_resolver")
     return Setup(
         backbone={key: values[key] for key in keys},
         shape=values["architecture"] if random else None,
@@ -165,13 +156,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         "rounds": options.rounds,
     }
     record = write_result(
-        path,
-        rows,
-        curves=drawn,
-        left_out=left_out,
-        device=options.device,
-        settings=settings,
-        began=began,
+        path, rows, curves=drawn, left_out=left_out, device=options.device, settings=settings, began=began
     )
     print_table(record)
     print(f"written: {path} and {write_page(path, record)}")
@@ -186,7 +171,7 @@ def _values(backbone: str) -> dict[str, Any]:
 
 def _linear(backbone: str) -> list[str]:
     """All linear layers."""
-    roles = _values(backbone)["roles"]
+    roles = _values(backbone)["module_names"]
     return [name for role, names in roles.items() if not role.endswith("_norm") for name in names]
 
 

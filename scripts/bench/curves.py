@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from scripts.bench.limits import bandwidth, matrix_rate, operations
-from scripts.bench.setups import Setup, build, random_batch
+from scripts.bench.hardware import bandwidth, matrix_rate, operations
 from scripts.bench.steps import train_step
 from scripts.bench.sweep import STEPS, sweep_seconds
 from scripts.bench.timing import decode, interleaved, medians, timed
+from scripts.bench.workloads import Setup, build, random_batch
 
 ARMS = ("IMSM, memory bank filled", "IMSM, no bank", "our PEFT")
 
@@ -57,9 +57,7 @@ def step_curves(setup: Setup, *, rounds: int) -> list[Curve]:
     ]
 
 
-def _steps(
-    base: Setup, field: str, values: Sequence[int], *, over: str, rate: float, rounds: int
-) -> Curve:
+def _steps(base: Setup, field: str, values: Sequence[int], *, over: str, rate: float, rounds: int) -> Curve:
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
     floor = []
     for value in values:
@@ -88,14 +86,12 @@ def decoding_curve(setup: Setup, *, rounds: int) -> Curve:
     """An answer of a growing length, one row, bfloat16."""
     setup = replace(setup, dtype="bfloat16", batch=1)
     imsm, peft = (build(setup, stream=stream).eval() for stream in ("interwoven", "tuned"))
-    rows = random_batch(setup, vocabulary=imsm.config.vocab_size)
+    rows = random_batch(setup, vocabulary=imsm.config.schema.vocab_size)
     prompts = torch.tensor([rows[0].prompt_ids], device=setup.device)
     lengths = [8, 32, 128]
     arms = {
         "IMSM": partial(decode, imsm.generate, prompts, tokens=max(lengths), device=setup.device),
-        "our PEFT": partial(
-            decode, peft.generate, prompts, tokens=max(lengths), device=setup.device
-        ),
+        "our PEFT": partial(decode, peft.generate, prompts, tokens=max(lengths), device=setup.device),
     }
     found = interleaved(arms, rounds=rounds)
     weights = sum(p.numel() * p.element_size() for p in peft.backbone.parameters())
@@ -169,25 +165,14 @@ def _operations_at(rate: float) -> str:
 
 def _trained(method: str, processes: int) -> dict[str, Any]:
     """What a run's own record says of its training."""
-    engine = "local" if processes == 1 else "zero2"
+    engine = "single" if processes == 1 else "zero2"
     with tempfile.TemporaryDirectory() as folder:
         threads = str(max(1, (os.cpu_count() or 1) // processes))
-        environment = {
-            **os.environ,
-            "IMSM_RUNS": f"{folder}/runs",
-            "IMSM_CACHE": folder,
-            "OMP_NUM_THREADS": threads,
-        }
+        environment = {**os.environ, "IMSM_RUNS": f"{folder}/runs", "IMSM_CACHE": folder, "OMP_NUM_THREADS": threads}
         command = [sys.executable, "-m", "imsm.run", f"method={method}", f"engine={engine}"]
         command += ["engine.device=cpu", "data.max_train_examples=640", "trainer.num_epochs=1"]
         command += ["evaluation.tasks=[gsm8k]", "evaluation.limit=1"]
         command += [f"engine.nproc_per_node={processes}"] if processes > 1 else []
-        subprocess.run(
-            command,
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         (record,) = Path(folder, "runs").glob("*/training.json")
         return dict(json.loads(record.read_text()))

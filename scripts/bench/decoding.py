@@ -11,13 +11,13 @@ from statistics import median
 import torch
 from peft import get_peft_model
 
-from imsm.siamese.body import find_decoder
-from imsm.siamese.gate import interweave
-from imsm.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.decoder import find_decoder
+from imsm.models.siamese.gate import interweave
+from imsm.models.siamese.model import SiameseForCausalLM
 from scripts.bench.comparison import Comparison
-from scripts.bench.setups import Setup, build, plain_backbone, random_batch
 from scripts.bench.steps import lora_config
 from scripts.bench.timing import decode, interleaved, now
+from scripts.bench.workloads import Setup, build, plain_backbone, random_batch
 
 NEW, LONG = 32, 128
 
@@ -28,7 +28,7 @@ def compare_decoding(setup: Setup, *, rounds: int) -> list[Comparison]:
     gpu = setup.device.startswith("cuda")
     imsm = build(setup, stream="interwoven").eval()
     peft = get_peft_model(plain_backbone(setup), lora_config(setup)).eval()
-    prompts = _prompts(setup, vocabulary=imsm.config.vocab_size, tokens=setup.prompt_tokens)
+    prompts = _prompts(setup, vocabulary=imsm.config.schema.vocab_size, tokens=setup.prompt_tokens)
 
     def twice(**options: torch.Tensor) -> torch.Tensor:
         with _two_passes(imsm):
@@ -65,7 +65,7 @@ def compare_released(setup: Setup) -> list[Comparison]:
     """The released algorithm: two copies of the weights, whole texts at every token, no cache."""
     setup = replace(setup, dtype="bfloat16", batch=1)
     imsm = build(setup, stream="interwoven").eval()
-    prompts = _prompts(setup, vocabulary=imsm.config.vocab_size, tokens=LONG)
+    prompts = _prompts(setup, vocabulary=imsm.config.schema.vocab_size, tokens=LONG)
     copies = plain_backbone(setup), get_peft_model(plain_backbone(setup), lora_config(setup)).eval()
     seconds = {}
     for name, run in {
@@ -93,9 +93,7 @@ def _prompts(setup: Setup, *, vocabulary: int, tokens: int) -> torch.Tensor:
     return torch.tensor([row.prompt_ids for row in rows], device=setup.device)
 
 
-def _later(
-    generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, tokens: int, device: str
-) -> list[float]:
+def _later(generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, tokens: int, device: str) -> list[float]:
     """Seconds of every new token but the first."""
     return decode(generate, prompts, tokens=tokens, device=device)[1:]
 
@@ -117,9 +115,7 @@ def _two_passes(model: SiameseForCausalLM) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _released(
-    original: torch.nn.Module, tuned: torch.nn.Module, gate: torch.nn.Module, ids: torch.Tensor
-) -> None:
+def _released(original: torch.nn.Module, tuned: torch.nn.Module, gate: torch.nn.Module, ids: torch.Tensor) -> None:
     """Both copies read the whole text for each token; the head runs at its last position alone."""
     query = ids.shape[1]
     bodies = find_decoder(original), find_decoder(tuned.get_base_model())  # type: ignore[operator]

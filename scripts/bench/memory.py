@@ -9,12 +9,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from scripts.bench.comparison import Comparison
-from scripts.bench.setups import Setup, build
 from scripts.bench.steps import train_step
 from scripts.bench.timing import peak_of
+from scripts.bench.workloads import Setup, build
 
 if TYPE_CHECKING:
-    from imsm.siamese.streams import Stream
+    from imsm.models.siamese.streams import Stream
 
 STEPS = 2
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from imsm.data.batches import collate_training
-from imsm.siamese.memory_bank import compute_in_memory
-from imsm.siamese.model import SiameseForCausalLM
-from imsm.training.local import SingleDeviceEngine
+from imsm.data.batching import collate_training
+from imsm.models.siamese.hidden_state_cache import compute_in_memory
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.training.engines.single_device import SingleDeviceEngine
 from imsm.training.optimizer import build_optimizer, build_schedule
-from imsm.training.step import on_device
+from imsm.training.train_step import on_device
 from scripts.bench.comparison import Comparison
-from scripts.bench.setups import Setup, build, plain_backbone, random_batch
 from scripts.bench.timing import medians, timed
+from scripts.bench.workloads import Setup, build, plain_backbone, random_batch
 
 Step = Callable[[], object]
 
@@ -35,9 +35,7 @@ def compare_steps(setup: Setup, *, rounds: int) -> list[Comparison]:
         "imsm, checkpointing": train_step(imsm, setup, checkpointing=True),
         "peft, checkpointing": train_step(peft, setup, checkpointing=True),
     }
-    seconds = medians(
-        {name: timed(step, device=setup.device) for name, step in steps.items()}, rounds=rounds
-    )
+    seconds = medians({name: timed(step, device=setup.device) for name, step in steps.items()}, rounds=rounds)
 
     def row(name: str, ours: str, theirs: str, bar: float) -> Comparison:
         return Comparison(
@@ -92,9 +90,7 @@ def _against(setup: Setup, theirs: Step, *, rounds: int) -> dict[str, float]:
     return medians(arms, rounds=rounds)
 
 
-def train_step(
-    model: SiameseForCausalLM, setup: Setup, *, banked: bool = False, checkpointing: bool = False
-) -> Step:
+def train_step(model: SiameseForCausalLM, setup: Setup, *, banked: bool = False, checkpointing: bool = False) -> Step:
     """One optimizer step on one batch, as a function without arguments.
 
     Args:
@@ -106,13 +102,9 @@ def train_step(
     items = random_batch(setup, vocabulary=model.config.vocab_size)
     bank = compute_in_memory(model, items, pad_id=0) if banked else None
     device = torch.device(setup.device)
-    optimizer = build_optimizer(
-        model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0
-    )
+    optimizer = build_optimizer(model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0)
     schedule = build_schedule(optimizer, name="constant", warmup_ratio=0.0, steps=100)
-    engine = SingleDeviceEngine(
-        model, optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=device
-    )
+    engine = SingleDeviceEngine(model, optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=device)
 
     def step() -> None:
         model.train()
@@ -130,7 +122,7 @@ def train_step(
 
 
 def lora_config(setup: Setup) -> LoraConfig:
-    """What `imsm.adapters.lora` builds, without it."""
+    """What `imsm.models.adapters.lora` builds, without it."""
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=setup.lora_rank,
@@ -188,14 +180,10 @@ def sft_step(setup: Setup, folder: str) -> Step:
     items = random_batch(setup, vocabulary=plain.config.get_text_config().vocab_size)
     rows = {
         "input_ids": [[*item.prompt_ids, *item.answer_ids] for item in items],
-        "completion_mask": [
-            [0] * len(item.prompt_ids) + [1] * len(item.answer_ids) for item in items
-        ],
+        "completion_mask": [[0] * len(item.prompt_ids) + [1] * len(item.answer_ids) for item in items],
     }
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<end>"))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<end>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
     arguments = _quiet(setup, folder) | {"completion_only_loss": True, "packing": False}
     with open(os.devnull, "w") as quiet, redirect_stdout(quiet):
         trainer = SFTTrainer(

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imsm.data.tokenise import TokenisedExample
-from imsm.siamese.model import SiameseForCausalLM
-from imsm.training.bank_folder import contents_of, get_or_compute, open_cache
-from imsm.training.keep import CheckpointManager
-from imsm.training.local import SingleDeviceEngine
-from imsm.training.loop import BatchPlan, train
+from imsm.data.tokenization import TokenizedExample
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.training.checkpoint_manager import CheckpointManager
+from imsm.training.engines.single_device import SingleDeviceEngine
+from imsm.training.hidden_state_store import contents_of, get_or_compute, open_cache
 from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.trainer import BatchPlan, train
 from scripts.bench.comparison import Comparison
-from scripts.bench.setups import METHODS, Setup, build, random_batch
 from scripts.bench.steps import train_step
 from scripts.bench.timing import now
+from scripts.bench.workloads import METHODS, Setup, build, random_batch
 
 if TYPE_CHECKING:
-    from imsm.siamese.memory_bank import HiddenStateCache
-    from imsm.siamese.streams import Stream
+    from imsm.models.siamese.hidden_state_cache import HiddenStateCache
+    from imsm.models.siamese.streams import Stream
 
 RANKS, EPOCHS, STEPS = (4, 8), 2, 60
 
@@ -70,41 +70,28 @@ def _vocabulary(setup: Setup) -> int:
     return int(build(setup, stream="tuned").config.vocab_size)
 
 
-def _bank(model: SiameseForCausalLM, items: Sequence[TokenisedExample]) -> HiddenStateCache:
+def _bank(model: SiameseForCausalLM, items: Sequence[TokenizedExample]) -> HiddenStateCache:
     """As a run gets it: from the disk, filled by whoever comes first, checked."""
     contents = contents_of(
-        items,
-        backbone="bench",
-        dtype=str(model.dtype),
-        attention=None,
-        pooling="mean",
-        device=model.device,
+        items, backbone="bench", dtype=str(model.dtype), attention=None, pooling="mean", device=model.device
     )
     return open_cache(get_or_compute(contents, model, items, pad_id=0, label="bench"), items)
 
 
 def _train(
     model: SiameseForCausalLM,
-    items: Sequence[TokenisedExample],
+    items: Sequence[TokenizedExample],
     setup: Setup,
     *,
     bank: HiddenStateCache | None,
     folder: Path,
 ) -> None:
     """The real loop, checkpoint at its end included."""
-    optimizer = build_optimizer(
-        model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0
-    )
+    optimizer = build_optimizer(model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0)
     batching = BatchPlan(epochs=EPOCHS, batch_size=setup.batch, micro_batch_size=setup.batch, seed=0)
-    schedule = build_schedule(
-        optimizer, name="linear", warmup_ratio=0.1, steps=batching.steps(len(items))
-    )
+    schedule = build_schedule(optimizer, name="linear", warmup_ratio=0.1, steps=batching.steps(len(items)))
     engine = SingleDeviceEngine(
-        model,
-        optimizer=optimizer,
-        schedule=schedule,
-        clip_norm=1.0,
-        device=torch.device(setup.device),
+        model, optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=torch.device(setup.device)
     )
     train(
         model,

@@ -67,9 +67,7 @@ class Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def decode(
-    generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, tokens: int, device: str
-) -> list[float]:
+def decode(generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, tokens: int, device: str) -> list[float]:
     """Seconds that each new token took; the first one's include reading the prompt.
 
     Args:
@@ -79,9 +77,7 @@ def decode(
         device: where the model is.
     """
     clock = Clock(device)
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0
-    )
+    config = GenerationConfig(do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0)
     start = now(device)
     with torch.inference_mode():
         generate(

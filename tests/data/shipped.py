@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from imsm.data.task import Task
+from tests.helpers.paths import ROOT
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = ROOT / "conf"
 
 
 def task_values(name: str) -> dict[str, Any]:
     values = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
     assert isinstance(values, dict)
-    values.pop("facts", None)  # of the plan, not of the task
+    values.pop("stats", None)  # of the plan, not of the task
     return values
 
 
 def task_facts(name: str) -> dict[str, Any]:
-    facts = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())["facts"]
+    facts = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())["stats"]
     assert isinstance(facts, dict)
     return facts
 

@@ -18,9 +18,7 @@ from tests.data.shipped import shipped_task
 
 HUB = os.environ.get("IMSM_TEST_HUB")
 REFERENCE = os.environ.get("IMSM_TEST_REFERENCE")
-pytestmark = pytest.mark.skipif(
-    not (HUB and REFERENCE), reason="IMSM_TEST_HUB and IMSM_TEST_REFERENCE are not set"
-)
+pytestmark = pytest.mark.skipif(not (HUB and REFERENCE), reason="IMSM_TEST_HUB and IMSM_TEST_REFERENCE are not set")
 ROWS: list[tuple[str, Role, int]] = [
     ("mrpc", "train", 3668),
     ("mrpc", "test", 1725),
@@ -61,9 +59,7 @@ def test_rows_equal_byte_for_byte_and_in_order(name: str, role: Role, count: int
 
 
 def test_multirc_triples_equal_up_to_order_and_blanks() -> None:
-    expected = [
-        (" ".join(r["input"].split()), r["output"]) for r in reference_rows("multirc", "test")
-    ]
+    expected = [(" ".join(r["input"].split()), r["output"]) for r in reference_rows("multirc", "test")]
     found = [(" ".join(e.prompt.split()), e.golds[0]) for e in examples_of("multirc", "test")]
     assert len(expected) == 312
     assert sorted(found) == sorted(expected)
@@ -80,9 +76,7 @@ def test_freebaseqa_accepts_further_parses_answers_in_lower_case() -> None:
     assert all(gold == gold.lower() for accepted in golds for gold in accepted)
 
 
-@pytest.mark.parametrize(
-    "name", ["mrpc", "cola", "gsm8k", "ropes", "webq", "freebaseqa", "multirc"]
-)
+@pytest.mark.parametrize("name", ["mrpc", "cola", "gsm8k", "ropes", "webq", "freebaseqa", "multirc"])
 def test_corrected_prompts_have_no_stray_blanks(name: str) -> None:
     verbatim, corrected = examples_of(name, "test"), examples_of(name, "test", "corrected")
     assert [e.id for e in corrected] == [e.id for e in verbatim]

@@ -7,7 +7,7 @@ import pytest
 from imsm.data.example import Example
 from imsm.data.replay import sample_replay
 from imsm.data.tasks import freebaseqa, webq
-from imsm.errors import UserError
+from imsm.utils.errors import UserError
 
 
 def questions(*texts: str, split: str = "train") -> list[Example]:

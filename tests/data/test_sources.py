@@ -17,13 +17,10 @@ from imsm.data import sources
 from imsm.data.example import Example
 from imsm.data.sources import DataSource, check_source, load_examples
 from imsm.data.task import Role, Task
-from imsm.errors import UserError
+from imsm.utils.errors import UserError
 from tests.data.shipped import shipped_task, task_values
 
-PAIRS = [
-    {"sentence1": f"Boat {n} sank .", "sentence2": f"Boat {n} went down .", "label": n % 2}
-    for n in range(30)
-]
+PAIRS = [{"sentence1": f"Boat {n} sank .", "sentence2": f"Boat {n} went down .", "label": n % 2} for n in range(30)]
 CARD = """---
 configs:
 - config_name: mrpc
@@ -50,9 +47,7 @@ def mirror(tmp_path: Path) -> Path:
     return tmp_path / "mirror"
 
 
-def load(
-    task: Task, source: DataSource, role: Role = "test", limit: int | None = None
-) -> list[Example]:
+def load(task: Task, source: DataSource, role: Role = "test", limit: int | None = None) -> list[Example]:
     return load_examples(task, role, source=source, prompts="paper", limit=limit)
 
 
@@ -88,9 +83,7 @@ def test_a_mirror_is_not_taken_for_another_or_for_its_past(mirror: Path, tmp_pat
 
 def test_miniature_is_read_as_a_mirror(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MINIATURE", mirror)
-    assert load(shipped_task("mrpc"), DataSource(kind="miniature")) == load(
-        shipped_task("mrpc"), at(mirror)
-    )
+    assert load(shipped_task("mrpc"), DataSource(kind="miniature")) == load(shipped_task("mrpc"), at(mirror))
 
 
 def test_a_limit_keeps_order_and_nests(mirror: Path) -> None:
@@ -107,9 +100,7 @@ def test_a_limit_keeps_order_and_nests(mirror: Path) -> None:
         load(task, at(mirror), limit=0)
 
 
-def test_mirror_that_lacks_something_is_refused_by_check_and_load(
-    mirror: Path, tmp_path: Path
-) -> None:
+def test_mirror_that_lacks_something_is_refused_by_check_and_load(mirror: Path, tmp_path: Path) -> None:
     mrpc, cola = shipped_task("mrpc"), shipped_task("cola")
     dev = Task(**{**task_values("mrpc"), "splits": {"train": ["train"], "test": ["dev"]}})
     cases = [
@@ -170,13 +161,7 @@ def test_unknown_choices() -> None:
     with pytest.raises(UserError, match=r"give data\.mirror="):
         DataSource(kind="mirror")
     with pytest.raises(UserError, match=r"data\.prompts='exact' is unknown"):
-        load_examples(
-            shipped_task("mrpc"),
-            "test",
-            source=DataSource(kind="miniature"),
-            prompts="exact",
-            limit=None,
-        )
+        load_examples(shipped_task("mrpc"), "test", source=DataSource(kind="miniature"), prompts="exact", limit=None)
 
 
 OWN = [{"input": "Q: a\nA:", "output": "b"}, {"input": "Q: c\nA:", "output": ["d", "é"]}]
@@ -188,7 +173,7 @@ def test_folder(tmp_path: Path, file: str, name: str) -> None:
     lines = "\n\n".join(json.dumps(row) for row in OWN) + "\n"
     data = (json.dumps(OWN, indent=1) if "jsonl" not in file else lines).encode()
     (tmp_path / file).write_bytes(gzip.compress(data) if file.endswith("gz") else data)
-    source = DataSource(kind="folder", path=str(tmp_path))
+    source = DataSource(kind="local", path=str(tmp_path))
     check_source(shipped_task(name), source=source, roles=["test"])
     examples = load(shipped_task(name), source)
     assert [e.prompt for e in examples] == ["Q: a\nA:", "Q: c\nA:"]
@@ -213,13 +198,13 @@ def test_folder(tmp_path: Path, file: str, name: str) -> None:
 def test_folder_row_of_a_wrong_kind(tmp_path: Path, row: Any, told: str) -> None:
     write_lines(tmp_path / "test.jsonl", [OWN[0], row])
     with pytest.raises(UserError, match=rf"test\.jsonl, row 2: .*{told}"):
-        load(shipped_task("jsonl"), DataSource(kind="folder", path=str(tmp_path)))
+        load(shipped_task("jsonl"), DataSource(kind="local", path=str(tmp_path)))
 
 
 def test_folder_that_lacks_something(tmp_path: Path) -> None:
-    task, source = shipped_task("jsonl"), DataSource(kind="folder", path=str(tmp_path))
+    task, source = shipped_task("jsonl"), DataSource(kind="local", path=str(tmp_path))
     with pytest.raises(UserError, match="nowhere is no folder"):
-        load(task, DataSource(kind="folder", path=str(tmp_path / "nowhere")))
+        load(task, DataSource(kind="local", path=str(tmp_path / "nowhere")))
     write_lines(tmp_path / "train.jsonl", OWN)
     with pytest.raises(UserError, match=r"lacks a file for test, .* It holds train\.jsonl"):
         check_source(task, source=source)
@@ -249,20 +234,16 @@ def test_no_network_says_what_would_be_downloaded_and_the_way_round(tmp_path: Pa
         "load_examples(task, 'test', source=source, prompts='verbatim', limit=None)\n"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert (
-        "UserError: The hub's dataset KelvinJiang/freebase_qa (split test, revision" in run.stderr
-    )
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "UserError: The hub's dataset KelvinJiang/freebase_qa (split test, revision" in run.stderr
     assert "hf download KelvinJiang/freebase_qa --revision refs/convert/parquet" in run.stderr
     assert "data.mirror_dir=" in run.stderr
 
 
 def test_importing_the_data_modules_is_quick() -> None:
     code = (
-        "import sys, imsm.data.sources, imsm.data.tokenise, imsm.data.batches\n"
-        "import imsm.evaluation.score\n"
+        "import sys, imsm.data.sources, imsm.data.tokenization, imsm.data.batching\n"
+        "import imsm.evaluation.scoring\n"
         "print([m for m in ('torch', 'transformers', 'datasets', 'evaluate', 'sklearn', 'pandas')"
         " if m in sys.modules])"
     )

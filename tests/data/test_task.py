@@ -10,15 +10,13 @@ import pytest
 import yaml
 
 from imsm.data.task import Task, task_module
-from imsm.errors import UserError
 from imsm.evaluation.metrics import metric_module
+from imsm.utils.errors import UserError
 from tests.data.shipped import CONF, shipped_names, shipped_task, task_values
 
 
 def test_all_eight_are_shipped() -> None:
-    assert shipped_names() == sorted(
-        ["cola", "freebaseqa", "gsm8k", "jsonl", "mrpc", "multirc", "ropes", "webq"]
-    )
+    assert shipped_names() == sorted(["cola", "freebaseqa", "gsm8k", "jsonl", "mrpc", "multirc", "ropes", "webq"])
 
 
 @pytest.mark.parametrize("name", shipped_names())

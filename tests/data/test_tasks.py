@@ -10,7 +10,7 @@ import pytest
 from imsm.data.example import Example
 from imsm.data.task import task_module
 from imsm.data.tasks import cola, freebaseqa, gsm8k, jsonl, mrpc, multirc, ropes, webq
-from imsm.errors import UserError
+from imsm.utils.errors import UserError
 from tests.data.shipped import shipped_task
 
 PAIR = {"sentence1": "It  rains .", "sentence2": "Rain {falls} .", "label": 1}
@@ -32,9 +32,7 @@ def test_mrpc() -> None:
     example = one(mrpc, PAIR)
     assert example.prompt.endswith("\nSentence1: It  rains .\nSentence2: Rain {falls} .\nOuput:")
     assert (example.id, example.golds, example.group) == ("mrpc/test/0", ("yes",), "mrpc/test/0")
-    assert one(mrpc, PAIR, "corrected").prompt.endswith(
-        "\nSentence1: It rains .\nSentence2: Rain {falls} .\nOutput:"
-    )
+    assert one(mrpc, PAIR, "corrected").prompt.endswith("\nSentence1: It rains .\nSentence2: Rain {falls} .\nOutput:")
     assert one(mrpc, {**PAIR, "label": 0}).golds == ("no",)
 
 
@@ -53,16 +51,12 @@ def test_a_hidden_label_is_refused() -> None:
 
 def test_ropes() -> None:
     example = one(ropes, ARTICLE)
-    assert example.prompt.endswith(
-        "\nArticle: Clay holds water.  Pot A is sand. \nQuestion:Which?  \nAnswer:"
-    )
+    assert example.prompt.endswith("\nArticle: Clay holds water.  Pot A is sand. \nQuestion:Which?  \nAnswer:")
     assert example.context is not None
     assert example.prompt[slice(*example.context)] == "Clay holds water.  Pot A is sand. "
     assert example.golds == (" Pot B",)
     corrected = one(ropes, ARTICLE, "corrected")
-    assert corrected.prompt.endswith(
-        "\nArticle: Clay holds water. Pot A is sand.\nQuestion: Which?\nAnswer:"
-    )
+    assert corrected.prompt.endswith("\nArticle: Clay holds water. Pot A is sand.\nQuestion: Which?\nAnswer:")
     assert corrected.golds == ("Pot B",)
 
 
@@ -88,16 +82,8 @@ def test_webq_accepts_every_answer_of_the_list() -> None:
     assert example.golds == ("Port Senn", "Lowmere")
 
 
-NESTED = {
-    "Answers": [
-        [{"AnswersName": [["Ann Peck"]]}],
-        [{"AnswersName": [["ann peck", "A. Peck"]]}],
-    ]
-}
-FLAT = [
-    {"Answers": [{"AnswersName": ["Ann Peck"]}]},
-    {"Answers": [{"AnswersName": ["ann peck", "A. Peck"]}]},
-]
+NESTED = {"Answers": [[{"AnswersName": [["Ann Peck"]]}], [{"AnswersName": [["ann peck", "A. Peck"]]}]]}
+FLAT = [{"Answers": [{"AnswersName": ["Ann Peck"]}]}, {"Answers": [{"AnswersName": ["ann peck", "A. Peck"]}]}]
 
 
 @pytest.mark.parametrize("parses", [NESTED, FLAT])
@@ -106,9 +92,7 @@ def test_freebaseqa_reads_both_nestings(parses: Any) -> None:
     example = one(freebaseqa, row)
     assert example.prompt.endswith("\nQuestion:Who wrote Salt Roads ?\nAnswer:")
     assert example.golds == ("ann peck", "a. peck")
-    assert one(freebaseqa, row, "corrected").prompt.endswith(
-        '\nQuestion: Who wrote "Salt? Roads"?\nAnswer:'
-    )
+    assert one(freebaseqa, row, "corrected").prompt.endswith('\nQuestion: Who wrote "Salt? Roads"?\nAnswer:')
 
 
 def test_multirc_keeps_questions_with_a_correct_bare_yes_or_no() -> None:
@@ -120,10 +104,7 @@ def test_multirc_keeps_questions_with_a_correct_bare_yes_or_no() -> None:
     rows = [row(0, "No", 0), row(0, " Yes", 1), row(0, "true", 1), row(1, "No.", 1)]
     rows += [row(2, "False", 1), row(3, "Maybe", 1)]
     found = list(multirc.examples(rows, split="train", prompts="paper"))
-    assert [(e.id, e.golds) for e in found] == [
-        ("multirc/train/3-0", ("yes",)),
-        ("multirc/train/3-2", ("no",)),
-    ]
+    assert [(e.id, e.golds) for e in found] == [("multirc/train/3-0", ("yes",)), ("multirc/train/3-2", ("no",))]
     assert found[0].prompt.endswith("\nQuestion: Q0? \nContent: It rained. \nAnswer:")
     assert found[0].context is not None
     assert found[0].prompt[slice(*found[0].context)] == "It rained."

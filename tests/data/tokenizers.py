@@ -18,9 +18,7 @@ def word_tokenizer(texts: Sequence[str], *, eos_added: bool = False) -> PreTrain
     trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL.values()), show_progress=False)
     core.train_from_iterator(texts, trainer)
     template = "<s> $A </s>" if eos_added else "<s> $A"
-    core.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
+    core.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL)
 
 

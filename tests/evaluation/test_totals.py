@@ -6,7 +6,7 @@ import numpy
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from imsm.evaluation.labels import correlation_of, f1_of
+from imsm.evaluation.metrics.labels import correlation_of, f1_of
 
 
 @pytest.mark.parametrize("kinds", [2, 3])

@@ -9,15 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.errors import RunError, UserError
-from imsm.training.checkpoint import (
-    checkpoints,
-    load_checkpoint,
-    read_state,
-    check_disk_space,
-)
-from imsm.training.resume import checkpoint_to_resume
-from tests.training.test_loop import IDENTITY, Run
+from imsm.training.checkpoint import check_disk_space, checkpoints, load_checkpoint, read_state
+from imsm.training.checkpoint_manager import checkpoint_to_resume
+from imsm.utils.errors import RunError, UserError
+from tests.training.test_trainer import IDENTITY, Run
 
 FILES = [
     "trainables.safetensors", "optimizer.safetensors", "hooks.safetensors", "random.safetensors",

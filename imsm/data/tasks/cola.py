@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answers import label_answer, single_blanks, yes_or_no
+from imsm.data.answer_text import label_answer, single_blanks, yes_or_no
 from imsm.data.example import Example
-from imsm.data.rows import get_field, get_str
+from imsm.data.row_validation import get_field, get_str
 
 PROMPTS = {
     # The blank at the start and the missing one after "Sentence:" are the paper's.

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answers import first_line, single_blanks
+from imsm.data.answer_text import first_line, single_blanks
 from imsm.data.example import Example
-from imsm.data.rows import get_answers, get_field, repr_short, get_str
-from imsm.errors import UserError
+from imsm.data.row_validation import get_answers, get_field, get_str, repr_short
+from imsm.utils.errors import UserError
 
 PROMPTS = {
     # No blank after "Question:", unlike WebQ's: the paper's.

@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answers import single_blanks
+from imsm.data.answer_text import single_blanks
 from imsm.data.example import Example
-from imsm.data.rows import get_str
-from imsm.errors import UserError
+from imsm.data.row_validation import get_str
+from imsm.utils.errors import UserError
 
 # The braces around "answer" are the paper's and meant literally. There is no "Answer:" cue.
 INSTRUCTION = (
@@ -45,9 +45,7 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         if prompts == "corrected":
             question = single_blanks(question)
         yield Example(
-            id=f"gsm8k/{split}/{number}",
-            prompt=INSTRUCTION + question,
-            golds=(_rationale(get_str(row, "answer")),),
+            id=f"gsm8k/{split}/{number}", prompt=INSTRUCTION + question, golds=(_rationale(get_str(row, "answer")),)
         )
 
 

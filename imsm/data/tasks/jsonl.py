@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from imsm.data.example import Example
-from imsm.errors import UserError
+from imsm.utils.errors import UserError
 
 KEYS = ("input", "output")
 
@@ -30,14 +30,11 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         lacking = [key for key in KEYS if key not in row] if isinstance(row, Mapping) else KEYS
         if lacking:
             raise UserError(
-                f"{' and '.join(lacking)} missing: every row is an object with the keys "
-                '"input" and "output".'
+                f'{" and ".join(lacking)} missing: every row is an object with the keys "input" and "output".'
             )
         if not isinstance(row["input"], str):
             raise UserError(f"input must be a text, not {_shown(row['input'])}.")
-        yield Example(
-            id=f"jsonl/{split}/{number}", prompt=row["input"], golds=_golds(row["output"])
-        )
+        yield Example(id=f"jsonl/{split}/{number}", prompt=row["input"], golds=_golds(row["output"]))
 
 
 def extract(generation: str) -> str:

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answers import label_answer, single_blanks, yes_or_no
+from imsm.data.answer_text import label_answer, single_blanks, yes_or_no
 from imsm.data.example import Example
-from imsm.data.rows import get_field, get_str
+from imsm.data.row_validation import get_field, get_str
 
 # (before the question, between question and passage, after the passage)
 PARTS = {

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answers import first_line, single_blanks
+from imsm.data.answer_text import first_line, single_blanks
 from imsm.data.example import Example
-from imsm.data.rows import get_answers, get_field, get_str
+from imsm.data.row_validation import get_answers, get_field, get_str
 
 # (before the article, after it, after the question)
 PARTS = {

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answers import first_line, single_blanks
+from imsm.data.answer_text import first_line, single_blanks
 from imsm.data.example import Example
-from imsm.data.rows import get_answers, get_field, get_str
+from imsm.data.row_validation import get_answers, get_field, get_str
 
 PROMPT = (
     "Please provide a concise answer to the following question using one or a few words."

@@ -15,12 +15,12 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING, cast
 
-from imsm.errors import UserError
-from imsm.evaluation.metric import MetricInfo, MetricModule, aggregate
-from imsm.options import closest_match
+from imsm.evaluation.metrics.base import MetricInfo, MetricModule, aggregate
+from imsm.utils.errors import UserError
+from imsm.utils.options import closest_match
 
 if TYPE_CHECKING:
-    from imsm.evaluation.text_metric import HFTextMetric
+    from imsm.evaluation.metrics.hf_metric import HFTextMetric
 
 __all__ = ["MetricInfo", "MetricModule", "aggregate", "load", "metric_module"]
 
@@ -38,7 +38,7 @@ def load(name: str) -> HFTextMetric:
         UserError: no such metric, or a module without INFO and score.
     """
     module = metric_module(name)
-    from imsm.evaluation.text_metric import HFTextMetric  # evaluate takes seconds to import
+    from imsm.evaluation.metrics.hf_metric import HFTextMetric  # evaluate takes seconds to import
 
     return HFTextMetric(module)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.labels import gold_label, predicted_label
 from imsm.evaluation.metrics import MetricInfo
+from imsm.evaluation.metrics.labels import gold_label, predicted_label
 
 INFO = MetricInfo(
     name="accuracy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imsm.evaluation.metrics import MetricInfo
-from imsm.evaluation.words import ARTICLES, tokens_joined, tokens_split
+from imsm.evaluation.metrics.text import ARTICLES, tokens_joined, tokens_split
 
 INFO = MetricInfo(
     name="contain",
@@ -23,11 +23,7 @@ def score(prediction: str, golds: Sequence[str]) -> float:
     dropped: "The Arvel" is in "on Arvel", but "Group A" is not in "Group B".
     """
     return float(
-        any(
-            _stands_in(split(prediction), split(gold))
-            for gold in golds
-            for split in (tokens_joined, tokens_split)
-        )
+        any(_stands_in(split(prediction), split(gold)) for gold in golds for split in (tokens_joined, tokens_split))
     )
 
 

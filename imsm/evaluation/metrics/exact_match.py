@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imsm.evaluation.metrics import MetricInfo
-from imsm.evaluation.words import squad_tokens
+from imsm.evaluation.metrics.text import squad_tokens
 
 INFO = MetricInfo(
     name="exact_match",

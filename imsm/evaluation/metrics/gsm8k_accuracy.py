@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from imsm.data.tasks.gsm8k import extract
-from imsm.errors import UserError
 from imsm.evaluation.metrics import MetricInfo
+from imsm.utils.errors import UserError
 
 INFO = MetricInfo(
     name="gsm8k_accuracy",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.labels import correlation_of, gold_label, predicted_label
 from imsm.evaluation.metrics import MetricInfo
+from imsm.evaluation.metrics.labels import correlation_of, gold_label, predicted_label
 
 INFO = MetricInfo(
     name="mcc",
@@ -28,6 +28,5 @@ def aggregate(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> flo
     -1 for.
     """
     return correlation_of(
-        [gold_label(gold) for gold in golds],
-        [predicted_label(prediction) for prediction in predictions],
+        [gold_label(gold) for gold in golds], [predicted_label(prediction) for prediction in predictions]
     )

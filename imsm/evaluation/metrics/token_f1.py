@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from imsm.evaluation.metrics import MetricInfo
-from imsm.evaluation.words import squad_tokens
+from imsm.evaluation.metrics.text import squad_tokens
 
 INFO = MetricInfo(
     name="token_f1",

@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from imsm.siamese.body import find_decoder
-from imsm.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.decoder import find_decoder
+from imsm.models.siamese.model import SiameseForCausalLM
 from scripts.bench.__main__ import SHAPES, make_setup, measure
 from scripts.bench.comparison import Comparison
 from scripts.bench.curves import Curve, decoding_curve, step_curves
 from scripts.bench.decoding import compare_decoding, compare_released
-from scripts.bench.limits import bandwidth, matrix_rate, operations
+from scripts.bench.hardware import bandwidth, matrix_rate, operations
 from scripts.bench.memory import compare_memory
-from scripts.bench.page import write_page
+from scripts.bench.report import write_page
 from scripts.bench.result import ROOT, commit, row_cells, write_result
-from scripts.bench.setups import Setup, build, random_batch
 from scripts.bench.steps import compare_steps, compare_trainer, sft_step, train_step
 from scripts.bench.sweep import sweep_seconds
 from scripts.bench.timing import decode, interleaved
-from tests.siamese.tiny import ARCHITECTURES, tiny_siamese
+from scripts.bench.workloads import Setup, build, random_batch
+from tests.models.siamese.tiny import ARCHITECTURES, tiny_siamese
 
 BARE = ("datasets", "hydra", "matplotlib", "omegaconf", "pandas", "pydantic", "rich", "scipy")
 """Packages that a bare GPU machine lacks."""
@@ -35,7 +35,7 @@ BARE = ("datasets", "hydra", "matplotlib", "omegaconf", "pandas", "pydantic", "r
 @pytest.fixture
 def setup() -> Setup:
     return Setup(
-        backbone={"path": "tiny"},
+        backbone={"name_or_path": "tiny"},
         shape=ARCHITECTURES["llama"],
         target_modules=["q_proj", "v_proj"],
         gate_rank=4,
@@ -71,9 +71,7 @@ def test_steps_have_their_bars(setup: Setup) -> None:
     assert banked.theirs == unbanked.theirs
 
 
-@pytest.mark.parametrize(
-    ("options", "passes"), [({}, 2), ({"banked": True}, 1), ({"checkpointing": True}, 2)]
-)
+@pytest.mark.parametrize(("options", "passes"), [({}, 2), ({"banked": True}, 1), ({"checkpointing": True}, 2)])
 def test_a_step_does_what_its_row_says(setup: Setup, options: dict[str, bool], passes: int) -> None:
     model = build(setup, stream="interwoven")
     step = train_step(model, setup, **options)
@@ -126,9 +124,7 @@ def test_decoding_rows(setup: Setup) -> None:
     assert row.bar == 10
 
 
-def test_the_released_algorithm_answers_as_the_model_does(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_released_algorithm_answers_as_the_model_does(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise its time would be of something else."""
     import scripts.bench.decoding as decoding
 
@@ -138,9 +134,7 @@ def test_the_released_algorithm_answers_as_the_model_does(
     ids = torch.tensor([random_batch(setup, vocabulary=97)[0].prompt_ids])
     seen: list[torch.Tensor] = []
     body = find_decoder(plain.backbone)
-    body.register_forward_pre_hook(
-        lambda _, __, named: seen.append(named["input_ids"]), with_kwargs=True
-    )
+    body.register_forward_pre_hook(lambda _, __, named: seen.append(named["input_ids"]), with_kwargs=True)
     decoding._released(plain.backbone, plain.adapted, model.gate, ids)
     expected = model.generate(ids, max_new_tokens=6, min_new_tokens=6)
     assert len(seen) == 2 * 6 and torch.equal(seen[-1], expected[:, :-1])
@@ -155,9 +149,7 @@ def test_memory_of_the_arms(setup: Setup) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_gets_longer_with_every_member(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_sweep_gets_longer_with_every_member(setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import scripts.bench.sweep as sweep
 
     monkeypatch.setattr(sweep, "STEPS", 4)
@@ -184,7 +176,7 @@ def test_operations_are_those_of_the_products() -> None:
 
 
 def test_a_machines_limits_are_positive(monkeypatch: pytest.MonkeyPatch) -> None:
-    import scripts.bench.limits as limits
+    import scripts.bench.hardware as limits
 
     monkeypatch.setattr(limits, "_SIZE", 64)
     monkeypatch.setattr(limits, "_BYTES", 2**20)
@@ -211,9 +203,7 @@ def test_the_file_and_its_page(tmp_path: Path) -> None:
         Comparison(name="slow", ours=3, theirs=1, unit="s", bar=1.5, floor=True, reason="because"),
         Comparison(name="fast", ours=30, theirs=2, unit="tokens/s", bar=10, at_least=True),
     ]
-    curve = Curve(
-        name="a step", over="tokens", at=[1.0, 2.0], arms={"IMSM": [1.0, 2.0]}, floor=[0.5, 1.0]
-    )
+    curve = Curve(name="a step", over="tokens", at=[1.0, 2.0], arms={"IMSM": [1.0, 2.0]}, floor=[0.5, 1.0])
     record = write_result(
         tmp_path / "it.json",
         rows,
@@ -227,10 +217,7 @@ def test_the_file_and_its_page(tmp_path: Path) -> None:
     asked = {"name", "ours", "theirs", "unit", "ratio", "bar", "met", "floor", "reason"}
     assert all(asked <= row.keys() for row in record["comparisons"])
     assert record.keys() >= {"comparisons", "device", "commit", "date"}
-    assert [row_cells(row)[-2:] for row in record["comparisons"]] == [
-        ["≤ 1.5", "floor"],
-        ["≥ 10", "met"],
-    ]
+    assert [row_cells(row)[-2:] for row in record["comparisons"]] == [["≤ 1.5", "floor"], ["≥ 10", "met"]]
     page = write_page(tmp_path / "it.json", record).read_text()
     for told in ("| slow | 3 | 1 | s | 3.00 | ≤ 1.5 | floor |", "because", "needs trl"):
         assert told in page
@@ -254,16 +241,14 @@ import sys
 for name in {BARE!r}:
     sys.modules[name] = None
 from scripts.bench import __main__ as bench
-from scripts.bench.setups import Setup
+from scripts.bench.workloads import Setup
 import json
 setup = Setup(**json.loads({setup.written()!r}))
 bench.make_setup = lambda *_, **__: setup
 bench.main(["--only", "steps", "sft", "--rounds", "1", "--device", "cpu",
             "--output", {str(tmp_path)!r}, "--name", "bare"])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "bare.json").read_text())
     assert len(record["comparisons"]) == 3

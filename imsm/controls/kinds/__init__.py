@@ -1,1 +1,0 @@
-"""The controls, a module each (see `imsm.controls`)."""

@@ -1,0 +1,62 @@
+"""A task's test items, read and tokenised once for all arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imsm.data.sources import DataSource, load_examples
+from imsm.data.task import Task
+from imsm.data.tokenization import TokenizationStats, TokenizedExample, tokenize_prompts
+from imsm.utils.hashing import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from imsm.data.example import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """A task's test items, ready to be asked."""
+
+    task: Task
+    examples: list[Example]
+    prompts: list[TokenizedExample]
+    report: TokenizationStats
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over prompts and accepted answers, and over how they are asked and scored."""
+        task = self.task
+        asked = [task.max_prompt_tokens, task.max_new_tokens, task.stop]
+        scored = [task.module, task.metrics, task.paper_code_metrics]
+        return digest([examples_digest(self.examples), asked, scored])
+
+
+def load_test_set(
+    task: Task,
+    *,
+    source: DataSource,
+    prompts: str,
+    items: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    closed_vocabulary: bool,
+    chat: bool,
+) -> EvalSet:
+    """Load and tokenise a task's test items (a fixed random ``items`` of them; None: all).
+
+    ``chat``: each prompt is a user turn in the tokenizer's template; its tokens are part of the
+    answers' key.
+    """
+    examples = load_examples(task, "test", source=source, prompts=prompts, limit=items)
+    tokenised, report = tokenize_prompts(
+        examples, tokenizer, max_prompt_tokens=task.max_prompt_tokens, closed_vocabulary=closed_vocabulary, chat=chat
+    )
+    return EvalSet(task=task, examples=examples, prompts=tokenised, report=report)
+
+
+def examples_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over ids, prompts and accepted answers."""
+    return digest([[e.id, e.prompt, list(e.golds)] for e in examples])

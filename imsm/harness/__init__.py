@@ -1,1 +1,0 @@
-"""lm-evaluation-harness on any stream of a finished run."""

@@ -1,0 +1,191 @@
+"""ChatGLM3-6B as a native model: the published weights, none of the published code.
+
+    x = Embedding(tokens)
+    x = x + dense(Attention(RMSNorm(x)))        q, k, v from one matrix, rotary on half of each head
+    x = x + dense_4h_to_h(silu(a) * b)          a, b = halves of dense_h_to_4h(RMSNorm(x))
+    memory = RMSNorm(x)     logits = output_layer(memory)
+
+transformers' GLM has this architecture already (rotary positions on interleaved pairs, cache,
+masks, attention kernels). What is new: one fused `query_key_value`, modules under their published
+names, so that the published files load as they are and PEFT finds its targets, and the
+configuration's published keys.
+
+Source: the configuration, weights' names and sizes of the published model (zai-org/chatglm3-6b).
+Legend: B batch, T positions, D width, H query heads, G key-value heads, S size of a head.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Cache
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.glm.modeling_glm import (
+    GlmAttention,
+    GlmDecoderLayer,
+    GlmForCausalLM,
+    GlmMLP,
+    GlmModel,
+    GlmPreTrainedModel,
+    GlmRMSNorm,
+    GlmRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+from imsm.models.backbones.chatglm3.configuration import ChatGLM3Config
+from imsm.models.backbones.chatglm3.tokenization import ChatGLMTokenizer
+
+
+def _published(path: str) -> Any:
+    """The module that lives under ``path``, for transformers' GLM, which calls it otherwise."""
+    return property(attrgetter(path))
+
+
+class ChatGLM3Attention(GlmAttention):
+    """Grouped-query attention with one matrix for q, k and v: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: ChatGLM3Config, layer_idx: int) -> None:
+        nn.Module.__init__(self)
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        size = config.head_dim
+        assert groups is not None and size is not None
+        self.config = config
+        self.layer_idx: int = layer_idx
+        self.head_dim = size
+        self.num_key_value_groups = heads // groups
+        self.scaling = size**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        self.widths = [heads * size, groups * size, groups * size]
+        self.query_key_value = nn.Linear(config.hidden_size, sum(self.widths), bias=config.attention_bias)
+        self.dense = nn.Linear(heads * size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **attention: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `GlmAttention.forward`; ``attention`` is what attention kernels take besides."""
+        assert position_embeddings is not None
+        batch, length = hidden_states.shape[:2]
+        parts = self.query_key_value(hidden_states).split(self.widths, dim=-1)
+        query, key, value = (  # (B, H or G, T, S)
+            part.view(batch, length, -1, self.head_dim).transpose(1, 2) for part in parts
+        )
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        mixed, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **attention,
+        )
+        return self.dense(mixed.reshape(batch, length, -1)), weights
+
+
+class ChatGLM3MLP(GlmMLP):
+    """`GlmMLP` under the published names."""
+
+    gate_up_proj = _published("dense_h_to_4h")
+    down_proj = _published("dense_4h_to_h")
+
+    def __init__(self, config: ChatGLM3Config) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation_fn = ACT2FN[config.hidden_act]
+
+
+class ChatGLM3Block(GlmDecoderLayer):
+    """`GlmDecoderLayer` under the published names."""
+
+    self_attn = _published("self_attention")
+
+    def __init__(self, config: ChatGLM3Config, layer_idx: int) -> None:
+        nn.Module.__init__(self)
+        self.hidden_size = config.hidden_size
+        self.input_layernorm = GlmRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attention = ChatGLM3Attention(config, layer_idx)
+        self.post_attention_layernorm = GlmRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = ChatGLM3MLP(config)
+
+
+class ChatGLM3PreTrainedModel(GlmPreTrainedModel):
+    """What both models share: configuration, names of parts, what a published file may hold."""
+
+    config_class = ChatGLM3Config
+    base_model_prefix = "transformer"
+    _no_split_modules = ["ChatGLM3Block"]  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ChatGLM3Block,
+        "attentions": ChatGLM3Attention,
+    }
+    _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]  # noqa: RUF012
+
+
+class ChatGLM3Model(ChatGLM3PreTrainedModel, GlmModel):
+    """Tokens to memories: the hidden states after the final norm, (B, T, D).
+
+    The head (`output_layer`) lives in here as in the published files; this model does not call it.
+    """
+
+    embed_tokens = _published("embedding.word_embeddings")
+    layers = _published("encoder.layers")
+    norm = _published("encoder.final_layernorm")
+    rotary_emb = _published("rotary_pos_emb")
+
+    def __init__(self, config: ChatGLM3Config) -> None:
+        GlmPreTrainedModel.__init__(self, config)
+        width = config.hidden_size
+        self.embedding = nn.ModuleDict({"word_embeddings": nn.Embedding(config.vocab_size, width)})
+        self.rotary_pos_emb = GlmRotaryEmbedding(config=config)
+        blocks = [ChatGLM3Block(config, index) for index in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict(
+            {"layers": nn.ModuleList(blocks), "final_layernorm": GlmRMSNorm(width, eps=config.rms_norm_eps)}
+        )
+        self.output_layer = nn.Linear(width, config.vocab_size, bias=False)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put other token embeddings in place, (V, D)."""
+        self.embedding["word_embeddings"] = value
+
+
+class ChatGLM3ForCausalLM(ChatGLM3PreTrainedModel, GlmForCausalLM):
+    """ChatGLM3 with its head: logits (B, T, V), cache, `generate`, as every causal model."""
+
+    model = _published("transformer")
+    lm_head = _published("transformer.output_layer")
+    _tied_weights_keys = None  # type: ignore[assignment]
+    _tp_plan = _pp_plan = _fsdp_plan = None  # type: ignore[assignment]
+
+    def __init__(self, config: ChatGLM3Config) -> None:
+        GlmPreTrainedModel.__init__(self, config)
+        self.transformer = ChatGLM3Model(config)
+        self.vocab_size = config.vocab_size
+        self.post_init()
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Put another head in place, (V, D)."""
+        self.transformer.output_layer = new_embeddings
+
+
+AutoConfig.register(ChatGLM3Config.model_type, ChatGLM3Config, exist_ok=True)
+AutoModelForCausalLM.register(ChatGLM3Config, ChatGLM3ForCausalLM, exist_ok=True)
+AutoTokenizer.register(ChatGLM3Config, tokenizer_class=ChatGLMTokenizer, exist_ok=True)

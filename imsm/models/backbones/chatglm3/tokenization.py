@@ -1,0 +1,195 @@
+"""ChatGLM3's tokenizer: a SentencePiece model, nine special tokens behind it, and a prefix.
+
+`[gMASK] sop` stands before every text, `</s>` (2) ends one, padding is id 0 (the unknown piece) on
+the left. A special token is an id and never a text: "<|user|>" or "sop" in somebody's text is
+tokenised as any other text (transformers' ``split_special_tokens``, on by default here).
+
+Source: the published tokenizer's behaviour (zai-org/chatglm3-6b); the SentencePiece model itself
+does the work, so its pieces are the published ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
+
+ROLES = ("system", "user", "assistant", "observation")
+SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *(f"<|{role}|>" for role in ROLES))
+"""In the order of their ids, which begin behind the last piece (64789 in the published model)."""
+Texts = str | list[Any]
+_PUBLISHED_CODE = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
+"""Kept in what is saved, and never run: without imsm, transformers then asks for this code, where
+it would else make a tokenizer of another kind of the same file and not say so."""
+
+
+class ChatGLMTokenizer(PreTrainedTokenizer):
+    """A `PreTrainedTokenizer` over a SentencePiece file; its name is the published one.
+
+    Args:
+        vocab_file: the SentencePiece model (`tokenizer.model`).
+        options: what transformers keeps in `tokenizer_config.json`; special tokens and their ids
+            are given here and not taken from there.
+
+    Raises:
+        ValueError: ``vocab_file`` is not there, or no SentencePiece model.
+    """
+
+    vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+    padding_side = "left"
+
+    def __init__(self, vocab_file: str | None = None, **options: Any) -> None:
+        self.pieces = _sentencepiece(vocab_file)
+        self.vocab_file = vocab_file
+        first = len(self.pieces)
+        self.special_ids = {token: first + place for place, token in enumerate(SPECIAL_TOKENS)}
+        self._added_tokens_decoder = {
+            place: AddedToken(token, special=True, normalized=False) for token, place in self.special_ids.items()
+        }
+        self.prefix_tokens = [self.special_ids["[gMASK]"], self.special_ids["sop"]]
+        for key in ("added_tokens_decoder", "bos_token", "additional_special_tokens"):
+            options.pop(key, None)
+        options |= {
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": "<unk>",
+            "extra_special_tokens": list(SPECIAL_TOKENS),
+            "special_tokens_pattern": "prefix_suffix",
+            "clean_up_tokenization_spaces": False,
+            "auto_map": _PUBLISHED_CODE,
+        }
+        options.setdefault("split_special_tokens", True)
+        super().__init__(**options)
+
+    # ------------------------------------------------------------------ vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces and special tokens; the model's embedding is padded to more."""
+        return len(self.pieces) + len(SPECIAL_TOKENS)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every piece and special token with its id; whoever adds a token counts them."""
+        vocabulary = {}
+        for index in range(len(self.pieces)):
+            piece = self.pieces.id_to_piece(index)
+            vocabulary[f"{piece} (piece)" if piece in self.special_ids else piece] = index
+        return vocabulary | self.special_ids | self.added_tokens_encoder
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.pieces.piece_to_id(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        """The piece of an id; nothing for the embedding's padding rows."""
+        return self.pieces.id_to_piece(index) if 0 <= index < len(self.pieces) else ""
+
+    # ---------------------------------------------------------------- text to ids
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return self.pieces.encode(text, out_type=str)
+
+    def _encode_plus(  # type: ignore[override]
+        self, text: Texts, text_pair: Texts | None = None, **options: Any
+    ) -> BatchEncoding:
+        """As transformers, but through ids: a piece may be spelt as a special token ("sop")."""
+        if options.get("split_special_tokens") and not options.get("is_split_into_words"):
+            text = self._ids(text)
+            text_pair = None if text_pair is None else self._ids(text_pair)
+        return super()._encode_plus(text, text_pair, **options)
+
+    def _ids(self, text: Texts) -> Texts:
+        """Every text in ``text``, however nested, as ids; an empty one stays as it is."""
+        if isinstance(text, str):
+            return self.pieces.encode(text) or ""
+        if text and isinstance(text[0], int):
+            return text
+        return type(text)(self._ids(each) for each in text)
+
+    # ---------------------------------------------------------------- ids to text
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of pieces."""
+        return self.pieces.decode(tokens)
+
+    def _decode(  # type: ignore[override]
+        self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any
+    ) -> str:
+        """Runs of pieces by SentencePiece, special tokens by their names, or left out."""
+        ids = [token_ids] if isinstance(token_ids, int) else [int(token) for token in token_ids]
+        special = set(self.all_special_ids)
+        text = ""
+        for is_special, run in groupby(ids, special.__contains__):
+            if not is_special:
+                text += self.pieces.decode([token for token in run if token < len(self.pieces)])
+            elif not skip_special_tokens:
+                text += "".join(self.convert_ids_to_tokens(list(run)))
+        return text
+
+    # ----------------------------------------------------------------------- chat
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[dict[str, str]],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        return_tensors: str | None = None,
+    ) -> BatchEncoding | list[int]:
+        """One conversation as ids: the prefix, then role, metadata, line break and content of each.
+
+        Args:
+            conversation: ``role`` (one of `ROLES`), ``content``, and ``metadata`` where a tool is
+                called.
+            add_generation_prompt: end with the assistant's token.
+            tokenize: must be True: roles are ids, they cannot be written into a text.
+            return_dict: with an attention mask.
+            return_tensors: as in transformers.
+
+        Raises:
+            ValueError: a role that there is not, or ``tokenize=False``.
+        """
+        if not tokenize:
+            raise ValueError("ChatGLM3's roles are ids, not text: its chats need tokenize=True")
+        ids = list(self.prefix_tokens)
+        for message in conversation:
+            if message["role"] not in ROLES:
+                raise ValueError(f"role {message['role']!r}: ChatGLM3 knows {', '.join(ROLES)}")
+            ids.append(self.special_ids[f"<|{message['role']}|>"])
+            ids += self.pieces.encode(f"{message.get('metadata', '')}\n")
+            ids += self.pieces.encode(message["content"])
+        if add_generation_prompt:
+            ids.append(self.special_ids["<|assistant|>"])
+        encoded = self.prepare_for_model(
+            ids, add_special_tokens=False, return_tensors=return_tensors, prepend_batch_axis=return_tensors is not None
+        )
+        return encoded if return_dict else encoded["input_ids"]
+
+    # -------------------------------------------------------------------- storage
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Copy the SentencePiece model into ``save_directory``."""
+        name = self.vocab_files_names["vocab_file"]
+        target = Path(save_directory) / (f"{filename_prefix}-{name}" if filename_prefix else name)
+        assert self.vocab_file is not None
+        if not (target.exists() and target.samefile(self.vocab_file)):
+            shutil.copyfile(self.vocab_file, target)
+        return (str(target),)
+
+
+def _sentencepiece(file: str | None) -> SentencePieceProcessor:
+    try:
+        if file is None:
+            raise RuntimeError("there is no such file")
+        return SentencePieceProcessor(model_file=file)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file or 'tokenizer.model'}: no SentencePiece model ({error}); the published "
+            "tokenizer.model must lie beside the weights"
+        ) from error

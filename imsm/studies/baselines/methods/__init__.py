@@ -1,0 +1,1 @@
+"""The controls, a module each (see `imsm.studies.baselines.base`)."""

@@ -1,0 +1,26 @@
+"""The logits of both streams mixed by one weight for every token: a gate that is a constant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imsm.studies.baselines.base import BaselineInfo
+from imsm.studies.baselines.logit_mixing import mix_logits, mixed
+
+if TYPE_CHECKING:
+    from imsm.models.siamese.model import SiameseForCausalLM
+    from imsm.studies.baselines.finished_run import FinishedRun
+
+INFO = BaselineInfo(
+    name="logit_mix",
+    meaning="z = lambda z_original + (1 - lambda) z_tuned; below 0: beyond the tuned model",
+    symbol="lambda",
+    grid=(0.25, 0.5, 0.75),
+    low=-1.0,
+    ends={0.0: "tuned", 1.0: "original"},
+)
+
+
+def build_model(run: FinishedRun, value: float) -> SiameseForCausalLM:
+    """The model at one lambda."""
+    return mixed(run.model(), mix_logits(value))

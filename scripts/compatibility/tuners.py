@@ -1,0 +1,316 @@
+"""Every tuner of the installed PEFT inside IMSM, tried on a tiny random Llama.
+
+    python -m scripts.compatibility.tuners [NAME ...]
+
+Each goes the way of a run: `assemble` with its probe, the training loop, saving, loading, texts.
+What is said of a tuner is measured afterwards, on the trained model; a refused one has its reason.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora.config import ArrowConfig, KasaConfig, MontecloraConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.utils import logging
+
+from imsm.data.tokenization import TokenizedExample
+from imsm.models.adapters.adalora import adalora
+from imsm.models.adapters.base import AdapterSpec
+from imsm.models.adapters.peft_generic import check_arguments, peft_tuner
+from imsm.models.backbones.loading import load_backbone
+from imsm.models.builder import build_model
+from imsm.models.siamese.kv_cache import DualStreamCache
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.training.checkpoint_manager import CheckpointManager
+from imsm.training.engines.single_device import SingleDeviceEngine
+from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.trainer import BatchPlan, train
+from imsm.utils.errors import UserError
+
+GATE = {
+    "_target_": "imsm.models.siamese.gate.Gate",
+    "inputs": ["query_original", "original", "tuned", "query_tuned"],
+    "rank": 4,
+}
+TARGETS = ["q_proj", "v_proj"]
+_PROMPT = {"num_virtual_tokens": 4}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2},
+    "BOFT": {"boft_block_size": 4},
+    "C3A": {"block_size": 8},
+    "CARTRIDGE": _PROMPT,
+    "CPT": {"cpt_token_ids": [5, 6, 7, 8], "cpt_mask": [1, 1, 1, 1], "cpt_tokens_type_mask": [1, 2, 2, 3]},
+    "FOURIERFT": {"n_frequency": 64},
+    "IA3": {"feedforward_modules": []},
+    "MISS": {"r": 4},
+    "OFT": {"r": 0, "oft_block_size": 4},
+    "OSF": {"effective_rank": 4},
+    "PREFIX_TUNING": _PROMPT,
+    "PROMPT_TUNING": _PROMPT,
+    "PSOFT": {"r": 4},
+    "P_TUNING": _PROMPT,
+    "ROAD": {"group_size": 8},
+    "SHIRA": {"r": 4},
+    "TRAINABLE_TOKENS": {"token_indices": list(range(3, 97))},
+    "UNILORA": {"theta_d_length": 64},
+    "VBLORA": {"num_vectors": 16, "vector_length": 8},
+    "WAVEFT": {"n_frequency": 64},
+}
+"""What a tuner needs to fit a model that is 32 wide; all else is PEFT's."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "DoRA": {"use_dora": True},
+    "rsLoRA": {"use_rslora": True},
+    "orthogonal start": {"init_lora_weights": "orthogonal"},
+    "MiCA": {"init_lora_weights": "mica"},
+    "bias of its own": {"lora_bias": True},
+    "embeddings": {"target_modules": [*TARGETS, "embed_tokens"]},
+    "modules_to_save: embeddings": {"modules_to_save": ["embed_tokens"]},
+    "trainable tokens": {"trainable_token_indices": [5, 6, 7]},
+    "head": {"target_modules": ["lm_head"]},
+    "modules_to_save: head": {"modules_to_save": ["lm_head"]},
+    "the backbone's biases": {"bias": "all"},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "OLoRA": {"init_lora_weights": "olora"},
+    "CorDA": {"init_lora_weights": "corda"},
+    "LoftQ": {"init_lora_weights": "loftq"},
+    "LoRA-GA": {"init_lora_weights": "lora_ga"},
+    "EVA": {"init_lora_weights": "eva"},
+    "KaSA": {"kasa_config": KasaConfig()},
+    "aLoRA": {"alora_invocation_tokens": [5]},
+    "Arrow": {"arrow_config": ArrowConfig()},
+    "MonteCLoRA": {"monteclora_config": MontecloraConfig()},
+    "layer replication": {"layer_replication": [[0, 2], [1, 2]]},
+}
+"""What LoRA's configuration has besides; ("LORA (DoRA)" is a row's name)."""
+STEPS, BATCH, VOCABULARY = 16, 6, 97
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One tuner in docs/compatibility.json; None where it was refused before it could be seen."""
+
+    name: str
+    original_exact: bool | None = None
+    doubled_exact: bool | None = None
+    trains: bool | None = None
+    saves: bool | None = None
+    reason: str = ""
+
+
+def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
+    """One row per tuner of the installed PEFT, then LoRA's variants; two minutes on one core.
+
+    Args:
+        names: only these rows.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        tiny_llama().save_pretrained(Path(folder) / "backbone")
+        chosen = {name: case for name, case in cases().items() if not names or name in names}
+        return [asdict(row(name, *case, folder=Path(folder))) for name, case in chosen.items()]
+
+
+def cases() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Each row's PEFT type and its arguments, by the row's name."""
+    types = [str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
+    found = {kind: (kind, ARGUMENTS.get(kind, {})) for kind in types}
+    return found | {f"LORA ({name})": ("LORA", more) for name, more in VARIANTS.items()}
+
+
+def row(name: str, kind: str, arguments: dict[str, Any], *, folder: Path) -> Row:
+    """Put a tuner on the backbone that lies in ``folder``, train it, save it, load it."""
+    backbone = {"name_or_path": str(folder / "backbone"), "dtype": "float32"}
+    try:
+        adapter = _adapter(kind, arguments)
+        model = build_model(backbone=backbone, adapter=adapter, gate=GATE, pooling="mean", stream="interwoven", seed=0)
+    except UserError as refusal:
+        exact = _exact_in_peft(kind, arguments, backbone)
+        return Row(name=name, original_exact=exact, reason=_short(refusal))
+    two_passes = not model.streams.doubled
+    before = loss(model)
+    values = [p.detach().clone() for p in _adapter_values(model)]
+    training(model, adapter, folder=folder / f"{name} checkpoints")
+    moved = any(not p.equal(v) for p, v in zip(_adapter_values(model), values, strict=True))
+    plain = load_backbone(**backbone)
+    model.save_pretrained(folder / name)
+    again = SiameseForCausalLM.from_pretrained(folder / name)
+    return Row(
+        name=name,
+        original_exact=original_exact(model, plain),
+        doubled_exact=doubled_exact(model),
+        trains=moved and loss(model) < before - 0.01,
+        saves=texts(again) == texts(model),
+        reason="decoded by two passes with two caches" if two_passes else "",
+    )
+
+
+def training(model: SiameseForCausalLM, adapter: AdapterSpec, *, folder: Path) -> None:
+    """The real training loop, some steps over one batch."""
+    optimizer = build_optimizer(model, name="adamw", learning_rate=2e-2, gate_learning_rate=1e-3, weight_decay=0.0)
+    schedule = build_schedule(optimizer, name="linear", warmup_ratio=0.1, steps=STEPS)
+    engine = SingleDeviceEngine(
+        model, optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=torch.device("cpu")
+    )
+    hooks = adapter.callbacks(model.adapted, STEPS) if adapter.callbacks else None
+    train(
+        model,
+        examples(),
+        engine=engine,
+        hooks=hooks,
+        batching=BatchPlan(epochs=STEPS, batch_size=BATCH, micro_batch_size=BATCH, seed=0),
+        keeper=CheckpointManager(folder=folder, identity={}, engine=engine, hooks=hooks, minutes=60),
+        pad_id=0,
+        log=lambda step, measured: None,
+    )
+
+
+def examples() -> list[TokenizedExample]:
+    """Random prompts with random answers, of several lengths."""
+    generator = torch.Generator().manual_seed(1)
+
+    def tokens(length: int) -> tuple[int, ...]:
+        drawn = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        return tuple(map(int, drawn))
+
+    return [TokenizedExample(id=str(i), prompt_ids=tokens(5 + i), answer_ids=tokens(3)) for i in range(BATCH)]
+
+
+@torch.no_grad()
+def loss(model: SiameseForCausalLM) -> float:
+    """The interwoven stream's mean loss over the examples, one by one."""
+    losses = []
+    for item in examples():
+        ids = torch.tensor([item.prompt_ids + item.answer_ids])
+        answer = torch.arange(ids.shape[1]) >= len(item.prompt_ids)
+        losses.append(float(model(ids, labels=ids.where(answer, -100)).loss))
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def original_exact(model: SiameseForCausalLM, plain: torch.nn.Module) -> bool:
+    """Whether the trained model's original stream is the untouched backbone, bit for bit."""
+    model.stream = "original"
+    both = [
+        torch.equal(model(torch.tensor([i.prompt_ids])).logits, plain(torch.tensor([i.prompt_ids])).logits)
+        for i in examples()
+    ]
+    model.stream = "interwoven"
+    return all(both)
+
+
+@torch.no_grad()
+def doubled_exact(model: SiameseForCausalLM) -> bool:
+    """Whether a doubled batch, over a cache, gives the memories of two passes."""
+    ids = torch.tensor([examples()[-1].prompt_ids])
+    positions = torch.arange(ids.shape[1])[None]
+    alone = [
+        model.streams.hidden_states({"input_ids": ids, "position_ids": positions}, stream=s, cache=None)
+        for s in ("original", "tuned")
+    ]
+    cache = DualStreamCache(config=model.config.get_text_config(decoder=True), doubled=True)
+    pieces = []
+    try:
+        for piece in (slice(0, 6), slice(6, None)):
+            inputs = {"input_ids": ids[:, piece], "position_ids": positions[:, piece]}
+            pieces.append(model.streams.both_hidden_states(inputs, cache=cache))
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+    both = [torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True)]
+    return all(torch.allclose(one, two, atol=1e-5) for one, two in zip(both, alone, strict=True))
+
+
+def texts(model: SiameseForCausalLM) -> list[list[int]]:
+    """The tokens that the tuned and the interwoven stream give."""
+    found = []
+    for stream in ("tuned", "interwoven"):
+        model.stream = stream
+        for item in examples()[:2]:
+            ids = torch.tensor([item.prompt_ids])
+            found.append(model.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist())
+    return found
+
+
+def tiny_llama() -> torch.nn.Module:
+    """A random Llama with sharp attention, so that its answers differ."""
+    torch.manual_seed(11)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name and "embed" not in name:
+                parameter.mul_(10)
+    return model
+
+
+def _adapter(kind: str, arguments: dict[str, Any]) -> AdapterSpec:
+    if kind == "ADALORA":
+        return _adalora()
+    check_arguments(peft_type=kind, kwargs=arguments)
+    return peft_tuner(target_modules=TARGETS, peft_type=kind, kwargs=arguments)
+
+
+@torch.no_grad()
+def _exact_in_peft(kind: str, arguments: dict[str, Any], backbone: dict[str, str]) -> bool | None:
+    """False if a refused tuner is seen to change the original model in PEFT alone, else None."""
+    ids = torch.tensor([examples()[0].prompt_ids])
+    plain = load_backbone(**backbone)
+    logits = plain(ids).logits
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    try:
+        config = config_class(task_type="CAUSAL_LM", **{"target_modules": TARGETS, **arguments})
+        adapted = get_peft_model(plain, config)
+        with adapted.disable_adapter():
+            return None if torch.equal(adapted(input_ids=ids).logits, logits) else False
+    except Exception:  # PEFT refuses it too, or it needs what IMSM does not have
+        return None
+
+
+def _adalora() -> AdapterSpec:
+    return adalora(
+        target_modules=TARGETS,
+        init_rank=6,
+        target_rank=3,
+        alpha=8,
+        dropout=0.0,
+        warmup_fraction=0.1,
+        final_fraction=0.3,
+        interval=2,
+        orthogonal_weight=0.5,
+    )
+
+
+def _adapter_values(model: SiameseForCausalLM) -> list[torch.nn.Parameter]:
+    return [p for p in model.adapted.parameters() if p.requires_grad]
+
+
+def _short(refusal: UserError) -> str:
+    """The reason in a refusal, without where it was written and the advice."""
+    return str(refusal).removeprefix("peft: ").partition(". Choose another")[0]
+
+
+if __name__ == "__main__":
+    for found in rows(sys.argv[1:]):
+        print(found)

@@ -1,0 +1,40 @@
+"""What makes two test sets the same: items, and how they are asked and scored."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from imsm.data.example import Example
+from imsm.data.task import Task
+from imsm.data.tokenization import TokenizationStats
+from imsm.evaluation.eval_set import EvalSet
+from imsm.utils.options import load_option
+
+
+def made(golds: tuple[str, ...] = ("4",), **changed: Any) -> EvalSet:
+    values = load_option("data", "gsm8k")
+    names = {field.name for field in fields(Task)}
+    task = Task(**{key: value for key, value in values.items() if key in names})
+    examples = [Example(id="a", prompt="2 + 2?", golds=golds)]
+    report = TokenizationStats()
+    return EvalSet(task=replace(task, **changed), examples=examples, prompts=[], report=report)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"golds": ("4", "four")},
+        {"max_new_tokens": 2},
+        {"max_prompt_tokens": 30},
+        {"stop": "\n"},
+        {"metrics": ["contain"]},
+        {"paper_code_metrics": []},
+    ],
+)
+def test_what_may_not_share_a_folder(changed: dict[str, Any]) -> None:
+    """The items of two arms lie under this name, and are compared if it is the same."""
+    assert made().fingerprint == made().fingerprint
+    assert made().fingerprint != made(**changed).fingerprint

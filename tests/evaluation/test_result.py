@@ -1,0 +1,91 @@
+"""`result.json`: whole or not there, readable, and it says on what it rests."""
+
+from __future__ import annotations
+
+import errno
+import json
+import resource
+from pathlib import Path
+
+import pytest
+
+from imsm.evaluation.result import FILE, provenance, read_result, write_result
+from imsm.utils.errors import UserError
+from tests.helpers.config import result
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    record = result("imsm")
+    assert write_result(tmp_path, record) == tmp_path / FILE
+    assert read_result(tmp_path) == record
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_full_disk_leaves_the_old_result(tmp_path: Path) -> None:
+    old = result("peft")
+    write_result(tmp_path, old)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_result(tmp_path, result("peft", points=1.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.EFBIG
+    assert read_result(tmp_path) == old
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "holds no finished run"),
+        ('{"format": 1', "cannot be read"),
+        ("[]", "not of format"),
+        ('{"format": 99}', "not of format"),
+        ('{"format": 1}', "lacks"),
+    ],
+)
+def test_a_damaged_result_is_told(tmp_path: Path, text: str | None, told: str) -> None:
+    if text is not None:
+        (tmp_path / FILE).write_text(text)
+    with pytest.raises(UserError, match=told):
+        read_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        ({"evaluation": []}, "evaluation is"),
+        ({"evaluation": {}}, "evaluation.tasks is"),
+        ({"evaluation": {"tasks": []}}, "evaluation.tasks is"),
+        ({"evaluation": {"tasks": {"webq": 3}}}, "evaluation.tasks.webq is"),
+        ({"config": None}, "config is"),
+    ],
+)
+def test_what_must_be_a_mapping_is_named(tmp_path: Path, harm: dict, named: str) -> None:
+    write_result(tmp_path, result("imsm") | harm)
+    with pytest.raises(UserError, match=f"{FILE}: {named} no mapping; run the same command again"):
+        read_result(tmp_path)
+
+
+def test_a_record_must_be_whole(tmp_path: Path) -> None:
+    record = result("peft")
+    del record["fingerprints"]
+    with pytest.raises(ValueError, match="fingerprints"):
+        write_result(tmp_path, record)
+
+
+def test_provenance_names_versions() -> None:
+    import torch
+
+    found = provenance()
+    assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"python", "imsm", "peft", "transformers"} <= set(found["versions"])
+    git = found["git"]
+    assert git is None or (len(git["commit"]) == 40 and isinstance(git["dirty"], bool))
+    json.dumps(found)

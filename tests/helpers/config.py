@@ -1,0 +1,73 @@
+"""Real configurations, composed as the command composes them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from imsm.config.identity import run_identity
+from imsm.config.schema import RunConfig
+from imsm.config.validate import load_config
+from imsm.evaluation.result import build_result
+from imsm.utils.paths import conf_folder
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """What Hydra makes of these overrides (not to be changed)."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def config(*overrides: str, config_dir: Path | None = None) -> RunConfig:
+    """The typed configuration."""
+    return load_config(composed(*overrides), config_dir=config_dir)
+
+
+def result(method: str, *overrides: str, points: float = 50.0, test_set: str = "a", **changed: Any) -> dict[str, Any]:
+    """A finished run as `result.json` keeps it: every metric of every task has ``points``."""
+    chosen = config(f"method={method}", *overrides)
+    trained = chosen.method.trainable
+    tasks = {
+        name: {
+            "role": "target" if name == chosen.data.name else "forgetting",
+            "trained_on": trained and name == chosen.data.name,
+            "test_set": f"{name}/{test_set}",
+            "items": 200,
+            "metrics": dict.fromkeys(task.metrics, points),
+            "headline": task.metrics[0],
+            "seconds": 62.0,
+            "new_tokens": 6200,
+            "unparsed": 3,
+            "truncated": 1,
+        }
+        for name, task in chosen.tasks.items()
+    }
+    training = {
+        "steps": 12,
+        "seconds": 75.0,
+        "tokens": 9000,
+        "tokens_per_second": 120.0,
+        "peak_memory_bytes": 810_000_000,
+        "final_loss": 0.5,
+        "examples": 100,
+        "cut": 0,
+        "dropped": 0,
+    }
+    return (
+        build_result(
+            name=f"run-{method}",
+            method=method,
+            config=chosen.to_dict(),
+            identity=run_identity(chosen),
+            fingerprints={"backbone": "f" * 64},
+            trainable_parameters={"adapter": 1000 if trained else 0, "gate": 50 if trained else 0},
+            training=training if trained else None,
+            evaluation={"settings": chosen.evaluation.model_dump(), "tasks": tasks},
+        )
+        | changed
+    )

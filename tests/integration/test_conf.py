@@ -1,0 +1,100 @@
+"""Every yaml of conf/, composed: nothing in it is misspelt, and the paper's values are in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imsm.utils.options import list_options, load_option
+from imsm.utils.paths import conf_folder
+from tests.helpers.config import config
+
+NO_SECTION = {"metric", "sweep"}  # groups that are no section of a run's configuration
+OPTIONS = sorted(p for p in conf_folder().glob("*/*.yaml") if p.parent.name not in NO_SECTION)
+FORGETTING_ONLY = {"multirc", "freebaseqa"}
+
+
+def test_every_yaml_was_found() -> None:
+    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    assert {path.parent.name for path in OPTIONS} | NO_SECTION == groups
+    others = sum(len(list_options(group)) for group in NO_SECTION)
+    assert len(OPTIONS) + others + 1 == len(list(conf_folder().rglob("*.yaml")))
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_an_option_makes_a_valid_run(path: Path, tmp_path: Path) -> None:
+    for role in ("train", "test"):
+        (tmp_path / f"{role}.jsonl").write_text('{"input": "a", "output": "b"}\n')
+    overrides = [f"{path.parent.name}={path.stem}"]
+    if path.stem == "jsonl":
+        overrides.append(f"data.local_dir={tmp_path}")
+    if path.stem == "any":
+        overrides.append("peft.peft_type=HRA")
+    if path.stem in FORGETTING_ONLY:
+        overrides.append("method=original")
+    run = config(*overrides)
+    section = getattr(run, path.parent.name)
+    assert section.model_dump().get("name", path.stem) == path.stem
+
+
+@pytest.mark.parametrize(
+    ("peft", "optimizer", "rate", "batch", "schedule", "warmup"),
+    [
+        ("lora", "adamw", 3e-4, 16, "cosine", 0.1),
+        ("adalora", "adamw", 2e-3, 16, "cosine", 0.1),
+        ("dora", "adamw", 1e-4, 16, "linear", 0.1),
+        ("ia3", "adafactor", 3e-3, 8, "linear", 0.06),
+    ],
+)
+def test_the_papers_recipe(peft: str, optimizer: str, rate: float, batch: int, schedule: str, warmup: float) -> None:
+    arms = [config("backbone=llama3", f"peft={peft}", f"method={arm}").trainer for arm in ("peft", "imsm")]
+    assert arms[0] == arms[1]
+    recipe = arms[0]
+    assert (recipe.optimizer, recipe.learning_rate, recipe.global_batch_size) == (optimizer, rate, batch)
+    assert (recipe.lr_scheduler_type, recipe.warmup_ratio) == (schedule, warmup)
+    assert (recipe.num_epochs, recipe.weight_decay, recipe.max_grad_norm) == (3, 0.0, 1.0)
+    assert recipe.gate_learning_rate is None
+
+
+def test_the_released_recipe_differs_between_the_arms() -> None:
+    peft, imsm = (
+        config("backbone=llama3", "peft=ia3", "trainer=paper_code", f"method={arm}") for arm in ("peft", "imsm")
+    )
+    assert (peft.trainer.warmup_ratio, imsm.trainer.warmup_ratio) == (0.06, 0.03)
+    assert (peft.trainer.max_grad_norm, imsm.trainer.max_grad_norm) == (1.0, None)
+    assert imsm.trainer.gate_learning_rate == 1e-3
+    lora = config("backbone=llama3", "trainer=paper_code")
+    assert (lora.trainer.weight_decay, lora.gate.dropout) == (0.01, 0.1)
+
+
+def test_the_miniature_brings_its_recipe_unless_told_otherwise() -> None:
+    assert (config().trainer.name, config().evaluation.limit) == ("mini", 200)
+    chosen = config("trainer=paper", "evaluation=target", "backbone=mini")
+    assert (chosen.trainer.name, chosen.evaluation.tasks) == ("paper", ["target"])
+    assert config("backbone=llama3").trainer.name == "paper"
+    assert config("backbone=llama3").evaluation.limit is None
+
+
+def test_roles_become_the_backbones_modules() -> None:
+    def modules(*overrides: str) -> list[str]:
+        run = config(*overrides)
+        return run.peft.target_modules(run.backbone)
+
+    assert modules("backbone=llama3") == ["q_proj", "v_proj"]
+    assert modules("backbone=qwen1_5") == ["q_proj"]
+    assert modules("backbone=llama3", "peft=ia3") == ["k_proj", "v_proj", "down_proj"]
+    assert modules("backbone=qwen1_5", "peft=ia3") == ["q_proj", "v_proj"]
+    assert len(modules("backbone=mini")) == 7
+    assert modules("backbone=mini", "peft.target_roles=[attention_key]") == ["k_proj"]
+
+
+def test_an_option_of_ones_own_goes_first_and_may_build_on_a_shipped_one(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "short.yaml").write_text("defaults: [gsm8k, _self_]\nname: short\nmax_new_tokens: 5\n")
+    found = load_option("data", "short", config_dir=tmp_path)
+    assert (found["name"], found["max_new_tokens"]) == ("short", 5)
+    assert found["module"] == load_option("data", "gsm8k")["module"]
+    assert "defaults" not in found
+    assert "short" in list_options("data", config_dir=tmp_path)
+    assert "short" not in list_options("data")

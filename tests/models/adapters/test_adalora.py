@@ -1,0 +1,136 @@
+"""AdaLoRA's hooks: the ranks fall to the target and stay there, through a checkpoint too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+
+from imsm.models.adapters.adalora import AdaLoraCallback, adalora
+from imsm.models.adapters.base import attach_adapter
+from imsm.utils.errors import UserError
+from tests.models.siamese.tiny import tiny_backbone
+
+MODULES = 6  # q and v in three layers
+STEPS = 20
+ARGUMENTS = {
+    "target_modules": ["q_proj", "v_proj"],
+    "init_rank": 6,
+    "target_rank": 2,
+    "alpha": 8,
+    "dropout": 0.0,
+    "warmup_fraction": 0.1,
+    "final_fraction": 0.3,
+    "interval": 2,
+    "orthogonal_weight": 0.5,
+}
+
+
+class Training:
+    """A real optimizer on a tiny model, with the hooks where the loop calls them."""
+
+    def __init__(self) -> None:
+        adapter = adalora(**ARGUMENTS)
+        torch.manual_seed(0)
+        self.model: PeftModel = attach_adapter(adapter, tiny_backbone("llama"))
+        self.hooks = adapter.callbacks(self.model, STEPS)
+        assert isinstance(self.hooks, AdaLoraCallback)
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trainable, lr=1e-2)
+
+    def run(self, first: int, last: int) -> list[int]:
+        """Steps first..last; returns how many directions are alive after each."""
+        alive = []
+        for step in range(first, last + 1):
+            ids = torch.randint(3, 97, (2, 8), generator=torch.Generator().manual_seed(step))
+            self.model(ids, labels=ids).loss.backward()
+            self.hooks.auxiliary_loss().backward()
+            self.hooks.after_backward(step)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.hooks.after_step(step)
+            alive.append(self.alive())
+        return alive
+
+    def alive(self) -> int:
+        return sum(int((p != 0).sum()) for n, p in self.model.named_parameters() if "lora_E" in n)
+
+
+def test_ranks_fall_to_the_target_and_stay() -> None:
+    alive = Training().run(1, STEPS)
+    assert alive[1] == 6 * MODULES  # warming up
+    assert 2 * MODULES < alive[7] < 6 * MODULES  # falling, on the steps of the interval
+    assert alive[13:] == [2 * MODULES] * (STEPS - 13)  # and then fixed, momentum or not
+    assert alive[3::2][:5] == sorted(alive[3::2][:5], reverse=True)
+
+
+def test_the_budget_is_the_papers_cubic_schedule() -> None:
+    allocator = Training().hooks.allocator
+    start, end, first, last = 36, 12, 2, 14
+    for step in range(first + 1, last):
+        left = 1 - (step - first) / (last - first)
+        assert allocator.budget_schedule(step)[0] == int((start - end) * left**3 + end)
+
+
+def test_a_checkpoint_goes_on_where_it_was() -> None:
+    whole = Training()
+    whole.run(1, STEPS)
+    for stop in (1, 9, 17):
+        before = Training()
+        before.run(1, stop)
+        state = {name: value.clone() for name, value in before.hooks.state().items()}
+        after = Training()
+        after.model.load_state_dict(before.model.state_dict())
+        after.optimizer.load_state_dict(before.optimizer.state_dict())
+        after.hooks.load_state(state)
+        after.run(stop + 1, STEPS)
+        for name, parameter in whole.model.named_parameters():
+            assert torch.equal(parameter, dict(after.model.named_parameters())[name]), name
+
+
+def test_regulariser_is_its_formula() -> None:
+    training = Training()
+    norms = []
+    for name, weight in training.model.named_parameters():
+        if "lora_A" in name:  # Q, (rank, in): its rows
+            norms.append((weight @ weight.T - torch.eye(6)).pow(2).sum().sqrt())
+        elif "lora_B" in name:  # P, (out, rank): its columns
+            norms.append((weight.T @ weight - torch.eye(6)).pow(2).sum().sqrt())
+    assert len(norms) == 2 * MODULES
+    expected = 0.5 * sum(norms) / len(norms)
+    torch.testing.assert_close(training.hooks.auxiliary_loss(), expected)
+    ids = torch.tensor([[5, 6, 7]])
+    added = training.model(ids, labels=ids).loss - training.model.base_model.model(ids, labels=ids).loss
+    torch.testing.assert_close(added, expected, atol=1e-4, rtol=1e-4)  # as PEFT adds it
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target_rank": 7},
+        {"target_rank": 0},
+        {"warmup_fraction": 0.6, "final_fraction": 0.4},
+        {"warmup_fraction": -0.1},
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(wrong: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        adalora(**{**ARGUMENTS, **wrong})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_short_runs_end_at_the_target(steps: int) -> None:
+    adapter = adalora(**ARGUMENTS)
+    model = attach_adapter(adapter, tiny_backbone("llama"))
+    hooks = adapter.callbacks(model, steps)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in trainable:
+            parameter.add_(0.1)
+    for step in range(1, steps + 1):
+        ids = torch.tensor([[5, 6, 7, step]])
+        model(ids, labels=ids).loss.backward()
+        hooks.after_backward(step)
+        hooks.after_step(step)
+    alive = sum(int((p != 0).sum()) for n, p in model.named_parameters() if "lora_E" in n)
+    assert alive == 2 * MODULES

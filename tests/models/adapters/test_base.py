@@ -1,0 +1,110 @@
+"""Attaching adapters: their sizes in the paper, their roles, and the methods that are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from imsm.models.adapters.adalora import adalora
+from imsm.models.adapters.base import AdapterSpec, attach_adapter
+from imsm.models.adapters.dora import dora
+from imsm.models.adapters.ia3 import ia3
+from imsm.models.adapters.lora import lora
+from imsm.models.siamese.gate import INPUTS, Gate
+from imsm.utils.errors import UserError
+from tests.models.siamese.tiny import ADAPTERS, ARCHITECTURES, tiny_backbone
+
+LLAMA3 = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+QWEN = {
+    "model_type": "qwen2",
+    "hidden_size": 2560,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 20,
+    "vocab_size": 151936,
+}
+QUERY_VALUE = ["q_proj", "v_proj"]
+SCHEDULE = {"warmup_fraction": 0.1, "final_fraction": 0.3, "interval": 10}
+QKV = {"target_modules": QUERY_VALUE, "dropout": 0.0}
+PAPER = {
+    "lora": (LLAMA3, lora(**QKV, rank=16, alpha=16), 6815744),
+    "lora, Qwen1.5": (QWEN, lora(target_modules=["q_proj"], dropout=0.0, rank=16, alpha=16), 3276800),
+    "ia3": (LLAMA3, ia3(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]), 524288),
+    "adalora": (
+        LLAMA3,
+        adalora(**QKV, init_rank=12, target_rank=8, alpha=16, orthogonal_weight=0.5, **SCHEDULE),
+        5112576,  # 5.113M in the paper
+    ),
+    "dora": (LLAMA3, dora(**QKV, rank=16, alpha=32), 6979584),
+}
+
+
+def without_weights(architecture: dict) -> PreTrainedModel:
+    arguments = dict(architecture)
+    config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).requires_grad_(False)
+
+
+@pytest.mark.parametrize("case", PAPER)
+def test_parameters_as_in_the_paper(case: str) -> None:
+    architecture, adapter, expected = PAPER[case]
+    adapted = attach_adapter(adapter, without_weights(architecture))
+    assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == expected
+
+
+def test_the_papers_gate_on_llama3() -> None:
+    gate = Gate(hidden_size=4096, inputs=INPUTS, rank=8)
+    assert sum(p.numel() for p in gate.parameters()) == 163840
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_a_fresh_adapter_is_the_original_and_float32(architecture: str, method: str) -> None:
+    plain = tiny_backbone(architecture, dtype=torch.bfloat16)
+    adapted = attach_adapter(ADAPTERS[method](), tiny_backbone(architecture, dtype=torch.bfloat16))
+    trainable = [p for p in adapted.parameters() if p.requires_grad]
+    assert {p.dtype for p in trainable} == {torch.float32}
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(adapted(ids).logits, plain(ids).logits, atol=0.2, rtol=0.1)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_methods_that_overwrite_the_backbone_are_refused(start: str) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=QUERY_VALUE, r=4, init_lora_weights=start)
+    with pytest.raises(UserError, match=start):
+        attach_adapter(AdapterSpec(config), tiny_backbone("llama"))
+
+
+def test_modules_that_a_backbone_lacks_are_refused() -> None:
+    adapter = lora(target_modules=["query_key_value"], rank=2, alpha=2, dropout=0.0)
+    with pytest.raises(UserError, match="query_key_value"):
+        attach_adapter(adapter, tiny_backbone("llama"))
+
+
+def test_no_target_is_passed_over() -> None:
+    """PEFT itself is content with one that it finds: (IA)^3 would go without keys and values."""
+    adapter = lora(target_modules=["down_proj", "qkv_proj"], rank=4, alpha=8, dropout=0.0)
+    with pytest.raises(UserError, match=r"no module qkv_proj \(its linear layers: down_proj, gate"):
+        attach_adapter(adapter, tiny_backbone("llama"))
+
+
+def test_ia3_scales_inputs_of_feedforward_targets_only() -> None:
+    adapter = ia3(target_modules=["k_proj"], feedforward_modules=["down_proj"])
+    assert list(adapter.config.feedforward_modules) == []
+    adapted = attach_adapter(
+        ia3(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), tiny_backbone("llama")
+    )
+    shapes = {n.split(".")[-3]: tuple(p.shape) for n, p in adapted.named_parameters() if "ia3" in n}
+    assert shapes == {"k_proj": (16, 1), "down_proj": (1, 48)}

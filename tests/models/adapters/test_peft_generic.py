@@ -1,0 +1,77 @@
+"""Any tuner of PEFT by its type, and the methods that have an option of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from peft import PeftType
+
+from imsm.models.adapters.peft_generic import check_arguments, peft_tuner
+from imsm.pipeline.model import build_adapter
+from imsm.utils.errors import UserError
+from tests.helpers.config import config
+
+
+def test_type_targets_and_arguments() -> None:
+    chosen = peft_tuner(target_modules=["q_proj"], peft_type="hra", kwargs={"r": 6}).config
+    assert (chosen.peft_type, chosen.r, chosen.target_modules) == (PeftType.HRA, 6, {"q_proj"})
+    own = peft_tuner(target_modules=["q_proj"], peft_type="HRA", kwargs={"target_modules": ["v"]})
+    assert own.config.target_modules == {"v"}
+    assert peft_tuner(target_modules=["q_proj"], peft_type="LN_TUNING", kwargs=None).config
+    embeddings = peft_tuner(target_modules=["q_proj"], peft_type="TRAINABLE_TOKENS", kwargs={"token_indices": [3]})
+    assert "q_proj" not in (embeddings.config.target_modules or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("HRE", {}, "did you mean peft.peft_type=HRA"),
+        ("HRA", {"rr": 8}, r"did you mean peft\.arguments\.r=8"),
+        ("HRA", {"r": "eight"}, r"peft\.arguments\.r.*whole number"),
+        ("HRA", {"r": 2.5}, "whole number"),
+        ("HRA", {"peft_type": "LORA"}, "no such key"),
+        ("LORA", {"init_lora_weights": "pisa"}, "init_lora_weights"),
+        ("VBLORA", {"num_vectors": "many"}, "whole number"),
+        ("ADALORA", {"total_step": 5}, "peft=adalora"),
+        ("OFT", {"r": 4, "oft_block_size": 4}, "OFTConfig refuses"),
+    ],
+)
+def test_what_does_not_fit_is_said(kind: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_arguments(peft_type=kind, kwargs=arguments)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "targets"),
+    [
+        (("peft=bitfit",), "BEFT", 7),
+        (("peft=bitfit", "backbone=chatglm3"), "BEFT", 4),
+        (("peft=ln_tuning",), "LN_TUNING", 3),
+        (("peft=ln_tuning", "backbone=gemma3_270m"), "LN_TUNING", 5),
+        (("peft=vera", "backbone=llama3"), "VERA", 2),
+        (("peft=oft", "backbone=chatglm3"), "OFT", 1),
+        (("peft=prompt_tuning",), "PROMPT_TUNING", None),
+        (("peft=p_tuning",), "P_TUNING", None),
+        (("peft=prefix_tuning",), "PREFIX_TUNING", None),
+        (("peft=generic", "peft.peft_type=HRA", "peft.kwargs={r: 8}", "backbone=llama3"), "HRA", 2),
+    ],
+)
+def test_options_become_adapters(overrides: tuple[str, ...], kind: str, targets: int | None) -> None:
+    chosen: Any = build_adapter(config(*overrides)).config
+    assert chosen.peft_type == kind
+    assert (len(chosen.target_modules) if targets else None) == targets
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("peft=prompt_tuning", "peft.target_roles=[mlp_up]"), "changes no module"),
+        (("peft=vera", "peft.target_roles=[]"), "at least one role"),
+        (("peft=generic",), "peft.peft_type"),
+        (("peft=generic", "peft.peft_type=XLORA"), "XLORA mixes"),
+    ],
+)
+def test_wrong_options_are_found_before_anything_is_loaded(override: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config(*override)

@@ -1,0 +1,75 @@
+"""What is refused by name, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from peft import LoraConfig
+
+from imsm.models.adapters.base import AdapterSpec, attach_adapter
+from imsm.models.adapters.peft_generic import check_arguments
+from imsm.models.adapters.unsupported import TYPES, reject_unsupported, unsupported_reason
+from imsm.models.builder import build_model
+from imsm.utils.errors import UserError
+from tests.models.siamese.tiny import ADAPTERS, tiny_backbone
+
+STARTS = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "eva"]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_starts_that_overwrite_weights_or_need_data(start: str) -> None:
+    with pytest.raises(UserError, match=f"init_lora_weights={start}"):
+        check_arguments(peft_type="LORA", kwargs={"init_lora_weights": start})
+
+
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "mica", False])
+def test_starts_that_do_not(start: Any) -> None:
+    check_arguments(peft_type="LORA", kwargs={"init_lora_weights": start})
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_types(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        check_arguments(peft_type=name.lower(), kwargs={})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bias": "all"}, "own biases"),
+        ({"bias": "lora_only"}, "own biases"),
+        ({"layer_replication": [(0, 2)]}, "depth"),
+        ({"alora_invocation_tokens": [5]}, "prompt"),
+    ],
+)
+def test_settings(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        reject_unsupported(LoraConfig(**arguments))
+
+
+def test_a_context_with_labels() -> None:
+    context = {"cpt_token_ids": [5, 6, 7], "cpt_mask": [1, 1, 1], "num_virtual_tokens": 3}
+    check_arguments(peft_type="CPT", kwargs={**context, "cpt_tokens_type_mask": [1, 2, 3]})
+    with pytest.raises(UserError, match="labels"):
+        check_arguments(peft_type="CPT", kwargs={**context, "cpt_tokens_type_mask": [1, 2, 4]})
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_shipped_methods_are_not_refused(method: str) -> None:
+    assert unsupported_reason(ADAPTERS[method]().config) is None
+
+
+def test_refused_before_the_backbone_is_looked_for() -> None:
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")
+    with pytest.raises(UserError, match="pissa"):
+        attach_adapter(AdapterSpec(config), tiny_backbone("llama"))
+    with pytest.raises(UserError, match="pissa"):
+        build_model(
+            backbone={"name_or_path": "nowhere"},
+            adapter=AdapterSpec(config),
+            gate=None,
+            pooling="mean",
+            stream="tuned",
+            seed=0,
+        )

@@ -1,0 +1,198 @@
+"""Invariants 5 and 7: `generate()` equals a plain two-pass loop, in any batch and strategy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import TextStreamer, pipeline
+
+from imsm.models.siamese.gate import Gate
+from tests.models.siamese.reference import Reference
+from tests.models.siamese.tiny import CASES, decoded, padded, prompts, tiny_siamese, tiny_tokenizer
+
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
+
+
+@pytest.mark.parametrize(("architecture", "method"), CASES)
+def test_greedy_equals_a_plain_two_pass_loop(architecture: str, method: str) -> None:
+    model = tiny_siamese(architecture, method)
+    reference = Reference(model, architecture, method)
+    rows = prompts()
+    expected = [reference.greedy(row, steps=8) for row in rows]
+    assert [decoded(model, row) for row in rows] == expected
+    assert len({token for row in expected for token in row}) > 5  # the test would see a change
+    model.stream = "tuned"
+    assert [decoded(model, row) for row in rows] != expected
+
+
+@pytest.mark.parametrize(("architecture", "method"), CASES)
+def test_a_batch_of_16_equals_batches_of_1(architecture: str, method: str) -> None:
+    model = tiny_siamese(architecture, method)
+    rows = prompts(16)
+    ids, mask = padded(rows, side="left")
+    together = model.generate(ids, attention_mask=mask, **GREEDY)[:, ids.shape[1] :].tolist()
+    for row, answer in zip(rows, together, strict=True):
+        alone = decoded(model, row)
+        assert answer == alone + [0] * (len(answer) - len(alone))
+
+
+@torch.no_grad()
+def test_the_gate_reads_exactly_the_prompts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_siamese("qwen2", "lora")
+    reference = Reference(model, "qwen2", "lora")
+    rows = prompts()
+    ids, mask = padded(rows, side="left")
+    seen: list[tuple[torch.Tensor, ...]] = []
+    plain = Gate.query_part
+
+    def noted(gate: Gate, *queries: torch.Tensor) -> torch.Tensor | None:
+        seen.append(queries)
+        return plain(gate, *queries)
+
+    monkeypatch.setattr(Gate, "query_part", noted)
+    model.generate(ids, attention_mask=mask, **GREEDY)
+    assert len(seen) == 2
+    for queries in seen:  # the same for the first token of the answer and for all that follow
+        for stream in (0, 1):
+            means = [reference.memories(row)[stream].mean(0) for row in rows]
+            torch.testing.assert_close(queries[stream][:, -1], torch.stack(means), atol=1e-4, rtol=0)
+
+
+def test_padding_on_the_right_is_refused() -> None:
+    model = tiny_siamese()
+    ids, mask = padded(prompts(), side="right")
+    with pytest.raises(ValueError, match="left"):
+        model.generate(ids, attention_mask=mask, **GREEDY)
+    with pytest.raises(ValueError, match="left"):
+        model.generate(ids, **GREEDY)  # as its padding tokens say
+    ids, mask = padded(prompts(), side="left")
+    told = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(model.generate(ids, **GREEDY), told)
+
+
+@pytest.mark.parametrize(("architecture", "method"), CASES)
+def test_cache_and_chunked_prefill_change_nothing(architecture: str, method: str) -> None:
+    model = tiny_siamese(architecture, method)
+    ids, mask = padded(prompts(), side="left")
+    cached = model.generate(ids, attention_mask=mask, **GREEDY)
+    for other in ({"use_cache": False}, {"prefill_chunk_size": 5}):
+        assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY, **other), cached)
+
+
+@pytest.mark.parametrize(("architecture", "method"), CASES)
+def test_beams_with_cache_equal_beams_without(architecture: str, method: str) -> None:
+    model = tiny_siamese(architecture, method)
+    ids, mask = padded(prompts(), side="left")
+    settings = {"attention_mask": mask, **GREEDY, "num_beams": 3, "num_return_sequences": 2}
+    with_cache = model.generate(ids, **settings)
+    assert with_cache.shape[0] == 6
+    assert torch.equal(model.generate(ids, **settings, use_cache=False), with_cache)
+    greedy = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert with_cache[::2].tolist() != greedy.tolist()
+
+
+def test_sampling_is_reproducible() -> None:
+    model = tiny_siamese("gemma3", "ia3")
+    ids, mask = padded(prompts(), side="left")
+    drawn = []
+    for seed, cache in ((1, True), (1, True), (1, False), (2, True)):
+        torch.manual_seed(seed)
+        options = {"do_sample": True, "max_new_tokens": 8, "use_cache": cache, "temperature": 2.0}
+        drawn.append(model.generate(ids, attention_mask=mask, num_return_sequences=3, **options))
+    assert drawn[0].shape[0] == 9
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+    assert drawn[0].tolist() != drawn[3].tolist()
+
+
+def test_prompt_lookup_and_embeddings_equal_greedy() -> None:
+    """Assisted decoding feeds several tokens at once and cuts the cache back."""
+    model = tiny_siamese()
+    row = prompts()[0] * 2
+    expected = decoded(model, row, max_new_tokens=16)
+    assert decoded(model, row, max_new_tokens=16, prompt_lookup_num_tokens=3) == expected
+    embedded = model.get_input_embeddings()(torch.tensor([row]))
+    options = {"max_new_tokens": 16, "do_sample": False}
+    assert model.generate(inputs_embeds=embedded, **options)[0].tolist() == expected
+
+
+def test_a_query_mask_of_ones_own() -> None:
+    model = tiny_siamese()
+    row = prompts()[0]
+    ids, query_mask = torch.tensor([row]), torch.tensor([[0] * 8 + [1] * 4])
+    expected = list(row)
+    for _ in range(8):
+        logits = model(torch.tensor([expected]), query_mask=query_mask).logits
+        expected.append(int(logits[0, -1].argmax()))
+    answer = model.generate(ids, query_mask=query_mask, **GREEDY)[0].tolist()
+    assert answer == expected
+    assert answer != model.generate(ids, **GREEDY)[0].tolist()
+
+
+def test_caches_of_ones_own() -> None:
+    model = tiny_siamese()
+    row = prompts()[0]
+    expected = decoded(model, row)
+    assert decoded(model, row, past_key_values=model.new_cache()) == expected
+    with pytest.raises(ValueError, match="cache_implementation"):
+        decoded(model, row, cache_implementation="static")
+    used = model.new_cache()
+    decoded(model, row, past_key_values=used)
+    with pytest.raises(ValueError, match="other positions"):  # the answer is part of a new query
+        decoded(model, row + expected + row, past_key_values=used)
+
+
+def test_streaming_and_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_siamese()
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("w5 w17 w33 w8", return_tensors="pt")["input_ids"]
+    text = tokenizer.decode(decoded(model, ids[0].tolist()))
+    assert len(text.split()) > 3
+    model.generate(ids, **GREEDY, streamer=TextStreamer(tokenizer, skip_prompt=True))
+    assert capsys.readouterr().out.strip() == text
+    generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    answers = generator(["w5 w17 w33 w8", "w9 w9"], batch_size=2, return_full_text=False, **GREEDY)
+    assert answers[0][0]["generated_text"].strip() == text
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_the_querys_part_of_the_gate_is_computed_once_for_an_answer(
+    chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_siamese()
+    prompt = torch.tensor(prompts(1))
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "prefill_chunk_size": chunk}
+    expected = model.generate(prompt, **options)
+    seen: list[tuple[int, ...]] = []
+    plain = Gate.query_part
+
+    def counted(gate: Gate, *queries: torch.Tensor) -> torch.Tensor | None:
+        seen.append(queries[0].shape)
+        return plain(gate, *queries)
+
+    monkeypatch.setattr(Gate, "query_part", counted)
+    assert torch.equal(model.generate(prompt, **options), expected)
+    pieces = 1 if chunk is None else 3  # of 12 tokens
+    assert len(seen) == pieces + 1, "each piece of the prompt, then once for all that follows"
+
+
+class _WithoutPart(torch.nn.Module):
+    """A gate of one's own that knows nothing of a query's part."""
+
+    reads_query = True
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.inner = gate
+
+    def forward(self, *memories: torch.Tensor) -> torch.Tensor:
+        assert len(memories) == 4
+        return self.inner(*memories)
+
+
+def test_a_gate_without_a_part_for_the_query_answers_the_same() -> None:
+    model = tiny_siamese()
+    ids, mask = padded(prompts(), side="left")
+    options = {"attention_mask": mask, "max_new_tokens": 8}
+    expected = model.generate(ids, **options)
+    model.gate = _WithoutPart(model.gate)
+    assert torch.equal(model.generate(ids, **options), expected)

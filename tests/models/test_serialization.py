@@ -1,0 +1,216 @@
+"""Saving and loading: the same tokens, safetensors only, and PEFT alone can read the adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, pipeline
+
+import imsm
+from imsm.models.siamese.config import SiameseConfig
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.utils.errors import UserError
+from tests.models.siamese.tiny import CASES, QUERY_GATE, decoded, prompts, tiny_backbone, tiny_siamese, tiny_tokenizer
+
+
+def on_disk(architecture: str, tmp_path: Path) -> dict[str, str]:
+    """The tiny backbone as a folder, and how a configuration names it."""
+    folder = tmp_path / "backbone"
+    tiny_backbone(architecture).save_pretrained(folder)
+    return {"name_or_path": str(folder), "dtype": "float32"}
+
+
+def saved(tmp_path: Path, **arguments: object) -> tuple[SiameseForCausalLM, Path]:
+    architecture = str(arguments.pop("architecture", "llama"))
+    model = tiny_siamese(architecture, source=on_disk(architecture, tmp_path), **arguments)
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+@pytest.mark.parametrize(("architecture", "method"), CASES)
+def test_same_tokens_after_a_round_trip(architecture: str, method: str, tmp_path: Path) -> None:
+    model, folder = saved(tmp_path, architecture=architecture, method=method)
+    again = SiameseForCausalLM.from_pretrained(folder)
+    ids = torch.tensor(prompts()[:1])
+    for stream in model.available_streams():
+        model.stream = again.stream = stream
+        known = {} if stream != "interwoven" else {"query_mask": torch.ones_like(ids)}
+        assert torch.equal(again(ids, **known).logits, model(ids, **known).logits)
+        assert decoded(again, prompts()[0]) == decoded(model, prompts()[0])
+    assert not any(p.requires_grad for p in again.parameters())
+
+    written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert written == {
+        "config.json",
+        "generation_config.json",
+        "gate.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+    sizes = [path.stat().st_size for path in folder.rglob("*.safetensors")]
+    assert sum(sizes) < (tmp_path / "backbone" / "model.safetensors").stat().st_size / 2
+
+
+@pytest.mark.parametrize(("architecture", "method"), CASES)
+def test_adapter_loads_in_plain_peft(architecture: str, method: str, tmp_path: Path) -> None:
+    model, folder = saved(tmp_path, architecture=architecture, method=method)
+    plain = PeftModel.from_pretrained(tiny_backbone(architecture), str(folder / "adapter"))
+    model.stream = "tuned"
+    ids = torch.tensor(prompts()[:1])
+    assert torch.equal(plain(ids).logits, model(ids).logits)
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "backbone")
+
+
+def test_auto_classes_and_pipeline(tmp_path: Path) -> None:
+    assert imsm.SiameseForCausalLM is SiameseForCausalLM
+    model, folder = saved(tmp_path)
+    expected = decoded(model, prompts()[0])
+    assert decoded(AutoModelForCausalLM.from_pretrained(folder), prompts()[0]) == expected
+    with pytest.raises(TypeError, match="torch_type"):
+        AutoModelForCausalLM.from_pretrained(folder, torch_type=torch.bfloat16)
+    half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    assert half.backbone.dtype == torch.bfloat16
+    assert next(half.gate.parameters()).dtype == torch.float32
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    generator = pipeline("text-generation", model=str(folder))
+    text = tokenizer.decode(prompts()[0])
+    answer = generator(text, max_new_tokens=8, do_sample=False, return_full_text=False)
+    assert answer[0]["generated_text"].strip() == tokenizer.decode(expected)
+
+
+def test_run_folder_plain_peft_and_original(tmp_path: Path) -> None:
+    model, _ = saved(tmp_path, method="ia3", gate=None)
+    assert decoded(SiameseForCausalLM.from_pretrained(tmp_path), prompts()[0]) == decoded(model, prompts()[0])
+    plain = SiameseForCausalLM(
+        SiameseConfig(text_config=model.backbone.config, backbone=model.config.backbone, stream="original"),
+        tiny_backbone("llama"),
+    )
+    plain.save_pretrained(tmp_path / "original")
+    again = SiameseForCausalLM.from_pretrained(tmp_path / "original")
+    assert again.available_streams() == ("original",)
+    assert decoded(again, prompts()[0]) == decoded(plain, prompts()[0])
+
+
+def test_stream_pooling_and_generation_settings_are_kept(tmp_path: Path) -> None:
+    model = tiny_siamese(pooling="max", source=on_disk("llama", tmp_path))
+    model.stream = "tuned"
+    model.generation_config.max_new_tokens = 3
+    model.save_pretrained(tmp_path / "model")
+    again = SiameseForCausalLM.from_pretrained(tmp_path / "model")
+    assert again.stream == "tuned" and again.config.pooling == "max"
+    assert again.generate(torch.tensor(prompts()[:1])).shape[1] == 12 + 3
+
+
+@pytest.mark.parametrize("method", ["ia3", "adalora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loaded_for_training(method: str, dtype: str, tmp_path: Path) -> None:
+    model, folder = saved(tmp_path, method=method)
+    frozen = SiameseForCausalLM.from_pretrained(folder, dtype=dtype)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    again = SiameseForCausalLM.from_pretrained(folder, trainable=True, dtype=dtype)
+    names = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (model, again)]
+    assert names[0] == names[1]
+
+
+def test_pruned_adalora_keeps_its_scale(tmp_path: Path) -> None:
+    """PEFT would cut pruned directions off, and scale what is left by the smaller rank."""
+    model = tiny_siamese(method="adalora", source=on_disk("llama", tmp_path))
+    pattern = {}
+    for name, parameter in model.adapted.base_model.model.named_parameters():
+        if "lora_E" in name:
+            parameter.data[1::2] = 0
+            pattern[name] = [True, False] * 3
+    config = model.adapted.peft_config["default"]
+    config.rank_pattern = pattern
+    model.save_pretrained(tmp_path / "model")
+    assert config.rank_pattern == pattern and not config.inference_mode
+    again = SiameseForCausalLM.from_pretrained(tmp_path / "model")
+    assert decoded(again, prompts()[0]) == decoded(model, prompts()[0])
+    plain = PeftModel.from_pretrained(tiny_backbone("llama"), str(tmp_path / "model" / "adapter"))
+    model.stream = "tuned"
+    ids = torch.tensor(prompts()[:1])
+    assert torch.equal(plain(ids).logits, model(ids).logits)
+
+
+def edited(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, **changes}))
+
+
+def test_an_adapter_that_lacks_a_value_is_refused(tmp_path: Path) -> None:
+    """PEFT warns at most, and goes on from what it drew at random."""
+    _, folder = saved(tmp_path)
+    file = folder / "adapter" / "adapter_model.safetensors"
+    values = load_file(file)
+    name = sorted(values)[0]
+    save_file({key: value for key, value in values.items() if key != name}, file)
+    with pytest.raises(UserError, match=f"cannot be loaded .it has no {name}"):
+        SiameseForCausalLM.from_pretrained(folder)
+    file.write_bytes(b"harmed")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        SiameseForCausalLM.from_pretrained(folder)
+    (folder / "adapter" / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded \(Can.t find"):
+        SiameseForCausalLM.from_pretrained(folder)
+
+
+def test_a_gate_that_names_a_function_is_refused(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path)
+    witness = tmp_path / "called"
+    edited(folder, gate={"_target_": "os.system", "command": f"touch {witness}"})
+    with pytest.raises(UserError, match=r"os\.system"):
+        SiameseForCausalLM.from_pretrained(folder)
+    assert not witness.exists()
+
+
+def test_what_is_missing_or_damaged_is_said(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path)
+    with pytest.raises(UserError, match="no siamese model here"):
+        SiameseForCausalLM.from_pretrained(tmp_path / "backbone" / "nothing")
+    edited(folder, gate={**QUERY_GATE, "rank": 2})
+    with pytest.raises(UserError, match=r"gate\.safetensors"):
+        SiameseForCausalLM.from_pretrained(folder)
+    edited(folder, gate={**QUERY_GATE, "shape": 3})
+    with pytest.raises(UserError, match=r"gate .*Gate: does not take these arguments"):
+        SiameseForCausalLM.from_pretrained(folder)
+    edited(folder, gate=QUERY_GATE)
+    whole = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(whole[:60])
+    with pytest.raises(UserError, match=r"config\.json: is damaged"):
+        SiameseForCausalLM.from_pretrained(folder)
+    (folder / "config.json").write_text(whole)
+    gate = (folder / "gate.safetensors").read_bytes()
+    (folder / "gate.safetensors").write_bytes(gate[:40])
+    with pytest.raises(UserError, match=r"gate\.safetensors"):
+        SiameseForCausalLM.from_pretrained(folder)
+    (folder / "gate.safetensors").write_bytes(gate)
+    (folder / "adapter").rename(folder / "elsewhere")
+    with pytest.raises(UserError, match="adapter is missing"):
+        SiameseForCausalLM.from_pretrained(folder)
+    (folder / "elsewhere").rename(folder / "adapter")
+    edited(folder, backbone={"name_or_path": str(tmp_path / "gone")})
+    with pytest.raises(UserError, match="gone"):
+        SiameseForCausalLM.from_pretrained(folder)
+
+
+def test_a_model_without_a_named_backbone_is_not_saved(tmp_path: Path) -> None:
+    model = tiny_siamese()
+    model.config.backbone = None
+    with pytest.raises(UserError, match="backbone"):
+        model.save_pretrained(tmp_path)
+
+
+def test_saved_numbers_are_the_models(tmp_path: Path) -> None:
+    model, folder = saved(tmp_path)
+    gate = load_file(folder / "gate.safetensors")
+    assert gate.keys() == {"down.weight", "up.weight"}
+    assert all(torch.equal(value, model.gate.state_dict()[name]) for name, value in gate.items())

@@ -1,0 +1,180 @@
+"""A plan's memory against what a real step on the same small model keeps and makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import DynamicCache
+
+from imsm.models.adapters.ia3 import ia3
+from imsm.models.adapters.lora import lora
+from imsm.models.backbones.loading import load_backbone
+from imsm.models.backbones.meta_model import build_meta_model, find_config
+from imsm.models.builder import wrap_backbone
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.pipeline.plan.memory import cache_bytes, count_bytes, estimate_step
+from imsm.training.optimizer import build_optimizer
+from tests.helpers.tiny_backbone import save_backbone
+
+GATE = {
+    "_target_": "imsm.models.siamese.gate.Gate",
+    "inputs": ["query_original", "original", "tuned", "query_tuned"],
+    "rank": 8,
+}
+ROWS, PROMPT, ANSWER = 3, 40, 9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_backbone(tmp_path_factory.mktemp("backbone"), texts=["a b c d e f g h"])
+
+
+def real(
+    folder: Path, *, stream: str, adapter: str = "lora", dtype: str = "float32", attention: str = "sdpa"
+) -> SiameseForCausalLM:
+    plain = load_backbone(name_or_path=str(folder), dtype=dtype, attn_implementation=attention)
+    return _siamese(plain, stream=stream, adapter=adapter)
+
+
+def planned(folder: Path, *, stream: str, adapter: str = "lora", dtype: str = "float32") -> SiameseForCausalLM:
+    configuration, _ = find_config(path=str(folder), revision=None, architecture=None)
+    plain = build_meta_model(configuration, dtype=dtype)
+    with torch.device("meta"):
+        return _siamese(plain, stream=stream, adapter=adapter)
+
+
+def _siamese(plain, *, stream: str, adapter: str) -> SiameseForCausalLM:
+    made = {
+        "lora": lambda: lora(target_modules=["q_proj", "v_proj"], rank=4, alpha=4, dropout=0.0),
+        "ia3": lambda: ia3(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    }
+    model = wrap_backbone(
+        plain,
+        backbone={},
+        adapter=made[adapter](),
+        gate=GATE if stream == "interwoven" else None,
+        pooling="mean",
+        stream=stream,
+        seed=0,
+    )
+    return model.train()
+
+
+def batch() -> dict[str, torch.Tensor]:
+    ids = torch.randint(4, 8, (ROWS, PROMPT + ANSWER))
+    mask = torch.ones_like(ids)
+    mask[0, -5:] = 0  # padding, as a real batch has it
+    labels = ids.clone()
+    labels[:, :PROMPT] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "ia3"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_what_is_exact(folder: Path, adapter: str, optimizer: str) -> None:
+    model = real(folder, stream="interwoven", adapter=adapter)
+    built = build_optimizer(model, name=optimizer, learning_rate=1e-3, gate_learning_rate=None, weight_decay=0.0)
+    model(**batch()).loss.backward()
+    built.step()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    counted = count_bytes(planned(folder, stream="interwoven", adapter=adapter), optimizer=optimizer)
+    assert counted.frozen == sum(p.numel() for p in frozen)
+    assert counted.weights == sum(p.nbytes for p in frozen) + sum(b.nbytes for b in model.buffers())
+    assert counted.trainables == sum(p.nbytes for p in trained)
+    assert counted.gradients == sum(p.grad.nbytes for p in trained if p.grad is not None)
+    state = [
+        value.nbytes
+        for state in built.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.ndim > 0  # step counts aside
+    ]
+    assert counted.optimizer == sum(state)
+
+
+@pytest.mark.parametrize(
+    ("stream", "adapter", "dtype", "attention"),
+    [
+        ("tuned", "lora", "float32", "sdpa"),
+        ("tuned", "lora", "float32", "eager"),
+        ("tuned", "lora", "bfloat16", "sdpa"),
+        ("interwoven", "lora", "float32", "sdpa"),
+        ("interwoven", "ia3", "float32", "sdpa"),
+        ("interwoven", "ia3", "bfloat16", "sdpa"),
+    ],
+)
+def test_activations_are_what_a_real_step_keeps(
+    folder: Path, stream: str, adapter: str, dtype: str, attention: str
+) -> None:
+    model = real(folder, stream=stream, adapter=adapter, dtype=dtype, attention=attention)
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**batch())
+    measured = sum(storage.nbytes() for storage in kept.values())
+    estimate = estimate_step(
+        planned(folder, stream=stream, adapter=adapter, dtype=dtype),
+        rows=ROWS,
+        tokens=PROMPT + ANSWER,
+        answer_tokens=ANSWER,
+        attention=attention,
+        checkpointing=False,
+        head_shared=False,
+    )
+    assert estimate.activations == pytest.approx(measured, rel=0.1)
+
+
+def test_checkpointing_keeps_less(folder: Path) -> None:
+    model = planned(folder, stream="tuned")
+    kept = [
+        estimate_step(
+            model, rows=4, tokens=64, answer_tokens=8, attention="sdpa", checkpointing=checkpointing, head_shared=False
+        ).activations
+        for checkpointing in (False, True)
+    ]
+    layers, inputs = 2, 2 * 4 * 64 * 32 * 4
+    assert kept[1] == inputs + kept[0] // layers
+
+
+@pytest.mark.parametrize("head_shared", [False, True])
+def test_logits_of_long_answers_are_there_a_part_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, head_shared: bool
+) -> None:
+    model = planned(folder, stream="tuned")
+    vocabulary = model.config.vocab_size
+    monkeypatch.setattr("imsm.models.siamese.chunked_loss.LARGEST", 20 * vocabulary)
+    found = estimate_step(
+        model, rows=4, tokens=64, answer_tokens=8, attention="sdpa", checkpointing=False, head_shared=head_shared
+    )
+    assert found.logits == (32 if head_shared else 20) * 3 * 4 * vocabulary
+
+
+def test_caches_are_as_large_as_real_ones(folder: Path) -> None:
+    model = real(folder, stream="tuned")
+    cache = DynamicCache(config=model.config.text_config)
+    ids = torch.randint(4, 8, (ROWS, PROMPT))
+    with torch.no_grad():
+        model.streams.hidden_states({"input_ids": ids}, stream="original", cache=cache)
+    filled = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    seen = estimate_step(
+        planned(folder, stream="tuned"),
+        rows=1,
+        tokens=7,
+        answer_tokens=2,
+        attention="sdpa",
+        checkpointing=False,
+        head_shared=False,
+    ).cache
+    assert cache_bytes(seen, rows=ROWS, tokens=PROMPT, streams=1) == filled
+    assert cache_bytes(seen, rows=ROWS, tokens=PROMPT, streams=2) == 2 * filled
+    assert cache_bytes([(10, 4), (10, None)], rows=1, tokens=100, streams=1) == 40 + 1000

@@ -1,0 +1,43 @@
+"""Three finished arms and a swept control under one root."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imsm.config.identity import run_name
+from imsm.config.schema import RunConfig
+from imsm.evaluation.result import write_result
+from tests.helpers.config import result
+from tests.reporting.factories import leave
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, Any]:
+    """The three arms under one root, and a control on the last."""
+    found: dict[str, Any] = {"root": tmp_path}
+    for seed, method in enumerate(("original", "peft", "imsm")):
+        record = result(method)
+        record["name"] = run_name(RunConfig.from_dict(record["config"]))
+        folder = tmp_path / record["name"]
+        found[method] = (folder, record, leave(folder, record, seed))
+    originals = found["original"][1]["evaluation"]["tasks"]
+    for method in ("original", "peft", "imsm"):
+        folder, record, _ = found[method]
+        if method != "original":
+            record["evaluation"]["original"] = originals
+        write_result(folder, record)
+    folder, record, _ = found["imsm"]
+    for value in (0.25, 0.75):
+        about = {"name": "logit_mix", "value": value}
+        control = json.loads(json.dumps(record)) | {"method": "control", "name": f"mix-{value}"}
+        control["config"]["control"] = control["identity"]["control"] = about
+        place = folder / "baselines" / f"logit_mix-{value:.2f}"
+        leave(place, control, 10 + round(4 * value))
+        write_result(place, control)
+    steps = [{"step": n, "loss": 5.0 / n, "gate_mean": 0.5 - 0.01 * n} for n in range(1, 9)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    return found

@@ -1,0 +1,84 @@
+"""Finished runs with items as a report finds them: their scores are drawn, nothing is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from imsm.evaluation.predictions import FILE, task_folder, write_items
+from imsm.evaluation.result import write_result
+
+TASKS = {"gsm8k": 0.1, "webq": 0.9, "freebaseqa": 0.8, "multirc": 0.5, "mrpc": 0.5}
+N = 60
+HOSTILE = '<script>alert("x")</script> | a|b'
+
+
+def scores_of(record: dict[str, Any], seed: int) -> dict[str, numpy.ndarray]:
+    rng = numpy.random.default_rng(seed)
+    shift = {"original": 0.0, "peft": -0.25, "imsm": -0.1, "control": -0.15}[record["method"]]
+    return {
+        task: (rng.random(N) < known + (0.5 if task == "gsm8k" and shift else shift)).astype(float)
+        for task, known in TASKS.items()
+    }
+
+
+def leave(
+    folder: Path, record: dict[str, Any], seed: int, *, others: Collection[str] = ()
+) -> dict[str, numpy.ndarray]:
+    """A finished run with items, other ones of some tasks; its results are the items' means."""
+    scores = scores_of(record, seed)
+    gated = record["method"] == "imsm"
+    for task, values in scores.items():
+        entry = record["evaluation"]["tasks"][task]
+        test_set = f"{'other' if task in others else ''}{task:x<8}"[:8] + "0"
+        entry |= {"test_set": test_set, "items": N, "gold_loglik": -1.5}
+        entry["metrics"] = dict.fromkeys(entry["metrics"], 100 * float(values.mean()))
+        entry["protocols"] = {"strict": {"metrics": entry["metrics"]}}
+        yes_or_no = task in ("multirc", "mrpc")
+        write_items(
+            task_folder(folder, task=task, test_set=entry["test_set"]),
+            (
+                {
+                    "id": f"{task}/{number}",
+                    "group": f"{task}/{number // 2}",
+                    "prompt_sha": "0",
+                    "generation": HOSTILE,
+                    "tokens": 2,
+                    "ended": True,
+                    "answer": "yes" if value else "no",
+                    "golds": ["yes"] if yes_or_no else ["paris"],
+                    "scores": dict.fromkeys(entry["metrics"], value),
+                    "gold_loglik": -1.5,
+                    "gold_tokens": 1,
+                    "gate_mean": 0.4 + 0.1 * value if gated else None,
+                    "gate_tokens": [0.4, 0.4 + 0.2 * value] if gated else None,
+                    "gate_pieces": [HOSTILE, "\n"] if gated else None,
+                }
+                for number, value in enumerate(values)
+            ),
+        )
+    return scores
+
+
+def judge_on_others(runs: dict[str, Any], tasks: Collection[str]) -> None:
+    """The IMSM arm of three is judged again, and of some tasks on other items than the rest."""
+    folder, record, _ = runs["imsm"]
+    place, original, _ = runs["original"]
+    before = json.loads(json.dumps(original))
+    leave(place, before, 20, others=tasks)
+    scores = leave(folder, record, 21, others=tasks)
+    record["evaluation"]["original"] = before["evaluation"]["tasks"]
+    record["evaluation"]["settings"]["items_by_task"] = dict.fromkeys(tasks, N)
+    write_result(folder, record)
+    runs["imsm"] = (folder, record, scores)
+
+
+def items_file(arm: tuple[Path, dict[str, Any], Any], task: str) -> Path:
+    """Where an arm's items of a task lie."""
+    folder, record, _ = arm
+    test_set = record["evaluation"]["tasks"][task]["test_set"]
+    return task_folder(folder, task=task, test_set=test_set) / FILE
