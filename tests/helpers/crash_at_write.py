@@ -100,7 +100,7 @@ def main() -> None:
             errors.append(log.read_text().strip().splitlines()[-1])
         errors = errors or differences(whole, parts)
         if errors:
-            print(f"{number}, before {said.read_text()}: {'; '.join(problems)}", flush=True)
+            print(f"{number}, before {said.read_text()}: {'; '.join(errors)}", flush=True)
         wrong += bool(errors)
         number += every
     print(f"{points - wrong}/{points} went on to the same end")
