@@ -65,7 +65,7 @@ def _carry_out(
     from imsm.studies.baselines.evaluate import FOLDER, TUNED, judge_tuned
     from imsm.studies.baselines.finished_run import open_finished
     from imsm.studies.baselines.table import show
-    from imsm.utils.run_dir import file_lock
+    from imsm.utils.files import file_lock
 
     other = None
     if arguments.other is not None:

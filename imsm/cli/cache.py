@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 from imsm.utils.errors import UserError
+from imsm.utils.files import file_lock
+from imsm.utils.formatting import format_bytes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,12 +52,12 @@ def _list() -> None:
         table.add_column(title, no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     for place in places:
-        table.add_row(place.name[:8], *_described(place), _readable(size_of(place)))
+        table.add_row(place.name[:8], *_described(place), format_bytes(size_of(place)))
     console = Console()
     if places:
         (console if console.is_terminal else Console(width=120)).print(table)
     many = "1 bank" if len(places) == 1 else f"{len(places)} banks"
-    print(f"{many}, {_readable(total)} in {banks_folder()}")
+    print(f"{many}, {format_bytes(total)} in {banks_folder()}")
 
 
 def _described(place: Path) -> list[str]:
@@ -75,7 +77,6 @@ def _described(place: Path) -> list[str]:
 
 def _clear(keys: list[str]) -> None:
     from imsm.training.hidden_state_store import banks_folder, size_of
-    from imsm.utils.run_dir import file_lock
 
     places = _places()
     for key in keys:
@@ -91,7 +92,7 @@ def _clear(keys: list[str]) -> None:
         except OSError as error:
             raise UserError(f"{place}: could not be removed ({error})") from error
     many = "1 bank" if len(chosen) == 1 else f"{len(chosen)} banks"
-    print(f"removed {many}, {_readable(freed)}")
+    print(f"removed {many}, {format_bytes(freed)}")
 
 
 def _places() -> list[Path]:
@@ -104,12 +105,6 @@ def _places() -> list[Path]:
 def _parts(place: Path) -> list[Path]:
     """A bank, and what was set aside or left of one."""
     return [each for each in place.iterdir() if each.is_dir()]
-
-
-def _readable(size: float) -> str:
-    from imsm.pipeline.plan.types import readable
-
-    return readable(size)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def _folder_of(plan: SweepSpec, config_dir: Path | None) -> Iterator[SweepDir]:
         return
     from imsm.distributed.rendezvous import detect_process_group
     from imsm.pipeline.sweeps.status import new_attempt, sweep_dir
-    from imsm.utils.run_dir import file_lock
+    from imsm.utils.files import file_lock
 
     if detect_process_group() is not None:
         raise UserError(

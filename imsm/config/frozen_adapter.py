@@ -15,8 +15,9 @@ from typing import Any
 from imsm.config.identity import backbone_identity, is_original, peft_identity
 from imsm.config.schema import BackboneConfig, DataConfig, FrozenAdapterConfig, GateConfig, MethodConfig, PeftConfig
 from imsm.models.adapters.custom import CONFIG, VALUES
+from imsm.utils.dicts import diff_dicts
 from imsm.utils.messages import format_value
-from imsm.utils.run_dir import RunDir, diff_dicts
+from imsm.utils.run_dir import RunDir
 
 _GIVE = "give the folder of a finished run of method=peft or method=imsm"
 

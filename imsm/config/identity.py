@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from imsm.config.schema import BackboneConfig, DataConfig, MethodConfig, PeftConfig, RunConfig
+from imsm.utils.hashing import hash_text
 
 # Where the work is done and how often it is saved changes a result by rounding only: it may change
 # between a run and its continuation. So may the size of the micro-batches, unless there is a
@@ -102,7 +102,7 @@ def run_name(config: RunConfig) -> str:
     else:
         parts.append(config.method.name)
     text = json.dumps(run_identity(config), sort_keys=True, ensure_ascii=False)
-    parts.append(hashlib.sha256(text.encode()).hexdigest()[:8])
+    parts.append(hash_text(text)[:8])
     return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Task
 from imsm.data.tokenization import TokenizationStats, TokenizedExample, tokenize_prompts
-from imsm.utils.hashing import digest
+from imsm.utils.hashing import hash_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class EvalSet:
         task = self.task
         asked = [task.max_prompt_tokens, task.max_new_tokens, task.stop]
         scored = [task.module, task.metrics, task.paper_code_metrics]
-        return digest([examples_digest(self.examples), asked, scored])
+        return hash_json([examples_digest(self.examples), asked, scored])
 
 
 def load_test_set(
@@ -59,4 +59,4 @@ def load_test_set(
 
 def examples_digest(examples: Sequence[Example]) -> str:
     """SHA-256 over ids, prompts and accepted answers."""
-    return digest([[e.id, e.prompt, list(e.golds)] for e in examples])
+    return hash_json([[e.id, e.prompt, list(e.golds)] for e in examples])

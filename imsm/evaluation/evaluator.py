@@ -19,7 +19,7 @@ from imsm.evaluation.inference import GetModel, run_inference
 from imsm.evaluation.predictions import write_items
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.evaluation.scoring import score_answers
-from imsm.utils.hashing import digest
+from imsm.utils.hashing import hash_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,7 +134,7 @@ def score_responses(
                 {
                     "id": example.id,
                     "group": example.group,
-                    "prompt_sha": digest(prompt.prompt_ids),
+                    "prompt_sha": hash_json(prompt.prompt_ids),
                     "generation": row["text"],
                     "tokens": row["tokens"],
                     "ended": row["ended"],

@@ -21,7 +21,7 @@ from imsm.evaluation.likelihood import Tokens, log_likelihoods
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.utils.errors import RunError
-from imsm.utils.hashing import digest
+from imsm.utils.hashing import hash_json
 from imsm.utils.oom import AdaptiveBatchSize
 from imsm.utils.progress import progress_bar
 
@@ -71,9 +71,9 @@ def run_inference(
     """
     golds = _golds(test, tokenizer)
     settings = [test.task.max_new_tokens, test.task.stop]
-    answer_keys = [digest([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in test.prompts]
+    answer_keys = [hash_json([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in test.prompts]
     gold_keys = [
-        [digest([_VERSION, fingerprint, "gold", prompt.prompt_ids, ids]) for ids in own]
+        [hash_json([_VERSION, fingerprint, "gold", prompt.prompt_ids, ids]) for ids in own]
         for prompt, own in zip(test.prompts, golds, strict=True)
     ]
 

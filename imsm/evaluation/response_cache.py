@@ -21,7 +21,7 @@ from typing import Any
 
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
-from imsm.utils.hashing import digest
+from imsm.utils.hashing import hash_json
 
 _DIGITS = 16
 Row = Mapping[str, Any]
@@ -106,7 +106,7 @@ class ResponseCache:
 
 
 def _line(key: str, row: Row) -> str:
-    check = digest([key, row])[:_DIGITS]
+    check = hash_json([key, row])[:_DIGITS]
     return json.dumps({"check": check, "key": key, "row": row}, ensure_ascii=False) + "\n"
 
 
@@ -120,7 +120,7 @@ def _parsed(text: str) -> tuple[dict[str, Row], list[str]]:
         try:
             entry = json.loads(line)
             key, row = entry["key"], entry["row"]
-            whole = digest([key, row])[:_DIGITS] == entry["check"]
+            whole = hash_json([key, row])[:_DIGITS] == entry["check"]
         except (ValueError, KeyError, TypeError):
             whole = False
         if whole:

@@ -18,11 +18,11 @@ from imsm.config.schema import RunConfig
 from imsm.config.stages import expand_stages
 from imsm.pipeline.plan.data import tasks_read
 from imsm.utils.errors import UserError
+from imsm.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _prepared: dict[str, str] = {}
 """What this process has prepared, and what came of it: members of a sweep share most of it."""
 
@@ -212,9 +212,7 @@ def _counted(items: Sequence[Any]) -> str:
 
 
 def _size(folder: Path) -> str:
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    unit, name = next((u, n) for u, n in _UNITS if size >= u / 10 or u == 1e3)
-    return f"{size / unit:.1f} {name}"
+    return format_bytes(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
 
 
 def _command(program: str, arguments: Sequence[str]) -> str:

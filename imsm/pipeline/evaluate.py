@@ -15,10 +15,9 @@ from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.evaluator import EvalResult, evaluate
 from imsm.evaluation.predictions import task_folder
 from imsm.evaluation.result import build_result, write_result
-from imsm.models.backbones.fingerprint import file_digest
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import all_training_examples
-from imsm.utils.hashing import digest
+from imsm.utils.hashing import hash_file_cached, hash_json
 from imsm.utils.run_dir import RunDir, open_run_dir
 
 if TYPE_CHECKING:
@@ -195,10 +194,10 @@ def _open(path: Path, alone: RunConfig) -> None:
 def model_hash(config: RunConfig, stream: str, *, weights: str, digests: Sequence[Sequence[str]] = ()) -> str:
     """Identifies who answers: the backbone's weights, their precision, adapter and gate, stream."""
     made_of: list[Any] = [weights, config.backbone.dtype, stream]
-    return digest([*made_of, digests] if digests else made_of)
+    return hash_json([*made_of, digests] if digests else made_of)
 
 
 def weight_hashes(folder: Path) -> list[list[str]]:
     """SHA-256 of the adapter's and the gate's files."""
     files = sorted(folder.rglob("*.safetensors"))
-    return [[str(file.relative_to(folder)), file_digest(file)] for file in files]
+    return [[str(file.relative_to(folder)), hash_file_cached(file)] for file in files]

@@ -14,9 +14,9 @@ import torch
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache, bank_bytes, canonical_order, compute_in_memory
 from imsm.pipeline.model import needs_original_stream
-from imsm.pipeline.plan.types import readable
 from imsm.training.hidden_state_store import banks_folder, contents_of, get_or_compute, open_cache, size_of
 from imsm.utils.errors import UserError
+from imsm.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ def precompute_cache(
     if told["place"] is None:
         raise UserError(f"hidden_state_cache={config.hidden_state_cache}: {told['problem']}")
     place = Path(told["place"])
-    return f"{readable(size_of(place))} in {place}"
+    return f"{format_bytes(size_of(place))} in {place}"
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ class _CacheRequest:
         limit = self.config.hidden_state_cache_gb
         if self._size() + others <= limit * GIGABYTE:
             return None
-        beside = f" beside {readable(others)} of other banks" if others else ""
+        beside = f" beside {format_bytes(others)} of other banks" if others else ""
         clear = ", or `imsm cache clear`" if others else ""
         return (
-            f"it takes {readable(self._size())}{beside}, more than hidden_state_cache_gb={limit:g}"
+            f"it takes {format_bytes(self._size())}{beside}, more than hidden_state_cache_gb={limit:g}"
             f" allows (raise that{clear})"
         )
 
@@ -158,7 +158,7 @@ class _CacheRequest:
         if self._size() <= free:
             return None
         return (
-            f"it takes {readable(self._size())} and {there} has {readable(free)} free (IMSM_CACHE "
+            f"it takes {format_bytes(self._size())} and {there} has {format_bytes(free)} free (IMSM_CACHE "
             "chooses another disk)"
         )
 

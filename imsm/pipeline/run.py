@@ -32,7 +32,8 @@ from imsm.pipeline.tracking import RunLogger, open_tracker
 from imsm.pipeline.train import finished_model, frozen_fingerprint, parent_hash, train_run
 from imsm.reporting.report import write_report
 from imsm.utils.errors import RunError, UserError
-from imsm.utils.run_dir import RunDir, check_input_hashes, file_lock, open_run_dir
+from imsm.utils.files import file_lock
+from imsm.utils.run_dir import RunDir, check_input_hashes, open_run_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

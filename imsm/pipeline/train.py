@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from functools import cache
@@ -13,7 +12,6 @@ from imsm.config.identity import run_identity
 from imsm.config.schema import RunConfig
 from imsm.data.batching import training_order
 from imsm.models.adapters.base import AdapterSpec
-from imsm.models.backbones.fingerprint import file_digest
 from imsm.models.builder import build_model, count_trainable
 from imsm.models.serialization import load_weights_into
 from imsm.models.siamese.model import SiameseForCausalLM
@@ -26,6 +24,7 @@ from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_re
 from imsm.training.trainer import BatchPlan, Log, train
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
+from imsm.utils.hashing import hash_file_cached, hash_text
 from imsm.utils.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -83,8 +82,8 @@ def load_parent_weights(model: SiameseForCausalLM, before: Path) -> None:
 
 def _values_fingerprint(folder: Path) -> str:
     files = sorted(folder.rglob("*.safetensors"))
-    digests = [f"{file.relative_to(folder)} {file_digest(file)}\n" for file in files]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    digests = [f"{file.relative_to(folder)} {hash_file_cached(file)}\n" for file in files]
+    return hash_text("".join(digests))
 
 
 def train_run(

@@ -11,7 +11,7 @@ from imsm.config.identity import identity_without_seed
 from imsm.evaluation.result import read_result
 from imsm.reporting.runs import ComparedRun, baselines_of, runs_to_compare
 from imsm.utils.errors import UserError
-from imsm.utils.hashing import digest
+from imsm.utils.hashing import hash_json
 from imsm.utils.paths import runs_root
 
 if TYPE_CHECKING:
@@ -130,4 +130,4 @@ def _items(arm: ComparedRun, task: str) -> pandas.DataFrame:
 def _configuration(arm: ComparedRun) -> str:
     """Eight digits for all that decided an arm's training but the seed."""
     identity = {key: value for key, value in arm.result["identity"].items() if key != "control"}
-    return digest(json.dumps(identity_without_seed(identity), sort_keys=True))[:8]
+    return hash_json(json.dumps(identity_without_seed(identity), sort_keys=True))[:8]

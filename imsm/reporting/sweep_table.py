@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from imsm.reporting.render.table import duration, markdown_table, plain_table, points
+from imsm.reporting.render.table import markdown_table, plain_table, points
 from imsm.reporting.score_table import headline
+from imsm.utils.formatting import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -180,4 +181,4 @@ def _cost(member: SweepRun) -> list[str]:
     if result is None:
         return ["–", "–"]
     trainable = sum(result["trainable_parameters"].values())
-    return [f"{trainable:,}", duration((result["training"] or {}).get("seconds"))]
+    return [f"{trainable:,}", format_duration((result["training"] or {}).get("seconds"))]

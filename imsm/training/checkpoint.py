@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -29,8 +28,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from imsm.models.backbones.fingerprint import file_digest
 from imsm.utils.errors import RunError, UserError
+from imsm.utils.hashing import hash_file_cached, hash_text
 
 if TYPE_CHECKING:
     from imsm.distributed.context import DistributedContext
@@ -166,7 +165,7 @@ def verify(place: Path) -> str | None:
     for name, digest in files.items():
         if not (place / name).is_file():
             return f"{name} is missing"
-        if file_digest(place / name) != digest:
+        if hash_file_cached(place / name) != digest:
             return f"{name} is damaged: it is not what was written"
     return None
 
@@ -185,7 +184,7 @@ def check_disk_space(folder: Path, *, size: int) -> str | None:
 def _own_digest(state: Mapping[str, Any]) -> str:
     """SHA-256 of a state's values but for this one."""
     values = {key: value for key, value in state.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hash_text(json.dumps(values, sort_keys=True))
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -200,7 +199,7 @@ def _write(place: Path, parts: Mapping[str, dict[str, torch.Tensor]], state: dic
         new.mkdir(parents=True)
         for name, values in parts.items():
             save_file(values, new / f"{name}.safetensors")
-        state["files"] = {file.name: file_digest(file) for file in sorted(new.iterdir())}
+        state["files"] = {file.name: hash_file_cached(file) for file in sorted(new.iterdir())}
         state["digest"] = _own_digest(state)
         (new / STATE).write_text(json.dumps(state), encoding="utf-8")
         _flush(new)

@@ -21,8 +21,8 @@ from imsm.training.checkpoint import (
     save_checkpoint,
     verify,
 )
+from imsm.utils.dicts import format_diff
 from imsm.utils.errors import UserError
-from imsm.utils.run_dir import format_diff
 
 if TYPE_CHECKING:
     from imsm.models.adapters.base import TrainingCallbacks

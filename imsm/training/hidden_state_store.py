@@ -12,7 +12,6 @@ its own, which is renamed when it is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,10 +32,10 @@ from imsm.models.siamese.hidden_state_cache import (
     hash_examples,
     row_offsets,
 )
-from imsm.utils.files import write_atomic
+from imsm.utils.files import file_lock, write_atomic
+from imsm.utils.hashing import HashingWriter, hash_file, hash_text
 from imsm.utils.paths import cache_folder
 from imsm.utils.progress import progress_bar
-from imsm.utils.run_dir import file_lock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +73,7 @@ class CacheKey:
     def key(self) -> str:
         """The name of the bank's folder."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return hash_text(text)[:32]
 
 
 def contents_of(
@@ -184,9 +183,7 @@ def verify(bank: Path) -> str | None:
     try:
         expected = read_index(bank)["sha256"]
         for name in (MEMORIES, QUERIES):
-            with (bank / name).open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != expected.get(name):
+            if hash_file(bank / name) != expected.get(name):
                 return f"{name} is not what was written"
     except OSError as error:
         return error.strerror or str(error)
@@ -210,12 +207,12 @@ def _write(
     label: str,
 ) -> None:
     shape: dict[str, Any] = {}
-    with _hashed(folder / MEMORIES) as memories, _hashed(folder / QUERIES) as queries:
+    with _hashing_file(folder / MEMORIES) as memories, _hashing_file(folder / QUERIES) as queries:
 
         def keep(piece: Piece) -> None:
             rows, pooled = piece
-            memories.write(rows)
-            queries.write(pooled)
+            memories.write(_raw_bytes(rows))
+            queries.write(_raw_bytes(pooled))
             shape.update(width=rows.shape[1], dtype=str(rows.dtype).removeprefix("torch."))
 
         def chunks(every: list[list[TokenizedExample]]) -> Iterator[list[TokenizedExample]]:
@@ -229,29 +226,18 @@ def _write(
         "examples_digest": contents.examples,
         "examples": len(examples),
         "tokens": sum(len(each.answer_ids) for each in examples),
-        "sha256": {MEMORIES: memories.digest(), QUERIES: queries.digest()},
+        "sha256": {MEMORIES: memories.hexdigest(), QUERIES: queries.hexdigest()},
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-class _Hashed:
-    """A file that is written once, and the checksum of what went in."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._digest = stream, hashlib.sha256()
-
-    def write(self, rows: torch.Tensor) -> None:
-        data = rows.contiguous().view(torch.uint8).numpy().data
-        self._digest.update(data)
-        self._stream.write(data)
-
-    def digest(self) -> str:
-        return self._digest.hexdigest()
+def _raw_bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.contiguous().view(torch.uint8).numpy().data
 
 
 @contextmanager
-def _hashed(path: Path) -> Iterator[_Hashed]:
+def _hashing_file(path: Path) -> Iterator[HashingWriter]:
     with path.open("wb", buffering=_BUFFER) as stream:
-        yield _Hashed(stream)
+        yield HashingWriter(stream)
         stream.flush()
         os.fsync(stream.fileno())

@@ -1,23 +1,56 @@
-"""Writing a file whole or not at all."""
+"""Atomic writes and folder locks."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from imsm.utils.errors import UserError
+from imsm.utils.progress import print_above_bar
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path`` and rename it: what lies at ``path`` is never half a file.
+    """Write ``text`` to a temporary file and rename it to ``path``.
 
     Raises:
-        OSError: it cannot be written; an older file is left as it was.
+        OSError: The file cannot be written; an existing file is unchanged.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with unfinished.open("w", encoding="utf-8") as stream:
+        with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        unfinished.replace(path)
+        temporary.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def file_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Lock a folder against other processes; the lock ends with the process.
+
+    Args:
+        folder: Created if missing; the lock is its file `lock`.
+        wait: Wait for another process to release the lock, with a log line, instead of raising.
+
+    Raises:
+        UserError: Another process holds the lock, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"run_dir={folder}: cannot be written ({error.strerror or error})") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if not wait:
+                raise UserError(f"run_dir={folder}: another process is using this run; wait for it to end") from error
+            print_above_bar(f"waiting for another process that uses {folder}")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

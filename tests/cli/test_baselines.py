@@ -16,7 +16,7 @@ from imsm.evaluation.predictions import read_items
 from imsm.evaluation.result import read_result
 from imsm.studies.baselines.base import list_baselines
 from imsm.studies.baselines.finished_run import FinishedRun
-from imsm.utils.run_dir import file_lock
+from imsm.utils.files import file_lock
 from tests.helpers.paths import ROOT
 from tests.studies.baselines.finished import FORGETTING, ITEMS, finished, make
 

@@ -193,8 +193,8 @@ def test_no_whole_checkpoint_is_an_error_and_never_trains_anew(
 @contextmanager
 def working_in(folder: Path, *, seconds: int) -> Iterator[subprocess.Popen[str]]:
     """Another process that is at work in a run's folder."""
-    holding = "import sys, time; from pathlib import Path; from imsm.utils.run_dir import locked\n"
-    holding += "with locked(Path(sys.argv[1])): print('mine'); sys.stdout.flush(); "
+    holding = "import sys, time; from pathlib import Path; from imsm.utils.files import file_lock\n"
+    holding += "with file_lock(Path(sys.argv[1])): print('mine'); sys.stdout.flush(); "
     holding += f"time.sleep({seconds})"
     line = [sys.executable, "-c", holding, str(folder)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as other:
@@ -209,7 +209,7 @@ def test_two_runs_in_one_folder_at_once(made: Path, tmp_path: Path) -> None:  # 
     mine = tmp_path / "mine"
     chosen = config(*choices(made, *OFTEN, f"run_dir={mine}"))
     with working_in(mine, seconds=120):
-        with pytest.raises(UserError, match=r"another process is at work in this run") as caught:
+        with pytest.raises(UserError, match=r"another process is using this run") as caught:
             run_experiment(chosen, runs_root=tmp_path)
         assert str(mine) in str(caught.value) and "\n" not in str(caught.value)
         assert not (mine / "identity.json").exists()
@@ -227,7 +227,7 @@ def test_two_arms_that_need_the_same_original_wait_for_each_other(
     with working_in(original, seconds=8) as other:
         run(made, tmp_path, *OFTEN, method="peft")
         assert other.poll() == 0
-    assert f"waits for another process, which is at work in {original}" in capsys.readouterr().err
+    assert f"waiting for another process that uses {original}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

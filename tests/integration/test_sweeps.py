@@ -371,7 +371,7 @@ def test_the_same_sweep_is_not_started_twice_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    from imsm.utils.run_dir import file_lock
+    from imsm.utils.files import file_lock
 
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path))
     _stub_flow(monkeypatch, lambda chosen: None)

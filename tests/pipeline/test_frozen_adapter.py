@@ -158,7 +158,7 @@ def test_another_adapter_at_the_same_place_is_refused(made: Path, source: Path, 
     given = ("peft.dropout=0.3", f"frozen_adapter={mine}", "trainer.num_epochs=1")
     run(made, tmp_path, *given)
     save_file({n: v + 1 for n, v in load_file(mine / ADAPTER).items()}, mine / ADAPTER)
-    with pytest.raises(UserError, match="the frozen adapter changed since this run began"):
+    with pytest.raises(UserError, match="the frozen adapter changed since this run started"):
         run(made, tmp_path, *given)
 
 

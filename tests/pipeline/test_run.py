@@ -158,12 +158,12 @@ def test_interrupted_and_given_again_it_ends_as_if_nothing_had_been(
 def test_a_folder_of_another_run_is_refused_with_a_difference(made: Path, tmp_path: Path) -> None:
     place = f"run_dir={tmp_path / 'mine'}"
     run_experiment(config(*choices(made, place, "trainer.num_epochs=1")), runs_root=tmp_path)
-    with pytest.raises(UserError, match=r"trainer.num_epochs: there 1, asked 2"):
+    with pytest.raises(UserError, match=r"trainer.num_epochs: saved 1, now 2"):
         run_experiment(config(*choices(made, place, "trainer.num_epochs=2")), runs_root=tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="contains files but no run"):
         run_experiment(config(*choices(made, f"run_dir={other}")), runs_root=tmp_path)
     assert sorted(path.name for path in other.iterdir() if path.name != "lock") == ["thesis.tex"]
 

@@ -111,7 +111,7 @@ def test_a_folder_is_a_checkpoint_or_holds_them(tmp_path: Path, depth: int) -> N
 def test_another_trainings_checkpoint_is_refused_with_what_differs(tmp_path: Path) -> None:
     run = stopped(tmp_path)
     wanted = {"peft": {"rank": 8}, "seed": 7}
-    with pytest.raises(UserError, match=r"peft\.rank: there 4, asked 8"):
+    with pytest.raises(UserError, match=r"peft\.rank: saved 4, now 8"):
         checkpoint_to_resume(str(run.folder), tmp_path / "new", identity=wanted)
     shutil.rmtree(run.folder)
     with pytest.raises(UserError, match="there is no checkpoint"):

@@ -8,7 +8,6 @@ weights: figures differ from those of the hub's google/gemma-3-270m.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -18,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.models.backbones.fingerprint import file_digest
 from imsm.utils.errors import UserError
+from imsm.utils.files import file_lock
+from imsm.utils.hashing import HashingWriter, hash_file_cached
 from imsm.utils.paths import cache_folder
-from imsm.utils.run_dir import file_lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +75,7 @@ def is_complete(folder: Path) -> bool:
     """Whether every file that ``folder`` was finished with is still there, unchanged."""
     try:
         digests = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))
-        files = [file_digest(folder / name) == digest for name, digest in digests.items()]
+        files = [hash_file_cached(folder / name) == digest for name, digest in digests.items()]
     except (OSError, ValueError, AttributeError):
         return False
     return bool(files) and all(files)
@@ -100,7 +99,7 @@ def _make(folder: Path) -> None:
     try:
         partial.mkdir()
         _dequantise(_assembled(partial / "model.gguf"), partial)
-        digests = {file.name: file_digest(file) for file in sorted(partial.iterdir())}
+        digests = {file.name: hash_file_cached(file) for file in sorted(partial.iterdir())}
         (partial / _COMPLETE).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
@@ -129,20 +128,17 @@ def assemble(chunks: Sequence[Path], target: Path, *, sha256: str) -> None:
     Raises:
         UserError: a chunk is missing, or the whole has another checksum than ``sha256``.
     """
-    digest = hashlib.sha256()
-    with target.open("wb") as whole:
+    with target.open("wb") as stream:
+        writer = HashingWriter(stream)
         for chunk in chunks:
             if not chunk.is_file():
                 raise UserError(f"{chunk}: is missing from its package; {_REINSTALL}")
             with chunk.open("rb") as part:
                 while block := part.read(1 << 20):
-                    digest.update(block)
-                    whole.write(block)
-    if digest.hexdigest() != sha256:
+                    writer.write(block)
+    if writer.hexdigest() != sha256:
         names = ", ".join(chunk.name for chunk in chunks)
-        raise UserError(
-            f"{names}: damaged (sha256 {digest.hexdigest()} of the whole, expected {sha256}); {_REINSTALL}"
-        )
+        raise UserError(f"{names}: damaged (sha256 {writer.hexdigest()}, expected {sha256}); {_REINSTALL}")
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:

@@ -13,7 +13,6 @@ Legend: E examples, A answer tokens of all of them, N those of a batch of B, D w
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import torch
 from imsm.data.batching import collate_training
 from imsm.models.siamese.inputs import IGNORED, body_inputs, query_mask_from_labels
 from imsm.models.siamese.query_pooling import pool
+from imsm.utils.hashing import hash_chunks
 
 if TYPE_CHECKING:
     from imsm.data.tokenization import TokenizedExample
@@ -83,11 +83,7 @@ def row_offsets(examples: Sequence[TokenizedExample]) -> dict[_Ids, tuple[int, i
 
 def hash_examples(examples: Sequence[TokenizedExample]) -> str:
     """SHA-256 over the tokens of examples that are `in_order`."""
-    digest = hashlib.sha256()
-    for each in examples:
-        for ids in _ids(each):
-            digest.update(array("q", [len(ids), *ids]).tobytes())
-    return digest.hexdigest()
+    return hash_chunks(array("q", [len(ids), *ids]).tobytes() for each in examples for ids in _ids(each))
 
 
 def bank_bytes(*, examples: int, answer_tokens: float, width: int, dtype: torch.dtype) -> int:

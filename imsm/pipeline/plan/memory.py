@@ -16,8 +16,9 @@ from imsm.pipeline.engine import engine_settings, micro_batch_size
 from imsm.pipeline.model import needs_original_stream
 from imsm.pipeline.plan.activations import ActivationTrace, trace_activations
 from imsm.pipeline.plan.data import judged
-from imsm.pipeline.plan.types import MemoryItem, readable
+from imsm.pipeline.plan.types import MemoryItem
 from imsm.training.optimizer import ELEMENTWISE
+from imsm.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -347,7 +348,7 @@ def _caches(
         size = max(held(longest[name] + new), held(longest[name]) + copies)
     both = ", both streams" if streams == 2 else ""
     how = f"{rows} prompts of {name}, {longest[name]} (the longest) + {new} new tokens{both}"
-    how += f", or copies of them up to {readable(COPIED)}, with accepted answers"
+    how += f", or copies of them up to {format_bytes(COPIED)}, with accepted answers"
     how += f", the tuned one after {virtual} virtual tokens" if virtual else ""
     return MemoryItem(name="KV caches", size=size, how=how, exact=False)
 

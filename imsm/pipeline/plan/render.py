@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from imsm.pipeline.plan.types import MemoryItem, Plan, readable, total
+from imsm.pipeline.plan.types import MemoryItem, Plan, total
+from imsm.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +76,7 @@ def _settings(plan: Plan) -> Table:
 def _memory(parts: list[MemoryItem], *, together: bool) -> Table:
     table = _table(numbers=True)
     for part in parts:
-        size = "not known" if part.size is None else readable(part.size)
+        size = "not known" if part.size is None else format_bytes(part.size)
         table.add_row(part.name, size, f"{'exact' if part.exact else 'estimate'}: {part.how}")
     if together:
         table.add_row("together", _about(total(parts)), "")
@@ -99,18 +100,14 @@ def _rest(plan: Plan) -> Table:
 
 def _downloads(plan: Plan) -> list[str]:
     return [
-        each.what if each.gigabytes is None else f"{each.what}, about {_size(each.gigabytes)}"
+        each.what if each.gigabytes is None else f"{each.what}, about {format_bytes(1e9 * each.gigabytes)}"
         for each in plan.needed
         if each.here is None
     ]
 
 
-def _size(gigabytes: float) -> str:
-    return f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.0f} MB"
-
-
 def _about(size: int | None) -> str:
-    return "not known" if size is None else f"about {readable(size)}"
+    return "not known" if size is None else f"about {format_bytes(size)}"
 
 
 def _table(*, numbers: bool = False) -> Table:

@@ -55,12 +55,3 @@ def total(parts: list[MemoryItem]) -> int | None:
     """Their bytes together; None if one of them is not known."""
     sizes = [part.size for part in parts]
     return None if None in sizes else sum(size for size in sizes if size is not None)
-
-
-def readable(size: float) -> str:
-    """Bytes in the unit that suits them: "16.06 GB"."""
-    units = (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1))
-    for unit, factor, digits in units:
-        if size >= factor:
-            return f"{size / factor:,.{digits}f} {unit}"
-    return f"{size:.0f} B"

@@ -8,7 +8,6 @@ the command that started the sweep reads them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from imsm.utils.files import write_atomic
+from imsm.utils.hashing import hash_text
 
 FOLDER = "IMSM_SWEEP_DIR"
 """The environment variable that conf/config.yaml reads Hydra's own folder from."""
@@ -68,7 +68,7 @@ class SweepDir:
 def sweep_dir(runs_root: Path, *, name: str, overrides: Sequence[str], config_dir: Path | None) -> Path:
     """Where every start of the same sweep lies: its folder is the same for the same overrides."""
     text = json.dumps([sorted(overrides), str(config_dir)])
-    return runs_root / "sweeps" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return runs_root / "sweeps" / f"{name}-{hash_text(text)[:8]}"
 
 
 def new_attempt(place: Path) -> SweepDir:

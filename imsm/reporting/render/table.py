@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imsm.reporting.score_table import CostRow, ScoreRow, ScoreTable, compare
+from imsm.utils.formatting import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -216,28 +217,13 @@ def _cost_cells(cost: CostRow) -> list[str]:
         cost.arm,
         f"{cost.adapter:,}",
         f"{cost.gate:,}",
-        duration(cost.training_seconds),
+        format_duration(cost.training_seconds),
         _rate(cost.training_rate),
-        _memory(cost.peak_memory_bytes),
-        duration(cost.judging_seconds),
+        format_bytes(cost.peak_memory_bytes),
+        format_duration(cost.judging_seconds),
         _rate(cost.judging_rate),
     ]
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds as hours, minutes and seconds."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h {minutes:02d}m"
-    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
-
-
 def _rate(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
-
-
-def _memory(size: int | None) -> str:
-    return "–" if size is None else f"{size / 1e9:.2f} GB"

@@ -18,7 +18,7 @@ from imsm.pipeline.data import all_training_examples
 from imsm.pipeline.evaluate import metrics_of, result_entry
 from imsm.studies.baselines.base import Baseline, BaselineInfo, is_router, optional_hook
 from imsm.studies.baselines.finished_run import Answers, FinishedRun
-from imsm.utils.hashing import digest
+from imsm.utils.hashing import hash_json
 
 if TYPE_CHECKING:
     from imsm.models.siamese.model import SiameseForCausalLM
@@ -112,7 +112,7 @@ def judge_tuned(run: FinishedRun) -> dict[str, Any]:
 def control_fingerprint(arm: BaselineRun, run: FinishedRun) -> str:
     """Identifies a control's answers: the run's adapter, the control, its value."""
     more = optional_hook(arm.control, "made_of", run, {})
-    return digest([run.fingerprint("tuned"), arm.info.name, arm.info.version, arm.value, more])
+    return hash_json([run.fingerprint("tuned"), arm.info.name, arm.info.version, arm.value, more])
 
 
 def _leave(

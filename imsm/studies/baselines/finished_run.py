@@ -27,10 +27,11 @@ from imsm.pipeline.data import eval_sets
 from imsm.pipeline.engine import local_device
 from imsm.pipeline.evaluate import model_hash, weight_hashes
 from imsm.pipeline.train import finished_model
+from imsm.utils.dicts import diff_dicts
 from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value
 from imsm.utils.paths import runs_root
-from imsm.utils.run_dir import RunDir, check_input_hashes, diff_dicts
+from imsm.utils.run_dir import RunDir, check_input_hashes
 
 if TYPE_CHECKING:
     import pandas

@@ -23,7 +23,7 @@ from imsm.models.siamese.inputs import body_inputs
 from imsm.models.siamese.query_pooling import pool
 from imsm.pipeline.data import training_examples
 from imsm.utils.files import write_atomic
-from imsm.utils.hashing import digest
+from imsm.utils.hashing import hash_json
 from imsm.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class QueryDistances:
 def distances(run: FinishedRun) -> QueryDistances:
     """The distances of a run's tests; computed once, then read from the run's `controls/`."""
     training = _training_queries(run)
-    key = digest(
+    key = hash_json(
         [
             _VERSION,
             PERCENTILE,
