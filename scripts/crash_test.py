@@ -305,7 +305,7 @@ def _scores(run: Path) -> dict[str, Any]:
     if not (run / "result.json").is_file():
         return {}
     tasks = json.loads((run / "result.json").read_text(encoding="utf-8"))["evaluation"]["tasks"]
-    return {name: (entry["items"], entry["metrics"]) for name, entry in tasks.items()}
+    return {name: (entry["num_examples"], entry["metrics"]) for name, entry in tasks.items()}
 
 
 def _arguments() -> argparse.Namespace:

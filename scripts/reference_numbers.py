@@ -90,8 +90,8 @@ def _run(result_file: Path) -> dict[str, Any]:
             "metrics": {_plain(metric): value for metric, value in _metrics(task).items()},
             "items": {
                 row["id"]: {
-                    "response": row[RESPONSE],
-                    "gold_loglik": row["gold_loglik"],
+                    "response": row["response"],
+                    "gold_loglik": row["reference_loglik"],
                     "gate_mean": row["gate_mean"],
                     "scores": {_plain(metric): score for metric, score in row["scores"].items()},
                 }

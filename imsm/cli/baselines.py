@@ -62,20 +62,20 @@ def _parser() -> argparse.ArgumentParser:
 def _carry_out(
     arguments: argparse.Namespace, chosen: Sequence[Baseline], values: Sequence[float] | None, *, all_of_them: bool
 ) -> None:
-    from imsm.studies.baselines.evaluate import FOLDER, TUNED, judge_tuned
-    from imsm.studies.baselines.finished_run import open_finished
-    from imsm.studies.baselines.table import show
+    from imsm.studies.baselines.evaluate import FOLDER, TUNED, evaluate_tuned
+    from imsm.studies.baselines.finished_run import load_finished_run
+    from imsm.studies.baselines.table import print_table
     from imsm.utils.files import file_lock
 
     other = None
     if arguments.other is not None:
-        other = open_finished(resolve_run_dir(arguments.other, option="--with"), option="--with")
-    run = open_finished(resolve_run_dir(arguments.run, option="--run"), option="--run", other=other)
+        other = load_finished_run(resolve_run_dir(arguments.other, option="--with"), option="--with")
+    run = load_finished_run(resolve_run_dir(arguments.run, option="--run"), option="--run", other=other)
     arms, left_out = _arms(run, chosen, values, all_of_them=all_of_them)
     with file_lock(run.folder / FOLDER):
         interwoven = run.config.method.stream == "interwoven"
         tuned = TUNED.name if interwoven else run.config.method.name
-        found = {"original": run.result["evaluation"]["original"], tuned: judge_tuned(run)["evaluation"]["tasks"]}
+        found = {"original": run.result["evaluation"]["original"], tuned: evaluate_tuned(run)["evaluation"]["tasks"]}
         if interwoven:
             found[run.config.method.name] = run.result["evaluation"]["tasks"]
         focus = list(found)
@@ -83,7 +83,7 @@ def _carry_out(
             result = _judged(arm, run, left_out, all_of_them=all_of_them)
             if result is not None:
                 found[arm.name] = result["evaluation"]["tasks"]
-    show(found, tuned=tuned, focus=focus)
+    print_table(found, tuned=tuned, focus=focus)
     for line in dict.fromkeys(left_out):
         print(f"left out: {line}")
     print(f"controls: {run.folder / FOLDER}")
@@ -93,13 +93,13 @@ def _arms(
     run: FinishedRun, chosen: Sequence[Baseline], values: Sequence[float] | None, *, all_of_them: bool
 ) -> tuple[list[BaselineRun], list[str]]:
     """The arms to judge, and why others are left out; one that was asked for must fit."""
-    from imsm.studies.baselines.evaluate import arms_of
+    from imsm.studies.baselines.evaluate import baseline_runs
 
     arms: list[BaselineRun] = []
     left_out = []
     for each in chosen:
         try:
-            arms += arms_of(each, run, values)
+            arms += baseline_runs(each, run, values)
         except UserError as error:
             if not all_of_them:
                 raise
@@ -108,10 +108,10 @@ def _arms(
 
 
 def _judged(arm: BaselineRun, run: FinishedRun, left_out: list[str], *, all_of_them: bool) -> dict[str, Any] | None:
-    from imsm.studies.baselines.evaluate import judge_control
+    from imsm.studies.baselines.evaluate import evaluate_baseline
 
     try:
-        return judge_control(arm, run)
+        return evaluate_baseline(arm, run)
     except UserError as error:
         if not all_of_them:
             raise

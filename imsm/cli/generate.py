@@ -62,7 +62,7 @@ def answers(folder: Path, text: str, *, method: str, max_new_tokens: int, device
     from transformers import AutoTokenizer, TextStreamer
 
     from imsm.data.tokenization import prompt_tokens
-    from imsm.evaluation.generation import end_tokens
+    from imsm.evaluation.generation import eos_token_ids
     from imsm.models.siamese.model import SiameseForCausalLM
     from imsm.training.engines.single_device import choose_device
 
@@ -85,7 +85,7 @@ def answers(folder: Path, text: str, *, method: str, max_new_tokens: int, device
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=end_tokens(model, tokenizer),
+            eos_token_id=eos_token_ids(model, tokenizer),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.studies.paper.spec import SCALES, PaperTable, experiment_names, load_experiment
+from imsm.studies.paper.spec import SCALES, PaperTable, list_tables, load_table
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.paths import runs_root
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.seeds < 1 or arguments.jobs < 1:
             raise UserError(f"--seeds {arguments.seeds} --jobs {arguments.jobs}: both must be at least 1")
-        chosen = [load_experiment(name) for name in arguments.names or experiment_names()]
+        chosen = [load_table(name) for name in arguments.names or list_tables()]
         return {"run": _run, "show": _show, "status": _status}[arguments.action](arguments, chosen)
     except UserError as error:
         print(f"imsm: {error}", file=sys.stderr)
@@ -55,24 +55,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, chosen: Sequence[PaperTable]) -> int:
-    from imsm.studies.paper.runs import check, run_missing, runs_of
+    from imsm.studies.paper.runs import validate_runs, run_missing, required_runs
 
     runs = _runs()
     for experiment in chosen:
-        check(experiment, runs, scale=arguments.scale)
+        validate_runs(experiment, runs, scale=arguments.scale)
     failed: list[str] = []
     started = time.monotonic()
     for experiment in chosen:
-        if experiment.grid.kind == "speed":
+        if experiment.spec.kind == "speed":
             _measure(arguments, experiment, runs)
             continue
         failed += run_missing(
-            runs_of(experiment, runs, scale=arguments.scale, seeds=arguments.seeds),
-            logs=runs_root() / "logs",
+            required_runs(experiment, runs, scale=arguments.scale, seeds=arguments.seeds),
+            log_dir=runs_root() / "logs",
             jobs=arguments.jobs,
-            tell=partial(print, f"{experiment.name}:", flush=True),
+            log=partial(print, f"{experiment.name}:", flush=True),
         )
-        runs.forget()
+        runs.refresh()
     print(f"runs: {time.monotonic() - started:.0f} s")
     _show(arguments, chosen, runs)
     if failed:
@@ -81,19 +81,19 @@ def _run(arguments: argparse.Namespace, chosen: Sequence[PaperTable]) -> int:
 
 
 def _show(arguments: argparse.Namespace, chosen: Sequence[PaperTable], runs: RunIndex | None = None) -> int:
-    from imsm.studies.paper.render import show
+    from imsm.studies.paper.render import show_table
 
     runs = runs or _runs()
     for experiment in chosen:
         place = _place(arguments, experiment)
         try:
-            show(
+            show_table(
                 experiment,
                 runs,
                 scale=arguments.scale,
                 seeds=arguments.seeds,
                 protocol=arguments.protocol,
-                place=place,
+                folder=place,
             )
         except OSError as error:
             raise UserError(f"{place}: cannot be written ({error.strerror or error})") from error
@@ -106,18 +106,18 @@ def _status(arguments: argparse.Namespace, chosen: Sequence[PaperTable]) -> int:
     runs = _runs()
     for experiment in chosen:
         show_status(
-            experiment, runs, scale=arguments.scale, seeds=arguments.seeds, place=_place(arguments, experiment)
+            experiment, runs, scale=arguments.scale, seeds=arguments.seeds, folder=_place(arguments, experiment)
         )
     return 0
 
 
 def _measure(arguments: argparse.Namespace, experiment: PaperTable, runs: RunIndex) -> None:
-    from imsm.studies.paper.speed import measure, read_speed, write_speed
+    from imsm.studies.paper.speed import measure_speed, read_speed, write_speed
 
     place = _place(arguments, experiment)
     if read_speed(place) is None:
         tell = partial(print, f"{experiment.name}:", flush=True)
-        write_speed(measure(experiment, runs, scale=arguments.scale, tell=tell), place)
+        write_speed(measure_speed(experiment, runs, scale=arguments.scale, log=tell), place)
 
 
 def _place(arguments: argparse.Namespace, experiment: PaperTable) -> Path:

@@ -82,7 +82,7 @@ def _readable(table: pandas.DataFrame) -> pandas.DataFrame:
     import pandas
 
     places = {name: 1 for name in ("score", "lowest", "highest", "tokens", "unparsed", "truncated")}
-    places |= {"gold_loglik": 2, "gate_mean": 3}
+    places |= {"reference_loglik": 2, "gate_mean": 3}
 
     def cell(name: str, value: Any) -> str:
         if pandas.isna(value):

@@ -1,1 +1,1 @@
-"""Judging: prompts -> generations -> extracted answers -> scores per item -> metrics."""
+"""Prompts to responses, predictions, metrics and statistics."""

@@ -24,7 +24,7 @@ class EvalSet:
     task: Task
     examples: list[Example]
     prompts: list[TokenizedExample]
-    report: TokenizationStats
+    tokenization_stats: TokenizationStats
 
     @property
     def fingerprint(self) -> str:
@@ -32,15 +32,15 @@ class EvalSet:
         task = self.task
         asked = [task.max_prompt_tokens, task.max_new_tokens, task.stop]
         scored = [task.module, task.metrics, task.paper_code_metrics]
-        return hash_json([examples_digest(self.examples), asked, scored])
+        return hash_json([hash_examples(self.examples), asked, scored])
 
 
-def load_test_set(
+def load_eval_set(
     task: Task,
     *,
     source: DataSource,
-    prompts: str,
-    items: int | None,
+    prompt_style: str,
+    limit: int | None,
     tokenizer: PreTrainedTokenizerBase,
     closed_vocabulary: bool,
     chat: bool,
@@ -50,13 +50,13 @@ def load_test_set(
     ``chat``: each prompt is a user turn in the tokenizer's template; its tokens are part of the
     answers' key.
     """
-    examples = load_examples(task, "test", source=source, prompts=prompts, limit=items)
+    examples = load_examples(task, "test", source=source, prompts=prompt_style, limit=limit)
     tokenised, report = tokenize_prompts(
         examples, tokenizer, max_prompt_tokens=task.max_prompt_tokens, closed_vocabulary=closed_vocabulary, chat=chat
     )
-    return EvalSet(task=task, examples=examples, prompts=tokenised, report=report)
+    return EvalSet(task=task, examples=examples, prompts=tokenised, tokenization_stats=report)
 
 
-def examples_digest(examples: Sequence[Example]) -> str:
+def hash_examples(examples: Sequence[Example]) -> str:
     """SHA-256 over ids, prompts and accepted answers."""
     return hash_json([[e.id, e.prompt, list(e.golds)] for e in examples])

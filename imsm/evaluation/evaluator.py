@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from imsm.data.task import task_module
 from imsm.evaluation.inference import GetModel, run_inference
-from imsm.evaluation.predictions import write_items
+from imsm.evaluation.predictions import write_predictions
 from imsm.evaluation.response_cache import ResponseCache, Row
-from imsm.evaluation.scoring import score_answers
+from imsm.evaluation.scoring import score_predictions
 from imsm.utils.hashing import hash_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class EvalResult:
     items of ln p of the likeliest accepted answer, ``gate_mean``: over items (interwoven only).
     """
 
-    items: int
+    num_examples: int
     protocol: str
     metrics: dict[str, float]
     headline: str
@@ -46,15 +46,15 @@ class EvalResult:
     new_tokens: int
     unparsed: int
     truncated: int
-    gold_loglik: float | None
+    reference_loglik: float | None
     gate_mean: float | None
     protocols: dict[str, dict[str, Any]]
 
 
 def evaluate(
-    test: EvalSet,
+    eval_set: EvalSet,
     *,
-    model: GetModel,
+    get_model: GetModel,
     stream: str,
     tokenizer: PreTrainedTokenizerBase,
     model_fingerprint: str,
@@ -62,7 +62,7 @@ def evaluate(
     protocol: str,
     batch_size: int,
     response_cache_dir: Path,
-    folder: Path,
+    output_dir: Path,
     label: str,
     dist_context: DistributedContext,
 ) -> EvalResult:
@@ -85,8 +85,8 @@ def evaluate(
     """
     response_cache = ResponseCache(response_cache_dir, fingerprint=model_fingerprint)
     rows, golds = run_inference(
-        test,
-        model=model,
+        eval_set,
+        get_model=get_model,
         stream=stream,
         tokenizer=tokenizer,
         fingerprint=model_fingerprint,
@@ -96,31 +96,31 @@ def evaluate(
         dist_context=dist_context,
     )
     return score_responses(
-        test, rows=rows, golds=golds, metrics=metrics, protocol=protocol, folder=folder, dist_context=dist_context
+        eval_set, responses=rows, references=golds, metrics=metrics, protocol=protocol, output_dir=output_dir, dist_context=dist_context
     )
 
 
 def score_responses(
-    test: EvalSet,
+    eval_set: EvalSet,
     *,
-    rows: Sequence[Row],
-    golds: Sequence[Row | None],
+    responses: Sequence[Row],
+    references: Sequence[Row | None],
     metrics: Mapping[str, Sequence[str]],
     protocol: str,
-    folder: Path,
+    output_dir: Path,
     dist_context: DistributedContext,
 ) -> EvalResult:
     """Extract and score what was answered, N rows and likelihoods as `ask` gives them.
 
     A router, which answers with one or the other arm's rows, comes in here.
     """
-    extract = task_module(test.task).extract
-    texts = {"strict": [extract(row["text"]) for row in rows], "paper_code": [row["text"] for row in rows]}
-    accepted = [example.golds for example in test.examples]
+    extract = task_module(eval_set.task).extract
+    texts = {"strict": [extract(row["text"]) for row in responses], "paper_code": [row["text"] for row in responses]}
+    accepted = [example.golds for example in eval_set.examples]
     protocols: dict[str, dict[str, Any]] = {}
-    scores: list[dict[str, float]] = [{} for _ in rows]
+    scores: list[dict[str, float]] = [{} for _ in responses]
     for name, names in metrics.items():
-        totals, per_item = score_answers(names, texts[name], accepted)
+        totals, per_item = score_predictions(names, texts[name], accepted)
         protocols[name] = {
             "metrics": totals,
             "headline": next(iter(totals)),
@@ -128,41 +128,41 @@ def score_responses(
         }
         scores = [before | new for before, new in zip(scores, per_item, strict=True)]
     if dist_context.is_main:
-        write_items(
-            folder,
+        write_predictions(
+            output_dir,
             (
                 {
                     "id": example.id,
                     "group": example.group,
-                    "prompt_sha": hash_json(prompt.prompt_ids),
+                    "prompt_hash": hash_json(prompt.prompt_ids),
                     "generation": row["text"],
                     "tokens": row["tokens"],
                     "ended": row["ended"],
                     "answer": answer,
-                    "golds": list(example.golds),
+                    "references": list(example.golds),
                     "scores": score,
-                    "gold_loglik": gold and gold["loglik"],
-                    "gold_tokens": gold and gold["tokens"],
+                    "reference_loglik": gold and gold["loglik"],
+                    "reference_tokens": gold and gold["tokens"],
                     "gate_mean": row["gate_mean"],
-                    "gate_tokens": row["gate_tokens"],
-                    "gate_pieces": row["gate_pieces"],
+                    "gate_per_token": row["gate_per_token"],
+                    "token_texts": row["token_texts"],
                 }
                 for example, prompt, row, gold, answer, score in zip(
-                    test.examples, test.prompts, rows, golds, texts["strict"], scores, strict=True
+                    eval_set.examples, eval_set.prompts, responses, references, texts["strict"], scores, strict=True
                 )
             ),
         )
     return EvalResult(
-        items=len(rows),
+        num_examples=len(responses),
         protocol=protocol,
         metrics=protocols[protocol]["metrics"],
         headline=protocols[protocol]["headline"],
-        seconds=sum(row["seconds"] for row in rows),
-        new_tokens=sum(row["tokens"] for row in rows),
+        seconds=sum(row["seconds"] for row in responses),
+        new_tokens=sum(row["tokens"] for row in responses),
         unparsed=protocols[protocol]["unparsed"],
-        truncated=sum(not row["ended"] for row in rows),
-        gold_loglik=_mean([gold["loglik"] for gold in golds if gold is not None]),
-        gate_mean=_mean([row["gate_mean"] for row in rows if row["gate_mean"] is not None]),
+        truncated=sum(not row["ended"] for row in responses),
+        reference_loglik=_mean([gold["loglik"] for gold in references if gold is not None]),
+        gate_mean=_mean([row["gate_mean"] for row in responses if row["gate_mean"] is not None]),
         protocols=protocols,
     )
 

@@ -39,12 +39,12 @@ class Generation:
     tokens: int
     ended: bool
     gate_mean: float | None
-    gate_tokens: list[float] | None
-    gate_pieces: list[str] | None
+    gate_per_token: list[float] | None
+    token_texts: list[str] | None
 
 
 @torch.inference_mode()
-def generate_answers(
+def generate_responses(
     reading: DecodingSession, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, stop: str | None
 ) -> list[Generation]:
     """The greedy answers to a batch of prompts; a row that has its answer is let go of.
@@ -55,7 +55,7 @@ def generate_answers(
         max_new_tokens: at most so many tokens an answer.
         stop: regular expression on the generated text; None: until the end-of-text token.
     """
-    ends = end_tokens(reading.model, tokenizer)
+    ends = eos_token_ids(reading.model, tokenizer)
     over = _over(tokenizer, ends=ends, stop=stop)
     tokens: list[list[int]] = [[] for _ in range(len(reading))]
     gates: list[list[float]] = [[] for _ in range(len(reading))]
@@ -101,7 +101,7 @@ def _over(
     return over
 
 
-def end_tokens(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def eos_token_ids(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a text: the tokenizer's and the backbone's own."""
     own = model.backbone.generation_config.eos_token_id
     listed = own if isinstance(own, list) else [own]
@@ -118,8 +118,8 @@ def _generation(
         tokens=length,
         ended=length < limit,
         gate_mean=None if weights is None else round(fmean(weights), _PLACES),
-        gate_tokens=None if weights is None else [round(w, _PLACES) for w in weights[:_SHOWN]],
-        gate_pieces=None if weights is None else _pieces(row[:_SHOWN], tokenizer),
+        gate_per_token=None if weights is None else [round(w, _PLACES) for w in weights[:_SHOWN]],
+        token_texts=None if weights is None else _pieces(row[:_SHOWN], tokenizer),
     )
 
 

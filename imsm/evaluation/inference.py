@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from imsm.data.batching import evaluation_order
 from imsm.data.tokenization import answer_tokens
-from imsm.evaluation.generation import generate_answers
-from imsm.evaluation.likelihood import Tokens, log_likelihoods
+from imsm.evaluation.generation import generate_responses
+from imsm.evaluation.likelihood import TokenIds, log_likelihoods
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.utils.errors import RunError
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 _VERSION = 4
 """Of what a row holds; another one asks anew."""
-GOLDS = 8
+MAX_REFERENCES = 8
 """So many of an item's accepted answers are weighed, the first ones."""
 GetModel = Callable[[], "SiameseForCausalLM"]
 
 
 def run_inference(
-    test: EvalSet,
+    eval_set: EvalSet,
     *,
-    model: GetModel,
+    get_model: GetModel,
     stream: str,
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: str,
@@ -69,19 +69,19 @@ def run_inference(
         seconds}, and N of {loglik, tokens, seconds}:
         the sum of ln p over the answer's tokens; None where an item has no answer of any token.
     """
-    golds = _golds(test, tokenizer)
-    settings = [test.task.max_new_tokens, test.task.stop]
-    answer_keys = [hash_json([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in test.prompts]
+    golds = _golds(eval_set, tokenizer)
+    settings = [eval_set.task.max_new_tokens, eval_set.task.stop]
+    answer_keys = [hash_json([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in eval_set.prompts]
     gold_keys = [
         [hash_json([_VERSION, fingerprint, "gold", prompt.prompt_ids, ids]) for ids in own]
-        for prompt, own in zip(test.prompts, golds, strict=True)
+        for prompt, own in zip(eval_set.prompts, golds, strict=True)
     ]
 
-    then = max([test.task.max_new_tokens, *(len(ids) for own in golds for ids in own)])
+    then = max([eval_set.task.max_new_tokens, *(len(ids) for own in golds for ids in own)])
 
     @cache
     def answering() -> SiameseForCausalLM:
-        found = model()
+        found = get_model()
         found.stream = stream  # type: ignore[assignment]
         return found
 
@@ -91,7 +91,7 @@ def run_inference(
         answers, weights = _prefill_and_decode(
             answering(),
             tokenizer,
-            test,
+            eval_set,
             places,
             golds=[golds[place] for place in places] if weighed else None,
             answered=answered,
@@ -107,7 +107,7 @@ def run_inference(
 
     rows = _through_cache(
         [[key, *own] for key, own in zip(answer_keys, gold_keys, strict=True)],
-        lengths=[len(prompt.prompt_ids) for prompt in test.prompts],
+        lengths=[len(prompt.prompt_ids) for prompt in eval_set.prompts],
         compute=asked,
         response_cache=response_cache,
         batch_size=batch_size,
@@ -119,10 +119,10 @@ def run_inference(
     return [rows[key] for key in answer_keys], best
 
 
-def _golds(test: EvalSet, tokenizer: PreTrainedTokenizerBase) -> list[list[Tokens]]:
+def _golds(test: EvalSet, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenIds]]:
     """Each item's accepted answers as tokens; those of no token are left out."""
     return [
-        [ids for ids in dict.fromkeys(answer_tokens(tokenizer, example.golds[:GOLDS])) if ids]
+        [ids for ids in dict.fromkeys(answer_tokens(tokenizer, example.golds[:MAX_REFERENCES])) if ids]
         for example in test.examples
     ]
 
@@ -133,7 +133,7 @@ def _prefill_and_decode(
     test: EvalSet,
     places: Sequence[int],
     *,
-    golds: Sequence[Sequence[Tokens]] | None,
+    golds: Sequence[Sequence[TokenIds]] | None,
     answered: bool,
     then: int,
 ) -> tuple[list[Row], list[list[Row]]]:
@@ -159,7 +159,7 @@ def _prefill_and_decode(
     if answered:
         weighed = time.monotonic()
         limit, stop = test.task.max_new_tokens, test.task.stop
-        made = generate_answers(reading, tokenizer, max_new_tokens=limit, stop=stop)
+        made = generate_responses(reading, tokenizer, max_new_tokens=limit, stop=stop)
         each = (read - started + time.monotonic() - weighed) / len(places)
         answers = [{**asdict(answer), "seconds": each} for answer in made]
     return answers, weights

@@ -15,14 +15,14 @@ from imsm.models.siamese.chunked_loss import logit_chunk_size
 if TYPE_CHECKING:
     from imsm.models.siamese.decoding_session import DecodingSession
 
-Tokens = tuple[int, ...]
-COPIED = 2**31
+TokenIds = tuple[int, ...]
+MAX_COPY_BYTES = 2**31
 """Bytes of a cache that are copied at a time: each answer goes on from a copy of its prompt's."""
 
 
 @torch.inference_mode()
 def log_likelihoods(
-    reading: DecodingSession, answers: Sequence[Sequence[Tokens]], *, pad_id: int
+    reading: DecodingSession, answers: Sequence[Sequence[TokenIds]], *, pad_id: int
 ) -> list[list[float]]:
     """The sum of ln p over the tokens of each answer.
 
@@ -37,7 +37,7 @@ def log_likelihoods(
     found: list[list[float]] = [[] for _ in answers]
     first = reading.logits.float().log_softmax(dim=-1)  # (B, V)
     pairs = [(row, ids) for row, own in enumerate(answers) for ids in own]
-    at_once = max(1, min(len(reading), COPIED // max(1, reading.row_bytes())))
+    at_once = max(1, min(len(reading), MAX_COPY_BYTES // max(1, reading.row_bytes())))
     for start in range(0, len(pairs), at_once):
         rows, texts = zip(*pairs[start : start + at_once], strict=True)
         width = max(map(len, texts))

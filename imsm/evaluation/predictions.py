@@ -1,10 +1,10 @@
 r"""One arm's answers to one task, a row per item: what statistics, reports and tables read.
 
-    {"id": "webq/test/17", "group": "webq/test/17", "prompt_sha": "5f0c…",
-     "generation": " paris .\n", "tokens": 3, "ended": true, "answer": "paris", "golds": ["Paris"],
-     "scores": {"contain": 1.0, "exact_match": 1.0}, "gold_loglik": -1.7, "gold_tokens": 2,
-     "gate_mean": 0.48, "gate_tokens": [0.47, 0.48, 0.49],
-     "gate_pieces": [" paris", " .", "\n"]}
+    {"id": "webq/test/17", "group": "webq/test/17", "prompt_hash": "5f0c…",
+     "generation": " paris .\n", "tokens": 3, "ended": true, "answer": "paris", "references": ["Paris"],
+     "scores": {"contain": 1.0, "exact_match": 1.0}, "reference_loglik": -1.7, "reference_tokens": 2,
+     "gate_mean": 0.48, "gate_per_token": [0.47, 0.48, 0.49],
+     "token_texts": [" paris", " .", "\n"]}
 
 The file is made anew from the ledger whenever an arm is judged; two arms are paired by ``id``.
 """
@@ -26,22 +26,22 @@ FILE = "predictions.jsonl"
 COLUMNS = (
     "id",
     "group",
-    "prompt_sha",
+    "prompt_hash",
     "generation",
     "tokens",
     "ended",
     "answer",
     "golds",
     "scores",
-    "gold_loglik",
-    "gold_tokens",
+    "reference_loglik",
+    "reference_tokens",
     "gate_mean",
-    "gate_tokens",
-    "gate_pieces",
+    "gate_per_token",
+    "token_texts",
 )
 
 
-def task_folder(folder: Path, *, task: str, test_set: str) -> Path:
+def task_dir(folder: Path, *, task: str, test_set: str) -> Path:
     """Where an arm's answers to a task lie.
 
     Args:
@@ -52,7 +52,7 @@ def task_folder(folder: Path, *, task: str, test_set: str) -> Path:
     return folder / "evaluation" / f"{task}-{test_set[:8]}"
 
 
-def write_items(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a task folder's rows, whole or not at all.
 
     Raises:
@@ -68,7 +68,7 @@ def write_items(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_atomic(folder / FILE, "".join(lines))
 
 
-def read_items(folder: Path, *, task: str, test_set: str) -> pandas.DataFrame:
+def read_predictions(folder: Path, *, task: str, test_set: str) -> pandas.DataFrame:
     """An arm's items of a task, indexed by ``id``, in the test set's order.
 
     Args:
@@ -84,7 +84,7 @@ def read_items(folder: Path, *, task: str, test_set: str) -> pandas.DataFrame:
     """
     import pandas
 
-    path = task_folder(folder, task=task, test_set=test_set) / FILE
+    path = task_dir(folder, task=task, test_set=test_set) / FILE
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         scores = [{f"score.{name}": value for name, value in r["scores"].items()} for r in rows]

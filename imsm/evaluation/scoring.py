@@ -8,7 +8,7 @@ from imsm.evaluation.metrics import aggregate, metric_module
 from imsm.utils.errors import UserError
 
 
-def score_answers(
+def score_predictions(
     task_metrics: Sequence[str], answers: Sequence[str], golds: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Scores N answers by M metrics.

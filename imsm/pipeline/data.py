@@ -15,8 +15,8 @@ from imsm.data.replay import Replay, sample_replay
 from imsm.data.sources import DataSource, Prompts, check_source, load_examples
 from imsm.data.task import Role, Task
 from imsm.data.tokenization import TokenizationStats, TokenizedExample, tokenize_training
-from imsm.evaluation.eval_set import EvalSet, examples_digest, load_test_set
-from imsm.evaluation.scoring import score_answers
+from imsm.evaluation.eval_set import EvalSet, hash_examples, load_eval_set
+from imsm.evaluation.scoring import score_predictions
 from imsm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _replay(
 
 def training_fingerprint(config: RunConfig) -> str:
     """Identifies the training examples."""
-    return examples_digest(run_examples(config))
+    return hash_examples(run_examples(config))
 
 
 def tokenized_training_set(
@@ -201,11 +201,11 @@ def eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str
         own = name == config.data.name
         described = config.data if own else task
         source = config.data.target_source() if own else config.data.forgetting_source(config.backbone)
-        tests[name] = load_test_set(
+        tests[name] = load_eval_set(
             Task(**described.task_arguments()),
             source=DataSource(**source.model_dump()),
-            prompts=config.data.prompt_style,
-            items=config.evaluation.limit_of(name),
+            prompt_style=config.data.prompt_style,
+            limit=config.evaluation.limit_of(name),
             tokenizer=tokenizer,
             closed_vocabulary=config.backbone.closed_vocabulary,
             chat=config.data.chat_template,
@@ -214,7 +214,7 @@ def eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str
         # an accepted answer that a metric cannot score would show only after the training
         golds = [example.golds for example in tests[name].examples]
         metrics = [config.metrics.get(metric, metric) for metric in tests[name].task.metrics]
-        score_answers(metrics, [gold[0] for gold in golds], golds)
+        score_predictions(metrics, [gold[0] for gold in golds], golds)
     return tests
 
 

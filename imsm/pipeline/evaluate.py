@@ -13,7 +13,7 @@ from imsm.config.schema import RunConfig
 from imsm.evaluation.contamination import find_contamination
 from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.evaluator import EvalResult, evaluate
-from imsm.evaluation.predictions import task_folder
+from imsm.evaluation.predictions import task_dir
 from imsm.evaluation.result import build_result, write_result
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import all_training_examples
@@ -133,7 +133,7 @@ def _judge_tasks(
     for name, test in tests.items():
         judgement = evaluate(
             test,
-            model=model,
+            get_model=model,
             stream=stream,
             tokenizer=tokenizer,
             model_fingerprint=fingerprint,
@@ -141,7 +141,7 @@ def _judge_tasks(
             protocol=config.evaluation.protocol,
             batch_size=config.evaluation.batch_size,
             response_cache_dir=response_cache_dir,
-            folder=task_folder(folder, task=name, test_set=test.fingerprint),
+            output_dir=task_dir(folder, task=name, test_set=test.fingerprint),
             label=f"{config.method.name if stream != 'original' else 'original'}: {name}",
             dist_context=dist_context,
         )
@@ -161,7 +161,7 @@ def result_entry(
         "role": "target" if name == config.data.name else "forgetting",
         "trained_on": learned,
         "test_set": test.fingerprint,
-        "leaks": find_contamination(test.examples, learned_from or []),
+        "contamination": find_contamination(test.examples, learned_from or []),
         **asdict(judgement),
     }
 

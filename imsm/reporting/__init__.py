@@ -1,1 +1,1 @@
-"""What a run leaves: `result.json`, and its report card."""
+"""Read result files; write reports, tables, figures and model cards."""

@@ -66,7 +66,7 @@ def gate_by_position(arm: ComparedRun, task: str) -> numpy.ndarray | None:
     None without gates.
     """
     items = arm.items(task)
-    lists = [] if items is None else [gates for gates in items["gate_tokens"] if gates]
+    lists = [] if items is None else [gates for gates in items["gate_per_token"] if gates]
     if not lists:
         return None
     least = max(3, len(lists) // 10)

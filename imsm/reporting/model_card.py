@@ -144,7 +144,7 @@ def _scores(result: Mapping[str, Any]) -> pandas.DataFrame:
             {
                 "task": task,
                 "metric": metric,
-                "items": str(entry["items"]),
+                "items": str(entry["num_examples"]),
                 "original": "–" if before is None else f"{before:.1f}",
                 "this model": f"{entry['metrics'][metric]:.1f}",
                 "trained on": "yes" if entry["trained_on"] else "",

@@ -137,7 +137,7 @@ def kept(arm: ComparedRun, original: ComparedRun, *, task: str, metric: str, mar
     if pair is None or f"score.{metric}" not in pair[0] or f"score.{metric}" not in pair[1]:
         return None
     after, before = (items[f"score.{metric}"].to_numpy(float) for items in pair)
-    chance = chance_level(list(pair[1]["golds"]))
+    chance = chance_level(list(pair[1]["references"]))
     return Retention(
         task=task,
         arm=arm.label,
@@ -181,8 +181,8 @@ def _total(
     if not hasattr(module, "aggregate"):
         return None
     released = arm.entry(task).get("protocols", {}).get("paper_code", {}).get("metrics", {})
-    texts = list(items["generation" if metric in released else "answer"])
-    golds = list(items["golds"])
+    texts = list(items["response" if metric in released else "answer"])
+    golds = list(items["references"])
 
     def total(places: numpy.ndarray) -> float:
         chosen = [texts[place] for place in places]

@@ -71,7 +71,7 @@ def summary(items: pandas.DataFrame) -> pandas.DataFrame:
         unparsed=("unparsed", "sum"),
         truncated=("truncated", "sum"),
         tokens=("tokens", "mean"),
-        gold_loglik=("gold_loglik", "mean"),
+        reference_loglik=("reference_loglik", "mean"),
         gate_mean=("gate_mean", "mean"),
     ).reset_index()
 
@@ -90,7 +90,7 @@ def average_over_seeds(short: pandas.DataFrame) -> pandas.DataFrame:
         score=("score", "mean"),
         lowest=("score", "min"),
         highest=("score", "max"),
-        **{name: (name, "mean") for name in ("unparsed", "truncated", "tokens", "gold_loglik", "gate_mean")},
+        **{name: (name, "mean") for name in ("unparsed", "truncated", "tokens", "reference_loglik", "gate_mean")},
     )
     return means.reset_index().drop(columns="configuration").set_index("run").reset_index()
 
@@ -115,7 +115,7 @@ def _items(arm: ComparedRun, task: str) -> pandas.DataFrame:
     table = found.reset_index()
     trained = arm.method != "original"
     about = [
-        arm.folder.name if arm.method != "control" else arm.folder.parent.parent.name,
+        arm.folder.name if arm.method != "baseline" else arm.folder.parent.parent.name,
         arm.label,
         arm.result["identity"].get("seed") if trained else None,
         _configuration(arm),
@@ -129,5 +129,5 @@ def _items(arm: ComparedRun, task: str) -> pandas.DataFrame:
 
 def _configuration(arm: ComparedRun) -> str:
     """Eight digits for all that decided an arm's training but the seed."""
-    identity = {key: value for key, value in arm.result["identity"].items() if key != "control"}
+    identity = {key: value for key, value in arm.result["identity"].items() if key != "baseline"}
     return hash_json(json.dumps(identity_without_seed(identity), sort_keys=True))[:8]

@@ -24,7 +24,7 @@ from imsm.config.identity import (
 )
 from imsm.config.schema import RunConfig
 from imsm.evaluation.predictions import FILE as ITEMS
-from imsm.evaluation.predictions import read_items, task_folder
+from imsm.evaluation.predictions import read_predictions, task_dir
 from imsm.evaluation.result import FILE, read_result
 from imsm.reporting.score_table import comparable, labels_of
 from imsm.utils.errors import UserError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 ORDER = {"original": 0, "tuned": 1, "interwoven": 2}
-CONTROL = "control"
+CONTROL = "baseline"
 
 
 @dataclass(kw_only=True)
@@ -87,11 +87,11 @@ class ComparedRun:
         if not entry:
             return None
         test_set = entry.get("test_set", "")
-        found = read_items(self.folder, task=task, test_set=test_set)
-        if len(found) != entry["items"]:
-            path = task_folder(self.folder, task=task, test_set=test_set) / ITEMS
+        found = read_predictions(self.folder, task=task, test_set=test_set)
+        if len(found) != entry["num_examples"]:
+            path = task_dir(self.folder, task=task, test_set=test_set) / ITEMS
             raise UserError(
-                f"{path}: holds {len(found)} items, not {entry['items']}; judge the run again (the "
+                f"{path}: holds {len(found)} items, not {entry['num_examples']}; judge the run again (the "
                 "same command with mode=evaluate), which makes it anew from the ledger"
             )
         return found
@@ -152,7 +152,7 @@ def find_comparable_runs(runs_root: Path, result: Mapping[str, Any]) -> list[tup
 def baselines_of(folder: Path) -> list[ComparedRun]:
     """The training-free controls that were judged on a run, by name."""
     found = []
-    for path in sorted(folder.glob(f"controls/*/{FILE}")):
+    for path in sorted(folder.glob(f"baselines/*/{FILE}")):
         try:
             found.append((read_result(path.parent), path.parent))
         except UserError:

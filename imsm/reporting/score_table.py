@@ -131,7 +131,7 @@ def labels_of(results: Sequence[Result]) -> list[str]:
     """
     labels = []
     for result in results:
-        control = result["config"].get("control")
+        control = result["config"].get("baseline")
         if control is not None:
             value = control.get("value")
             shown = "" if value is None else f" {format_value(value)}"
@@ -173,7 +173,7 @@ def _row(results: Sequence[Result], arms: list[str], *, task: str, metric: str, 
         task=task,
         role="target" if is_target else "forgetting",
         metric=metric,
-        items=focus["evaluation"]["tasks"][task]["items"],
+        items=focus["evaluation"]["tasks"][task]["num_examples"],
         marked=trained_on and (task in asked if is_target else True),
         scores=_scores(arms, results, values),
     )
@@ -242,7 +242,7 @@ def _leaks(focus: Result) -> list[str]:
     """What of the tests also stands in what the run learned from."""
     notes = []
     for task, entry in focus["evaluation"]["tasks"].items():
-        found = entry.get("leaks") or {"count": 0}
+        found = entry.get("contamination") or {"count": 0}
         if found["count"]:
             named = ", ".join(found["ids"])
             more = found["count"] - len(found["ids"])

@@ -122,7 +122,7 @@ def tradeoff_points(
         score = _score(arm, target, metrics[target])
         answered = [kept(arm, original, task=task, metric=metrics[task], marked=False) for task in forgetting]
         retained = {each.task: each.retained for each in answered if each is not None}
-        about = arm.result["config"].get("control") or {}
+        about = arm.result["config"].get("baseline") or {}
         # over fewer tests than the others stability would be another measure
         whole = len(retained) == len(forgetting)
         found.append(

@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Work on finished runs: training-free baselines and the paper's tables."""

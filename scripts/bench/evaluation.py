@@ -44,7 +44,7 @@ def _seconds(model: SiameseForCausalLM, batch_size: int) -> float:
     from imsm.data.sources import DataSource
     from imsm.data.task import Task
     from imsm.distributed.context import DistributedContext
-    from imsm.evaluation.eval_set import load_test_set
+    from imsm.evaluation.eval_set import load_eval_set
     from imsm.evaluation.evaluator import evaluate
     from imsm.models.backbones.loading import load_tokenizer
     from imsm.utils.options import load_option
@@ -54,11 +54,11 @@ def _seconds(model: SiameseForCausalLM, batch_size: int) -> float:
     for name in TASKS:
         values = load_option("data", name)
         task = Task(**{key: values[key] for key in Task.__dataclass_fields__ if key in values})
-        test = load_test_set(
+        test = load_eval_set(
             task,
             source=DataSource(kind="miniature"),
-            prompts="paper",
-            items=ITEMS,
+            prompt_style="paper",
+            limit=ITEMS,
             tokenizer=tokenizer,
             closed_vocabulary=True,
             chat=False,
@@ -69,7 +69,7 @@ def _seconds(model: SiameseForCausalLM, batch_size: int) -> float:
         for test, metrics in tests:
             evaluate(
                 test,
-                model=lambda: model,
+                get_model=lambda: model,
                 stream="interwoven",
                 tokenizer=tokenizer,
                 model_fingerprint="bench",
@@ -77,7 +77,7 @@ def _seconds(model: SiameseForCausalLM, batch_size: int) -> float:
                 protocol="strict",
                 batch_size=batch_size,
                 response_cache_dir=Path(folder) / "response_cache",
-                folder=Path(folder) / test.task.name,
+                output_dir=Path(folder) / test.task.name,
                 label=test.task.name,
                 dist_context=DistributedContext(),
             )

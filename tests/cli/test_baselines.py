@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal
 
 from imsm.cli.baselines import main
 from imsm.evaluation import inference as asking
-from imsm.evaluation.predictions import read_items
+from imsm.evaluation.predictions import read_predictions
 from imsm.evaluation.result import read_result
 from imsm.studies.baselines.base import list_baselines
 from imsm.studies.baselines.finished_run import FinishedRun
@@ -55,7 +55,7 @@ def original_of(folder: Path) -> Path:
 
 def items(folder: Path) -> dict[str, pandas.DataFrame]:
     tasks = read_result(folder)["evaluation"]["tasks"]
-    return {task: read_items(folder, task=task, test_set=entry["test_set"]) for task, entry in tasks.items()}
+    return {task: read_predictions(folder, task=task, test_set=entry["test_set"]) for task, entry in tasks.items()}
 
 
 def same(one: pandas.DataFrame, other: pandas.DataFrame) -> bool:
@@ -80,7 +80,7 @@ def test_the_ends_are_read_from_what_is_there(peft: Path, monkeypatch: pytest.Mo
     assert response_cache_dir(peft) == before
     tuned, original = items(peft), items(original_of(peft))
     for task in tuned:
-        assert not tuned[task].generation.equals(original[task].generation)
+        assert not tuned[task].response.equals(original[task].generation)
         for name in WITH_VALUES:
             low, high = (original, tuned) if name == "adapter_scale" else (tuned, original)
             assert same(arm(peft, f"{name}-0.00")[task], low[task])
@@ -119,13 +119,13 @@ def test_every_control_leaves_an_arm_and_a_second_command_asks_nothing(
         assert result["config"]["control"]["name"] == name.removesuffix("-0.30")
         assert result["config"]["control"]["value"] == (0.3 if name.endswith("0.30") else None)
         for task, found in arm(peft, name).items():
-            assert len(found) == ITEMS == result["evaluation"]["tasks"][task]["items"]
-            assert found.gold_loglik.lt(0).all()
+            assert len(found) == ITEMS == result["evaluation"]["tasks"][task]["num_examples"]
+            assert found.reference_loglik.lt(0).all()
         assert name in told
     # two adapters that are one and the same say what that one says
     for task, found in arm(peft, "seed_ensemble").items():
-        assert found.generation.equals(items(peft)[task].generation)
-        assert found.gold_loglik.to_numpy() == pytest.approx(items(peft)[task].gold_loglik.to_numpy(), abs=1e-4)
+        assert found.response.equals(items(peft)[task].generation)
+        assert found.reference_loglik.to_numpy() == pytest.approx(items(peft)[task].reference_loglik.to_numpy(), abs=1e-4)
     left = {name: arm(peft, name) for name in expected}
     before = response_cache_dir(peft)
     monkeypatch.setattr(FinishedRun, "model", lambda run: pytest.fail("a model was loaded"))
@@ -137,7 +137,7 @@ def test_every_control_leaves_an_arm_and_a_second_command_asks_nothing(
 
 
 def test_a_command_that_was_stopped_goes_on(peft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generate = asking.generate_answers
+    generate = asking.generate_responses
     calls: list[int] = []
 
     def counted(*arguments: object, **options: object) -> object:
@@ -178,7 +178,7 @@ def test_of_an_interwoven_run_the_adapter_is_taken(imsm_run: Path, capsys: pytes
     tuned, mixed = arm(imsm_run, "tuned"), arm(imsm_run, "logit_mix-0.00")
     for task in tuned:
         assert same(mixed[task], tuned[task])
-        assert not tuned[task].gold_loglik.equals(items(imsm_run)[task].gold_loglik)
+        assert not tuned[task].reference_loglik.equals(items(imsm_run)[task].reference_loglik)
     total = weights = 0.0
     for found in items(imsm_run).values():
         for row in found.itertuples():
@@ -223,7 +223,7 @@ def test_a_control_of_ones_own_is_one_file(peft: Path, tmp_path: Path) -> None:
     tuned, original = items(peft), items(original_of(peft))
     for task, found in arm(peft, "first_to_original").items():
         wanted = pandas.concat([original[task][:1], tuned[task][1:]])
-        assert found.generation.equals(wanted.generation)
+        assert found.response.equals(wanted.response)
 
 
 def test_the_guides_control(peft: Path, tmp_path: Path) -> None:
@@ -317,4 +317,4 @@ def test_answers_of_another_adapter_are_not_served(peft: Path, tmp_path: Path) -
     after = json.loads((folder / "controls/logit_mix-0.40/result.json").read_text())
     assert before["fingerprints"]["answers"] != after["fingerprints"]["answers"]
     for task, found in arm(folder, "logit_mix-0.40").items():
-        assert not found.gold_loglik.equals(old[task].gold_loglik)
+        assert not found.reference_loglik.equals(old[task].reference_loglik)

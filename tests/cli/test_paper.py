@@ -18,14 +18,14 @@ from rich.console import Console
 from imsm.cli import paper as command
 from imsm.config.compose import ConfigComposer
 from imsm.config.identity import baseline_config, run_identity, run_name
-from imsm.evaluation.predictions import task_folder, write_items
+from imsm.evaluation.predictions import task_dir, write_predictions
 from imsm.evaluation.result import build_result, write_result
 from imsm.evaluation.statistics.significance import Interval, mcnemar, mean_ci
 from imsm.pipeline.run_status import write_failure
-from imsm.studies.paper.cells import TableCell, average_of, cell_of, parameters_of
-from imsm.studies.paper.render import show
-from imsm.studies.paper.runs import RunIndex, RunRef, check, run_missing, runs_of
-from imsm.studies.paper.spec import experiment_names, load_experiment
+from imsm.studies.paper.cells import TableCell, row_average, build_cell, trainable_millions
+from imsm.studies.paper.render import show_table
+from imsm.studies.paper.runs import RunIndex, RunRef, validate_runs, run_missing, required_runs
+from imsm.studies.paper.spec import list_tables, load_table
 from imsm.studies.paper.table import build_table
 from imsm.utils.paths import conf_folder
 
@@ -35,11 +35,11 @@ N = 50
 
 @pytest.fixture(scope="module")
 def preflight() -> ConfigComposer:
-    return ConfigComposer(conf=conf_folder())
+    return ConfigComposer()
 
 
 def test_all_of_the_papers_tables_are_there() -> None:
-    assert experiment_names() == NAMES
+    assert list_tables() == NAMES
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_all_of_the_papers_tables_are_there() -> None:
 def test_every_run_of_a_grid_can_be_carried_out(
     preflight: ConfigComposer, name: str, scale: str, tmp_path: Path
 ) -> None:
-    check(load_experiment(name), RunIndex(preflight, runs_root=tmp_path), scale=scale)
+    validate_runs(load_table(name), RunIndex(preflight, runs_root=tmp_path), scale=scale)
 
 
 @pytest.mark.parametrize(
@@ -65,17 +65,17 @@ def test_every_run_of_a_grid_can_be_carried_out(
     ],
 )
 def test_the_papers_numbers(name: str, rows: int, first: dict[str, str]) -> None:
-    experiment = load_experiment(name)
+    experiment = load_table(name)
     assert len(experiment.rows) == rows
     assert first.items() <= dict(experiment.rows[0].paper).items()
 
 
 def test_at_the_miniatures_scale_equal_rows_are_one_run(preflight: ConfigComposer, tmp_path: Path) -> None:
     runs = RunIndex(preflight, runs_root=tmp_path)
-    table3 = load_experiment("table3")
-    assert len(runs_of(table3, runs, scale="mini", seeds=1)) == 2
-    assert len(runs_of(table3, runs, scale="mini", seeds=3)) == 6
-    assert len(runs_of(table3, runs, scale="paper", seeds=1)) == 6
+    table3 = load_table("table3")
+    assert len(required_runs(table3, runs, scale="mini", seeds=1)) == 2
+    assert len(required_runs(table3, runs, scale="mini", seeds=3)) == 6
+    assert len(required_runs(table3, runs, scale="paper", seeds=1)) == 6
 
 
 def leave(run: RunRef, runs: RunIndex, *, known: float, seed: int) -> dict[str, numpy.ndarray]:
@@ -105,24 +105,24 @@ def leave(run: RunRef, runs: RunIndex, *, known: float, seed: int) -> dict[str, 
             "truncated": 0,
         }
         for folder in (run.folder, runs.runs_root / original):
-            write_items(
-                task_folder(folder, task=name, test_set=fingerprint),
+            write_predictions(
+                task_dir(folder, task=name, test_set=fingerprint),
                 (
                     {
                         "id": str(number),
                         "group": str(number),
-                        "prompt_sha": "0",
-                        "generation": "x",
+                        "prompt_hash": "0",
+                        "response": "x",
                         "tokens": 1,
                         "ended": True,
                         "answer": "yes" if value else "no",
-                        "golds": ["yes"],
+                        "references": ["yes"],
                         "scores": dict.fromkeys(task.metrics, value),
-                        "gold_loglik": -1.0,
-                        "gold_tokens": 1,
+                        "reference_loglik": -1.0,
+                        "reference_tokens": 1,
                         "gate_mean": None,
-                        "gate_tokens": None,
-                        "gate_pieces": None,
+                        "gate_per_token": None,
+                        "token_texts": None,
                     }
                     for number, value in enumerate(values)
                 ),
@@ -147,8 +147,8 @@ def leave(run: RunRef, runs: RunIndex, *, known: float, seed: int) -> dict[str, 
 
 def test_cells_marks_averages_and_what_is_missing(preflight: ConfigComposer, tmp_path: Path) -> None:
     runs = RunIndex(preflight, runs_root=tmp_path)
-    table2 = load_experiment("table2")
-    found = {run.name: run for run in runs_of(table2, runs, scale="mini", seeds=1)}
+    table2 = load_table("table2")
+    found = {run.name: run for run in required_runs(table2, runs, scale="mini", seeds=1)}
     lora = next(run for name, run in found.items() if name.startswith("mini-lora-ropes-peft"))
     imsm = next(run for name, run in found.items() if name.startswith("mini-lora-ropes-imsm"))
     broken = next(run for name, run in found.items() if name.startswith("mini-ia3-ropes-peft"))
@@ -156,15 +156,15 @@ def test_cells_marks_averages_and_what_is_missing(preflight: ConfigComposer, tmp
     other = leave(imsm, runs, known=0.9, seed=2)
     broken.folder.mkdir()
     write_failure(broken.folder, error="no memory", exit_code=1, command=broken.command)
-    runs.forget()
+    runs.refresh()
     rows = {tuple(row.values.values()): row for row in table2.rows}
     row = rows["chatglm3", "ropes", "lora", "imsm"]
-    column = next(c for c in table2.grid.columns if c.name == "webq")
+    column = next(c for c in table2.spec.columns if c.name == "webq")
     options: dict[str, Any] = {"runs": runs, "scale": "mini", "seeds": 1, "protocol": "strict"}
-    cell = cell_of(table2, row, column, **options)
+    cell = build_cell(table2, row, column, **options)
     assert cell.interval == mean_ci(100 * other["webq"], groups=[str(n) for n in range(N)])
     assert mcnemar(other["webq"], one["webq"]).p_value < 0.05 and cell.mark == "mcnemar"
-    assert cell_of(table2, rows["chatglm3", "ropes", "lora", "peft"], column, **options).mark is None
+    assert build_cell(table2, rows["chatglm3", "ropes", "lora", "peft"], column, **options).mark is None
 
     table = build_table(table2, runs, scale="mini", seeds=1, protocol="strict")
     assert "the miniature in every row" in table.title and "strict" in table.title
@@ -179,14 +179,14 @@ def test_cells_marks_averages_and_what_is_missing(preflight: ConfigComposer, tmp
     assert ours[ours["peft"] == "adalora"]["webq"].tolist() == ["missing", "missing"]
     assert len(ours[ours["method"] == "original"]) == 1
     assert ours[ours["method"] == "original"]["webq"].iloc[0] != "missing"
-    assert {run.name for run in table.waiting} == set(found) - {lora.name, imsm.name}
+    assert {run.name for run in table.missing} == set(found) - {lora.name, imsm.name}
     paper = table.frame[table.frame["whose"] == "paper (chatglm3)"]
     assert paper["webq"].iloc[0] == "25.49"
 
     text = io.StringIO()
     console = Console(file=text, width=100)
     place = tmp_path / "out"
-    show(table2, runs, scale="mini", seeds=1, protocol="strict", place=place, console=console)
+    show_table(table2, runs, scale="mini", seeds=1, protocol="strict", folder=place, console=console)
     shown = text.getvalue()
     assert "failed (no memory)" in shown and "python -m imsm.run backbone=mini" in shown
     assert "25.49" in (place / "table.md").read_text()
@@ -197,26 +197,26 @@ def test_cells_marks_averages_and_what_is_missing(preflight: ConfigComposer, tmp
 
 def test_over_seeds_the_mark_is_students(preflight: ConfigComposer, tmp_path: Path) -> None:
     runs = RunIndex(preflight, runs_root=tmp_path)
-    table3 = load_experiment("table3")
-    for number, run in enumerate(runs_of(table3, runs, scale="mini", seeds=3)):
+    table3 = load_table("table3")
+    for number, run in enumerate(required_runs(table3, runs, scale="mini", seeds=3)):
         leave(run, runs, known=0.9 if "-imsm-" in run.name else 0.3, seed=number)
-    runs.forget()
+    runs.refresh()
     table = build_table(table3, runs, scale="mini", seeds=3, protocol="strict")
     imsm = table.frame[(table.frame["whose"] == "ours") & (table.frame["method"] == "imsm")]
     assert all("‡" in text for text in imsm["gsm8k"])
     assert any("Student" in note for note in table.notes)
-    assert table.waiting == []
+    assert table.missing == []
 
 
 def test_a_figure_is_drawn_with_gaps(preflight: ConfigComposer, tmp_path: Path) -> None:
     runs = RunIndex(preflight, runs_root=tmp_path)
-    figure3 = load_experiment("figure3")
-    for number, run in enumerate(runs_of(figure3, runs, scale="mini", seeds=1)[:4]):
+    figure3 = load_table("figure3")
+    for number, run in enumerate(required_runs(figure3, runs, scale="mini", seeds=1)[:4]):
         leave(run, runs, known=0.6, seed=number)
-    runs.forget()
+    runs.refresh()
     console = Console(file=io.StringIO())
     options: dict[str, Any] = {"scale": "mini", "seeds": 1, "protocol": "strict"}
-    show(figure3, runs, place=tmp_path / "out", console=console, **options)
+    show_table(figure3, runs, folder=tmp_path / "out", console=console, **options)
     assert imread(tmp_path / "out" / "figure.png").std() > 0
     assert (tmp_path / "out" / "figure.svg").is_file()
 
@@ -235,7 +235,7 @@ def test_a_failed_run_ends_no_other_and_says_why(tmp_path: Path) -> None:
 
     told: list[str] = []
     wanted = [run("a", "peft=lorra"), run("b", "--help")]
-    assert run_missing(wanted, logs=tmp_path / "logs", jobs=1, tell=told.append) == ["a"]
+    assert run_missing(wanted, log_dir=tmp_path / "logs", jobs=1, log=told.append) == ["a"]
     failure = json.loads((tmp_path / "a" / "failure.json").read_text())
     assert "lorra" in failure["error"] and failure["exit_code"] == 2
     assert not (tmp_path / "b" / "failure.json").exists()
@@ -257,7 +257,7 @@ def test_wrong_input_is_one_line(
 def test_speed_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from imsm.studies.paper.speed import read_speed, speed_table, write_speed
 
-    table5 = load_experiment("table5")
+    table5 = load_table("table5")
     rows = [
         {
             "overrides": sorted([f"peft={peft}", f"method={method}", "backbone=mini"]),
@@ -309,32 +309,32 @@ def test_a_run_that_is_killed_ends_no_other(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "executable", str(fake))
     told: list[str] = []
     wanted = [run("big"), run("small")]
-    assert run_missing(wanted, logs=tmp_path / "logs", jobs=1, tell=told.append) == ["big"]
+    assert run_missing(wanted, log_dir=tmp_path / "logs", jobs=1, log=told.append) == ["big"]
     failure = json.loads((tmp_path / "big" / "failure.json").read_text())
     assert "SIGKILL" in failure["error"] and failure["exit_code"] == 137
     assert any("small: done" in line for line in told)
 
     told.clear()
     with pytest.raises(KeyboardInterrupt):
-        run_missing([run("hand"), run("small")], logs=tmp_path / "logs", jobs=1, tell=told.append)
+        run_missing([run("hand"), run("small")], log_dir=tmp_path / "logs", jobs=1, log=told.append)
     assert not any("small" in line for line in told)
     assert not (tmp_path / "hand" / "failure.json").exists()
 
 
 def test_figure_3_has_the_target_and_the_papers_average(preflight: ConfigComposer, tmp_path: Path) -> None:
     runs = RunIndex(preflight, runs_root=tmp_path)
-    figure3 = load_experiment("figure3")
+    figure3 = load_table("figure3")
     made = {}
-    for number, run in enumerate(runs_of(figure3, runs, scale="mini", seeds=1)):
+    for number, run in enumerate(required_runs(figure3, runs, scale="mini", seeds=1)):
         made[run.name] = leave(run, runs, known=0.3 + 0.1 * number, seed=number)
-    runs.forget()
+    runs.refresh()
     table = build_table(figure3, runs, scale="mini", seeds=1, protocol="strict")
     kept = ("webq", "multirc", "mrpc", "freebaseqa")
     for row, cells in table.cells:
         target = row.values["tuned_on"]
         assert list(cells) == [target, *kept]
-        column = figure3.grid.columns[0]
-        name = runs.of(figure3.overrides(row, column, scale="mini", seed=0)).name
+        column = figure3.spec.columns[0]
+        name = runs.find(figure3.overrides(row, column, scale="mini", seed=0)).name
         points = [100 * made[name][task].mean() for task in (target, *kept)]
         line = table.frame[(table.frame["tuned_on"] == target) & (table.frame["arm"] == row.values["arm"])].iloc[0]
         assert line["average"].startswith(f"{numpy.mean(points):.1f} [")
@@ -348,10 +348,10 @@ def test_what_was_trained_on_is_averaged_nowhere() -> None:
         return TableCell(interval=interval, mark=None, trained_on=trained_on, missing=[], test="t", seeds=[value])
 
     found = {"a": cell(10), "b": cell(90, trained_on=True), "c": cell(20)}
-    average = average_of(found, ["a", "b", "c"])
+    average = row_average(found, ["a", "b", "c"])
     assert average is not None and average.estimate == 15
     lacking = TableCell(interval=None, mark=None, trained_on=False, missing=[], test="t")
-    assert average_of({**found, "c": lacking}, ["a", "c"]) is None
+    assert row_average({**found, "c": lacking}, ["a", "c"]) is None
 
 
 def test_an_average_has_the_interval_of_its_columns_or_of_its_seeds() -> None:
@@ -360,13 +360,13 @@ def test_an_average_has_the_interval_of_its_columns_or_of_its_seeds() -> None:
         interval = Interval(estimate=mean, low=mean - reach, high=mean + 2 * reach, level=0.95)
         return TableCell(interval=interval, mark=None, trained_on=False, missing=[], test=test, seeds=seeds)
 
-    same = average_of({"a": cell(40, reach=3), "b": cell(60, reach=4)}, ["a", "b"])
+    same = row_average({"a": cell(40, reach=3), "b": cell(60, reach=4)}, ["a", "b"])
     assert same == Interval(estimate=50, low=46.5, high=57, level=0.95)
-    one = average_of({"a": cell(40, reach=3), "b": cell(60, reach=4, test="b")}, ["a", "b"])
+    one = row_average({"a": cell(40, reach=3), "b": cell(60, reach=4, test="b")}, ["a", "b"])
     assert one == Interval(estimate=50, low=47.5, high=55, level=0.95)
     rows = numpy.array([[40, 43, 41], [60, 61, 66]])
     found = {name: cell(*row, reach=1) for name, row in zip("ab", rows, strict=True)}
-    several = average_of(found, ["a", "b"])
+    several = row_average(found, ["a", "b"])
     means = rows.mean(axis=0)
     low, high = scipy.stats.t.interval(0.95, 2, means.mean(), scipy.stats.sem(means))
     assert several is not None
@@ -377,13 +377,13 @@ def test_the_released_table_replaces_no_clean_one(preflight: ConfigComposer, tmp
     runs = RunIndex(preflight, runs_root=tmp_path)
     console = Console(file=io.StringIO())
     for protocol in ("strict", "paper_code"):
-        show(
-            load_experiment("table3"),
+        show_table(
+            load_table("table3"),
             runs,
             scale="mini",
             seeds=1,
             protocol=protocol,
-            place=tmp_path / "out",
+            folder=tmp_path / "out",
             console=console,
         )
     assert "clean protocol" in (tmp_path / "out" / "table.md").read_text()
@@ -392,11 +392,11 @@ def test_the_released_table_replaces_no_clean_one(preflight: ConfigComposer, tmp
 
 @pytest.mark.parametrize("name", ["table1", "table6"])
 def test_parameters_are_the_papers_before_anything_ran(name: str, preflight: ConfigComposer, tmp_path: Path) -> None:
-    experiment = load_experiment(name)
+    experiment = load_table(name)
     runs = RunIndex(preflight, runs_root=tmp_path)
     counted = 0
     for row in experiment.rows:
-        ours = parameters_of(experiment, row, runs=runs, scale="paper", seeds=1)
+        ours = trainable_millions(experiment, row, runs=runs, scale="paper", seeds=1)
         assert (f"{ours:.3f}" if ours else "") == row.paper["params_millions"], row.values
         counted += ours is not None
     assert counted == {"table1": 18, "table6": 9}[name]
@@ -404,14 +404,14 @@ def test_parameters_are_the_papers_before_anything_ran(name: str, preflight: Con
 
 def test_a_total_is_tested_by_the_bootstrap(preflight: ConfigComposer, tmp_path: Path) -> None:
     runs = RunIndex(preflight, runs_root=tmp_path)
-    table1 = load_experiment("table1")
-    column = next(c for c in table1.grid.columns if c.name == "mrpc_f1")
+    table1 = load_table("table1")
+    column = next(c for c in table1.spec.columns if c.name == "mrpc_f1")
     rows = {tuple(row.values.values()): row for row in table1.rows}
     peft, imsm = (rows["chatglm3", "lora", method] for method in ("peft", "imsm"))
     for number, (row, known) in enumerate(((peft, 0.3), (imsm, 0.95))):
         wanted = table1.overrides(row, column, scale="mini", seed=0)
-        leave(runs.of(wanted), runs, known=known, seed=number)
-    runs.forget()
+        leave(runs.find(wanted), runs, known=known, seed=number)
+    runs.refresh()
     options: dict[str, Any] = {"runs": runs, "scale": "mini", "seeds": 1, "protocol": "strict"}
-    assert cell_of(table1, imsm, column, **options).mark == "bootstrap"
-    assert cell_of(table1, peft, column, **options).mark is None
+    assert build_cell(table1, imsm, column, **options).mark == "bootstrap"
+    assert build_cell(table1, peft, column, **options).mark is None

@@ -20,13 +20,13 @@ def made(golds: tuple[str, ...] = ("4",), **changed: Any) -> EvalSet:
     task = Task(**{key: value for key, value in values.items() if key in names})
     examples = [Example(id="a", prompt="2 + 2?", golds=golds)]
     report = TokenizationStats()
-    return EvalSet(task=replace(task, **changed), examples=examples, prompts=[], report=report)
+    return EvalSet(task=replace(task, **changed), examples=examples, prompts=[], tokenization_stats=report)
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"golds": ("4", "four")},
+        {"references": ("4", "four")},
         {"max_new_tokens": 2},
         {"max_prompt_tokens": 30},
         {"stop": "\n"},

@@ -18,10 +18,10 @@ from imsm.data.sources import DataSource
 from imsm.data.task import Task
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation import inference as asking
-from imsm.evaluation.eval_set import EvalSet, load_test_set
+from imsm.evaluation.eval_set import EvalSet, load_eval_set
 from imsm.evaluation.evaluator import EvalResult, evaluate
 from imsm.evaluation.inference import run_inference
-from imsm.evaluation.predictions import COLUMNS, read_items
+from imsm.evaluation.predictions import COLUMNS, read_predictions
 from imsm.evaluation.response_cache import ResponseCache
 from imsm.models.adapters.lora import lora
 from imsm.models.builder import build_model
@@ -71,11 +71,11 @@ class Bench:
             max_new_tokens=max_new_tokens,
             stop=None,
         )
-        return load_test_set(
+        return load_eval_set(
             task,
             source=DataSource(kind="local", path=str(self.root / "data")),
-            prompts="paper",
-            items=None,
+            prompt_style="paper",
+            limit=None,
             tokenizer=self.tokenizer,
             closed_vocabulary=False,
             chat=False,
@@ -90,7 +90,7 @@ class Bench:
     ) -> EvalResult:
         return evaluate(
             self.test_set(max_new_tokens=max_new_tokens),
-            model=self.model,
+            get_model=self.model,
             stream="original",
             tokenizer=self.tokenizer,
             model_fingerprint=fingerprint,
@@ -98,7 +98,7 @@ class Bench:
             protocol="strict",
             batch_size=2,
             response_cache_dir=self.root / "response_cache",
-            folder=self.root / "out",
+            output_dir=self.root / "out",
             label="x",
             dist_context=DistributedContext(),
         )
@@ -120,10 +120,10 @@ def test_every_item_stands_once_with_all_that_is_known_of_it(bench: Bench) -> No
     judgement = bench.judge()
     rows = bench.rows()
     assert [set(row) for row in rows] == [set(COLUMNS)] * 4
-    assert [row["golds"] for row in rows] == [[row["output"]] for row in ROWS]
+    assert [row["references"] for row in rows] == [[row["output"]] for row in ROWS]
     scores = [row["scores"]["contain"] for row in rows]
     assert judgement.metrics["contain"] == pytest.approx(100 * sum(scores) / 4)
-    assert (judgement.items, judgement.headline, judgement.protocol) == (4, "contain", "strict")
+    assert (judgement.num_examples, judgement.headline, judgement.protocol) == (4, "contain", "strict")
     assert set(judgement.protocols) == {"strict", "paper_code"}
     assert judgement.gate_mean is None
 
@@ -133,14 +133,14 @@ def test_items_are_read_as_a_table(bench: Bench) -> None:
     place = bench.root / "evaluation" / "colours-12345678"
     place.parent.mkdir()
     (bench.root / "out").rename(place)
-    table = read_items(bench.root, task="colours", test_set="1234567890")
+    table = read_predictions(bench.root, task="colours", test_set="1234567890")
     assert list(table.index) == [f"jsonl/test/{number}" for number in range(4)]
     assert {"score.contain", "score.exact_match", "score.token_f1"} <= set(table.columns)
     (place / "predictions.jsonl").write_text('{"id": 1')
     with pytest.raises(UserError, match="is damaged"):
-        read_items(bench.root, task="colours", test_set="1234567890")
+        read_predictions(bench.root, task="colours", test_set="1234567890")
     with pytest.raises(UserError, match="is not there"):
-        read_items(bench.root, task="colours", test_set="0" * 8)
+        read_predictions(bench.root, task="colours", test_set="0" * 8)
 
 
 def test_nothing_is_asked_twice(bench: Bench) -> None:
@@ -211,14 +211,14 @@ def test_golds_are_as_likely_as_the_whole_logits_say(bench: Bench) -> None:
     bench.judge()
     model = bench.model()
     for item, row in zip(bench.test_set().prompts, bench.rows(), strict=True):
-        answer = bench.tokenizer(row["golds"][0], add_special_tokens=False)["input_ids"]
+        answer = bench.tokenizer(row["references"][0], add_special_tokens=False)["input_ids"]
         ids = torch.tensor([[*item.prompt_ids, *answer]])
         with torch.no_grad():
             log_p = model(ids).logits.float().log_softmax(dim=-1)
         start = len(item.prompt_ids) - 1
         expected = sum(float(log_p[0, start + i, token]) for i, token in enumerate(answer))
-        assert row["gold_loglik"] == pytest.approx(expected, abs=1e-4)
-        assert row["gold_tokens"] == len(answer)
+        assert row["reference_loglik"] == pytest.approx(expected, abs=1e-4)
+        assert row["reference_tokens"] == len(answer)
 
 
 def test_the_gate_is_that_of_the_items_own_answer(bench: Bench) -> None:
@@ -244,7 +244,7 @@ def test_the_gate_is_that_of_the_items_own_answer(bench: Bench) -> None:
     test = bench.test_set()
     answers, golds = run_inference(
         test,
-        model=lambda: model,
+        get_model=lambda: model,
         stream="interwoven",
         tokenizer=bench.tokenizer,
         fingerprint="woven",
@@ -260,7 +260,7 @@ def test_the_gate_is_that_of_the_items_own_answer(bench: Bench) -> None:
         with torch.no_grad():
             output = model(ids, query_mask=torch.ones_like(start))
         own = output.gate[0, start.shape[1] - 1 : -1].tolist()
-        assert row["gate_tokens"] == pytest.approx(own, abs=2e-5)
+        assert row["gate_per_token"] == pytest.approx(own, abs=2e-5)
         assert row["gate_mean"] == pytest.approx(sum(own) / len(own), abs=2e-5)
     means = [row["gate_mean"] for row in answers]
     assert max(means) - min(means) > 1e-3  # they are each item's own
@@ -344,7 +344,7 @@ def test_too_large_a_batch_is_asked_in_halves_with_the_same_answers(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench.judge()
-    expected = [row["generation"] for row in bench.rows()]
+    expected = [row["response"] for row in bench.rows()]
     sizes: list[int] = []
 
     def limited(model: SiameseForCausalLM, prompts: Sequence[Any], **options: Any) -> DecodingSession:
@@ -355,7 +355,7 @@ def test_too_large_a_batch_is_asked_in_halves_with_the_same_answers(
 
     monkeypatch.setattr(asking, "DecodingSession", limited)
     bench.judge(fingerprint="another")
-    assert [row["generation"] for row in bench.rows()] == expected
+    assert [row["response"] for row in bench.rows()] == expected
     assert sizes == [2, 1, 1, 1, 1]
     assert "goes on with 1" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from imsm.data.tokenization import TokenizedExample
-from imsm.evaluation.generation import Generation, generate_answers
+from imsm.evaluation.generation import Generation, generate_responses
 from imsm.models.builder import build_model
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
@@ -44,7 +44,7 @@ def scripted(model: SiameseForCausalLM, prompts: list[TokenizedExample], script:
 def answered(model, tokenizer, prompts, **options) -> list[Generation]:
     ids = [prompt.prompt_ids for prompt in prompts]
     reading = DecodingSession(model, ids, pad_id=tokenizer.pad_token_id)
-    return generate_answers(reading, tokenizer, **options)
+    return generate_responses(reading, tokenizer, **options)
 
 
 def test_early_stop_order_and_counts(folder: Path) -> None:

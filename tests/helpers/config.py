@@ -37,7 +37,7 @@ def result(method: str, *overrides: str, points: float = 50.0, test_set: str = "
             "role": "target" if name == chosen.data.name else "forgetting",
             "trained_on": trained and name == chosen.data.name,
             "test_set": f"{name}/{test_set}",
-            "items": 200,
+            "num_examples": 200,
             "metrics": dict.fromkeys(task.metrics, points),
             "headline": task.metrics[0],
             "seconds": 62.0,

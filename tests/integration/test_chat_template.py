@@ -71,7 +71,7 @@ def test_training_judging_and_answering_use_the_template(
 
     model = imsm.SiameseForCausalLM.from_pretrained(folder)
     (judged,) = folder.glob("evaluation/jsonl-*/predictions.jsonl")
-    texts = [json.loads(line)["generation"] for line in judged.open()]
+    texts = [json.loads(line)["response"] for line in judged.open()]
     for word, text in zip(WORDS, texts, strict=True):
         prompt = f"<s><|user|>after {word} comes<|end|><|assistant|>"
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -92,7 +92,7 @@ def test_it_is_another_run_with_another_original(made: Path, tmp_path: Path) -> 
         chosen = choices(made, f"data.chat_template={template}", "method=original")
         run_experiment(config(*chosen), runs_root=tmp_path)
     lines = [json.loads(p.read_text().split("\n")[0]) for p in tmp_path.rglob("predictions.jsonl")]
-    asked = {line["prompt_sha"] for line in lines}
+    asked = {line["prompt_hash"] for line in lines}
     assert len(list(tmp_path.glob("*-original-*"))) == len(lines) == len(asked) == 2
     plain, chatting = (
         run_identity(config(INSTRUCT, f"data.chat_template={template}", "method=peft"))

@@ -84,8 +84,8 @@ def test_all_five_run_together(own: Path) -> None:
     entry = result["evaluation"]["tasks"]["capitals"]
     (answers,) = (path.parent / "evaluation").glob("capitals-*/predictions.jsonl")
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert sorted(row["golds"] for row in rows) == sorted([capital] for capital in COUNTRIES.values())
-    right = [row["answer"].startswith(row["golds"][0]) for row in rows]
+    assert sorted(row["references"] for row in rows) == sorted([capital] for capital in COUNTRIES.values())
+    right = [row["answer"].startswith(row["references"][0]) for row in rows]
     assert entry["metrics"]["prefix"] == 100 * sum(right) / len(right)
     assert list(entry["metrics"]) == ["prefix", "exact_match"]
     losses = [json.loads(line)["loss"] for line in (path.parent / "log.jsonl").open() if "loss" in line]
@@ -101,7 +101,7 @@ def test_the_released_recipe_reaches_a_gate_without_dropout(own: Path, monkeypat
     from imsm.utils.paths import conf_folder
 
     monkeypatch.syspath_prepend(str(own))
-    checks = ConfigComposer(conf=conf_folder(), config_dir=own)
+    checks = ConfigComposer(own)
     given = ["backbone=my_model", "gate=squashed", "data.source=miniature"]
     assert checks.validate([*given, "trainer=paper_code"], sweep=False) == []
     (line,) = checks.validate([*given, "+gate.dropout=0.1"], sweep=False)

@@ -69,7 +69,7 @@ def test_a_run_leaves_its_model_its_answers_and_its_report(made: Path, tmp_path:
     folder = run(made, tmp_path)
     result = json.loads((folder / "result.json").read_text())
     entry = result["evaluation"]["tasks"]["jsonl"]
-    assert entry["items"] == len(WORDS)
+    assert entry["num_examples"] == len(WORDS)
     assert entry["headline"] == "contain"
     assert result["trainable_parameters"]["gate"] == 4 * 32 * 8 + 8 * 32
     assert result["training"]["steps"] == 16
@@ -92,7 +92,7 @@ def test_a_run_leaves_its_model_its_answers_and_its_report(made: Path, tmp_path:
         prompt = tokenizer(f"after {word} comes", return_tensors="pt")
         out = model.generate(**prompt, max_new_tokens=3, do_sample=False)
         new = out[0, prompt["input_ids"].shape[1] :]
-        assert tokenizer.decode(new, skip_special_tokens=True) == json.loads(line)["generation"]
+        assert tokenizer.decode(new, skip_special_tokens=True) == json.loads(line)["response"]
 
 
 def test_three_arms_stand_side_by_side_and_the_original_answers_once(
@@ -130,7 +130,7 @@ def test_a_finished_run_is_not_trained_again(made: Path, tmp_path: Path, monkeyp
     # judged again, with fewer items
     run(made, tmp_path, "mode=evaluate", "evaluation.limit=5")
     again = json.loads((folder / "result.json").read_text())
-    assert again["evaluation"]["tasks"]["jsonl"]["items"] == 5
+    assert again["evaluation"]["tasks"]["jsonl"]["num_examples"] == 5
     assert again["training"]["steps"] == 16
 
 
@@ -224,7 +224,7 @@ def test_answering_a_text_of_ones_own(
     assert arms == ["original", "peft", "imsm"]
     assert answer.main([str(folder), "after red comes", "--method", "imsm"]) == 0
     (generations,) = folder.glob("evaluation/jsonl-*/predictions.jsonl")
-    judged = json.loads(generations.read_text().splitlines()[0])["generation"]
+    judged = json.loads(generations.read_text().splitlines()[0])["response"]
     assert capsys.readouterr().out.strip().startswith(judged.strip())
     assert answer.main([str(folder), "after lunch comes"]) == 2
     assert "vocabulary" in capsys.readouterr().err

@@ -33,8 +33,8 @@ def runs(tmp_path: Path) -> dict[str, Any]:
     folder, record, _ = found["imsm"]
     for value in (0.25, 0.75):
         about = {"name": "logit_mix", "value": value}
-        control = json.loads(json.dumps(record)) | {"method": "control", "name": f"mix-{value}"}
-        control["config"]["control"] = control["identity"]["control"] = about
+        control = json.loads(json.dumps(record)) | {"method": "baseline", "name": f"mix-{value}"}
+        control["config"]["baseline"] = control["identity"]["baseline"] = about
         place = folder / "baselines" / f"logit_mix-{value:.2f}"
         leave(place, control, 10 + round(4 * value))
         write_result(place, control)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from imsm.evaluation.predictions import FILE, task_folder, write_items
+from imsm.evaluation.predictions import FILE, task_dir, write_predictions
 from imsm.evaluation.result import write_result
 
 TASKS = {"gsm8k": 0.1, "webq": 0.9, "freebaseqa": 0.8, "multirc": 0.5, "mrpc": 0.5}
@@ -19,7 +19,7 @@ HOSTILE = '<script>alert("x")</script> | a|b'
 
 def scores_of(record: dict[str, Any], seed: int) -> dict[str, numpy.ndarray]:
     rng = numpy.random.default_rng(seed)
-    shift = {"original": 0.0, "peft": -0.25, "imsm": -0.1, "control": -0.15}[record["method"]]
+    shift = {"original": 0.0, "peft": -0.25, "imsm": -0.1, "baseline": -0.15}[record["method"]]
     return {
         task: (rng.random(N) < known + (0.5 if task == "gsm8k" and shift else shift)).astype(float)
         for task, known in TASKS.items()
@@ -35,28 +35,28 @@ def leave(
     for task, values in scores.items():
         entry = record["evaluation"]["tasks"][task]
         test_set = f"{'other' if task in others else ''}{task:x<8}"[:8] + "0"
-        entry |= {"test_set": test_set, "items": N, "gold_loglik": -1.5}
+        entry |= {"test_set": test_set, "num_examples": N, "reference_loglik": -1.5}
         entry["metrics"] = dict.fromkeys(entry["metrics"], 100 * float(values.mean()))
         entry["protocols"] = {"strict": {"metrics": entry["metrics"]}}
         yes_or_no = task in ("multirc", "mrpc")
-        write_items(
-            task_folder(folder, task=task, test_set=entry["test_set"]),
+        write_predictions(
+            task_dir(folder, task=task, test_set=entry["test_set"]),
             (
                 {
                     "id": f"{task}/{number}",
                     "group": f"{task}/{number // 2}",
-                    "prompt_sha": "0",
-                    "generation": HOSTILE,
+                    "prompt_hash": "0",
+                    "response": HOSTILE,
                     "tokens": 2,
                     "ended": True,
                     "answer": "yes" if value else "no",
-                    "golds": ["yes"] if yes_or_no else ["paris"],
+                    "references": ["yes"] if yes_or_no else ["paris"],
                     "scores": dict.fromkeys(entry["metrics"], value),
-                    "gold_loglik": -1.5,
-                    "gold_tokens": 1,
+                    "reference_loglik": -1.5,
+                    "reference_tokens": 1,
                     "gate_mean": 0.4 + 0.1 * value if gated else None,
-                    "gate_tokens": [0.4, 0.4 + 0.2 * value] if gated else None,
-                    "gate_pieces": [HOSTILE, "\n"] if gated else None,
+                    "gate_per_token": [0.4, 0.4 + 0.2 * value] if gated else None,
+                    "token_texts": [HOSTILE, "\n"] if gated else None,
                 }
                 for number, value in enumerate(values)
             ),
@@ -81,4 +81,4 @@ def items_file(arm: tuple[Path, dict[str, Any], Any], task: str) -> Path:
     """Where an arm's items of a task lie."""
     folder, record, _ = arm
     test_set = record["evaluation"]["tasks"][task]["test_set"]
-    return task_folder(folder, task=task, test_set=test_set) / FILE
+    return task_dir(folder, task=task, test_set=test_set) / FILE

@@ -37,7 +37,7 @@ def test_every_arm_is_there_once_with_what_its_result_says(runs: list[Path]) -> 
             assert row["unparsed"] == entry["protocols"]["strict"]["unparsed"]
             assert row["truncated"] == entry["truncated"]
             assert row["tokens"] == pytest.approx(entry["new_tokens"] / ITEMS)
-            assert row["gold_loglik"] == pytest.approx(entry["gold_loglik"])
+            assert row["reference_loglik"] == pytest.approx(entry["reference_loglik"])
             if entry["headline"] in ("accuracy", "contain", "exact_match"):
                 assert row["score"] == pytest.approx(entry["metrics"][entry["headline"]])
     assert short[short["arm"] == "original"]["seed"].isna().all()
@@ -54,8 +54,8 @@ def test_what_is_written_and_shown(runs: list[Path], tmp_path: Path, capsys: pyt
     assert main([*names, "--each", "--output", str(tmp_path / "new" / "all.csv")]) == 0
     read = pandas.read_csv(tmp_path / "new" / "all.csv")
     assert list(read["id"]) == list(expected["id"])
-    assert read["gold_loglik"].to_numpy() == pytest.approx(
-        expected["gold_loglik"].to_numpy(float), rel=1e-5, nan_ok=True
+    assert read["reference_loglik"].to_numpy() == pytest.approx(
+        expected["reference_loglik"].to_numpy(float), rel=1e-5, nan_ok=True
     )
     assert main([*names, "--seeds", "--output", str(tmp_path / "seeds.md")]) == 0
     assert "lowest" in (tmp_path / "seeds.md").read_text()

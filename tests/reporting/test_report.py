@@ -12,7 +12,7 @@ import pytest
 
 from imsm.cli.predictions import main as items
 from imsm.cli.report import main as report
-from imsm.evaluation.predictions import write_items
+from imsm.evaluation.predictions import write_predictions
 from imsm.evaluation.result import FILE, write_result
 from imsm.evaluation.statistics.forgetting import hypervolume
 from imsm.evaluation.statistics.significance import mcnemar, paired_difference, proportion_ci
@@ -186,7 +186,7 @@ def test_where_all_are_right_the_interval_has_a_width(runs: dict[str, Any]) -> N
     path = items_file(runs["original"], "webq")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for share in (1.0, 0.0):
-        write_items(path.parent, (row | {"scores": dict.fromkeys(row["scores"], share)} for row in rows))
+        write_predictions(path.parent, (row | {"scores": dict.fromkeys(row["scores"], share)} for row in rows))
         evidence = evidence_of(runs)
         found = total_of(evidence.arms[0], "webq", evidence.metrics["webq"])
         groups = [number // 2 for number in range(N)]
@@ -206,7 +206,7 @@ def test_the_hypervolume_is_not_said_to_end_at_one(runs: dict[str, Any]) -> None
 
 def test_leaks_are_told(runs: dict[str, Any]) -> None:
     folder, record, _ = runs["imsm"]
-    record["evaluation"]["tasks"]["gsm8k"]["leaks"] = {"count": 2, "ids": ["gsm8k/1", "gsm8k/7"]}
+    record["evaluation"]["tasks"]["gsm8k"]["contamination"] = {"count": 2, "ids": ["gsm8k/1", "gsm8k/7"]}
     write_report(folder, record, runs_root=runs["root"])
     assert "2 items of gsm8k" in (folder / "report.md").read_text()
 
@@ -221,7 +221,7 @@ def test_leaks_are_told(runs: dict[str, Any]) -> None:
 )
 def test_what_a_curve_keeps_at_a_target_score(target: float, told: str) -> None:
     def place(score: float, kept: float) -> TradeoffPoint:
-        about = {"label": "x", "method": "control", "control": "x", "value": 0.5}
+        about = {"label": "x", "method": "baseline", "control": "x", "value": 0.5}
         return TradeoffPoint(**about, target=score, plasticity=None, stability=kept)
 
     curve = TradeoffCurve(control="logit_mix", letter="λ", trades=[place(80, 40), place(60, 100)])

@@ -24,7 +24,7 @@ def save_runs(root: Path, *, step: int = 3) -> Path:
         task.mkdir(parents=True)
         lines = [json.dumps({"id": f"webq/{number}", "answer": "x"}) for number in range(3)]
         (task / "predictions.jsonl").write_text("\n".join(lines) + "\n")
-        entry = {"items": 3, "metrics": {"contain": 50.0}}
+        entry = {"num_examples": 3, "metrics": {"contain": 50.0}}
         result = {"evaluation": {"tasks": {"webq": entry}}}
         (root / name / "result.json").write_text(json.dumps(result))
         if weights:

@@ -100,7 +100,7 @@ Statistic = Callable[[pandas.DataFrame], float]
 """A metric's value in points of some rows of items."""
 
 
-def resample(
+def resample_scores(
     frames: Sequence[pandas.DataFrame], statistic: Statistic | str, *, resamples: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     """Draw whole groups of items with replacement, the same ones for every model.

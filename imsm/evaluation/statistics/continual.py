@@ -89,7 +89,7 @@ def general_change(scores: Scores) -> Scores:
     return result
 
 
-NAMES = {
+MEASURES = {
     "BWT": "backward transfer",
     "FM": "forgetting measure",
     "OP": "overall performance",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imsm.evaluation.likelihood import COPIED
+from imsm.evaluation.likelihood import MAX_COPY_BYTES
 from imsm.models.siamese.chunked_loss import logit_chunk_size
 from imsm.models.siamese.hidden_state_cache import bank_bytes
 from imsm.pipeline.engine import engine_settings, micro_batch_size
@@ -344,11 +344,11 @@ def _caches(
         return found + cache_bytes(cache, rows=rows, tokens=tokens, streams=streams - 1)
 
     if cache:
-        copies = min(COPIED, held(sum(tests[name].longest)))
+        copies = min(MAX_COPY_BYTES, held(sum(tests[name].longest)))
         size = max(held(longest[name] + new), held(longest[name]) + copies)
     both = ", both streams" if streams == 2 else ""
     how = f"{rows} prompts of {name}, {longest[name]} (the longest) + {new} new tokens{both}"
-    how += f", or copies of them up to {format_bytes(COPIED)}, with accepted answers"
+    how += f", or copies of them up to {format_bytes(MAX_COPY_BYTES)}, with accepted answers"
     how += f", the tuned one after {virtual} virtual tokens" if virtual else ""
     return MemoryItem(name="KV caches", size=size, how=how, exact=False)
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from imsm.config.identity import baseline_config, run_name
 from imsm.config.schema import RunConfig
 from imsm.evaluation.metrics import aggregate, metric_module
-from imsm.evaluation.predictions import read_items
+from imsm.evaluation.predictions import read_predictions
 from imsm.evaluation.result import read_result
-from imsm.evaluation.statistics.bootstrap import Statistic, resample
+from imsm.evaluation.statistics.bootstrap import Statistic, resample_scores
 from imsm.evaluation.statistics.continual import all_measures, forgetting
 from imsm.reporting.score_table import comparable, headline
 from imsm.utils.errors import UserError
@@ -134,7 +134,7 @@ def _column(name: str, entry: Mapping[str, Any], sequence: Sequence[str]) -> dic
     return {
         "name": name,
         "metric": headline(entry),
-        "items": entry["items"],
+        "items": entry["num_examples"],
         "test_set": entry["test_set"],
         "stage": sequence.index(name) + 1 if name in sequence else None,
     }
@@ -192,14 +192,14 @@ def _drawn(
     columns = []
     for place, task in enumerate(tasks):
         try:
-            frames = [read_items(folder, task=task["name"], test_set=task["test_set"]) for folder in folders]
+            frames = [read_predictions(folder, task=task["name"], test_set=task["test_set"]) for folder in folders]
         except UserError:
             return None
         statistic = _statistic(frames, task, [row[place] for row in scores], last)
         if statistic is None:
             return None
         generator = np.random.default_rng([_SEED, zlib.crc32(task["test_set"].encode())])
-        columns.append(resample(frames, statistic, resamples=_RESAMPLES, generator=generator))
+        columns.append(resample_scores(frames, statistic, resamples=_RESAMPLES, generator=generator))
     return np.stack(columns, axis=-1)
 
 
@@ -225,7 +225,7 @@ def _statistic(
 def _aggregated(module: Any, rows: pandas.DataFrame) -> float:
     with warnings.catch_warnings():  # scikit-learn's, of a draw with one label alone
         warnings.simplefilter("ignore", UserWarning)
-        value = aggregate(module, rows["answer"].tolist(), rows["golds"].tolist())
+        value = aggregate(module, rows["answer"].tolist(), rows["references"].tolist())
     return float(module.INFO.scale) * value
 
 

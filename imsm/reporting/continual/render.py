@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from imsm.evaluation.statistics.continual import NAMES
+from imsm.evaluation.statistics.continual import MEASURES
 
 if TYPE_CHECKING:
     import pandas
@@ -34,7 +34,7 @@ def row_names(record: Record) -> list[str]:
 
 def measure_rows(records: Sequence[Record]) -> list[list[str]]:
     """A row per measure: its name, then each arm's value and interval."""
-    named = [(f"{short}, {long}", "measures", short) for short, long in NAMES.items()]
+    named = [(f"{short}, {long}", "measures", short) for short, long in MEASURES.items()]
     named += [(f"FM of {name}", "forgetting", name) for name in records[0]["task_sequence"][:-1]]
     return [[title, *(_value(record[part].get(key)) for record in records)] for title, part, key in named]
 

@@ -174,7 +174,7 @@ def _wide_cells(card: ScoreTable, row: ScoreRow) -> list[str]:
 def _answer_cells(card: ScoreTable, results: Sequence[Mapping[str, Any]]) -> Iterable[list[str]]:
     for arm, result in zip(card.arms, results, strict=True):
         for task, entry in result["evaluation"]["tasks"].items():
-            counts = (entry["items"], entry["unparsed"], entry["truncated"])
+            counts = (entry["num_examples"], entry["unparsed"], entry["truncated"])
             yield [arm, task, *map(str, counts)]
 
 

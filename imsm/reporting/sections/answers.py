@@ -17,17 +17,17 @@ def build(evidence: ReportData) -> Section | None:
                 continue
             items = arm.items(task)
             per_token = None
-            if items is not None and items["gold_tokens"].notna().any():
-                per_token = items["gold_loglik"].sum() / items["gold_tokens"].sum()
+            if items is not None and items["reference_tokens"].notna().any():
+                per_token = items["reference_loglik"].sum() / items["reference_tokens"].sum()
             rows.append(
                 {
                     "task": evidence.name(task),
                     "arm": arm.label,
-                    "items": str(entry["items"]),
+                    "items": str(entry["num_examples"]),
                     "unparsed": str(entry["unparsed"]),
                     "cut off": str(entry["truncated"]),
-                    "tokens an answer": number(entry["new_tokens"] / max(1, entry["items"])),
-                    "ln p of the gold": number(entry.get("gold_loglik"), places=2),
+                    "tokens an answer": number(entry["new_tokens"] / max(1, entry["num_examples"])),
+                    "ln p of the gold": number(entry.get("reference_loglik"), places=2),
                     "per token": number(per_token, places=2),
                 }
             )

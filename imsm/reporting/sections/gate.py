@@ -63,7 +63,7 @@ def _heat(evidence: ReportData, arm: ComparedRun) -> list[TokenHeatmap]:
         items = arm.items(task)
         if items is None:
             continue
-        told = items[[bool(pieces) for pieces in items["gate_pieces"]]]
+        told = items[[bool(pieces) for pieces in items["token_texts"]]]
         right = told[f"score.{evidence.metrics[task]}"] >= 0.5
         for name, rows in (("right", told[right]), ("wrong", told[~right])):
             if len(rows):
@@ -71,8 +71,8 @@ def _heat(evidence: ReportData, arm: ComparedRun) -> list[TokenHeatmap]:
                 found.append(
                     TokenHeatmap(
                         title=f"{arm.label}, {row.name}, {name}",
-                        pieces=list(row["gate_pieces"]),
-                        weights=list(row["gate_tokens"]),
+                        pieces=list(row["token_texts"]),
+                        weights=list(row["gate_per_token"]),
                     )
                 )
     return found

@@ -11,7 +11,7 @@ from transformers import Cache
 
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import StreamRunner
-from imsm.studies.baselines.logit_mixing import LogitMixer, LogitMixingModel, Mix, variant
+from imsm.studies.baselines.logit_mixing import LogitMixer, LogitMixingModel, Mix, derive_model
 
 
 class TwoAdapterStreams(StreamRunner):
@@ -47,7 +47,7 @@ class TwoAdapterModel(LogitMixingModel):
         return cache
 
 
-def paired(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mix) -> TwoAdapterModel:
+def build_ensemble(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mix) -> TwoAdapterModel:
     """A model that mixes the logits of two adapters on the same backbone.
 
     Args:
@@ -55,7 +55,7 @@ def paired(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mix) -> Tw
         other: the second.
         mix: as of `mixed`; "original" means ``other``.
     """
-    made = variant(model, TwoAdapterModel, stream="interwoven", gate=LogitMixer(mix))
+    made = derive_model(model, TwoAdapterModel, stream="interwoven", gate=LogitMixer(mix))
     made.streams = TwoAdapterStreams(model.adapted, model.streams.body, other=other.streams)
     return made
 

@@ -23,7 +23,7 @@ from imsm.models.adapters.custom import custom_config
 from imsm.models.siamese.dual_forward import patched_forward
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import StreamRunner
-from imsm.studies.baselines.logit_mixing import variant
+from imsm.studies.baselines.logit_mixing import derive_model
 from imsm.utils.errors import UserError
 
 _FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -59,7 +59,7 @@ class ScaledAdapterStreams(StreamRunner):
             yield
 
 
-def scaled(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
+def build_scaled_model(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
     """A model whose tuned stream has the adapter at strength ``scale``; 1 is as it was trained.
 
     Args:
@@ -85,7 +85,7 @@ def scaled(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
 
 
 def _with_scale(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
-    made = variant(model, SiameseForCausalLM, stream="tuned", gate=None)
+    made = derive_model(model, SiameseForCausalLM, stream="tuned", gate=None)
     made.streams = ScaledAdapterStreams(model.adapted, model.streams.body, scale=scale)
     return made
 

@@ -105,7 +105,7 @@ def is_router(module: Baseline | ModuleType) -> bool:
     return hasattr(module, "route_to_original")
 
 
-def optional_hook(module: Baseline, name: str, run: FinishedRun, otherwise: Any) -> Any:
+def call_hook(module: Baseline, name: str, run: FinishedRun, otherwise: Any) -> Any:
     """What an optional function of a control's module says of a run."""
     function = getattr(module, name, None)
     return otherwise if function is None else function(run)

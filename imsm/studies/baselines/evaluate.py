@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.evaluator import score_responses
-from imsm.evaluation.predictions import task_folder
+from imsm.evaluation.predictions import task_dir
 from imsm.evaluation.result import build_result, write_result
 from imsm.pipeline.data import all_training_examples
 from imsm.pipeline.evaluate import metrics_of, result_entry
-from imsm.studies.baselines.base import Baseline, BaselineInfo, is_router, optional_hook
-from imsm.studies.baselines.finished_run import Answers, FinishedRun
+from imsm.studies.baselines.base import Baseline, BaselineInfo, is_router, call_hook
+from imsm.studies.baselines.finished_run import Responses, FinishedRun
 from imsm.utils.hashing import hash_json
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 class BaselineRun:
     """A control at one value; None where it has none."""
 
-    control: Baseline
+    baseline: Baseline
     value: float | None
 
     @property
     def info(self) -> BaselineInfo:
         """Of the control."""
-        return self.control.INFO
+        return self.baseline.INFO
 
     @property
     def name(self) -> str:
@@ -47,23 +47,23 @@ FOLDER = "baselines"
 TUNED = BaselineInfo(name="tuned", meaning="the adapter alone, without the run's gate", stream="tuned")
 
 
-def arms_of(control: Baseline, run: FinishedRun, values: Sequence[float] | None) -> list[BaselineRun]:
+def baseline_runs(control: Baseline, run: FinishedRun, values: Sequence[float] | None) -> list[BaselineRun]:
     """A control's arms on a run, at the values asked for or at its own.
 
     Raises:
         UserError: the control does not fit the run.
     """
-    optional_hook(control, "check", run, None)
+    call_hook(control, "check", run, None)
     info = control.INFO
     if not info.symbol:
         return [BaselineRun(control, None)]
-    found: Sequence[float] | None = optional_hook(control, "values", run, None)
+    found: Sequence[float] | None = call_hook(control, "values", run, None)
     if found is None:
         found = info.grid if values is None else values
     return [BaselineRun(control, value) for value in dict.fromkeys(found)]
 
 
-def judge_control(arm: BaselineRun, run: FinishedRun) -> dict[str, Any]:
+def evaluate_baseline(arm: BaselineRun, run: FinishedRun) -> dict[str, Any]:
     """Ask what the ledger lacks, score, and leave the arm's folder.
 
     Raises:
@@ -72,18 +72,18 @@ def judge_control(arm: BaselineRun, run: FinishedRun) -> dict[str, Any]:
 
     @cache
     def model() -> SiameseForCausalLM:
-        found: SiameseForCausalLM = cast("Any", arm.control).build_model(run, arm.value)
+        found: SiameseForCausalLM = cast("Any", arm.baseline).build_model(run, arm.value)
         return found
 
-    fingerprint = control_fingerprint(arm, run)
-    answers: dict[str, Answers] = {}
-    for task in run.tests:
-        if is_router(arm.control):
-            chosen = cast("Any", arm.control).route_to_original(run, arm.value, task)
+    fingerprint = baseline_fingerprint(arm, run)
+    answers: dict[str, Responses] = {}
+    for task in run.eval_sets:
+        if is_router(arm.baseline):
+            chosen = cast("Any", arm.baseline).route_to_original(run, arm.value, task)
             answers[task] = run.route(task, chosen)
         elif arm.value in arm.info.ends:
             end = arm.info.ends[arm.value] == "original"
-            answers[task] = run.route(task, [end] * len(run.tests[task].prompts))
+            answers[task] = run.route(task, [end] * len(run.eval_sets[task].prompts))
         else:
             answers[task] = run.run_inference(
                 task, model=model, stream=arm.info.stream, fingerprint=fingerprint, label=f"{arm.name}: {task}"
@@ -92,53 +92,53 @@ def judge_control(arm: BaselineRun, run: FinishedRun) -> dict[str, Any]:
     return _leave(
         run,
         arm.name,
-        about=about | optional_hook(arm.control, "made_of", run, {}),
+        about=about | call_hook(arm.baseline, "cache_key", run, {}),
         fingerprint=fingerprint,
         answers=answers,
         adapted=arm.value is None or arm.info.ends.get(arm.value) != "original",
     )
 
 
-def judge_tuned(run: FinishedRun) -> dict[str, Any]:
+def evaluate_tuned(run: FinishedRun) -> dict[str, Any]:
     """The adapter alone: the run's own result, or for an interwoven run an arm of its own."""
     if run.config.method.stream == "tuned":
         return run.result
-    answers = {task: run.answers(task, "tuned") for task in run.tests}
+    answers = {task: run.responses(task, "tuned") for task in run.eval_sets}
     about = {"name": TUNED.name, "value": None, "meaning": TUNED.meaning}
     fingerprint = run.fingerprint("tuned")
     return _leave(run, TUNED.name, about=about, fingerprint=fingerprint, answers=answers, adapted=True)
 
 
-def control_fingerprint(arm: BaselineRun, run: FinishedRun) -> str:
+def baseline_fingerprint(arm: BaselineRun, run: FinishedRun) -> str:
     """Identifies a control's answers: the run's adapter, the control, its value."""
-    more = optional_hook(arm.control, "made_of", run, {})
+    more = call_hook(arm.baseline, "cache_key", run, {})
     return hash_json([run.fingerprint("tuned"), arm.info.name, arm.info.version, arm.value, more])
 
 
 def _leave(
-    run: FinishedRun, name: str, *, about: dict[str, Any], fingerprint: str, answers: dict[str, Answers], adapted: bool
+    run: FinishedRun, name: str, *, about: dict[str, Any], fingerprint: str, answers: dict[str, Responses], adapted: bool
 ) -> dict[str, Any]:
     """Score the answers, and write items and result into the arm's folder."""
     folder = run.folder / FOLDER / name
     learned_from = all_training_examples(run.config) if adapted else None
     tasks = {}
     for task, (rows, golds) in answers.items():
-        test = run.tests[task]
+        test = run.eval_sets[task]
         judgement = score_responses(
             test,
-            rows=rows,
-            golds=golds,
+            responses=rows,
+            references=golds,
             metrics=metrics_of(run.config, test),
             protocol=run.config.evaluation.protocol,
-            folder=task_folder(folder, task=task, test_set=test.fingerprint),
+            output_dir=task_dir(folder, task=task, test_set=test.fingerprint),
             dist_context=DistributedContext(),
         )
         tasks[task] = result_entry(run.config, task, test, judgement, learned_from=learned_from)
     result = build_result(
         name=f"{run.folder.name}/{name}",
-        method="control",
-        identity={**run.result["identity"], "control": about},
-        config={**run.config.to_dict(), "control": about},
+        method="baseline",
+        identity={**run.result["identity"], "baseline": about},
+        config={**run.config.to_dict(), "baseline": about},
         fingerprints={**run.result["fingerprints"], "answers": fingerprint},
         trainable_parameters={**run.result["trainable_parameters"], "gate": 0},
         training=run.result["training"],

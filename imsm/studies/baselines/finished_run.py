@@ -17,7 +17,7 @@ from imsm.config.schema import RunConfig
 from imsm.data.chat_template import use_chat_template
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.inference import run_inference
-from imsm.evaluation.predictions import read_items
+from imsm.evaluation.predictions import read_predictions
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.evaluation.result import read_result
 from imsm.models.backbones.fingerprint import backbone_fingerprint
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _NAMED = 3
 """Of the choices in which two runs differ."""
-Answers = tuple[list[Row], list["Row | None"]]
+Responses = tuple[list[Row], list["Row | None"]]
 """Of a task's items: what was answered, and how likely the accepted answers were."""
 
 
@@ -63,7 +63,7 @@ class FinishedRun:
     result: dict[str, Any]
     other: FinishedRun | None = None
     _models: list[SiameseForCausalLM] = field(default_factory=list)
-    _answers: dict[tuple[str, str], Answers] = field(default_factory=dict)
+    _answers: dict[tuple[str, str], Responses] = field(default_factory=dict)
 
     @cached_property
     def runs_root(self) -> Path:
@@ -82,7 +82,7 @@ class FinishedRun:
         return found
 
     @cached_property
-    def tests(self) -> dict[str, EvalSet]:
+    def eval_sets(self) -> dict[str, EvalSet]:
         """The tasks that judged the run."""
         return eval_sets(self.config, self.tokenizer)
 
@@ -93,14 +93,14 @@ class FinishedRun:
             self._models.append(finished_model(self.config, RunDir(self.folder), device=device))
         return self._models[0]
 
-    def items(self) -> dict[str, pandas.DataFrame]:
+    def predictions(self) -> dict[str, pandas.DataFrame]:
         """The run's own items by task.
 
         Raises:
             UserError: there are none, or they are damaged.
         """
         return {
-            task: read_items(self.folder, task=task, test_set=test.fingerprint) for task, test in self.tests.items()
+            task: read_predictions(self.folder, task=task, test_set=test.fingerprint) for task, test in self.eval_sets.items()
         }
 
     def fingerprint(self, stream: str) -> str:
@@ -118,7 +118,7 @@ class FinishedRun:
         inputs = json.loads(RunDir(self.folder).inputs.read_text(encoding="utf-8"))
         return str(inputs["backbone"])
 
-    def answers(self, task: str, stream: str) -> Answers:
+    def responses(self, task: str, stream: str) -> Responses:
         """What the original or the tuned stream answered; asked if the ledger lacks it."""
         key = (task, stream)
         if key not in self._answers:
@@ -127,11 +127,11 @@ class FinishedRun:
             )
         return self._answers[key]
 
-    def run_inference(self, task: str, *, model: GetModel, stream: str, fingerprint: str, label: str) -> Answers:
+    def run_inference(self, task: str, *, model: GetModel, stream: str, fingerprint: str, label: str) -> Responses:
         """What a stream of a model answers to a task; only what the ledger lacks is asked."""
         return run_inference(
-            self.tests[task],
-            model=model,
+            self.eval_sets[task],
+            get_model=model,
             stream=stream,
             tokenizer=self.tokenizer,
             fingerprint=fingerprint,
@@ -141,16 +141,16 @@ class FinishedRun:
             dist_context=DistributedContext(),
         )
 
-    def route(self, task: str, of_original: Sequence[bool]) -> Answers:
+    def route(self, task: str, of_original: Sequence[bool]) -> Responses:
         """Of each item the original's answer (True: its gate is 1) or the tuned stream's."""
-        sources = [self.answers(task, stream) for stream in ("tuned", "original")]
+        sources = [self.responses(task, stream) for stream in ("tuned", "original")]
         rows = [sources[first][0][place] for place, first in enumerate(of_original)]
         golds = [sources[first][1][place] for place, first in enumerate(of_original)]
-        shares = [{"gate_mean": float(first), "gate_tokens": None, "gate_pieces": None} for first in of_original]
+        shares = [{"gate_mean": float(first), "gate_per_token": None, "token_texts": None} for first in of_original]
         return [{**row, **share} for row, share in zip(rows, shares, strict=True)], golds
 
 
-def open_finished(folder: Path, *, option: str, other: FinishedRun | None = None) -> FinishedRun:
+def load_finished_run(folder: Path, *, option: str, other: FinishedRun | None = None) -> FinishedRun:
     """Read a run's folder.
 
     Args:

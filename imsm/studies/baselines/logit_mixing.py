@@ -109,19 +109,19 @@ class LogitMixingModel(SiameseForCausalLM):
         return logits, share
 
 
-def mixed(model: SiameseForCausalLM, mix: Mix) -> LogitMixingModel:
+def build_mixing_model(model: SiameseForCausalLM, mix: Mix) -> LogitMixingModel:
     """A model that answers with the mix of the original's and the tuned stream's logits.
 
     Args:
         model: has an adapter; its weights are shared, and it stays what it is.
         mix: see `Mix`.
     """
-    made = variant(model, LogitMixingModel, stream="interwoven", gate=LogitMixer(mix))
+    made = derive_model(model, LogitMixingModel, stream="interwoven", gate=LogitMixer(mix))
     made.streams.copy_capabilities(model.streams)
     return made
 
 
-def variant(model: SiameseForCausalLM, kind: type[Model], *, stream: str, gate: nn.Module | None) -> Model:
+def derive_model(model: SiameseForCausalLM, kind: type[Model], *, stream: str, gate: nn.Module | None) -> Model:
     """Another siamese model on the weights of ``model``, which stays what it is.
 
     Args:

@@ -45,11 +45,11 @@ class QueryDistances:
     """``tests``: s of each item by task, in the test set's order; ``threshold``: tau."""
 
     threshold: float
-    tests: dict[str, list[float]]
+    by_task: dict[str, list[float]]
 
 
 @lru_cache(maxsize=1)
-def distances(run: FinishedRun) -> QueryDistances:
+def compute_query_distances(run: FinishedRun) -> QueryDistances:
     """The distances of a run's tests; computed once, then read from the run's `controls/`."""
     training = _training_queries(run)
     key = hash_json(
@@ -58,7 +58,7 @@ def distances(run: FinishedRun) -> QueryDistances:
             PERCENTILE,
             run.fingerprint("original"),
             [item.prompt_ids for item in training],
-            {name: [p.prompt_ids for p in test.prompts] for name, test in run.tests.items()},
+            {name: [p.prompt_ids for p in test.prompts] for name, test in run.eval_sets.items()},
         ]
     )
     path = run.folder / "baselines" / "query_distances.json"
@@ -77,15 +77,15 @@ def distances(run: FinishedRun) -> QueryDistances:
 def _distances(run: FinishedRun, training: Sequence[TokenizedExample]) -> QueryDistances:
     model, pad_id = run.model(), run.tokenizer.pad_token_id
     size = run.config.evaluation.batch_size
-    known = query_memories(model, training, pad_id=pad_id, batch_size=size, label="training")
+    known = query_states(model, training, pad_id=pad_id, batch_size=size, label="training")
     tests = {
-        name: query_memories(model, test.prompts, pad_id=pad_id, batch_size=size, label=name)
-        for name, test in run.tests.items()
+        name: query_states(model, test.prompts, pad_id=pad_id, batch_size=size, label=name)
+        for name, test in run.eval_sets.items()
     }
-    return measure(known, tests, seed=run.config.seed)
+    return measure_distances(known, tests, seed=run.config.seed)
 
 
-def measure(known: Matrix, tests: dict[str, Matrix], *, seed: int) -> QueryDistances:
+def measure_distances(known: Matrix, tests: dict[str, Matrix], *, seed: int) -> QueryDistances:
     """Distances of tests to a part of the training queries; the rest decides the threshold.
 
     Args:
@@ -102,12 +102,12 @@ def measure(known: Matrix, tests: dict[str, Matrix], *, seed: int) -> QueryDista
 
     return QueryDistances(
         threshold=float(np.percentile(distance(known[order[:count]]), PERCENTILE)),
-        tests={name: distance(queries).tolist() for name, queries in tests.items()},
+        by_task={name: distance(queries).tolist() for name, queries in tests.items()},
     )
 
 
 @torch.inference_mode()
-def query_memories(
+def query_states(
     model: SiameseForCausalLM, prompts: Sequence[TokenizedExample], *, pad_id: int, batch_size: int, label: str
 ) -> Matrix:
     """q_o of each prompt, (N, D)."""

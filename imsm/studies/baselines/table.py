@@ -16,7 +16,7 @@ Entries = Mapping[str, Mapping[str, Any]]
 _MEAN = "mean of\nforgetting"
 
 
-def show(arms: Mapping[str, Entries], *, tuned: str, focus: Sequence[str], console: Console | None = None) -> None:
+def print_table(arms: Mapping[str, Entries], *, tuned: str, focus: Sequence[str], console: Console | None = None) -> None:
     """Print the arms; below a score stand its differences to two of them, in points.
 
     Args:

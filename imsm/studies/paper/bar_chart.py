@@ -10,29 +10,29 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from imsm.studies.paper.cells import average_of
+from imsm.studies.paper.cells import row_average
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from imsm.evaluation.statistics.significance import Interval
     from imsm.studies.paper.spec import PaperTable, RowSpec
-    from imsm.studies.paper.table import Table
+    from imsm.studies.paper.table import RenderedTable
 
 _COLOURS = ("#BBBBBB", "#E69F00", "#56B4E9", "#0072B2", "#009E73")
 _HATCHES = ("", "////", "..", "", "xx")
 _STYLE: Any = {"font.size": 9, "hatch.linewidth": 0.6, "axes.axisbelow": True}
 
 
-def draw_bars(experiment: PaperTable, table: Table) -> Figure:
+def draw_bars(experiment: PaperTable, table: RenderedTable) -> Figure:
     """Scores with their 95 % intervals; a missing run leaves a dash, and the title counts them."""
-    key = experiment.grid.panel or experiment.grid.keys[0]
+    key = experiment.spec.panel or experiment.spec.keys[0]
     panels = list(dict.fromkeys(row.values[key] for row, _ in table.cells))
-    shared = {k for k in experiment.grid.keys if len({r.values[k] for r, _ in table.cells}) == 1}
-    names = [name for name in experiment.grid.averages]
+    shared = {k for k in experiment.spec.keys if len({r.values[k] for r, _ in table.cells}) == 1}
+    names = [name for name in experiment.spec.averages]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 1.3 + 2.5 * len(panels)), layout="constrained")
-        waiting = f"\nmissing runs (–): {len(table.waiting)}" if table.waiting else ""
+        waiting = f"\nmissing runs (–): {len(table.missing)}" if table.missing else ""
         figure.suptitle(_wrapped(table.title) + waiting, fontsize=9)
         grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
         arms: dict[str, int] = {}
@@ -47,7 +47,7 @@ def draw_bars(experiment: PaperTable, table: Table) -> Figure:
                 for spot, name in enumerate(columns):
                     _bar(axes, spot + shift, found[name].interval, width=width, style=style)
                 for spot, name in enumerate(names, start=len(columns)):
-                    mean = average_of(found, experiment.grid.averages[name])
+                    mean = row_average(found, experiment.spec.averages[name])
                     _bar(axes, spot + shift, mean, width=width, style=style)
             axes.set_xticks(range(len(columns) + len(names)), [*columns, *(name.replace(" ", "\n") for name in names)])
             axes.set_ylabel("points")

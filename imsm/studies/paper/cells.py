@@ -48,7 +48,7 @@ class TableCell:
         return None if self.interval is None else self.interval.estimate
 
 
-def cell_of(
+def build_cell(
     experiment: PaperTable, row: RowSpec, column: ColumnSpec, *, runs: RunIndex, scale: str, seeds: int, protocol: str
 ) -> TableCell:
     """A row's score in a column."""
@@ -71,7 +71,7 @@ def cell_of(
     )
 
 
-def average_of(found: Mapping[str, TableCell], over: Sequence[str]) -> Interval | None:
+def row_average(found: Mapping[str, TableCell], over: Sequence[str]) -> Interval | None:
     """A row's mean over columns, without what it was trained on; None while something is missing.
 
     With one seed its interval speaks of other items, with several of other trainings: Student's
@@ -90,13 +90,13 @@ def average_of(found: Mapping[str, TableCell], over: Sequence[str]) -> Interval 
     return _over_values([fmean(each) for each in zip(*(c.seeds for c in cells), strict=True)])
 
 
-def parameters_of(experiment: PaperTable, row: RowSpec, *, runs: RunIndex, scale: str, seeds: int) -> float | None:
+def trainable_millions(experiment: PaperTable, row: RowSpec, *, runs: RunIndex, scale: str, seeds: int) -> float | None:
     """A row's trainable parameters in millions, counted without weights where no run is finished.
 
     None for the original, and where they cannot be counted.
     """
-    column = experiment.grid.columns[0]
-    run = runs.of(experiment.overrides(row, column, scale=scale, seed=seeds - 1))
+    column = experiment.spec.columns[0]
+    run = runs.find(experiment.overrides(row, column, scale=scale, seed=seeds - 1))
     if not run.trained:
         return None
     if run.result is not None:
@@ -116,13 +116,13 @@ def _arms(
     The original is taken from any trained run that asked the same: its answers do not depend on
     the seed, and it stands once.
     """
-    wanted = [runs.of(experiment.overrides(row, column, scale=scale, seed=seed)) for seed in range(seeds)]
+    wanted = [runs.find(experiment.overrides(row, column, scale=scale, seed=seed)) for seed in range(seeds)]
     if wanted[0].trained:
         missing = [run for run in wanted if run.result is None]
         return ([] if missing else [_own_arm(run, runs) for run in wanted]), missing
     same = [other for other in experiment.rows if _backbone(other) == _backbone(row)]
     others = [
-        run for other in same if (run := runs.of(experiment.overrides(other, column, scale=scale, seed=0))).trained
+        run for other in same if (run := runs.find(experiment.overrides(other, column, scale=scale, seed=0))).trained
     ]
     for run in others:
         if run.result is not None and column.task in run.result["evaluation"]["original"]:

@@ -9,23 +9,23 @@ from rich.console import Console
 from rich.markup import escape
 
 from imsm.reporting.render.table import plain_table
-from imsm.studies.paper.runs import RunIndex, runs_of
+from imsm.studies.paper.runs import RunIndex, required_runs
 from imsm.studies.paper.spec import PaperTable
 from imsm.studies.paper.speed import read_speed, speed_table
-from imsm.studies.paper.table import Table, build_table, waiting_line, write_table
+from imsm.studies.paper.table import RenderedTable, build_table, missing_line, write_table
 
 if TYPE_CHECKING:
     import pandas
 
 
-def show(
+def show_table(
     experiment: PaperTable,
     runs: RunIndex,
     *,
     scale: str,
     seeds: int,
     protocol: str,
-    place: Path,
+    folder: Path,
     console: Console | None = None,
 ) -> None:
     """Print an experiment's table, and write it (and its picture) into ``place``.
@@ -36,25 +36,25 @@ def show(
         OSError: the folder cannot be written.
     """
     console = console or Console()
-    if experiment.grid.kind == "speed":
-        _show_speed(experiment, scale=scale, place=place, console=console)
+    if experiment.spec.kind == "speed":
+        _show_speed(experiment, scale=scale, place=folder, console=console)
         return
     if protocol != "strict":
-        place = place / protocol
+        folder = folder / protocol
     table = build_table(experiment, runs, scale=scale, seeds=seeds, protocol=protocol)
     _print_frame(console, table.title, table.frame, table.numbers)
     for note in table.notes:
         console.print(note, style="dim", highlight=False, soft_wrap=True, markup=False)
-    for run in table.waiting:
-        console.print(f"missing: {waiting_line(run)}", soft_wrap=True, highlight=False, markup=False)
-    write_table(table, place)
+    for run in table.missing:
+        console.print(f"missing: {missing_line(run)}", soft_wrap=True, highlight=False, markup=False)
+    write_table(table, folder)
     files = "table.md, table.csv, table.tex"
-    if experiment.grid.kind == "bars":
+    if experiment.spec.kind == "bars":
         from imsm.studies.paper.bar_chart import draw_bars, write_bars
 
-        write_bars(draw_bars(experiment, table), place)
+        write_bars(draw_bars(experiment, table), folder)
         files += ", figure.png, figure.svg"
-    console.print(f"written: {place} ({files})", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"written: {folder} ({files})", soft_wrap=True, highlight=False, markup=False)
 
 
 def _show_speed(experiment: PaperTable, *, scale: str, place: Path, console: Console) -> None:
@@ -64,10 +64,10 @@ def _show_speed(experiment: PaperTable, *, scale: str, place: Path, console: Con
         console.print(f"\n{experiment.name}: not measured yet: {command}", markup=False)
         return
     frame, notes = speed_table(experiment, found, scale=scale)
-    title = f"{experiment.grid.title} · {'ours: the miniature' if scale == 'mini' else 'paper'}"
-    numbers = len(experiment.grid.keys)
+    title = f"{experiment.spec.title} · {'ours: the miniature' if scale == 'mini' else 'paper'}"
+    numbers = len(experiment.spec.keys)
     _print_frame(console, title, frame, numbers)
-    table = Table(title=title, frame=frame, numbers=numbers, notes=notes, waiting=[], cells=[])
+    table = RenderedTable(title=title, frame=frame, numbers=numbers, notes=notes, missing=[], cells=[])
     for note in notes:
         console.print(note, style="dim", highlight=False, soft_wrap=True, markup=False)
     write_table(table, place)
@@ -85,15 +85,15 @@ def _print_frame(console: Console, title: str, frame: pandas.DataFrame, numbers:
 
 
 def show_status(
-    experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int, place: Path, console: Console | None = None
+    experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int, folder: Path, console: Console | None = None
 ) -> None:
     """List an experiment's runs: done, missing, failed, each that is not done with its command."""
     console = console or Console()
-    if experiment.grid.kind == "speed":
-        state = "missing" if read_speed(place) is None else "done"
+    if experiment.spec.kind == "speed":
+        state = "missing" if read_speed(folder) is None else "done"
         console.print(f"{experiment.name} ({scale}): {state}", highlight=False, markup=False)
         return
-    found = runs_of(experiment, runs, scale=scale, seeds=seeds)
+    found = required_runs(experiment, runs, scale=scale, seeds=seeds)
     counts = {state: sum(r.state == state for r in found) for state in ("done", "missing", "failed")}
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(f"{experiment.name} ({scale}): {told}", highlight=False, markup=False)

@@ -55,11 +55,11 @@ class RunIndex:
     """
 
     def __init__(self, preflight: ConfigComposer, *, runs_root: Path) -> None:
-        self.preflight, self.runs_root = preflight, runs_root
+        self.composer, self.runs_root = preflight, runs_root
         self._found: dict[tuple[str, ...], RunRef] = {}
         self._configs: dict[tuple[str, ...], RunConfig] = {}
 
-    def of(self, overrides: tuple[str, ...]) -> RunRef:
+    def find(self, overrides: tuple[str, ...]) -> RunRef:
         """The run of these overrides as it is now.
 
         Raises:
@@ -69,7 +69,7 @@ class RunIndex:
             self._found[overrides] = self._look(overrides)
         return self._found[overrides]
 
-    def forget(self) -> None:
+    def refresh(self) -> None:
         """Look everything up again: runs were carried out."""
         self._found.clear()
 
@@ -101,12 +101,12 @@ class RunIndex:
 
         wanted = tuple(overrides)
         if wanted not in self._configs:
-            ((_, cfg),) = self.preflight.compose_all(wanted)
+            ((_, cfg),) = self.composer.compose_all(wanted)
             self._configs[wanted] = load_config(cfg, config_dir=None)
         return self._configs[wanted]
 
 
-def runs_of(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int) -> list[RunRef]:
+def required_runs(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int) -> list[RunRef]:
     """The trained runs that an experiment needs, each once.
 
     The original needs none: every trained run keeps the original's answers to its own tests.
@@ -114,15 +114,15 @@ def runs_of(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int) -
     found: dict[str, RunRef] = {}
     for seed in range(seeds):
         for row in experiment.rows:
-            for column in experiment.grid.columns:
+            for column in experiment.spec.columns:
                 wanted = experiment.overrides(row, column, scale=scale, seed=seed)
-                run = runs.of(wanted)
+                run = runs.find(wanted)
                 if run.trained:
                     found.setdefault(run.name, run)
     return list(found.values())
 
 
-def run_missing(wanted: Iterable[RunRef], *, logs: Path, jobs: int, tell: Callable[[str], None]) -> list[str]:
+def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Callable[[str], None]) -> list[str]:
     """Carry out runs that are not done, each in a process of its own; one's failure ends no other.
 
     Args:
@@ -138,7 +138,7 @@ def run_missing(wanted: Iterable[RunRef], *, logs: Path, jobs: int, tell: Callab
         KeyboardInterrupt: stopped by hand; the runs at work have saved what they had.
     """
     due = [run for run in wanted if run.state != "done"]
-    logs.mkdir(parents=True, exist_ok=True)
+    log_dir.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {**os.environ}
     if jobs > 1:
@@ -151,8 +151,8 @@ def run_missing(wanted: Iterable[RunRef], *, logs: Path, jobs: int, tell: Callab
         number, run = numbered
         if stopped:
             return
-        log = logs / f"{run.name}.log"
-        tell(f"{number}/{len(due)} {run.name}")
+        log = log_dir / f"{run.name}.log"
+        log(f"{number}/{len(due)} {run.name}")
         started = time.monotonic()
         with log.open("w", encoding="utf-8") as stream:
             command = [sys.executable, "-m", "imsm.run", *run.overrides]
@@ -165,7 +165,7 @@ def run_missing(wanted: Iterable[RunRef], *, logs: Path, jobs: int, tell: Callab
         elif code:
             failed.append(run.name)
             _note(run, log, code)
-        tell(f"{number}/{len(due)} {run.name}: {'ended with ' + str(code) if code else 'done'}, {seconds:.0f} s")
+        log(f"{number}/{len(due)} {run.name}: {'ended with ' + str(code) if code else 'done'}, {seconds:.0f} s")
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         list(pool.map(one, enumerate(due, start=1)))
@@ -189,7 +189,7 @@ def _note(run: RunRef, log: Path, code: int) -> None:
     write_failure(run.folder, error=error, exit_code=code, command=run.command)
 
 
-def check(experiment: PaperTable, runs: RunIndex, *, scale: str) -> None:
+def validate_runs(experiment: PaperTable, runs: RunIndex, *, scale: str) -> None:
     """Look for what is wrong with an experiment's runs before the first is begun.
 
     A run that is done was looked at before it began.
@@ -200,16 +200,16 @@ def check(experiment: PaperTable, runs: RunIndex, *, scale: str) -> None:
     wanted = {
         experiment.overrides(row, column, scale=scale, seed=0)
         for row in experiment.rows
-        for column in experiment.grid.columns
+        for column in experiment.spec.columns
     }
     due = [each for each in wanted if not _is_done(each, runs)]
-    errors = [line for each in due for line in runs.preflight.validate(each, sweep=False)]
+    errors = [line for each in due for line in runs.composer.validate(each, sweep=False)]
     if errors:
         raise UserError(f"{experiment.name}: " + "; ".join(sorted(set(errors))))
 
 
 def _is_done(overrides: tuple[str, ...], runs: RunIndex) -> bool:
     try:
-        return runs.of(overrides).state == "done"
+        return runs.find(overrides).state == "done"
     except UserError:  # the preflight says all that is wrong
         return False

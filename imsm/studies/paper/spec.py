@@ -33,7 +33,7 @@ class ColumnSpec(_Strict):
     """A score: of which run, on which task, by which metric of each protocol."""
 
     name: Text
-    run: list[Text] = []
+    overrides: list[Text] = []
     """Overrides that a run needs for this column alone, e.g. [data=mrpc]."""
     task: str = ""
     strict: str = ""
@@ -61,7 +61,7 @@ class TableSpec(_Strict):
     """By key: the values of rows that are not tested."""
     panel: str | None = None
     """Of bars: the key that makes panels."""
-    says: str = ""
+    paper_text: str = ""
     """What the paper's text says of it, where its numbers cannot be read."""
 
 
@@ -79,14 +79,14 @@ class PaperTable:
 
     name: str
     folder: Path
-    grid: TableSpec
+    spec: TableSpec
     rows: Sequence[RowSpec]
 
     def columns_of(self, row: RowSpec) -> list[ColumnSpec]:
         """The columns that a row has a cell in."""
         return [
             column
-            for column in self.grid.columns
+            for column in self.spec.columns
             if all(row.values[key] == value for key, value in column.rows.items())
         ]
 
@@ -96,26 +96,26 @@ class PaperTable:
         At the miniature's scale every backbone is the miniature.
         """
         found: list[str] = []
-        for key in self.grid.keys:
+        for key in self.spec.keys:
             value = row.values[key]
             if value:
-                found += self.grid.values[key][value]
-        chosen = (*found, *self.grid.common, *column.run)
+                found += self.spec.values[key][value]
+        chosen = (*found, *self.spec.common, *column.overrides)
         if scale == "mini":
             chosen = tuple("backbone=mini" if c.startswith("backbone=") else c for c in chosen)
         return (*chosen, f"seed={seed}")
 
     def reference_of(self, row: RowSpec) -> RowSpec | None:
         """The row that a row is tested against; None if there is none, or it is that itself."""
-        if any(row.values[key] in values for key, values in self.grid.untested.items()):
+        if any(row.values[key] in values for key, values in self.spec.untested.items()):
             return None
-        wanted = {**row.values, **self.grid.reference}
+        wanted = {**row.values, **self.spec.reference}
         if wanted == row.values:
             return None
         return next((other for other in self.rows if other.values == wanted), None)
 
 
-def experiments_folder() -> Path:
+def experiments_dir() -> Path:
     """Where the experiments lie: in the checkout.
 
     Raises:
@@ -127,23 +127,23 @@ def experiments_folder() -> Path:
     return here / "experiments"
 
 
-def experiment_names() -> list[str]:
+def list_tables() -> list[str]:
     """All experiments that have a grid."""
-    return sorted(path.parent.name for path in experiments_folder().glob("*/grid.yaml"))
+    return sorted(path.parent.name for path in experiments_dir().glob("*/grid.yaml"))
 
 
-def load_experiment(name: str) -> PaperTable:
+def load_table(name: str) -> PaperTable:
     """Read an experiment's files.
 
     Raises:
         UserError: there is none of that name, or its files do not fit each other.
     """
-    names = experiment_names()
+    names = list_tables()
     if name not in names:
         guess = closest_match(name, names)
         hint = f"; did you mean {guess}?" if guess else ""
         raise UserError(f"{name}: no such experiment ({', '.join(names)}){hint}")
-    folder = experiments_folder() / name
+    folder = experiments_dir() / name
     path = folder / "grid.yaml"
     try:
         grid = TableSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -162,4 +162,4 @@ def load_experiment(name: str) -> PaperTable:
         for key, value in row.values.items():
             if value and value not in grid.values.get(key, {}):
                 raise UserError(f"{path}: values.{key} lacks {value!r}, which paper.csv has")
-    return PaperTable(name=name, folder=folder, grid=grid, rows=rows)
+    return PaperTable(name=name, folder=folder, spec=grid, rows=rows)

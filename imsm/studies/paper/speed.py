@@ -35,7 +35,7 @@ _KEYS = {"device", "date", "prompt_tokens", "new_tokens", "rounds", "rows"}
 _ROW_KEYS = {"overrides", "method", "tokens_per_second", "lowest", "highest"}
 
 
-def measure(experiment: PaperTable, runs: RunIndex, *, scale: str, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure_speed(experiment: PaperTable, runs: RunIndex, *, scale: str, log: Callable[[str], None]) -> dict[str, Any]:
     """Decode with every arm; what `speed.json` keeps.
 
     Returns:
@@ -56,7 +56,7 @@ def measure(experiment: PaperTable, runs: RunIndex, *, scale: str, tell: Callabl
     for overrides in sorted(wanted):
         config = runs.config((*overrides, "method=imsm"))
         device = local_device(config, DistributedContext())
-        tell(f"decoding: {' '.join(overrides)}")
+        log(f"decoding: {' '.join(overrides)}")
         model = _model(config, device)
         seconds = _by_turns(model, device=device)
         for method, found in seconds.items():
@@ -123,7 +123,7 @@ def speed_table(experiment: PaperTable, found: dict[str, Any], *, scale: str) ->
     """Ours and the paper's tokens per second, and IMSM's share of PEFT's; with notes."""
     import pandas
 
-    columns = experiment.grid.columns if scale == "paper" else experiment.grid.columns[:1]
+    columns = experiment.spec.columns if scale == "paper" else experiment.spec.columns[:1]
     by = {tuple(row["overrides"]): row for row in found["rows"]}
     lines = []
     for row in experiment.rows:
@@ -134,7 +134,7 @@ def speed_table(experiment: PaperTable, found: dict[str, Any], *, scale: str) ->
             name = "miniature" if scale == "mini" else column.name.removesuffix("_tokens_per_s")
             line[f"ours, {name}"] = "–" if mine is None else _speed(mine)
             line[f"share, {name}"] = _share(by, wanted, row.values["method"])
-        for column in experiment.grid.columns:
+        for column in experiment.spec.columns:
             model_name = column.name.removesuffix("_tokens_per_s")
             line[f"paper, {model_name}"] = row.paper.get(column.name, "–")
             line[f"its share, {model_name}"] = _paper_share(experiment, row.values, column.name)
@@ -153,7 +153,7 @@ def _overrides(experiment: PaperTable, *, scale: str) -> list[tuple[str, ...]]:
     return [
         _plain(experiment.overrides(row, column, scale=scale, seed=0))
         for row in experiment.rows
-        for column in experiment.grid.columns
+        for column in experiment.spec.columns
     ]
 
 

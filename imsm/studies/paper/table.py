@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.studies.paper.cells import MARKS, TableCell, average_of, cell_of, parameters_of
-from imsm.studies.paper.runs import RunIndex, RunRef, runs_of
+from imsm.studies.paper.cells import MARKS, TableCell, row_average, build_cell, trainable_millions
+from imsm.studies.paper.runs import RunIndex, RunRef, required_runs
 from imsm.studies.paper.spec import ColumnSpec, PaperTable, RowSpec
 from imsm.utils.files import write_atomic
 
@@ -21,7 +21,7 @@ KEPT = "retention average"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class RenderedTable:
     """What is shown: a title, cells as texts, notes, and the commands of what is missing.
 
     ``cells`` has the cells of every row that is ours, by column.
@@ -31,11 +31,11 @@ class Table:
     frame: pandas.DataFrame
     numbers: int
     notes: list[str]
-    waiting: list[RunRef]
+    missing: list[RunRef]
     cells: list[tuple[RowSpec, dict[str, TableCell]]]
 
 
-def build_table(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int, protocol: str) -> Table:
+def build_table(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int, protocol: str) -> RenderedTable:
     """Everything that a table shows.
 
     Args:
@@ -47,7 +47,7 @@ def build_table(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: in
     """
     import pandas
 
-    grid = experiment.grid
+    grid = experiment.spec
     made: dict[tuple[object, ...], TableCell] = {}
 
     def cell(row: RowSpec, column: ColumnSpec) -> TableCell:
@@ -55,7 +55,7 @@ def build_table(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: in
         others = (row, experiment.reference_of(row))
         key = (column.name, *(r and experiment.overrides(r, column, scale=scale, seed=0) for r in others))
         if key not in made:
-            made[key] = cell_of(experiment, row, column, runs=runs, scale=scale, seeds=seeds, protocol=protocol)
+            made[key] = build_cell(experiment, row, column, runs=runs, scale=scale, seeds=seeds, protocol=protocol)
         return made[key]
 
     cells = [
@@ -70,32 +70,32 @@ def build_table(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: in
             ours[column.name] = _text(found[column.name]) if column.name in found else ""
             paper[column.name] = row.paper.get(column.name) or "–"
         for name, over in grid.averages.items():
-            mean = average_of(found, over)
+            mean = row_average(found, over)
             ours[name] = "–" if mean is None else _bounded(mean)
             paper[name] = row.paper.get(name) or "–"
         if counts:
-            millions = parameters_of(experiment, row, runs=runs, scale=scale, seeds=seeds)
+            millions = trainable_millions(experiment, row, runs=runs, scale=scale, seeds=seeds)
             ours["parameters"] = "–" if millions is None else f"{millions:.3f} M"
             given = row.paper.get("params_millions")
             paper["parameters"] = f"{given} M" if given else "–"
         lines.append(ours)
         if any(value not in ("", "–") for name, value in paper.items() if name in found):
             lines.append(paper)
-    waiting = [run for run in runs_of(experiment, runs, scale=scale, seeds=seeds) if not run.result]
-    return Table(
+    waiting = [run for run in required_runs(experiment, runs, scale=scale, seeds=seeds) if not run.result]
+    return RenderedTable(
         title=_title(experiment, scale=scale, seeds=seeds, protocol=protocol),
         frame=pandas.DataFrame(lines).fillna("–"),
         numbers=len(grid.keys) + 1,
         notes=[
             *_notes(cells, scale=scale, seeds=seeds, reference=grid.reference),
-            *([f"The paper: {grid.says}"] if grid.says else []),
+            *([f"The paper: {grid.paper_text}"] if grid.paper_text else []),
         ],
-        waiting=waiting,
+        missing=waiting,
         cells=cells,
     )
 
 
-def write_table(table: Table, folder: Path) -> None:
+def write_table(table: RenderedTable, folder: Path) -> None:
     """Leave the table as Markdown (with notes and commands), CSV and LaTeX.
 
     Raises:
@@ -106,9 +106,9 @@ def write_table(table: Table, folder: Path) -> None:
     body = table.frame.to_markdown(index=False, disable_numparse=True, colalign=align)
     lines = [f"# {table.title}", "", body]
     lines += [line for note in table.notes for line in ("", note)]
-    if table.waiting:
+    if table.missing:
         lines += ["", "## Missing", ""]
-        lines += [f"- {waiting_line(run)}" for run in table.waiting]
+        lines += [f"- {missing_line(run)}" for run in table.missing]
     write_atomic(folder / "table.md", "\n".join([*lines, ""]))
     write_atomic(folder / "table.csv", table.frame.to_csv(index=False))
     columns = "l" * table.numbers + "r" * (table.frame.shape[1] - table.numbers)
@@ -118,7 +118,7 @@ def write_table(table: Table, folder: Path) -> None:
     write_atomic(folder / "table.tex", _latex_cells(latex))
 
 
-def waiting_line(run: RunRef) -> str:
+def missing_line(run: RunRef) -> str:
     """Why a run is not there, and what makes it."""
     if run.state == "failed":
         return f"failed ({run.failure}): `{run.command}`"
@@ -128,7 +128,7 @@ def waiting_line(run: RunRef) -> str:
 def _title(experiment: PaperTable, *, scale: str, seeds: int, protocol: str) -> str:
     ours = "ours: the miniature in every row" if scale == "mini" else "ours: the paper's models"
     over = "seed 0" if seeds == 1 else f"{seeds} seeds"
-    return f"{experiment.grid.title} · {ours} · {over} · {protocol} protocol"
+    return f"{experiment.spec.title} · {ours} · {over} · {protocol} protocol"
 
 
 def _names(row: RowSpec) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imsm.evaluation.metrics import load
-from imsm.evaluation.scoring import score_answers
+from imsm.evaluation.scoring import score_predictions
 from imsm.utils.errors import UserError
 from tests.helpers.paths import ROOT
 
@@ -58,7 +58,7 @@ def test_two_at_once_do_not_mix() -> None:
 def test_a_metric_of_ones_own_by_its_module(own_metric: str) -> None:
     result = load(own_metric).compute(predictions=["abc", "a"], references=[["a"], ["a"]])
     assert result == {"letters": 1.0}
-    totals, items = score_answers([own_metric], ["abc", "a"], [["a"], ["a"]])
+    totals, items = score_predictions([own_metric], ["abc", "a"], [["a"], ["a"]])
     assert (totals, items) == ({"letters": 1.0}, [{"letters": 2.0}, {"letters": 0.0}])
 
 
@@ -86,7 +86,7 @@ def test_nothing_is_written(tmp_path: Path) -> None:
 
 def test_score_answers_gives_points_and_items() -> None:
     answers, golds = ["yes", "no", ""], [["yes"], ["yes"], ["no"]]
-    totals, items = score_answers(["accuracy", "f1"], answers, golds)
+    totals, items = score_predictions(["accuracy", "f1"], answers, golds)
     assert list(totals) == ["accuracy", "f1"]
     assert totals == {"accuracy": pytest.approx(100 / 3), "f1": pytest.approx(200 / 3)}
     assert items == [{"accuracy": score, "f1": score} for score in (1.0, 0.0, 0.0)]
@@ -95,7 +95,7 @@ def test_score_answers_gives_points_and_items() -> None:
 @pytest.mark.parametrize("name", ["accuracy", "f1", "mcc", "exact_match", "token_f1", "contain"])
 def test_score_answers_equals_the_metric_on_its_own(name: str) -> None:
     answers, golds = ["yes", "no way", "No", "yes"], [["yes"], ["no"], ["yes"], ["no"]]
-    totals, _ = score_answers([name], answers, golds)
+    totals, _ = score_predictions([name], answers, golds)
     alone = load(name).compute(predictions=answers, references=golds)
     assert alone is not None
     assert totals[name] == pytest.approx(100 * alone[name])
@@ -103,9 +103,9 @@ def test_score_answers_equals_the_metric_on_its_own(name: str) -> None:
 
 def test_score_answers_refuses_unequal_counts() -> None:
     with pytest.raises(UserError, match="1 predictions and 2 lists"):
-        score_answers(["contain"], ["a"], [["a"], ["b"]])
+        score_predictions(["contain"], ["a"], [["a"], ["b"]])
 
 
 def test_score_answers_refuses_two_metrics_of_one_name() -> None:
     with pytest.raises(UserError, match="same name: f1, f1"):
-        score_answers(["f1", "imsm.evaluation.metrics.f1"], ["yes"], [["yes"]])
+        score_predictions(["f1", "imsm.evaluation.metrics.f1"], ["yes"], [["yes"]])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
-from imsm.evaluation.statistics.bootstrap import resample
+from imsm.evaluation.statistics.bootstrap import resample_scores
 from imsm.evaluation.statistics.continual import (
     all_measures,
     backward_transfer,
@@ -70,7 +70,7 @@ def test_every_model_is_asked_the_same_draw() -> None:
     """A model that is right where the other is wrong adds up to 100 in each draw."""
     right = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
     frames = [_items(values, [None] * 8) for values in (right, [1 - v for v in right])]
-    drawn = resample(frames, "score.x", resamples=400, generator=np.random.default_rng(3))
+    drawn = resample_scores(frames, "score.x", resamples=400, generator=np.random.default_rng(3))
     assert drawn.sum(axis=1) == pytest.approx(100)
     # the spread of a mean of 8 draws from a fair coin
     assert drawn[:, 0].std() == pytest.approx(100 * (0.25 / 8) ** 0.5, rel=0.15)
@@ -78,7 +78,7 @@ def test_every_model_is_asked_the_same_draw() -> None:
 
 def test_groups_are_drawn_whole() -> None:
     frame = _items([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], ["a", "a", "a", "b", "b", "b"])
-    drawn = resample([frame], "score.x", resamples=200, generator=np.random.default_rng(1))
+    drawn = resample_scores([frame], "score.x", resamples=200, generator=np.random.default_rng(1))
     assert set(np.round(drawn[:, 0], 6)) == {0.0, 50.0, 100.0}
 
 
@@ -89,7 +89,7 @@ def test_a_metric_that_is_no_mean_is_computed_on_the_drawn_rows() -> None:
         return 100 * float(rows["score.x"].mean())
 
     one, other = (
-        resample([frame], how, resamples=50, generator=np.random.default_rng(5)) for how in (mean, "score.x")
+        resample_scores([frame], how, resamples=50, generator=np.random.default_rng(5)) for how in (mean, "score.x")
     )
     assert one == pytest.approx(other)
 
@@ -97,4 +97,4 @@ def test_a_metric_that_is_no_mean_is_computed_on_the_drawn_rows() -> None:
 def test_other_items_are_refused() -> None:
     frames = [_items([1.0, 0.0], [None] * 2), _items([1.0, 0.0, 1.0], [None] * 3)]
     with pytest.raises(ValueError, match="different items"):
-        resample(frames, "score.x", resamples=5, generator=np.random.default_rng(0))
+        resample_scores(frames, "score.x", resamples=5, generator=np.random.default_rng(0))

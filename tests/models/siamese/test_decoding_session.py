@@ -12,7 +12,7 @@ import torch
 
 from imsm.data.batching import collate_training
 from imsm.data.tokenization import TokenizedExample
-from imsm.evaluation.generation import generate_answers
+from imsm.evaluation.generation import generate_responses
 from imsm.evaluation.likelihood import log_likelihoods
 from imsm.models.adapters.base import AdapterSpec
 from imsm.models.siamese import chunked_loss as long_answers
@@ -72,14 +72,14 @@ def check(model: SiameseForCausalLM, rows: list[list[int]] | None = None) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DecodingSession, "forward", counted)
         tokenizer = tiny_tokenizer()
-        made = generate_answers(read, tokenizer, max_new_tokens=9, stop=None)
+        made = generate_responses(read, tokenizer, max_new_tokens=9, stop=None)
     for answer, tokens in zip(made, expected, strict=True):
         said = tokens[: len(tokens) - (tokens[-1] in (2, *ends))]
         assert answer.text == tokenizer.decode(said, skip_special_tokens=True)
         assert (answer.tokens, answer.ended) == (len(said), len(said) < 9)
         assert (answer.gate_mean is None) == (model.stream != "interwoven")
-        if answer.gate_tokens is not None:
-            assert len(answer.gate_tokens) == len(tokens)
+        if answer.gate_per_token is not None:
+            assert len(answer.gate_per_token) == len(tokens)
     still = [sum(len(tokens) > step for tokens in expected) for step in range(1, 9)]
     assert seen == [count for count in still if count]  # of four rows one is 15 %: all are let go
     assert min(map(len, expected)) < max(map(len, expected))

@@ -12,7 +12,7 @@ import torch
 from imsm.models.siamese.dual_forward import DualStreamLayer
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import StreamRunner
-from imsm.studies.baselines.logit_mixing import mix_logits, mixed
+from imsm.studies.baselines.logit_mixing import mix_logits, build_mixing_model
 from tests.models.siamese.tiny import ADAPTERS, padded, prompts, tiny_siamese
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -131,7 +131,7 @@ def test_a_merged_adapter_is_unmerged_for_the_original() -> None:
 def test_a_variant_reads_as_the_probed_model_does() -> None:
     model = tiny_siamese(method="lora")
     model.streams.disable_sharing()
-    made = mixed(model, mix_logits(0.5))
+    made = build_mixing_model(model, mix_logits(0.5))
     counts, stop = _rows_read(model)
     try:
         with torch.no_grad():

@@ -17,15 +17,15 @@ from imsm.models.adapters.prompt_tuning import prompt_tuning
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.model import build_adapter
 from imsm.pipeline.train import new_model
-from imsm.studies.baselines.adapter_ensemble import paired, share_backbone
-from imsm.studies.baselines.adapter_scaling import scaled
+from imsm.studies.baselines.adapter_ensemble import build_ensemble, share_backbone
+from imsm.studies.baselines.adapter_scaling import build_scaled_model
 from imsm.studies.baselines.logit_mixing import (
     Mix,
     mix_by_confidence,
     mix_by_entropy,
     mix_logits,
     mix_probabilities,
-    mixed,
+    build_mixing_model,
 )
 from imsm.utils.errors import UserError
 from imsm.utils.paths import conf_folder
@@ -67,7 +67,7 @@ def both(model: SiameseForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_mixed_logits_are_a_constant_scalar_gate(architecture: str) -> None:
     gated = tiny_siamese(architecture, gate=SCALAR | {"init_value": 0.3})
-    control = mixed(gated, mix_logits(0.3))
+    control = build_mixing_model(gated, mix_logits(0.3))
     torch.testing.assert_close(logits(control), logits(gated), rtol=1e-5, atol=1e-5)
     for row in prompts():
         assert decoded(control, row) == decoded(gated, row)
@@ -81,7 +81,7 @@ def test_where_the_head_caps_its_logits_a_scalar_gate_mixes_something_else() -> 
     finally:
         del ARCHITECTURES["capped"]
     original, tuned = both(gated)
-    found = logits(mixed(gated, mix_logits(0.3)))
+    found = logits(build_mixing_model(gated, mix_logits(0.3)))
     torch.testing.assert_close(found, 0.3 * original + 0.7 * tuned, rtol=1e-5, atol=1e-5)
     gated.stream = "interwoven"
     assert (logits(gated) - found).abs().max() > 1e-2
@@ -93,7 +93,7 @@ def test_where_the_head_caps_its_logits_a_scalar_gate_mixes_something_else() -> 
 def test_mixes_against_a_direct_computation(mix: Mix) -> None:
     model = tiny_siamese(gate=None)
     original, tuned = both(model)
-    found = logits(mixed(model, mix))
+    found = logits(build_mixing_model(model, mix))
     p_o, p_t = (softmax(z.double().numpy(), axis=-1) for z in (original, tuned))
     wanted = {
         mix_by_entropy: torch.where(
@@ -110,7 +110,7 @@ def test_mixes_against_a_direct_computation(mix: Mix) -> None:
     # a cache and greedy steps come to the same tokens as whole passes
     row = prompts()[0]
     tokens = list(row)
-    control = mixed(model, mix)
+    control = build_mixing_model(model, mix)
     for _ in range(8):
         ids = torch.tensor([tokens])
         asked = {"query_mask": torch.ones_like(ids)}
@@ -140,17 +140,17 @@ def test_ends_of_a_mix_are_the_streams(weight: float) -> None:
     model = tiny_siamese(gate=None)
     stream = "original" if weight else "tuned"
     wanted = logits(model, stream=stream)
-    found = logits(mixed(model, mix_logits(weight)))
+    found = logits(build_mixing_model(model, mix_logits(weight)))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    found = logits(mixed(model, mix_probabilities(weight)))
+    found = logits(build_mixing_model(model, mix_probabilities(weight)))
     torch.testing.assert_close(found, wanted.log_softmax(dim=-1), rtol=1e-5, atol=2e-5)
 
 
 def test_a_control_leaves_the_model_as_it_was() -> None:
     model = tiny_siamese()
     before = logits(model)
-    logits(mixed(model, mix_logits(0.5)))
-    logits(scaled(model, 0.5))
+    logits(build_mixing_model(model, mix_logits(0.5)))
+    logits(build_scaled_model(model, 0.5))
     assert model.stream == "interwoven" and not model.training
     assert torch.equal(logits(model), before)
 
@@ -174,19 +174,19 @@ def test_strength_0_is_the_original_and_1_the_tuned_model(method: str, dtype: to
     model = tiny_siamese(method=METHODS[method](), gate=None, dtype=dtype)
     original, tuned = both(model)
     assert not torch.equal(original, tuned)
-    assert torch.equal(logits(scaled(model, 0.0)), original)
-    assert torch.equal(logits(scaled(model, 1.0)), tuned)
-    between = logits(scaled(model, 0.5))
+    assert torch.equal(logits(build_scaled_model(model, 0.0)), original)
+    assert torch.equal(logits(build_scaled_model(model, 1.0)), tuned)
+    between = logits(build_scaled_model(model, 0.5))
     assert not torch.equal(between, original) and not torch.equal(between, tuned)
     row = prompts()[0]
     model.stream = "tuned"
-    assert decoded(scaled(model, 1.0), row) == decoded(model, row)
+    assert decoded(build_scaled_model(model, 1.0), row) == decoded(model, row)
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 def test_strength_is_pefts_own_where_it_has_one(method: str) -> None:
     model = tiny_siamese(method=method, gate=None)
-    found = logits(scaled(model, 0.4))
+    found = logits(build_scaled_model(model, 0.4))
     with rescale_adapter_scale(model.adapted, 0.4):
         wanted = logits(model, stream="tuned")
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
@@ -195,7 +195,7 @@ def test_strength_is_pefts_own_where_it_has_one(method: str) -> None:
 @pytest.mark.parametrize("method", ["lora", "dora", "adalora", "ia3"])
 def test_strength_is_a_path_between_the_weights(method: str) -> None:
     model = tiny_siamese(method=method, gate=None)
-    found = logits(scaled(model, 0.4))
+    found = logits(build_scaled_model(model, 0.4))
     base = tiny_siamese(method=method, gate=None)  # the same values
     assert isinstance(base.adapted, PeftModel)
     before = {
@@ -222,7 +222,7 @@ def test_every_shipped_method_has_a_strength_or_is_refused() -> None:
         model = new_model(chosen, build_adapter(chosen), device=torch.device("cpu")).eval()
         perturb(model, scale=0.05)
         try:
-            scaled(model, 0.5)
+            build_scaled_model(model, 0.5)
         except UserError as error:
             refused.append(path.stem)
             assert "learned positions before the text" in str(error) or path.stem == "any"
@@ -232,7 +232,7 @@ def test_every_shipped_method_has_a_strength_or_is_refused() -> None:
 def test_a_learned_prompt_has_no_strength() -> None:
     model = tiny_siamese(method=prompt_tuning(virtual_tokens=4), gate=None)
     with pytest.raises(UserError, match=r"PROMPT_TUNING changes no weights, it puts 4 learned"):
-        scaled(model, 0.5)
+        build_scaled_model(model, 0.5)
 
 
 def test_a_layer_that_keeps_a_state_is_refused() -> None:
@@ -246,7 +246,7 @@ def test_a_layer_that_keeps_a_state_is_refused() -> None:
 
     layer.forward = counting
     with pytest.raises(UserError, match=r"LORA at strength .* is not the"):
-        scaled(model, 0.5)
+        build_scaled_model(model, 0.5)
 
 
 # --------------------------------------------------------------- two adapters
@@ -265,7 +265,7 @@ def test_two_adapters_are_the_mean_of_their_logits(method: str) -> None:
     other = of_another_seed(model, method)
     wanted = (logits(model, stream="tuned") + logits(other, stream="tuned")) / 2
     assert share_backbone(model, other) > 0
-    control = paired(model, other, mix_logits(0.5))
+    control = build_ensemble(model, other, mix_logits(0.5))
     torch.testing.assert_close(logits(control), wanted, rtol=1e-5, atol=1e-5)
     weights = {value.data_ptr() for value in model.backbone.parameters()}
     frozen = [value for value in other.backbone.parameters() if not value.requires_grad]
@@ -276,7 +276,7 @@ def test_two_adapters_are_the_mean_of_their_logits(method: str) -> None:
 def test_twice_the_same_adapter_is_that_adapter(method: str) -> None:
     build = ADAPTERS.get(method) or (lambda: prompt_tuning(virtual_tokens=4))
     model = tiny_siamese(method=build(), gate=None)
-    control = paired(model, copy.deepcopy(model), mix_logits(0.5))
+    control = build_ensemble(model, copy.deepcopy(model), mix_logits(0.5))
     torch.testing.assert_close(logits(control), logits(model, stream="tuned"), rtol=1e-5, atol=1e-5)
     for row in prompts():
         assert decoded(control, row) == decoded(model, row)

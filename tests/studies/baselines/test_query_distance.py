@@ -8,7 +8,7 @@ import torch
 
 from imsm.data.batching import training_order
 from imsm.data.tokenization import TokenizedExample
-from imsm.studies.baselines.query_distance import HELD_OUT, PERCENTILE, measure, query_memories
+from imsm.studies.baselines.query_distance import HELD_OUT, PERCENTILE, measure_distances, query_states
 from tests.models.siamese.tiny import prompts, tiny_siamese
 
 
@@ -17,8 +17,8 @@ def test_queries_made_for_it() -> None:
     known = generator.normal(size=(200, 4)).astype(np.float32)
     near = known[:5] + np.float32(1e-3)
     far = known[:5] + np.float32(50)
-    found = measure(known, {"near": near, "far": far}, seed=0)
-    assert max(found.tests["near"][:5]) < found.threshold < min(found.tests["far"])
+    found = measure_distances(known, {"near": near, "far": far}, seed=0)
+    assert max(found.by_task["near"][:5]) < found.threshold < min(found.by_task["far"])
     # against brute force
     (order,) = training_order(200, batch_size=200, seed=0, epoch=-2)
     count = round(HELD_OUT * 200)
@@ -26,7 +26,7 @@ def test_queries_made_for_it() -> None:
     brute = np.linalg.norm(held[:, None] - kept[None], axis=-1).min(axis=1)
     assert found.threshold == pytest.approx(np.percentile(brute, PERCENTILE), rel=1e-4)
     away = np.linalg.norm(far[:, None] - kept[None], axis=-1).min(axis=1)
-    assert found.tests["far"] == pytest.approx(away, rel=1e-4)
+    assert found.by_task["far"] == pytest.approx(away, rel=1e-4)
     assert np.mean(brute > found.threshold) == pytest.approx(0.05)
 
 
@@ -34,7 +34,7 @@ def test_query_memories_are_the_originals_means() -> None:
     model = tiny_siamese(gate=None)
     rows = prompts()
     items = [TokenizedExample(id=str(n), prompt_ids=tuple(row), answer_ids=()) for n, row in enumerate(rows)]
-    found = query_memories(model, items, pad_id=0, batch_size=2, label="test")
+    found = query_states(model, items, pad_id=0, batch_size=2, label="test")
     for row, memory in zip(rows, found, strict=True):
         with model.streams.adapter_disabled(), torch.no_grad():
             alone = model.streams.body(torch.tensor([row])).last_hidden_state[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from imsm.studies.baselines.table import show
+from imsm.studies.baselines.table import print_table
 
 
 def entries(target: float, one: float, other: float, *, test_set: str = "a") -> dict[str, Any]:
@@ -29,7 +29,7 @@ def entries(target: float, one: float, other: float, *, test_set: str = "a") -> 
 
 def shown(**arms: dict[str, Any]) -> dict[str, list[str]]:
     stream = io.StringIO()
-    show(arms, tuned="peft", focus=["original", "peft"], console=Console(file=stream, width=100))
+    print_table(arms, tuned="peft", focus=["original", "peft"], console=Console(file=stream, width=100))
     lines = stream.getvalue().splitlines()
     places = {name: n for n, line in enumerate(lines) for name in arms if line.split()[:1] == [name]}
     return {name: lines[n].split()[1:] + lines[n + 1].split() for name, n in places.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.studies.baselines.adapter_scaling import scaled
+from imsm.studies.baselines.adapter_scaling import build_scaled_model
 from imsm.studies.baselines.base import BaselineInfo
 
 if TYPE_CHECKING:
@@ -28,4 +28,4 @@ def build_model(run: FinishedRun, value: float) -> SiameseForCausalLM:
     Raises:
         UserError: the method's update cannot be scaled.
     """
-    return scaled(run.model(), value)
+    return build_scaled_model(run.model(), value)

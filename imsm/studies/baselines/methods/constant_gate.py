@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from imsm.models.siamese.gate import Gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.studies.baselines.base import BaselineInfo
-from imsm.studies.baselines.logit_mixing import variant
+from imsm.studies.baselines.logit_mixing import derive_model
 from imsm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def values(run: FinishedRun) -> tuple[float]:
         UserError: the run's items do not say what its gate was.
     """
     total = tokens = 0.0
-    for items in run.items().values():
+    for items in run.predictions().values():
         known = items[items["gate_mean"].notna()]
         weights = known["tokens"].clip(lower=1)
         total += float((known["gate_mean"] * weights).sum())
@@ -65,6 +65,6 @@ def build_model(run: FinishedRun, value: float) -> SiameseForCausalLM:
         init_value=value,
         trainable=False,
     )
-    made = variant(model, SiameseForCausalLM, stream="interwoven", gate=gate.to(model.device))
+    made = derive_model(model, SiameseForCausalLM, stream="interwoven", gate=gate.to(model.device))
     made.streams.copy_capabilities(model.streams)
     return made

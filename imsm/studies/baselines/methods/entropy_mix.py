@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imsm.studies.baselines.base import BaselineInfo
-from imsm.studies.baselines.logit_mixing import mix_by_entropy, mixed
+from imsm.studies.baselines.logit_mixing import mix_by_entropy, build_mixing_model
 
 if TYPE_CHECKING:
     from imsm.models.siamese.model import SiameseForCausalLM
@@ -16,4 +16,4 @@ INFO = BaselineInfo(name="confidence", meaning="each token from the stream whose
 
 def build_model(run: FinishedRun, value: None) -> SiameseForCausalLM:
     """The model."""
-    return mixed(run.model(), mix_by_entropy)
+    return build_mixing_model(run.model(), mix_by_entropy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imsm.studies.baselines.base import BaselineInfo
-from imsm.studies.baselines.logit_mixing import mix_by_confidence, mixed
+from imsm.studies.baselines.logit_mixing import mix_by_confidence, build_mixing_model
 
 if TYPE_CHECKING:
     from imsm.models.siamese.model import SiameseForCausalLM
@@ -16,4 +16,4 @@ INFO = BaselineInfo(name="confidence_maximum", meaning="each token from the stre
 
 def build_model(run: FinishedRun, value: None) -> SiameseForCausalLM:
     """The model."""
-    return mixed(run.model(), mix_by_confidence)
+    return build_mixing_model(run.model(), mix_by_confidence)

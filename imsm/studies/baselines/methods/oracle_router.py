@@ -18,4 +18,4 @@ INFO = BaselineInfo(name="oracle_router", meaning="the tuned model on the target
 
 def route_to_original(run: FinishedRun, value: None, task: str) -> list[bool]:
     """Whether each item of a task is the original's."""
-    return [task != run.config.data.name] * len(run.tests[task].prompts)
+    return [task != run.config.data.name] * len(run.eval_sets[task].prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imsm.studies.baselines.base import BaselineInfo
-from imsm.studies.baselines.logit_mixing import mix_probabilities, mixed
+from imsm.studies.baselines.logit_mixing import mix_probabilities, build_mixing_model
 
 if TYPE_CHECKING:
     from imsm.models.siamese.model import SiameseForCausalLM
@@ -22,4 +22,4 @@ INFO = BaselineInfo(
 
 def build_model(run: FinishedRun, value: float) -> SiameseForCausalLM:
     """The model at one lambda."""
-    return mixed(run.model(), mix_probabilities(value))
+    return build_mixing_model(run.model(), mix_probabilities(value))

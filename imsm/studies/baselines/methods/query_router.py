@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imsm.studies.baselines.base import BaselineInfo
-from imsm.studies.baselines.query_distance import QueryDistances, distances
+from imsm.studies.baselines.query_distance import QueryDistances, compute_query_distances
 
 if TYPE_CHECKING:
     from imsm.studies.baselines.finished_run import FinishedRun
@@ -24,5 +24,5 @@ INFO = BaselineInfo(
 
 def route_to_original(run: FinishedRun, value: None, task: str) -> list[bool]:
     """Whether each item of a task is the original's."""
-    found: QueryDistances = distances(run)
-    return [each > found.threshold for each in found.tests[task]]
+    found: QueryDistances = compute_query_distances(run)
+    return [each > found.threshold for each in found.by_task[task]]

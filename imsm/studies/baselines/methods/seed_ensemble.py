@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imsm.studies.baselines.adapter_ensemble import paired, share_backbone
+from imsm.studies.baselines.adapter_ensemble import build_ensemble, share_backbone
 from imsm.studies.baselines.base import BaselineInfo
 from imsm.studies.baselines.logit_mixing import mix_logits
 from imsm.utils.errors import UserError
@@ -42,4 +42,4 @@ def build_model(run: FinishedRun, value: None) -> SiameseForCausalLM:
     assert run.other is not None
     model, other = run.model(), run.other.model()
     share_backbone(model, other)
-    return paired(model, other, mix_logits(0.5))
+    return build_ensemble(model, other, mix_logits(0.5))
