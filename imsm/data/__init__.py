@@ -1,1 +1,1 @@
-"""Data, in the order in which it flows: example, task, sources, tokenise, batches."""
+"""Datasets to examples, token ids and batches."""

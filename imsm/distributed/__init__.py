@@ -1,1 +1,1 @@
-"""The processes of one run: who they are, how they are started, what they tell each other."""
+"""Processes of one run: launch, connect, supervise."""

@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""The siamese model, its adapters and its backbones."""

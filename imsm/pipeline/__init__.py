@@ -1,1 +1,1 @@
-"""The stages of a run: they take the configuration apart; below them, keyword arguments."""
+"""One run from configuration to report; the only callers with a RunConfig."""

@@ -1,1 +1,1 @@
-"""Training adapter and gate: a loop of our own over a small engine."""
+"""Training loop, checkpoints and engines (PyTorch, DeepSpeed ZeRO)."""

@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Files, paths, hashing, messages; imports nothing above it."""
