@@ -26,7 +26,7 @@ from imsm.config.schema import (
     TrainerConfig,
     is_local,
 )
-from imsm.distributed.multi_node import processes_by_hostfile
+from imsm.distributed.multi_node import slots_per_node
 from imsm.models.backbones.loading import MINIATURE
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import accepts_target_modules, argument_errors, import_target
@@ -270,7 +270,7 @@ def _engine(engine: EngineConfig) -> list[str]:
     if engine.nnodes == 1:
         return [f"engine.hostfile={engine.hostfile}: is for several nodes; set engine.nnodes as well, or leave it out"]
     try:
-        processes_by_hostfile(engine.hostfile, nodes=engine.nnodes, processes=engine.nproc_per_node)
+        slots_per_node(engine.hostfile, nnodes=engine.nnodes, nproc_per_node=engine.nproc_per_node)
     except UserError as error:
         return [str(error)]
     return []

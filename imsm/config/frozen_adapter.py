@@ -14,11 +14,11 @@ from typing import Any
 
 from imsm.config.identity import backbone_identity, is_original, peft_identity
 from imsm.config.schema import BackboneConfig, DataConfig, FrozenAdapterConfig, GateConfig, MethodConfig, PeftConfig
-from imsm.models.adapters.custom import CONFIG, VALUES
 from imsm.utils.dicts import diff_dicts
 from imsm.utils.messages import format_value
 from imsm.utils.run_dir import RunDir
 
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _GIVE = "give the folder of a finished run of method=peft or method=imsm"
 
 
@@ -53,7 +53,7 @@ def resolve_frozen_adapter(
             f"{given}: its training is not finished ({run.trained.name} is missing); give that "
             "run's command again first"
         ]
-    missing = [name for name in (CONFIG, VALUES) if not (run.adapter / name).is_file()]
+    missing = [name for name in _ADAPTER_FILES if not (run.adapter / name).is_file()]
     if missing:
         lacking = f"{missing[0]} is not in {run.adapter.relative_to(run.path)}"
         return None, [f"{given}: its adapter is missing ({lacking}); {_GIVE}"]

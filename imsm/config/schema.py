@@ -8,24 +8,18 @@ Nothing below the entry sees these objects: the run's flow takes them apart into
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from imsm.data.sources import Kind, Prompts
+from imsm.data.sources import DataSource, Kind, Prompts
+from imsm.data.task import Task
 from imsm.utils.instantiate import Count, NotNegative, Positive, Probability
+from imsm.utils.strict_model import StrictModel, Text
 
 GateInput = Literal["query_original", "original", "tuned", "query_tuned"]
 SHIPPED_GATE = "imsm.models.siamese.gate.Gate"
-Text = Annotated[str, Field(min_length=1)]
-
-
-class StrictModel(BaseModel):
-    """Strict: no unknown key, no text for a number, no change afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ComponentConfig(StrictModel):
@@ -69,78 +63,18 @@ class PeftConfig(ComponentConfig):
     """Which PEFT method, on modules of which roles."""
 
     target_roles: list[Text]
-    default_target_roles: list[Text] = []
-    target_roles_by_backbone: dict[str, list[Text]] = {}
-    recipes: dict[str, dict[str, Any]] = {}
+    default_target_roles: list[Text] = Field(default=[])
+    target_roles_by_backbone: dict[str, list[Text]] = Field(default={})
+    recipes: dict[str, dict[str, Any]] = Field(default={})
     replay: ReplayConfig | None = None
-    method_specific_keys: list[str] = []
+    method_specific_keys: list[str] = Field(default=[])
 
     def target_modules(self, backbone: BackboneConfig) -> list[str]:
         """The names of the modules that the roles stand for, in the roles' order."""
         return [name for role in self.target_roles for name in backbone.module_names[role]]
 
 
-class HubConfig(StrictModel):
-    """A dataset on the hub."""
-
-    path: Text
-    name: str | None
-    revision: str | None
-
-
-class SplitStats(StrictModel):
-    """Of a split: its examples, and their mean and longest length in tokens (with end of text)."""
-
-    examples: Count
-    prompt: Annotated[list[Count], Field(min_length=2, max_length=2)]
-    answer: Annotated[list[Count], Field(min_length=2, max_length=2)]
-
-
-class DatasetStats(StrictModel):
-    """What is known of a dataset on the hub without reading it, for `mode=plan`."""
-
-    megabytes: Count
-    train: SplitStats | None = None
-    test: SplitStats | None = None
-
-
-class TaskConfig(StrictModel):
-    """What `conf/data/<name>.yaml` says: the fields of `imsm.data.task.Task`."""
-
-    name: Text
-    module: Text
-    hub: HubConfig | None
-    splits: dict[Literal["train", "test"], list[Text]]
-    metrics: list[Text] = Field(min_length=1)
-    paper_code_metrics: list[Text] = []
-    max_prompt_tokens: Count
-    max_new_tokens: Count
-    stop: str | None
-    task_type: Literal[0, 1] = 0
-    stats: DatasetStats | None = None
-
-    @field_validator("stop")
-    @classmethod
-    def _is_expression(cls, value: str | None) -> str | None:
-        try:
-            re.compile(value or "")
-        except re.error as error:
-            raise ValueError(f"must be a regular expression ({error})") from error
-        return value
-
-    def task_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `imsm.data.task.Task`."""
-        return self.model_dump(include=set(TaskConfig.model_fields) - {"stats"})
-
-
-class Source(StrictModel):
-    """Where rows come from: the keyword arguments of `imsm.data.sources.DataSource`."""
-
-    kind: Kind
-    path: str | None = None
-
-
-class DataConfig(TaskConfig):
+class DataConfig(Task):
     """The target, and what is common to all datasets of a run."""
 
     source: Kind
@@ -151,33 +85,34 @@ class DataConfig(TaskConfig):
     max_train_examples: Count | None
     metric: str | None
 
-    def task_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `imsm.data.task.Task`, with the metric asked for."""
-        values = super().task_arguments()
-        asked = {"metrics": [self.metric], "paper_code_metrics": []} if self.metric else {}
-        return values | asked
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_replaces_metrics(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("metric"), str):
+            return values | {"metrics": [values["metric"]], "paper_code_metrics": []}
+        return values
 
-    def target_source(self) -> Source:
+    def target_source(self) -> DataSource:
         """Where the target comes from: one's own folder, else the mirror, else `source`."""
         if self.local_dir is not None:
-            return Source(kind="local", path=self.local_dir)
+            return DataSource(kind="local", path=self.local_dir)
         if self.mirror_dir is not None:
-            return Source(kind="mirror", path=self.mirror_dir)
-        return Source(kind=self.source)
+            return DataSource(kind="mirror", path=self.mirror_dir)
+        return DataSource(kind=self.source)
 
-    def forgetting_source(self, backbone: BackboneConfig) -> Source:
+    def forgetting_source(self, backbone: BackboneConfig) -> DataSource:
         """Where the other tasks come from: one's own folder serves the target alone."""
         if self.mirror_dir is not None:
-            return Source(kind="mirror", path=self.mirror_dir)
+            return DataSource(kind="mirror", path=self.mirror_dir)
         fixed = self.source in ("hub", "miniature")
-        return Source(kind=self.source if fixed else backbone.default_data_source)
+        return DataSource(kind=self.source if fixed else backbone.default_data_source)
 
 
 class GateConfig(ComponentConfig):
     """Which gate; a class of one's own may take other arguments than the shipped one."""
 
     pooling: Literal["mean", "max", "last"]
-    inputs: list[GateInput] = []
+    inputs: list[GateInput] = Field(default=[])
     rank: Count | None = None
     granularity: Literal["vector", "scalar"] = "vector"
     bias: float | None = None
@@ -223,7 +158,7 @@ class TrainerConfig(StrictModel):
     metric_for_best_model: Literal["validation_loss"] | None = None
     kl_beta: Positive | None = None
     kl_mask_target: bool = False
-    method_specific_keys: list[str] = []
+    method_specific_keys: list[str] = Field(default=[])
 
 
 class EvaluationConfig(StrictModel):
@@ -312,17 +247,17 @@ class RunConfig(StrictModel):
     evaluation: EvaluationConfig
     logger: LoggerConfig
     engine: EngineConfig
-    tasks: dict[str, TaskConfig] = {}
+    tasks: dict[str, Task] = Field(default={})
     """The tasks to be judged by name, the target among them; filled by `examine`."""
-    replay_tasks: dict[str, TaskConfig] = {}
+    replay_tasks: dict[str, Task] = Field(default={})
     """The tasks that `peft.replay` names; filled by `examine`."""
-    stage_tasks: dict[str, TaskConfig] = {}
+    stage_tasks: dict[str, Task] = Field(default={})
     """The tasks that `sequence` names; filled by `examine`."""
     previous_stage: PreviousStageConfig | None = None
     """Of a stage: the one before it; filled by `imsm.config.stages`."""
     frozen_run: FrozenAdapterConfig | None = None
     """The run that `frozen_adapter` names; filled by `examine`."""
-    metrics: dict[str, str] = {}
+    metrics: dict[str, str] = Field(default={})
     """The modules of the metrics that these tasks name; filled by `examine`."""
     config_dir: str | None = None
     """The folder of options of one's own that was given."""

@@ -9,9 +9,10 @@ task, and two sequences with a common beginning share those stages.
 from __future__ import annotations
 
 from imsm.config.identity import run_identity, run_name
-from imsm.config.schema import DataConfig, PreviousStageConfig, RunConfig, TaskConfig
+from imsm.config.schema import DataConfig, PreviousStageConfig, RunConfig
+from imsm.data.task import Task
 
-_COMMON = set(DataConfig.model_fields) - set(TaskConfig.model_fields)
+_COMMON = set(DataConfig.model_fields) - set(Task.model_fields)
 
 
 def expand_stages(config: RunConfig) -> list[RunConfig]:
@@ -45,7 +46,7 @@ def _stage(config: RunConfig, name: str, *, after: PreviousStageConfig | None) -
     common = config.data.model_dump(include=_COMMON, exclude_unset=True)
     task = config.stage_tasks[name].model_dump(exclude_unset=True)
     data = DataConfig(**task, **common)
-    tasks = config.tasks | config.stage_tasks | {name: TaskConfig(**data.task_arguments())}
+    tasks = config.tasks | config.stage_tasks | {name: data}
     given = config.model_fields_set - {"stage_tasks", "previous_stage"}
     values = {key: getattr(config, key) for key in given}
     values |= {"task_sequence": None, "data": data, "tasks": {key: tasks[key] for key in config.tasks}}

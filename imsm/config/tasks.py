@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from imsm.config.interpolation import resolve
-from imsm.config.schema import BackboneConfig, DataConfig, EvaluationConfig, ReplayConfig, Source, TaskConfig
+from imsm.config.schema import BackboneConfig, DataConfig, EvaluationConfig, ReplayConfig
+from imsm.data.sources import DataSource, check_source
+from imsm.data.task import Role, Task
 from imsm.utils.errors import UserError
 from imsm.utils.messages import describe_errors, format_value
 from imsm.utils.options import closest_match, list_options, load_option
-
-if TYPE_CHECKING:
-    from imsm.data.task import Role
 
 TARGET = "target"
 
@@ -29,7 +28,7 @@ def resolve_tasks(
     trained: bool,
     cfg: DictConfig,
     config_dir: Path | None,
-) -> tuple[dict[str, TaskConfig], dict[str, str], list[str]]:
+) -> tuple[dict[str, Task], dict[str, str], list[str]]:
     """Resolve the tasks of an evaluation.
 
     Args:
@@ -43,9 +42,9 @@ def resolve_tasks(
     Returns:
         Tasks by name, modules of their metrics by name, and a line per problem.
     """
-    tasks: dict[str, TaskConfig] = {}
+    tasks: dict[str, Task] = {}
     errors = [f"evaluation.tasks={name}: is named twice" for name in names if names.count(name) > 1]
-    own = TaskConfig(**data.task_arguments())
+    own = data
     for name in names:
         if name in (TARGET, data.name):
             tasks[data.name] = own
@@ -74,7 +73,7 @@ def resolve_replay_tasks(
     backbone: BackboneConfig,
     cfg: DictConfig,
     config_dir: Path | None,
-) -> tuple[dict[str, TaskConfig], list[str]]:
+) -> tuple[dict[str, Task], list[str]]:
     """Resolve what `peft.replay` names: where its questions come from, and what they must not ask.
 
     What is learned must not hang on what is judged, so a test that is judged must be named as one
@@ -91,7 +90,7 @@ def resolve_replay_tasks(
     Returns:
         Tasks by name, and a line per problem.
     """
-    tasks: dict[str, TaskConfig] = {}
+    tasks: dict[str, Task] = {}
     errors = _replay_problems(replay, target=data.name, judged=judged)
     source = data.forgetting_source(backbone)
     keys = dict.fromkeys(replay.exclude_tests, "peft.replay.exclude_tests")
@@ -134,7 +133,7 @@ def apply_sequence(
         line per problem; the first two are empty if there is any.
     """
     errors = _common_problems(names, data)
-    tasks: dict[str, TaskConfig] = {}
+    tasks: dict[str, Task] = {}
     elsewhere = None if backbone is None else data.forgetting_source(backbone)
     for name in names:
         task, wrong = _task(name, key="task_sequence", known=[], cfg=cfg, config_dir=config_dir)
@@ -186,7 +185,7 @@ def _replay_problems(replay: ReplayConfig, *, target: str, judged: list[str]) ->
 
 def _task(
     name: str, *, key: str, known: list[str], cfg: DictConfig, config_dir: Path | None
-) -> tuple[TaskConfig | None, list[str]]:
+) -> tuple[Task | None, list[str]]:
     names = [*known, *list_options("data", config_dir=config_dir)]
     if name not in names:
         guess = closest_match(name, names)
@@ -198,9 +197,9 @@ def _task(
         return None, [str(error)]
     fields = {key: value for key, value in values.items() if key not in _COMMON_KEYS}
     try:
-        return TaskConfig(**fields), errors
+        return Task(**fields), errors
     except ValidationError as error:
-        types = {key: field.annotation for key, field in TaskConfig.model_fields.items()}
+        types = {key: field.annotation for key, field in Task.model_fields.items()}
         details = [dict(detail) for detail in error.errors()]
         return None, [f"data={name}: {line}" for line in describe_errors("data", types, details)]
 
@@ -215,10 +214,10 @@ def _resolved(option: dict[str, Any], cfg: DictConfig) -> tuple[dict[str, Any], 
     return values["data"], [line for key, line in errors.items() if key.startswith("data.")]
 
 
-_COMMON_KEYS = set(DataConfig.model_fields) - set(TaskConfig.model_fields)
+_COMMON_KEYS = set(DataConfig.model_fields) - set(Task.model_fields)
 
 
-def _metrics(tasks: dict[str, TaskConfig], *, config_dir: Path | None) -> tuple[dict[str, str], list[str]]:
+def _metrics(tasks: dict[str, Task], *, config_dir: Path | None) -> tuple[dict[str, str], list[str]]:
     modules: dict[str, str] = {}
     errors = []
     names = list_options("metric", config_dir=config_dir)
@@ -242,7 +241,7 @@ def _metrics(tasks: dict[str, TaskConfig], *, config_dir: Path | None) -> tuple[
     return modules, errors
 
 
-def _modules(tasks: list[TaskConfig]) -> list[str]:
+def _modules(tasks: list[Task]) -> list[str]:
     return [
         f"data.module={task.module} of data={task.name}: there is no such module; one of one's own "
         "lies in the folder given by --config-dir"
@@ -258,20 +257,14 @@ def _exists(module: str) -> bool:
         return False
 
 
-def _check_files_exist(task: TaskConfig, source: Source, *, roles: list[Role]) -> list[str]:
+def _check_files_exist(task: Task, source: DataSource, *, roles: list[Role]) -> list[str]:
     """A mirror or folder that exists but lacks this task's files."""
-    from imsm.data.sources import DataSource as DataSource
-    from imsm.data.sources import check_source
-    from imsm.data.task import Task
-
     if source.path is not None and not Path(source.path).is_dir():
         return []  # said once, by the checks
     if task.hub is None and source.kind != "local":
         return []
-    arguments: dict[str, Any] = task.task_arguments()
     try:
-        place = DataSource(kind=source.kind, path=source.path)
-        check_source(Task(**arguments), source=place, roles=roles)
+        check_source(task, source=source, roles=roles)
     except UserError as error:
         return [" ".join(str(error).split())]
     return []

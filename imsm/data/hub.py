@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from imsm.data.local_files import read_rows
+from imsm.data.task import HubDataset
 from imsm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 DATA_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.jsonl.gz", "*.json.gz", "*.arrow")
 
 
-def load_from_hub(hub: dict[str, str | None], *, split: str) -> Dataset:
+def load_from_hub(hub: HubDataset, *, split: str) -> Dataset:
     """Downloads one split (or takes it from the library's cache).
 
     Raises:
@@ -25,15 +26,15 @@ def load_from_hub(hub: dict[str, str | None], *, split: str) -> Dataset:
     """
     import datasets
 
-    path, revision = str(hub["path"]), hub["revision"]
+    path, revision = hub.path, hub.revision
     try:
         with _quiet():
-            return datasets.load_dataset(path, hub["name"], split=split, revision=revision)
+            return datasets.load_dataset(path, hub.name, split=split, revision=revision)
     except Exception as error:  # a dozen types, from three libraries
         raise UserError(_download_error(hub, split, error)) from error
 
 
-def load_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) -> Dataset:
+def load_mirror(mirror: Path, hub: HubDataset, *, split: str) -> Dataset:
     """Reads one split of `<mirror>/<path>`; no network is used.
 
     Raises:
@@ -47,13 +48,13 @@ def load_mirror(mirror: Path, hub: dict[str, str | None], *, split: str) -> Data
         # for unchanged ones (seen in 5.2.0): the miniature's MRPC would be the real one's.
         with TemporaryDirectory(prefix="imsm-mirror-") as cache, _no_progress_bars():
             return datasets.load_dataset(
-                str(mirror / str(hub["path"])), hub["name"], split=split, cache_dir=cache, keep_in_memory=True
+                str(mirror / hub.path), hub.name, split=split, cache_dir=cache, keep_in_memory=True
             )
     except Exception as error:  # a dozen types, from three libraries
         raise UserError(f"{_title(hub, split)} in the mirror {mirror} cannot be read: {_reason(error)}") from error
 
 
-def read_mirror_fast(mirror: Path, hub: dict[str, str | None], *, split: str) -> list[Any]:
+def read_mirror_fast(mirror: Path, hub: HubDataset, *, split: str) -> list[Any]:
     """The rows of one split of `<mirror>/<path>`, read from JSON lines or parquet as they are.
 
     Without the `datasets` library, whose import takes seconds: for who only looks (`mode=plan`).
@@ -62,8 +63,8 @@ def read_mirror_fast(mirror: Path, hub: dict[str, str | None], *, split: str) ->
         UserError: the split is not there, its files are not listed, or of another format.
     """
     check_mirror(mirror, hub, splits=[split])
-    folder = mirror / str(hub["path"])
-    patterns = (_files_by_split(folder, hub["name"]) or {}).get(split, [])
+    folder = mirror / hub.path
+    patterns = (_files_by_split(folder, hub.name) or {}).get(split, [])
     paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     if not paths:
         raise UserError(f"{folder}: its card does not list the files of the split {split}.")
@@ -80,7 +81,7 @@ def _rows(path: Path) -> list[Any]:
     raise UserError(f"{path}: is neither parquet nor JSON lines.")
 
 
-def check_mirror(mirror: Path, hub: dict[str, str | None], *, splits: Sequence[str]) -> None:
+def check_mirror(mirror: Path, hub: HubDataset, *, splits: Sequence[str]) -> None:
     """Looks whether the mirror holds the splits, without reading them.
 
     Where the dataset's card (README.md) lists its files, as the hub's do, configuration and splits
@@ -91,20 +92,20 @@ def check_mirror(mirror: Path, hub: dict[str, str | None], *, splits: Sequence[s
     """
     if not mirror.is_dir():
         raise UserError(
-            f"The mirror {mirror} is no folder. A mirror holds datasets under their hub ids, e.g. {hub['path']}."
+            f"The mirror {mirror} is no folder. A mirror holds datasets under their hub ids, e.g. {hub.path}."
         )
-    folder = mirror / str(hub["path"])
+    folder = mirror / hub.path
     if not _any_file(folder, [f"**/{pattern}" for pattern in DATA_FILES]):
         held = sorted(f"{path.parent.name}/{path.name}" for path in mirror.glob("*/*") if path.is_dir())
-        raise UserError(f"The mirror {mirror} lacks {hub['path']}. It holds {', '.join(held) or 'nothing'}.")
-    files = _files_by_split(folder, hub["name"])
+        raise UserError(f"The mirror {mirror} lacks {hub.path}. It holds {', '.join(held) or 'nothing'}.")
+    files = _files_by_split(folder, hub.name)
     if files is None:
         return
     held = sorted(split for split, patterns in files.items() if _any_file(folder, patterns))
     for split in splits:
         if split not in held:
             raise UserError(
-                f"The mirror {mirror} lacks the split {split} of {hub['path']}. "
+                f"The mirror {mirror} lacks the split {split} of {hub.path}. "
                 f"Its splits: {', '.join(held) or 'none'}."
             )
 
@@ -150,17 +151,17 @@ def _card(readme: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _title(hub: dict[str, str | None], split: str) -> str:
-    details = [hub["name"], f"split {split}", hub["revision"] and f"revision {hub['revision']}"]
-    return f"{hub['path']} ({', '.join(part for part in details if part)})"
+def _title(hub: HubDataset, split: str) -> str:
+    details = [hub.name, f"split {split}", hub.revision and f"revision {hub.revision}"]
+    return f"{hub.path} ({', '.join(part for part in details if part)})"
 
 
-def _download_error(hub: dict[str, str | None], split: str, error: Exception) -> str:
+def _download_error(hub: HubDataset, split: str, error: Exception) -> str:
     """What would have been downloaded, and the way round."""
     import datasets
 
-    at = f" --revision {hub['revision']}" if hub["revision"] else ""
-    fetch = f"hf download {hub['path']}{at} --repo-type dataset --local-dir MIRROR/{hub['path']}"
+    at = f" --revision {hub.revision}" if hub.revision else ""
+    fetch = f"hf download {hub.path}{at} --repo-type dataset --local-dir MIRROR/{hub.path}"
     what = f"The hub's dataset {_title(hub, split)}"
     if datasets.config.HF_HUB_OFFLINE:
         return (

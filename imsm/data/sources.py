@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from imsm.data.example import Example
 from imsm.data.hub import check_mirror, load_from_hub, load_mirror, read_mirror_fast
 from imsm.data.local_files import find_file, read_rows
-from imsm.data.task import ROLES, Role, Task, TaskModule, task_module
+from imsm.data.task import ROLES, HubDataset, Role, Task, TaskModule, task_module
 from imsm.data.tasks import jsonl
 from imsm.utils.errors import UserError
 
@@ -114,10 +114,10 @@ def _splits(
     hub = _hub(task)
     for split in task.splits[role]:
         if source.kind == "hub":
-            yield f"{hub['path']}, {split}", split, load_from_hub(hub, split=split)
+            yield f"{hub.path}, {split}", split, load_from_hub(hub, split=split)
         else:
             mirror = _mirror(source)
-            where = f"{mirror / str(hub['path'])}, {split}"
+            where = f"{mirror / hub.path}, {split}"
             read = load_mirror if library else read_mirror_fast
             yield where, split, read(mirror, hub, split=split)
 
@@ -150,7 +150,7 @@ def _subset(examples: list[Example], limit: int) -> list[Example]:
     return [examples[index] for index in sorted(order[:limit])]
 
 
-def _hub(task: Task) -> dict[str, str | None]:
+def _hub(task: Task) -> HubDataset:
     if task.hub is None:
         raise UserError(
             f"{task.name} is not on the hub: give data.local_dir=<folder with train.jsonl and "

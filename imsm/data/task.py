@@ -1,71 +1,109 @@
-"""What a dataset's yaml says about it, and the module that knows its records."""
+"""A dataset's task: the values of its yaml, and the module that reads its rows."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast
+
+from pydantic import Field, field_validator
 
 from imsm.data.example import Example
 from imsm.utils.errors import UserError
+from imsm.utils.instantiate import Count
+from imsm.utils.strict_model import StrictModel, Text
 
 Role = Literal["train", "test"]
 ROLES: tuple[Role, ...] = ("train", "test")
+MeanAndMax = Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """The values of one `conf/data/<name>.yaml`, field by field (checked by imsm.config.schema)."""
+class HubDataset(StrictModel):
+    """A dataset on the Hugging Face Hub; ``name`` is its configuration."""
 
-    name: str
-    module: str
-    """Dotted name of the module that knows the records: see `TaskModule`."""
-    hub: dict[str, str | None] | None
-    """The dataset on the hub: path, name (its configuration), revision. None: own files only."""
-    splits: dict[str, list[str]]
-    """Role (train, test) to the source's splits, in order. None or []: no such role."""
-    metrics: list[str]
-    """Names in conf/metric; the first is the headline. They score the extracted answers."""
-    max_prompt_tokens: int
-    max_new_tokens: int
+    path: Text
+    name: str | None
+    revision: str | None
+
+
+class SplitStats(StrictModel):
+    """Number of examples in a split, and mean and maximum lengths in tokens (with end of text)."""
+
+    examples: Count
+    prompt: MeanAndMax
+    answer: MeanAndMax
+
+
+class DatasetStats(StrictModel):
+    """Known sizes of a dataset, for `mode=plan`."""
+
+    megabytes: Count
+    train: SplitStats | None = None
+    test: SplitStats | None = None
+
+
+class Task(StrictModel):
+    """The values of one `conf/data/<name>.yaml`."""
+
+    name: Text
+    module: Text
+    """Dotted name of a module with the functions of `TaskModule`."""
+    hub: HubDataset | None
+    """None: the data is read from local files only."""
+    splits: dict[Role, list[Text]]
+    """The dataset's splits per role; a missing or empty list: the task lacks that role."""
+    metrics: list[Text] = Field(min_length=1)
+    """Names in conf/metric, computed on extracted answers; the first is the main metric."""
+    paper_code_metrics: list[Text] = Field(default=[])
+    """Metrics of evaluation.protocol=paper_code, computed on raw responses."""
+    max_prompt_tokens: Count
+    max_new_tokens: Count
     stop: str | None
-    """Regular expression on the generated text; generation stops as soon as it matches."""
-    paper_code_metrics: list[str] = field(default_factory=list)
-    """Of the released code's protocol, likewise; they score the raw answers. []: it has none."""
-    task_type: int = 0
-    """For methods that tell task types apart: 1 closed-book questions, 0 all others."""
+    """Regular expression; generation stops once the response matches it."""
+    task_type: Literal[0, 1] = 0
+    """Used by LoRAMoE's balancing loss: 1 for closed-book questions, 0 for all others."""
+    stats: DatasetStats | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"must be a regular expression ({error})") from error
+        return value
 
 
 class TaskModule(Protocol):
-    """What a task's module offers."""
+    """The functions of a task's module."""
 
     def examples(self, rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-        """Turns the rows of one split into examples; prompts is "paper" or "corrected"."""
+        """Convert the rows of one split; ``prompts`` is "paper" or "corrected"."""
         ...
 
     def extract(self, generation: str) -> str:
-        """The answer in a generated text, "" where there is none."""
+        """Return the answer in a response, "" if there is none."""
         ...
 
 
 def task_module(task: Task) -> TaskModule:
-    """Imports the task's module.
+    """Import a task's module.
 
     Raises:
-        UserError: the module cannot be found, or lacks `examples` or `extract`.
+        UserError: The module cannot be imported, or lacks `examples` or `extract`.
     """
     try:
         module = importlib.import_module(task.module)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"data.module={task.module}: {error}. Give the dotted name of a module that can be "
-            "imported, e.g. imsm.data.tasks.mrpc, or my_task for my_task.py on the PYTHONPATH."
+            f"data.module={task.module}: {error}; give the dotted name of an importable module, e.g. "
+            "imsm.data.tasks.mrpc, or my_task for my_task.py on the PYTHONPATH"
         ) from error
-    lacking = [name for name in ("examples", "extract") if not hasattr(module, name)]
-    if lacking:
+    missing = [name for name in ("examples", "extract") if not hasattr(module, name)]
+    if missing:
         raise UserError(
-            f"data.module={task.module} lacks {' and '.join(lacking)}. A task's module offers "
-            "examples(rows, *, split, prompts) and extract(generation)."
+            f"data.module={task.module}: has no {' and no '.join(missing)}; define "
+            "examples(rows, *, split, prompts) and extract(generation)"
         )
     return cast(TaskModule, module)

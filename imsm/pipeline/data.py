@@ -1,4 +1,4 @@
-"""Stage one: the examples that a run learns from and the tests that judge it, as tokens."""
+"""Training examples and evaluation sets of a configuration."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from imsm.config.identity import parent_trainings
-from imsm.config.schema import ReplayConfig, RunConfig, TaskConfig
-from imsm.config.schema import Source as SourceConfig
+from imsm.config.schema import ReplayConfig, RunConfig
+from imsm.data.chat_template import use_chat_template
 from imsm.data.replay import Replay, sample_replay
 from imsm.data.sources import DataSource, Prompts, check_source, load_examples
-from imsm.data.task import Role, Task
+from imsm.data.task import HubDataset, Role, Task
 from imsm.data.tokenization import TokenizationStats, TokenizedExample, tokenize_training
 from imsm.evaluation.eval_set import EvalSet, hash_examples, load_eval_set
 from imsm.evaluation.scoring import score_predictions
+from imsm.models.backbones.loading import load_tokenizer
 from imsm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,97 +26,172 @@ if TYPE_CHECKING:
     from imsm.data.example import Example
 
 
+def load_run_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """Load the backbone's tokenizer, with its chat template if `data.chat_template` is set."""
+    backbone = config.backbone
+    tokenizer = load_tokenizer(
+        name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver
+    )
+    if config.data.chat_template:
+        use_chat_template(tokenizer)
+    return tokenizer
+
+
 def training_examples(config: RunConfig) -> list[Example]:
-    """The target's examples that the run's adapter and gate learn from."""
-    return load_examples(
-        Task(**config.data.task_arguments()),
+    """Return the training examples of the target task."""
+    return _load(
+        config.data,
         "train",
-        source=DataSource(**config.data.target_source().model_dump()),
+        source=config.data.target_source(),
         prompts=config.data.prompt_style,
         limit=config.data.max_train_examples,
     )
 
 
 def replay_examples(config: RunConfig, *, target: int) -> Replay | None:
-    """What is learned beside the target's so many examples; None if nothing is.
+    """Return the replay examples added to ``target`` training examples, or None without replay.
 
-    Apart from the tests that `peft.replay` names, the target's own is kept apart.
+    Examples that occur in the target's own test set or in `peft.replay.exclude_tests` are excluded.
     """
     if config.peft.replay is None:
         return None
-    return _replay(
+    return _sample_replay(
         config.peft.replay,
         tasks=config.replay_tasks,
-        elsewhere=config.data.forgetting_source(config.backbone),
-        own=(config.data, config.data.target_source()),
+        replay_source=config.data.forgetting_source(config.backbone),
+        target_task=config.data,
+        target_source=config.data.target_source(),
         prompts=config.data.prompt_style,
         target=target,
     )
 
 
 def run_examples(config: RunConfig) -> list[Example]:
-    """What a run itself learns from, the target's examples and the replay's."""
+    """Return the training examples of a run itself: target and replay."""
     examples = training_examples(config)
     replay = replay_examples(config, target=len(examples))
     return [*examples, *(replay.examples if replay else [])]
 
 
 def all_training_examples(config: RunConfig) -> list[Example]:
-    """All that a run's model has learned from: in the trainings that it goes on from, in its own.
+    """Return all training examples, parent runs included.
 
     Raises:
-        UserError: what one of them learned from is not there any more.
+        UserError: The training data of a parent run is not available.
     """
-    before = [_learned_in(identity, config) for identity in parent_trainings(config)]
-    return [*chain.from_iterable(before), *run_examples(config)]
+    parents = [_parent_examples(identity, config) for identity in parent_trainings(config)]
+    return [*chain.from_iterable(parents), *run_examples(config)]
 
 
 def check_parent_data(config: RunConfig) -> None:
-    """Look, before a run's own training, whether there is what was learned before it.
+    """Check, before training, that local training data of the parent runs is still available.
 
-    No row is read, so that what lies on the hub is not looked for.
+    Reads no rows and does not access the Hub.
 
     Raises:
-        UserError: it is not there.
+        UserError: The training data of a parent run is not available.
     """
     for identity in parent_trainings(config):
         data = identity["data"]
         try:
-            check_source(_task_of(data), source=DataSource(**data["source"]), roles=["train"])
+            check_source(_task_from_identity(data), source=DataSource(**data["source"]), roles=["train"])
         except UserError as error:
             raise UserError(
-                f"{data['name']}: the adapter learned from it before, so a test's questions are "
-                f"looked for in it, and it is not there any more: {error}"
+                f"{data['name']}: training data of a parent run is not available, but needed to check the test sets "
+                f"for contamination: {error}"
             ) from error
 
 
-def _learned_in(identity: Mapping[str, Any], config: RunConfig) -> list[Example]:
-    """The examples of a training that ``config`` goes on from, which has its replay too."""
+def training_fingerprint(config: RunConfig) -> str:
+    """Return the hash of the run's own training examples."""
+    return hash_examples(run_examples(config))
+
+
+def tokenized_training_set(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[TokenizedExample], dict[str, Any]]:
+    """Return the tokenized training examples, and statistics for `training.json`."""
+    examples = training_examples(config)
+    tokenized, stats = _tokenize(config, config.data, examples, tokenizer)
+    record: dict[str, Any] = asdict(stats)
+    replay = replay_examples(config, target=len(examples))
+    if config.peft.replay is not None and replay is not None:
+        task = config.replay_tasks[config.peft.replay.task]
+        _warn(f"{task.name} (replay)", replay.warning())
+        replayed, stats = _tokenize(config, task, replay.examples, tokenizer)
+        tokenized += replayed
+        record["replay"] = asdict(stats) | {"overlapping": replay.overlapping}
+    return tokenized, record
+
+
+def load_eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, EvalSet]:
+    """Return the evaluation set of each task by name.
+
+    Raises:
+        UserError: A set is not available, or a metric cannot score its reference answers.
+    """
+    eval_sets = {}
+    for name, task in config.tasks.items():
+        is_target = name == config.data.name
+        task_config = config.data if is_target else task
+        source = config.data.target_source() if is_target else config.data.forgetting_source(config.backbone)
+        eval_sets[name] = load_eval_set(
+            task_config,
+            source=source,
+            prompt_style=config.data.prompt_style,
+            limit=config.evaluation.limit_of(name),
+            tokenizer=tokenizer,
+            closed_vocabulary=config.backbone.closed_vocabulary,
+            chat=config.data.chat_template,
+        )
+        _warn(f"{name} (test)", eval_sets[name].report.warning())
+        # score the references once, so that an unsupported one is found before training
+        golds = [example.golds for example in eval_sets[name].examples]
+        metrics = [config.metrics.get(metric, metric) for metric in eval_sets[name].task.metrics]
+        score_predictions(metrics, [gold[0] for gold in golds], golds)
+    return eval_sets
+
+
+def _load(
+    task: Task, role: Role, *, source: DataSource, prompts: Prompts, limit: int | None = None
+) -> list[Example]:
+    return load_examples(
+        task, role, source=source, prompts=prompts, limit=limit
+    )
+
+
+def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Example]:
+    """Return the examples of a parent training of ``config``, replay included."""
     data, replay = identity["data"], identity["peft"].get("replay")
-    source = DataSource(**data["source"])
     examples = load_examples(
-        _task_of(data), "train", source=source, prompts=data["prompt_style"], limit=data["max_train_examples"]
+        _task_from_identity(data),
+        "train",
+        source=DataSource(**data["source"]),
+        prompts=data["prompt_style"],
+        limit=data["max_train_examples"],
     )
     if replay is None:
         return examples
-    known = {config.data.name: config.data, **config.replay_tasks, **config.tasks}
-    chosen = _replay(
+    known_tasks = {config.data.name: config.data, **config.replay_tasks, **config.tasks}
+    sampled = _sample_replay(
         ReplayConfig(**{key: value for key, value in replay.items() if key != "source"}),
         tasks=config.replay_tasks,
-        elsewhere=SourceConfig(**replay["source"]),
-        own=(known.get(data["name"]), SourceConfig(**data["source"])),
+        replay_source=DataSource(**replay["source"]),
+        target_task=known_tasks.get(data["name"]),
+        target_source=DataSource(**data["source"]),
         prompts=data["prompt_style"],
         target=len(examples),
     )
-    return [*examples, *chosen.examples]
+    return [*examples, *sampled.examples]
 
 
-def _task_of(data: Mapping[str, Any]) -> Task:
-    """The dataset that an identity says was learned; how its answers are judged is not said."""
-    return Task(
+def _task_from_identity(data: Mapping[str, Any]) -> Task:
+    """Return the training task that an identity records; identities contain no metrics."""
+    hub = data.get("hub")
+    return Task.model_construct(
         name=data["name"],
         module=data["module"],
-        hub=data.get("hub"),
+        hub=HubDataset(**hub) if hub else None,
         splits={"train": data["splits"]},
         metrics=[],
         max_prompt_tokens=data["max_prompt_tokens"],
@@ -124,64 +200,31 @@ def _task_of(data: Mapping[str, Any]) -> Task:
     )
 
 
-def _replay(
+def _sample_replay(
     replay: ReplayConfig,
     *,
-    tasks: Mapping[str, TaskConfig],
-    elsewhere: SourceConfig,
-    own: tuple[TaskConfig | None, SourceConfig],
+    tasks: Mapping[str, Task],
+    replay_source: DataSource,
+    target_task: Task | None,
+    target_source: DataSource,
     prompts: Prompts,
     target: int,
 ) -> Replay:
-    """The questions that are learned beside a target, which is described by ``own``."""
-
-    def load(described: TaskConfig, role: Role, source: SourceConfig) -> list[Example]:
-        return load_examples(
-            Task(**described.task_arguments()),
-            role,
-            source=DataSource(**source.model_dump()),
-            prompts=prompts,
-            limit=None,
-        )
-
-    tests = [load(tasks[name], "test", elsewhere) for name in replay.exclude_tests]
-    described, source = own
-    if described is not None and described.splits.get("test"):
-        tests.append(load(described, "test", source))
+    tests = [_load(tasks[name], "test", source=replay_source, prompts=prompts) for name in replay.exclude_tests]
+    if target_task is not None and target_task.splits.get("test"):
+        tests.append(_load(target_task, "test", source=target_source, prompts=prompts))
     return sample_replay(
-        load(tasks[replay.task], "train", elsewhere),
+        _load(tasks[replay.task], "train", source=replay_source, prompts=prompts),
         apart_from=chain.from_iterable(tests),
         share=replay.ratio,
         target=target,
     )
 
 
-def training_fingerprint(config: RunConfig) -> str:
-    """Identifies the training examples."""
-    return hash_examples(run_examples(config))
-
-
-def tokenized_training_set(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[TokenizedExample], dict[str, Any]]:
-    """The training examples as tokens, and for the record what became of them on the way."""
-    examples = training_examples(config)
-    items, report = _tokenised(config, config.data, examples, tokenizer)
-    record: dict[str, Any] = asdict(report)
-    replay = replay_examples(config, target=len(examples))
-    if config.peft.replay is not None and replay is not None:
-        task = config.replay_tasks[config.peft.replay.task]
-        _warn(f"{task.name} (replay)", replay.warning())
-        more, report = _tokenised(config, task, replay.examples, tokenizer)
-        items += more
-        record["replay"] = asdict(report) | {"overlapping": replay.overlapping}
-    return items, record
-
-
-def _tokenised(
-    config: RunConfig, task: TaskConfig, examples: list[Example], tokenizer: PreTrainedTokenizerBase
+def _tokenize(
+    config: RunConfig, task: Task, examples: list[Example], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenizedExample], TokenizationStats]:
-    items, report = tokenize_training(
+    tokenized, stats = tokenize_training(
         examples,
         tokenizer,
         max_prompt_tokens=task.max_prompt_tokens,
@@ -190,34 +233,10 @@ def _tokenised(
         task_type=task.task_type,
         chat=config.data.chat_template,
     )
-    _warn(f"{task.name} (train)", report.warning())
-    return items, report
+    _warn(f"{task.name} (train)", stats.warning())
+    return tokenized, stats
 
 
-def eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, EvalSet]:
-    """The tasks to be judged, by name."""
-    tests = {}
-    for name, task in config.tasks.items():
-        own = name == config.data.name
-        described = config.data if own else task
-        source = config.data.target_source() if own else config.data.forgetting_source(config.backbone)
-        tests[name] = load_eval_set(
-            Task(**described.task_arguments()),
-            source=DataSource(**source.model_dump()),
-            prompt_style=config.data.prompt_style,
-            limit=config.evaluation.limit_of(name),
-            tokenizer=tokenizer,
-            closed_vocabulary=config.backbone.closed_vocabulary,
-            chat=config.data.chat_template,
-        )
-        _warn(f"{name} (test)", tests[name].report.warning())
-        # an accepted answer that a metric cannot score would show only after the training
-        golds = [example.golds for example in tests[name].examples]
-        metrics = [config.metrics.get(metric, metric) for metric in tests[name].task.metrics]
-        score_predictions(metrics, [gold[0] for gold in golds], golds)
-    return tests
-
-
-def _warn(what: str, warning: str | None) -> None:
+def _warn(dataset: str, warning: str | None) -> None:
     if warning:
-        print(f"warning: {what}: {warning}", file=sys.stderr)
+        print(f"warning: {dataset}: {warning}", file=sys.stderr)

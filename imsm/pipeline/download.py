@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from imsm.config.identity import parent_trainings, run_name
 from imsm.config.schema import RunConfig
 from imsm.config.stages import expand_stages
+from imsm.data.task import HubDataset
 from imsm.pipeline.plan.data import tasks_read
 from imsm.utils.errors import UserError
 from imsm.utils.formatting import format_bytes
@@ -88,12 +89,12 @@ def check_here(config: RunConfig) -> None:
             )
 
 
-def _on_hub(config: RunConfig) -> dict[str, dict[str, Any]]:
+def _on_hub(config: RunConfig) -> dict[str, HubDataset]:
     """The datasets on the hub of which a run reads anything, what was learned before it too."""
     learned = [identity["data"] for identity in parent_trainings(config)]
-    before = {data["name"]: data["hub"] for data in learned if data["source"]["kind"] == "hub"}
+    before = {data["name"]: HubDataset(**data["hub"]) for data in learned if data["source"]["kind"] == "hub"}
     return before | {
-        task.name: task.hub.model_dump()
+        task.name: task.hub
         for task, where in tasks_read(config)
         if where.kind == "hub" and task.hub is not None
     }
@@ -143,7 +144,7 @@ def _data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         }
         _once(f"{name} (test)", reads | asked, partial(_test_set, alone, name, tokenizer))
     for name, hub in _on_hub(config).items():
-        _once(f"{name} (dataset)", hub, partial(_dataset, hub))
+        _once(f"{name} (dataset)", hub.model_dump(), partial(_dataset, hub))
 
 
 def _bank(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -189,12 +190,12 @@ def _test_set(config: RunConfig, name: str, tokenizer: PreTrainedTokenizerBase) 
     return _counted(eval_sets(config, tokenizer)[name].prompts)
 
 
-def _dataset(hub: dict[str, Any]) -> str:
+def _dataset(hub: HubDataset) -> str:
     """Where what was fetched of a dataset lies now."""
     from imsm.pipeline.plan.downloads import dataset_folder
 
-    folder = dataset_folder(hub["path"], name=hub["name"])
-    return f"{hub['path']}: " + (f"{_size(folder)} in {folder}" if folder else "nothing is kept")
+    folder = dataset_folder(hub.path, name=hub.name)
+    return f"{hub.path}: " + (f"{_size(folder)} in {folder}" if folder else "nothing is kept")
 
 
 def _once(what: str, of: dict[str, Any], work: Callable[[], str]) -> None:

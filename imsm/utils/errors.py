@@ -9,3 +9,8 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """A run that went wrong although its input was right (a loss that is NaN). Exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

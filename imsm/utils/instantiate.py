@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval
@@ -47,7 +48,12 @@ def import_target(dotted: str) -> Callable[..., Any]:
 
 
 def argument_errors(
-    section: str, builder: Callable[..., Any], arguments: Mapping[str, Any], *, supplied: Iterable[str]
+    section: str,
+    builder: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    *,
+    supplied: Iterable[str],
+    annotations: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """What is wrong with a yaml's flat arguments for a builder, a line each.
 
@@ -56,6 +62,7 @@ def argument_errors(
         builder: a function or class with annotated keyword arguments.
         arguments: the yaml's values.
         supplied: names that the run gives by itself (`target_modules`, `hidden_size`).
+        annotations: types that replace those of the signature, by argument.
     """
     supplied = set(supplied)
     parameters = {
@@ -69,7 +76,7 @@ def argument_errors(
     ]
     for name in allowed:
         if name in arguments:
-            annotation = _annotation(builder, parameters[name].annotation)
+            annotation = annotations.get(name) or _annotation(builder, parameters[name].annotation)
             errors += _value_problems(f"{section}.{name}", annotation, arguments[name])
         elif parameters[name].default is inspect.Parameter.empty:
             errors.append(f"{section}.{name}: is missing; {builder.__name__} needs it")

@@ -53,7 +53,7 @@ def _seconds(model: SiameseForCausalLM, batch_size: int) -> float:
     tests = []
     for name in TASKS:
         values = load_option("data", name)
-        task = Task(**{key: values[key] for key in Task.__dataclass_fields__ if key in values})
+        task = Task(**{key: values[key] for key in Task.model_fields if key in values})
         test = load_eval_set(
             task,
             source=DataSource(kind="miniature"),

@@ -140,7 +140,7 @@ def test_the_names_in_a_configuration_are_looked_up() -> None:
     assert list(run.tasks) == ["mrpc", "webq", "freebaseqa", "multirc"]
     assert run.tasks["mrpc"].metrics == ["f1"]
     assert run.metrics["contain"] == "imsm.evaluation.metrics.contain"
-    assert run.data.task_arguments()["metrics"] == ["f1"]
+    assert run.data.metrics == ["f1"]
 
 
 def test_shipped_arguments_fit_what_they_are_for() -> None:

@@ -15,7 +15,6 @@ CONF = ROOT / "conf"
 def task_values(name: str) -> dict[str, Any]:
     values = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
     assert isinstance(values, dict)
-    values.pop("stats", None)  # of the plan, not of the task
     return values
 
 

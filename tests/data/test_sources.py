@@ -227,11 +227,11 @@ def test_folder_that_lacks_something(tmp_path: Path) -> None:
 
 def test_no_network_says_what_would_be_downloaded_and_the_way_round(tmp_path: Path) -> None:
     code = (
-        "from imsm.data.sources import Source, load_examples\n"
+        "from imsm.data.sources import DataSource, load_examples\n"
         "from imsm.data.task import Task\n"
         f"task = Task(**{task_values('freebaseqa')!r})\n"
-        "source = Source(kind='hub')\n"
-        "load_examples(task, 'test', source=source, prompts='verbatim', limit=None)\n"
+        "source = DataSource(kind='hub')\n"
+        "load_examples(task, 'test', source=source, prompts='paper', limit=None)\n"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)

@@ -12,7 +12,6 @@ from imsm.config.schema import FrozenAdapterConfig, RunConfig
 from imsm.config.stages import expand_stages
 from imsm.data.example import Example
 from imsm.data.sources import DataSource, load_examples
-from imsm.data.task import Task
 from imsm.evaluation.contamination import find_contamination
 from imsm.pipeline.data import all_training_examples, check_parent_data, run_examples, training_fingerprint
 from imsm.utils.errors import UserError
@@ -93,7 +92,7 @@ def test_colas_test_holds_sixteen_rows_of_its_training_split(choice: str) -> Non
     chosen = config("backbone=llama3", choice, f"data.mirror_dir={mirror}", "evaluation.tasks=[cola]")
     for stage in expand_stages(chosen):
         test = load_examples(
-            Task(**stage.tasks["cola"].task_arguments()),
+            stage.tasks["cola"],
             "test",
             source=DataSource(kind="mirror", path=str(mirror)),
             prompts="paper",

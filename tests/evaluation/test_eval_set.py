@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -16,11 +15,10 @@ from imsm.utils.options import load_option
 
 def made(golds: tuple[str, ...] = ("4",), **changed: Any) -> EvalSet:
     values = load_option("data", "gsm8k")
-    names = {field.name for field in fields(Task)}
-    task = Task(**{key: value for key, value in values.items() if key in names})
+    task = Task(**values)
     examples = [Example(id="a", prompt="2 + 2?", golds=golds)]
     report = TokenizationStats()
-    return EvalSet(task=replace(task, **changed), examples=examples, prompts=[], tokenization_stats=report)
+    return EvalSet(task=task.model_copy(update=changed), examples=examples, prompts=[], tokenization_stats=report)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from imsm.config.identity import comparable_up_to_method, run_identity
 from imsm.config.schema import RunConfig
 from imsm.data.sources import DataSource, load_examples
-from imsm.data.task import Task
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.backbones.loading import load_tokenizer
 from imsm.pipeline.data import tokenized_training_set, training_fingerprint
@@ -42,7 +41,7 @@ def test_replay_never_asks_what_a_forgetting_test_asks() -> None:
     run = replaying()
     asked = set()
     for name in ("webq", "freebaseqa", "multirc", "mrpc", "gsm8k"):
-        task = Task(**run.tasks[name].task_arguments())
+        task = run.tasks[name]
         source = DataSource(kind="miniature")
         tests = load_examples(task, "test", source=source, prompts="paper", limit=None)
         asked |= {tuple(example.prompt.lower().replace("?", "").split()) for example in tests}

@@ -180,7 +180,7 @@ def served(tmp_path: Path) -> Hub:
     for name in TASKS:
         task = shipped_task(name)
         assert task.hub is not None
-        datasets[str(task.hub["path"])] = MINIATURE / str(task.hub["path"])
+        datasets[task.hub.path] = MINIATURE / task.hub.path
         for role in ("train", "test"):
             source = DataSource(kind="miniature")
             found = load_examples(task, role, source=source, prompts="paper", limit=None)

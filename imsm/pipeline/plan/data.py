@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.config.schema import RunConfig, TaskConfig
-from imsm.config.schema import Source as SourceConfig
+from imsm.config.schema import RunConfig
 from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Role, Task
 from imsm.models.backbones.loading import resolve_path
@@ -120,14 +119,14 @@ def _tokens(characters: int) -> float:
     return characters / CHARACTERS_A_TOKEN
 
 
-def judged(config: RunConfig) -> dict[str, TaskConfig]:
+def judged(config: RunConfig) -> dict[str, Task]:
     """The tasks that are asked, by name; the target as the run has it."""
     return {name: config.data if name == config.data.name else task for name, task in config.tasks.items()}
 
 
-def tasks_read(config: RunConfig) -> list[tuple[TaskConfig, SourceConfig]]:
+def tasks_read(config: RunConfig) -> list[tuple[Task, DataSource]]:
     """Every dataset of which a run reads anything, once, and where it comes from."""
-    trained: list[TaskConfig] = [config.data] if config.method.trainable else []
+    trained: list[Task] = [config.data] if config.method.trainable else []
     tasks = (*trained, *judged(config).values(), *config.replay_tasks.values())
     return [
         (
@@ -140,22 +139,21 @@ def tasks_read(config: RunConfig) -> list[tuple[TaskConfig, SourceConfig]]:
     ]
 
 
-def split_lengths(config: RunConfig, described: TaskConfig, role: Role) -> LengthStats:
+def split_lengths(config: RunConfig, task: Task, role: Role) -> LengthStats:
     """Counted where the data is local, else from the dataset's yaml, else its limits."""
-    own = described.name == config.data.name
+    own = task.name == config.data.name
     where = config.data.target_source() if own else config.data.forgetting_source(config.backbone)
-    task = Task(**described.task_arguments())
     found = None
     if where.kind != "hub":
         found = counted_lengths(
             task,
             role,
-            source=DataSource(**where.model_dump()),
+            source=where,
             prompts=config.data.prompt_style,
             tokenizer=_tokenizer(config),
         )
-    elif described.stats is not None:
-        found = known_lengths(described.stats.model_dump(), role)
+    elif task.stats is not None:
+        found = known_lengths(task.stats.model_dump(), role)
     return within_limits(found or limits_alone(task), task)
 
 
@@ -165,22 +163,22 @@ def steps_taken(config: RunConfig, train: LengthStats | None) -> str:
         return "none: nothing is trained"
     recipe = config.trainer
     batching = BatchPlan(
-        epochs=recipe.num_epochs,
-        batch_size=recipe.global_batch_size,
+        num_epochs=recipe.num_epochs,
+        global_batch_size=recipe.global_batch_size,
         micro_batch_size=recipe.micro_batch_size or recipe.global_batch_size,
         seed=config.seed,
     )
     epochs = f"{recipe.num_epochs} epochs" if recipe.num_epochs > 1 else "1 epoch"
     if train.examples is None:
         return (
-            f"{batching.steps(1000):,} per 1,000 examples ({epochs}, batches of "
+            f"{batching.num_steps(1000):,} per 1,000 examples ({epochs}, batches of "
             f"{recipe.global_batch_size}); how many there are is not known before the data is here"
         )
     replay = config.peft.replay
     more = max(1, round(replay.ratio * train.examples)) if replay is not None else 0
     added = f" and up to {more:,} replayed" if more else ""
     return (
-        f"{batching.steps(train.examples + more):,} ({epochs} of {train.examples:,} examples"
+        f"{batching.num_steps(train.examples + more):,} ({epochs} of {train.examples:,} examples"
         f"{added}, batches of {recipe.global_batch_size}; {train.source})"
     )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 
+from imsm.data.task import HubDataset
 from imsm.models.backbones.loading import MINIATURE
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -50,14 +50,14 @@ def needed_backbone(path: str, *, revision: str | None, stand_in: str | None, we
     return DownloadItem(what=f"model {path}", here=here, gigabytes=size)
 
 
-def needed_dataset(hub: Mapping[str, str | None], *, megabytes: int | None) -> DownloadItem:
+def needed_dataset(hub: HubDataset, *, megabytes: int | None) -> DownloadItem:
     """A dataset on the hub.
 
     Args:
         hub: its path, name (configuration) and revision.
         megabytes: of the files that are read; None: not known.
     """
-    path, name = str(hub["path"]), hub["name"]
+    path, name = hub.path, hub.name
     folder = dataset_folder(path, name=name)
     here = None if folder is None else f"in the cache ({folder})"
     size = None if megabytes is None else megabytes / 1e3

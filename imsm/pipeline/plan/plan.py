@@ -131,7 +131,7 @@ def _needed(config: RunConfig, model: SiameseForCausalLM | None) -> list[Downloa
     for task, source in tasks_read(config):
         if source.kind == "hub" and task.hub is not None:
             size = task.stats.megabytes if task.stats is not None else None
-            found.append(needed_dataset(task.hub.model_dump(), megabytes=size))
+            found.append(needed_dataset(task.hub, megabytes=size))
     return found
 
 

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 from imsm.data.sources import DataSource, load_examples
-from imsm.data.task import Task
 from imsm.pipeline.run import run_experiment
 from tests.helpers.config import config
 from tests.helpers.tiny_backbone import save_backbone
@@ -28,7 +27,7 @@ def make(root: Path) -> Path:
     rows = [{"input": f"after {one} comes", "output": f" {other}"} for one, other in pairs]
     for name in ("train", "test"):
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = Task(**config(f"data={FORGETTING}").data.task_arguments())
+    task = config(f"data={FORGETTING}").data
     miniature = DataSource(kind="miniature")
     asked = load_examples(task, "test", source=miniature, prompts="paper", limit=ITEMS)
     texts = [row["input"] + row["output"] for row in rows]

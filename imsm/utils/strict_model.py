@@ -1,0 +1,41 @@
+"""Pydantic base class of all configuration sections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+Text = Annotated[str, Field(min_length=1)]
+FIELDS_ONLY = "fields_only"
+"""Validation context that skips `StrictModel.check`."""
+INCONSISTENT = "inconsistent"
+"""Pydantic's error type for what `StrictModel.check` yields."""
+
+
+class StrictModel(BaseModel):
+    """Immutable model without unknown keys, type coercion, NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, problem) for fields that contradict each other."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _report_inconsistencies(self, info: ValidationInfo) -> Self:
+        if info.context == FIELDS_ONLY:
+            return self
+        errors: list[InitErrorDetails] = [
+            {
+                "type": PydanticCustomError(INCONSISTENT, "{problem}", {"problem": problem}),
+                "loc": (field,),
+                "input": getattr(self, field),
+            }
+            for field, problem in self.check()
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        return self
