@@ -1,1 +1,1 @@
-"""Training loop, checkpoints and engines (PyTorch, DeepSpeed ZeRO)."""
+"""Training loop, engines, checkpoints and the on-disk hidden-state cache."""

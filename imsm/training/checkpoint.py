@@ -1,14 +1,14 @@
-"""Checkpoints: trainables, optimizer, schedule, random states and position; no frozen weight.
+"""Write, verify and load training checkpoints; frozen weights are not saved.
 
     checkpoints/step-00000120/
-        trainables.safetensors  optimizer.safetensors  hooks.safetensors  random.safetensors
-        state.json              position, what was measured, schedule, whose run it is, SHA-256 of
-                                the other files
+        trainables.safetensors  optimizer.safetensors  callbacks.safetensors  rng.safetensors
+        state.json              training state, metrics, LR schedule, run identity and the
+                                SHA-256 of the other files
 
-Values are whole and named as in the model, whatever number of processes they came from.
+Tensors are unsharded and named as in the model, independent of the number of processes.
 
-A checkpoint is written beside its place and renamed, `state.json` last: a folder with that name
-is whole, unless the disk harmed it later, which the digests tell. The newest ones are kept.
+A checkpoint is written to a temporary folder, `state.json` last, and then renamed: a folder with
+the final name is complete, and later damage is found through the hashes.
 """
 
 from __future__ import annotations
@@ -22,28 +22,26 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from imsm.distributed.context import DistributedContext
+from imsm.models.adapters.base import TrainingCallbacks
+from imsm.training.engines.base import Engine
 from imsm.utils.errors import RunError, UserError
-from imsm.utils.hashing import hash_file_cached, hash_text
+from imsm.utils.hashing import hash_file, hash_text
 
-if TYPE_CHECKING:
-    from imsm.distributed.context import DistributedContext
-    from imsm.models.adapters.base import TrainingCallbacks
-    from imsm.training.engines.base import Engine
-
-FORMAT = 3
-STATE = "state.json"
-_PARTS = ("trainables", "optimizer", "hooks", "random")
+FORMAT = 4
+STATE_FILE = "state.json"
+_TENSOR_FILES = ("trainables", "optimizer", "callbacks", "rng")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """How far a training has come: optimizer steps, seconds, tokens, the last step's loss."""
+    """Optimizer steps, training seconds and tokens so far, and the last step's loss."""
 
     step: int = 0
     seconds: float = 0.0
@@ -54,201 +52,195 @@ class TrainingState:
 def save_checkpoint(
     folder: Path,
     *,
-    progress: TrainingState,
-    measured: Mapping[str, float],
+    state: TrainingState,
+    metrics: Mapping[str, float],
     engine: Engine,
-    hooks: TrainingCallbacks | None,
+    callbacks: TrainingCallbacks | None,
     identity: Mapping[str, Any],
 ) -> Path:
-    """Write the state after so many optimizer steps below ``folder``; returns where it lies.
+    """Write a checkpoint below ``folder`` and return its path.
 
-    All processes must call it; the first one writes.
+    Every process must call this; rank 0 writes.
 
     Args:
-        folder: of the run's checkpoints.
-        progress: how far the training has come.
-        measured: at the last step, by name.
-        engine: trainables, optimizer and schedule.
-        hooks: the PEFT method's.
-        identity: whose checkpoint it is: what decides the training.
+        folder: The run's checkpoint folder.
+        state: Names the checkpoint by its step.
+        metrics: Metrics of the last step; non-finite values are dropped.
+        engine: Source of the trainables and the optimizer state.
+        callbacks: Callbacks of the PEFT method.
+        identity: Settings that determine the training, compared on resume.
 
     Raises:
-        UserError: it could not be written (a full disk, say); the checkpoints before it are kept.
+        UserError: The checkpoint cannot be written; earlier checkpoints are unchanged.
     """
-    place = folder / f"step-{progress.step:08d}"
-    tensors, rest = engine.state()
-    parts = {
+    path = folder / f"step-{state.step:08d}"
+    optimizer_tensors, optimizer_values = engine.optimizer_state_dict()
+    tensors = {
         "trainables": engine.trainable_state_dict(),
-        "optimizer": _on_cpu(tensors),
-        "hooks": _on_cpu(hooks.state()) if hooks else {},
-        "random": _random_states(engine.dist_context),
+        "optimizer": _to_cpu(optimizer_tensors),
+        "callbacks": _to_cpu(callbacks.state()) if callbacks else {},
+        "rng": _gather_rng_states(engine.dist_context),
     }
-    state = {
+    values = {
         "format": FORMAT,
-        "progress": asdict(progress),
-        "measured": {k: v for k, v in measured.items() if math.isfinite(v)},
-        "engine": rest,
+        "training_state": asdict(state),
+        "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
+        "optimizer": optimizer_values,
         "identity": dict(identity),
     }
-    engine.dist_context.run_on_main(lambda: _write(place, parts, state))
-    return place
+    engine.dist_context.run_on_main(lambda: _write(path, tensors, values))
+    return path
 
 
-def load_checkpoint(place: Path, *, engine: Engine, hooks: TrainingCallbacks | None) -> TrainingState:
-    """Restore what ``save_checkpoint`` wrote; returns how far it had come.
+def load_checkpoint(path: Path, *, engine: Engine, callbacks: TrainingCallbacks | None) -> TrainingState:
+    """Restore a checkpoint and return its training state.
 
     Raises:
-        RunError: the checkpoint does not fit the model, or is damaged.
+        RunError: The checkpoint is damaged or belongs to a model with other trainables.
     """
-    if problem := verify(place):
-        raise RunError(f"checkpoint {place}: {problem}")
-    state = read_state(place)
-    trainables, tensors, hook_state, random = (load_file(place / f"{name}.safetensors") for name in _PARTS)
+    if error := verify(path):
+        raise RunError(f"checkpoint {path}: {error}")
+    values = read_state(path)
+    trainables, optimizer, callback_state, rng = (load_file(path / f"{name}.safetensors") for name in _TENSOR_FILES)
     if engine.trainable_state_dict().keys() != trainables.keys():
-        raise RunError(f"checkpoint {place}: holds other parameters than this model trains")
-    engine.load_trainables(trainables)
-    engine.load_state(tensors, state["engine"])
-    if hooks is not None:
-        hooks.load_state(hook_state)
-    progress = TrainingState(**state["progress"])
-    _restore_random(random, rank=engine.dist_context.rank, step=progress.step)
-    return progress
-
-
-def load_values(place: Path, *, engine: Engine) -> None:
-    """Restore the trainables of a checkpoint alone: what the model is, not how it goes on."""
-    engine.load_trainables(load_file(place / "trainables.safetensors"))
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints below ``folder``, the newest first, damaged ones among them."""
-    return sorted(folder.glob("step-*"), reverse=True)
-
-
-def archive_later(start: Path, folder: Path) -> None:
-    """Take the checkpoints of later steps than ``start``'s out of the way of those to come.
-
-    They are of a training that went another way, or damaged; renamed, they count no more.
-    """
-    for place in checkpoints(folder):
-        if place.name > start.name:
-            aside = place.with_name(f"abandoned-{place.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            place.rename(aside)
-
-
-def read_state(place: Path) -> dict[str, Any]:
-    """The `state.json` of a checkpoint.
-
-    Raises:
-        ValueError: it is not there, is no JSON, or is of another format.
-    """
-    try:
-        state = json.loads((place / STATE).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{STATE} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"{STATE} is damaged ({error})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{STATE} is not of format {FORMAT}")
-    if state.get("digest") != _own_digest(state):
-        raise ValueError(f"{STATE} is damaged: it is not what was written")
+        raise RunError(f"checkpoint {path}: its parameters are not those that this model trains")
+    engine.load_trainable_state_dict(trainables)
+    engine.load_optimizer_state_dict(optimizer, values["optimizer"])
+    if callbacks is not None:
+        callbacks.load_state(callback_state)
+    state = TrainingState(**values["training_state"])
+    _restore_rng(rng, rank=engine.dist_context.rank, step=state.step)
     return state
 
 
-def verify(place: Path) -> str | None:
-    """Why a checkpoint cannot be used; None if every file is as it was written."""
+def load_trainable_params(path: Path, *, engine: Engine) -> None:
+    """Load the trainables of a checkpoint, without optimizer or random state."""
+    engine.load_trainable_state_dict(load_file(path / "trainables.safetensors"))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints below ``folder``, newest first; they may be damaged."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def archive_later(path: Path, folder: Path) -> None:
+    """Rename checkpoints later than ``path`` so that new ones can be written."""
+    for later in list_checkpoints(folder):
+        if later.name > path.name:
+            archived = later.with_name(f"abandoned-{later.name}")
+            shutil.rmtree(archived, ignore_errors=True)
+            later.rename(archived)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's `state.json`.
+
+    Raises:
+        ValueError: The file is missing, damaged or of another format.
+    """
     try:
-        files = read_state(place)["files"]
+        values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{STATE_FILE} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{STATE_FILE} is damaged ({error})") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"{STATE_FILE} is not of format {FORMAT}")
+    if values.get("sha256") != _hash_values(values):
+        raise ValueError(f"{STATE_FILE} is damaged: its hash differs")
+    return values
+
+
+def verify(path: Path) -> str | None:
+    """Return why a checkpoint is unusable, or None if every file has its recorded hash."""
+    try:
+        hashes = read_state(path)["files"]
     except (ValueError, KeyError) as error:
         return str(error)
-    for name, digest in files.items():
-        if not (place / name).is_file():
+    for name, expected in hashes.items():
+        if not (path / name).is_file():
             return f"{name} is missing"
-        if hash_file_cached(place / name) != digest:
-            return f"{name} is damaged: it is not what was written"
+        if hash_file(path / name) != expected:
+            return f"{name} is damaged: its hash differs"
     return None
 
 
 def check_disk_space(folder: Path, *, size: int) -> str | None:
-    """A warning if the disk below ``folder`` has no room for two checkpoints of ``size`` bytes."""
-    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    """Return a warning if the disk of ``folder`` lacks space for two checkpoints of ``size`` bytes."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free >= 2 * size:
         return None
     return (
-        f"{folder}: {free / 1e6:,.0f} MB are free and a checkpoint takes about {size / 1e6:,.0f} "
-        "MB; free some space, or the training stops when it is to be kept"
+        f"{folder}: {free / 1e6:,.0f} MB free, and a checkpoint takes about {size / 1e6:,.0f} MB; "
+        "free some space, otherwise training stops at the next checkpoint"
     )
 
 
-def _own_digest(state: Mapping[str, Any]) -> str:
-    """SHA-256 of a state's values but for this one."""
-    values = {key: value for key, value in state.items() if key != "digest"}
-    return hash_text(json.dumps(values, sort_keys=True))
+def _hash_values(values: Mapping[str, Any]) -> str:
+    hashed = {key: value for key, value in values.items() if key != "sha256"}
+    return hash_text(json.dumps(hashed, sort_keys=True))
 
 
-def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
-def _write(place: Path, parts: Mapping[str, dict[str, torch.Tensor]], state: dict) -> None:
-    """Write a whole checkpoint, or nothing."""
-    new = place.with_name(f".{place.name}.new")
+def _write(path: Path, tensors: Mapping[str, dict[str, torch.Tensor]], values: dict[str, Any]) -> None:
+    """Write a complete checkpoint or none."""
+    new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        for name, values in parts.items():
-            save_file(values, new / f"{name}.safetensors")
-        state["files"] = {file.name: hash_file_cached(file) for file in sorted(new.iterdir())}
-        state["digest"] = _own_digest(state)
-        (new / STATE).write_text(json.dumps(state), encoding="utf-8")
-        _flush(new)
-        old = place.with_name(f".{place.name}.old")
+        for name, state_dict in tensors.items():
+            save_file(state_dict, new / f"{name}.safetensors")
+        values["files"] = {file.name: hash_file(file) for file in sorted(new.iterdir())}
+        values["sha256"] = _hash_values(values)
+        (new / STATE_FILE).write_text(json.dumps(values), encoding="utf-8")
+        _fsync(new)
         shutil.rmtree(old, ignore_errors=True)
-        if place.exists():
-            place.rename(old)
-        new.rename(place)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        folder = place.parent
-        kept = f"those before it are kept in {folder}" if checkpoints(folder) else "there is none"
-        step = state["progress"]["step"]
+        earlier = (
+            f"earlier checkpoints are kept in {path.parent}" if list_checkpoints(path.parent) else "there is none"
+        )
         raise UserError(
-            f"the checkpoint of step {step} could not be written ({error}); {kept}. "
-            "Free some space and give the same command again"
+            f"the checkpoint of step {values['training_state']['step']} could not be written ({error}); {earlier}. "
+            "Free some space and rerun the same command"
         ) from error
 
 
-def _random_states(dist_context: DistributedContext) -> dict[str, torch.Tensor]:
-    """Those of all processes, as "cpu.<rank>" and "cuda.<rank>"."""
-    own = {"cpu": torch.get_rng_state()}
+def _gather_rng_states(dist_context: DistributedContext) -> dict[str, torch.Tensor]:
+    """Return the random states of all processes as "cpu.<rank>" and "cuda.<rank>"."""
+    local = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        own["cuda"] = torch.cuda.get_rng_state()
-    text = json.dumps({k: base64.b64encode(v.numpy().tobytes()).decode() for k, v in own.items()})
+        local["cuda"] = torch.cuda.get_rng_state()
+    encoded = json.dumps({k: base64.b64encode(v.numpy().tobytes()).decode() for k, v in local.items()})
     return {
         f"{device}.{rank}": torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8).clone()
-        for rank, told in enumerate(dist_context.all_gather(text))
-        for device, state in json.loads(told).items()
+        for rank, text in enumerate(dist_context.all_gather(encoded))
+        for device, state in json.loads(text).items()
     }
 
 
-def _restore_random(states: Mapping[str, torch.Tensor], *, rank: int, step: int) -> None:
-    """This process's random state; one that was not there before gets one of its own."""
-    if f"cpu.{rank}" in states:
-        torch.set_rng_state(states[f"cpu.{rank}"])
-    else:
-        torch.manual_seed(hash((rank, step)))
-    if not torch.cuda.is_available():
-        return
-    if f"cuda.{rank}" in states:
-        torch.cuda.set_rng_state(states[f"cuda.{rank}"])
-    else:
-        torch.cuda.manual_seed(hash((rank, step)))
+def _restore_rng(states: Mapping[str, torch.Tensor], *, rank: int, step: int) -> None:
+    """Set this process's random state; a rank without a saved one is seeded by rank and step."""
+    devices = [("cpu", torch.set_rng_state, torch.manual_seed)]
+    if torch.cuda.is_available():
+        devices.append(("cuda", torch.cuda.set_rng_state, torch.cuda.manual_seed))
+    for device, restore, seed in devices:
+        if f"{device}.{rank}" in states:
+            restore(states[f"{device}.{rank}"])
+        else:
+            seed(hash((rank, step)))
 
 
-def _flush(folder: Path) -> None:
-    """Have every file of a folder on the disk before the rename says that it is whole."""
+def _fsync(folder: Path) -> None:
+    """Flush a folder and its files to disk before the rename makes them a checkpoint."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""When a training is kept, which checkpoints stay, and which one the finished model comes from."""
+"""When to save a checkpoint, which to keep and which to resume from."""
 
 from __future__ import annotations
 
@@ -8,196 +8,182 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from imsm.models.adapters.base import TrainingCallbacks
 from imsm.training.checkpoint import (
-    STATE,
+    STATE_FILE,
     TrainingState,
     check_disk_space,
-    checkpoints,
+    list_checkpoints,
     load_checkpoint,
-    load_values,
+    load_trainable_params,
     read_state,
     save_checkpoint,
     verify,
 )
-from imsm.utils.dicts import format_diff
+from imsm.training.engines.base import Engine
 from imsm.utils.errors import UserError
+from imsm.utils.run_dir import format_diff
 
-if TYPE_CHECKING:
-    from imsm.models.adapters.base import TrainingCallbacks
-    from imsm.training.engines.base import Engine
-
-
-WORDS = ("auto", "required", "never")
+RESUME_MODES = ("auto", "required", "never")
 
 
 def checkpoint_to_resume(resume: str, folder: Path, *, identity: Mapping[str, Any]) -> Path | None:
-    """The checkpoint that a training goes on from; None: it begins.
+    """Return the checkpoint to resume from, or None to start from scratch.
 
     Args:
-        resume: "auto" goes on from the run's newest whole checkpoint if there is one; "required"
-            demands one; "never" begins anew; else the folder of a checkpoint, or of the run or
-            the `checkpoints/` that it lies in.
-        folder: of this run's own checkpoints.
-        identity: what decides this run's training.
+        resume: "auto" uses the newest intact checkpoint if any, "required" requires one, "never"
+            uses none; otherwise the path of a checkpoint, of a `checkpoints/` folder or of a run.
+        folder: Checkpoint folder of this run.
+        identity: Settings that determine this run's training.
 
     Raises:
-        UserError: there is none and there must be one, none of those that are there is whole, or
-            the one that was named belongs to another training.
+        UserError: A required checkpoint is missing, all are damaged, or the given path belongs
+            to another training.
     """
     if resume == "never":
         return None
-    if resume not in WORDS:
-        return _named(Path(resume), identity)
-    found = checkpoints(folder)
+    if resume not in RESUME_MODES:
+        return _checkpoint_at(Path(resume), identity)
+    found = list_checkpoints(folder)
     if not found and resume == "required":
-        raise UserError(f"resume=required: there is no checkpoint in {folder}; use resume=auto")
-    return _newest_whole(found) if found else None
+        raise UserError(f"resume=required: found no checkpoint in {folder}; use resume=auto")
+    return _newest_intact(found) if found else None
 
 
-def _named(path: Path, identity: Mapping[str, Any]) -> Path:
-    if (path / STATE).is_file():
-        found = [path]
-    else:
-        found = checkpoints(path) or checkpoints(path / "checkpoints")
+def _checkpoint_at(path: Path, identity: Mapping[str, Any]) -> Path:
+    is_checkpoint = (path / STATE_FILE).is_file()
+    found = [path] if is_checkpoint else list_checkpoints(path) or list_checkpoints(path / "checkpoints")
     if not found:
-        raise UserError(f"resume={path}: there is no checkpoint; give a checkpoint's folder, or auto, must, never")
-    place = _newest_whole(found)
-    other = read_state(place)["identity"]
-    if lines := format_diff(other, identity):
-        raise UserError(f"resume={path}: is of another training; choose what it was trained with\n{lines}")
-    return place
+        choices = ", ".join(RESUME_MODES)
+        raise UserError(f"resume={path}: found no checkpoint; give a checkpoint folder or one of {choices}")
+    checkpoint = _newest_intact(found)
+    if diff := format_diff(read_state(checkpoint)["identity"], identity):
+        raise UserError(f"resume={path}: belongs to another training; use the settings that it was saved with\n{diff}")
+    return checkpoint
 
 
-def _newest_whole(found: list[Path]) -> Path:
-    """The first that is whole; those before it are named."""
-    for place in found:
-        problem = verify(place)
-        if problem is None:
-            return place
-        print(f"warning: checkpoint {place}: {problem}; trying the one before", file=sys.stderr)
-    raise UserError(f"{found[0].parent}: none of its checkpoints is whole; give resume=never to train from the start")
+def _newest_intact(newest_first: list[Path]) -> Path:
+    for path in newest_first:
+        error = verify(path)
+        if error is None:
+            return path
+        print(f"warning: checkpoint {path}: {error}; trying the previous one", file=sys.stderr)
+    raise UserError(f"{newest_first[0].parent}: all checkpoints are damaged; use resume=never to start from scratch")
 
 
 @dataclass(kw_only=True)
 class CheckpointManager:
-    """Writes, drops and reads a run's checkpoints.
+    """Save, delete and restore a run's checkpoints.
 
     Attributes:
-        folder: of the run's checkpoints.
-        identity: what decides the training; a checkpoint carries it.
-        engine: what is kept.
-        hooks: the PEFT method's, which are kept too.
-        minutes: between two checkpoints.
-        steps: between two checkpoints, in place of or beside the minutes; None: minutes alone.
-        keep: how many stay, the newest ones.
-        best_by: what is measured and the less the better; the checkpoint where it was least stays
-            too; None: the newest ones alone.
-        start: the checkpoint to go on from; None: begin.
+        folder: Checkpoint folder of the run.
+        identity: Settings that determine the training, saved in each checkpoint.
+        engine: Engine to save and restore.
+        callbacks: Callbacks of the PEFT method, saved as well.
+        save_minutes: Minutes between two checkpoints.
+        save_steps: Steps between two checkpoints, in addition to the minutes; None disables this.
+        save_total_limit: Number of newest checkpoints to keep.
+        metric_for_best_model: Metric whose minimum marks the best checkpoint, which is also
+            kept; None keeps the newest ones only.
+        resume_from: Checkpoint to restore; None starts from scratch.
     """
 
     folder: Path
     identity: Mapping[str, Any]
     engine: Engine
-    hooks: TrainingCallbacks | None
-    minutes: float
-    steps: int | None = None
-    keep: int = 2
-    best_by: str | None = None
-    start: Path | None = None
-    _saved: float = field(default_factory=time.monotonic)
-    _warned: bool = False
+    callbacks: TrainingCallbacks | None
+    save_minutes: float
+    save_steps: int | None = None
+    save_total_limit: int = 2
+    metric_for_best_model: str | None = None
+    resume_from: Path | None = None
+    _last_save: float = field(default_factory=time.monotonic)
+    _disk_warning_shown: bool = False
 
-    def restore(self, *, steps: int) -> TrainingState:
-        """Where the training stands: at its start, or where the checkpoint was written.
-
-        ``steps`` are those of the whole training, for the message.
-        """
-        progress = TrainingState()
-        if self.start is not None:
-            progress = load_checkpoint(self.start, engine=self.engine, hooks=self.hooks)
+    def restore(self, *, total_steps: int) -> TrainingState:
+        """Return the initial state, restored from ``resume_from`` if that is set."""
+        state = TrainingState()
+        if self.resume_from is not None:
+            state = load_checkpoint(self.resume_from, engine=self.engine, callbacks=self.callbacks)
             if self.engine.dist_context.is_main:
-                at = f"step {progress.step} of {steps}"
-                print(f"going on after {at} ({self.start})", file=sys.stderr)
-        self._warn_of_a_full_disk()
-        self._saved = time.monotonic()
-        return progress
+                print(f"resuming after step {state.step} of {total_steps} ({self.resume_from})", file=sys.stderr)
+        self._warn_if_disk_full()
+        self._last_save = time.monotonic()
+        return state
 
     def is_save_step(self, step: int) -> bool:
-        """Whether a step is to be kept by its number; every process says the same."""
-        return self.steps is not None and step % self.steps == 0
+        """Return whether a checkpoint is due by step count; the same in every process."""
+        return self.save_steps is not None and step % self.save_steps == 0
 
     def is_save_time(self) -> bool:
-        """Whether so many minutes have passed since the last one; each process has its clock."""
-        return time.monotonic() - self._saved > 60 * self.minutes
+        """Return whether ``save_minutes`` have passed; processes may disagree."""
+        return time.monotonic() - self._last_save > 60 * self.save_minutes
 
-    def save(self, progress: TrainingState, measured: Mapping[str, float]) -> None:
-        """Write a checkpoint, and drop those that need not stay."""
+    def save(self, state: TrainingState, metrics: Mapping[str, float]) -> None:
+        """Write a checkpoint and delete those beyond ``save_total_limit``."""
         save_checkpoint(
             self.folder,
-            progress=progress,
-            measured=measured,
+            state=state,
+            metrics=metrics,
             engine=self.engine,
-            hooks=self.hooks,
+            callbacks=self.callbacks,
             identity=self.identity,
         )
-        self._saved = time.monotonic()
+        self._last_save = time.monotonic()
         if self.engine.dist_context.is_main:
             best = self.best()
-            for old in checkpoints(self.folder)[self.keep :]:
+            for old in list_checkpoints(self.folder)[self.save_total_limit :]:
                 if old != best:
                     shutil.rmtree(old, ignore_errors=True)
-        self._warn_of_a_full_disk()
+        self._warn_if_disk_full()
 
-    def _warn_of_a_full_disk(self) -> None:
-        """Say once, while there is time, that a checkpoint to come will find no room."""
-        size = sum(value.nbytes for value in self.engine.trainable_state_dict().values())
-        warning = check_disk_space(self.folder, size=3 * size)  # values and two moments each
-        if warning and not self._warned and self.engine.dist_context.is_main:
-            self._warned = True
-            print(f"warning: {warning}", file=sys.stderr)
-
-    def save_if_finite(self, progress: TrainingState) -> Path | None:
-        """Keep the steps that were finished, if their values are good; the newest checkpoint."""
-        good = all(bool(value.isfinite().all()) for value in self.engine.trainable_state_dict().values())
-        kept = checkpoints(self.folder)
-        there = self.engine.dist_context.run_on_main(lambda: bool(kept) and _step(kept[0]) == progress.step)
-        if good and progress.step and not there:
-            self.save(progress, {})
+    def save_if_finite(self, state: TrainingState) -> Path | None:
+        """Save unless a trainable is not finite or the step is saved already; return the newest."""
+        finite = all(bool(value.isfinite().all()) for value in self.engine.trainable_state_dict().values())
+        newest = self.newest()
+        saved = self.engine.dist_context.run_on_main(lambda: newest is not None and _step_of(newest) == state.step)
+        if finite and state.step and not saved:
+            self.save(state, {})
         return self.newest()
 
     def newest(self) -> Path | None:
-        """The checkpoint that was written last."""
-        return next(iter(checkpoints(self.folder)), None)
+        """Return the newest checkpoint, or None."""
+        return next(iter(list_checkpoints(self.folder)), None)
 
     def best(self) -> Path | None:
-        """The checkpoint where ``best_by`` was least, the earliest of equals."""
-        if self.best_by is None:
+        """Return the earliest intact checkpoint with the lowest ``metric_for_best_model``."""
+        if self.metric_for_best_model is None:
             return None
-        found = []
-        for place in checkpoints(self.folder):
+        measured = []
+        for path in list_checkpoints(self.folder):
             try:
-                state = read_state(place)
+                metrics = read_state(path)["metrics"]
             except ValueError:
                 continue
-            if self.best_by in state["measured"]:
-                found.append((state["measured"][self.best_by], state["progress"]["step"], place))
-        whole = (place for *_, place in sorted(found) if verify(place) is None)
-        return next(whole, None)
+            if self.metric_for_best_model in metrics:
+                measured.append((metrics[self.metric_for_best_model], _step_of(path), path))
+        return next((path for *_, path in sorted(measured) if verify(path) is None), None)
 
     def load_best(self) -> dict[str, float]:
-        """Give the model the values of the best checkpoint; its step and value, for the record."""
-        told = self.engine.dist_context.run_on_main(lambda: str(self.best() or ""))
-        if not told:
+        """Load the best checkpoint's trainables and return its step and metric; {} if there is none."""
+        best = self.engine.dist_context.run_on_main(lambda: str(self.best() or ""))
+        if not best:
             return {}
-        place = Path(told)
-        load_values(place, engine=self.engine)
-        state = read_state(place)
-        assert self.best_by is not None
-        value = state["measured"][self.best_by]
-        return {"best_step": state["progress"]["step"], f"best_{self.best_by}": value}
+        load_trainable_params(Path(best), engine=self.engine)
+        name = self.metric_for_best_model
+        assert name is not None
+        return {"best_step": _step_of(Path(best)), f"best_{name}": read_state(Path(best))["metrics"][name]}
+
+    def _warn_if_disk_full(self) -> None:
+        """Print once, in time, that a later checkpoint will not fit."""
+        size = sum(value.nbytes for value in self.engine.trainable_state_dict().values())
+        warning = check_disk_space(self.folder, size=3 * size)  # values and two Adam moments
+        if warning and not self._disk_warning_shown and self.engine.dist_context.is_main:
+            self._disk_warning_shown = True
+            print(f"warning: {warning}", file=sys.stderr)
 
 
-def _step(place: Path) -> int:
-    return int(place.name.rpartition("-")[2])
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -1,13 +1,13 @@
-"""Memory banks on disk, in the cache: filled once, shared by all runs and processes.
+"""Hidden-state caches on disk, computed once and shared by all runs and processes.
 
-    <cache>/hidden_states/<key>/lock            held while the bank is looked for, filled or checked
-                              /bank/index.json what it holds, and the checksums of its rows
-                              /bank/memories   h_o, (A, D), as it lies in memory
-                              /bank/queries    q_o, (E, D), float32
-                              /damaged/        what was found not to be what its index says
+    <cache>/hidden_states/<key>/lock                held while the cache is opened or computed
+                               /data/index.json     content, and the SHA-256 of the other files
+                               /data/hidden_states  h_o, (A, D), raw
+                               /data/queries        q_o, (E, D), raw float32
+                               /damaged/            a cache that did not match its index
 
-The key is a digest of all that decides a row: see `Contents`. A bank is written in a folder beside
-its own, which is renamed when it is whole.
+<key> is a hash of everything that determines the values: see `CacheKey`. A cache is written to a
+temporary folder and renamed when complete.
 """
 
 from __future__ import annotations
@@ -16,50 +16,46 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from imsm.data.tokenization import TokenizedExample
 from imsm.models.siamese.hidden_state_cache import (
+    ChunkResult,
     HiddenStateCache,
-    Piece,
     canonical_order,
     compute_hidden_states,
     hash_examples,
     row_offsets,
 )
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.files import file_lock, write_atomic
 from imsm.utils.hashing import HashingWriter, hash_file, hash_text
 from imsm.utils.paths import cache_folder
 from imsm.utils.progress import progress_bar
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from imsm.data.tokenization import TokenizedExample
-    from imsm.models.siamese.model import SiameseForCausalLM
-
-FORMAT = 1
-"""Changed whenever the same examples would give other rows, or rows in other places."""
-INDEX, MEMORIES, QUERIES = "index.json", "memories", "queries"
+FORMAT = 2
+"""Increased whenever the same examples would give other values, another row order or other files."""
+INDEX, HIDDEN_STATES, QUERIES = "index.json", "hidden_states", "queries"
 _BUFFER = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKey:
-    """What decides the rows of a bank, to the last bit.
+    """Everything that determines the bits of a cache.
 
     Args:
-        backbone: the fingerprint of its weights.
-        dtype: of the backbone.
-        attention: transformers' name of the attention's implementation; None: its choice.
-        pooling: of the query memories.
-        device: the kind that computes them ("cpu", or a GPU's name).
-        examples: the digest of their tokens (`digest_of`).
+        backbone: Hash of the backbone's weights.
+        dtype: Dtype of the backbone.
+        attention: transformers' attention implementation; None for its default.
+        pooling: Pooling of the query states.
+        device: Device that computes them: "cpu" or a GPU's name.
+        examples: Hash of the examples' tokens (`hash_examples`).
     """
 
     backbone: str
@@ -70,14 +66,18 @@ class CacheKey:
     examples: str
 
     @property
-    def key(self) -> str:
-        """The name of the bank's folder."""
-        text = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
-        return hash_text(text)[:32]
+    def folder_name(self) -> str:
+        """Return the name of the cache's folder."""
+        return hash_text(json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True))[:32]
+
+    @property
+    def path(self) -> Path:
+        """Return the folder of the complete cache, whether or not it exists."""
+        return caches_dir() / self.folder_name / "data"
 
 
-def contents_of(
-    items: Sequence[TokenizedExample],
+def make_cache_key(
+    examples: Sequence[TokenizedExample],
     *,
     backbone: str,
     dtype: str,
@@ -85,121 +85,116 @@ def contents_of(
     pooling: str,
     device: torch.device,
 ) -> CacheKey:
-    """What a bank of these examples, in any order, holds; see `Contents`."""
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """Return the key for these examples, in any order; see `CacheKey`."""
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return CacheKey(
         backbone=backbone,
         dtype=dtype,
         attention=attention,
         pooling=pooling,
-        device=kind,
-        examples=hash_examples(canonical_order(items)),
+        device=device_name,
+        examples=hash_examples(canonical_order(examples)),
     )
 
 
-def banks_folder() -> Path:
-    """Where all banks of this machine lie."""
+def caches_dir() -> Path:
+    """Return the folder of all hidden-state caches of this machine."""
     return cache_folder() / "hidden_states"
 
 
 def get_or_compute(
-    contents: CacheKey, model: SiameseForCausalLM, items: Sequence[TokenizedExample], *, pad_id: int, label: str
+    key: CacheKey, model: SiameseForCausalLM, examples: Sequence[TokenizedExample], *, pad_id: int, label: str
 ) -> Path:
-    """The bank's folder, whole and checked; filled first if it is not there or damaged.
+    """Return the folder of an intact cache, computed first if it is missing or damaged.
 
-    Other processes that want the same bank wait until it is there.
+    Other processes that need the same cache wait.
 
     Args:
-        contents: of the bank.
-        model: with the backbone; see `fill`.
-        items: the examples, in any order.
-        pad_id: the padding token.
-        label: what to call it in a list.
+        key: Key of the cache.
+        model: Any model with the backbone; see `compute_hidden_states`.
+        examples: The examples, in any order.
+        pad_id: Padding token id.
+        label: Name shown by `imsm cache list`.
 
     Raises:
-        OSError: it cannot be written.
-        UserError: the cache's folder cannot be written.
+        OSError: The cache cannot be written.
+        UserError: The cache folder cannot be written.
     """
-    place = banks_folder() / contents.key
-    with file_lock(place, wait=True):
-        bank = place / "bank"
-        if bank.exists():
-            problem = verify(bank)
-            if problem is None:
-                return bank
-            _quarantine(bank, problem)
-        unfinished = place / "filling"
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
-        unfinished.mkdir()
+    path = key.path
+    with file_lock(path.parent, wait=True):
+        if path.exists():
+            error = verify(path)
+            if error is None:
+                return path
+            _quarantine(path, error)
+        incomplete = path.with_name("incomplete")
+        shutil.rmtree(incomplete, ignore_errors=True)  # from a killed process
+        incomplete.mkdir()
         try:
-            _write(unfinished, contents, model, canonical_order(items), pad_id=pad_id, label=label)
-            unfinished.rename(bank)
+            _write(incomplete, key, model, canonical_order(examples), pad_id=pad_id, label=label)
+            incomplete.rename(path)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        return bank
+            shutil.rmtree(incomplete, ignore_errors=True)
+        return path
 
 
-def open_cache(bank: Path, items: Sequence[TokenizedExample]) -> HiddenStateCache:
-    """Map a bank that `filled_bank` gave; its rows are read from the disk when they are used.
-
-    Args:
-        bank: the folder.
-        items: the examples that it was filled with, in any order.
+def open_cache(path: Path, examples: Sequence[TokenizedExample]) -> HiddenStateCache:
+    """Memory-map a cache; ``examples`` are those it was computed for, in any order.
 
     Raises:
-        OSError: it is not there, or is no bank.
+        OSError: The cache is missing or damaged.
     """
-    index = read_index(bank)
-    count, tokens, width = (index[key] for key in ("examples", "tokens", "width"))
+    index = read_index(path)
+    num_examples, num_tokens, width = (index[name] for name in ("examples", "tokens", "width"))
     dtype = getattr(torch, index["dtype"])
-    memories = torch.from_file(str(bank / MEMORIES), size=tokens * width, dtype=dtype)
-    queries = torch.from_file(str(bank / QUERIES), size=count * width, dtype=torch.float32)
-    places = row_offsets(canonical_order(items))
-    return HiddenStateCache(places, memories.view(tokens, width), queries.view(count, width))
+    hidden_states = torch.from_file(str(path / HIDDEN_STATES), size=num_tokens * width, dtype=dtype)
+    queries = torch.from_file(str(path / QUERIES), size=num_examples * width, dtype=torch.float32)
+    offsets = row_offsets(canonical_order(examples))
+    return HiddenStateCache(offsets, hidden_states.view(num_tokens, width), queries.view(num_examples, width))
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files under a folder; 0 if it is not there."""
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files below a folder; 0 if it does not exist."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def read_index(bank: Path) -> dict[str, Any]:
-    """What a bank says of itself.
+def read_index(path: Path) -> dict[str, Any]:
+    """Return the index of a cache.
 
     Raises:
-        OSError: it cannot be read, or is damaged.
+        OSError: The index is missing or damaged.
     """
     try:
-        index: dict[str, Any] = json.loads((bank / INDEX).read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
         if not isinstance(index["sha256"], dict):
-            raise TypeError("no checksums")
+            raise TypeError("no hashes")
     except (ValueError, KeyError, TypeError) as error:
         raise OSError(f"{INDEX} is damaged ({error})") from error
     return index
 
 
-def verify(bank: Path) -> str | None:
-    """Read all of a bank; None: it is what its index says."""
+def verify(path: Path) -> str | None:
+    """Hash a cache's files; return why it is unusable, or None if it matches its index."""
     try:
-        expected = read_index(bank)["sha256"]
-        for name in (MEMORIES, QUERIES):
-            if hash_file(bank / name) != expected.get(name):
-                return f"{name} is not what was written"
+        expected = read_index(path)["sha256"]
+        for name in (HIDDEN_STATES, QUERIES):
+            if hash_file(path / name) != expected.get(name):
+                return f"{name} is damaged: its hash differs"
     except OSError as error:
         return error.strerror or str(error)
     return None
 
 
-def _quarantine(bank: Path, problem: str) -> None:
-    aside = bank.with_name("damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    bank.rename(aside)
-    print(f"warning: memory bank {bank}: {problem}; it is set aside ({aside}) and filled again", file=sys.stderr)
+def _quarantine(path: Path, error: str) -> None:
+    damaged = path.with_name("damaged")
+    shutil.rmtree(damaged, ignore_errors=True)
+    path.rename(damaged)
+    print(f"warning: hidden-state cache {path}: {error}; moved to {damaged} and computed again", file=sys.stderr)
 
 
 def _write(
     folder: Path,
-    contents: CacheKey,
+    key: CacheKey,
     model: SiameseForCausalLM,
     examples: Sequence[TokenizedExample],
     *,
@@ -207,26 +202,26 @@ def _write(
     label: str,
 ) -> None:
     shape: dict[str, Any] = {}
-    with _hashing_file(folder / MEMORIES) as memories, _hashing_file(folder / QUERIES) as queries:
+    with _hashed_file(folder / HIDDEN_STATES) as hidden_states, _hashed_file(folder / QUERIES) as queries:
 
-        def keep(piece: Piece) -> None:
-            rows, pooled = piece
-            memories.write(_raw_bytes(rows))
+        def write_chunk(chunk: ChunkResult) -> None:
+            rows, pooled = chunk
+            hidden_states.write(_raw_bytes(rows))
             queries.write(_raw_bytes(pooled))
             shape.update(width=rows.shape[1], dtype=str(rows.dtype).removeprefix("torch."))
 
-        def chunks(every: list[list[TokenizedExample]]) -> Iterator[list[TokenizedExample]]:
-            yield from progress_bar(every, total=len(every), label="memory bank", unit="chunk", keep=False)
+        def with_progress(chunks: list[list[TokenizedExample]]) -> Iterator[list[TokenizedExample]]:
+            yield from progress_bar(chunks, total=len(chunks), label="hidden-state cache", unit="chunk", keep=False)
 
-        compute_hidden_states(model, examples, pad_id=pad_id, keep=keep, chunks=chunks)
+        compute_hidden_states(model, examples, pad_id=pad_id, on_chunk=write_chunk, progress=with_progress)
     index = {
         "label": label,
-        **asdict(contents),
+        **asdict(key),
         **shape,
-        "examples_digest": contents.examples,
+        "examples_sha256": key.examples,
         "examples": len(examples),
-        "tokens": sum(len(each.answer_ids) for each in examples),
-        "sha256": {MEMORIES: memories.hexdigest(), QUERIES: queries.hexdigest()},
+        "tokens": sum(len(example.answer_ids) for example in examples),
+        "sha256": {HIDDEN_STATES: hidden_states.hexdigest(), QUERIES: queries.hexdigest()},
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
@@ -236,7 +231,7 @@ def _raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 @contextmanager
-def _hashing_file(path: Path) -> Iterator[HashingWriter]:
+def _hashed_file(path: Path) -> Iterator[HashingWriter]:
     with path.open("wb", buffering=_BUFFER) as stream:
         yield HashingWriter(stream)
         stream.flush()

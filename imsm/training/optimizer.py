@@ -1,20 +1,17 @@
-"""Optimizers and schedules, by name; the gate is a parameter group of its own."""
+"""Optimizers and LR schedulers by name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 from transformers.optimization import Adafactor
 
-if TYPE_CHECKING:
-    from torch.optim.lr_scheduler import LRScheduler
-
-    from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.model import SiameseForCausalLM
 
 
 def _adamw(groups: list[dict], weight_decay: float) -> Optimizer:
@@ -22,15 +19,15 @@ def _adamw(groups: list[dict], weight_decay: float) -> Optimizer:
 
 
 def _adafactor(groups: list[dict], weight_decay: float) -> Optimizer:
-    """At the learning rate that is asked for: no relative step, no scaling by the parameter."""
+    # use the configured learning rate: no relative step, no scaling by the parameter's norm
     return Adafactor(groups, weight_decay=weight_decay, scale_parameter=False, relative_step=False, warmup_init=False)
 
 
 OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {"adamw": _adamw, "adafactor": _adafactor}
 ELEMENTWISE = frozenset({"adamw"})
-"""Those that treat each value by itself, so that ZeRO's flat shards give what whole matrices give.
+"""Optimizers that update each element independently, so that ZeRO may flatten and shard them.
 
-The others look at rows and columns: several processes gather the gradients and all do the same.
+Others use rows and columns: every process gathers the gradients and makes the same update.
 """
 
 
@@ -42,28 +39,24 @@ def build_optimizer(
     gate_learning_rate: float | None,
     weight_decay: float,
 ) -> Optimizer:
-    """The optimizer of a model's trainable parameters, in the groups "adapter" and "gate".
+    """Return an optimizer of ``OPTIMIZERS`` with the parameter groups "adapter" and "gate".
 
-    Args:
-        model: adapter and gate are what is trainable of it.
-        name: one of ``OPTIMIZERS``.
-        learning_rate: of the adapter.
-        gate_learning_rate: of the gate; None: the same.
-        weight_decay: of both.
+    ``gate_learning_rate=None`` uses ``learning_rate`` for both groups.
     """
     gate = set(model.gate.parameters()) if model.gate is not None else set()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    rates = {"adapter": learning_rate, "gate": gate_learning_rate or learning_rate}
-    members = {"adapter": [p for p in trainable if p not in gate], "gate": [p for p in trainable if p in gate]}
     groups = [
-        {"params": members[group], "lr": rates[group], "name": group}
-        for group in ("adapter", "gate")
-        if members[group]
+        {"params": [p for p in trainable if p not in gate], "lr": learning_rate, "name": "adapter"},
+        {"params": [p for p in trainable if p in gate], "lr": gate_learning_rate or learning_rate, "name": "gate"},
     ]
-    return OPTIMIZERS[name](groups, weight_decay)
+    return OPTIMIZERS[name]([group for group in groups if group["params"]], weight_decay)
 
 
-def build_schedule(optimizer: Optimizer, *, name: str, warmup_ratio: float, steps: int) -> LRScheduler:
-    """A schedule of transformers', warming up over a share of ``steps`` optimizer steps."""
-    warmup = math.ceil(warmup_ratio * steps)
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+def build_lr_scheduler(
+    optimizer: Optimizer, *, lr_scheduler_type: str, warmup_ratio: float, num_training_steps: int
+) -> LRScheduler:
+    """Return transformers' scheduler; the warmup is a ratio of all training steps."""
+    num_warmup_steps = math.ceil(warmup_ratio * num_training_steps)
+    return get_scheduler(
+        lr_scheduler_type, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps
+    )

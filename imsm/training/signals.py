@@ -1,6 +1,6 @@
-"""Signals wait for the end of a step, so that a checkpoint is never half a step.
+"""Graceful shutdown: signals take effect at the end of a training step.
 
-Ctrl-C and SIGTERM end the training after a checkpoint; SIGUSR1 asks for a checkpoint alone.
+SIGINT and SIGTERM end training after a checkpoint; SIGUSR1 requests a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,53 +13,55 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-from imsm.distributed.worker import LAUNCHER
+from imsm.distributed.worker import LAUNCHER_PID
 
 
 class GracefulShutdown:
-    """Inside this block the first Ctrl-C (or SIGTERM) only sets ``requested``.
+    """Within this context the first SIGINT or SIGTERM only sets ``requested``.
 
-    The second one interrupts at once. SIGUSR1 sets ``save_requested``, which the loop takes back.
-    Outside the main thread nothing is changed.
+    A second one raises KeyboardInterrupt immediately. SIGUSR1 sets ``save_requested``, which the
+    training loop resets. Outside the main thread no handler is installed.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.save_requested = False
-        self._waits = True
-        self._before: dict[int, object] = {}
+        self._deferred = True
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> GracefulShutdown:
-        """Take the signals over."""
+        """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._request_save)
+                self._previous[number] = signal.signal(number, self._request)
+            self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._request_save)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
+        """Restore the previous handlers."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Inside, the first one interrupts too: what runs here is no step and may stop anywhere."""
-        self._waits = False
+        """Within this block the first signal already raises KeyboardInterrupt."""
+        self._deferred = False
         try:
             yield
         finally:
-            self._waits = True
+            self._deferred = True
 
     def _request_save(self, number: int, frame: FrameType | None) -> None:
         self.save_requested = True
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and LAUNCHER in os.environ:
-            return  # a cluster signals all processes, and the launcher passes its own on; it kills
-        waits, self.requested = self._waits and not self.requested, True
-        if not waits:
+        if self.requested and LAUNCHER_PID in os.environ:
+            # a cluster signals every process and the launcher forwards its own signal: both arrive
+            # here, so a second signal is not a second request; the launcher kills on one
+            return
+        deferred, self.requested = self._deferred and not self.requested, True
+        if not deferred:
             raise KeyboardInterrupt
-        print("\nstopping after this step (again: at once)", file=sys.stderr, flush=True)
+        print("\nstopping after this step (signal again to stop immediately)", file=sys.stderr, flush=True)

@@ -1,22 +1,18 @@
-"""One optimizer step over a global batch, whatever it is cut into and whoever does the parts."""
+"""One optimizer step over a global batch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from imsm.data.batching import collate_training, micro_batches
-from imsm.training.engines.base import NonFiniteError, PartialStepError
+from imsm.data.tokenization import TokenizedExample
+from imsm.models.adapters.base import TrainingCallbacks
+from imsm.models.siamese.hidden_state_cache import HiddenStateCache
+from imsm.training.engines.base import Engine, NonFiniteError, PartialStepError
 from imsm.utils.oom import is_out_of_memory
-
-if TYPE_CHECKING:
-    from imsm.data.tokenization import TokenizedExample
-    from imsm.models.adapters.base import TrainingCallbacks
-    from imsm.models.siamese.hidden_state_cache import HiddenStateCache
-    from imsm.training.engines.base import Engine
 
 
 def train_step(
@@ -24,88 +20,83 @@ def train_step(
     *,
     step: int,
     engine: Engine,
-    hooks: TrainingCallbacks | None,
+    callbacks: TrainingCallbacks | None,
     micro_batch_size: int,
     pad_id: int,
-    bank: HiddenStateCache | None = None,
+    hidden_state_cache: HiddenStateCache | None = None,
 ) -> dict[str, float]:
-    """One step; its loss is the mean over all answer tokens of the batch.
+    """Run one optimizer step; its loss is the mean over all answer tokens of the batch.
 
-    Each process takes its part of the batch, micro-batch by micro-batch. All run equally many
-    passes, since ZeRO's processes wait for each other; one that has nothing left runs an example
-    that does not count.
+    Each process takes its share of the batch in micro-batches. ZeRO requires the same number of
+    forwards everywhere, so a process without examples left runs one with weight zero.
 
     Args:
-        batch: the global batch, the same in every process.
-        step: its number, from 1.
-        engine: what moves the parameters.
-        hooks: the PEFT method's.
-        micro_batch_size: examples of one pass.
-        pad_id: the padding token.
-        bank: of the original's memories, if there is one.
+        batch: Global batch, the same in every process.
+        step: Step number, from 1.
+        engine: Training engine.
+        callbacks: Callbacks of the PEFT method.
+        micro_batch_size: Examples per forward.
+        pad_id: Padding token id.
+        hidden_state_cache: Hidden states of the original stream; None runs that stream.
 
     Returns:
-        What was measured over the whole batch, by name.
+        Metrics over the global batch, by name.
 
     Raises:
-        NotFiniteError: the loss or the gradients; nothing was moved.
-        HalfMovedError: memory ran out too late.
+        NonFiniteError: The loss or the gradient norm is not finite; nothing was updated.
+        PartialStepError: Out of memory while the parameters were being updated.
     """
     rates = engine.learning_rates()
-    answer_tokens = sum(len(item.answer_ids) for item in batch)
-    dist_context = engine.dist_context
-    parts = micro_batches(
-        batch, micro_batch_size=micro_batch_size, rank=dist_context.rank, processes=dist_context.size
-    )
-    loss = added = gate = apart = 0.0
+    answer_tokens = sum(len(example.answer_ids) for example in batch)
+    rank, world_size = engine.dist_context.rank, engine.dist_context.world_size
+    parts = micro_batches(batch, micro_batch_size=micro_batch_size, rank=rank, processes=world_size)
+    loss = auxiliary_loss = gate_mean = divergence = 0.0
     has_auxiliary = has_gate = has_divergence = False
     for number, micro in enumerate(parts, start=1):
-        counts = bool(micro)
-        items = micro if counts else batch[:1]
-        tensors = on_device(engine.device, items, pad_id=pad_id, bank=bank)
-        if hooks is not None:
-            types = torch.tensor([item.task_type for item in items], device=engine.device)
-            hooks.before_forward(tensors["attention_mask"], types)
-        output = engine.forward(**tensors, num_items_in_batch=answer_tokens)
-        share = output.loss
-        assert share is not None
-        loss += share.item() if counts else 0.0
-        auxiliary = hooks.auxiliary_loss() if hooks is not None else None
+        examples = micro or batch[:1]
+        inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
+        if callbacks is not None:
+            types = torch.tensor([example.task_type for example in examples], device=engine.device)
+            callbacks.before_forward(inputs["attention_mask"], types)
+        output = engine.forward(**inputs, num_items_in_batch=answer_tokens)
+        micro_loss = output.loss
+        assert micro_loss is not None
+        loss += micro_loss.item() if micro else 0.0
+        auxiliary = callbacks.auxiliary_loss() if callbacks is not None else None
         if auxiliary is not None:
             has_auxiliary = True
             auxiliary = auxiliary * (len(micro) / len(batch))
-            added += auxiliary.item()
-            share = share + auxiliary
-        engine.backward(share if counts else 0 * share, last=number == len(parts))
+            auxiliary_loss += auxiliary.item()
+            micro_loss = micro_loss + auxiliary
+        engine.backward(micro_loss if micro else 0 * micro_loss, last=number == len(parts))
         if output.gate_mean is not None:
             has_gate = True
-            part = sum(len(item.answer_ids) for item in micro) / answer_tokens
-            gate += output.gate_mean.item() * part
+            weight = sum(len(example.answer_ids) for example in micro) / answer_tokens
+            gate_mean += output.gate_mean.item() * weight
         if output.divergence is not None:
             has_divergence = True
-            apart += output.divergence.item() if counts else 0.0
-    loss, added, gate, apart = engine.all_reduce_sum([loss, added, gate, apart])
-    if not math.isfinite(loss + added):
-        raise NonFiniteError(f"the loss of step {step} is {loss + added}")
-    norm = _move(engine, hooks, step)
-    measured = {"loss": loss, "gradient_norm": norm}
-    measured |= {f"learning_rate_{group}": rate for group, rate in rates.items()}
-    measured |= {"auxiliary_loss": added} if has_auxiliary else {}
-    measured |= {"kl_to_original": apart} if has_divergence else {}
-    return measured | ({"gate_mean": gate} if has_gate else {})
+            divergence += output.divergence.item() if micro else 0.0
+    loss, auxiliary_loss, gate_mean, divergence = engine.all_reduce_sum([loss, auxiliary_loss, gate_mean, divergence])
+    if not math.isfinite(loss + auxiliary_loss):
+        raise NonFiniteError(f"the loss of step {step} is {loss + auxiliary_loss}")
+    metrics = {"loss": loss, "gradient_norm": _optimizer_step(engine, callbacks, step)}
+    metrics |= {f"learning_rate_{group}": rate for group, rate in rates.items()}
+    metrics |= {"auxiliary_loss": auxiliary_loss} if has_auxiliary else {}
+    metrics |= {"kl_to_original": divergence} if has_divergence else {}
+    return metrics | ({"gate_mean": gate_mean} if has_gate else {})
 
 
-def _move(engine: Engine, hooks: TrainingCallbacks | None, step: int) -> float:
-    """The optimizer's step between the hooks; the gradients' norm before clipping."""
-    touching = hooks is not None and hooks.needs_full_params
+def _optimizer_step(engine: Engine, callbacks: TrainingCallbacks | None, step: int) -> float:
+    """Step the optimizer between the callbacks; return the gradient norm before clipping."""
+    full_callbacks = callbacks if callbacks is not None and callbacks.needs_full_params else None
     try:
-        if hooks is not None and touching:
+        if full_callbacks is not None:
             with engine.full_grads():
-                hooks.after_backward(step)
+                full_callbacks.after_backward(step)
         norm = engine.step()
-        if hooks is not None and touching:
+        if full_callbacks is not None:
             with engine.full_params():
-                hooks.after_step(step)
+                full_callbacks.after_step(step)
     except NonFiniteError as error:
         raise NonFiniteError(f"{error} at step {step}") from error
     except RuntimeError as error:
@@ -115,10 +106,14 @@ def _move(engine: Engine, hooks: TrainingCallbacks | None, step: int) -> float:
     return norm
 
 
-def on_device(
-    device: torch.device, items: Sequence[TokenizedExample], *, pad_id: int, bank: HiddenStateCache | None
+def model_inputs(
+    device: torch.device,
+    examples: Sequence[TokenizedExample],
+    *,
+    pad_id: int,
+    hidden_state_cache: HiddenStateCache | None,
 ) -> dict[str, torch.Tensor]:
-    """What the model is given of some examples: tokens, labels and what a bank holds of them."""
-    collated = collate_training(items, pad_id=pad_id)
-    collated |= bank.inputs(items) if bank is not None else {}
-    return {name: value.to(device) for name, value in collated.items()}
+    """Return the model's inputs for some examples: tokens, labels and cached hidden states."""
+    inputs = collate_training(examples, pad_id=pad_id)
+    inputs |= hidden_state_cache.model_inputs(examples) if hidden_state_cache is not None else {}
+    return {name: value.to(device) for name, value in inputs.items()}

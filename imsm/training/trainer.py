@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps out; it knows no method and no dataset by name."""
+"""The training loop; independent of the PEFT method and the dataset."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
 from imsm.data.batching import training_order
+from imsm.data.tokenization import TokenizedExample
+from imsm.models.adapters.base import TrainingCallbacks
+from imsm.models.siamese.hidden_state_cache import HiddenStateCache
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training.checkpoint import TrainingState
-from imsm.training.engines.base import NonFiniteError, PartialStepError
+from imsm.training.checkpoint_manager import CheckpointManager
+from imsm.training.engines.base import Engine, NonFiniteError, PartialStepError
 from imsm.training.engines.single_device import peak_memory, reset_peak_memory
 from imsm.training.signals import GracefulShutdown
 from imsm.training.train_step import train_step
@@ -22,70 +27,52 @@ from imsm.utils.errors import RunError
 from imsm.utils.oom import is_out_of_memory
 from imsm.utils.progress import progress_bar
 
-if TYPE_CHECKING:
-    from pathlib import Path
+_UNCACHED_STEPS = 2
+"""First steps that run the original stream in spite of a cache.
 
-    from imsm.data.tokenization import TokenizedExample
-    from imsm.models.adapters.base import TrainingCallbacks
-    from imsm.models.siamese.hidden_state_cache import HiddenStateCache
-    from imsm.models.siamese.model import SiameseForCausalLM
-    from imsm.training.checkpoint_manager import CheckpointManager
-    from imsm.training.engines.base import Engine
-
-_STILL = 2
-"""So many first steps run the original stream though there is a bank.
-
-Until a step with a rate above 0 (the first or, after a warm-up's 0, the second) the adapter changes
-nothing: both memories are equal bit for bit, and the gate has no gradient. A bank's rounding would
-give it one, which Adam scales to a whole step in a random direction.
+Until a step with a learning rate above 0 (the first or, after a warmup's 0, the second) the
+adapter is an identity: both streams' hidden states are bit-equal and the gate has no gradient.
+The cache's rounding would give it one, which Adam scales to a full step in a random direction.
 """
-GetBank = Callable[[], "HiddenStateCache | None"]
-"""Gives the memory bank, filled; called when the first step is due that reads it."""
+GetHiddenStateCache = Callable[[], "HiddenStateCache | None"]
+"""Returns the computed cache; called before the first step that reads it."""
 Log = Callable[[int, dict[str, float]], None]
-"""Takes the step and what was measured at it."""
+"""Receives a step and its metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How examples become steps; ``batch_size`` is the global batch of one optimizer step.
+    """How examples are batched; ``group_by_length`` batches examples of similar length."""
 
-    ``group_by_length``: examples of like length share a batch (`training_order`).
-    """
-
-    epochs: int
-    batch_size: int
+    num_epochs: int
+    global_batch_size: int
     micro_batch_size: int
     seed: int
     group_by_length: bool = False
 
-    def steps(self, examples: int) -> int:
-        """Optimizer steps of the whole training; an epoch's last batch may be smaller."""
-        return self.epochs * math.ceil(examples / self.batch_size)
+    def num_steps(self, num_examples: int) -> int:
+        """Return the optimizer steps of the training; an epoch's last batch may be smaller."""
+        return self.num_epochs * math.ceil(num_examples / self.global_batch_size)
 
-    def order(self, items: Sequence[TokenizedExample]) -> list[list[int]]:
-        """The global batch of every step, as indices of the examples."""
-        lengths = [len(item.prompt_ids) + len(item.answer_ids) for item in items]
+    def batches(self, examples: Sequence[TokenizedExample]) -> list[list[int]]:
+        """Return the global batch of every step as example indices."""
+        lengths = [_num_tokens(example) for example in examples] if self.group_by_length else None
         return [
             batch
-            for epoch in range(self.epochs)
+            for epoch in range(self.num_epochs)
             for batch in training_order(
-                len(items),
-                batch_size=self.batch_size,
-                seed=self.seed,
-                epoch=epoch,
-                lengths=lengths if self.group_by_length else None,
+                len(examples), batch_size=self.global_batch_size, seed=self.seed, epoch=epoch, lengths=lengths
             )
         ]
 
 
 @dataclass(kw_only=True)
 class TrainingSummary:
-    """What training took and where it ended.
+    """Result of a training.
 
-    ``tokens`` counts all real tokens of a pass over the data, prompt and answer; seconds and
-    tokens include what an interrupted run had done up to its checkpoint, the peak of memory (the
-    largest of all processes) does not. ``memory_bank``: whether a step read one;
-    if it was filled here, the peak is of that too.
+    ``seconds`` and ``tokens`` (prompt and answer, without padding) include the steps before a
+    resume; ``peak_memory_bytes``, the maximum over processes, does not. ``hidden_state_cache``
+    is whether a step read a cache; the peak includes computing it in this process.
     """
 
     steps: int
@@ -93,178 +80,177 @@ class TrainingSummary:
     tokens: int
     final_loss: float | None
     peak_memory_bytes: int | None
-    memory_bank: bool = False
+    hidden_state_cache: bool = False
 
     def record(self) -> dict[str, float | int | None]:
-        """As `result.json` keeps it."""
+        """Return the entries of `result.json`."""
         rate = self.tokens / self.seconds if self.seconds else None
         return asdict(self) | {"tokens_per_second": rate}
 
 
 def train(
     model: SiameseForCausalLM,
-    items: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample],
     *,
     engine: Engine,
-    hooks: TrainingCallbacks | None,
-    batching: BatchPlan,
-    keeper: CheckpointManager,
+    callbacks: TrainingCallbacks | None,
+    batch_plan: BatchPlan,
+    checkpoint_manager: CheckpointManager,
     pad_id: int,
     log: Log,
-    validation: Sequence[TokenizedExample] = (),
-    bank: GetBank | None = None,
+    validation_examples: Sequence[TokenizedExample] = (),
+    get_hidden_state_cache: GetHiddenStateCache | None = None,
 ) -> TrainingSummary:
-    """Train ``model``'s adapter and gate on ``items``, from the keeper's checkpoint on.
+    """Train adapter and gate, resuming from the checkpoint manager's checkpoint.
 
     Args:
-        model: what is trained; several processes have one each.
-        items: the training examples.
-        engine: what moves the parameters.
-        hooks: the PEFT method's.
-        batching: how examples become steps.
-        keeper: of the checkpoints.
-        pad_id: the padding token.
-        log: told of every step.
-        validation: examples that are not learned; their loss is measured before each checkpoint.
-        bank: of the original's memories of all these examples; None, or if it gives none: the
-            original stream runs, as it does in the first two steps. Filling it is no part of the
-            seconds that training took.
+        model: The model that ``engine`` wraps.
+        examples: Training examples.
+        engine: Training engine.
+        callbacks: Callbacks of the PEFT method.
+        batch_plan: How examples are batched.
+        checkpoint_manager: Restores and saves checkpoints.
+        pad_id: Padding token id.
+        log: Called after every step.
+        validation_examples: Examples whose loss is measured at every `save_steps` and at the end.
+        get_hidden_state_cache: Returns the original stream's hidden states of all examples, or
+            None to run that stream. The first two steps run it always. The time that the call
+            takes is not counted as training time.
 
     Raises:
-        RunError: the loss or a gradient is not finite, or memory does not suffice; the last good
-            state is kept.
-        KeyboardInterrupt: after a checkpoint of all finished steps was written.
+        RunError: The loss or a gradient is not finite, or memory ran out; the last good state is
+            saved.
+        KeyboardInterrupt: After a signal, when all finished steps are saved.
     """
-    order = batching.order(items)
-    rank, seed = engine.dist_context.rank, batching.seed
-    torch.manual_seed(hash((seed, rank)) if rank else seed)  # dropout; a checkpoint brings its own
-    so_far = before = keeper.restore(steps=len(order))
+    batches = batch_plan.batches(examples)
+    rank, seed = engine.dist_context.rank, batch_plan.seed
+    torch.manual_seed(hash((seed, rank)) if rank else seed)  # for dropout; a checkpoint restores its own
+    state = initial = checkpoint_manager.restore(total_steps=len(batches))
     reset_peak_memory(engine.device)
-    started = time.monotonic()
-    read: HiddenStateCache | None = None
+    cache: HiddenStateCache | None = None
     model.train()
+    started = time.monotonic()
     with (
-        GracefulShutdown() as interrupt,
+        GracefulShutdown() as shutdown,
         progress_bar(
-            order[before.step :],
-            total=len(order),
-            done=before.step,
+            batches[initial.step :],
+            total=len(batches),
+            done=initial.step,
             label="training",
             unit="step",
             shown=engine.dist_context.is_main,
-        ) as steps,
+        ) as remaining,
     ):
-        for step, indices in enumerate(steps, start=before.step + 1):
-            batch = [items[index] for index in indices]
-            if bank is not None and step > _STILL:
-                asked = time.monotonic()
-                read = _asked(bank, interrupt, keeper, so_far)
-                started += time.monotonic() - asked
-            with _explained(keeper, so_far, micro_batch_size=batching.micro_batch_size):
-                measured = train_step(
+        for step, indices in enumerate(remaining, start=initial.step + 1):
+            batch = [examples[index] for index in indices]
+            if get_hidden_state_cache is not None and step > _UNCACHED_STEPS:
+                called = time.monotonic()
+                cache = _get_cache(get_hidden_state_cache, shutdown, checkpoint_manager, state)
+                started += time.monotonic() - called
+            with _step_errors(checkpoint_manager, state, micro_batch_size=batch_plan.micro_batch_size):
+                metrics = train_step(
                     batch,
                     step=step,
                     engine=engine,
-                    hooks=hooks,
-                    micro_batch_size=batching.micro_batch_size,
+                    callbacks=callbacks,
+                    micro_batch_size=batch_plan.micro_batch_size,
                     pad_id=pad_id,
-                    bank=read,
+                    hidden_state_cache=cache,
                 )
-            so_far = TrainingState(
+            state = TrainingState(
                 step=step,
-                seconds=before.seconds + time.monotonic() - started,
-                tokens=so_far.tokens + sum(len(i.prompt_ids) + len(i.answer_ids) for i in batch),
-                loss=measured["loss"],
+                seconds=initial.seconds + time.monotonic() - started,
+                tokens=state.tokens + sum(map(_num_tokens, batch)),
+                loss=metrics["loss"],
             )
-            speed = (so_far.tokens - before.tokens) / (so_far.seconds - before.seconds)
-            measured["tokens_per_second"] = speed
-            shown = f"loss {measured['loss']:.3f}, {speed:,.0f} tokens/s"
-            steps.set_postfix_str(shown, refresh=False)
-            due = keeper.is_save_step(step) or step == len(order)  # alike in every process
-            if due and validation:
-                found = validation_loss(
+            speed = (state.tokens - initial.tokens) / (state.seconds - initial.seconds)
+            metrics["tokens_per_second"] = speed
+            remaining.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            save_step = checkpoint_manager.is_save_step(step) or step == len(batches)
+            if save_step and validation_examples:
+                metrics["validation_loss"] = validation_loss(
                     model,
-                    validation,
+                    validation_examples,
                     engine=engine,
-                    micro_batch_size=batching.micro_batch_size,
+                    micro_batch_size=batch_plan.micro_batch_size,
                     pad_id=pad_id,
-                    bank=read,
+                    hidden_state_cache=cache,
                 )
-                measured["validation_loss"] = found
-            log(step, measured)
-            # one process may have had a signal, or think that it is time, before another
-            wanted = due or keeper.is_save_time() or interrupt.save_requested
-            stop, save = engine.all_reduce_sum([interrupt.requested, wanted])
+            log(step, metrics)
+            # signals and clocks differ between processes: stop or save if any process wants to
+            save = save_step or checkpoint_manager.is_save_time() or shutdown.save_requested
+            stop, save = map(bool, engine.all_reduce_sum([shutdown.requested, save]))
             if stop or save:
-                keeper.save(so_far, measured)
-                interrupt.save_requested = False
+                checkpoint_manager.save(state, metrics)
+                shutdown.save_requested = False
             if stop:
                 raise KeyboardInterrupt
-        if engine.all_reduce_sum([interrupt.requested])[0]:  # after the last step's checkpoint
+        # a signal during the last checkpoint
+        if engine.all_reduce_sum([shutdown.requested])[0]:
             raise KeyboardInterrupt
     model.eval()
     peaks = [int(text) for text in engine.dist_context.all_gather(str(peak_memory(engine.device) or 0))]
     return TrainingSummary(
-        steps=so_far.step,
-        seconds=so_far.seconds,
-        tokens=so_far.tokens,
-        final_loss=so_far.loss,
+        steps=state.step,
+        seconds=state.seconds,
+        tokens=state.tokens,
+        final_loss=state.loss,
         peak_memory_bytes=max(peaks) or None,
-        memory_bank=read is not None,
+        hidden_state_cache=cache is not None,
     )
 
 
-def _asked(
-    bank: GetBank, interrupt: GracefulShutdown, keeper: CheckpointManager, so_far: TrainingState
-) -> HiddenStateCache | None:
-    """The bank; who interrupts while it is filled need not wait for that.
+def _num_tokens(example: TokenizedExample) -> int:
+    return len(example.prompt_ids) + len(example.answer_ids)
 
-    Several processes have it filled before they train: what one of them did alone, the others would
-    wait for.
+
+def _get_cache(
+    get_hidden_state_cache: GetHiddenStateCache,
+    shutdown: GracefulShutdown,
+    checkpoint_manager: CheckpointManager,
+    state: TrainingState,
+) -> HiddenStateCache | None:
+    """Return the cache; a signal interrupts its computation in a single process.
+
+    With several processes it is computed before training: others would wait for the one here.
     """
-    if keeper.engine.dist_context.size > 1:
-        return bank()
+    if checkpoint_manager.engine.dist_context.world_size > 1:
+        return get_hidden_state_cache()
     try:
-        with interrupt.immediate():
-            return bank()
+        with shutdown.immediate():
+            return get_hidden_state_cache()
     except KeyboardInterrupt:
-        keeper.save_if_finite(so_far)
+        checkpoint_manager.save_if_finite(state)
         raise
 
 
 @contextmanager
-def _explained(keeper: CheckpointManager, so_far: TrainingState, *, micro_batch_size: int) -> Iterator[None]:
-    """What ends a step becomes one line with what to do; what was learned before it is kept."""
+def _step_errors(
+    checkpoint_manager: CheckpointManager, state: TrainingState, *, micro_batch_size: int
+) -> Iterator[None]:
+    """Turn a failed step into a RunError with a fix, after saving ``state`` where it is intact."""
     try:
         yield
     except NonFiniteError as error:
-        raise RunError(_stopped(error, keeper, so_far)) from error
+        newest = checkpoint_manager.save_if_finite(state)
+        saved = f"the last good checkpoint is {newest}" if newest else "no step was finished before it"
+        raise RunError(
+            f"{error}: training stopped, {saved}. Try a lower trainer.learning_rate, "
+            "trainer.max_grad_norm=1.0 or backbone.dtype=float32"
+        ) from error
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        alone = keeper.engine.dist_context.size == 1  # others do not know, and wait
-        whole = alone and not isinstance(error, PartialStepError)
-        newest = keeper.save_if_finite(so_far) if whole else keeper.newest()
-        told = _too_much(micro_batch_size, step=so_far.step + 1, newest=newest)
-        raise RunError(told) from error
+        # saving is collective: other processes may still be in the step
+        single_process = checkpoint_manager.engine.dist_context.world_size == 1
+        intact = single_process and not isinstance(error, PartialStepError)
+        newest = checkpoint_manager.save_if_finite(state) if intact else checkpoint_manager.newest()
+        raise RunError(_out_of_memory(micro_batch_size, step=state.step + 1, newest=newest)) from error
 
 
-def _stopped(error: NonFiniteError, keeper: CheckpointManager, so_far: TrainingState) -> str:
-    """What to say when a value is not finite, having saved the last good state if it is good."""
-    newest = keeper.save_if_finite(so_far)
-    place = f"the last good checkpoint is {newest}" if newest else "no step was finished before it"
-    return (
-        f"{error}: training stopped, {place}. Try a lower trainer.learning_rate, "
-        "trainer.max_grad_norm=1.0 or backbone.dtype=float32"
-    )
-
-
-def _too_much(micro_batch_size: int, *, step: int, newest: Path | None) -> str:
-    """What to say when memory does not suffice for a step."""
-    smaller = f"trainer.micro_batch_size={micro_batch_size // 2}" if micro_batch_size > 1 else None
-    ways = [smaller, "trainer.gradient_checkpointing=true", "backbone.dtype=bfloat16"]
-    kept = f"; the last checkpoint is {newest}" if newest else ""
-    return (
-        f"out of memory at step {step} with {micro_batch_size} examples in a pass: try "
-        f"{', '.join(way for way in ways if way)}{kept}"
-    )
+def _out_of_memory(micro_batch_size: int, *, step: int, newest: Path | None) -> str:
+    fixes = ["trainer.gradient_checkpointing=true", "backbone.dtype=bfloat16"]
+    if micro_batch_size > 1:
+        fixes.insert(0, f"trainer.micro_batch_size={micro_batch_size // 2}")
+    saved = f"; the last checkpoint is {newest}" if newest else ""
+    return f"out of memory at step {step} with micro_batch_size={micro_batch_size}: try {', '.join(fixes)}{saved}"

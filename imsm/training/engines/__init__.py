@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Training engines: plain torch on one device, DeepSpeed ZeRO on several."""

@@ -1,81 +1,79 @@
-"""What an engine is: the place where a loss becomes a step, on one process or on many."""
+"""The Engine protocol: backward, optimizer step and state, on one process or several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import torch
 
 from imsm.distributed.context import DistributedContext
-
-if TYPE_CHECKING:
-    import torch
-
-    from imsm.models.siamese.model import SiameseOutput
+from imsm.models.siamese.model import SiameseOutput
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient norm that is NaN or infinite; nothing was moved."""
+    """A loss or gradient norm is NaN or infinite; no parameter was changed."""
 
 
 class PartialStepError(RuntimeError):
-    """Memory ran out while the parameters moved: they are those of no step."""
+    """Out of memory during the optimizer step; the parameters may be partly updated."""
 
 
 class Engine(Protocol):
-    """The training loop's view of its surroundings; every process calls it alike.
+    """What the training loop needs; every process must make the same calls in the same order.
 
-    A step is: ``forward`` and ``backward`` for each micro-batch, then ``step`` once. Gradients are
-    whole between them inside ``gradients``, the trainables are whole inside ``values``, wherever
-    they lie otherwise.
+    One step is ``forward`` and ``backward`` for each micro-batch, then ``step`` once. In between,
+    gradients are unsharded inside ``full_grads`` and parameters inside ``full_params``.
     """
 
     device: torch.device
     dist_context: DistributedContext
 
     def forward(self, **inputs: Any) -> SiameseOutput:
-        """The model's own pass."""
+        """Run the model's forward."""
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradients of a micro-batch's share of the loss; ``last`` of the step."""
+        """Accumulate gradients; ``last`` marks the step's last micro-batch."""
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over all processes."""
+        """Return each value summed over all processes."""
 
     def full_grads(self) -> AbstractContextManager[None]:
-        """Inside, every trainable's ``grad`` is the step's, summed over processes and clipped.
+        """Inside, every trainable's ``grad`` is the step's reduced and clipped gradient.
 
         Raises:
-            NotFiniteError: their norm is not finite.
+            NonFiniteError: The gradient norm is not finite.
         """
 
     def step(self) -> float:
-        """Clip, move the parameters, advance the schedule, forget the gradients.
+        """Clip, update the parameters, step the LR scheduler and clear the gradients.
 
         Returns:
-            The gradients' norm before clipping.
+            The gradient norm before clipping.
 
         Raises:
-            NotFiniteError: that norm is not finite.
+            NonFiniteError: The gradient norm is not finite.
         """
 
     def full_params(self) -> AbstractContextManager[None]:
-        """Inside, every trainable has its values; what all processes change alike is kept."""
+        """Inside, every trainable is unsharded; changes made in all processes persist."""
 
     def learning_rates(self) -> dict[str, float]:
-        """The learning rates of the step to come, by parameter group ("adapter", "gate")."""
+        """Return the next step's learning rate per parameter group ("adapter", "gate")."""
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
-        """The trainable parameters by name, whole, on the CPU."""
+        """Return the unsharded trainable parameters by name, on the CPU."""
 
-    def load_trainables(self, values: dict[str, torch.Tensor]) -> None:
-        """Go on from what ``trainables`` returned."""
+    def load_trainable_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Load what ``trainable_state_dict`` returned."""
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Optimizer and schedule: tensors as "<parameter>.<name>", and what JSON can hold.
+    def optimizer_state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return optimizer and LR scheduler state, unsharded and independent of the engine.
 
-        They are whole, so that any other engine can go on from them.
+        Returns:
+            Tensors as "<parameter>.<key>", and values that JSON can hold.
         """
 
-    def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
-        """Go on from what ``state`` returned."""
+    def load_optimizer_state_dict(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Load what ``optimizer_state_dict`` of any engine returned."""

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, every number of it decided here; `mode=plan` shows it."""
+"""The DeepSpeed configuration of a run; `mode=plan` prints it."""
 
 from __future__ import annotations
 
@@ -9,62 +9,62 @@ def deepspeed_config(
     *,
     stage: int,
     offload: bool,
-    pinned: bool,
+    pin_memory: bool,
     micro_batch_size: int,
-    accumulation: int,
-    clip_norm: float | None,
-    largest: int,
-    trainable: int,
-    bucket_elements: int,
-    prefetch_elements: int,
-    live_elements: int,
+    gradient_accumulation_steps: int,
+    max_grad_norm: float | None,
+    largest_param: int,
+    num_trainable: int,
+    reduce_bucket_size: int,
+    prefetch_bucket_size: int,
+    max_live_parameters: int,
 ) -> dict[str, Any]:
-    """The dictionary that `deepspeed.initialize` takes.
+    """Return the dictionary for `deepspeed.initialize`.
 
-    bf16 and fp16 are off: they would cast adapter and gate too, which stay in float32. Stage 3
-    shares out the frozen weights; a trainable parameter stays whole in every process (the
-    persistence threshold is the largest one's size), its gradient and optimizer state are shared.
+    bf16 and fp16 are off: they would also cast adapter and gate, which stay in float32. Stage 3
+    shards the frozen weights; trainable parameters stay replicated (the persistence threshold is
+    the size of the largest one), and only their gradients and optimizer state are sharded.
 
     Args:
-        stage: of ZeRO, 1 to 3.
-        offload: keep optimizer state, and in stage 3 the shared weights, in the CPU's memory.
-        pinned: in memory that a GPU can read.
-        micro_batch_size: examples of one pass of one process.
-        accumulation: passes of one process in a full step.
-        clip_norm: of the gradients; None: no clipping.
-        largest: values of the largest trainable parameter.
-        trainable: values of all of them.
-        bucket_elements: values sent at once, at most.
-        prefetch_elements: values that stage 3 gathers ahead.
-        live_elements: gathered values that stage 3 keeps at most.
+        stage: ZeRO stage, 1 to 3.
+        offload: Keep optimizer state, and in stage 3 the sharded weights, in CPU memory.
+        pin_memory: Page-lock the offloaded memory.
+        micro_batch_size: Examples per forward per process.
+        gradient_accumulation_steps: Forwards per process in a full optimizer step.
+        max_grad_norm: Gradient clipping; None disables it.
+        largest_param: Elements of the largest trainable parameter.
+        num_trainable: Elements of all trainable parameters.
+        reduce_bucket_size: Most elements per communication.
+        prefetch_bucket_size: Elements that stage 3 gathers ahead.
+        max_live_parameters: Most gathered elements that stage 3 keeps.
     """
-    bucket = max(largest, min(trainable, bucket_elements))
+    bucket_size = max(largest_param, min(num_trainable, reduce_bucket_size))
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": False,  # with it a loss can be 0 right after a checkpoint
+        "overlap_comm": False,  # if True, the loss can be 0 right after a checkpoint
         "reduce_scatter": True,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
+        "reduce_bucket_size": bucket_size,
+        "allgather_bucket_size": bucket_size,
         "round_robin_gradients": False,
     }
-    place = {"device": "cpu", "pin_memory": pinned}
+    cpu_offload = {"device": "cpu", "pin_memory": pin_memory}
     if offload:
-        zero["offload_optimizer"] = dict(place)
+        zero["offload_optimizer"] = dict(cpu_offload)
     if stage == 3:
         zero |= {
-            "stage3_param_persistence_threshold": largest,
-            "stage3_prefetch_bucket_size": prefetch_elements,
-            "stage3_max_live_parameters": live_elements,
-            "stage3_max_reuse_distance": live_elements,
-            "sub_group_size": live_elements,
+            "stage3_param_persistence_threshold": largest_param,
+            "stage3_prefetch_bucket_size": prefetch_bucket_size,
+            "stage3_max_live_parameters": max_live_parameters,
+            "stage3_max_reuse_distance": max_live_parameters,
+            "sub_group_size": max_live_parameters,
         }
         if offload:
-            zero["offload_param"] = dict(place)
+            zero["offload_param"] = dict(cpu_offload)
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": 0.0 if clip_norm is None else clip_norm,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "gradient_clipping": 0.0 if max_grad_norm is None else max_grad_norm,
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -1,61 +1,60 @@
-"""An optimizer's state by the names of the parameters, so that any engine can go on from it."""
+"""Optimizer state keyed by parameter name, so that any engine can load it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
-
-Names = Mapping[torch.Tensor, str]
-"""A parameter's name in the model."""
+ParamNames = Mapping[torch.Tensor, str]
+"""Parameter -> its name in the model."""
 
 
-def named_state(optimizer: Optimizer, names: Names) -> dict[str, Any]:
-    """What the optimizer keeps of each parameter, as "<parameter>.<key>"."""
-    return {
+def param_state_dict(optimizer: Optimizer, names: ParamNames) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the per-parameter state as "<parameter>.<key>": CPU tensors, and other values."""
+    state = {
         f"{names[parameter]}.{key}": value
-        for parameter, kept in optimizer.state.items()
-        for key, value in kept.items()
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
     }
+    tensors = {key: value.detach().cpu() for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return tensors, {key: value for key, value in state.items() if key not in tensors}
 
 
-def load_named_state(optimizer: Optimizer, names: Names, values: Mapping[str, Any]) -> None:
-    """Put what `named_state` returned into an optimizer over the same parameters.
-
-    Tensors are copied to where the parameter lies (a step count stays where it is).
-    """
-    kept: dict[str, dict[str, Any]] = {}
-    for full, value in values.items():
-        name, _, key = full.rpartition(".")
-        kept.setdefault(name, {})[key] = value
-    for parameter in _parameters(optimizer):
-        for key, value in kept.get(names[parameter], {}).items():
-            if isinstance(value, torch.Tensor):
-                place = value.device if value.ndim == 0 else parameter.device
-                value = value.to(place, copy=True)
-            optimizer.state[parameter][key] = value
+def load_param_state_dict(optimizer: Optimizer, names: ParamNames, state: Mapping[str, Any]) -> None:
+    """Load `param_state_dict` into an optimizer over parameters of the same names."""
+    by_param: dict[str, dict[str, Any]] = {}
+    for full_key, value in state.items():
+        name, _, key = full_key.rpartition(".")
+        by_param.setdefault(name, {})[key] = value
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in by_param.get(names[parameter], {}).items():
+                if isinstance(value, torch.Tensor):
+                    # torch keeps the step count, a scalar, on the CPU
+                    value = value.to(value.device if value.ndim == 0 else parameter.device, copy=True)
+                optimizer.state[parameter][key] = value
 
 
-def plain_state(optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
-    """Each group's settings and the schedule, as JSON can hold them."""
+def schedule_state_dict(optimizer: Optimizer, lr_scheduler: LRScheduler) -> dict[str, Any]:
+    """Return the options of each parameter group and the LR scheduler's state, as JSON values."""
     groups = {
         group["name"]: {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     }
-    return {"groups": groups, "schedule": schedule.state_dict()}
+    return {"groups": groups, "schedule": lr_scheduler.state_dict()}
 
 
-def load_plain_state(optimizer: Optimizer, schedule: LRScheduler, state: Mapping[str, Any]) -> None:
-    """Put what `plain_state` returned back."""
+def load_schedule_state_dict(optimizer: Optimizer, lr_scheduler: LRScheduler, state: Mapping[str, Any]) -> None:
+    """Load what `schedule_state_dict` returned."""
     for group in optimizer.param_groups:
         group.update(state["groups"][group["name"]])
-    schedule.load_state_dict(state["schedule"])
+    lr_scheduler.load_state_dict(state["schedule"])
 
 
-def _parameters(optimizer: Optimizer) -> Iterable[torch.Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return the current learning rate of each parameter group by name."""
+    return {group["name"]: float(group["lr"]) for group in optimizer.param_groups}

@@ -1,4 +1,4 @@
-"""The engine of one process on one device: plain torch."""
+"""Single-process engine: plain torch on one device."""
 
 from __future__ import annotations
 
@@ -8,36 +8,39 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from imsm.distributed.context import DistributedContext
+from imsm.models.siamese.model import SiameseForCausalLM, SiameseOutput
 from imsm.training.engines.base import NonFiniteError
-from imsm.training.engines.optimizer_state import load_named_state, load_plain_state, named_state, plain_state
+from imsm.training.engines.optimizer_state import (
+    learning_rates,
+    load_param_state_dict,
+    load_schedule_state_dict,
+    param_state_dict,
+    schedule_state_dict,
+)
 from imsm.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from torch.optim.lr_scheduler import LRScheduler
-
-    from imsm.models.siamese.model import SiameseForCausalLM, SiameseOutput
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure: what was the peak before does not count (a sweep's earlier members)."""
+    """Reset the peak that `peak_memory` reports; a sweep trains several runs in one process."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is in use now
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current usage
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes at the peak since the reset: of the GPU's allocator, or of the process on a CPU.
+    """Return the peak bytes since the reset, of the GPU allocator or of the process on a CPU.
 
-    A process's memory is known on Linux alone; elsewhere None.
+    None on a CPU outside Linux.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -50,113 +53,103 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that ``name`` ("auto", "cpu", "cuda") stands for on this machine.
+    """Return the device for ``name`` ("auto", "cpu" or "cuda").
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: "cuda" without a visible GPU.
     """
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
     if name == "cuda" and not available:
-        raise UserError("engine.device=cuda: torch sees no GPU here; use engine.device=auto or cpu")
+        raise UserError("engine.device=cuda: torch sees no GPU; use engine.device=auto or cpu")
     return torch.device(name)
 
 
 class SingleDeviceEngine:
-    """See `imsm.training.engines.base.Engine`.
-
-    Args:
-        model: what is trained.
-        optimizer: of its trainable parameters.
-        schedule: of the optimizer.
-        clip_norm: of the gradients; None: no clipping.
-        device: where the model is.
-    """
+    """See `imsm.training.engines.base.Engine`; ``max_grad_norm=None`` disables clipping."""
 
     def __init__(
         self,
         model: SiameseForCausalLM,
         *,
         optimizer: Optimizer,
-        schedule: LRScheduler,
-        clip_norm: float | None,
+        lr_scheduler: LRScheduler,
+        max_grad_norm: float | None,
         device: torch.device,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.schedule = schedule
-        self.clip_norm = clip_norm
+        self.lr_scheduler = lr_scheduler
+        self.max_grad_norm = max_grad_norm
         self.device = device
         self.dist_context = DistributedContext()
         self._names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        self._norm: float | None = None
+        self._grad_norm: float | None = None
+        """Of the current step; None until its gradients are clipped."""
 
     def forward(self, **inputs: Any) -> SiameseOutput:
-        """The model's own pass."""
+        """Run the model's forward."""
         output: SiameseOutput = self.model(**inputs)
         return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradients of a micro-batch's share of the loss."""
+        """Accumulate gradients."""
         loss.backward()
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """The values as they are: there is no other process."""
+        """Return the values unchanged."""
         return list(values)
 
     @contextmanager
     def full_grads(self) -> Iterator[None]:
-        """Clipped gradients; the parameters have them anyway."""
+        """Clip the gradients."""
         self._clip()
         yield
 
     def step(self) -> float:
-        """Clip unless that is done, move the parameters, advance the schedule."""
+        """Clip once per step, update the parameters, step the LR scheduler."""
         norm = self._clip()
         self.optimizer.step()
-        self.schedule.step()
+        self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._norm = None
+        self._grad_norm = None
         return norm
 
     @contextmanager
     def full_params(self) -> Iterator[None]:
-        """The parameters have their values anyway."""
+        """Do nothing: the parameters are never sharded."""
         yield
 
     def learning_rates(self) -> dict[str, float]:
-        """The learning rates of the step to come, by parameter group."""
-        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+        """Return the next step's learning rate per parameter group."""
+        return learning_rates(self.optimizer)
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
-        """The trainable parameters by name, on the CPU."""
+        """Return the trainable parameters by name, on the CPU."""
         return {name: p.detach().cpu().contiguous() for p, name in self._names.items()}
 
-    def load_trainables(self, values: dict[str, torch.Tensor]) -> None:
-        """Go on from what ``trainables`` returned."""
+    def load_trainable_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Load what ``trainable_state_dict`` returned."""
         with torch.no_grad():
             for parameter, name in self._names.items():
-                parameter.copy_(values[name])
+                parameter.copy_(state_dict[name])
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Optimizer and schedule."""
-        kept = named_state(self.optimizer, self._names)
-        tensors = {key: v.detach().cpu() for key, v in kept.items() if isinstance(v, torch.Tensor)}
-        plain = {key: value for key, value in kept.items() if key not in tensors}
-        return tensors, {"plain": plain} | plain_state(self.optimizer, self.schedule)
+    def optimizer_state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return optimizer and LR scheduler state."""
+        tensors, plain = param_state_dict(self.optimizer, self._names)
+        return tensors, {"plain": plain} | schedule_state_dict(self.optimizer, self.lr_scheduler)
 
-    def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
-        """Go on from what ``state`` returned."""
-        load_named_state(self.optimizer, self._names, {**tensors, **rest["plain"]})
-        load_plain_state(self.optimizer, self.schedule, rest)
+    def load_optimizer_state_dict(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Load what ``optimizer_state_dict`` returned."""
+        load_param_state_dict(self.optimizer, self._names, {**tensors, **values["plain"]})
+        load_schedule_state_dict(self.optimizer, self.lr_scheduler, values)
 
     def _clip(self) -> float:
-        if self._norm is None:
-            limit = self.clip_norm if self.clip_norm is not None else math.inf
-            self._norm = float(torch.nn.utils.clip_grad_norm_(list(self._names), limit))
-        norm, finite = self._norm, math.isfinite(self._norm)
-        if not finite:
-            self._norm = None
-            raise NonFiniteError(f"the gradient norm is {norm}")
-        return norm
+        if self._grad_norm is None:
+            limit = self.max_grad_norm if self.max_grad_norm is not None else math.inf
+            norm = float(torch.nn.utils.clip_grad_norm_(list(self._names), limit))
+            if not math.isfinite(norm):
+                raise NonFiniteError(f"the gradient norm is {norm}")
+            self._grad_norm = norm
+        return self._grad_norm
