@@ -144,7 +144,7 @@ def load_eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dic
             closed_vocabulary=config.backbone.closed_vocabulary,
             chat=config.data.chat_template,
         )
-        _warn(f"{name} (test)", eval_sets[name].report.warning())
+        _warn(f"{name} (test)", eval_sets[name].tokenization_stats.warning())
         # score the references once, so that an unsupported one is found before training
         golds = [example.golds for example in eval_sets[name].examples]
         metrics = [config.metrics.get(metric, metric) for metric in eval_sets[name].task.metrics]
@@ -152,12 +152,8 @@ def load_eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dic
     return eval_sets
 
 
-def _load(
-    task: Task, role: Role, *, source: DataSource, prompts: Prompts, limit: int | None = None
-) -> list[Example]:
-    return load_examples(
-        task, role, source=source, prompts=prompts, limit=limit
-    )
+def _load(task: Task, role: Role, *, source: DataSource, prompts: Prompts, limit: int | None = None) -> list[Example]:
+    return load_examples(task, role, source=source, prompts=prompts, limit=limit)
 
 
 def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Example]:

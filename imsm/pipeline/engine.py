@@ -1,4 +1,4 @@
-"""Which engine trains a run, on which device, and how a batch is shared out."""
+"""Build the training engine of a run; choose its processes, device and micro-batch size."""
 
 from __future__ import annotations
 
@@ -9,65 +9,65 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imsm.distributed.multi_node import processes_by_hostfile
+from imsm.config.schema import RunConfig
+from imsm.distributed.multi_node import slots_per_node
+from imsm.distributed.process_group import init_process_group
 from imsm.distributed.topology import Topology, resolve_topology
 from imsm.training.engines.deepspeed_config import deepspeed_config
 from imsm.training.engines.single_device import SingleDeviceEngine, choose_device
-from imsm.training.optimizer import ELEMENTWISE, build_optimizer, build_schedule
+from imsm.training.optimizer import ELEMENTWISE, build_lr_scheduler, build_optimizer
 from imsm.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from imsm.config.schema import RunConfig
     from imsm.distributed.context import DistributedContext
-    from imsm.distributed.topology import Topology
     from imsm.models.siamese.model import SiameseForCausalLM
     from imsm.training.engines.base import Engine
 
 
 def topology_of(config: RunConfig, *, gpus: int, joined: int | None = None, elsewhere: bool = False) -> Topology:
-    """The processes that a run's engine means.
+    """Return the processes that a run's engine needs.
 
     Args:
-        config: the run's.
-        gpus: visible on this machine.
-        joined: how many processes there are already; None: this one is not one of a group.
-        elsewhere: whether it is about other machines, which have the GPUs that the run asks for.
+        config: Run configuration.
+        gpus: Number of GPUs visible on this machine.
+        joined: Number of processes already started (torchrun, srun); None outside a group.
+        elsewhere: Assume that the run's machines have the GPUs it requests; set for plans.
 
     Raises:
-        UserError: more processes than engine, GPUs or hostfile allow, or not as many as there are.
+        UserError: Engine, GPUs or hostfile do not allow the number of processes.
     """
     engine = config.engine
-    asked = engine.nproc_per_node
+    processes = engine.nproc_per_node
     if joined is None and engine.nnodes > 1:
         elsewhere = True
         if engine.hostfile is not None:
-            asked = processes_by_hostfile(engine.hostfile, nodes=engine.nnodes, processes=asked)
-        elif asked is None and not gpus and engine.device != "cpu":
+            processes = slots_per_node(engine.hostfile, nnodes=engine.nnodes, nproc_per_node=processes)
+        elif processes is None and not gpus and engine.device != "cpu":
             raise UserError(
-                f"engine.nnodes={engine.nnodes}: no GPU is visible here to count; give "
-                "engine.nproc_per_node=..., the GPUs of a node, as well"
+                f"engine.nnodes={engine.nnodes}: no GPU is visible on this machine to count; also set "
+                "engine.nproc_per_node=... to the number of GPUs per node"
             )
-    if joined is not None and asked is not None and asked * engine.nnodes != joined:
+    if joined is not None and processes is not None and processes * engine.nnodes != joined:
         raise UserError(
-            f"engine.nproc_per_node={asked}, engine.nnodes={engine.nnodes}: {joined} processes were "
-            "started; start as many, or leave both out"
+            f"engine.nproc_per_node={processes}, engine.nnodes={engine.nnodes}: {joined} processes were started; "
+            "start the same number, or leave both keys out"
         )
-    if joined is None and elsewhere and (asked is not None or engine.device == "cuda"):
-        gpus = max(gpus, asked or 1)
+    if joined is None and elsewhere and (processes is not None or engine.device == "cuda"):
+        gpus = max(gpus, processes or 1)
     return resolve_topology(
         name=engine.name,
         stage=engine.stage,
         offload=engine.offload,
         device=engine.device,
-        processes=asked,
-        nodes=engine.nnodes,
-        gpus=gpus,
-        joined=joined,
+        nproc_per_node=processes,
+        nnodes=engine.nnodes,
+        num_gpus=gpus,
+        world_size=joined,
     )
 
 
 def local_device(config: RunConfig, dist_context: DistributedContext) -> torch.device:
-    """Where a process works: its own GPU, or the CPU."""
+    """Return the device of this process."""
     device = choose_device(config.engine.device)
     if device.type == "cuda" and dist_context.store is not None:
         device = torch.device("cuda", dist_context.local_rank)
@@ -76,29 +76,29 @@ def local_device(config: RunConfig, dist_context: DistributedContext) -> torch.d
 
 
 def micro_batch_size(config: RunConfig, *, processes: int) -> int:
-    """Examples of one pass of one process."""
+    """Return the number of examples in one forward pass of one process."""
     recipe = config.trainer
-    share = math.ceil(recipe.global_batch_size / processes)
-    return min(recipe.micro_batch_size or share, share)
+    per_process = math.ceil(recipe.global_batch_size / processes)
+    return min(recipe.micro_batch_size or per_process, per_process)
 
 
-def engine_settings(config: RunConfig, model: SiameseForCausalLM, *, layout: Topology) -> dict[str, Any]:
-    """DeepSpeed's configuration for a run; `mode=plan` shows it."""
+def engine_settings(config: RunConfig, model: SiameseForCausalLM, *, topology: Topology) -> dict[str, Any]:
+    """Return the DeepSpeed configuration of a run."""
     recipe, engine = config.trainer, config.engine
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
-    micro = micro_batch_size(config, processes=layout.size)
+    micro_batch = micro_batch_size(config, processes=topology.world_size)
     return deepspeed_config(
-        stage=layout.stage,
-        offload=layout.offload,
-        pinned=layout.device == "cuda",
-        micro_batch_size=micro,
-        accumulation=math.ceil(recipe.global_batch_size / (micro * layout.size)),
-        clip_norm=recipe.max_grad_norm,
-        largest=max(sizes),
-        trainable=sum(sizes),
-        bucket_elements=engine.reduce_bucket_size,
-        prefetch_elements=engine.prefetch_bucket_size,
-        live_elements=engine.max_live_parameters,
+        stage=topology.stage,
+        offload=topology.offload,
+        pin_memory=topology.device == "cuda",
+        micro_batch_size=micro_batch,
+        gradient_accumulation_steps=math.ceil(recipe.global_batch_size / (micro_batch * topology.world_size)),
+        max_grad_norm=recipe.max_grad_norm,
+        largest_param=max(sizes),
+        num_trainable=sum(sizes),
+        reduce_bucket_size=engine.reduce_bucket_size,
+        prefetch_bucket_size=engine.prefetch_bucket_size,
+        max_live_parameters=engine.max_live_parameters,
     )
 
 
@@ -106,14 +106,14 @@ def engine_settings(config: RunConfig, model: SiameseForCausalLM, *, layout: Top
 def build_engine(
     config: RunConfig, model: SiameseForCausalLM, *, steps: int, device: torch.device, dist_context: DistributedContext
 ) -> Iterator[Engine]:
-    """The engine that trains ``model``; inside, the processes can talk in tensors.
+    """Build the engine that trains ``model``; collectives are available inside the block.
 
     Args:
-        config: the run's.
-        model: what is trained; of no use afterwards where several processes trained it.
-        steps: of the whole training.
-        device: of this process.
-        dist_context: this process and those beside it.
+        config: Run configuration.
+        model: Model to train; DeepSpeed leaves it unusable afterwards.
+        steps: Optimizer steps of the complete training.
+        device: Device of this process.
+        dist_context: Processes of the run.
     """
     recipe = config.trainer
     optimizer = build_optimizer(
@@ -123,24 +123,28 @@ def build_engine(
         gate_learning_rate=recipe.gate_learning_rate,
         weight_decay=recipe.weight_decay,
     )
-    schedule = build_schedule(optimizer, name=recipe.lr_scheduler_type, warmup_ratio=recipe.warmup_ratio, steps=steps)
+    lr_scheduler = build_lr_scheduler(
+        optimizer,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        warmup_ratio=recipe.warmup_ratio,
+        num_training_steps=steps,
+    )
     if dist_context.store is None:
         yield SingleDeviceEngine(
-            model, optimizer=optimizer, schedule=schedule, clip_norm=recipe.max_grad_norm, device=device
+            model, optimizer=optimizer, lr_scheduler=lr_scheduler, max_grad_norm=recipe.max_grad_norm, device=device
         )
         return
-    from imsm.distributed.process_group import start_collectives
-    from imsm.training.engines.deepspeed import DeepSpeedEngine
+    from imsm.training.engines.deepspeed import DeepSpeedEngine  # optional dependency
 
-    layout = topology_of(config, gpus=torch.cuda.device_count(), joined=dist_context.size)
-    start_collectives(dist_context, device=device, timeout_minutes=config.engine.collective_timeout_minutes)
+    topology = topology_of(config, gpus=torch.cuda.device_count(), joined=dist_context.world_size)
+    init_process_group(dist_context, device=device, timeout_minutes=config.engine.collective_timeout_minutes)
     engine = DeepSpeedEngine(
         model,
         optimizer=optimizer,
         elementwise=recipe.optimizer in ELEMENTWISE,
-        schedule=schedule,
-        clip_norm=recipe.max_grad_norm,
-        settings=engine_settings(config, model, layout=layout),
+        lr_scheduler=lr_scheduler,
+        max_grad_norm=recipe.max_grad_norm,
+        config=engine_settings(config, model, topology=topology),
         device=device,
         dist_context=dist_context,
     )

@@ -1,4 +1,4 @@
-"""Between stages: the bank of the original's memories that a training reads, if it has one."""
+"""Decide whether and where training caches the original model's hidden states."""
 
 from __future__ import annotations
 
@@ -11,64 +11,62 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from imsm.config.schema import RunConfig
 from imsm.models.backbones.fingerprint import backbone_fingerprint
-from imsm.models.siamese.hidden_state_cache import HiddenStateCache, bank_bytes, canonical_order, compute_in_memory
+from imsm.models.siamese.hidden_state_cache import HiddenStateCache, cache_bytes, canonical_order, compute_in_memory
 from imsm.pipeline.model import needs_original_stream
-from imsm.training.hidden_state_store import banks_folder, contents_of, get_or_compute, open_cache, size_of
+from imsm.training.hidden_state_store import caches_dir, folder_size, get_or_compute, make_cache_key, open_cache
 from imsm.utils.errors import UserError
 from imsm.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imsm.config.schema import RunConfig
     from imsm.data.tokenization import TokenizedExample
     from imsm.distributed.context import DistributedContext
     from imsm.models.siamese.model import SiameseForCausalLM
     from imsm.training.hidden_state_store import CacheKey
 
-GIGABYTE = 1e9
-
 
 def open_hidden_state_cache(
     config: RunConfig,
     model: SiameseForCausalLM,
-    items: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample],
     *,
     pad_id: int,
     dist_context: DistributedContext,
 ) -> HiddenStateCache | None:
-    """The bank that a training reads; None: it runs the original stream at every step.
+    """Return the cache for training, computed if missing; None to run the original stream instead.
 
-    All processes decide alike: what the first one filled is used if each of them can read it.
+    All processes decide alike: the cache of rank 0 is used if every process can read it.
 
     Args:
-        config: the run's.
-        model: before DeepSpeed takes it over.
-        items: all examples that are learned or validated on.
-        pad_id: the padding token.
-        dist_context: this process and those beside it.
+        config: Run configuration.
+        model: Model, before DeepSpeed partitions it.
+        examples: All training and validation examples.
+        pad_id: Padding token id.
+        dist_context: Processes of the run.
 
     Raises:
-        UserError: `memory_bank` asks for one that does not fit or cannot be written.
+        UserError: `hidden_state_cache` requires a cache that does not fit or cannot be written.
     """
     if config.hidden_state_cache == "off" or not needs_original_stream(config):
         return None
-    asked = _CacheRequest(config, model, items, pad_id)
+    request = _CacheRequest(config, model, examples, pad_id)
     if config.hidden_state_cache == "ram":
-        asked.refuse(asked.over_limit(0))
-        return compute_in_memory(model, items, pad_id=pad_id)
-    told = json.loads(dist_context.run_on_main(asked.on_disk))
-    place, problem = told["place"], told["problem"]
-    bank = None
-    if place is not None:
+        request.check_fits()
+        return compute_in_memory(model, examples, pad_id=pad_id)
+    found = json.loads(dist_context.run_on_main(request.compute_on_disk))
+    folder, error = found["folder"], found["error"]
+    cache = None
+    if folder is not None:
         try:
-            bank = open_cache(Path(place), items)
-        except (OSError, RuntimeError) as error:
-            problem = f"{place} cannot be read by process {dist_context.rank} ({error})"
-    errors = [each for each in dist_context.all_gather(problem or "") if each]
+            cache = open_cache(Path(folder), examples)
+        except (OSError, RuntimeError) as exception:
+            error = f"{folder} cannot be read by process {dist_context.rank} ({exception})"
+    errors = [each for each in dist_context.all_gather(error or "") if each]
     if not errors:
-        return bank
+        return cache
     if config.hidden_state_cache == "disk":
         raise UserError(f"hidden_state_cache=disk: {errors[0]}")
     if dist_context.is_main:
@@ -77,104 +75,101 @@ def open_hidden_state_cache(
 
 
 def check_cache_fits(
-    config: RunConfig, model: SiameseForCausalLM, items: Sequence[TokenizedExample], *, pad_id: int
+    config: RunConfig, model: SiameseForCausalLM, examples: Sequence[TokenizedExample], *, pad_id: int
 ) -> None:
-    """Before a training begins that will ask for its bank (`bank_of`): can it be had?
+    """Check, before training, that a cache required by `hidden_state_cache` fits.
 
     Raises:
-        UserError: `memory_bank` asks for one that does not fit.
+        UserError: The cache exceeds the configured limit or the free disk space.
     """
     if config.hidden_state_cache in ("disk", "ram") and needs_original_stream(config):
-        _CacheRequest(config, model, items, pad_id).refuse_without_room()
+        _CacheRequest(config, model, examples, pad_id).check_fits()
 
 
 def precompute_cache(
-    config: RunConfig, model: SiameseForCausalLM, items: Sequence[TokenizedExample], *, pad_id: int
+    config: RunConfig, model: SiameseForCausalLM, examples: Sequence[TokenizedExample], *, pad_id: int
 ) -> str:
-    """Fill a run's bank ahead of it, on disk; a line that says where it lies.
+    """Compute a run's cache on disk before the run; return its size and folder as text.
 
     Raises:
-        UserError: it does not fit or cannot be written.
+        UserError: The cache does not fit or cannot be written.
     """
-    told = json.loads(_CacheRequest(config, model, items, pad_id).on_disk())
-    if told["place"] is None:
-        raise UserError(f"hidden_state_cache={config.hidden_state_cache}: {told['problem']}")
-    place = Path(told["place"])
-    return f"{format_bytes(size_of(place))} in {place}"
+    found = json.loads(_CacheRequest(config, model, examples, pad_id).compute_on_disk())
+    if found["folder"] is None:
+        raise UserError(f"hidden_state_cache={config.hidden_state_cache}: {found['error']}")
+    folder = Path(found["folder"])
+    return f"{format_bytes(folder_size(folder))} in {folder}"
 
 
 @dataclass(frozen=True)
 class _CacheRequest:
-    """A bank that a run asks for."""
+    """The hidden-state cache that a run needs."""
 
     config: RunConfig
     model: SiameseForCausalLM
-    items: Sequence[TokenizedExample]
+    examples: Sequence[TokenizedExample]
     pad_id: int
 
-    def on_disk(self) -> str:
-        """Where it lies, filled and checked, or why there is none: JSON of place and problem."""
-        contents = self._contents()
-        place = banks_folder() / contents.key
-        problem = None if (place / "bank").exists() else self._no_room()
-        found = None
-        if problem is None:
+    def compute_on_disk(self) -> str:
+        """Compute or verify the cache on disk; return JSON with its folder or the error."""
+        key = self._key()
+        error = None if self._exists(key) else self._disk_error()
+        folder = None
+        if error is None:
             label = f"{self.config.backbone.name} {self.config.data.name}"
             try:
-                found = get_or_compute(contents, self.model, self.items, pad_id=self.pad_id, label=label)
-            except (OSError, UserError) as error:
-                problem = f"{place} could not be filled ({error})"
-        return json.dumps({"place": None if found is None else str(found), "problem": problem})
+                folder = get_or_compute(key, self.model, self.examples, pad_id=self.pad_id, label=label)
+            except (OSError, UserError) as exception:
+                error = f"{key.path.parent} could not be written ({exception})"
+        return json.dumps({"folder": None if folder is None else str(folder), "error": error})
 
-    def over_limit(self, others: int) -> str | None:
-        """Why it is too large beside ``others`` (bytes of banks); None: it is not."""
+    def check_fits(self) -> None:
+        """Raise a UserError if a missing cache would not fit."""
+        if self.config.hidden_state_cache == "ram":
+            error = self._limit_error(others=0)
+        else:
+            error = None if self._exists(self._key()) else self._disk_error()
+        if error is not None:
+            raise UserError(f"hidden_state_cache={self.config.hidden_state_cache}: {error}")
+
+    def _limit_error(self, *, others: int) -> str | None:
+        """Compare with the configured limit; ``others`` is the size of existing caches in bytes."""
         limit = self.config.hidden_state_cache_gb
-        if self._size() + others <= limit * GIGABYTE:
+        if self._size() + others <= limit * 1e9:
             return None
-        beside = f" beside {format_bytes(others)} of other banks" if others else ""
-        clear = ", or `imsm cache clear`" if others else ""
+        existing = f" in addition to {format_bytes(others)} of other caches" if others else ""
+        clear = ", or run `imsm cache clear`" if others else ""
         return (
-            f"it takes {format_bytes(self._size())}{beside}, more than hidden_state_cache_gb={limit:g}"
-            f" allows (raise that{clear})"
+            f"it takes {format_bytes(self._size())}{existing}, more than hidden_state_cache_gb={limit:g} allows "
+            f"(raise the limit{clear})"
         )
 
-    def refuse_without_room(self) -> None:
-        """Raise where a bank that is not there yet would not fit."""
-        if self.config.hidden_state_cache == "ram":
-            self.refuse(self.over_limit(0))
-        elif not (banks_folder() / self._contents().key / "bank").exists():
-            self.refuse(self._no_room())
-
-    def refuse(self, problem: str | None) -> None:
-        if problem is not None:
-            raise UserError(f"hidden_state_cache={self.config.hidden_state_cache}: {problem}")
-
-    def _no_room(self) -> str | None:
-        folder = banks_folder()
-        if problem := self.over_limit(size_of(folder)):
-            return problem
-        there = next(each for each in (folder, *folder.parents) if each.exists())
-        free = shutil.disk_usage(there).free
+    def _disk_error(self) -> str | None:
+        folder = caches_dir()
+        if error := self._limit_error(others=folder_size(folder)):
+            return error
+        existing = next(each for each in (folder, *folder.parents) if each.exists())
+        free = shutil.disk_usage(existing).free
         if self._size() <= free:
             return None
         return (
-            f"it takes {format_bytes(self._size())} and {there} has {format_bytes(free)} free (IMSM_CACHE "
-            "chooses another disk)"
+            f"it takes {format_bytes(self._size())} and {existing} has {format_bytes(free)} free (set IMSM_CACHE to "
+            "a folder on another disk)"
         )
 
     def _size(self) -> int:
-        examples = canonical_order(self.items)
-        return bank_bytes(
-            examples=len(examples),
-            answer_tokens=sum(len(each.answer_ids) for each in examples),
-            width=int(self.model.config.hidden_size),
+        examples = canonical_order(self.examples)
+        return cache_bytes(
+            num_examples=len(examples),
+            num_answer_tokens=sum(len(each.answer_ids) for each in examples),
+            hidden_size=int(self.model.config.hidden_size),
             dtype=getattr(torch, self.config.backbone.dtype),
         )
 
-    def _contents(self) -> CacheKey:
+    def _key(self) -> CacheKey:
         backbone = self.config.backbone
-        return contents_of(
-            self.items,
+        return make_cache_key(
+            self.examples,
             backbone=backbone_fingerprint(
                 name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver
             ),
@@ -183,3 +178,7 @@ class _CacheRequest:
             pooling=self.config.gate.pooling,
             device=next(self.model.backbone.parameters()).device,
         )
+
+    @staticmethod
+    def _exists(key: CacheKey) -> bool:
+        return key.path.exists()

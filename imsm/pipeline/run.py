@@ -1,8 +1,8 @@
-"""One run from its configuration to its report card.
+"""One run, from its configuration to its report.
 
-    test sets -> [training] -> the original's answers -> the run's own answers -> result, report
+    evaluation sets -> training -> evaluate the original -> evaluate the trained model -> report
 
-Everything that is finished is kept and reused: a second run of the same command prints its report.
+Finished steps are saved and reused, so running a finished command again only prints its report.
 """
 
 from __future__ import annotations
@@ -10,199 +10,180 @@ from __future__ import annotations
 import errno
 import gc
 import sys
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
 
-from imsm.config.identity import baseline_config, run_identity, run_name
+from imsm.config.identity import run_identity
 from imsm.config.schema import RunConfig
-from imsm.data.chat_template import use_chat_template
 from imsm.distributed.context import DistributedContext
 from imsm.models.backbones.fingerprint import backbone_fingerprint
-from imsm.models.backbones.loading import load_tokenizer
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.pipeline.data import check_parent_data, eval_sets, training_fingerprint
+from imsm.pipeline.data import check_parent_data, load_eval_sets, load_run_tokenizer, training_fingerprint
 from imsm.pipeline.engine import local_device
-from imsm.pipeline.evaluate import GetModel, evaluate_original, evaluate_trained
-from imsm.pipeline.tracking import RunLogger, open_tracker
-from imsm.pipeline.train import finished_model, frozen_fingerprint, parent_hash, train_run
+from imsm.pipeline.evaluate import EvaluationInputs, evaluate_original, evaluate_trained
+from imsm.pipeline.model import load_run_model
+from imsm.pipeline.run_status import run_dir_of
+from imsm.pipeline.tracking import open_logger
+from imsm.pipeline.train import frozen_adapter_hash, parent_hash, prepare_training, save_trained
 from imsm.reporting.report import write_report
+from imsm.training.trainer import train
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.files import file_lock
 from imsm.utils.run_dir import RunDir, check_input_hashes, open_run_dir
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from imsm.evaluation.eval_set import EvalSet
+    from imsm.pipeline.tracking import RunLogger
 
 
 def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: DistributedContext | None = None) -> None:
-    """Train (unless that is done), judge, and report one run.
+    """Train (unless finished), evaluate and report one run.
 
     Args:
-        config: the run's.
-        runs_root: under which all runs lie.
-        dist_context: this process and those beside it, which all carry the same run out; None: alone.
+        config: Run configuration, without a task sequence.
+        runs_root: Parent folder of all runs.
+        dist_context: Processes that execute this run together; None for this process alone.
 
     Raises:
-        UserError: the input does not fit; nothing was lost.
-        RunError: training went wrong; the last good checkpoint is kept.
-        KeyboardInterrupt: stopped by hand, after a checkpoint.
+        UserError: The input is invalid; nothing is lost.
+        RunError: Training failed; the last good checkpoint is kept.
+        KeyboardInterrupt: Interrupted, after saving a checkpoint.
     """
     dist_context = dist_context or DistributedContext()
-    path = Path(config.run_dir) if config.run_dir else runs_root / run_name(config)
+    run = RunDir(run_dir_of(config, runs_root=runs_root))
     with ExitStack() as stack:
-        dist_context.run_on_main(lambda: _claim_run_dir(config, path, stack))
-        if dist_context.is_main:
-            print(f"{path.name}  ({path})")
+        dist_context.run_on_main(lambda: _lock_run_dir(config, run, stack))
+        stack.enter_context(_failure_messages(run, dist_context))
         transformers.utils.logging.disable_progress_bar()
-        try:
-            _run(config, run=RunDir(path), runs_root=runs_root, dist_context=dist_context)
-        except Exception as error:
-            if isinstance(error, UserError | RunError) or not _disk_is_full(error):
-                raise
-            raise UserError(
-                f"{path}: could not be written ({error}); what was finished is kept. Free some "
-                "space and give the same command again"
-            ) from error
-        except KeyboardInterrupt:
-            if dist_context.is_main:
-                print(
-                    f"\nstopped; what is done is kept in {path}\ngive the same command again to go on", file=sys.stderr
-                )
-            raise
+        device = local_device(config, dist_context)
 
+        tokenizer = load_run_tokenizer(config)
+        eval_sets = load_eval_sets(config, tokenizer)
+        parent = None if config.previous_stage is None else runs_root / config.previous_stage.run
+        hashes = _input_hashes(config, parent=parent)
+        if config.method.trainable:
+            dist_context.run_on_main(lambda: check_input_hashes(run, hashes))
 
-def _claim_run_dir(config: RunConfig, path: Path, stack: ExitStack) -> None:
-    """Make the folder this run's own, for as long as ``stack`` lasts."""
-    finished = RunDir(path).trained.is_file() or not config.method.trainable
-    if config.mode == "evaluate" and not finished:
-        raise UserError(f"mode=evaluate: {path} holds no finished training; give the same command with mode=run first")
-    stack.enter_context(file_lock(path))
-    open_run_dir(path, run_identity(config))
-
-
-def _run(config: RunConfig, *, run: RunDir, runs_root: Path, dist_context: DistributedContext) -> None:
-    device = local_device(config, dist_context)
-    path, local = config.backbone.name_or_path, config.backbone.local_resolver
-    revision = config.backbone.revision
-    tokenizer = load_tokenizer(name_or_path=path, revision=revision, local_resolver=local)
-    if config.data.chat_template:
-        use_chat_template(tokenizer)
-    tests = eval_sets(config, tokenizer)
-    weights = backbone_fingerprint(name_or_path=path, revision=revision, local_resolver=local)
-    before = None if config.previous_stage is None else runs_root / config.previous_stage.run
-    if config.method.trainable:
-        check_parent_data(config)
-        began = {"backbone": weights, "data": training_fingerprint(config)}
-        if before is not None:
-            began["start"] = parent_hash(before)
-        began |= frozen_fingerprint(config)
-        dist_context.run_on_main(lambda: check_input_hashes(run, began))
-    with _tracker(config, run, dist_context) as tracker:
-        trained = None
+        logger = stack.enter_context(_open_logger(config, run)) if dist_context.is_main else None
+        model = None
         if config.method.trainable and not dist_context.run_on_main(run.trained.is_file):
-            trained = train_run(
-                config,
-                run=run,
-                before=before,
-                tokenizer=tokenizer,
-                log=tracker.log if tracker else _silent,
-                device=device,
-                dist_context=dist_context,
-            )
+            with prepare_training(
+                config, run=run, parent=parent, tokenizer=tokenizer, device=device, dist_context=dist_context
+            ) as setup:
+                summary = train(
+                    setup.model,
+                    setup.examples,
+                    engine=setup.engine,
+                    callbacks=setup.callbacks,
+                    batch_plan=setup.batch_plan,
+                    checkpoint_manager=setup.checkpoint_manager,
+                    pad_id=tokenizer.pad_token_id,
+                    log=logger.log if logger else _ignore_metrics,
+                    validation_examples=setup.validation,
+                    get_hidden_state_cache=setup.get_hidden_state_cache,
+                )
+                save_trained(config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context)
+            model = setup.model if dist_context.store is None else None
+            del setup  # frees the model that DeepSpeed partitioned, before evaluation loads it again
 
-        @cache
-        def model() -> SiameseForCausalLM:
-            if trained is not None:
-                return trained
-            gc.collect()  # what DeepSpeed trained on must go before the model comes again
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            return finished_model(config, run, device=device)
-
-        result = _judge(
-            config,
-            run=run,
-            tests=tests,
-            model=model,
+        inputs = EvaluationInputs(
+            eval_sets=eval_sets,
+            get_model=_model_loader(config, run, model, device=device),
             tokenizer=tokenizer,
-            weights=weights,
+            backbone_hash=hashes["backbone"],
             runs_root=runs_root,
             dist_context=dist_context,
         )
-        if tracker:
+        result = evaluate_original(config, inputs)
+        if config.method.trainable:
+            result = evaluate_trained(config, inputs, run=run, original=result)
+
+        if logger:
             write_report(run.path, result, runs_root=runs_root)
-            tracker.finish(result)
-            tracker.attach(run.path)
+            logger.finish(result)
+            logger.log_report(run.path)
 
 
-def _judge(
-    config: RunConfig,
-    *,
-    run: RunDir,
-    tests: dict[str, EvalSet],
-    model: GetModel,
-    tokenizer: PreTrainedTokenizerBase,
-    weights: str,
-    runs_root: Path,
-    dist_context: DistributedContext,
-) -> dict[str, Any]:
-    """The run's result; it is the original's where nothing is trained."""
-    place = _original_path(config, runs_root=runs_root)
-    apart = config.method.trainable and dist_context.is_main
-    with file_lock(place, wait=True) if apart else nullcontext():
-        original = evaluate_original(
-            config,
-            path=place,
-            response_cache_dir=runs_root / "response_cache",
-            tests=tests,
-            model=model,
-            tokenizer=tokenizer,
-            weights=weights,
-            dist_context=dist_context,
-        )
-    if not config.method.trainable:
-        return original
-    return evaluate_trained(
-        config,
-        run=run,
-        response_cache_dir=runs_root / "response_cache",
-        tests=tests,
-        model=model,
-        tokenizer=tokenizer,
-        original=original,
-        dist_context=dist_context,
-    )
+def _lock_run_dir(config: RunConfig, run: RunDir, stack: ExitStack) -> None:
+    """Open and lock the run folder until ``stack`` is closed."""
+    if config.mode == "evaluate" and config.method.trainable and not run.trained.is_file():
+        raise UserError(f"mode=evaluate: training of {run.path} is not finished; run the same command with mode=run")
+    stack.enter_context(file_lock(run.path))
+    open_run_dir(run.path, run_identity(config))
+    print(f"{run.path.name}  ({run.path})")
 
 
-def _tracker(
-    config: RunConfig, run: RunDir, dist_context: DistributedContext
-) -> AbstractContextManager[RunLogger | None]:
-    """The run's tracker; one of several processes has it."""
-    if not dist_context.is_main:
-        return nullcontext()
-    return open_tracker(run.path, config=config.to_dict(), **config.logger.model_dump())
+@contextmanager
+def _failure_messages(run: RunDir, dist_context: DistributedContext) -> Iterator[None]:
+    """Turn a full disk into a UserError, and report on an interrupt what is kept."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError | RunError) or not _is_disk_full(error):
+            raise
+        raise UserError(
+            f"{run.path}: cannot be written ({error}); finished steps are kept. Free some space and run the same "
+            "command again"
+        ) from error
+    except KeyboardInterrupt:
+        if dist_context.is_main:
+            print(
+                f"\ninterrupted; finished steps are kept in {run.path}\nrun the same command again to resume",
+                file=sys.stderr,
+            )
+        raise
 
 
-def _silent(step: int, values: dict[str, float]) -> None:
-    """The log of a process that is not the first one."""
-
-
-def _disk_is_full(error: Exception) -> bool:
-    """Whether a library says so: by an OSError, or (safetensors, tokenizers) in words alone."""
+def _is_disk_full(error: Exception) -> bool:
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    said = any(f"(os error {number})" in str(error) for number in full)
-    return said or getattr(error, "errno", None) in full
+    # safetensors and tokenizers raise their own errors, with the number in the message only
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
-def _original_path(config: RunConfig, *, runs_root: Path) -> Path:
-    """Where the original's answers lie: its own run's folder."""
-    if config.run_dir and not config.method.trainable:
-        return Path(config.run_dir)
-    return runs_root / run_name(baseline_config(config))
+def _input_hashes(config: RunConfig, *, parent: Path | None) -> dict[str, str]:
+    """Return the hashes of everything that training starts from, by name."""
+    backbone = config.backbone
+    hashes = {
+        "backbone": backbone_fingerprint(
+            name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver
+        )
+    }
+    if not config.method.trainable:
+        return hashes
+    check_parent_data(config)
+    hashes["data"] = training_fingerprint(config)
+    if parent is not None:
+        hashes["start"] = parent_hash(parent)
+    if (frozen := frozen_adapter_hash(config)) is not None:
+        hashes["frozen adapter"] = frozen
+    return hashes
+
+
+def _open_logger(config: RunConfig, run: RunDir) -> RunLogger:
+    return open_logger(run.path, config=config.to_dict(), **config.logger.model_dump())
+
+
+def _ignore_metrics(step: int, values: dict[str, float]) -> None:
+    """Discard training metrics: only rank 0 logs them."""
+
+
+def _model_loader(
+    config: RunConfig, run: RunDir, trained: SiameseForCausalLM | None, *, device: torch.device
+) -> Callable[[], SiameseForCausalLM]:
+    """Return a function that loads the model once, unless it was trained in this process."""
+
+    @cache
+    def load() -> SiameseForCausalLM:
+        if trained is not None:
+            return trained
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return load_run_model(config, run, device=device)
+
+    return load

@@ -1,4 +1,4 @@
-"""Whether a run's folder holds all that a configuration asks for, without loading any library."""
+"""Whether a run is finished, failed or missing, read from its folder without loading a model."""
 
 from __future__ import annotations
 
@@ -19,57 +19,19 @@ from imsm.utils.files import write_atomic
 from imsm.utils.run_dir import RunDir
 
 FAILURE = "failure.json"
-
-
-def write_failure(folder: Path, *, error: str, exit_code: int, command: str) -> None:
-    """Note in a run's folder how its run ended; a folder that is not there is not made.
-
-    Args:
-        folder: the run's.
-        error: what went wrong, in one line.
-        exit_code: what the run's own command would have ended with.
-        command: what makes the run.
-    """
-    if not folder.is_dir():
-        return
-    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    noted = {"error": error, "exit_code": exit_code, "time": now, "command": command}
-    with suppress(OSError):  # a full disk may be what went wrong
-        write_atomic(folder / FAILURE, json.dumps(noted, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_failure(folder: Path) -> dict[str, Any] | None:
-    """What `write_failure` noted; None if the run did not fail."""
-    try:
-        noted = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return noted if isinstance(noted, dict) and "error" in noted else None
-
-
-def clear_failure(folder: Path) -> None:
-    """Forget an earlier failure: the run starts again, or is finished."""
-    with suppress(OSError):
-        (folder / FAILURE).unlink(missing_ok=True)
-
-
-_ELSEWHERE = {"mode", "run_dir", "resume", "engine", "logger", "task_sequence"}  # no result changes
-_ELSEWHERE |= {"frozen_adapter"}  # where it lies; what it is is part of the identity
+# Settings that change no result; frozen_adapter is a path whose content is part of the identity.
+_IGNORED = {"mode", "run_dir", "resume", "engine", "logger", "task_sequence", "frozen_adapter"}
 
 
 def run_dir_of(config: RunConfig, *, runs_root: Path) -> Path:
-    """A run's folder: the one that was asked for, or its name under the root of all runs.
-
-    A sequence's is that of its last stage.
-    """
+    """Return the folder of a run, or of the last stage of a task sequence."""
     return Path(config.run_dir) if config.run_dir else runs_root / run_name(final_stage(config))
 
 
 def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | None:
-    """The result of the very run that ``config`` asks for; None if there is anything left to do.
+    """Return the result of a finished run; None if anything remains to be done.
 
-    Where data, a model or code of one's own lie in a folder, the result counts only if nothing in
-    that folder is newer: the run itself looks closer.
+    If data, weights or code are local, the result must be newer than all of their files.
     """
     if config.mode != "run":
         return None
@@ -79,29 +41,71 @@ def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | 
         result = read_result(folder)
     except UserError:
         return None
-    wanted = json.loads(json.dumps(config.to_dict()))
-    asked = [{k: v for k, v in c.items() if k not in _ELSEWHERE} for c in (result["config"], wanted)]
-    same = asked[0] == asked[1]
-    same = same and result.get("identity") == json.loads(json.dumps(run_identity(config)))
-    if not same or read_failure(folder) is not None:
+    same_config = _relevant(result["config"]) == _relevant(_as_json(config.to_dict()))
+    if not same_config or result.get("identity") != _as_json(run_identity(config)) or read_failure(folder):
         return None
-    made = (folder / RESULT).stat().st_mtime_ns
-    model = config.backbone.name_or_path if is_local(config.backbone.name_or_path) else None
-    own = (model, config.data.local_dir, config.data.mirror_dir, config.config_dir, _adapter(config))
-    return None if any(_changed_since(made, Path(place)) for place in own if place) else result
-
-
-def _adapter(config: RunConfig) -> Path | None:
-    """Where the adapter of another run lies that is taken as it is."""
-    return RunDir(Path(config.frozen_adapter)).adapter if config.frozen_adapter else None
+    local_model = config.backbone.name_or_path if is_local(config.backbone.name_or_path) else None
+    adapter = RunDir(Path(config.frozen_adapter)).adapter if config.frozen_adapter else None
+    sources = (local_model, config.data.local_dir, config.data.mirror_dir, config.config_dir, adapter)
+    finished_ns = (folder / RESULT).stat().st_mtime_ns
+    return None if any(_is_newer(Path(source), finished_ns) for source in sources if source) else result
 
 
 def sweep_objective(result: dict[str, Any], target: str) -> float | None:
-    """What a search maximises: the target's score by its headline metric; None if not judged."""
+    """Return the headline score of the target task, which a search maximizes; None if not evaluated."""
     entry = result["evaluation"]["tasks"].get(target)
     return None if entry is None else float(entry["metrics"][headline(entry)])
 
 
-def _changed_since(made: int, place: Path) -> bool:
-    files = [place] if place.is_file() else [f for f in place.rglob("*") if f.is_file()]
-    return any(f.stat().st_mtime_ns > made for f in files if "__pycache__" not in f.parts)
+def write_failure(folder: Path, *, error: str, exit_code: int, command: str) -> None:
+    """Record a failed run in its folder, if the folder exists.
+
+    Args:
+        folder: Run folder.
+        error: One-line error message.
+        exit_code: Exit code of the run's own command.
+        command: Command that starts the run.
+    """
+    if not folder.is_dir():
+        return
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    record = {"error": error, "exit_code": exit_code, "time": now, "command": command}
+    with suppress(OSError):  # a full disk may be the reason of the failure
+        write_atomic(folder / FAILURE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_failure(folder: Path) -> dict[str, Any] | None:
+    """Return the record of `write_failure`, or None if the run did not fail."""
+    try:
+        record = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "error" in record else None
+
+
+def clear_failure(folder: Path) -> None:
+    """Delete the record of an earlier failure."""
+    with suppress(OSError):
+        (folder / FAILURE).unlink(missing_ok=True)
+
+
+def belongs_to(config: RunConfig, folder: Path) -> bool:
+    """Return whether ``folder`` contains this run, and not another one or other files."""
+    try:
+        identity = json.loads(RunDir(folder).identity.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(identity == _as_json(run_identity(config)))
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _relevant(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _IGNORED}
+
+
+def _is_newer(source: Path, time_ns: int) -> bool:
+    files = [source] if source.is_file() else [f for f in source.rglob("*") if f.is_file()]
+    return any(f.stat().st_mtime_ns > time_ns for f in files if "__pycache__" not in f.parts)

@@ -1,7 +1,7 @@
-"""Where a run is carried out: in this process, in a group that it was started in, or in new ones.
+"""Where a run executes: in this process, in the process group it was started in, or in new processes.
 
-Processes of their own are started wherever DeepSpeed is at work, be it one: what it leaves behind
-in a process then touches no other member of a sweep.
+DeepSpeed always runs in new processes, even if it needs only one, so that its global state does not
+affect other jobs of a sweep.
 """
 
 from __future__ import annotations
@@ -11,96 +11,101 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from imsm.config.schema import RunConfig
 from imsm.distributed.gpus import check_gpus_free, visible_gpus
+from imsm.distributed.launcher import launch
 from imsm.distributed.multi_node import launch_commands, launch_nodes
 from imsm.distributed.rendezvous import detect_process_group, join_process_group, run_in_group
+from imsm.distributed.topology import Topology
 from imsm.pipeline.engine import topology_of
+from imsm.pipeline.run import run_experiment
 from imsm.pipeline.run_status import run_dir_of
 from imsm.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from imsm.config.schema import RunConfig
-    from imsm.distributed.topology import Topology
-
-_DEEPSPEED = "pip install -c constraints.txt -e '.[deepspeed]'"
+_INSTALL_DEEPSPEED = "pip install -c constraints.txt -e '.[deepspeed]'"
 
 
 def start_run(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> None:
-    """Carry a run out with as many processes as its engine means.
+    """Execute a run with as many processes as its engine needs; see `run_distributed`."""
+    if not run_distributed(config, runs_root=runs_root, overrides=overrides):
+        run_experiment(config, runs_root=runs_root)
+
+
+def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> bool:
+    """Execute a run in several processes if its engine needs them.
 
     Args:
-        config: the run's.
-        runs_root: under which all runs lie.
-        overrides: of the command, for the lines that start it on several nodes.
+        config: Run configuration, without a task sequence.
+        runs_root: Parent folder of all runs.
+        overrides: Overrides of the command, for the message that shows how to start several nodes.
+
+    Returns:
+        False if nothing was executed because the run belongs in this process.
 
     Raises:
-        UserError: the input does not fit, here or in one of the processes.
-        RunError: training went wrong, or a process ended.
-        KeyboardInterrupt: stopped by hand, after a checkpoint.
+        UserError: The input is invalid, here or in one of the processes.
+        RunError: Training failed, or a process died.
+        KeyboardInterrupt: Interrupted, after saving a checkpoint.
     """
-    default = signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
-    if default and threading.current_thread() is threading.main_thread():
-        # outside training there is nothing to keep; ignored for good, it would not be passed on
-        signal.signal(signal.SIGUSR1, _pass_over)
+    _keep_checkpoint_signal_harmless()
     group = detect_process_group()
-    layout = topology_of(config, gpus=visible_gpus(), joined=group.size if group else None)
-    if not layout.distributed:
-        from imsm.pipeline.run import run_experiment
-
-        run_experiment(config, runs_root=runs_root)
-        return
+    topology = topology_of(config, gpus=visible_gpus(), joined=group.world_size if group else None)
+    if not topology.distributed:
+        return False
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(f"engine={config.engine.name}: needs DeepSpeed: {_DEEPSPEED}")
+        raise UserError(f"engine={config.engine.name}: requires DeepSpeed; {_INSTALL_DEEPSPEED}")
     if group is not None:
-        from imsm.pipeline.run import run_experiment
-
         gpus = 0 if config.engine.device == "cpu" else visible_gpus()
         dist_context = join_process_group(group, gpus=gpus)
         run_in_group(dist_context, lambda: run_experiment(config, runs_root=runs_root, dist_context=dist_context))
-        return
+        return True
     folder = run_dir_of(config, runs_root=runs_root)
-    settings = {"config": config.to_dict(), "runs_root": str(runs_root), "device": layout.device}
-    if layout.nodes > 1:
-        hostfile = config.engine.hostfile
-        if hostfile is None:
-            lines = node_commands(config, layout, overrides=overrides, runs_root=runs_root)
-            raise UserError(
-                f"engine.nnodes={layout.nodes}: this process cannot start the other nodes; give\n" + "\n".join(lines)
-            )
-        launch_nodes(settings, folder=folder, hostfile=hostfile, nodes=layout.nodes, processes=layout.processes)
-        return
-    if layout.device == "cuda":
-        check_gpus_free(processes=layout.processes, engine=config.engine.name)
-    from imsm.distributed.launcher import launch
+    settings = {"config": config.to_dict(), "runs_root": str(runs_root), "device": topology.device}
+    nodes, processes, hostfile = topology.nnodes, topology.nproc_per_node, config.engine.hostfile
+    if nodes > 1 and hostfile is not None:
+        launch_nodes(settings, run_dir=folder, hostfile=hostfile, nnodes=nodes, nproc_per_node=processes)
+        return True
+    if nodes > 1:
+        commands = node_commands(config, topology, overrides=overrides, runs_root=runs_root)
+        raise UserError(
+            f"engine.nnodes={nodes}: this process cannot start the other nodes; run\n" + "\n".join(commands)
+        )
+    if topology.device == "cuda":
+        check_gpus_free(num_processes=processes, engine=config.engine.name)
+    launch(settings, run_dir=folder, nproc_per_node=processes)
+    return True
 
-    launch(settings, folder=folder, processes=layout.processes)
 
-
-def node_commands(config: RunConfig, layout: Topology, *, overrides: Sequence[str], runs_root: Path) -> list[str]:
-    """How a run on several nodes is started, a line each; none for one node.
+def node_commands(config: RunConfig, topology: Topology, *, overrides: Sequence[str], runs_root: Path) -> list[str]:
+    """Return the commands that start a run on several nodes; empty for a single node.
 
     Args:
-        config: the run's.
-        layout: its processes.
-        overrides: of the command.
-        runs_root: under which all runs lie.
+        config: Run configuration.
+        topology: Processes of the run.
+        overrides: Overrides of the command.
+        runs_root: Parent folder of all runs.
     """
-    if layout.nodes == 1:
+    if topology.nnodes == 1:
         return []
-    own = ["--config-dir", config.config_dir] if config.config_dir else []
+    config_dir = ["--config-dir", config.config_dir] if config.config_dir else []
     kept = [text for text in overrides if text.partition("=")[0] not in ("mode", "sweep")]
     if config.mode == "evaluate":
         kept.append("mode=evaluate")
     return launch_commands(
-        ["-m", "imsm.run", *own, *kept],
+        ["-m", "imsm.run", *config_dir, *kept],
         hostfile=config.engine.hostfile,
-        nodes=layout.nodes,
-        processes=layout.processes,
-        place=run_dir_of(config, runs_root=runs_root) / "processes" / "run.json",
+        nnodes=topology.nnodes,
+        nproc_per_node=topology.nproc_per_node,
+        settings_path=run_dir_of(config, runs_root=runs_root) / "processes" / "run.json",
     )
 
 
-def _pass_over(number: int, frame: object) -> None:
-    """Take a signal and do nothing."""
+def _keep_checkpoint_signal_harmless() -> None:
+    """Ignore SIGUSR1 (checkpoint request) outside training instead of dying from it.
+
+    A handler is used because SIG_IGN would be inherited by the processes started here.
+    """
+    is_default = signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    if is_default and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)

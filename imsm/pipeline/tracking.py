@@ -1,7 +1,7 @@
-"""The local log of a run, and its mirror in Weights & Biases.
+"""The log of a run, log.jsonl, and its copy in Weights & Biases.
 
-Everything goes to `log.jsonl` in the run's folder first. The mirror may fail in any way it likes:
-that is one warning, and the run goes on without it.
+Everything is written to `log.jsonl` first. If the service fails, one warning is printed and the run
+continues without it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import pandas
+
 from imsm.utils.files import write_atomic
 from imsm.utils.paths import cache_folder
 
@@ -25,85 +27,84 @@ _SECRETS = ("key", "token", "secret", "password")
 
 
 class LoggerBackend(Protocol):
-    """A service that shows what the local log holds."""
+    """A service that receives everything in the local log."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of one step."""
+        """Log metrics of one step."""
 
-    def summarise(self, values: Mapping[str, float]) -> None:
-        """Numbers of the whole run."""
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """Log metrics of the complete run."""
 
-    def attach(self, folder: Path) -> None:
-        """The report that lies in a finished run's folder."""
+    def log_report(self, folder: Path) -> None:
+        """Upload the report in a finished run's folder."""
 
     def close(self, *, failed: bool) -> None:
-        """Nothing more will come."""
+        """End the run."""
 
 
 @dataclass
 class RunLogger:
-    """Writes the local log, line by line, and tells a mirror the same.
+    """Write the local log line by line, and forward it to a backend.
 
-    Use as a context manager; each line of the log holds ``step``, ``time`` (seconds since 1970)
-    and the values. A training that goes on from a checkpoint repeats the steps after it: their
-    lines are replaced, so that each step stands once.
+    Use as a context manager. Each line contains ``step``, ``time`` (seconds since 1970) and the
+    metrics. A training that resumes from a checkpoint replaces the lines of repeated steps.
     """
 
     path: Path
-    mirror: LoggerBackend | None = None
+    backend: LoggerBackend | None = None
     warn: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr))
-    _begun: bool = False
-    _whole: bool = False
+    _training_started: bool = False
+    _repaired: bool = False
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one training step."""
-        if not self._begun:
-            self._begun = True
-            self._forget_from(step)
+        """Log metrics of one training step."""
+        if not self._training_started:
+            self._training_started = True
+            self._drop_from(step)
         self._write({"step": step, "time": time.time(), **values})
-        self._mirror("log", lambda mirror: mirror.log(values, step))
+        self._forward("log", lambda backend: backend.log(values, step))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """The scores of a finished run, e.g. ``webq/contain``."""
+        """Log the scores of a finished run, e.g. ``webq/contain``."""
         scores = flat_scores(result)
         self._write({"step": None, "time": time.time(), **scores})
-        self._mirror("summary", lambda mirror: mirror.summarise(scores))
+        self._forward("summary", lambda backend: backend.log_summary(scores))
 
-    def attach(self, folder: Path) -> None:
-        """The report that a finished run left in its folder: page, tables, pictures."""
-        self._mirror("report", lambda mirror: mirror.attach(folder))
+    def log_report(self, folder: Path) -> None:
+        """Upload the report of a finished run: page, tables, figures."""
+        self._forward("report", lambda backend: backend.log_report(folder))
 
     def __enter__(self) -> RunLogger:
-        """Nothing to open: the log is opened for each line."""
+        """Return the logger; the file is opened for each line."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the mirror, whatever happened."""
-        self._mirror("end", lambda mirror: mirror.close(failed=kind is not None))
-        self.mirror = None
+        """Close the backend."""
+        self._forward("end", lambda backend: backend.close(failed=kind is not None))
+        self.backend = None
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        # JSON has no NaN; a text is better than a line that other programs cannot read.
+        # JSON has no NaN, and other programs could not read the line
         plain = {
             key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
         }
-        if not self._whole:
-            self._whole = True
-            self._drop_half_a_line()
+        if not self._repaired:
+            self._repaired = True
+            self._drop_incomplete_line()
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain) + "\n")
 
-    def _drop_half_a_line(self) -> None:
-        """Take out what an earlier process had no room, or no time, to write to its end."""
+    def _drop_incomplete_line(self) -> None:
+        """Remove a last line that an earlier process could not finish."""
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        if not text.endswith("\n") and text:
+        if text and not text.endswith("\n"):
             write_atomic(self.path, text[: text.rfind("\n") + 1])
 
-    def _forget_from(self, step: int) -> None:
-        """Take out what an earlier process logged of this step and later ones."""
+    def _drop_from(self, step: int) -> None:
+        """Remove the lines of this step and later ones, written by an earlier process."""
         if not self.path.is_file():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -111,17 +112,17 @@ class RunLogger:
         if len(kept) < len(lines):
             write_atomic(self.path, "".join(kept))
 
-    def _mirror(self, what: str, call: Callable[[LoggerBackend], None]) -> None:
-        if self.mirror is None:
+    def _forward(self, event: str, call: Callable[[LoggerBackend], None]) -> None:
+        if self.backend is None:
             return
         try:
-            call(self.mirror)
+            call(self.backend)
         except Exception as error:
-            self.mirror = None
-            self.warn(_gave_up(what, error, self.path))
+            self.backend = None
+            self.warn(_failure_warning(event, error, self.path))
 
 
-def open_tracker(
+def open_logger(
     folder: Path,
     *,
     config: Mapping[str, Any],
@@ -131,22 +132,22 @@ def open_tracker(
     mode: str = "auto",
     init_timeout: float = 30.0,
 ) -> RunLogger:
-    """The tracker of a run; it never raises on account of the mirror.
+    """Return the logger of a run; a backend that fails is only a warning.
 
     Args:
-        folder: the run's folder; the log and all files of the mirror lie in it.
-        config: the run's configuration, shown by the mirror (without anything secret).
-        name: of the mirror: "none" or "wandb".
-        project: where the mirror files the run.
-        entity: whose project; None: the user's own.
-        mode: "online", "offline", or "auto": offline without a key.
-        init_timeout: seconds to wait for the service.
+        folder: Run folder, for the log and the backend's files.
+        config: Run configuration, sent to the backend without secrets.
+        name: "none" or "wandb".
+        project: W&B project.
+        entity: W&B entity; None for the user's default.
+        mode: "online", "offline", or "auto", which is offline without an API key.
+        init_timeout: Seconds to wait for the service.
     """
-    tracker = RunLogger(folder / "log.jsonl")
+    logger = RunLogger(folder / "log.jsonl")
     if name != "wandb":
-        return tracker
+        return logger
     try:
-        tracker.mirror = WandbBackend.open(
+        logger.backend = WandbBackend.open(
             folder,
             config=without_secrets(config),
             project=project,
@@ -155,12 +156,12 @@ def open_tracker(
             init_timeout=init_timeout,
         )
     except Exception as error:
-        tracker.warn(_gave_up("start", error, tracker.path))
-    return tracker
+        logger.warn(_failure_warning("start", error, logger.path))
+    return logger
 
 
 class WandbBackend:
-    """Weights & Biases as a mirror."""
+    """Log to Weights & Biases."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -176,13 +177,13 @@ class WandbBackend:
         offline: bool,
         init_timeout: float,
     ) -> WandbBackend:
-        """Start a W&B run; its files lie in ``folder/wandb``."""
+        """Start a W&B run with its files in ``folder/wandb``."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        for place in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # where it prepares artifacts
-            os.environ.setdefault(place, str(cache_folder() / "wandb"))
+        for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # where artifacts are prepared
+            os.environ.setdefault(variable, str(cache_folder() / "wandb"))
         import wandb
 
-        settings = wandb.Settings(  # only what `log` and `summarise` say is sent
+        settings = wandb.Settings(  # send nothing but what is logged explicitly
             init_timeout=init_timeout,
             console="off",
             silent=True,
@@ -197,7 +198,7 @@ class WandbBackend:
             project=project,
             entity=entity,
             name=folder.name,
-            group=_sweep(),
+            group=_sweep_name(),
             dir=str(folder),
             config=dict(config),
             mode="offline" if offline else "online",
@@ -206,47 +207,46 @@ class WandbBackend:
         return cls(run)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of one step."""
+        """Log metrics of one step."""
         self._run.log(dict(values), step=step)
 
-    def summarise(self, values: Mapping[str, float]) -> None:
-        """Numbers of the whole run."""
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """Log metrics of the complete run."""
         self._run.summary.update(dict(values))
 
-    def attach(self, folder: Path) -> None:
-        """The report as an artifact, and its pictures, tables and page to be seen."""
-        import pandas
+    def log_report(self, folder: Path) -> None:
+        """Upload the report as an artifact, and show its figures, tables and page."""
         import wandb
 
         report = [folder / "report.html", folder / "report.md"]
         files = [*report, *folder.glob("tables/*.csv"), *folder.glob("figures/*.png")]
         artifact = wandb.Artifact(f"report-{folder.name}", type="report")
-        shown: dict[str, Any] = {}
+        media: dict[str, Any] = {}
         for path in sorted(path for path in files if path.is_file()):
             artifact.add_file(str(path), name=str(path.relative_to(folder)))
             if path.suffix == ".png":
-                shown[f"report/{path.stem}"] = wandb.Image(str(path))
+                media[f"report/{path.stem}"] = wandb.Image(str(path))
             elif path.suffix == ".csv":
                 table = pandas.read_csv(path, dtype=str, keep_default_na=False)
-                shown[f"report/table_{path.stem}"] = wandb.Table(dataframe=table)
+                media[f"report/table_{path.stem}"] = wandb.Table(dataframe=table)
             elif path.suffix == ".html":
-                shown["report/page"] = wandb.Html(path.read_text(encoding="utf-8"), inject=False)
+                media["report/page"] = wandb.Html(path.read_text(encoding="utf-8"), inject=False)
         self._run.log_artifact(artifact)
-        self._run.log(shown)
+        self._run.log(media)
 
     def close(self, *, failed: bool) -> None:
-        """Nothing more will come."""
+        """End the W&B run."""
         self._run.finish(exit_code=1 if failed else 0)
 
 
-def _sweep() -> str | None:
-    """The sweep that this run is a member of, by its folder's name; None: it stands alone."""
-    place = os.environ.get("IMSM_SWEEP_DIR")
-    return Path(place).name if place else None
+def _sweep_name() -> str | None:
+    """Return the name of the sweep's folder, or None outside a sweep."""
+    folder = os.environ.get("IMSM_SWEEP_DIR")
+    return Path(folder).name if folder else None
 
 
 def has_wandb_key() -> bool:
-    """Whether there is a key for W&B in the environment or in the user's netrc."""
+    """Return whether the environment or the user's netrc contains a W&B API key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
@@ -257,7 +257,7 @@ def has_wandb_key() -> bool:
 
 
 def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without entries whose names say that they are secret."""
+    """Return a configuration without entries that are secret by their names."""
     kept = {}
     for key, value in values.items():
         if any(str(key).lower().split("_")[-1] == secret for secret in _SECRETS):
@@ -267,13 +267,13 @@ def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat_scores(result: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of a result as ``task/metric`` to points."""
+    """Return the scores of a result, in points, by ``task/metric``."""
     tasks = result.get("evaluation", {}).get("tasks", {})
     return {f"{task}/{metric}": value for task, entry in tasks.items() for metric, value in entry["metrics"].items()}
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; a line that a crash cut off is after all steps."""
+    """Return the step of a line; an incomplete line sorts after all steps."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -281,6 +281,6 @@ def _step_of(line: str) -> float:
     return math.inf if step is None else float(step)
 
 
-def _gave_up(what: str, error: Exception, log: Path) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"warning: tracker: {what} failed ({first}); going on with {log} alone"
+def _failure_warning(event: str, error: Exception, log: Path) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"warning: logger: {event} failed ({reason}); continuing with {log} only"

@@ -1,9 +1,12 @@
-"""Stage two: train adapter and gate, or go on training them, and write the finished model."""
+"""Set up the training of a run, and save the trained model."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,20 +14,18 @@ from typing import TYPE_CHECKING, Any, cast
 from imsm.config.identity import run_identity
 from imsm.config.schema import RunConfig
 from imsm.data.batching import training_order
-from imsm.models.adapters.base import AdapterSpec
-from imsm.models.builder import build_model, count_trainable
+from imsm.models.builder import count_trainable
 from imsm.models.serialization import load_weights_into
-from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import tokenized_training_set
 from imsm.pipeline.engine import build_engine, micro_batch_size
 from imsm.pipeline.hidden_state_cache import check_cache_fits, open_hidden_state_cache
-from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, model_kwargs
+from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, new_model, weight_hashes
 from imsm.training.checkpoint import archive_later
 from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
-from imsm.training.trainer import BatchPlan, Log, train
+from imsm.training.trainer import BatchPlan, GetHiddenStateCache, TrainingSummary
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
-from imsm.utils.hashing import hash_file_cached, hash_text
+from imsm.utils.hashing import hash_json
 from imsm.utils.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -34,165 +35,201 @@ if TYPE_CHECKING:
 
     from imsm.data.tokenization import TokenizedExample
     from imsm.distributed.context import DistributedContext
+    from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
     from imsm.models.siamese.model import SiameseForCausalLM
+    from imsm.training.engines.base import Engine
 
 
-def check_resumable_method(config: RunConfig) -> None:
-    """Refuse a method whose saved model cannot be trained further, before a first stage is trained.
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetup:
+    """Arguments of `train` for one run, and the statistics recorded with its result."""
 
-    Raises:
-        UserError: it is such a method.
-    """
-    method = build_adapter(config).config
-    kind = getattr(getattr(method, "peft_type", None), "value", None)
-    if kind == "P_TUNING" or getattr(method, "prefix_projection", False):
-        raise UserError(
-            f"peft={config.peft.name}: learns by an encoder that a finished model does not keep, "
-            "so no stage can go on from it; choose peft=prompt_tuning, prefix_tuning without a "
-            "projection, or lora"
-        )
-
-
-def parent_hash(before: Path) -> str:
-    """Identifies the values of adapter and gate that a finished run left.
-
-    Raises:
-        UserError: the run is not finished.
-    """
-    run = RunDir(before)
-    if not run.trained.is_file():
-        raise UserError(
-            f"{before}: is the stage before and holds no finished training; give the whole "
-            "sequence, whose stages are trained in order"
-        )
-    return _values_fingerprint(run.model)
+    model: SiameseForCausalLM
+    examples: list[TokenizedExample]
+    validation: list[TokenizedExample]
+    batch_plan: BatchPlan
+    engine: Engine
+    callbacks: TrainingCallbacks | None
+    checkpoint_manager: CheckpointManager
+    get_hidden_state_cache: GetHiddenStateCache
+    statistics: dict[str, Any]
 
 
-def frozen_fingerprint(config: RunConfig) -> dict[str, str]:
-    """Identifies the values of the adapter that a run takes as it is; empty if it takes none."""
-    if config.frozen_adapter is None:
-        return {}
-    return {"frozen adapter": _values_fingerprint(RunDir(Path(config.frozen_adapter)).adapter)}
-
-
-def load_parent_weights(model: SiameseForCausalLM, before: Path) -> None:
-    """Give ``model``'s adapter and gate the values that the run in ``before`` left."""
-    load_weights_into(model, RunDir(before).model)
-
-
-def _values_fingerprint(folder: Path) -> str:
-    files = sorted(folder.rglob("*.safetensors"))
-    digests = [f"{file.relative_to(folder)} {hash_file_cached(file)}\n" for file in files]
-    return hash_text("".join(digests))
-
-
-def train_run(
+@contextmanager
+def prepare_training(
     config: RunConfig,
     *,
     run: RunDir,
-    before: Path | None,
+    parent: Path | None,
     tokenizer: PreTrainedTokenizerBase,
-    log: Log,
     device: torch.device,
     dist_context: DistributedContext,
-) -> SiameseForCausalLM | None:
-    """Train a run's adapter and gate; `training.json`, written last, says that it is finished.
+) -> Iterator[TrainingSetup]:
+    """Build everything that `train` needs; the engine is closed on exit.
 
-    A stage of a sequence starts from what the run in the folder ``before`` learned. With
-    `frozen_adapter` the gate alone learns: the adapter's method has no part in the training.
+    Args:
+        config: Run configuration. With `frozen_adapter` only the gate is trained.
+        run: Run folder.
+        parent: Run folder of the previous stage, whose weights are loaded; None to start fresh.
+        tokenizer: Tokenizer of the backbone.
+        device: Device of this process.
+        dist_context: Processes of the run.
 
-    Returns:
-        The trained model; None where DeepSpeed took it over, so that it has to be loaded.
+    Raises:
+        UserError: The configuration does not fit the data, the model or the machine.
     """
-    every, examples = tokenized_training_set(config, tokenizer)
-    items, validation = _held_out(config, every)
+    tokenized, statistics = tokenized_training_set(config, tokenizer)
+    examples, validation = _split_validation(config, tokenized)
     recipe = config.trainer
-    batching = BatchPlan(
-        epochs=recipe.num_epochs,
-        batch_size=recipe.global_batch_size,
-        micro_batch_size=micro_batch_size(config, processes=dist_context.size),
+    batch_plan = BatchPlan(
+        num_epochs=recipe.num_epochs,
+        global_batch_size=recipe.global_batch_size,
+        micro_batch_size=micro_batch_size(config, processes=dist_context.world_size),
         seed=config.seed,
         group_by_length=recipe.group_by_length,
     )
-    steps = batching.steps(len(items))
-    start = _start(config, run, dist_context)
+    steps = batch_plan.num_steps(len(examples))
+    resume_from = _find_checkpoint(config, run, dist_context)
     adapter = build_adapter(config)
+    model, parameters = _initial_model(config, adapter, parent=parent, device=device)
+    if dist_context.is_main:
+        print(format_trainable(parameters))
+    pad_id = tokenizer.pad_token_id
+    dist_context.run_on_main(lambda: check_cache_fits(config, model, tokenized, pad_id=pad_id))
+    get_cache = cache(
+        lambda: open_hidden_state_cache(config, model, tokenized, pad_id=pad_id, dist_context=dist_context)
+    )
+    if dist_context.store is not None:
+        get_cache()  # DeepSpeed partitions the model, so the cache is computed before
+    if recipe.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    callbacks = None
+    if adapter.callbacks and config.frozen_adapter is None:
+        callbacks = adapter.callbacks(cast("PeftModel", model.adapted), steps)
+    with build_engine(config, model, steps=steps, device=device, dist_context=dist_context) as engine:
+        yield TrainingSetup(
+            model=model,
+            examples=examples,
+            validation=validation,
+            batch_plan=batch_plan,
+            engine=engine,
+            callbacks=callbacks,
+            checkpoint_manager=_checkpoint_manager(
+                config, run, engine=engine, callbacks=callbacks, resume_from=resume_from
+            ),
+            get_hidden_state_cache=get_cache,
+            statistics=statistics | {"trainable_parameters": parameters},
+        )
+
+
+def save_trained(
+    config: RunConfig,
+    setup: TrainingSetup,
+    summary: TrainingSummary,
+    *,
+    run: RunDir,
+    tokenizer: PreTrainedTokenizerBase,
+    dist_context: DistributedContext,
+) -> None:
+    """Save the best or last model; `training.json`, written last, marks training as finished."""
+    best = setup.checkpoint_manager.load_best()
+    with setup.engine.full_params():
+        setup.model.save_pretrained(run.model, is_main_process=dist_context.is_main)
+    record = summary.record() | setup.statistics | best
+    record |= {"engine": config.engine.name, "processes": dist_context.world_size}
+    dist_context.run_on_main(lambda: _finish_run_dir(config, run, tokenizer, record))
+    if config.trainer.gradient_checkpointing:
+        setup.model.activation_checkpointing_disable()
+
+
+def check_resumable_method(config: RunConfig) -> None:
+    """Check, before the first stage, that a later stage can resume from a saved model.
+
+    Raises:
+        UserError: The PEFT method trains an encoder that a saved model does not contain.
+    """
+    method = build_adapter(config).config
+    peft_type = getattr(getattr(method, "peft_type", None), "value", None)
+    if peft_type == "P_TUNING" or getattr(method, "prefix_projection", False):
+        raise UserError(
+            f"peft={config.peft.name}: trains an encoder that is not saved with the model, so later stages cannot "
+            "resume from it; use peft=prompt_tuning, prefix_tuning without a projection, or lora"
+        )
+
+
+def parent_hash(parent: Path) -> str:
+    """Return the hash of the adapter and gate weights of the previous stage.
+
+    Raises:
+        UserError: The previous stage has not finished training.
+    """
+    run = RunDir(parent)
+    if not run.trained.is_file():
+        raise UserError(
+            f"{parent}: the previous stage has not finished training; run the complete task_sequence, which trains "
+            "its stages in order"
+        )
+    return hash_json(weight_hashes(run.model))
+
+
+def frozen_adapter_hash(config: RunConfig) -> str | None:
+    """Return the hash of the frozen adapter's weights, or None without `frozen_adapter`."""
+    if config.frozen_adapter is None:
+        return None
+    return hash_json(weight_hashes(RunDir(Path(config.frozen_adapter)).adapter))
+
+
+def _initial_model(
+    config: RunConfig, adapter: AdapterSpec, *, parent: Path | None, device: torch.device
+) -> tuple[SiameseForCausalLM, dict[str, int]]:
+    """Return the model before its first step, and its trainable parameter counts."""
     model = new_model(config, adapter, device=device)
-    if before is not None:
-        load_parent_weights(model, before)
+    if parent is not None:
+        load_weights_into(model, RunDir(parent).model)
     model.kl_regularizer = build_kl_regularizer(config)
     parameters = count_trainable(model)
     if config.frozen_adapter is not None and not parameters["gate"]:
         raise UserError(
-            f"gate={config.gate.name}: has no parameters, and nothing else learns with "
-            "frozen_adapter; choose another gate (gate=query)"
+            f"gate={config.gate.name}: has no parameters, so nothing is trainable with frozen_adapter; use another "
+            "gate (gate=query)"
         )
-    if dist_context.is_main:
-        print(format_trainable(parameters))
-    pad_id = tokenizer.pad_token_id
-    dist_context.run_on_main(lambda: check_cache_fits(config, model, every, pad_id=pad_id))
-    bank = cache(lambda: open_hidden_state_cache(config, model, every, pad_id=pad_id, dist_context=dist_context))
-    if dist_context.store is not None:
-        bank()  # before DeepSpeed takes the model over
-    if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    hooks = None
-    if adapter.callbacks and config.frozen_adapter is None:
-        hooks = adapter.callbacks(cast("PeftModel", model.adapted), steps)
-    with build_engine(config, model, steps=steps, device=device, dist_context=dist_context) as engine:
-        keeper = CheckpointManager(
-            folder=run.checkpoints,
-            identity=run_identity(config),
-            engine=engine,
-            hooks=hooks,
-            minutes=recipe.save_minutes,
-            steps=recipe.save_steps,
-            keep=recipe.save_total_limit,
-            best_by=recipe.metric_for_best_model,
-            start=start,
-        )
-        summary = train(
-            model,
-            items,
-            engine=engine,
-            hooks=hooks,
-            batching=batching,
-            keeper=keeper,
-            pad_id=pad_id,
-            log=log,
-            validation=validation,
-            bank=bank,
-        )
-        best = keeper.load_best()
-        with engine.full_params():
-            model.save_pretrained(run.model, is_main_process=dist_context.is_main)
-    record = summary.record() | examples | best | {"trainable_parameters": parameters}
-    record |= {"engine": config.engine.name, "processes": dist_context.size}
-    dist_context.run_on_main(lambda: _finish(config, run, tokenizer, record))
-    if recipe.gradient_checkpointing:
-        model.activation_checkpointing_disable()
-    return model if dist_context.store is None else None
+    return model, parameters
 
 
-def _finish(config: RunConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> None:
-    """What stands beside the finished model; its checkpoints have had their time.
+def _checkpoint_manager(
+    config: RunConfig, run: RunDir, *, engine: Engine, callbacks: TrainingCallbacks | None, resume_from: Path | None
+) -> CheckpointManager:
+    recipe = config.trainer
+    return CheckpointManager(
+        folder=run.checkpoints,
+        identity=run_identity(config),
+        engine=engine,
+        callbacks=callbacks,
+        save_minutes=recipe.save_minutes,
+        save_steps=recipe.save_steps,
+        save_total_limit=recipe.save_total_limit,
+        metric_for_best_model=recipe.metric_for_best_model,
+        resume_from=resume_from,
+    )
 
-    A frozen adapter is kept file by file: ZeRO's third stage has it shared out, like the backbone.
-    """
+
+def _finish_run_dir(
+    config: RunConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]
+) -> None:
+    """Write the tokenizer and training.json; delete the checkpoints."""
     if config.frozen_adapter is not None:
-        finished = RunDir(Path(config.frozen_adapter)).adapter
-        shutil.copytree(finished, run.adapter, dirs_exist_ok=True)
+        # ZeRO stage 3 shards the frozen adapter like the backbone, so its files are copied
+        shutil.copytree(RunDir(Path(config.frozen_adapter)).adapter, run.adapter, dirs_exist_ok=True)
     tokenizer.save_pretrained(run.model)
     write_atomic(run.trained, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _start(config: RunConfig, run: RunDir, dist_context: DistributedContext) -> Path | None:
-    """Where the training goes on; None: it begins, and what was kept of another start goes."""
-    identity = run_identity(config)
+def _find_checkpoint(config: RunConfig, run: RunDir, dist_context: DistributedContext) -> Path | None:
+    """Return the checkpoint to resume from, or None to start fresh (deletes stale checkpoints)."""
 
     def find() -> str | None:
-        start = checkpoint_to_resume(config.resume, run.checkpoints, identity=identity)
+        start = checkpoint_to_resume(config.resume, run.checkpoints, identity=run_identity(config))
         if start is None:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
             return None
@@ -203,38 +240,22 @@ def _start(config: RunConfig, run: RunDir, dist_context: DistributedContext) -> 
     return None if found is None else Path(found)
 
 
-def _held_out(
-    config: RunConfig, items: list[TokenizedExample]
+def _split_validation(
+    config: RunConfig, examples: list[TokenizedExample]
 ) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
-    """What is learned, and the examples that are kept out of it to validate on.
+    """Split `trainer.validation_size` random examples from the training set.
 
     Raises:
-        UserError: nothing would be left to learn.
+        UserError: No training example would remain.
     """
     count = config.trainer.validation_size
     if not count:
-        return items, []
-    if count >= len(items):
+        return examples, []
+    if count >= len(examples):
         raise UserError(
-            f"trainer.validation_size={count}: there are {len(items)} training examples, and "
-            "some must be left to learn; choose fewer"
+            f"trainer.validation_size={count}: must be smaller than the number of training examples, {len(examples)}"
         )
-    (order,) = training_order(len(items), batch_size=len(items), seed=config.seed, epoch=-1)
-    kept_out = set(order[:count])
-    learned = [item for place, item in enumerate(items) if place not in kept_out]
-    return learned, [items[place] for place in sorted(kept_out)]
-
-
-def new_model(config: RunConfig, adapter: AdapterSpec | None, *, device: torch.device) -> SiameseForCausalLM:
-    """The run's model as training begins; without an adapter the original alone."""
-    chosen: AdapterSpec | Path | None = adapter
-    if adapter is not None and config.frozen_adapter is not None:
-        chosen = RunDir(Path(config.frozen_adapter)).adapter
-    return build_model(adapter=chosen, device=device, **model_kwargs(config))
-
-
-def finished_model(config: RunConfig, run: RunDir, *, device: torch.device) -> SiameseForCausalLM:
-    """The model that training left; the backbone alone for the original."""
-    if config.method.trainable:
-        return SiameseForCausalLM.from_pretrained(run.path, device=device)
-    return new_model(config, None, device=device)
+    (order,) = training_order(len(examples), batch_size=len(examples), seed=config.seed, epoch=-1)
+    held_out = set(order[:count])
+    training = [example for index, example in enumerate(examples) if index not in held_out]
+    return training, [examples[index] for index in sorted(held_out)]

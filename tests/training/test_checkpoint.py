@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.pipeline.plan.plan import model_without_values
+from imsm.pipeline.plan.plan import build_plan_model
 from imsm.training.checkpoint import TrainingState, save_checkpoint
 from imsm.training.engines.single_device import SingleDeviceEngine
-from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.optimizer import build_optimizer, build_lr_scheduler
 from tests.helpers.config import config
 
 
@@ -28,15 +28,15 @@ def with_values(model: SiameseForCausalLM) -> SiameseForCausalLM:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["imsm", "peft"])
 def test_llama3_with_lora(tmp_path: Path, method: str) -> None:
-    model, _ = model_without_values(config("backbone=llama3", f"method={method}"))
+    model, _ = build_plan_model(config("backbone=llama3", f"method={method}"))
     assert model is not None
     model = with_values(model)
     optimizer = build_optimizer(model, name="adamw", learning_rate=1e-3, gate_learning_rate=None, weight_decay=0.0)
     engine = SingleDeviceEngine(
         model,
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, name="cosine", warmup_ratio=0.1, steps=10),
-        clip_norm=1.0,
+        lr_scheduler=build_lr_scheduler(optimizer, lr_scheduler_type="cosine", warmup_ratio=0.1, num_training_steps=10),
+        max_grad_norm=1.0,
         device=torch.device("cpu"),
     )
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -44,7 +44,7 @@ def test_llama3_with_lora(tmp_path: Path, method: str) -> None:
         parameter.grad = torch.randn_like(parameter)
     engine.step()
     place = save_checkpoint(
-        tmp_path, progress=TrainingState(step=1), measured={}, engine=engine, hooks=None, identity={}
+        tmp_path, state=TrainingState(step=1), metrics={}, engine=engine, callbacks=None, identity={}
     )
     size = sum(file.stat().st_size for file in place.iterdir())
     trainable = sum(4 * p.numel() for p in trained)

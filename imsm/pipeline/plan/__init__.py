@@ -1,1 +1,1 @@
-"""What `mode=plan` says: parameters, memory, steps and downloads of a run that is not begun."""
+"""`mode=plan`: parameters, memory, steps and downloads of a run, without executing it."""

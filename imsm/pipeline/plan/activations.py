@@ -1,10 +1,10 @@
-"""What a training step keeps for its backward pass, counted by a pass over a model without values.
+"""Count the activations that a training step saves, with a forward pass on the meta device.
 
-On torch's "meta" device every operation runs on shapes alone, and autograd says what it would
-keep. The count holds for any architecture and adapter; what it leaves out is the working space of
-single operations.
+On the meta device operations compute shapes only, and autograd still reports which tensors it
+saves. The count holds for any architecture and adapter; the workspace of single operations is not
+included.
 
-Legend: B examples of a micro-batch, T tokens of the longest, N answer tokens, D width.
+Shapes: B examples of a micro-batch, T tokens of the longest, N answer tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -25,107 +25,104 @@ if TYPE_CHECKING:
 
     from imsm.models.siamese.model import SiameseForCausalLM
 
-FUSED = "imsm_plan"
-"""Name under which transformers' models find `_fused_attention`."""
+KVCacheLayer = tuple[int, int | None]
+"""Bytes of one token's keys and values in one attention layer, and its window in tokens (None: unlimited)."""
+
+_ATTENTION_NAME = "imsm_plan"
 
 
 @dataclass(kw_only=True)
 class ActivationTrace:
-    """What one pass over a micro-batch was seen to keep.
+    """What one forward pass of a micro-batch saves.
 
     Attributes:
-        activations: bytes kept by body and gate for the backward pass.
-        cache: per attention layer, bytes of keys and values of one token, and its window of
-            tokens (None: it sees all); empty where the model's attention cannot be watched.
+        activations: Bytes saved for the backward pass by decoder and gate.
+        kv_cache: Each attention layer; empty if the model does not use attention functions.
     """
 
     activations: int
-    cache: list[tuple[int, int | None]] = field(default_factory=list)
+    kv_cache: list[KVCacheLayer] = field(default_factory=list)
 
 
 def trace_activations(
     model: SiameseForCausalLM, *, rows: int, tokens: int, answers: int, fused: bool
 ) -> ActivationTrace:
-    """Run a model without values over a micro-batch.
+    """Trace the forward pass of a micro-batch.
 
     Args:
-        model: on "meta"; its stream says what is trained.
+        model: Model on the meta device; its stream decides what is trained.
         rows: B.
         tokens: T.
         answers: N, of all rows.
-        fused: whether the attention keeps no (T, T) matrices (sdpa, flash), as opposed to eager.
+        fused: Whether attention saves no (T, T) matrices (sdpa, flash), in contrast to eager.
 
     Raises:
-        RuntimeError: the model's forward looks at values.
+        RuntimeError: The model's forward reads values.
     """
-    seen: list[tuple[int, int | None]] = []
-    config = model.backbone.config
-    before = config._attn_implementation
+    kv_cache: list[KVCacheLayer] = []
+    attention = model.backbone.config._attn_implementation
     if fused:
-        model.backbone.set_attn_implementation(FUSED)
+        model.backbone.set_attn_implementation(_ATTENTION_NAME)
     try:
-        with _watching(seen), torch.device("meta"), _kept(model) as kept:
-            tuned = _body(model, rows, tokens, masked=not fused)
+        with _record_attention(kv_cache), torch.device("meta"), _count_saved_bytes(model) as saved:
+            tuned = _decoder_forward(model, rows, tokens, masked=not fused)
             if model.stream == "interwoven":
-                _gate(model, tuned, answers)
-                kept[-1] = tuned.nbytes  # the original memory
-        return ActivationTrace(activations=sum(kept.values()), cache=seen)
+                _gate_forward(model, tuned, answers)
+                saved[-1] = tuned.nbytes  # hidden states of the original, which need no gradient
+        return ActivationTrace(activations=sum(saved.values()), kv_cache=kv_cache)
     finally:
-        model.backbone.set_attn_implementation(before)
+        model.backbone.set_attn_implementation(attention)
 
 
-def _body(model: SiameseForCausalLM, rows: int, tokens: int, *, masked: bool) -> torch.Tensor:
-    """The tuned memory (B, T, D); prompt learning reads embeddings that learn, unless frozen.
-
-    A ready mask is given where the attention asks for one: making it looks at values.
-    """
+def _decoder_forward(model: SiameseForCausalLM, rows: int, tokens: int, *, masked: bool) -> torch.Tensor:
+    """Return the tuned hidden states, (B, T, D)."""
     inputs = {"input_ids": torch.zeros(rows, tokens, dtype=torch.long)}
-    if masked:
+    if masked:  # eager attention would build its mask from values
         inputs["attention_mask"] = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
-    if not model.streams.layers:
+    if not model.streams.layers:  # prompt learning: gradients flow through the input embeddings
         embedded = model.get_input_embeddings()(inputs.pop("input_ids"))
-        learns = any(parameter.requires_grad for parameter in model.adapted.parameters())
-        inputs["inputs_embeds"] = embedded.requires_grad_(learns)
-    outputs = model.streams.body(**inputs, use_cache=False)
-    memory: torch.Tensor = outputs.last_hidden_state
-    return memory
+        trainable = any(parameter.requires_grad for parameter in model.adapted.parameters())
+        inputs["inputs_embeds"] = embedded.requires_grad_(trainable)
+    outputs = model.streams.decoder(**inputs, use_cache=False)
+    hidden_states: torch.Tensor = outputs.last_hidden_state
+    return hidden_states
 
 
-def _gate(model: SiameseForCausalLM, tuned: torch.Tensor, answers: int) -> None:
-    """Gate and mix at the answer positions, (N, D)."""
-    memory = tuned.new_empty(answers, tuned.shape[-1]).requires_grad_(True)
+def _gate_forward(model: SiameseForCausalLM, tuned: torch.Tensor, answers: int) -> None:
+    """Run gate and interweaving at the answer positions, (N, D)."""
+    hidden = tuned.new_empty(answers, tuned.shape[-1]).requires_grad_(True)
     assert model.gate is not None
-    interweave(memory, memory, model.gate(memory, memory, memory, memory))
+    interweave(hidden, hidden, model.gate(hidden, hidden, hidden, hidden))
 
 
 @contextmanager
-def _kept(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of every storage that autograd keeps, the model's own tensors aside."""
+def _count_saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Yield the bytes of each storage that autograd saves, except the model's own tensors."""
     own = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
     alive = []
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own and storage._cdata not in kept:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(storage)  # so that no other storage takes its place
+        if storage._cdata not in own and storage._cdata not in saved:
+            saved[storage._cdata] = storage.nbytes()
+            alive.append(storage)  # so that its address is not reused
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+    with saved_tensors_hooks(save, lambda tensor: tensor):
+        yield saved
 
 
-_watched: list[list[tuple[int, int | None]]] = []
+_recorders: list[list[KVCacheLayer]] = []
 
 
 @contextmanager
-def _watching(seen: list[tuple[int, int | None]]) -> Iterator[None]:
-    _watched.append(seen)
+def _record_attention(kv_cache: list[KVCacheLayer]) -> Iterator[None]:
+    _recorders.append(kv_cache)
     try:
         yield
     finally:
-        _watched.pop()
+        _recorders.pop()
 
 
 def _fused_attention(
@@ -136,17 +133,17 @@ def _fused_attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention that keeps query, key, value, mask and output, as the fused kernels do.
+    """Attention function that saves query, key, value, mask and output, as fused kernels do.
 
     Args:
-        module: the attention layer, as transformers hands it over.
+        module: Attention layer.
         query: (B, H, T, d).
-        key: (B, G, T, d); its heads are repeated, as transformers does where there is a mask.
+        key: (B, G, T, d); repeated to H heads, as transformers does with a mask.
         value: (B, G, T, d).
-        attention_mask: whatever; a batch with padding has one of (B, 1, T, T).
-        options: the layer's scale, window and so on.
+        attention_mask: Ignored; a padded batch has a mask of shape (B, 1, T, T).
+        options: Scale, sliding window and so on.
     """
-    _watched[-1].append((2 * key[0, :, 0].nbytes, options.get("sliding_window")))
+    _recorders[-1].append((2 * key[0, :, 0].nbytes, options.get("sliding_window")))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
@@ -156,15 +153,15 @@ def _fused_attention(
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Keeps what a fused kernel keeps."""
+    """Save the tensors that a fused attention kernel saves."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: torch.Tensor) -> torch.Tensor:
-        """The output's shape is the query's (B, H, T, d), but for a narrower value's."""
+        """Return an output of shape (B, H, T, d), with the head size of the value."""
         query, _, value, _ = inputs
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(*inputs, output)
         return output
 
 
-AttentionInterface.register(FUSED, _fused_attention)
+AttentionInterface.register(_ATTENTION_NAME, _fused_attention)

@@ -1,11 +1,13 @@
-"""What a plan says of a run's data: how many examples, how long, how many steps."""
+"""Number, length and training steps of a run's examples, known before its data is downloaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tokenizers import Tokenizer
 
 from imsm.config.schema import RunConfig
 from imsm.data.sources import DataSource, load_examples
@@ -14,40 +16,36 @@ from imsm.models.backbones.loading import resolve_path
 from imsm.training.trainer import BatchPlan
 from imsm.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-
-CHARACTERS_A_TOKEN = 4
-"""Of English text, roughly, in a vocabulary of 30 to 250 thousand."""
+CHARACTERS_PER_TOKEN = 4
+"""Average for English text with a vocabulary of 30,000 to 250,000 tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthStats:
-    """Of one split: number of examples (None: not known) and their lengths in tokens.
+    """Number of examples of a split and their lengths in tokens.
 
-    ``mean`` is None where only the limits of the dataset's yaml are known.
+    Attributes:
+        examples: Number of examples; None if unknown.
+        mean: Mean length of prompt and answer; None if only limits are known.
+        longest: Longest prompt and answer; the answer includes its end-of-text token.
+        source: How the numbers are known.
     """
 
     examples: int | None
     mean: tuple[float, float] | None
-    """Of prompt and answer."""
     longest: tuple[int, int]
-    """Likewise; the answer with its end-of-text token."""
     source: str
-    """How this is known, in words."""
 
     def limited(self, examples: int | None) -> LengthStats:
-        """At most so many examples."""
+        """Return the statistics of at most ``examples`` examples."""
         if examples is None or self.examples is None:
             return self
-        kept = min(examples, self.examples)
-        return LengthStats(examples=kept, mean=self.mean, longest=self.longest, source=self.source)
+        return replace(self, examples=min(examples, self.examples))
 
 
-def known_lengths(facts: dict[str, Any], role: Role) -> LengthStats | None:
-    """What a dataset's yaml says of a split; None if it says nothing."""
-    split = facts.get(role)
+def known_lengths(stats: dict[str, Any], role: Role) -> LengthStats | None:
+    """Return the statistics of a split from the dataset's yaml, or None if it has none."""
+    split = stats.get(role)
     if split is None:
         return None
     (mean_prompt, longest_prompt), (mean_answer, longest_answer) = split["prompt"], split["answer"]
@@ -62,39 +60,37 @@ def known_lengths(facts: dict[str, Any], role: Role) -> LengthStats | None:
 def counted_lengths(
     task: Task, role: Role, *, source: DataSource, prompts: str, tokenizer: Path | None
 ) -> LengthStats | None:
-    """Read a local split and measure it; None if it cannot be read without a library.
+    """Measure a local split; return None if it cannot be read without the `datasets` library.
 
     Args:
-        task: the dataset.
-        role: which split.
-        source: a mirror, a folder or the miniature.
-        prompts: verbatim or corrected.
-        tokenizer: a `tokenizer.json`; None: tokens are taken from characters.
+        task: Dataset.
+        role: Split.
+        source: Local source of the dataset.
+        prompts: Prompt style.
+        tokenizer: A `tokenizer.json`; None to estimate tokens from characters.
     """
     try:
         examples = load_examples(task, role, source=source, prompts=prompts, limit=None, library=False)
     except UserError:
         return None
-    texts = ([e.prompt for e in examples], [e.golds[0] for e in examples])
+    prompts_and_answers = ([e.prompt for e in examples], [e.golds[0] for e in examples])
     if tokenizer is not None and tokenizer.is_file():
-        from tokenizers import Tokenizer
-
-        read = Tokenizer.from_file(str(tokenizer))
-        prompt, answer = (_counted(read, each) for each in texts)
-        how = "counted"
+        loaded = Tokenizer.from_file(str(tokenizer))
+        prompt, answer = (_count_tokens(loaded, texts) for texts in prompts_and_answers)
+        basis = "counted"
     else:
-        prompt, answer = ([_tokens(len(text)) for text in each] for each in texts)
-        how = f"counted, {CHARACTERS_A_TOKEN} characters a token"
+        prompt, answer = ([len(text) / CHARACTERS_PER_TOKEN for text in texts] for texts in prompts_and_answers)
+        basis = f"counted, {CHARACTERS_PER_TOKEN} characters per token"
     return LengthStats(
         examples=len(examples),
         mean=(sum(prompt) / len(examples), sum(answer) / len(examples) + 1),
         longest=(round(max(prompt)), round(max(answer)) + 1),
-        source=how,
+        source=basis,
     )
 
 
-def limits_alone(task: Task) -> LengthStats:
-    """What is left where nothing is known: no example is longer than the yaml allows."""
+def limits_only(task: Task) -> LengthStats:
+    """Return the length limits of the dataset's yaml, used if nothing else is known."""
     return LengthStats(
         examples=None,
         mean=None,
@@ -104,65 +100,47 @@ def limits_alone(task: Task) -> LengthStats:
 
 
 def within_limits(lengths: LengthStats, task: Task) -> LengthStats:
-    """Longer examples are cut or left out."""
+    """Apply the task's limits: longer examples are truncated or excluded."""
     prompt, answer = lengths.longest
-    longest = (min(prompt, task.max_prompt_tokens), min(answer, task.max_new_tokens))
-    return LengthStats(examples=lengths.examples, mean=lengths.mean, longest=longest, source=lengths.source)
+    return replace(lengths, longest=(min(prompt, task.max_prompt_tokens), min(answer, task.max_new_tokens)))
 
 
-def _counted(tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
-    encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [float(len(each)) for each in encoded]
-
-
-def _tokens(characters: int) -> float:
-    return characters / CHARACTERS_A_TOKEN
-
-
-def judged(config: RunConfig) -> dict[str, Task]:
-    """The tasks that are asked, by name; the target as the run has it."""
+def evaluated_tasks(config: RunConfig) -> dict[str, Task]:
+    """Return the evaluated tasks by name, the target with the overrides of `data`."""
     return {name: config.data if name == config.data.name else task for name, task in config.tasks.items()}
 
 
 def tasks_read(config: RunConfig) -> list[tuple[Task, DataSource]]:
-    """Every dataset of which a run reads anything, once, and where it comes from."""
-    trained: list[Task] = [config.data] if config.method.trainable else []
-    tasks = (*trained, *judged(config).values(), *config.replay_tasks.values())
-    return [
-        (
-            task,
-            config.data.target_source()
-            if task.name == config.data.name
-            else config.data.forgetting_source(config.backbone),
-        )
-        for task in {task.name: task for task in tasks}.values()
-    ]
+    """Return every dataset that a run reads, once, with its source."""
+    training: list[Task] = [config.data] if config.method.trainable else []
+    tasks = (*training, *evaluated_tasks(config).values(), *config.replay_tasks.values())
+    return [(task, _source(config, task)) for task in {task.name: task for task in tasks}.values()]
 
 
 def split_lengths(config: RunConfig, task: Task, role: Role) -> LengthStats:
-    """Counted where the data is local, else from the dataset's yaml, else its limits."""
-    own = task.name == config.data.name
-    where = config.data.target_source() if own else config.data.forgetting_source(config.backbone)
-    found = None
-    if where.kind != "hub":
-        found = counted_lengths(
+    """Return the lengths of a split: counted if local, else from the dataset's yaml, else its limits."""
+    source = _source(config, task)
+    lengths = None
+    if source.kind != "hub":
+        model_folder = Path(resolve_path(config.backbone.name_or_path))
+        lengths = counted_lengths(
             task,
             role,
-            source=where,
+            source=source,
             prompts=config.data.prompt_style,
-            tokenizer=_tokenizer(config),
+            tokenizer=model_folder / "tokenizer.json" if model_folder.is_dir() else None,
         )
     elif task.stats is not None:
-        found = known_lengths(task.stats.model_dump(), role)
-    return within_limits(found or limits_alone(task), task)
+        lengths = known_lengths(task.stats.model_dump(), role)
+    return within_limits(lengths or limits_only(task), task)
 
 
-def steps_taken(config: RunConfig, train: LengthStats | None) -> str:
-    """The training's optimizer steps, and what they follow from."""
+def format_steps(config: RunConfig, train: LengthStats | None) -> str:
+    """Return the number of optimizer steps and its basis as text."""
     if train is None:
         return "none: nothing is trained"
     recipe = config.trainer
-    batching = BatchPlan(
+    batch_plan = BatchPlan(
         num_epochs=recipe.num_epochs,
         global_batch_size=recipe.global_batch_size,
         micro_batch_size=recipe.micro_batch_size or recipe.global_batch_size,
@@ -171,28 +149,34 @@ def steps_taken(config: RunConfig, train: LengthStats | None) -> str:
     epochs = f"{recipe.num_epochs} epochs" if recipe.num_epochs > 1 else "1 epoch"
     if train.examples is None:
         return (
-            f"{batching.num_steps(1000):,} per 1,000 examples ({epochs}, batches of "
-            f"{recipe.global_batch_size}); how many there are is not known before the data is here"
+            f"{batch_plan.num_steps(1000):,} per 1,000 examples ({epochs}, batches of {recipe.global_batch_size}); "
+            "the number of examples is unknown until the data is available"
         )
     replay = config.peft.replay
-    more = max(1, round(replay.ratio * train.examples)) if replay is not None else 0
-    added = f" and up to {more:,} replayed" if more else ""
+    replayed = max(1, round(replay.ratio * train.examples)) if replay is not None else 0
+    added = f" and up to {replayed:,} replayed" if replayed else ""
     return (
-        f"{batching.num_steps(train.examples + more):,} ({epochs} of {train.examples:,} examples"
+        f"{batch_plan.num_steps(train.examples + replayed):,} ({epochs} of {train.examples:,} examples"
         f"{added}, batches of {recipe.global_batch_size}; {train.source})"
     )
 
 
-def items_asked(config: RunConfig, tests: dict[str, LengthStats]) -> str:
-    """How many items of each task are asked."""
+def format_evaluation(config: RunConfig, tests: dict[str, LengthStats]) -> str:
+    """Return the number of evaluated examples of each task as text."""
     parts = []
     for name, lengths in tests.items():
         limit = config.evaluation.limit_of(name)
-        asked = limit if lengths.examples is None else lengths.limited(limit).examples
-        parts.append(f"{name} {asked:,}" if asked is not None else f"{name} all")
+        count = limit if lengths.examples is None else lengths.limited(limit).examples
+        parts.append(f"{name} {count:,}" if count is not None else f"{name} all")
     return ", ".join(parts)
 
 
-def _tokenizer(config: RunConfig) -> Path | None:
-    folder = Path(resolve_path(config.backbone.name_or_path))
-    return folder / "tokenizer.json" if folder.is_dir() else None
+def _source(config: RunConfig, task: Task) -> DataSource:
+    if task.name == config.data.name:
+        return config.data.target_source()
+    return config.data.forgetting_source(config.backbone)
+
+
+def _count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
+    encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [float(len(each)) for each in encoded]

@@ -1,79 +1,59 @@
-"""What a run must fetch before it can begin, and what is here already; nothing is asked for."""
+"""What a run downloads, and what is available locally; the network is not accessed."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 
 from imsm.data.task import HubDataset
 from imsm.models.backbones.loading import MINIATURE
+from imsm.pipeline.plan.types import DownloadItem
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DownloadItem:
-    """One thing that a run needs from elsewhere.
-
-    Attributes:
-        what: its name, with where it comes from.
-        here: where it is already; None: it must be fetched.
-        gigabytes: about so much; None: not known.
-    """
-
-    what: str
-    here: str | None
-    gigabytes: float | None
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
-def needed_backbone(path: str, *, revision: str | None, stand_in: str | None, weights: int | None) -> DownloadItem:
-    """The backbone's weights.
+def needed_backbone(
+    path: str, *, revision: str | None, local_source: str | None, parameters: int | None
+) -> DownloadItem:
+    """Return the download of a backbone's weights.
 
     Args:
-        path: a hub id, a local folder, or "imsm:miniature".
-        revision: of the hub id.
-        stand_in: where a local stand-in of the hub's weights comes from, or None.
-        weights: how many there are; the hub keeps most models in 16 bits.
+        path: Hub id, local folder, or "imsm:miniature".
+        revision: Revision of the Hub id.
+        local_source: Description of a local replacement of the Hub's weights, or None.
+        parameters: Number of parameters; assumed to take 2 bytes each on the Hub.
     """
     if path == MINIATURE:
-        return DownloadItem(what="the miniature", here="ships with imsm", gigabytes=None)
+        return DownloadItem(name="the miniature", location="included in imsm")
     if Path(path).is_dir():
-        return DownloadItem(what=path, here="a local folder", gigabytes=None)
-    if stand_in is not None:
-        return DownloadItem(what=path, here=stand_in, gigabytes=None)
-    found = (try_to_load_from_cache(path, name, revision=revision) for name in _WEIGHTS)
-    here = "in the hub's cache" if any(isinstance(each, str) for each in found) else None
-    size = None if weights is None else 2 * weights / 1e9
-    return DownloadItem(what=f"model {path}", here=here, gigabytes=size)
+        return DownloadItem(name=path, location="local folder")
+    if local_source is not None:
+        return DownloadItem(name=path, location=local_source)
+    cached = (try_to_load_from_cache(path, name, revision=revision) for name in _WEIGHT_FILES)
+    location = "Hub cache" if any(isinstance(each, str) for each in cached) else None
+    return DownloadItem(name=f"model {path}", location=location, size=parameters and 2 * parameters)
 
 
 def needed_dataset(hub: HubDataset, *, megabytes: int | None) -> DownloadItem:
-    """A dataset on the hub.
+    """Return the download of a Hub dataset.
 
     Args:
-        hub: its path, name (configuration) and revision.
-        megabytes: of the files that are read; None: not known.
+        hub: Dataset on the Hub.
+        megabytes: Size of the files that are read; None if unknown.
     """
-    path, name = hub.path, hub.name
-    folder = dataset_folder(path, name=name)
-    here = None if folder is None else f"in the cache ({folder})"
-    size = None if megabytes is None else megabytes / 1e3
-    what = f"dataset {path}" + (f" ({name})" if name else "")
-    return DownloadItem(what=what, here=here, gigabytes=size)
+    folder = dataset_folder(hub.path, name=hub.name)
+    location = None if folder is None else f"cache ({folder})"
+    title = f"dataset {hub.path}" + (f" ({hub.name})" if hub.name else "")
+    return DownloadItem(name=title, location=location, size=None if megabytes is None else 1e6 * megabytes)
 
 
 def dataset_folder(path: str, *, name: str | None) -> Path | None:
-    """Where a dataset of the hub lies on this machine, by its names alone; None: nowhere."""
-    made = _datasets_cache() / path.replace("/", "___")
-    fetched = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}"
-    folders = (made / name if name is not None else made, fetched)
+    """Return the local folder of a Hub dataset, found by its name, or None."""
+    # where the `datasets` library stores processed datasets; importing it takes seconds
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets").expanduser()
+    processed = cache / path.replace("/", "___")
+    downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}"
+    folders = (processed / name if name is not None else processed, downloaded)
     return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def _datasets_cache() -> Path:
-    """Where the `datasets` library keeps what it made of downloads (its own rule, unimported)."""
-    home = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
-    return home.expanduser()

@@ -1,179 +1,180 @@
-"""`mode=plan`: what a run would be and take; nothing is loaded, fetched or written."""
+"""`mode=plan`: what a run would do and need; nothing is loaded, downloaded or written."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from imsm.config.identity import run_name
 from imsm.config.schema import RunConfig
 from imsm.distributed.gpus import visible_gpus
+from imsm.distributed.topology import Topology
 from imsm.models.adapters.base import freeze_adapter
 from imsm.models.backbones.meta_model import build_meta_model, find_config
 from imsm.models.builder import count_trainable, wrap_backbone
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.engine import engine_settings, topology_of
 from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, model_kwargs
-from imsm.pipeline.plan.data import items_asked, judged, split_lengths, steps_taken, tasks_read
-from imsm.pipeline.plan.downloads import DownloadItem, needed_backbone, needed_dataset
-from imsm.pipeline.plan.memory import memory_parts
+from imsm.pipeline.plan.data import evaluated_tasks, format_evaluation, format_steps, split_lengths, tasks_read
+from imsm.pipeline.plan.downloads import needed_backbone, needed_dataset
+from imsm.pipeline.plan.memory import estimate_memory
 from imsm.pipeline.plan.render import show_block, show_page
-from imsm.pipeline.plan.types import Plan
+from imsm.pipeline.plan.types import DownloadItem, Plan
 from imsm.pipeline.start import node_commands
 from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value
 from imsm.utils.options import load_option
 from imsm.utils.paths import runs_root
 
-if TYPE_CHECKING:
-    from imsm.distributed.topology import Topology
-    from imsm.models.siamese.model import SiameseForCausalLM
-
 
 def print_plan(config: RunConfig, *, compact: bool, overrides: Sequence[str] = ()) -> None:
-    """Print the plan of one run; a member of a sweep gets a compact one.
+    """Print the plan of one run.
 
     Args:
-        config: the run's.
-        compact: a few lines in place of a page.
-        overrides: of the command, for the lines that start it on several nodes.
+        config: Run configuration.
+        compact: Print a few lines, for a job of a sweep, instead of a page.
+        overrides: Overrides of the command, for the lines that start it on several nodes.
 
     Raises:
-        UserError: the backbone's architecture describes no model, or the adapter does not fit it.
+        UserError: The backbone's architecture is invalid, or the adapter does not fit it.
     """
     plan = make_plan(config, overrides=overrides)
-    trainable = None if plan.counts is None else format_trainable(plan.counts)
+    trainable = None if plan.trainable is None else format_trainable(plan.trainable)
     (show_block if compact else show_page)(plan, trainable=trainable)
 
 
 def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
-    """All that a plan says of one run; see `print_plan`."""
-    layout = topology_of(config, gpus=visible_gpus(), elsewhere=True)
-    model, notes = model_without_values(config)
+    """Return the plan of one run; see `print_plan`."""
+    topology = topology_of(config, gpus=visible_gpus(), elsewhere=True)
+    model, notes = build_plan_model(config)
     train = None
     if config.method.trainable:
         train = split_lengths(config, config.data, "train").limited(config.data.max_train_examples)
-    tests = {name: split_lengths(config, task, "test") for name, task in judged(config).items()}
-    memory = None if model is None else memory_parts(config, model, train=train, tests=tests, layout=layout)
-    settings = _settings(config, layout)
-    if layout.distributed and model is not None and config.method.trainable:
-        settings["deepspeed"] = _flat(engine_settings(config, model, layout=layout))
+    tests = {name: split_lengths(config, task, "test") for name, task in evaluated_tasks(config).items()}
+    memory = {}
+    if model is not None:
+        memory = estimate_memory(config, model, train=train, tests=tests, topology=topology)
+    settings = _settings(config, topology)
+    if topology.distributed and model is not None and config.method.trainable:
+        deepspeed = engine_settings(config, model, topology=topology)
+        settings["deepspeed"] = _format_values(
+            deepspeed | deepspeed["zero_optimization"] | {"zero_optimization": None}
+        )
     return Plan(
         name=run_name(config),
         settings=settings,
-        counts=None if model is None else count_trainable(model),
+        trainable=None if model is None else count_trainable(model),
         notes=notes,
-        memory=memory or {},
-        steps=steps_taken(config, train),
-        items=items_asked(config, tests),
-        needed=_needed(config, model),
-        start=node_commands(config, layout, overrides=overrides, runs_root=runs_root()),
+        memory=memory,
+        steps=format_steps(config, train),
+        evaluation=format_evaluation(config, tests),
+        downloads=_downloads(config, model),
+        start=node_commands(config, topology, overrides=overrides, runs_root=runs_root()),
     )
 
 
-def model_without_values(config: RunConfig) -> tuple[SiameseForCausalLM | None, list[str]]:
-    """The run's model on torch's "meta" device, and what to know about it, a line each.
+def build_plan_model(config: RunConfig) -> tuple[SiameseForCausalLM | None, list[str]]:
+    """Build the run's model on the meta device; return it with notes on its parameter counts.
 
-    The model is None where the backbone's architecture is not known, or where the adapter cannot
-    be made without the weights.
+    The model is None if the architecture is unknown, or if the adapter is initialized from weights.
     """
     backbone = config.backbone
     try:
-        configuration, file = find_config(
+        architecture, file = find_config(
             path=backbone.name_or_path, revision=backbone.revision, architecture=backbone.architecture
         )
     except LookupError as error:
         return None, [str(error)]
-    plain = build_meta_model(configuration, dtype=backbone.dtype)
+    plain = build_meta_model(architecture, dtype=backbone.dtype)
     adapter = build_adapter(config) if config.method.trainable else None
     try:
         with torch.device("meta"):
             model = wrap_backbone(plain, adapter=adapter, **model_kwargs(config))
     except (UserError, RuntimeError) as error:
-        if not isinstance(error.__cause__ or error, RuntimeError):  # what "meta" cannot do
+        # a RuntimeError comes from an operation that meta tensors do not support
+        if not isinstance(error.__cause__ or error, RuntimeError):
             raise
-        first = str(error).strip().splitlines()[0]
-        return None, [f"peft={config.peft.name}: cannot be counted without the weights ({first})"]
+        reason = str(error).strip().splitlines()[0]
+        return None, [f"peft={config.peft.name}: cannot be counted without the weights ({reason})"]
     if config.frozen_adapter is not None:
         freeze_adapter(model.adapted)
     model.kl_regularizer = build_kl_regularizer(config)
     model.train(config.method.trainable)
-    return model, [] if file is not None else _assumed(config)
+    return model, [] if file is not None else _assumed_architecture(config)
 
 
-def _assumed(config: RunConfig) -> list[str]:
-    """A hub id of one's own is taken for what the yaml describes; that has to be said."""
+def _assumed_architecture(config: RunConfig) -> list[str]:
+    """Note that a custom Hub id is assumed to have the architecture in the yaml."""
     backbone = config.backbone
     config_dir = Path(config.config_dir) if config.config_dir else None
-    own = load_option("backbone", backbone.name, config_dir=config_dir).get("name_or_path")
-    if backbone.name_or_path == own:
+    default = load_option("backbone", backbone.name, config_dir=config_dir).get("name_or_path")
+    if backbone.name_or_path == default:
         return []
     return [
-        f"counted with the architecture of backbone={backbone.name} ({own}): the config.json of "
-        f"{backbone.name_or_path} is not here"
+        f"counted with the architecture of backbone={backbone.name} ({default}), because the config.json of "
+        f"{backbone.name_or_path} is not available locally"
     ]
 
 
-def _needed(config: RunConfig, model: SiameseForCausalLM | None) -> list[DownloadItem]:
+def _downloads(config: RunConfig, model: SiameseForCausalLM | None) -> list[DownloadItem]:
     backbone = config.backbone
-    stand_in = None
+    local_source = None
     if backbone.local_resolver is not None:
         module = importlib.import_module(backbone.local_resolver.rpartition(".")[0])
         describe = getattr(module, "stand_in", None)
-        stand_in = describe(backbone.name_or_path) if describe is not None else None
-    weights = None
+        local_source = describe(backbone.name_or_path) if describe is not None else None
+    parameters = None
     if model is not None:
-        weights = sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
-    found = [needed_backbone(backbone.name_or_path, revision=backbone.revision, stand_in=stand_in, weights=weights)]
+        parameters = sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
+    items = [
+        needed_backbone(
+            backbone.name_or_path, revision=backbone.revision, local_source=local_source, parameters=parameters
+        )
+    ]
     for task, source in tasks_read(config):
         if source.kind == "hub" and task.hub is not None:
-            size = task.stats.megabytes if task.stats is not None else None
-            found.append(needed_dataset(task.hub, megabytes=size))
-    return found
+            megabytes = task.stats.megabytes if task.stats is not None else None
+            items.append(needed_dataset(task.hub, megabytes=megabytes))
+    return items
 
 
-def _settings(config: RunConfig, layout: Topology) -> dict[str, str]:
-    """The resolved configuration, a line per group."""
+def _settings(config: RunConfig, topology: Topology) -> dict[str, str]:
+    """Return the resolved configuration as one line per group."""
     backbone, peft, method, data = config.backbone, config.peft, config.method, config.data
-    chosen = backbone.model_dump(include={"name_or_path", "revision", "dtype", "attn_implementation"})
+    values = backbone.model_dump(include={"name_or_path", "revision", "dtype", "attn_implementation"})
     lines = {
-        "backbone": _values(backbone.name, chosen),
-        "method": f"{method.name}: the {method.stream} stream answers",
+        "backbone": _format_values(values, name=backbone.name),
+        "method": f"{method.name}: {method.stream} stream",
     }
     if method.trainable:
         modules = peft.target_modules(backbone) or None
         replay = {"replay": peft.replay.model_dump()} if peft.replay is not None else {}
-        lines["peft"] = _values(peft.name, {"modules": modules} | peft.arguments() | replay)
+        lines["peft"] = _format_values({"modules": modules} | peft.arguments() | replay, name=peft.name)
     if config.frozen_adapter is not None:
-        lines["peft"] += f"; the finished adapter of {config.frozen_adapter}, which stays as it is"
+        lines["peft"] += f"; frozen, loaded from {config.frozen_adapter}"
     if method.stream == "interwoven":
         gate = {"pooling": config.gate.pooling} | config.gate.arguments()
-        lines["gate"] = _values(config.gate.name, gate)
-    place = data.target_source()
-    chosen = {"source": place.kind, "path": place.path, "prompt_style": data.prompt_style}
-    lines["data"] = _values(data.name, chosen | {"max_train_examples": data.max_train_examples})
+        lines["gate"] = _format_values(gate, name=config.gate.name)
+    source = data.target_source()
+    values = {"source": source.kind, "path": source.path, "prompt_style": data.prompt_style}
+    lines["data"] = _format_values(values | {"max_train_examples": data.max_train_examples}, name=data.name)
     if method.trainable:
         recipe = config.trainer.model_dump(exclude={"name", "method_specific_keys"})
-        recipe = {k: v for k, v in recipe.items() if not k.startswith("checkpoint")}
-        lines["trainer"] = _values(config.trainer.name, recipe)
-    lines["evaluation"] = _values("", config.evaluation.model_dump())
+        recipe = {k: v for k, v in recipe.items() if not k.startswith("save_")}
+        lines["trainer"] = _format_values(recipe, name=config.trainer.name)
+    lines["evaluation"] = _format_values(config.evaluation.model_dump())
     engine = config.engine.model_dump(exclude={"name"})
-    lines["engine"] = _values(config.engine.name, engine | {"seed": config.seed})
-    if layout.distributed:
-        lines["processes"] = str(layout)
+    lines["engine"] = _format_values(engine | {"seed": config.seed}, name=config.engine.name)
+    if topology.distributed:
+        lines["processes"] = str(topology)
     return lines
 
 
-def _flat(settings: dict[str, Any]) -> str:
-    """DeepSpeed's own keys and values, those inside ZeRO's among the others."""
-    zero = settings["zero_optimization"]
-    return _values("", {k: v for k, v in settings.items() if k != "zero_optimization"} | zero)
-
-
-def _values(name: str, values: dict[str, Any]) -> str:
-    """Keys and values as one writes them; what is null is left out."""
-    shown = ", ".join(f"{k} {format_value(v)}" for k, v in values.items() if v is not None)
-    return f"{name}: {shown}" if name else shown
+def _format_values(values: dict[str, Any], *, name: str = "") -> str:
+    """Return keys and values as they are written in overrides, without null values."""
+    text = ", ".join(f"{key} {format_value(value)}" for key, value in values.items() if value is not None)
+    return f"{name}: {text}" if name else text

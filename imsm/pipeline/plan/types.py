@@ -1,10 +1,9 @@
-"""What a plan says, as values: parameters, memory, steps, downloads."""
+"""The contents of a plan: memory, downloads and text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from imsm.pipeline.plan.downloads import DownloadItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,46 +11,61 @@ class MemoryItem:
     """One part of a run's memory.
 
     Attributes:
-        name: what takes the memory.
-        size: bytes; None: not known.
-        how: what the number rests on.
-        exact: whether it follows from shapes alone; otherwise it is an estimate.
+        name: What the memory is used for.
+        size: Bytes; None if unknown.
+        basis: What the number is based on.
+        exact: Whether it follows from shapes alone; otherwise it is an estimate.
     """
 
     name: str
     size: int | None
-    how: str
-    exact: bool
+    basis: str
+    exact: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadItem:
+    """A model or dataset that a run reads.
+
+    Attributes:
+        name: Kind and name, e.g. "dataset openai/gsm8k (main)".
+        location: Where it is available; None if it must be downloaded.
+        size: Approximate bytes; None if unknown.
+    """
+
+    name: str
+    location: str | None
+    size: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run that is not begun.
+    """What a run would do and need.
 
     Attributes:
-        name: of the run's folder.
-        settings: group to a line of its values.
-        counts: trainable parameters of adapter and gate; None: the architecture is not known.
-        notes: what to know beside the numbers, a line each.
-        memory: title to its parts; titles of memory that is taken at once begin with "memory".
-        steps: the training's length, in words.
-        items: what is asked, in words.
-        needed: what the run needs from elsewhere.
-        start: how it is started on several machines, a line each.
+        name: Name of the run folder.
+        settings: One line of values per configuration group.
+        trainable: Trainable parameters of adapter and gate; None if the architecture is unknown.
+        notes: Remarks on the numbers.
+        memory: Memory items by title; titles of device memory begin with "memory".
+        steps: Length of the training, as text.
+        evaluation: Number of examples per task, as text.
+        downloads: Models and datasets that the run reads.
+        start: Lines that explain how to start the run on several machines.
     """
 
     name: str
     settings: dict[str, str]
-    counts: dict[str, int] | None
+    trainable: dict[str, int] | None
     notes: list[str]
     memory: dict[str, list[MemoryItem]]
     steps: str
-    items: str
-    needed: list[DownloadItem]
+    evaluation: str
+    downloads: list[DownloadItem]
     start: list[str] = field(default_factory=list)
 
 
-def total(parts: list[MemoryItem]) -> int | None:
-    """Their bytes together; None if one of them is not known."""
-    sizes = [part.size for part in parts]
+def total(items: Sequence[MemoryItem]) -> int | None:
+    """Return the sum of the sizes in bytes, or None if one is unknown."""
+    sizes = [item.size for item in items]
     return None if None in sizes else sum(size for size in sizes if size is not None)

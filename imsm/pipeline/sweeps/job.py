@@ -1,13 +1,12 @@
-"""What Hydra calls for each run: carry it out, and keep what became of it.
+"""The task function that Hydra calls for each job of a sweep; a failure ends only its own job.
 
-A run that fails ends nothing but itself: its error is told, noted in its folder for
-`imsm compare`, and noted in the sweep's folder for the command that started the sweep.
+A failed job prints its error, and records it in its run folder (for `imsm compare`) and in the
+sweep's folder (for the command that started the sweep).
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 import traceback
@@ -15,24 +14,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.pipeline.sweeps.status import JobOutcome, SweepDir, member_command
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from imsm.config.schema import RunConfig
+from imsm.config.validate import load_config
+from imsm.pipeline.continual import plan_stages, run_stages
+from imsm.pipeline.download import check_offline_files, download
+from imsm.pipeline.run import run_experiment
+from imsm.pipeline.run_status import (
+    belongs_to,
+    clear_failure,
+    load_if_finished,
+    run_dir_of,
+    sweep_objective,
+    write_failure,
+)
+from imsm.pipeline.start import run_distributed
+from imsm.pipeline.sweeps.status import JobOutcome, SweepDir, job_command
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.paths import runs_root
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from imsm.config.schema import RunConfig
-
 
 @dataclass(frozen=True, kw_only=True)
 class SweepJob:
-    """Carries out what Hydra composed; submitit takes it to another process.
+    """Execute a configuration that Hydra composed; submitit pickles it for another process.
 
     Args:
-        config_dir: the folder of options of one's own.
-        sweep: where to keep what became of it.
-        several: whether there are others beside it.
+        config_dir: Folder of custom options (`--config-dir`).
+        sweep: Folder for the status of each job.
+        several: Whether the sweep has more than one job.
     """
 
     config_dir: Path | None
@@ -40,99 +55,80 @@ class SweepJob:
     several: bool
 
     def __call__(self, cfg: DictConfig) -> float | None:
-        """Carry one run out; returns what a search maximises, None if there is no such value."""
-        number, overrides = _place()
+        """Execute one job; return the value that a search maximizes, or None without one."""
+        number, overrides = _current_job()
+        options = [text for text in overrides if text.partition("=")[0] != "sweep"]
+        root = runs_root()
         try:
-            ended = self._carry_out(cfg, number, overrides)
+            config = load_config(cfg, config_dir=self.config_dir)
+            if config.mode == "plan":
+                plan_stages(config, compact=self.several, overrides=options)
+                return self._finish(JobOutcome(number=number, overrides=overrides, state="done"))
+            folder = run_dir_of(config, runs_root=root)
+            skipped = load_if_finished(config, runs_root=root) is not None
+            clear_failure(folder)
+            if config.mode == "download":
+                download(config, sys.argv[1:])
+                return self._finish(JobOutcome(number=number, overrides=overrides, state="done"))
+            check_offline_files(config)
+            if config.task_sequence is not None:
+                run_stages(config, runs_root=root, overrides=options)
+            elif not run_distributed(config, runs_root=root, overrides=options):
+                run_experiment(config, runs_root=root)
+            clear_failure(folder)
+            result = load_if_finished(config, runs_root=root)
+            return self._finish(
+                JobOutcome(
+                    number=number,
+                    overrides=overrides,
+                    state="skipped" if skipped else "done",
+                    objective=None if result is None else sweep_objective(result, config.data.name),
+                )
+            )
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
-                raise  # submitit puts the job back into the queue
-            ended = self._failed(error, cfg, number, overrides)
-        self.sweep.write_status(ended)
-        if ended.state == "failed":
-            _free_memory()
-        return ended.objective
+                raise  # submitit requeues the job
+            outcome = self._failed(error, cfg, number, overrides)
+        objective = self._finish(outcome)
+        gc.collect()  # after the except block: its traceback references the failed run's tensors
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        return objective
 
-    def _carry_out(self, cfg: DictConfig, number: int, overrides: list[str]) -> JobOutcome:
-        from imsm.config.validate import load_config
-        from imsm.pipeline.dispatch import dispatch
-        from imsm.pipeline.run_status import clear_failure, load_if_finished, run_dir_of, sweep_objective
-
-        config = load_config(cfg, config_dir=self.config_dir)
-        before = load_if_finished(config, runs_root=runs_root())
-        folder = run_dir_of(config, runs_root=runs_root())
-        if config.mode != "plan":
-            clear_failure(folder)
-        dispatch(config, sweep=self.several)
-        if config.mode != "plan":
-            clear_failure(folder)
-        found = load_if_finished(config, runs_root=runs_root())
-        return JobOutcome(
-            number=number,
-            overrides=overrides,
-            state="done" if before is None else "skipped",
-            objective=None if found is None else sweep_objective(found, config.data.name),
-        )
+    def _finish(self, outcome: JobOutcome) -> float | None:
+        self.sweep.write_status(outcome)
+        return outcome.objective
 
     def _failed(self, error: BaseException, cfg: DictConfig, number: int, overrides: list[str]) -> JobOutcome:
+        """Print the error, record it in the run folder, and return the job's outcome."""
         if isinstance(error, UserError | RunError):
-            line = str(error)
-            print(f"imsm: {line}", file=sys.stderr)
+            message = str(error)
+            print(f"imsm: {message}", file=sys.stderr)
         else:
             traceback.print_exception(error)
-            line = " ".join(f"{type(error).__name__}: {error}".split())
+            message = " ".join(f"{type(error).__name__}: {error}".split())
         code = 2 if isinstance(error, UserError) else 1
-        self._note_in_the_folder(cfg, overrides, line, code)
-        return JobOutcome(number=number, overrides=overrides, state="failed", exit_code=code, error=line)
-
-    def _note_in_the_folder(self, cfg: DictConfig, overrides: list[str], line: str, code: int) -> None:
-        from imsm.config.validate import load_config
-
         try:
             config = load_config(cfg, config_dir=self.config_dir)
         except UserError:
-            return
-        note_failure(config, overrides, error=line, exit_code=code, config_dir=self.config_dir)
+            pass  # an invalid configuration has no run folder
+        else:
+            record_failure(config, overrides, error=message, exit_code=code, config_dir=self.config_dir)
+        return JobOutcome(number=number, overrides=overrides, state="failed", exit_code=code, error=message)
 
 
-def note_failure(
+def record_failure(
     config: RunConfig, overrides: list[str], *, error: str, exit_code: int, config_dir: Path | None
 ) -> None:
-    """Leave `failure.json` in a run's folder, if the folder is that run's."""
-    from imsm.pipeline.run_status import run_dir_of, write_failure
-
+    """Write `failure.json` to a run's folder, unless the folder belongs to another run."""
     folder = run_dir_of(config, runs_root=runs_root())
-    own = config.run_dir is None or _is_of(config, folder)
-    if config.mode != "plan" and own:
-        command = f"python -m imsm.run {member_command(overrides, config_dir=config_dir)}".rstrip()
+    if config.mode != "plan" and (config.run_dir is None or belongs_to(config, folder)):
+        command = f"python -m imsm.run {job_command(overrides, config_dir=config_dir)}".rstrip()
         write_failure(folder, error=error, exit_code=exit_code, command=command)
 
 
-def _is_of(config: RunConfig, folder: Path) -> bool:
-    """Whether a folder that was asked for holds this very run, not another one or other files."""
-    from imsm.config.identity import run_identity
-    from imsm.utils.run_dir import RunDir
-
-    try:
-        found = json.loads(RunDir(folder).identity.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(found == json.loads(json.dumps(run_identity(config))))
-
-
-def _place() -> tuple[int, list[str]]:
-    """A member's number in its sweep (0 for a single run), and its overrides."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
+def _current_job() -> tuple[int, list[str]]:
+    """Return the job's number in its sweep (0 for a single run) and its overrides."""
     hydra = HydraConfig.get()
     number = 0 if OmegaConf.is_missing(hydra.job, "num") else int(hydra.job.num)
     return number, [str(text) for text in hydra.overrides.task]
-
-
-def _free_memory() -> None:
-    """Let go of what a failed run held, so that the next one has the memory."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

@@ -1,9 +1,9 @@
-"""A sweep's folder: what became of each member, a file per member, and the lines about all of them.
+"""Status files of the jobs of a sweep, and the summary of a sweep.
 
-A member may run in a process of its own, on another machine: each writes its own file there, and
-the command that started the sweep reads them.
+A job may run in another process or on another machine: each job writes its own file, and the
+process that started the sweep reads them.
 
-    sweeps/<name>-<hash of the overrides>/<time>/   members/<number>.json, and the launcher's own
+    sweeps/<name>-<hash of the overrides>/<time>/status/<number>.json
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import yaml
+
 from imsm.utils.files import write_atomic
 from imsm.utils.hashing import hash_text
 
 FOLDER = "IMSM_SWEEP_DIR"
-"""The environment variable that conf/config.yaml reads Hydra's own folder from."""
+"""Environment variable from which conf/config.yaml reads `hydra.sweep.dir`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """What became of a member.
+    """How a job ended.
 
     Attributes:
-        number: its place in the sweep.
-        overrides: what it was given.
-        state: skipped stands for a member that was finished before the sweep began.
-        exit_code: what its own command would have ended with.
-        error: what went wrong, in one line.
-        objective: what a search maximises.
+        number: index in the sweep.
+        overrides: its Hydra overrides.
+        state: `skipped` if the run was finished before the sweep started.
+        exit_code: exit code that the job alone would have.
+        error: error message in one line.
+        objective: value that a search maximizes.
     """
 
     number: int
@@ -46,88 +48,85 @@ class JobOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepDir:
-    """One start of a sweep (or of a single run), and what its members left."""
+    """Folder of one attempt at a sweep (or of a single run)."""
 
     folder: Path
 
-    def write_status(self, ended: JobOutcome) -> None:
-        """Keep what became of a member."""
-        path = self.folder / "members" / f"{ended.number}.json"
+    def write_status(self, outcome: JobOutcome) -> None:
+        """Write the status file of a job."""
+        path = self.folder / "status" / f"{outcome.number}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(asdict(ended), ensure_ascii=False) + "\n")
+        write_atomic(path, json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
 
     def read_statuses(self) -> dict[int, JobOutcome]:
-        """The members that ended, by number."""
-        found = {}
-        for path in (self.folder / "members").glob("*.json"):
-            member = JobOutcome(**json.loads(path.read_text(encoding="utf-8")))
-            found[member.number] = member
-        return dict(sorted(found.items()))
+        """Return the outcomes of the jobs that ended, by number."""
+        outcomes = [
+            JobOutcome(**json.loads(path.read_text(encoding="utf-8")))
+            for path in (self.folder / "status").glob("*.json")
+        ]
+        return {outcome.number: outcome for outcome in sorted(outcomes, key=lambda outcome: outcome.number)}
 
 
 def sweep_dir(runs_root: Path, *, name: str, overrides: Sequence[str], config_dir: Path | None) -> Path:
-    """Where every start of the same sweep lies: its folder is the same for the same overrides."""
+    """Return the folder of all attempts at a sweep; equal overrides share one."""
     text = json.dumps([sorted(overrides), str(config_dir)])
     return runs_root / "sweeps" / f"{name}-{hash_text(text)[:8]}"
 
 
-def new_attempt(place: Path) -> SweepDir:
-    """A folder for this start of a sweep."""
-    folder = place / time.strftime("%Y-%m-%d_%H-%M-%S")
-    (folder / "members").mkdir(parents=True, exist_ok=True)
-    return SweepDir(folder=folder)
+def new_attempt(folder: Path) -> SweepDir:
+    """Create the folder of a new attempt at a sweep."""
+    attempt = folder / time.strftime("%Y-%m-%d_%H-%M-%S")
+    (attempt / "status").mkdir(parents=True, exist_ok=True)
+    return SweepDir(folder=attempt)
 
 
-def latest_attempt(place: Path) -> SweepDir | None:
-    """The last start of a sweep; None if it was never started."""
-    folders = sorted(path.parent for path in place.glob("*/members"))
-    return SweepDir(folder=folders[-1]) if folders else None
+def latest_attempt(folder: Path) -> SweepDir | None:
+    """Return the latest attempt at a sweep, or None if it was never started."""
+    attempts = sorted(path.parent for path in folder.glob("*/status"))
+    return SweepDir(folder=attempts[-1]) if attempts else None
 
 
-def member_command(overrides: Sequence[str], *, config_dir: Path | None) -> str:
-    """What makes one member alone, after `python -m imsm.run`, quoted for a shell."""
+def job_command(overrides: Sequence[str], *, config_dir: Path | None) -> str:
+    """Return the command that runs one job alone, quoted for a shell."""
     words = [] if config_dir is None else ["--config-dir", str(config_dir)]
     words += [text for text in overrides if text.partition("=")[0] != "sweep"]
-    return " ".join(shlex.quote(word) for word in words)
+    return shlex.join(["imsm", "run", *words])
 
 
-def mark_missing_failed(ended: Mapping[int, JobOutcome], expected: Sequence[Sequence[str]]) -> list[JobOutcome]:
-    """Every member; one that left nothing counts as failed.
+def mark_missing_failed(outcomes: Mapping[int, JobOutcome], expected: Sequence[Sequence[str]]) -> list[JobOutcome]:
+    """Return the outcomes of all jobs; a job without a status file has failed.
 
     Args:
-        ended: those that left something.
-        expected: the overrides of each member, in order; empty where the sweep chose them itself.
+        outcomes: outcomes of the jobs that wrote a status file.
+        expected: overrides of each job, in order; empty for a search.
     """
-    word = "its process ended without a word"
-    found = dict(ended)
-    for number, overrides in enumerate(expected):
-        lost = JobOutcome(number=number, overrides=list(overrides), state="failed", exit_code=1, error=word)
-        found.setdefault(number, lost)
-    return [found[number] for number in sorted(found)]
+    missing = {
+        number: JobOutcome(
+            number=number, overrides=list(overrides), state="failed", exit_code=1, error="its process left no status"
+        )
+        for number, overrides in enumerate(expected)
+    }
+    return [outcome for _, outcome in sorted((missing | dict(outcomes)).items())]
 
 
-def summary(members: Sequence[JobOutcome], *, config_dir: Path | None) -> list[str]:
-    """Lines about a sweep: how many members ended how, and each failed one with its command."""
-    counts = {state: sum(m.state == state for m in members) for state in ("done", "failed")}
-    skipped = len(members) - sum(counts.values())
-    said = [f"{counts['done']} done", f"{counts['failed']} failed"]
-    said += [f"{skipped} skipped (finished before)"] if skipped else []
-    lines = [f"sweep of {len(members)}: {', '.join(said)}"]
-    for member in members:
-        if member.state == "failed":
-            command = member_command(member.overrides, config_dir=config_dir)
-            lines.append(f"  failed: python -m imsm.run {command}".rstrip())
-            lines.append(f"          {member.error}")
+def summary(outcomes: Sequence[JobOutcome], *, config_dir: Path | None) -> list[str]:
+    """Return the number of jobs by state, and for each failed job its command and error."""
+    counts = {state: sum(o.state == state for o in outcomes) for state in ("done", "failed", "skipped")}
+    parts = [f"{counts['done']} done", f"{counts['failed']} failed"]
+    parts += [f"{counts['skipped']} skipped (finished before)"] if counts["skipped"] else []
+    lines = [f"sweep of {len(outcomes)}: {', '.join(parts)}"]
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            lines.append(f"  failed: {job_command(outcome.overrides, config_dir=config_dir)}")
+            lines.append(f"          {outcome.error}")
     return lines
 
 
 def format_best_trial(folder: Path) -> str:
-    """What a search found, from the file that Hydra's Optuna sweeper leaves."""
+    """Return the best trial of a search, from the file that Hydra's Optuna sweeper writes."""
     path = folder / "optimization_results.yaml"
     if not path.is_file():
-        return "search: no trial was judged on its target task; there is no best one"
-    import yaml
-
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    values = " ".join(f"{key}={value}" for key, value in found["best_params"].items())
-    return f"best: {values} gives {found['best_value']:.1f} points ({path})"
+        return "search: no trial was evaluated on its target task, so there is no best trial"
+    results = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = " ".join(f"{key}={value}" for key, value in results["best_params"].items())
+    return f"best: {values} gives {results['best_value']:.1f} points ({path})"

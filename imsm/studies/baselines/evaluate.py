@@ -133,7 +133,7 @@ def _leave(
             output_dir=task_dir(folder, task=task, test_set=test.fingerprint),
             dist_context=DistributedContext(),
         )
-        tasks[task] = result_entry(run.config, task, test, judgement, learned_from=learned_from)
+        tasks[task] = result_entry(run.config, task, test, judgement, trained_on=learned_from)
     result = build_result(
         name=f"{run.folder.name}/{name}",
         method="baseline",

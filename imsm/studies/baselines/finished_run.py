@@ -23,10 +23,9 @@ from imsm.evaluation.result import read_result
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.backbones.loading import load_tokenizer
 from imsm.models.serialization import ADAPTER
-from imsm.pipeline.data import eval_sets
+from imsm.pipeline.data import load_eval_sets
 from imsm.pipeline.engine import local_device
-from imsm.pipeline.evaluate import model_hash, weight_hashes
-from imsm.pipeline.train import finished_model
+from imsm.pipeline.model import load_run_model, model_hash, weight_hashes
 from imsm.utils.dicts import diff_dicts
 from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value
@@ -84,13 +83,13 @@ class FinishedRun:
     @cached_property
     def eval_sets(self) -> dict[str, EvalSet]:
         """The tasks that judged the run."""
-        return eval_sets(self.config, self.tokenizer)
+        return load_eval_sets(self.config, self.tokenizer)
 
     def model(self) -> SiameseForCausalLM:
         """The run's model; loaded once."""
         if not self._models:
             device = local_device(self.config, DistributedContext())
-            self._models.append(finished_model(self.config, RunDir(self.folder), device=device))
+            self._models.append(load_run_model(self.config, RunDir(self.folder), device=device))
         return self._models[0]
 
     def predictions(self) -> dict[str, pandas.DataFrame]:
@@ -106,7 +105,7 @@ class FinishedRun:
     def fingerprint(self, stream: str) -> str:
         """Identifies the "original" or the "tuned" stream: to the tuned one the gate is nothing."""
         digests = self._adapter if stream == "tuned" else ()
-        return model_hash(self.config, stream, weights=self._weights, digests=digests)
+        return model_hash(self.config, stream, backbone_hash=self._weights, trained_hashes=digests)
 
     @cached_property
     def _adapter(self) -> list[list[str]]:

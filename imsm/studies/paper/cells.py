@@ -11,10 +11,10 @@ from statistics import fmean
 
 import numpy
 
-from imsm.evaluation.metrics import metric_module
+from imsm.evaluation.metrics import resolve_metric
 from imsm.evaluation.statistics.intervals import macro_average_ci
 from imsm.evaluation.statistics.significance import Interval, seed_ci, student_t
-from imsm.reporting.paired_comparison import contrast, total_of
+from imsm.reporting.paired_comparison import compare_runs, score_interval
 from imsm.reporting.runs import ComparedRun, runs_to_compare
 from imsm.studies.paper.runs import RunIndex, RunRef
 from imsm.studies.paper.spec import ColumnSpec, PaperTable, RowSpec
@@ -60,7 +60,7 @@ def build_cell(
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return TableCell(interval=None, mark=None, trained_on=False, missing=[], test=column.task)
-    entry = arms[0].entry(column.task)
+    entry = arms[0].task_result(column.task)
     return TableCell(
         interval=_interval(arms, column.task, metric, known),
         mark=_mark(experiment, row, column, arms, metric, runs=runs, scale=scale, seeds=seeds, protocol=protocol),
@@ -102,9 +102,9 @@ def trainable_millions(experiment: PaperTable, row: RowSpec, *, runs: RunIndex, 
     if run.result is not None:
         return sum(run.result["trainable_parameters"].values()) / 1e6
     from imsm.models.builder import count_trainable
-    from imsm.pipeline.plan.plan import model_without_values
+    from imsm.pipeline.plan.plan import build_plan_model
 
-    model, _ = model_without_values(runs.config(run.overrides))
+    model, _ = build_plan_model(runs.config(run.overrides))
     return None if model is None else sum(count_trainable(model).values()) / 1e6
 
 
@@ -141,7 +141,7 @@ def _backbone(row: RowSpec) -> str:
 
 
 def _score(arm: ComparedRun, task: str, metric: str, protocol: str) -> float | None:
-    entry = arm.entry(task)
+    entry = arm.task_result(task)
     found = entry.get("protocols", {}).get(protocol, {}).get("metrics", entry.get("metrics", {}))
     return None if found.get(metric) is None else float(found[metric])
 
@@ -149,14 +149,14 @@ def _score(arm: ComparedRun, task: str, metric: str, protocol: str) -> float | N
 def _interval(arms: Sequence[ComparedRun], task: str, metric: str, values: Sequence[float]) -> Interval:
     """With one seed over items; with several over seeds and items; a bare point without items."""
     point = fmean(values)
-    frames = [arm.items(task) for arm in arms]
+    frames = [arm.predictions(task) for arm in arms]
     if any(frame is None or f"score.{metric}" not in frame for frame in frames):
         return Interval(estimate=point, low=point, high=point, level=0.95)
     if len(arms) == 1:
-        found = total_of(arms[0], task, metric)
+        found = score_interval(arms[0], task, metric)
         assert found is not None
         return found[1]
-    if hasattr(metric_module(metric), "aggregate"):
+    if hasattr(resolve_metric(metric), "aggregate"):
         return _over_values(values)
     tables = [100 * frame[f"score.{metric}"].to_numpy(float) for frame in frames if frame is not None]
     first = frames[0]
@@ -206,11 +206,11 @@ def _mark(
 def _over_items(arm: ComparedRun, other: ComparedRun, task: str, metric: str) -> str | None:
     """Of a total (F1, correlations) the bootstrap: its items are neither right nor wrong."""
     try:
-        found = contrast(arm, other, task=task, metric=metric, marked=False)
+        found = compare_runs(arm, other, task=task, metric=metric, marked=False)
     except KeyError:
         return None
     if found is None:
         return None
-    if found.test is not None and not hasattr(metric_module(metric), "aggregate"):
+    if found.test is not None and not hasattr(resolve_metric(metric), "aggregate"):
         return "mcnemar" if found.test.p_value < ALPHA else None
     return "bootstrap" if found.difference.low > 0 or found.difference.high < 0 else None

@@ -16,7 +16,7 @@ from imsm.models.adapters.loramoe import loramoe
 from imsm.models.adapters.prompt_tuning import prompt_tuning
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.model import build_adapter
-from imsm.pipeline.train import new_model
+from imsm.pipeline.model import new_model
 from imsm.studies.baselines.adapter_ensemble import build_ensemble, share_backbone
 from imsm.studies.baselines.adapter_scaling import build_scaled_model
 from imsm.studies.baselines.logit_mixing import (
