@@ -1,6 +1,9 @@
 """`python -m imsm.run ...`: the same as `imsm run ...`."""
 
-from imsm.cli.run import main
+import sys
+
+from imsm.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.argv.insert(1, "run")
+    sys.exit(main())

@@ -1,161 +1,135 @@
-"""Controls on a finished run's adapter: `imsm baselines RUN`.
+"""`imsm baselines RUN`: evaluate training-free baselines on a finished run's adapter.
 
-Nothing is trained. Each control is judged on the run's own tests and leaves a folder under
-`<run>/controls/`; what was answered before is not asked again, and a command that was stopped goes
-on. Exit codes: 0 all went well, 1 something went wrong, 2 the input was wrong, 130 stopped by hand.
+Each baseline is evaluated on the run's own evaluation sets and written to `<run>/baselines/`.
+Cached responses are reused, so an interrupted command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from imsm.cli.common import add_config_dir, import_from_config_dir
 from imsm.studies.baselines.base import Baseline, list_baselines, load_baseline
-from imsm.utils.errors import RunError, UserError
+from imsm.utils.errors import UserError
+from imsm.utils.files import file_lock
 from imsm.utils.paths import resolve_run_dir
 
 if TYPE_CHECKING:
-    from imsm.studies.baselines.evaluate import BaselineRun
     from imsm.studies.baselines.finished_run import FinishedRun
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Judge the controls and print them side by side."""
-    arguments = _parser().parse_args(argv)
-    try:
-        if arguments.config_dir is not None:
-            if not arguments.config_dir.is_dir():
-                raise UserError(f"--config-dir {arguments.config_dir}: there is no such folder")
-            sys.path.insert(0, str(arguments.config_dir.absolute()))
-        named = None if arguments.controls is None else _listed(arguments.controls)
-        chosen = [load_baseline(name) for name in named or list_baselines()]
-        values = None if arguments.values is None else _numbers(arguments.values)
-        _check_values(chosen, values)
-        _carry_out(arguments, chosen, values, all_of_them=named is None)
-    except (UserError, RunError) as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("\nstopped; what is answered is kept: give the same command again", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(
         prog="imsm baselines",
-        description=(__doc__ or "").splitlines()[0],
-        epilog="controls: " + ", ".join(list_baselines()),
+        description="Evaluate training-free baselines on a finished run's adapter.",
+        epilog="baselines: " + ", ".join(list_baselines()),
     )
-    parser.add_argument("--run", required=True, help="a finished run's folder, or its name")
-    parser.add_argument("--controls", help="their names, with commas; all that fit if left out")
-    parser.add_argument("--values", help="of lambda and alpha, with commas, e.g. 0.1,0.3")
-    parser.add_argument("--with", dest="other", metavar="RUN", help="the run of another seed, for seed_ensemble")
-    parser.add_argument("--config-dir", type=Path, help="where modules of one's own lie")
+    parser.add_argument("run", metavar="RUN", help="folder or name of a finished run")
+    parser.add_argument("--baselines", metavar="NAMES", help="comma-separated; default: all that apply to the run")
+    parser.add_argument("--values", help="comma-separated values of lambda and alpha, e.g. 0.1,0.3")
+    parser.add_argument("--other", metavar="RUN", help="the same run with another seed, for seed_ensemble")
+    add_config_dir(parser)
     return parser
 
 
-def _carry_out(
-    arguments: argparse.Namespace, chosen: Sequence[Baseline], values: Sequence[float] | None, *, all_of_them: bool
-) -> None:
-    from imsm.studies.baselines.evaluate import FOLDER, TUNED, evaluate_tuned
-    from imsm.studies.baselines.finished_run import load_finished_run
-    from imsm.studies.baselines.table import print_table
-    from imsm.utils.files import file_lock
+def main(arguments: list[str]) -> None:
+    """Evaluate the baselines and print them in one table.
 
+    Raises:
+        UserError: a named baseline does not apply to the run, or a value is out of range.
+    """
+    options = parser().parse_args(arguments)
+    import_from_config_dir(options.config_dir)
+    names = None if options.baselines is None else _split_names(options.baselines)
+    chosen = [load_baseline(name) for name in names or list_baselines()]
+    values = None if options.values is None else _parse_values(options.values)
+    _check_values(chosen, values)
     other = None
-    if arguments.other is not None:
-        other = load_finished_run(resolve_run_dir(arguments.other, option="--with"), option="--with")
-    run = load_finished_run(resolve_run_dir(arguments.run, option="--run"), option="--run", other=other)
-    arms, left_out = _arms(run, chosen, values, all_of_them=all_of_them)
+    from imsm.studies.baselines.finished_run import load_finished_run
+
+    if options.other is not None:
+        other = load_finished_run(resolve_run_dir(options.other, option="--other"), option="--other")
+    run = load_finished_run(resolve_run_dir(options.run, option="run"), option="run", other=other)
+    _evaluate(run, chosen, values, skip=names is None)
+
+
+def _evaluate(run: FinishedRun, chosen: Sequence[Baseline], values: Sequence[float] | None, *, skip: bool) -> None:
+    """Evaluate baselines and print the table.
+
+    Args:
+        run: the finished run.
+        chosen: modules of the baselines.
+        values: values to evaluate instead of the baselines' own.
+        skip: skip baselines that do not apply to the run instead of raising UserError.
+    """
+    from imsm.studies.baselines.evaluate import FOLDER, TUNED, baseline_runs, evaluate_baseline, evaluate_tuned
+    from imsm.studies.baselines.table import print_table
+
+    skipped: list[str] = []
+
+    def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except UserError as error:
+            if not skip:
+                raise
+            skipped.append(str(error))
+            return None
+
+    expanded = [attempt(baseline_runs, baseline, run, values) or [] for baseline in chosen]
     with file_lock(run.folder / FOLDER):
         interwoven = run.config.method.stream == "interwoven"
         tuned = TUNED.name if interwoven else run.config.method.name
-        found = {"original": run.result["evaluation"]["original"], tuned: evaluate_tuned(run)["evaluation"]["tasks"]}
+        results = {"original": run.result["evaluation"]["original"], tuned: evaluate_tuned(run)["evaluation"]["tasks"]}
         if interwoven:
-            found[run.config.method.name] = run.result["evaluation"]["tasks"]
-        focus = list(found)
-        for arm in arms:
-            result = _judged(arm, run, left_out, all_of_them=all_of_them)
+            results[run.config.method.name] = run.result["evaluation"]["tasks"]
+        focus = list(results)
+        for baseline_run in [each for runs in expanded for each in runs]:
+            result = attempt(evaluate_baseline, baseline_run, run)
             if result is not None:
-                found[arm.name] = result["evaluation"]["tasks"]
-    print_table(found, tuned=tuned, focus=focus)
-    for line in dict.fromkeys(left_out):
-        print(f"left out: {line}")
-    print(f"controls: {run.folder / FOLDER}")
+                results[baseline_run.name] = result["evaluation"]["tasks"]
+    print_table(results, tuned=tuned, focus=focus)
+    for reason in dict.fromkeys(skipped):
+        print(f"skipped: {reason}")
+    print(f"baselines: {run.folder / FOLDER}")
 
 
-def _arms(
-    run: FinishedRun, chosen: Sequence[Baseline], values: Sequence[float] | None, *, all_of_them: bool
-) -> tuple[list[BaselineRun], list[str]]:
-    """The arms to judge, and why others are left out; one that was asked for must fit."""
-    from imsm.studies.baselines.evaluate import baseline_runs
-
-    arms: list[BaselineRun] = []
-    left_out = []
-    for each in chosen:
-        try:
-            arms += baseline_runs(each, run, values)
-        except UserError as error:
-            if not all_of_them:
-                raise
-            left_out.append(str(error))
-    return arms, left_out
-
-
-def _judged(arm: BaselineRun, run: FinishedRun, left_out: list[str], *, all_of_them: bool) -> dict[str, Any] | None:
-    from imsm.studies.baselines.evaluate import evaluate_baseline
-
-    try:
-        return evaluate_baseline(arm, run)
-    except UserError as error:
-        if not all_of_them:
-            raise
-        left_out.append(str(error))
-        return None
-
-
-def _listed(text: str) -> list[str]:
+def _split_names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise UserError(f"--controls {text!r}: name at least one of {', '.join(list_baselines())}")
+        raise UserError(f"--baselines {text!r}: must name at least one of {', '.join(list_baselines())}")
     return list(dict.fromkeys(names))
 
 
-def _numbers(text: str) -> list[float]:
+def _parse_values(text: str) -> list[float]:
     try:
-        found = [float(each) for each in text.split(",")]
+        values = [float(each) for each in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--values {text}: must be numbers with commas between, e.g. 0.1,0.3") from error
-    if not all(map(math.isfinite, found)):
+        raise UserError(f"--values {text}: must be comma-separated numbers, e.g. 0.1,0.3") from error
+    if not all(map(math.isfinite, values)):
         raise UserError(f"--values {text}: must be finite numbers")
-    return found
+    return values
 
 
 def _check_values(chosen: Sequence[Baseline], values: Sequence[float] | None) -> None:
-    """Each value must lie in the range of each control that takes any.
+    """Check that each value is in the range of each baseline that takes one.
 
     Raises:
-        UserError: one does not, or no control takes a value.
+        UserError: a value is out of range, or no baseline takes a value.
     """
     if values is None:
         return
-    takers = [each.INFO for each in chosen if each.INFO.grid]
-    if not takers:
+    infos = [baseline.INFO for baseline in chosen if baseline.INFO.grid]
+    if not infos:
         raise UserError(f"--values: none of {', '.join(each.INFO.name for each in chosen)} takes a value")
-    for info in takers:
+    for info in infos:
         for value in values:
             if not info.low <= value <= info.high:
                 raise UserError(
-                    f"--values {value:g}: {info.symbol} of {info.name} must be in "
-                    f"{info.low:g}..{info.high:g}; give other values, or name the controls that "
-                    "take them by --controls"
+                    f"--values {value:g}: {info.symbol} of {info.name} must be in {info.low:g}..{info.high:g}; "
+                    "give other values, or select other baselines with --baselines"
                 )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

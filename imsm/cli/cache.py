@@ -1,13 +1,13 @@
-"""The memory banks of this machine: `imsm cache list|clear`.
+"""`imsm cache list|clear`: the hidden-state caches of this machine.
 
-Exit codes: 0 all went well, 2 the input was wrong.
+A cache holds the original model's hidden states of training examples, for all epochs and runs. It
+is stored in the folder IMSM_CACHE.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -16,96 +16,88 @@ from imsm.utils.files import file_lock
 from imsm.utils.formatting import format_bytes
 
 
-def main(argv: list[str] | None = None) -> int:
-    """List the banks, or remove them."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(
-        prog="imsm cache",
-        description="Memory banks: what the original model made of training examples, kept in the "
-        "cache (IMSM_CACHE) for all epochs and runs.",
+        prog="imsm cache", description="Hidden-state caches: the original model's hidden states of training examples."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what lies there")
-    clear = commands.add_parser("clear", help="remove them; a run that needs one fills it again")
-    clear.add_argument("keys", nargs="*", help="first digits of keys, as `list` shows; none: all")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "list":
-            _list()
-        else:
-            _clear(arguments.keys)
-    except UserError as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 2
-    return 0
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="list the caches and their sizes")
+    clear = actions.add_parser("clear", help="delete caches; a run that needs one computes it again")
+    clear.add_argument("keys", nargs="*", metavar="KEY", help="start of a key, as `list` shows it; default: all")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """List or delete the caches."""
+    options = parser().parse_args(arguments)
+    if options.action == "list":
+        _list()
+    else:
+        _clear(options.keys)
 
 
 def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from imsm.training.hidden_state_store import banks_folder, size_of
+    from imsm.training.hidden_state_store import caches_dir, folder_size
 
-    places = _places()
-    total = sum(map(size_of, places))
+    folders = _cache_folders()
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("key", "of", "examples", "dtype", "pooling", "device", "filled"):
+    for title in ("key", "model and data", "examples", "dtype", "pooling", "device", "written"):
         table.add_column(title, no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
-    for place in places:
-        table.add_row(place.name[:8], *_described(place), format_bytes(size_of(place)))
+    for folder in folders:
+        table.add_row(folder.name[:8], *_cells(folder), format_bytes(folder_size(folder)))
     console = Console()
-    if places:
+    if folders:
         (console if console.is_terminal else Console(width=120)).print(table)
-    many = "1 bank" if len(places) == 1 else f"{len(places)} banks"
-    print(f"{many}, {format_bytes(total)} in {banks_folder()}")
+    print(f"{_count(folders)}, {format_bytes(sum(map(folder_size, folders)))} in {caches_dir()}")
 
 
-def _described(place: Path) -> list[str]:
-    """What a bank says of itself."""
+def _cells(folder: Path) -> list[str]:
+    """Return a cache's label, examples, dtype, pooling, device and time."""
     from imsm.training.hidden_state_store import INDEX, read_index
 
-    bank = place / "bank"
     try:
-        index = read_index(bank)
-        filled = time.localtime((bank / INDEX).stat().st_mtime)
-        names = ("dtype", "pooling", "device")
-        told = [str(index["label"]), f"{index['examples']:,}", *(str(index[n]) for n in names)]
-        return [*told, time.strftime("%Y-%m-%d %H:%M", filled)]
+        index = read_index(folder / "data")
+        written = time.localtime((folder / "data" / INDEX).stat().st_mtime)
+        numbers = [f"{index['examples']:,}", *(str(index[name]) for name in ("dtype", "pooling", "device"))]
+        return [str(index["label"]), *numbers, time.strftime("%Y-%m-%d %H:%M", written)]
     except (OSError, KeyError) as error:
-        return [f"no whole bank ({error})", "", "", "", "", ""]
+        return [f"incomplete ({error})", "", "", "", "", ""]
 
 
 def _clear(keys: list[str]) -> None:
-    from imsm.training.hidden_state_store import banks_folder, size_of
+    from imsm.training.hidden_state_store import caches_dir, folder_size
 
-    places = _places()
+    folders = _cache_folders()
     for key in keys:
-        if not any(place.name.startswith(key) for place in places):
-            raise UserError(f"{key}: no bank in {banks_folder()} has a key that begins so")
-    chosen = [each for each in places if not keys or each.name.startswith(tuple(keys))]
-    freed = sum(map(size_of, chosen))
-    for place in chosen:
+        if not any(folder.name.startswith(key) for folder in folders):
+            raise UserError(f"KEY={key}: no cache in {caches_dir()} starts with it; see imsm cache list")
+    chosen = [folder for folder in folders if not keys or folder.name.startswith(tuple(keys))]
+    size = sum(map(folder_size, chosen))
+    for folder in chosen:
         try:
-            with file_lock(place):  # one that is being filled stays, and so does the lock
-                for part in _parts(place):
+            with file_lock(folder):  # fails for a cache that a run is writing
+                for part in _parts(folder):
                     shutil.rmtree(part)
         except OSError as error:
-            raise UserError(f"{place}: could not be removed ({error})") from error
-    many = "1 bank" if len(chosen) == 1 else f"{len(chosen)} banks"
-    print(f"removed {many}, {format_bytes(freed)}")
+            raise UserError(f"{folder}: cannot be deleted ({error})") from error
+    print(f"deleted {_count(chosen)}, {format_bytes(size)}")
 
 
-def _places() -> list[Path]:
-    from imsm.training.hidden_state_store import banks_folder
+def _cache_folders() -> list[Path]:
+    from imsm.training.hidden_state_store import caches_dir
 
-    folder = banks_folder()
-    return sorted(each for each in folder.glob("*/") if _parts(each))
-
-
-def _parts(place: Path) -> list[Path]:
-    """A bank, and what was set aside or left of one."""
-    return [each for each in place.iterdir() if each.is_dir()]
+    return sorted(folder for folder in caches_dir().glob("*/") if _parts(folder))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _parts(folder: Path) -> list[Path]:
+    """Return the folders of a cache: complete, corrupt, or incomplete ones."""
+    return [path for path in folder.iterdir() if path.is_dir()]
+
+
+def _count(folders: list[Path]) -> str:
+    return "1 cache" if len(folders) == 1 else f"{len(folders)} caches"

@@ -1,6 +1,6 @@
-"""Answer a text of one's own with a finished run: `imsm generate RUN "text"`.
+"""`imsm generate RUN TEXT`: generate an answer to a prompt with a finished run.
 
-Every arm that the run has answers: the original model, the tuned one, and both interwoven.
+By default each method that the run has answers: the original model, the tuned one, and both interwoven.
 """
 
 from __future__ import annotations
@@ -11,52 +11,53 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imsm.cli.common import find_run
 from imsm.utils.errors import UserError
-from imsm.utils.paths import runs_root
 from imsm.utils.run_dir import RunDir
 
 if TYPE_CHECKING:
     from imsm.models.siamese.streams import Stream
 
-ARMS: dict[str, Stream] = {"original": "original", "peft": "tuned", "imsm": "interwoven"}
+STREAMS: tuple[Stream, ...] = ("original", "tuned", "interwoven")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line, print the answers; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(prog="imsm generate", description=__doc__)
-    parser.add_argument("run", help="folder of a finished run, or its name under the runs' root")
-    parser.add_argument("text", nargs="?", help="what to answer; read from standard input if left out")
-    parser.add_argument("--method", choices=[*ARMS, "all"], default="all", help="which arm answers (default: all)")
+    parser.add_argument("run", metavar="RUN", help="folder or name of a finished run")
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="prompt; default: standard input")
+    parser.add_argument("--stream", choices=[*STREAMS, "all"], default="all", help="stream that answers (all)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    options = parser.parse_args(arguments)
-    try:
-        text = options.text if options.text is not None else sys.stdin.read().removesuffix("\n")
-        if not text.strip():
-            raise UserError("there is no text to answer: give one, or send one on standard input")
-        if options.max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens {options.max_new_tokens}: must be at least 1")
-        answers(
-            _run_folder(options.run),
-            text,
-            method=options.method,
-            max_new_tokens=options.max_new_tokens,
-            device=options.device,
-        )
-    except UserError as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return parser
 
 
-def answers(folder: Path, text: str, *, method: str, max_new_tokens: int, device: str) -> None:
-    """Print the answer of one arm, or of each arm that the run has under its name.
+def main(arguments: list[str]) -> None:
+    """Print the answers.
 
     Raises:
-        UserError: no run there, an arm that it does not have, or a word that its closed
-            vocabulary lacks.
+        UserError: there is no prompt, or no such run.
+    """
+    options = parser().parse_args(arguments)
+    text = options.text if options.text is not None else sys.stdin.read().removesuffix("\n")
+    if not text.strip():
+        raise UserError("TEXT: is empty; give a prompt as an argument or on standard input")
+    if options.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {options.max_new_tokens}: must be at least 1")
+    print_answers(
+        find_run(options.run),
+        text,
+        stream=options.stream,
+        max_new_tokens=options.max_new_tokens,
+        device=options.device,
+    )
+
+
+def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, device: str) -> None:
+    """Print the answer of one stream, or of each stream that the run has.
+
+    Raises:
+        UserError: the run lacks the stream, or the prompt has words outside a closed vocabulary.
     """
     import torch
     from transformers import AutoTokenizer, TextStreamer
@@ -68,18 +69,19 @@ def answers(folder: Path, text: str, *, method: str, max_new_tokens: int, device
 
     model = SiameseForCausalLM.from_pretrained(folder, device=choose_device(device))
     tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
-    (ids,) = prompt_tokens(tokenizer, [text], chat=_was_chatting(folder))
-    _refuse_unknown_words(text, list(ids), tokenizer.unk_token_id)
+    (ids,) = prompt_tokens(tokenizer, [text], chat=_uses_chat_template(folder))
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise UserError(
+            f"TEXT={text[:80]!r}: has words that are not in the backbone's vocabulary; the bundled tiny model only "
+            "knows the words of its synthetic datasets"
+        )
     prompt = torch.tensor([ids], device=model.device)
-    available = model.available_streams()
-    chosen = [arm for arm, stream in ARMS.items() if stream in available]
-    if method != "all":
-        if method not in chosen:
-            raise UserError(f"--method {method}: {folder.name} has {', '.join(chosen)}")
-        chosen = [method]
-    for arm in chosen:
-        model.stream = ARMS[arm]
-        print(f"{arm}: " if len(chosen) > 1 else "", end="", flush=True)
+    streams = [each for each in STREAMS if each in model.available_streams()]
+    if stream not in ("all", *streams):
+        raise UserError(f"--stream {stream}: {folder.name} has {', '.join(streams)}")
+    for each in streams if stream == "all" else [stream]:
+        model.stream = each
+        print(f"{each}: " if stream == "all" and len(streams) > 1 else "", end="", flush=True)
         model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -91,33 +93,10 @@ def answers(folder: Path, text: str, *, method: str, max_new_tokens: int, device
         )
 
 
-def _run_folder(name: str) -> Path:
-    """The folder that ``name`` is, or is the name of under the runs' root."""
-    for folder in (Path(name).expanduser(), runs_root() / name):
-        if (folder / "model" / "config.json").is_file():
-            return folder
-    root = runs_root()
-    finished = sorted(path.parent.parent.name for path in root.glob("*/model/config.json"))
-    raise UserError(f"{name}: no finished run here or under {root}; finished: {', '.join(finished) or 'none'}")
-
-
-def _was_chatting(folder: Path) -> bool:
-    """Whether the run's prompts were turns of a chat; a model without a run's records: no."""
+def _uses_chat_template(folder: Path) -> bool:
+    """Return whether the run used a chat template; False for a model without the run's files."""
     try:
         identity = json.loads(RunDir(folder).identity.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(identity["backbone"].get("chat_template", False))
-
-
-def _refuse_unknown_words(text: str, ids: list[int], unknown: int | None) -> None:
-    """A model with a closed vocabulary cannot read a word that it does not have."""
-    if unknown is not None and unknown in ids:
-        raise UserError(
-            f"{text[:80]!r}: the backbone's vocabulary lacks some of these words; the miniature "
-            "knows its own world alone"
-        )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,7 @@
-"""lm-evaluation-harness on a finished run: `imsm lm-eval RUN --stream S --tasks T`.
+"""`imsm lm-eval RUN --tasks TASKS`: evaluate a finished run with lm-evaluation-harness.
 
-Any of the harness's tasks, few-shot too. Results are printed and left in the run's folder as
-`harness-<stream>-<tasks>-<few-shot>.json`, of a part as `...-limit<N>.json`. Exit codes: 0 all went
-well, 2 the input was wrong, 130 stopped by hand.
+Results are printed and written to `<run>/harness-<stream>-<tasks>-<few-shot>.json`; with `--limit`
+to `...-limit<N>.json`.
 """
 
 from __future__ import annotations
@@ -11,185 +10,169 @@ import argparse
 import errno
 import json
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imsm.cli.common import find_run, write_output
 from imsm.utils.errors import UserError
-from imsm.utils.paths import resolve_run_dir
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
     from imsm.models.siamese.model import SiameseForCausalLM
 
 STREAMS = ("original", "tuned", "interwoven")
+_WRITTEN = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "samples")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Ask the tasks, print the harness's table."""
-    arguments = _parser().parse_args(argv)
-    try:
-        if arguments.batch_size < 1 or (arguments.num_fewshot or 0) < 0:
-            raise UserError("--batch-size must be at least 1, --num-fewshot at least 0")
-        if arguments.limit is not None and arguments.limit < 1:
-            raise UserError(f"--limit {arguments.limit}: must be at least 1; leave it out for all")
-        _carry_out(arguments)
-    except UserError as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="imsm lm-eval", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", required=True, help="a run's folder, or its name")
-    parser.add_argument("--stream", choices=STREAMS, help="who answers (the run's own)")
-    parser.add_argument("--tasks", required=True, help="the harness's names, with commas")
-    parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples before a question")
-    parser.add_argument("--limit", type=int, metavar="N", help="questions of each task")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="imsm lm-eval", description="Evaluate a finished run with lm-evaluation-harness."
+    )
+    parser.add_argument("run", metavar="RUN", help="folder or name of a finished run")
+    parser.add_argument("--tasks", required=True, help="comma-separated tasks of the harness")
+    parser.add_argument("--stream", choices=STREAMS, help="default: the stream of the run's method")
+    parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt")
+    parser.add_argument("--limit", type=int, metavar="N", help="examples of each task")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--include-path", type=Path, help="a folder of tasks of one's own")
-    parser.add_argument("--log-samples", action="store_true", help="keep every answer, too")
-    parser.add_argument("--output", type=Path, help="where the results go")
+    parser.add_argument("--include-path", type=Path, metavar="FOLDER", help="folder of custom tasks")
+    parser.add_argument("--log-samples", action="store_true", help="also write every response")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the results")
     return parser
 
 
-def _carry_out(arguments: argparse.Namespace) -> None:
+def main(arguments: list[str]) -> None:
+    """Evaluate the tasks, print the results and write them.
+
+    Raises:
+        UserError: an argument is invalid, or a task cannot be evaluated.
+    """
+    options = parser().parse_args(arguments)
+    if options.batch_size < 1 or (options.num_fewshot or 0) < 0:
+        raise UserError("--batch-size must be at least 1, --num-fewshot at least 0")
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit {options.limit}: must be at least 1; leave it out for all")
+    if options.include_path is not None and not options.include_path.is_dir():
+        raise UserError(f"--include-path {options.include_path}: no such directory")
+    folder = find_run(options.run).absolute()
+    _check_writable(options.output or folder / "harness.json")
+    task_manager, tasks = _find_tasks(options)
+    model = _load_model(folder, options)
+    results = _evaluate(model, folder, tasks, task_manager, options)
+    print(_markdown(results))
+    _write(results, folder, model.stream, options)
+
+
+def _find_tasks(options: argparse.Namespace) -> tuple[TaskManager, list[str]]:
     try:
-        import lm_eval
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
         raise UserError(f"lm-evaluation-harness is not installed ({error}): pip install 'imsm[harness]'") from error
+    include = None if options.include_path is None else str(options.include_path)
+    task_manager = TaskManager(include_path=include)
+    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    unknown = [name for name in names if not task_manager.match_tasks([name])]
+    if unknown or not names:
+        raise UserError(
+            f"--tasks {', '.join(unknown) or options.tasks}: no such task of the harness; "
+            "`lm-eval ls tasks` lists them, --include-path adds custom ones"
+        )
+    return task_manager, task_manager.match_tasks(names)
+
+
+def _load_model(folder: Path, options: argparse.Namespace) -> SiameseForCausalLM:
+    from imsm.models.siamese.model import SiameseForCausalLM
+    from imsm.training.engines.single_device import choose_device
+
+    model = SiameseForCausalLM.from_pretrained(folder, device=choose_device(options.device))
+    if options.stream is not None:
+        available = model.available_streams()
+        if options.stream not in available:
+            raise UserError(f"--stream {options.stream}: {folder.name} has {', '.join(available)}")
+        model.stream = options.stream
+    return model.eval()
+
+
+def _evaluate(
+    model: SiameseForCausalLM, folder: Path, tasks: list[str], task_manager: TaskManager, options: argparse.Namespace
+) -> dict[str, Any]:
+    import lm_eval
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     from imsm.evaluation.lm_eval import SiameseLM
 
-    if arguments.include_path is not None and not arguments.include_path.is_dir():
-        raise UserError(f"--include-path {arguments.include_path}: there is no such folder")
-    folder = _folder(arguments.run)
-    _check_place(arguments.output or folder / "harness.json")
-    include = None if arguments.include_path is None else str(arguments.include_path)
-    tasks = TaskManager(include_path=include)
-    named = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
-    known = tasks.match_tasks(named)
-    unknown = [name for name in named if not tasks.match_tasks([name])]
-    if unknown or not known:
-        raise UserError(
-            f"--tasks {', '.join(unknown) or arguments.tasks}: the harness has no such task; "
-            "`lm-eval ls tasks` lists its own, --include-path adds a folder"
-        )
-    model = _model(folder, arguments)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
-    longest = model.backbone.config.get_text_config(decoder=True).max_position_embeddings
-    asked = SiameseLM(model, tokenizer, batch_size=arguments.batch_size, max_length=longest)
+    max_length = model.backbone.config.get_text_config(decoder=True).max_position_embeddings
     try:
-        found = lm_eval.simple_evaluate(
-            model=asked,
-            tasks=known,
-            num_fewshot=arguments.num_fewshot,
-            limit=arguments.limit,
-            task_manager=tasks,
-            log_samples=arguments.log_samples,
+        results = lm_eval.simple_evaluate(
+            model=SiameseLM(model, tokenizer, batch_size=options.batch_size, max_length=max_length),
+            tasks=tasks,
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
+            task_manager=task_manager,
+            log_samples=options.log_samples,
             bootstrap_iters=1000,
         )
-    except (ConnectionError, FileNotFoundError, OSError) as error:
-        raise UserError(f"--tasks {arguments.tasks}: its data cannot be had ({error})") from error
+    except OSError as error:
+        raise UserError(f"--tasks {options.tasks}: the dataset cannot be loaded ({error})") from error
     except TemplateError as error:
         raise UserError(
-            f"--tasks {arguments.tasks}: a template does not fit the data's columns ({error}); mend the task's yaml"
+            f"--tasks {options.tasks}: a template does not match the dataset's columns ({error}); fix the task's yaml"
         ) from error
-    assert found is not None
-    print(_table(found))
-    _keep(found, folder, model.stream, arguments)
+    assert results is not None
+    return results
 
 
-def _folder(named: str) -> Path:
-    folder = resolve_run_dir(named, option="--run")
-    if not (folder / "model" / "config.json").is_file():
-        raise UserError(f"--run {named}: holds no finished run")
-    return folder
-
-
-def _check_place(path: Path) -> None:
-    """The results' folder is made, and can be written, before anything is asked."""
+def _check_writable(path: Path) -> None:
+    """Create the folder of the results and check before the evaluation that they can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder; give a file's name")
+            raise IsADirectoryError(errno.EISDIR, "is a directory; give the name of a file")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UserError(_unwritable(path, error)) from error
+        raise UserError(f"--output {path}: cannot be written ({error.strerror or error})") from error
 
 
-def _unwritable(path: Path, error: OSError) -> str:
-    return f"--output {path}: cannot be written ({error.strerror or error})"
-
-
-def _model(folder: Path, arguments: argparse.Namespace) -> SiameseForCausalLM:
-    from imsm.models.siamese.model import SiameseForCausalLM
-    from imsm.training.engines.single_device import choose_device
-
-    model = SiameseForCausalLM.from_pretrained(folder, device=choose_device(arguments.device))
-    if arguments.stream is not None:
-        available = model.available_streams()
-        if arguments.stream not in available:
-            raise UserError(f"--stream {arguments.stream}: {folder.name} has {', '.join(available)}")
-        model.stream = arguments.stream
-    return model.eval()
-
-
-def _table(found: dict[str, Any]) -> str:
-    """The harness's results as Markdown, a line per task and metric."""
+def _markdown(results: dict[str, Any]) -> str:
+    """Return the results as a Markdown table with one row per task and metric."""
     import pandas
 
     rows = []
-    for task, metrics in found["results"].items():
+    for task, metrics in results["results"].items():
         for key, value in metrics.items():
-            metric, _, rest = key.partition(",")
-            if not rest or metric.endswith("_stderr") or not isinstance(value, int | float):
+            metric, _, filter_name = key.partition(",")
+            if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = metrics.get(f"{metric}_stderr,{rest}")
-            known = isinstance(error, int | float)
+            error = metrics.get(f"{metric}_stderr,{filter_name}")
             rows.append(
                 {
                     "task": task,
-                    "filter": rest,
-                    "few-shot": str(found.get("n-shot", {}).get(task, "")),
+                    "filter": filter_name,
+                    "few-shot": str(results.get("n-shot", {}).get(task, "")),
                     "metric": metric,
                     "value": f"{value:.4f}",
-                    "standard error": f"{error:.4f}" if known else "–",
+                    "standard error": f"{error:.4f}" if isinstance(error, int | float) else "–",
                 }
             )
-    table: str = pandas.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return table
+    return str(pandas.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
 
 
-def _keep(found: dict[str, Any], folder: Path, stream: str, arguments: argparse.Namespace) -> None:
-    """Leave what came out, with what it rests on."""
+def _write(results: dict[str, Any], folder: Path, stream: str, options: argparse.Namespace) -> None:
     from lm_eval.utils import handle_non_serializable
 
     from imsm.evaluation.result import provenance
-    from imsm.utils.files import write_atomic
 
-    kept = {key: found[key] for key in ("results", "groups", "versions", "n-shot", "n-samples",
-                                        "higher_is_better", "samples") if key in found}  # fmt: skip
-    about = {"run": folder.name, "stream": stream, "limit": arguments.limit}
-    tasks = re.sub(r"[^\w]+", "_", arguments.tasks)
-    shots = "default" if arguments.num_fewshot is None else arguments.num_fewshot
-    part = "" if arguments.limit is None else f"-limit{arguments.limit}"
-    path = arguments.output or folder / f"harness-{stream}-{tasks}-{shots}{part}.json"
-    text = json.dumps({**about, **provenance(), **kept}, indent=2, default=handle_non_serializable)
-    try:
-        write_atomic(path, text + "\n")
-    except OSError as error:
-        raise UserError(_unwritable(path, error)) from error
+    tasks = re.sub(r"[^\w]+", "_", options.tasks)
+    few_shot = "default" if options.num_fewshot is None else options.num_fewshot
+    limit = "" if options.limit is None else f"-limit{options.limit}"
+    path = options.output or folder / f"harness-{stream}-{tasks}-{few_shot}{limit}.json"
+    record = {"run": folder.name, "stream": stream, "limit": options.limit, **provenance()}
+    record |= {key: results[key] for key in _WRITTEN if key in results}
+    write_output(path, json.dumps(record, indent=2, default=handle_non_serializable) + "\n")
     print(f"written: {path}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

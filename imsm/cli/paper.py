@@ -1,14 +1,12 @@
-"""The paper's tables and figures: `imsm paper run|show|status [table1 ...]`.
+"""`imsm paper run|show|status [TABLE ...]`: the paper's tables and figures.
 
-`run` carries out the runs that are missing, then shows; `show` shows what is there; `status` lists
-the runs that are done, missing and failed. Exit codes: 0 all went well, 1 a run failed, 2 the input
-was wrong, 130 stopped by hand.
+`run` runs what is missing and then shows the tables, `show` shows them from the finished runs, and
+`status` lists the runs that are done, missing or failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -23,116 +21,85 @@ if TYPE_CHECKING:
     from imsm.studies.paper.runs import RunIndex
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Carry an action out."""
-    arguments = _parser().parse_args(argv)
-    try:
-        if arguments.seeds < 1 or arguments.jobs < 1:
-            raise UserError(f"--seeds {arguments.seeds} --jobs {arguments.jobs}: both must be at least 1")
-        chosen = [load_table(name) for name in arguments.names or list_tables()]
-        return {"run": _run, "show": _show, "status": _status}[arguments.action](arguments, chosen)
-    except UserError as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; give the same command again to go on", file=sys.stderr)
-        return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="imsm paper", description=(__doc__ or "").splitlines()[0])
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(prog="imsm paper", description="The paper's tables and figures.")
     parser.add_argument("action", choices=("run", "show", "status"))
-    parser.add_argument("names", nargs="*", help="e.g. table6 figure3; none: all")
-    parser.add_argument("--scale", choices=SCALES, default="mini")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1 (1)")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="e.g. table6 figure3; default: all")
+    parser.add_argument("--scale", choices=SCALES, default="mini", help="bundled tiny model, or the paper's models")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (1)")
     parser.add_argument("--protocol", choices=("strict", "paper_code"), default="strict")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
-    parser.add_argument("--output", type=Path, help="where results go (experiments/)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (1)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the results (experiments/)")
     return parser
 
 
-def _run(arguments: argparse.Namespace, chosen: Sequence[PaperTable]) -> int:
-    from imsm.studies.paper.runs import validate_runs, run_missing, required_runs
+def main(arguments: list[str]) -> None:
+    """Run, show or list the tables.
 
-    runs = _runs()
-    for experiment in chosen:
-        validate_runs(experiment, runs, scale=arguments.scale)
-    failed: list[str] = []
-    started = time.monotonic()
-    for experiment in chosen:
-        if experiment.spec.kind == "speed":
-            _measure(arguments, experiment, runs)
-            continue
-        failed += run_missing(
-            required_runs(experiment, runs, scale=arguments.scale, seeds=arguments.seeds),
-            log_dir=runs_root() / "logs",
-            jobs=arguments.jobs,
-            log=partial(print, f"{experiment.name}:", flush=True),
-        )
-        runs.refresh()
-    print(f"runs: {time.monotonic() - started:.0f} s")
-    _show(arguments, chosen, runs)
-    if failed:
-        raise RunError(f"{len(failed)} runs failed ({', '.join(failed)}); their logs lie in {runs_root() / 'logs'}")
-    return 0
-
-
-def _show(arguments: argparse.Namespace, chosen: Sequence[PaperTable], runs: RunIndex | None = None) -> int:
-    from imsm.studies.paper.render import show_table
-
-    runs = runs or _runs()
-    for experiment in chosen:
-        place = _place(arguments, experiment)
-        try:
-            show_table(
-                experiment,
-                runs,
-                scale=arguments.scale,
-                seeds=arguments.seeds,
-                protocol=arguments.protocol,
-                folder=place,
-            )
-        except OSError as error:
-            raise UserError(f"{place}: cannot be written ({error.strerror or error})") from error
-    return 0
-
-
-def _status(arguments: argparse.Namespace, chosen: Sequence[PaperTable]) -> int:
-    from imsm.studies.paper.render import show_status
-
-    runs = _runs()
-    for experiment in chosen:
-        show_status(
-            experiment, runs, scale=arguments.scale, seeds=arguments.seeds, folder=_place(arguments, experiment)
-        )
-    return 0
-
-
-def _measure(arguments: argparse.Namespace, experiment: PaperTable, runs: RunIndex) -> None:
-    from imsm.studies.paper.speed import measure_speed, read_speed, write_speed
-
-    place = _place(arguments, experiment)
-    if read_speed(place) is None:
-        tell = partial(print, f"{experiment.name}:", flush=True)
-        write_speed(measure_speed(experiment, runs, scale=arguments.scale, log=tell), place)
-
-
-def _place(arguments: argparse.Namespace, experiment: PaperTable) -> Path:
-    """Where an experiment's results go."""
-    root: Path = arguments.output or experiment.folder.parent
-    return root / experiment.name / arguments.scale
-
-
-def _runs() -> RunIndex:
+    Raises:
+        UserError: no such table, or a run is invalid.
+        RunError: a run failed.
+    """
+    options = parser().parse_args(arguments)
+    if options.seeds < 1 or options.jobs < 1:
+        raise UserError(f"--seeds {options.seeds} --jobs {options.jobs}: both must be at least 1")
+    tables = [load_table(name) for name in options.tables or list_tables()]
     from imsm.config.compose import ConfigComposer
     from imsm.studies.paper.runs import RunIndex
-    from imsm.utils.paths import conf_folder
 
-    return RunIndex(ConfigComposer(conf=conf_folder()), runs_root=runs_root())
+    runs = RunIndex(ConfigComposer(), runs_root=runs_root())
+    failed = _run(options, tables, runs) if options.action == "run" else []
+    if options.action == "status":
+        _print_status(options, tables, runs)
+    else:
+        _show(options, tables, runs)
+    if failed:
+        raise RunError(f"{len(failed)} runs failed ({', '.join(failed)}); their logs are in {runs_root() / 'logs'}")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunIndex) -> list[str]:
+    """Run what is missing and return the names of the runs that failed."""
+    from imsm.studies.paper.runs import required_runs, run_missing, validate_runs
+    from imsm.studies.paper.speed import measure_speed, read_speed, write_speed
+
+    for table in tables:
+        validate_runs(table, runs, scale=options.scale)
+    failed: list[str] = []
+    started = time.monotonic()
+    for table in tables:
+        log = partial(print, f"{table.name}:", flush=True)
+        folder = _folder(options, table)
+        if table.spec.kind == "speed":
+            if read_speed(folder) is None:
+                write_speed(measure_speed(table, runs, scale=options.scale, log=log), folder)
+            continue
+        required = required_runs(table, runs, scale=options.scale, seeds=options.seeds)
+        failed += run_missing(required, log_dir=runs_root() / "logs", jobs=options.jobs, log=log)
+        runs.refresh()
+    print(f"runs: {time.monotonic() - started:.0f} s")
+    return failed
+
+
+def _show(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunIndex) -> None:
+    from imsm.studies.paper.render import show_table
+
+    settings = {"scale": options.scale, "seeds": options.seeds, "protocol": options.protocol}
+    for table in tables:
+        folder = _folder(options, table)
+        try:
+            show_table(table, runs, folder=folder, **settings)
+        except OSError as error:
+            raise UserError(f"--output {folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _print_status(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunIndex) -> None:
+    from imsm.studies.paper.render import show_status
+
+    for table in tables:
+        show_status(table, runs, scale=options.scale, seeds=options.seeds, folder=_folder(options, table))
+
+
+def _folder(options: argparse.Namespace, table: PaperTable) -> Path:
+    root: Path = options.output or table.folder.parent
+    return root / table.name / options.scale

@@ -1,56 +1,53 @@
-"""A finished run's adapter and gate to the hub: `imsm push RUN OWNER/NAME`.
+"""`imsm push RUN OWNER/NAME`: upload a finished run's adapter and gate to the Hugging Face Hub.
 
-The model card is made from the run's `result.json`. The key is the hub's own (`hf auth login` or
-HF_TOKEN). Exit codes: 0 pushed, 2 the input was wrong or the hub refused.
+The model card is made from the run's `result.json`. Log in with `hf auth login` or set HF_TOKEN.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from imsm.utils.errors import UserError
+from imsm.utils.files import write_atomic
 from imsm.utils.paths import resolve_run_dir
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the card and upload the model's folder."""
-    parser = argparse.ArgumentParser(prog="imsm push", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", required=True, help="a run's folder, or its name")
-    parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="the model on the hub")
-    parser.add_argument("--public", action="store_true", help="a new model is private otherwise")
-    arguments = parser.parse_args(argv)
-    try:
-        url = push(resolve_run_dir(arguments.run, option="--run"), arguments.to, private=not arguments.public)
-    except UserError as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 2
-    print(f"pushed: {url}")
-    return 0
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(prog="imsm push", description="Upload a finished run's adapter and gate.")
+    parser.add_argument("run", metavar="RUN", help="folder or name of a finished run")
+    parser.add_argument("name", metavar="OWNER/NAME", help="model repository on the Hub")
+    parser.add_argument("--public", action="store_true", help="create a public repository (default: private)")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Write the model card and upload the model's folder."""
+    options = parser().parse_args(arguments)
+    print(f"pushed: {push(resolve_run_dir(options.run), options.name, private=not options.public)}")
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
-    """Upload a run's `model/`, with its card; returns where it is.
+    """Upload a run's `model/` with its model card and return its URL.
 
     Args:
-        folder: of the run.
-        name: of the model on the hub; made if it is not there.
-        private: whether a new one is.
+        folder: the run's folder.
+        name: model repository on the Hub; created if it does not exist.
+        private: whether a new repository is private.
 
     Raises:
-        UserError: nothing was trained, or the hub refused.
+        UserError: the run trained nothing, or the upload failed.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     from imsm.evaluation.result import read_result
     from imsm.reporting.model_card import model_card
-    from imsm.utils.files import write_atomic
 
     result = read_result(folder)
     if not (folder / "model").is_dir():
-        raise UserError(f"{folder}: nothing was trained in this run, there is nothing to push")
+        raise UserError(f"run={folder}: has no trained model to upload")
     write_atomic(folder / "model" / "README.md", model_card(result))
     api = HfApi()
     try:
@@ -58,9 +55,5 @@ def push(folder: Path, name: str, *, private: bool) -> str:
         api.upload_folder(repo_id=url.repo_id, folder_path=folder / "model")
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"--to {name}: the hub refused ({first})") from error
+        raise UserError(f"{name}: the Hub rejected the upload ({first})") from error
     return str(url)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

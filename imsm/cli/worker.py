@@ -1,6 +1,6 @@
-"""One of several processes of a run: `python -m imsm.cli.worker FILE`.
+"""Entry point of the processes of a distributed run: `python -m imsm.cli.worker FILE`.
 
-FILE is a run's configuration, as `imsm.distributed.launcher` saves it: a worker never reads Hydra's
+FILE is the run's configuration, saved by `imsm.distributed.launcher`: a worker never parses Hydra's
 command line, which would start the whole sweep again.
 """
 
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 
 
 def run_from_file(settings: dict[str, Any], dist_context: DistributedContext) -> None:
-    """Carry out the run of saved settings, together with the other processes."""
+    """Run the experiment of saved settings in this process group."""
     from imsm.config.schema import RunConfig
+    from imsm.pipeline.run import run_experiment
 
     config = RunConfig.from_dict(settings["config"])
     if config.config_dir is not None:
         sys.path.insert(0, config.config_dir)
-    from imsm.pipeline.run import run_experiment
-
     run_experiment(config, runs_root=Path(settings["runs_root"]), dist_context=dist_context)
 
 

@@ -1,59 +1,60 @@
-"""Look at a whole command line before Hydra starts anything: every member of a sweep, all problems.
+"""Compose overrides with Hydra and find every error before the first run starts.
 
-Hydra itself stops at the first problem, accepts unknown keys behind a `+`, and finds what is wrong
-with the third member of a sweep when the first two have run. Its loader is used here as it is.
+Hydra alone stops at the first error, accepts unknown keys after a `+`, and reports an error in the
+third job of a sweep only after the first two have run.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import create_automatic_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.utils import setup_globals
+from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imsm.config.schema import RunConfig, TaskConfig
+from imsm.config.schema import RunConfig
 from imsm.config.validate import validate
+from imsm.data.task import Task
+from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value, unknown_key_error
 from imsm.utils.options import closest_match, unknown_option
-from imsm.utils.paths import runs_root
+from imsm.utils.paths import conf_folder, runs_root
 
+CONFIG_DIR = "IMSM_CONFIG_DIR"
+"""Environment variable from which the plugin in `hydra_plugins` reads the folder of `--config-dir`."""
 _GROUPS = (*RunConfig.model_fields, "sweep")
-_PLUGINS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "optuna": "optuna"}
-"""Launchers and sweepers that an extra of the project brings, and the extra."""
-_ONE_RUN = (
-    "a sweep's members that differ in how they are judged alone would be one run, and the last "
-    "judgement alone would stay; give one value, and judge again with mode=evaluate"
-)
-_FREE = ("backbone.module_names", "backbone.architecture", "peft.target_roles_by_backbone", "peft.recipes")
+_EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "optuna": "optuna"}
+"""Hydra's name of a launcher or sweeper -> the extra of this project that installs it."""
+_OPEN_MAPPINGS = ("backbone.module_names", "backbone.architecture", "peft.target_roles_by_backbone", "peft.recipes")
+_COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec:
-    """How the runs of a command line are chosen and started.
+    """The jobs of a command line and how they are started.
 
     Attributes:
-        name: the option of the group `sweep`, or the launcher's where that was given itself.
-        launcher: Hydra's name of what starts them; basic: this process.
-        sweeper: Hydra's name of what chooses them; basic: all combinations.
-        several: whether it is a sweep (`-m`).
-        overrides: the command line's, without Hydra's own.
-        members: the overrides of each member, as far as they are known before the start.
+        name: option of the group `sweep`, or Hydra's name of the launcher or sweeper.
+        launcher: Hydra's name of the launcher; `basic` runs the jobs in this process.
+        sweeper: Hydra's name of the sweeper; `basic` runs all combinations.
+        several: True for a sweep (`-m`).
+        overrides: overrides of the command line, without Hydra's own.
+        hydra_overrides: Hydra's own overrides (`hydra.*`, `hydra/*`).
+        jobs: overrides of each job; for a search, the combinations that bound it.
     """
 
     name: str = "none"
@@ -61,381 +62,303 @@ class SweepSpec:
     sweeper: str = "basic"
     several: bool = False
     overrides: Sequence[str] = ()
-    members: Sequence[Sequence[str]] = ()
+    hydra_overrides: Sequence[str] = ()
+    jobs: Sequence[Sequence[str]] = ()
 
     @property
-    def kept(self) -> bool:
-        """Whether its own folder stays: for the logs of other processes, and for a search."""
+    def keeps_folder(self) -> bool:
+        """Whether the sweep's folder is kept: for the logs of other processes, or for a search."""
         return self.several and (self.launcher, self.sweeper) != ("basic", "basic")
 
     @property
     def searches(self) -> bool:
-        """Whether each member depends on how those before it ended."""
+        """Whether the sweeper selects each job from the results of the previous ones."""
         return self.several and self.sweeper == "optuna"
 
 
-@dataclass(kw_only=True)
 class ConfigComposer:
-    """Checks overrides against the yamls of ``conf`` and of a folder of one's own.
+    """Composes overrides from the yamls of `conf/` and of the user's folder.
 
     Args:
-        conf: the shipped yamls.
-        config_dir: a folder of options of one's own, which goes first.
-        config_name: the yaml at the top.
+        config_dir: folder of `--config-dir`; its options take precedence over the shipped ones.
     """
 
-    conf: Path
-    config_dir: Path | None = None
-    config_name: str = "config"
-    _bases: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Let Hydra find its plugins and the yamls."""
-        setup_globals()
-        path = create_automatic_config_search_path(None, None, str(self.conf))
-        if self.config_dir is not None:
-            anchor = SearchPathQuery(provider="schema")
-            path.prepend("command-line", f"file://{self.config_dir}", anchor=anchor)
-        self.loader = ConfigLoaderImpl(config_search_path=path)
-        self.groups = [g for g in self.loader.list_groups("") if g in _GROUPS]
-        self.parser = OverridesParser.create(config_loader=self.loader)
+    def __init__(self, config_dir: Path | None = None) -> None:
+        self.config_dir = config_dir
+        environment = {} if config_dir is None else {CONFIG_DIR: str(config_dir)}
+        with env_override(environment), initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            self._loader = GlobalHydra.instance().config_loader()
+        self._parser = OverridesParser.create(config_loader=self._loader)
+        self._options = {g: self._loader.get_group_options(g) for g in self._loader.list_groups("") if g in _GROUPS}
+        self._compositions: dict[tuple[str, ...], DictConfig] = {}
 
     def validate(self, overrides: Sequence[str], *, sweep: bool, composition_only: bool = False) -> list[str]:
-        """A line per problem; none if everything can be carried out.
+        """Return one line per error of a command line; all value errors of a run are included.
 
         Args:
-            overrides: the command line's `key=value`s.
-            sweep: whether it was given -m.
-            composition_only: look at names only, not at values (`--cfg`, `--info`).
+            overrides: `key=value` arguments.
+            sweep: True if `-m` was given.
+            composition_only: check names but not values (`--cfg`, `--info`).
         """
-        parsed, errors = self._parse(overrides)
-        sweep = sweep or _wants_sweep(parsed)
-        own = [override for override in parsed if override.is_hydra_override()]
-        rest = [override for override in parsed if not override.is_hydra_override()]
-        for override in [o for o in rest if o.key_or_group == "sweep"]:
-            line = self._sweep_problem(override, sweep)
-            if line is not None:
-                errors.append(line)
-                rest.remove(override)
-        if sweep and self._chosen(own, rest)[1] != "basic":
-            rest = [self._ends(override) for override in rest]
-        elif sweep:
-            for override in [o for o in rest if o.is_interval_sweep()]:
-                errors.append(f"{override.input_line}: needs sweep=optuna, or values in a list")
-                rest.remove(override)
-        for override in [o for o in rest if _is_judging(o) and o.is_sweep_override()]:
-            errors.append(f"{override.input_line}: {_ONE_RUN}")
-            rest.remove(override)
-        for override in [] if sweep else [o for o in rest if o.is_sweep_override()]:
-            errors.append(f"{override.input_line}: several values need a sweep; add -m")
-            rest.remove(override)
-        hydra_lines = [str(override.input_line) for override in own]
-        members = self._members(rest, errors)
-        errors += _shared_folder(members)
-        if not composition_only and not all(_is_planned(member) for member in members):
-            errors += _runs_root_problem()
-        for member in members:
-            errors += self._member(member, hydra_lines, composition_only)
+        try:
+            spec = self.sweep_spec(overrides, sweep=sweep)
+        except UserError as error:
+            return [str(error)]
+        errors = _shared_run_dirs(spec)
+        if not composition_only and not all("mode=plan" in job for job in spec.jobs):
+            errors += _runs_root_errors()
+        for job in spec.jobs:
+            try:
+                parsed = [self._parse(text) for text in (*spec.hydra_overrides, *job)]
+                composed = self._compose(parsed)
+                errors += [] if composition_only else self._value_errors(parsed, composed)
+            except UserError as error:
+                errors.append(str(error))
         return list(dict.fromkeys(errors))
 
     def sweep_spec(self, overrides: Sequence[str], *, sweep: bool) -> SweepSpec:
-        """How the runs of a command line are chosen and started; ask `problems` first.
+        """Expand a command line into its jobs.
 
         Args:
-            overrides: the command line's `key=value`s.
-            sweep: whether it was given -m.
+            overrides: `key=value` arguments.
+            sweep: True if `-m` was given.
+
+        Raises:
+            UserError: an override cannot be parsed, or its sweep is not possible.
         """
-        parsed = self._parse(overrides)[0]
-        own = [override for override in parsed if override.is_hydra_override()]
-        rest = [override for override in parsed if not override.is_hydra_override()]
-        several = sweep or _wants_sweep(parsed)
-        launcher, sweeper = self._chosen(own, rest) if several else ("basic", "basic")
-        given = [str(o.value()) for o in rest if o.key_or_group == "sweep"]
-        members = self._members(rest, []) if sweeper == "basic" else []
+        parsed = [self._parse(text) for text in overrides]
+        hydra = [override for override in parsed if override.is_hydra_override()]
+        own = [override for override in parsed if not override.is_hydra_override()]
+        sweep = sweep or [o.value() for o in hydra if o.key_or_group == "hydra.mode"][-1:] == [RunMode.MULTIRUN.name]
+        options = [override for override in own if override.key_or_group == "sweep"]
+        for override in options:
+            self._check_sweep_option(override, sweep)
+        launcher, sweeper = self._plugins([*hydra, *options]) if sweep else ("basic", "basic")
+        given = [str(override.value()) for override in options]
         return SweepSpec(
             name=given[-1] if given else launcher if sweeper == "basic" else sweeper,
             launcher=launcher,
             sweeper=sweeper,
-            several=several,
-            overrides=[str(override.input_line) for override in rest],
-            members=[[str(override.input_line) for override in member] for member in members],
+            several=sweep,
+            overrides=[str(override.input_line) for override in own],
+            hydra_overrides=[str(override.input_line) for override in hydra],
+            jobs=_combinations(own, sweep=sweep, searches=sweeper != "basic"),
         )
 
-    def compose_all(self, overrides: Sequence[str]) -> list[tuple[dict[str, str], DictConfig]]:
-        """Each run of a sweep: its overrides by key, and what they compose.
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose one run.
 
-        Ask `problems` first: what is wrong is left out here.
+        Raises:
+            UserError: the first error in a name or in the syntax; values are not validated.
         """
-        parsed = [o for o in self._parse(overrides)[0] if not o.is_hydra_override()]
-        found = []
-        for member in self._members(parsed, []):
-            lines = {o.key_or_group: str(o.input_line).partition("=")[2] for o in member}
-            cfg = self.loader.load_configuration(
-                config_name=self.config_name, overrides=[str(o.input_line) for o in member], run_mode=RunMode.RUN
-            )
-            OmegaConf.set_struct(cfg, False)
-            del cfg["hydra"]
-            found.append((lines, cfg))
-        return found
+        return self._compose([self._parse(text) for text in overrides])
 
-    def _parse(self, overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
-        parsed, errors = [], []
-        for text in overrides:
-            if "=" not in text and not text.startswith("~"):
-                errors.append(self._not_an_override(text))
-                continue
-            try:
-                parsed += self.parser.parse_overrides([text])
-            except HydraException as error:
-                errors.append(
-                    f"{text}: cannot be read ({_first_lines(error)}); put a value with special "
-                    "characters in quotes, e.g. 'data.mirror_dir=\"a b\"'"
-                )
-        return parsed, errors
-
-    def _not_an_override(self, text: str) -> str:
-        options = {f"{group}={name}": name for group, name in self._all_options()}
-        exact = [written for written, name in options.items() if name == text]
-        guess = closest_match(text, options.values())
-        near = [written for written, name in options.items() if name == guess]
-        hint = f"; did you mean {' or '.join(exact or near)}?" if exact or near else ""
-        return f"{text}: is not of the form key=value{hint or '; --help shows what there is'}"
-
-    def _chosen(self, own: list[Override], rest: list[Override]) -> tuple[str, str]:
-        """The names of the launcher and the sweeper; basic if they cannot be composed."""
-        lines = [str(o.input_line) for o in (*own, *rest) if o.key_or_group == "sweep" or o in own]
-        if not lines:
-            return "basic", "basic"
-        try:
-            choices = self._base(tuple(lines)).hydra.runtime.choices
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError):
-            return "basic", "basic"  # told where the members are composed
-        return str(choices["hydra/launcher"]), str(choices["hydra/sweeper"])
-
-    def _ends(self, override: Override) -> Override:
-        """For a search between two values: these two, which stand for all."""
-        if not override.is_interval_sweep():
-            return override
-        value = override.value()
-        assert isinstance(value, IntervalSweep)
-        text = f"{override.key_or_group}=choice({value.start},{value.end})"
-        return self.parser.parse_overrides([text])[0]
-
-    def _sweep_problem(self, override: Override, sweep: bool) -> str | None:
-        """What is wrong with a choice of how to sweep, or None."""
-        if override.is_sweep_override():
-            names = ", ".join(self.loader.get_group_options("sweep"))
-            return f"{override.input_line}: sweep takes the name of one option ({names})"
-        if not sweep and override.value() != "none":
-            return f"{override.input_line}: is for a sweep; add -m, or leave it out"
-        return None
-
-    def _all_options(self) -> list[tuple[str, str]]:
-        return [(group, n) for group in self.groups for n in self.loader.get_group_options(group)]
-
-    def _members(self, overrides: list[Override], errors: list[str]) -> list[list[Override]]:
-        if not any(override.is_sweep_override() for override in overrides):
-            return [overrides]
-        try:
-            batches = BasicSweeper.split_arguments(overrides, None)
-        except HydraException as error:
-            errors.append(_first_lines(error))
-            return []
-        members = [member for batch in batches for member in batch]
-        if not members:
-            errors.append("the sweep has no member: a pattern in it matches nothing")
-        return [self.parser.parse_overrides(member) for member in members]
-
-    def _member(self, overrides: list[Override], hydra_lines: list[str], composition_only: bool) -> list[str]:
-        groups = [override for override in overrides if self._is_group(override)]
-        values = [override for override in overrides if not self._is_group(override)]
-        errors: list[str] = []
-        chosen: dict[str, str] = {}
-        unsure: set[str] = set()
-        for override in groups:
-            line = self._group_problem(override, seen=chosen)
-            if line is None:
-                chosen[override.key_or_group] = str(override.input_line)
+    def _compose(self, overrides: Sequence[Override]) -> DictConfig:
+        choices: dict[str, str] = {}
+        values = []
+        for override in overrides:
+            if override.is_hydra_override():
+                choices[str(override.input_line)] = str(override.input_line)
+            elif override.key_or_group in self._options and override.package is None:
+                self._check_option(override, choices)
+                choices[override.key_or_group] = str(override.input_line)
             else:
-                errors.append(line)
-                unsure.add(override.key_or_group)
-        try:
-            base = self._base((*hydra_lines, *chosen.values()))
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-            return [*errors, _without_plugin(error) or _first_lines(error)]
-        tree = OmegaConf.to_container(base, resolve=False)
-        errors += _beside_a_sequence(overrides)
-        good = []
-        for override in values:
-            if override.key_or_group.split(".")[0] in unsure:
-                continue
-            line = _key_problem(override, tree)
-            if line is None:
-                good.append(override)
-            else:
-                errors.append(line)
-        return errors + _value_problems(base, good, self.config_dir, frozenset(unsure), composition_only)
-
-    def _is_group(self, override: Override) -> bool:
-        return override.key_or_group in self.groups and override.package is None
-
-    def _group_problem(self, override: Override, *, seen: dict[str, str]) -> str | None:
-        group, names = override.key_or_group, None
-        names = self.loader.get_group_options(group)
-        listed = ", ".join(names)
-        if override.is_delete():
-            return f"~{group}: a run needs one option of {group} ({listed})"
-        value = override.value()
-        if override.is_add() or override.is_force_add():
-            return f"{override.input_line}: write {group}={format_value(value)} without a +"
-        if isinstance(value, list | dict):
-            return f"{override.input_line}: {group} takes the name of one option ({listed})"
-        if str(value) not in names:
-            return unknown_option(group, format_value(value), names)
-        if group in seen and seen[group] != override.input_line:
-            return f"{override.input_line}: {seen[group]} was given as well; keep one of them"
-        return None
-
-    def _base(self, lines: tuple[str, ...]) -> DictConfig:
-        """The composition of a choice of options, before values; each choice is composed once."""
-        if lines not in self._bases:
-            self._bases[lines] = self.loader.load_configuration(
-                config_name=self.config_name, overrides=list(lines), run_mode=RunMode.RUN
-            )
-        return self._bases[lines]
-
-
-def _beside_a_sequence(overrides: list[Override]) -> list[str]:
-    """What describes one dataset would be lost: a sequence names its datasets itself."""
-    given = [override for override in overrides if override.key_or_group == "task_sequence"]
-    if not given or given[-1].value() is None:
-        return []
-    one = {f"data.{name}" for name in TaskConfig.model_fields}
-    return [
-        f"{override.input_line}: {given[-1].input_line} names its tasks itself, each with its own "
-        "keys; leave one of the two out"
-        for override in overrides
-        if override.key_or_group == "data" or ".".join(override.key_or_group.split(".")[:2]) in one
-    ]
-
-
-def _wants_sweep(parsed: list[Override]) -> bool:
-    """Whether a sweep was asked for in words, in place of -m."""
-    given = [o.value() for o in parsed if o.key_or_group == "hydra.mode"]
-    return given[-1:] == [RunMode.MULTIRUN.name]
-
-
-def _without_plugin(error: Exception) -> str | None:
-    """The line about a launcher or a sweeper that an extra would bring, or None."""
-    found = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", str(error))
-    if found is None or found[2] not in _PLUGINS:
-        return None
-    extra = _PLUGINS[found[2]]
-    return f"{found[2]}: this {found[1]} is not installed; pip install -c constraints.txt -e '.[{extra}]' brings it"
-
-
-def _is_judging(override: Override) -> bool:
-    """Whether it chooses how a run is judged, which does not make it another run."""
-    return override.key_or_group.split(".")[0] == "evaluation"
-
-
-def _shared_folder(members: list[list[Override]]) -> list[str]:
-    """Members of a sweep that would write into one folder."""
-    given = [o for member in members for o in member if o.key_or_group == "run_dir"]
-    folders = [format_value(override.value()) for override in given if override.value() is not None]
-    return [
-        f"run_dir={folder}: {folders.count(folder)} members of the sweep would share it; leave it "
-        "out, each has a folder of its own then"
-        for folder in dict.fromkeys(folders)
-        if folders.count(folder) > 1
-    ]
-
-
-def _is_planned(member: list[Override]) -> bool:
-    """Whether a member only wants its plan: that writes nothing."""
-    given = [override.value() for override in member if override.key_or_group == "mode"]
-    return given[-1:] == ["plan"]
-
-
-def _runs_root_problem() -> list[str]:
-    """The root of all runs must be there, or makeable; nothing is made here."""
-    root = runs_root()
-    there = next(place for place in (root, *root.parents) if os.path.exists(place))
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-        return []
-    reason = f"{there} cannot be written to" if there.is_dir() else f"{there} is no folder"
-    return [f"IMSM_RUNS={root}: runs cannot be kept there, {reason}; choose another folder"]
-
-
-def _value_problems(
-    base: DictConfig,
-    overrides: list[Override],
-    config_dir: Path | None,
-    unsure: frozenset[str],
-    composition_only: bool,
-) -> list[str]:
-    """Problems of the values; those with refused values are looked at again without them."""
-    errors: list[str] = []
-    while True:
-        cfg = copy.deepcopy(base)
-        try:
-            ConfigLoaderImpl._apply_overrides_to_config(overrides, cfg)
-        except (HydraException, OmegaConfBaseException) as error:
-            return [*errors, _first_lines(error)]
+                values.append(override)
+        cfg = copy.deepcopy(self._composition(tuple(choices.values())))
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
-        if composition_only:
-            return errors
-        examined = validate(cfg, config_dir=config_dir, unsure=unsure)
-        errors += examined.errors
-        kept = [o for o in overrides if o.key_or_group not in _prefixes(examined.refused)]
-        if len(kept) == len(overrides):
-            return errors
-        overrides = kept
+        _check_task_sequence(overrides)
+        for override in values:
+            _check_key(override, OmegaConf.to_container(cfg))
+            if override.is_delete():
+                parent, _, name = override.key_or_group.rpartition(".")
+                del (OmegaConf.select(cfg, parent) if parent else cfg)[name]
+            else:
+                OmegaConf.update(cfg, override.key_or_group, override.value())
+        return cfg
+
+    def _value_errors(self, overrides: Sequence[Override], cfg: DictConfig) -> list[str]:
+        """Validate repeatedly without the rejected overrides: a rejected value hides errors that depend on it."""
+        errors: list[str] = []
+        while True:
+            result = validate(cfg, config_dir=self.config_dir)
+            errors += result.errors
+            # a rejected item of a list was given as the list
+            rejected = {parent for key in result.refused for parent in itertools.accumulate(key.split("."), _join)}
+            kept = [override for override in overrides if override.key_or_group not in rejected]
+            if len(kept) == len(overrides):
+                return errors
+            overrides, cfg = kept, self._compose(kept)
+
+    def _composition(self, choices: tuple[str, ...]) -> DictConfig:
+        """Compose a choice of options, without values; cached because composing takes about 0.1 s."""
+        if choices not in self._compositions:
+            try:
+                self._compositions[choices] = self._loader.load_configuration(
+                    config_name="config", overrides=list(choices), run_mode=RunMode.RUN
+                )
+            except _COMPOSITION_ERRORS as error:
+                raise UserError(_missing_plugin(error) or _one_line(error)) from error
+        return self._compositions[choices]
+
+    def _plugins(self, overrides: Sequence[Override]) -> tuple[str, str]:
+        """Return Hydra's names of the launcher and the sweeper."""
+        choices = self._composition(tuple(str(o.input_line) for o in overrides)).hydra.runtime.choices
+        return str(choices["hydra/launcher"]), str(choices["hydra/sweeper"])
+
+    def _parse(self, text: str) -> Override:
+        if "=" not in text and not text.startswith("~"):
+            words = {f"{group}={name}": name for group, names in self._options.items() for name in names}
+            name = text if text in words.values() else closest_match(text, words.values())
+            near = [word for word, option in words.items() if option == name]
+            hint = f"; did you mean {' or '.join(near)}?" if near else "; see imsm run --help"
+            raise UserError(f"{text}: must have the form key=value{hint}")
+        try:
+            return self._parser.parse_override(text)
+        except HydraException as error:
+            raise UserError(
+                f"{text}: cannot be parsed ({_one_line(error)}); quote a value with special characters, "
+                "e.g. 'data.mirror_dir=\"a b\"'"
+            ) from error
+
+    def _check_sweep_option(self, override: Override, sweep: bool) -> None:
+        if override.is_sweep_override():
+            names = ", ".join(self._options["sweep"])
+            raise UserError(f"{override.input_line}: must be one option of sweep ({names})")
+        if not sweep and override.value() != "none":
+            raise UserError(f"{override.input_line}: needs a sweep; add -m, or remove it")
+
+    def _check_option(self, override: Override, choices: dict[str, str]) -> None:
+        """Check the override of a config group.
+
+        Raises:
+            UserError: it does not select exactly one existing option.
+        """
+        group, line = override.key_or_group, override.input_line
+        names = self._options[group]
+        listed = ", ".join(names)
+        if override.is_delete():
+            raise UserError(f"~{group}: a run needs one option of {group} ({listed})")
+        value = override.value()
+        if override.is_add() or override.is_force_add():
+            raise UserError(f"{line}: write {group}={format_value(value)} without a +")
+        if isinstance(value, list | dict):
+            raise UserError(f"{line}: must be one option of {group} ({listed})")
+        if str(value) not in names:
+            raise UserError(unknown_option(group, format_value(value), names))
+        if choices.get(group, line) != line:
+            raise UserError(f"{line}: conflicts with {choices[group]}; remove one of them")
 
 
-def _prefixes(keys: set[str]) -> set[str]:
-    """Every key and all that it lies in: a list's item was given as the list."""
-    parts = [key.split(".") for key in keys]
-    return {".".join(part[:n]) for part in parts for n in range(1, len(part) + 1)}
+def _combinations(overrides: Sequence[Override], *, sweep: bool, searches: bool) -> list[list[str]]:
+    """Expand sweep overrides into the overrides of each job, in the order of Hydra's basic sweeper.
+
+    Raises:
+        UserError: several values without `-m`, or values that cannot be swept.
+    """
+    if not any(override.is_sweep_override() for override in overrides):
+        return [[str(override.input_line) for override in overrides]]
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key, line = override.get_key_element(), override.input_line
+        value = override.value()
+        if not override.is_sweep_override():
+            texts = [override.get_value_element_as_str()]
+        elif override.key_or_group.split(".")[0] == "evaluation":
+            # evaluation settings are not part of a run's name
+            raise UserError(f"{line}: jobs that differ only in evaluation would overwrite each other's result; "
+                            "give one value, and evaluate again with mode=evaluate")  # fmt: skip
+        elif not sweep:
+            raise UserError(f"{line}: several values need a sweep; add -m")
+        elif isinstance(value, IntervalSweep):
+            if not searches:
+                raise UserError(f"{line}: an interval needs sweep=optuna; or list the values")
+            texts = [str(value.start), str(value.end)]  # validation of the endpoints covers the interval
+        else:
+            texts = list(override.sweep_string_iterator())
+        values[key] = [f"{key}={text}" for text in texts]
+    jobs = [list(job) for job in itertools.product(*values.values())]
+    if not jobs:
+        raise UserError("the sweep has no jobs: a glob matches no option; see imsm run --help")
+    return jobs
 
 
-def _key_problem(override: Override, tree: Any) -> str | None:
-    """What is wrong with the key of a value, or None."""
-    key = override.key_or_group
-    parts = key.split(".")
+def _check_key(override: Override, tree: Any) -> None:
+    """Check that the key of a value exists, or that `+` adds a new one.
+
+    Raises:
+        UserError: with the nearest name.
+    """
+    key, line, parts = override.key_or_group, override.input_line, override.key_or_group.split(".")
     depth, node = 0, tree
     while depth < len(parts) and isinstance(node, dict) and parts[depth] in node:
         node = node[parts[depth]]
         depth += 1
-    there = depth == len(parts)
-    if override.is_add() and there and not isinstance(node, dict | list):
-        return f"{override.input_line}: the key is there already; leave the + out"
-    if override.is_force_add() or override.is_add() or there:
-        return None
+    if depth == len(parts) and override.is_add() and not isinstance(node, dict | list):
+        raise UserError(f"{line}: the key exists already; remove the +")
+    if depth == len(parts) or override.is_add() or override.is_force_add():
+        return
     if override.is_delete():
-        return f"{override.input_line}: there is no such key"
-    if isinstance(node, list) or not isinstance(node, dict):
-        return f"{override.input_line}: {'.'.join(parts[:depth])} holds no keys"
-    if depth < len(parts) - 1:
-        parts = parts[: depth + 1]
-    owner, value = ".".join(parts[:depth]), override.value()
-    names = [name for name in node if name not in ("hydra", "_target_")]
-    line = unknown_key_error(owner, parts[depth], value, names)
-    if not owner and "did you mean" not in line:
-        owners = [section for section in names if _has(node, section, key)]
-        elsewhere = [f"{section}.{key}={format_value(value)}" for section in owners]
-        line += f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
-    if owner.startswith(_FREE):
-        line += f"; +{key}={format_value(value)} adds it"
-    return line
+        raise UserError(f"{line}: no such key")
+    if not isinstance(node, dict):
+        raise UserError(f"{line}: {'.'.join(parts[:depth])} has no keys")
+    owner, written = ".".join(parts[:depth]), f"{key}={format_value(override.value())}"
+    names = [name for name in node if name != "_target_"]
+    message = unknown_key_error(owner, parts[depth], override.value(), names)
+    if not owner and "did you mean" not in message:
+        near = [f"{name}.{written}" for name in names if isinstance(node[name], dict) and parts[0] in node[name]]
+        message += f"; did you mean {' or '.join(near)}?" if near else ""
+    if owner.startswith(_OPEN_MAPPINGS):
+        message += f"; +{written} adds it"
+    raise UserError(message)
 
 
-def _has(tree: dict[str, Any], section: str, key: str) -> bool:
-    return isinstance(tree[section], dict) and key in tree[section]
+def _check_task_sequence(overrides: Sequence[Override]) -> None:
+    """Reject settings of one dataset next to a task sequence, which would be ignored."""
+    sequence = [override for override in overrides if override.key_or_group == "task_sequence"]
+    if not sequence or sequence[-1].value() is None:
+        return
+    keys = {f"data.{name}" for name in Task.model_fields}
+    for override in overrides:
+        if override.key_or_group == "data" or ".".join(override.key_or_group.split(".")[:2]) in keys:
+            raise UserError(
+                f"{override.input_line}: {sequence[-1].input_line} selects the datasets; remove one of the two"
+            )
 
 
-def _first_lines(error: Exception) -> str:
-    """An error of a library as one line, without its links."""
+def _shared_run_dirs(spec: SweepSpec) -> list[str]:
+    """Return an error for each `run_dir` that several jobs would write to."""
+    given = [text for job in spec.jobs for text in job if text.startswith("run_dir=") and text != "run_dir=null"]
+    return [
+        f"{text}: {given.count(text)} jobs of the sweep would share it; remove it, each job then has its own folder"
+        for text in dict.fromkeys(given)
+        if given.count(text) > 1
+    ]
+
+
+def _runs_root_errors() -> list[str]:
+    """Check that the runs' folder exists or can be created; nothing is created here."""
+    root = runs_root()
+    existing = next(path for path in (root, *root.parents) if os.path.exists(path))
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return []
+    reason = f"{existing} is not writable" if existing.is_dir() else f"{existing} is not a directory"
+    return [f"IMSM_RUNS={root}: {reason}; choose another folder"]
+
+
+def _missing_plugin(error: Exception) -> str | None:
+    """Return the message for a launcher or sweeper whose extra is not installed, or None."""
+    found = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", str(error))
+    if found is None or found[2] not in _EXTRAS:
+        return None
+    return f"{found[2]}: this {found[1]} is not installed; pip install -c constraints.txt -e '.[{_EXTRAS[found[2]]}]'"
+
+
+def _one_line(error: Exception) -> str:
+    """Return a library's error as one line, without links."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(line for line in lines[:4] if not line.startswith(("See http", "Config search")))
+
+
+def _join(parent: str, name: str) -> str:
+    return f"{parent}.{name}"

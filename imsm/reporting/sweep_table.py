@@ -31,7 +31,7 @@ class SweepRun:
         swept: the values of the sweep's keys, e.g. {"peft": "lora", "method": "imsm"}.
         target: the name of its dataset.
         about: what else a title says of it by key, e.g. {"backbone": "mini", "seed": "0"}.
-        command: what makes the run, after `python -m imsm.run`, quoted for a shell.
+        command: shell command that runs it, e.g. `imsm run peft=lora`.
         result: as `result.json` keeps it; None if the run is not finished.
         failure: why it ended early, in one line; None if it did not.
     """
@@ -100,8 +100,8 @@ def render_markdown(tables: Sequence[SweepTable]) -> str:
 def _missing(table: SweepTable) -> list[str]:
     lines = []
     for error, command in table.failed:
-        lines += [f"failed: {error}", f"  again: python -m imsm.run {command}".rstrip()]
-    return lines + [f"missing: python -m imsm.run {command}".rstrip() for command in table.missing]
+        lines += [f"failed: {error}", f"  again: {command}"]
+    return lines + [f"missing: {command}" for command in table.missing]
 
 
 def _table(members: Sequence[SweepRun], keys: Sequence[str]) -> SweepTable:

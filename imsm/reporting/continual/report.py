@@ -7,8 +7,6 @@ too. Written into the last folder given: `sequence.json` `.md` `.csv` `.png`.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,20 +20,7 @@ if TYPE_CHECKING:
 _ORDER = {"peft": 0, "imsm": 1}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the tables; exit code 2 if a folder holds no finished sequence."""
-    parser = argparse.ArgumentParser(prog="imsm continual", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="a last stage's folder")
-    arguments = parser.parse_args(argv)
-    try:
-        report(*arguments.folders)
-    except UserError as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def report(*folders: Path) -> None:
+def write_sequence_report(*folders: Path) -> None:
     """Print what sequences found, side by side, and write it into the last one's folder.
 
     Args:
@@ -125,7 +110,3 @@ def _differences(arms: Sequence[tuple[dict[str, Any], NDArray[np.float64] | None
         name: {"value": entry["value"] - peft["measures"][name]["value"], **interval(spread.get(name))}
         for name, entry in record["measures"].items()
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

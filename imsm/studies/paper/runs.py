@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from imsm.pipeline.sweeps.status import member_command
+from imsm.pipeline.sweeps.status import job_command
 from imsm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class RunRef:
     @property
     def command(self) -> str:
         """What makes it."""
-        return f"python -m imsm.run {member_command(self.overrides, config_dir=None)}"
+        return job_command(self.overrides, config_dir=None)
 
 
 class RunIndex:
@@ -101,8 +101,7 @@ class RunIndex:
 
         wanted = tuple(overrides)
         if wanted not in self._configs:
-            ((_, cfg),) = self.composer.compose_all(wanted)
-            self._configs[wanted] = load_config(cfg, config_dir=None)
+            self._configs[wanted] = load_config(self.composer.compose(wanted), config_dir=None)
         return self._configs[wanted]
 
 

@@ -1,0 +1,60 @@
+"""Arguments and checks that several commands share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from imsm.utils.errors import UserError
+from imsm.utils.files import write_atomic
+from imsm.utils.paths import runs_root
+
+
+def add_config_dir(parser: ArgumentParser) -> None:
+    """Add the option `--config-dir`."""
+    parser.add_argument("--config-dir", "-cd", type=Path, metavar="FOLDER", help="folder of custom yamls and modules")
+
+
+def import_from_config_dir(folder: Path | None) -> Path | None:
+    """Make the modules next to the user's yamls importable and return the absolute folder.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {folder}: no such directory")
+    path = os.path.abspath(folder)
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    return Path(path)
+
+
+def find_run(name: str) -> Path:
+    """Return the folder of a finished run, given its path or its name.
+
+    Raises:
+        UserError: no such run; the message lists the finished ones.
+    """
+    root = runs_root()
+    for folder in (Path(name).expanduser(), root / name):
+        if (folder / "model" / "config.json").is_file():
+            return folder
+    finished = sorted(path.parent.parent.name for path in root.glob("*/model/config.json"))
+    raise UserError(f"run={name}: no finished run, here or in {root}; finished: {', '.join(finished) or 'none'}")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write the file of `--output`, with its folder.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written ({error.strerror or error})") from error

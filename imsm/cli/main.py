@@ -1,0 +1,87 @@
+"""The command `imsm`: select the subcommand's module, run it, map errors to exit codes.
+
+Exit codes: 0 success, 1 a run failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple
+
+from imsm.utils.errors import RunError, UserError
+
+
+class Command(NamedTuple):
+    """A subcommand: its module in this package, one line of help, and arguments that it adds."""
+
+    module: str
+    summary: str
+    extra: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "run": Command("run", "train, evaluate and report one run, or a sweep with -m"),
+    "plan": Command("run", "print the cost of a run without running it (run mode=plan)", ("mode=plan",)),
+    "download": Command("run", "download everything a run needs (run mode=download)", ("mode=download",)),
+    "generate": Command("generate", "generate an answer to a prompt with a finished run"),
+    "report": Command("report", "write a finished run's report again"),
+    "compare": Command("compare", "show the runs of a sweep in one table"),
+    "predictions": Command("predictions", "export the predictions of finished runs"),
+    "baselines": Command("baselines", "evaluate training-free baselines on a finished run"),
+    "continual": Command("continual", "show the tables of a finished task sequence"),
+    "lm-eval": Command("lm_eval", "evaluate a finished run with lm-evaluation-harness"),
+    "paper": Command("paper", "run or show the paper's tables and figures"),
+    "cache": Command("cache", "list or clear the hidden-state caches"),
+    "push": Command("push", "upload a finished run to the Hugging Face Hub"),
+    "completion": Command("completion", "print a shell completion script"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        argv: arguments after `imsm`; those of the process by default.
+    """
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    code = 0
+    try:
+        if name in ("-h", "--help"):
+            print(help_text())
+        elif name == "--version":
+            print(import_module("imsm").__version__)
+        elif name in COMMANDS:
+            command = COMMANDS[name]
+            module = import_module(f"imsm.cli.{command.module}")
+            code = module.main([*arguments, *command.extra]) or 0
+        else:
+            near = get_close_matches(name, COMMANDS, n=1)
+            raise UserError(f"{name}: unknown command; " + (f"did you mean {near[0]}?" if near else "see imsm --help"))
+    except (UserError, RunError) as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("imsm: interrupted; run the same command again to resume", file=sys.stderr)
+        code = 130
+    if argv is None and "torch" in sys.modules:
+        from imsm.distributed.supervisor import exit_process
+
+        exit_process(code)  # threads of torch and DeepSpeed may abort an orderly exit
+    return code
+
+
+def help_text() -> str:
+    """Return the list of commands."""
+    lines = [f"  {name:<12} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Usage: imsm COMMAND [ARGUMENTS]",
+            "",
+            "Interweave the hidden states of a fine-tuned language model with those of its original (IMSM).",
+            "",
+            "Commands (`imsm COMMAND --help` shows their arguments)",
+            *lines,
+        ]
+    )
