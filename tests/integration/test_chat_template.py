@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import imsm
-from imsm.cli import generate as answer
+from imsm.cli.main import main
 from imsm.config.identity import comparable_up_to_method, run_identity
 from imsm.pipeline.run import run_experiment
 from imsm.utils.errors import UserError
@@ -80,7 +80,7 @@ def test_training_judging_and_answering_use_the_template(
         ]
         assert tokenizer.decode(new, skip_special_tokens=True) == text
     capsys.readouterr()
-    assert answer.main([str(folder), "after red comes", "--method", "imsm"]) == 0
+    assert main(["generate", str(folder), "after red comes", "--stream", "interwoven"]) == 0
     assert capsys.readouterr().out.strip() == texts[0].strip()
 
 

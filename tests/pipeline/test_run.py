@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import imsm
-from imsm.cli import generate as answer
+from imsm.cli.main import main
 from imsm.models.siamese.model import SiameseForCausalLM, SiameseOutput
 from imsm.pipeline.run import run_experiment
 from imsm.training import trainer as loop
@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(
         run(made, tmp_path)
     (folder,) = tmp_path.glob("*-imsm-*")
     (kept,) = (folder / "checkpoints").iterdir()
-    assert json.loads((kept / "state.json").read_text())["progress"]["step"] == 3
+    assert json.loads((kept / "state.json").read_text())["training_state"]["step"] == 3
     assert not (folder / "training.json").exists()
     run(made, tmp_path)  # goes on from there
     assert len(calls) == 4 + 13
@@ -219,14 +219,14 @@ def test_answering_a_text_of_ones_own(
     folder = run(made, tmp_path)
     capsys.readouterr()
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path))
-    assert answer.main([folder.name, "after red comes"]) == 0
+    assert main(["generate", folder.name, "after red comes"]) == 0
     arms = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if ":" in line]
-    assert arms == ["original", "peft", "imsm"]
-    assert answer.main([str(folder), "after red comes", "--method", "imsm"]) == 0
+    assert arms == ["original", "tuned", "interwoven"]
+    assert main(["generate", str(folder), "after red comes", "--stream", "interwoven"]) == 0
     (generations,) = folder.glob("evaluation/jsonl-*/predictions.jsonl")
     judged = json.loads(generations.read_text().splitlines()[0])["response"]
     assert capsys.readouterr().out.strip().startswith(judged.strip())
-    assert answer.main([str(folder), "after lunch comes"]) == 2
+    assert main(["generate", str(folder), "after lunch comes"]) == 2
     assert "vocabulary" in capsys.readouterr().err
-    assert answer.main(["nothing-here", "after red comes"]) == 2
+    assert main(["generate", "nothing-here", "after red comes"]) == 2
     assert folder.name in capsys.readouterr().err

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from imsm.cli.predictions import main as items
-from imsm.cli.report import main as report
+from imsm.cli.main import main
 from imsm.evaluation.predictions import write_predictions
 from imsm.evaluation.result import FILE, write_result
 from imsm.evaluation.statistics.forgetting import hypervolume
 from imsm.evaluation.statistics.significance import mcnemar, paired_difference, proportion_ci
-from imsm.reporting.paired_comparison import total_of
+from imsm.reporting.paired_comparison import score_interval
 from imsm.reporting.report import write_report
 from imsm.reporting.report_data import build_report_data
 from imsm.reporting.runs import baselines_of, runs_to_compare
@@ -115,14 +114,14 @@ def test_the_page_loads_nothing_and_nothing_in_it_runs(
 
 def test_a_report_is_made_again_from_what_lies_there(runs: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _, _ = runs["imsm"]
-    assert report([str(folder)]) == 0
+    assert main(["report", str(folder)]) == 0
     first = (folder / "report.html").read_bytes()
-    assert report([str(folder)]) == 0
+    assert main(["report", str(folder)]) == 0
     assert (folder / "report.html").read_bytes() == first
     capsys.readouterr()
-    assert report([str(folder / "nothing")]) == 2
+    assert main(["report", str(folder / "nothing")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
-    assert report([str(runs["root"])]) == 2
+    assert main(["report", str(runs["root"])]) == 2
     assert "holds no finished run" in capsys.readouterr().err
 
 
@@ -188,7 +187,7 @@ def test_where_all_are_right_the_interval_has_a_width(runs: dict[str, Any]) -> N
     for share in (1.0, 0.0):
         write_predictions(path.parent, (row | {"scores": dict.fromkeys(row["scores"], share)} for row in rows))
         evidence = evidence_of(runs)
-        found = total_of(evidence.arms[0], "webq", evidence.metrics["webq"])
+        found = score_interval(evidence.arms[0], "webq", evidence.metrics["webq"])
         groups = [number // 2 for number in range(N)]
         expected = proportion_ci([share] * N, groups=groups)
         assert found is not None and found[0] == 100 * share

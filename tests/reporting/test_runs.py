@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from imsm.cli.report import main
+from imsm.cli.main import main
 from imsm.evaluation.result import write_result
 from imsm.reporting.report_data import ReportData, build_report_data
 from imsm.reporting.runs import ComparisonSet, build_comparison_set
@@ -98,7 +98,7 @@ def test_what_is_left_out_is_told_with_the_commands(runs: dict[str, Any], capsys
     assert "webq and freebaseqa of peft, logit mix 0.25, logit mix 0.75." in line
     assert "mode=evaluate 'evaluation.limit_by_task={webq:60,freebaseqa:60}'" in line
     assert f"imsm baselines {shlex.quote(str(folder))}" in line
-    assert main([str(folder)]) == 0
+    assert main(["report", str(folder)]) == 0
     assert "Left out" in capsys.readouterr().out
     assert line in (folder / "report.md").read_text()
     assert "Left out" in (folder / "report.html").read_text()
@@ -186,7 +186,7 @@ def test_items_that_are_not_whole_leave_dashes_and_no_other_number(
     whole = part(beside_of(runs)[1], "averages")
     cut(items_file(runs["peft"], "webq"))
     folder, _, _ = runs["imsm"]
-    assert main([str(folder)]) == 0
+    assert main(["report", str(folder)]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("imsm: peft: ")
     assert line.removeprefix("imsm: ") in (folder / "report.md").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from imsm.cli import compare as table
+from imsm.cli.main import main
 from imsm.config.identity import run_name
 from imsm.evaluation.result import write_result
 from imsm.reporting.sweep_table import SweepRun, render_markdown, render_terminal, sweep_tables
@@ -22,7 +22,7 @@ def member(peft: str, method: str, *, points: float | None = 50.0, **changed: An
         swept={"peft": peft, "method": method},
         target="gsm8k",
         about={"backbone": "mini", "seed": "seed 0"},
-        command=f"peft={peft} method={method}",
+        command=f"imsm run peft={peft} method={method}",
         result=found,
     )
 
@@ -48,7 +48,7 @@ def test_a_row_per_run_and_the_original_on_top() -> None:
     assert [row[kept] for row in found.rows] == ["80.0", "40.0", "60.0", "–"]
     assert cells(found.rows, "lora", "imsm")[kept + 1 :] == ["1,050", "1m 15s"]
     assert found.missing == ["peft=ia3 method=peft"]
-    assert "missing: python -m imsm.run peft=ia3 method=peft" in render_markdown([found])
+    assert "missing: imsm run peft=ia3 method=peft" in render_markdown([found])
 
 
 def test_means_are_over_the_same_tests_in_every_row() -> None:
@@ -98,7 +98,7 @@ def test_a_table_per_target() -> None:
     members = [member("lora", "peft"), member("lora", "imsm")]
     other = SweepRun(
         swept={"peft": "lora", "method": "peft", "data": "mrpc"}, target="mrpc", about={},
-        command="data=mrpc", result=None,
+        command="imsm run data=mrpc", result=None,
     )  # fmt: skip
     assert [t.title.split(" · ")[0] for t in sweep_tables([*members, other])] == [
         "trained on gsm8k", "trained on mrpc",
@@ -114,18 +114,18 @@ def test_the_command_reads_what_runs_left(
     folder.mkdir(parents=True)
     write_result(folder, result("peft", "peft=ia3", points=12.5))
     output = tmp_path / "made" / "table.md"
-    code = table.main(["peft=lora,ia3", "method=original,peft", "--output", str(output)])
+    code = main(["compare", "peft=lora,ia3", "method=original,peft", "--output", str(output)])
     assert code == 0
     printed = capsys.readouterr().out
     assert "12.5" in printed and "12.5" in output.read_text()
-    assert "python -m imsm.run peft=lora method=peft" in printed
-    assert "python -m imsm.run peft=ia3 method=peft" not in printed
+    assert "imsm run peft=lora method=peft" in printed
+    assert "imsm run peft=ia3 method=peft" not in printed
     assert printed.count("method=original") == 1
     assert output.read_text().count("original") == 2  # one row, and one command that makes it
 
 
 def test_wrong_overrides_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert table.main(["peft=lroa,ia3"]) == 2
+    assert main(["compare", "peft=lroa,ia3"]) == 2
     assert "did you mean" in capsys.readouterr().err
 
 
@@ -142,6 +142,6 @@ def test_a_missing_runs_command_can_be_pasted_into_a_shell(
 ) -> None:
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "runs"))
     tasks = "evaluation.tasks=[target, webq]"
-    assert table.main(["peft=ia3", "method=peft", tasks]) == 0
+    assert main(["compare", "peft=ia3", "method=peft", tasks]) == 0
     (line,) = [each for each in capsys.readouterr().out.splitlines() if "missing" in each]
     assert shlex.split(line)[-3:] == ["peft=ia3", "method=peft", tasks], line

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.cli import cache as command
+from imsm.cli.main import main
 from imsm.models.siamese import hidden_state_cache as memory_bank
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.training.hidden_state_store import CacheKey, banks_folder, contents_of, get_or_compute, open_cache, verify
-from imsm.training.train_step import on_device
+from imsm.training.hidden_state_store import CacheKey, caches_dir, get_or_compute, make_cache_key, open_cache, verify
+from imsm.training.train_step import model_inputs
 from tests.models.siamese.test_hidden_state_cache import TOKEN_GATE
 from tests.models.siamese.test_virtual_tokens import siamese as virtual_siamese
 from tests.models.siamese.tiny import QUERY_GATE, tiny_siamese
@@ -39,7 +39,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents() -> CacheKey:
-    return contents_of(
+    return make_cache_key(
         items(), backbone="tiny", dtype="float32", attention=None, pooling="mean", device=torch.device("cpu")
     )
 
@@ -50,8 +50,8 @@ def filled(model: SiameseForCausalLM | None = None) -> Path:
 
 
 def equal(one: HiddenStateCache, other: HiddenStateCache) -> bool:
-    same = torch.equal(one.memories, other.memories) and torch.equal(one.queries, other.queries)
-    return same and one.places == other.places
+    same = torch.equal(one.hidden_states, other.hidden_states) and torch.equal(one.queries, other.queries)
+    return same and one.index == other.index
 
 
 def test_what_was_written_is_read() -> None:
@@ -72,7 +72,7 @@ def test_it_is_filled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("key", EVERYTHING)
 def test_all_that_decides_a_row_decides_the_key(key: str) -> None:
-    assert CacheKey(**EVERYTHING).key != CacheKey(**{**EVERYTHING, key: "other"}).key
+    assert CacheKey(**EVERYTHING).folder_name != CacheKey(**{**EVERYTHING, key: "other"}).folder_name
 
 
 @pytest.mark.parametrize("name", ["memories", "queries", "index.json"])
@@ -99,7 +99,7 @@ def test_a_damaged_one_is_set_aside_and_filled_again(name: str, harm: str, capsy
 
 
 def test_what_a_killed_process_left_is_no_bank() -> None:
-    left = banks_folder() / contents().key / "filling"
+    left = caches_dir() / contents().folder_name / "filling"
     left.mkdir(parents=True)
     (left / "memories").write_bytes(b"half")
     place = filled()
@@ -113,7 +113,7 @@ def test_one_that_is_stopped_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("imsm.training.hidden_state_store.fill", stop)
     with pytest.raises(KeyboardInterrupt):
         filled()
-    assert [each.name for each in (banks_folder() / contents().key).iterdir()] == ["lock"]
+    assert [each.name for each in (caches_dir() / contents().folder_name).iterdir()] == ["lock"]
 
 
 def fill_slowly(note: Path) -> None:
@@ -143,7 +143,7 @@ def test_of_two_processes_at_once_one_fills(tmp_path: Path) -> None:
         each.join(timeout=120)
     assert [each.exitcode for each in both] == [0, 0]
     assert len(set(note.read_text().split())) == 1
-    assert verify(banks_folder() / contents().key / "bank") is None
+    assert verify(caches_dir() / contents().folder_name / "bank") is None
 
 
 def losses(folder: Path, *, bank: HiddenStateCache | None, **options: object) -> list[float]:
@@ -204,28 +204,28 @@ def test_a_training_goes_on_with_and_without(tmp_path: Path, banked_first: bool)
 def test_bfloat16_and_other_poolings_train(tmp_path: Path, pooling: str) -> None:
     model = tiny_siamese(pooling=pooling, dtype=torch.bfloat16, gate=QUERY_GATE).train()
     made = open_cache(filled(model), items())
-    assert made.memories.dtype is torch.bfloat16
+    assert made.hidden_states.dtype is torch.bfloat16
     cpu = torch.device("cpu")
-    expected = model(**on_device(cpu, items()[:5], pad_id=0, bank=None)).loss
-    found = model(**on_device(cpu, items()[:5], pad_id=0, bank=made)).loss
+    expected = model(**model_inputs(cpu, items()[:5], pad_id=0, hidden_state_cache=None)).loss
+    found = model(**model_inputs(cpu, items()[:5], pad_id=0, hidden_state_cache=made)).loss
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=1e-2)
     found.backward()
 
 
 def test_they_are_listed_and_cleared(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["list"]) == 0
-    assert "0 banks" in capsys.readouterr().out
+    assert main(["cache", "list"]) == 0
+    assert "0 caches" in capsys.readouterr().out
     place = filled()
-    assert command.main(["list"]) == 0
+    assert main(["cache", "list"]) == 0
     told = capsys.readouterr().out
-    assert "tiny tests" in told and contents().key[:8] in told and "1 bank, " in told
-    assert command.main(["clear", "nothing"]) == 2
-    assert "nothing: no bank" in capsys.readouterr().err
+    assert "tiny tests" in told and contents().folder_name[:8] in told and "1 cache, " in told
+    assert main(["cache", "clear", "nothing"]) == 2
+    assert "KEY=nothing: no cache" in capsys.readouterr().err
     assert place.is_dir()
-    assert command.main(["clear", contents().key[:6]]) == 0
-    assert "removed 1 bank" in capsys.readouterr().out and not place.exists()
+    assert main(["cache", "clear", contents().folder_name[:6]]) == 0
+    assert "deleted 1 cache" in capsys.readouterr().out and not place.exists()
     assert verify(filled()) is None
-    assert command.main(["clear"]) == 0
+    assert main(["cache", "clear"]) == 0
     assert not place.exists()
 
 
@@ -242,7 +242,7 @@ def test_gradients_are_those_without_a_bank(method: str, checkpointing: bool) ->
         model.train()
         if checkpointing:
             model.activation_checkpointing_enable()
-        output = model(**on_device(torch.device("cpu"), items()[:5], pad_id=0, bank=bank))
+        output = model(**model_inputs(torch.device("cpu"), items()[:5], pad_id=0, hidden_state_cache=bank))
         output.loss.backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         found.append({"loss": output.loss.detach(), **gradients})
