@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from peft import PrefixTuningConfig
 
 from imsm.config.frozen_adapter import check_gate, check_method, check_sequence, resolve_frozen_adapter
 from imsm.config.schema import (
@@ -27,6 +28,7 @@ from imsm.config.schema import (
     is_local,
 )
 from imsm.distributed.multi_node import slots_per_node
+from imsm.models.adapters.base import adapter_errors
 from imsm.models.backbones.loading import MINIATURE
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import accepts_target_modules, argument_errors, import_target
@@ -116,11 +118,7 @@ def _backbone_local(backbone: BackboneConfig, config_dir: Path | None) -> list[s
     dotted = backbone.local_resolver
     if dotted is None:
         return []
-    top = dotted.partition(".")[0]
-    own = config_dir is not None and any(
-        (config_dir / place).is_file() for place in (f"{top}.py", f"{top}/__init__.py")
-    )
-    if top != "imsm" and not own:
+    if not _is_trusted(dotted, config_dir):
         return [
             f"backbone.local_resolver={dotted}: must be a function of imsm, or of a module in the folder "
             "given by --config-dir"
@@ -130,6 +128,13 @@ def _backbone_local(backbone: BackboneConfig, config_dir: Path | None) -> list[s
     except UserError as error:
         return [f"backbone.local_resolver={error}"]
     return []
+
+
+def _is_trusted(dotted: str, config_dir: Path | None) -> bool:
+    """Whether a dotted name is part of imsm or of a module in the --config-dir folder."""
+    top = dotted.partition(".")[0]
+    files = (f"{top}.py", f"{top}/__init__.py")
+    return top == "imsm" or (config_dir is not None and any((config_dir / name).is_file() for name in files))
 
 
 def _peft_roles(peft: PeftConfig, backbone: BackboneConfig) -> list[str]:
@@ -156,36 +161,21 @@ def _peft_targets(peft: PeftConfig) -> list[str]:
         return ["peft.target_roles=[]: needs at least one role, e.g. peft.target_roles=[attention_query]"]
     if peft.target_roles and not takes:
         return [
-            f"peft.target_roles={format_value(peft.target_roles)}: peft={peft.name} changes no module; leave peft.target_roles "
-            "out"
+            f"peft.target_roles={format_value(peft.target_roles)}: peft={peft.name} changes no module; leave "
+            "peft.target_roles out"
         ]
     return []
 
 
-def _peft_arguments(peft: PeftConfig) -> list[str]:
-    try:
-        builder = import_target(peft.target)
-    except UserError as error:
-        return [f"peft._target_={error}"]
-    arguments = peft.arguments()
-    errors = argument_errors("peft", builder, arguments, supplied=["target_modules"])
-    return errors or _own_check(builder, arguments)
-
-
-def _own_check(builder: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
-    """What the `check_arguments` beside a builder says of its arguments together, if there is one.
-
-    It takes some of the builder's arguments by name and raises a UserError.
-    """
-    check = getattr(sys.modules[builder.__module__], "check_arguments", None)
-    if check is None:
-        return []
-    asked = inspect.signature(check).parameters
-    try:
-        check(**{name: value for name, value in arguments.items() if name in asked})
-    except UserError as error:
-        return [str(error)]
-    return []
+def _peft_arguments(peft: PeftConfig, backbone: BackboneConfig, config_dir: Path | None) -> list[str]:
+    if not (peft.target.startswith("peft.") or _is_trusted(peft.target, config_dir)):
+        return [
+            f"peft._target_={peft.target}: must be a configuration class of PEFT (peft.LoraConfig), a function of "
+            "imsm, or one of a module in the folder given by --config-dir"
+        ]
+    if not all(role in backbone.module_names for role in peft.target_roles):
+        return []  # reported by `_peft_roles`
+    return adapter_errors(peft.target, peft.arguments(), peft.target_modules(backbone))
 
 
 def _gate_arguments(gate: GateConfig) -> list[str]:
@@ -323,11 +313,10 @@ def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> list[str]
     if not trainer.gradient_checkpointing:
         return []
     try:
-        builder = import_target(peft.target)
+        if import_target(peft.target) is not PrefixTuningConfig:
+            return []
     except UserError:
-        return []  # said elsewhere
-    if not getattr(sys.modules[builder.__module__], "LEARNS_KEYS", False):
-        return []
+        return []  # reported by `_peft_arguments`
     return [
         f"trainer.gradient_checkpointing=true: peft={peft.name} learns keys and values, which it "
         "would drop; set trainer.gradient_checkpointing=false"

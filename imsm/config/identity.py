@@ -113,6 +113,19 @@ def baseline_config(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"method": method, "run_dir": None})
 
 
+def original_run(saved: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return the name, identity and saved configuration of a run's original.
+
+    Args:
+        saved: `RunConfig.to_dict()` of the run.
+
+    Raises:
+        pydantic.ValidationError: The configuration is of another version.
+    """
+    config = baseline_config(RunConfig.from_dict(saved))
+    return run_name(config), run_identity(config), config.to_dict()
+
+
 def comparable_up_to_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two runs may stand side by side: all else that decides their training is equal.
 
@@ -185,7 +198,8 @@ def _dropout_cut(arguments: Mapping[str, Any], config: RunConfig) -> dict[str, A
 
     A dropout draws masks per micro-batch; LoRAMoE's constraint is no sum over examples.
     """
-    if not (arguments.get("dropout") or arguments.get("blc_weight")):
+    dropout = any(rate and not isinstance(rate, bool) for key, rate in arguments.items() if key.endswith("dropout"))
+    if not (dropout or arguments.get("blc_weight")):
         return {}
     return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.global_batch_size}
 

@@ -1,7 +1,7 @@
 """Saving and loading a siamese model: configuration, adapter and gate, never the backbone.
 
-A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's own format, or
-that of `imsm.models.adapters.custom`) and ``gate.safetensors``.
+A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's own format) and
+``gate.safetensors``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from imsm.models.adapters.adapter_check import BackboneSnapshot, check_adapter, snapshot
 from imsm.models.adapters.base import freeze_buffers
-from imsm.models.adapters.custom import custom_config, fill_custom, is_custom, load_custom, save_custom
+from imsm.models.adapters.custom import import_custom_method
 from imsm.models.adapters.unsupported import reject_unsupported
 from imsm.models.backbones.loading import load_backbone
 from imsm.models.siamese.config import SiameseConfig
@@ -69,8 +69,6 @@ def save_model(model: SiameseForCausalLM, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
     if isinstance(model.adapted, PeftModel):
         save_adapter(model.adapted, folder / ADAPTER, backbone_path=source["name_or_path"])
-    elif custom_config(model.adapted) is not None:
-        save_custom(model.adapted, folder / ADAPTER)
     if model.gate is not None:
         save_file(_contiguous(model.gate.state_dict()), folder / GATE)
 
@@ -148,10 +146,7 @@ def load_weights_into(model: SiameseForCausalLM, folder: Path) -> None:
     with torch.no_grad():
         for parameter in learned:
             parameter.fill_(math.nan)  # what stays so was not in the files
-    if custom_config(model.adapted) is not None:
-        fill_custom(model.adapted, folder / ADAPTER)
-    else:
-        _fill_adapter(model.adapted, folder / ADAPTER)
+    _fill_adapter(model.adapted, folder / ADAPTER)
     if model.gate is not None:
         _fill_gate(model.gate, folder)
     if not all(bool(parameter.isfinite().all()) for parameter in learned):
@@ -189,10 +184,8 @@ def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool) ->
     Raises:
         UserError: the adapter cannot be used, or cannot be trained further.
     """
-    if is_custom(folder):
-        before = snapshot(backbone)
-        return load_custom(backbone, folder, trainable=trainable), before
     try:
+        import_custom_method(folder)
         config: Any = PeftConfig.from_pretrained(str(folder))
     except _UNLOADABLE as error:
         raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error

@@ -1,14 +1,14 @@
-"""The two ways in which a command ends early on purpose; both print one message, no traceback."""
+"""Expected errors; the command line prints their message without a traceback."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Bad input: the message names the value, what is allowed and the fix. Exit code 2."""
+    """Invalid input; the message has the form ``key=value: problem; fix``. Exit code 2."""
 
 
 class RunError(RuntimeError):
-    """A run that went wrong although its input was right (a loss that is NaN). Exit code 1."""
+    """A run failed on valid input, e.g. because the loss became NaN. Exit code 1."""
 
 
 def first_line(error: BaseException) -> str:

@@ -15,8 +15,8 @@ from imsm.data.batching import collate_training
 from imsm.models.siamese.hidden_state_cache import compute_in_memory
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training.engines.single_device import SingleDeviceEngine
-from imsm.training.optimizer import build_optimizer, build_schedule
-from imsm.training.train_step import on_device
+from imsm.training.optimizer import build_optimizer, build_lr_scheduler
+from imsm.training.train_step import model_inputs
 from scripts.bench.comparison import Comparison
 from scripts.bench.timing import medians, timed
 from scripts.bench.workloads import Setup, build, plain_backbone, random_batch
@@ -103,15 +103,15 @@ def train_step(model: SiameseForCausalLM, setup: Setup, *, banked: bool = False,
     bank = compute_in_memory(model, items, pad_id=0) if banked else None
     device = torch.device(setup.device)
     optimizer = build_optimizer(model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0)
-    schedule = build_schedule(optimizer, name="constant", warmup_ratio=0.0, steps=100)
-    engine = SingleDeviceEngine(model, optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=device)
+    schedule = build_lr_scheduler(optimizer, lr_scheduler_type="constant", warmup_ratio=0.0, num_training_steps=100)
+    engine = SingleDeviceEngine(model, optimizer=optimizer, lr_scheduler=schedule, max_grad_norm=1.0, device=device)
 
     def step() -> None:
         model.train()
         if checkpointing:
             model.activation_checkpointing_enable()
         try:
-            batch = on_device(device, items, pad_id=0, bank=bank)
+            batch = model_inputs(device, items, pad_id=0, hidden_state_cache=bank)
             engine.backward(model(**batch).loss, last=True)
             engine.step()
         finally:
@@ -122,7 +122,7 @@ def train_step(model: SiameseForCausalLM, setup: Setup, *, banked: bool = False,
 
 
 def lora_config(setup: Setup) -> LoraConfig:
-    """What `imsm.models.adapters.lora` builds, without it."""
+    """The LoRA layers that PEFT adds, without PEFT."""
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=setup.lora_rank,

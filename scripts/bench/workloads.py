@@ -10,8 +10,7 @@ import torch
 
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.adapters.adapter_check import check_adapter, snapshot
-from imsm.models.adapters.dora import dora
-from imsm.models.adapters.lora import lora
+from imsm.models.adapters.base import adapter_from_config
 from imsm.models.backbones.loading import disable_dropout, load_backbone
 from imsm.models.builder import wrap_backbone
 from imsm.models.siamese.model import SiameseForCausalLM
@@ -61,13 +60,13 @@ def plain_backbone(setup: Setup) -> Any:
     return model.requires_grad_(False).eval()
 
 
-METHODS = {"lora": lora, "dora": dora}
+METHODS = {"lora": {}, "dora": {"use_dora": True}}
 
 
 def build(setup: Setup, *, stream: Stream, method: str = "lora") -> SiameseForCausalLM:
     """A model whose ``stream`` answers; "tuned" is plain PEFT and has no gate."""
     rank, modules = setup.lora_rank, setup.target_modules
-    adapter = METHODS[method](target_modules=modules, rank=rank, alpha=rank, dropout=0.0)
+    adapter = adapter_from_config("peft.LoraConfig", {"r": rank, "lora_alpha": rank, **METHODS[method]}, modules)
     plain = plain_backbone(setup)
     before = snapshot(plain, adapter.config)
     gate = {"_target_": "imsm.models.siamese.gate.Gate", "inputs": GATE_INPUTS, "rank": setup.gate_rank}

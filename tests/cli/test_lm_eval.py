@@ -18,9 +18,9 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from imsm.cli import lm_eval as command  # noqa: E402
 from imsm.evaluation.lm_eval import SiameseLM  # noqa: E402
-from imsm.models.adapters.lora import lora  # noqa: E402
 from imsm.models.builder import build_model  # noqa: E402
 from imsm.models.siamese.model import SiameseForCausalLM  # noqa: E402
+from tests.helpers.adapters import lora  # noqa: E402
 from tests.helpers.tiny_backbone import save_backbone  # noqa: E402
 
 WORDS = ["red", "green", "blue", "black", "white", "grey", "pink", "brown"]
@@ -44,7 +44,7 @@ def model(folder: Path) -> SiameseForCausalLM:
     torch.manual_seed(0)
     made = build_model(
         backbone={"name_or_path": str(folder)},
-        adapter=lora(target_modules=["q_proj", "v_proj"], rank=2, alpha=8, dropout=0.0),
+        adapter=lora(target_modules=["q_proj", "v_proj"], r=2, lora_alpha=8, lora_dropout=0.0),
         gate={
             "_target_": "imsm.models.siamese.gate.Gate",
             "inputs": ["query_original", "original", "tuned", "query_tuned"],

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from imsm.config.compose import ConfigComposer
-from imsm.utils.paths import conf_folder
 
 
 @pytest.fixture(scope="module")
 def preflight() -> ConfigComposer:
-    return ConfigComposer(conf=conf_folder())
+    return ConfigComposer()
 
 
 FINE = [
@@ -47,10 +46,10 @@ WRONG = [
     ("gate.rnak=8", ["no such key of gate", "did you mean gate.rank=8?"]),
     ("+gate.rnak=8", ["no such key of gate", "did you mean gate.rank=8?"]),
     ("++gate.rnak=8", ["no such key of gate", "did you mean gate.rank=8?"]),
-    ("++peft.rnk=8", ["did you mean peft.rank=8?"]),
+    ("++peft.rnk=8", ["did you mean peft.r=8?"]),
     ("+gate.rank=4", ["there already"]),
     ("+epochs=4", ["no such key"]),
-    ("rank=4", ["did you mean peft.rank=4 or gate.rank=4?"]),
+    ("rank=4", ["did you mean peft.r=4 or gate.rank=4?"]),
     ("bakbone=llama3", ["did you mean backbone=llama3?"]),
     ("backbone.module_names.experts=[up]", ["+backbone.module_names.experts=[up] adds it"]),
     ("seed.value=8", ["seed holds no keys"]),
@@ -64,9 +63,9 @@ WRONG = [
     ("gate.rank=0", ["gate.rank=0: must be at least 1"]),
     ("gate.rank=2.5", ["gate.rank=2.5: must be a whole number"]),
     ('gate.rank="8"', ['gate.rank="8": must be a whole number or null']),
-    ("peft.rank=0", ["peft.rank=0: must be at least 1"]),
-    ("peft.dropout=1", ["peft.dropout=1: must be less than 1"]),
-    ("peft.rank=true", ["peft.rank=true: must be a whole number"]),
+    ("peft.r=0", ["peft.r=0: must be at least 1"]),
+    ("peft.lora_dropout=1", ["peft.lora_dropout=1: must be less than 1"]),
+    ("peft.r=true", ["peft.r=true: must be a whole number"]),
     ("trainer.gradient_checkpointing=1", ["must be true or false"]),
     ("trainer.learning_rate=nan", ["trainer.learning_rate=nan"]),
     ("trainer.warmup_ratio=1.5", ["must be less than 1"]),
@@ -92,7 +91,7 @@ WRONG = [
     ("data.source=mirror", ["give data.mirror_dir="]),
     ("data.source=hub", ["cannot read real text", "backbone=gemma3_270m"]),
     ("peft.target_roles=[attention_qury]", ["did you mean attention_query?"]),
-    ("peft._target_=imsm.models.adapters.lora.lorra", ["did you mean imsm.models.adapters.lora.lora?"]),
+    ("peft._target_=peft.LoraConfg", ["did you mean peft.LoraConfig?"]),
     ("peft._target_=imsm.models.adapters.nothing.lora", ["--config-dir"]),
     ("data.module=imsm.data.tasks.nothing", ["there is no such module"]),
     ("evaluation.tasks=[webqq]", ["no such task", "did you mean webq?"]),
@@ -153,14 +152,14 @@ def test_all_problems_at_once(preflight: ConfigComposer) -> None:
 
 def test_an_unknown_option_hides_what_it_would_have_decided(preflight: ConfigComposer) -> None:
     """The rank of a method that is not known may be right: only its name is told."""
-    errors = preflight.validate(["peft=adalra", "peft.init_rank=4"], sweep=False)
+    errors = preflight.validate(["peft=adalra", "peft.init_r=4"], sweep=False)
     assert len(errors) == 1
     assert "did you mean peft=adalora?" in errors[0]
 
 
 ADALORA = [
-    (["peft.target_rank=20"], "peft.target_rank=20: must be in 1..peft.init_rank=12"),
-    (["peft.warmup_fraction=0.7", "peft.final_fraction=0.3"], "their sum must be below 1"),
+    (["peft.target_r=20"], "peft.target_r=20: must be in 1..peft.init_r=12"),
+    (["peft.tinit_ratio=0.7", "peft.tfinal_ratio=0.3"], "their sum must be below 1"),
 ]
 
 
@@ -273,7 +272,7 @@ def test_options_of_ones_own_are_checked_like_ours(tmp_path: Path, monkeypatch) 
     (tmp_path / "metric" / "broken.yaml").write_text("module: [unclosed\n")
     (tmp_path / "data" / "bad.yaml").write_text("name: bad\nmodule: imsm.data.tasks.webq\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = ConfigComposer(conf=conf_folder(), config_dir=tmp_path)
+    own = ConfigComposer(tmp_path)
 
     def told(*overrides: str) -> str:
         return "\n".join(own.validate(overrides, sweep=False))
@@ -281,10 +280,10 @@ def test_options_of_ones_own_are_checked_like_ours(tmp_path: Path, monkeypatch) 
     assert told("peft=own", "gate=own") == ""
     assert "must be less than 1" in told("peft=own", "peft.strength=1")
     assert "did you mean peft.strength=0.1?" in told("peft=own", "+peft.strengh=0.1")
-    assert "must be a text" in told("peft=own", "+peft.kind=3")
+    assert "must be a string" in told("peft=own", "+peft.kind=3")
     assert "peft.strength: is missing" in told("peft=own", "~peft.strength")
     assert "did you mean gate.slope=1?" in told("gate=own", "+gate.slop=1")
-    assert "nowhere.to.be_found cannot be found" in told("data.metric=mine")
+    assert "nowhere.to.be_found: cannot be found" in told("data.metric=mine")
     assert "broken.yaml: is no YAML" in told("data.metric=broken")
     assert told("backbone.local_resolver=h3_own_method.own") == ""
     assert told("gate=own", "backbone=llama3", "trainer=paper_code", "data.source=miniature") == ""

@@ -16,7 +16,6 @@ from imsm.evaluation.result import write_result
 from imsm.reporting.runs import find_comparable_runs, seeds_of
 from imsm.reporting.score_table import compare
 from imsm.utils.errors import UserError
-from imsm.utils.paths import conf_folder
 from imsm.utils.run_dir import RunDir
 from tests.helpers.config import config, result
 
@@ -34,7 +33,7 @@ def finished(folder: Path, *overrides: str, chosen: RunConfig | None = None) -> 
 
 
 def errors(*overrides: str) -> list[str]:
-    return ConfigComposer(conf=conf_folder()).validate(overrides, sweep=False)
+    return ConfigComposer().validate(overrides, sweep=False)
 
 
 def test_a_run_without_it_is_what_it_was() -> None:
@@ -105,10 +104,10 @@ def test_what_is_no_trained_run_is_refused(tmp_path: Path) -> None:
     ("overrides", "said"),
     [
         (["backbone.dtype=bfloat16"], ["backbone.dtype=float32, and this run has bfloat16"]),
-        (["peft.rank=4"], ["peft.rank=16, and this run has 4; choose peft.rank=16"]),
-        (["peft.dropout=0.1", "peft.alpha=3"], ["peft.alpha=", "peft.dropout=0.0"]),
+        (["peft.r=4"], ["peft.r=16, and this run has 4; choose peft.r=16"]),
+        (["peft.lora_dropout=0.1", "peft.lora_alpha=3"], ["peft.lora_alpha=", "peft.lora_dropout=0.0"]),
         (["peft.target_roles=[attention_query]"], ["this run has [q_proj]; choose these by peft.target_roles"]),
-        (["peft=ia3"], ["peft._target_=imsm.models.adapters.lora.lora", "that method by peft="]),
+        (["peft=ia3"], ["peft._target_=peft.LoraConfig", "that method by peft="]),
         (["peft=ia3", "backbone.dtype=bfloat16"], ["backbone.dtype", "peft._target_"]),
     ],
 )
@@ -130,18 +129,18 @@ def test_what_is_learned_may_be_chosen_anew(tmp_path: Path) -> None:
 
 def test_all_that_does_not_go_together_is_said_at_once(tmp_path: Path) -> None:
     given = finished(tmp_path / "one")
-    found = errors(given, "method=peft", "gate=no_gate", "peft.rank=4", "task_sequence=[gsm8k,mrpc]")
+    found = errors(given, "method=peft", "gate=no_gate", "peft.r=4", "task_sequence=[gsm8k,mrpc]")
     assert len(found) == 4
     assert all(line.startswith(given) for line in found)
     for said in (
         "method=peft has none; choose method=imsm",
         "gate=no_gate is not trained; choose a gate that is",
         "task_sequence=[gsm8k,mrpc] train an adapter; leave one of the two out",
-        "peft.rank=16, and this run has 4",
+        "peft.r=16, and this run has 4",
     ):
         assert sum(said in line for line in found) == 1
     with pytest.raises(UserError, match="4 problems"):
-        config(given, "method=peft", "gate=no_gate", "peft.rank=4", "task_sequence=[gsm8k,mrpc]")
+        config(given, "method=peft", "gate=no_gate", "peft.r=4", "task_sequence=[gsm8k,mrpc]")
 
 
 def test_it_stands_beside_the_run_that_its_adapter_came_from(tmp_path: Path) -> None:

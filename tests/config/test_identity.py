@@ -21,7 +21,7 @@ def siblings(one: RunConfig, other: RunConfig) -> bool:
 DECIDING = [
     "backbone.dtype=bfloat16",
     "peft=ia3",
-    "peft.rank=4",
+    "peft.r=4",
     "peft.target_roles=[attention_query]",
     "data=mrpc",
     "data.max_train_examples=7",
@@ -86,7 +86,7 @@ def test_siblings_differ_in_nothing_but_the_method() -> None:
     assert siblings(imsm, peft)
     assert siblings(imsm, original) and siblings(original, peft)
     assert siblings(imsm, config("gate=no_query"))
-    for override in ("seed=1", "peft.rank=4", "data=mrpc", "trainer.learning_rate=1e-4"):
+    for override in ("seed=1", "peft.r=4", "data=mrpc", "trainer.learning_rate=1e-4"):
         assert not siblings(imsm, config("method=peft", override))
     assert not siblings(imsm, config("method=original", "backbone=llama3"))
 
@@ -104,15 +104,15 @@ def test_a_recipe_may_set_values_per_method() -> None:
 def test_where_there_is_a_dropout_the_micro_batch_decides() -> None:
     """Dropout masks are drawn per micro-batch."""
     micro = "trainer.micro_batch_size=4"
-    for dropout in ("peft.dropout=0.1", "gate.dropout=0.1"):
+    for dropout in ("peft.lora_dropout=0.1", "gate.dropout=0.1"):
         assert run_identity(config(dropout, micro)) != run_identity(config(dropout))
         whole = "trainer.micro_batch_size=16"  # trainer=mini's batch in one piece
         assert run_identity(config(dropout, whole)) == run_identity(config(dropout))
         assert siblings(config(dropout), config(dropout, "method=peft"))
     peft = ["method=peft", "gate.dropout=0.1"]
     assert run_identity(config(*peft, micro)) == run_identity(config(*peft))
-    dropped = ["method=peft", "peft.dropout=0.1"]
-    assert not siblings(config("peft.dropout=0.1"), config(*dropped, micro))
+    dropped = ["method=peft", "peft.lora_dropout=0.1"]
+    assert not siblings(config("peft.lora_dropout=0.1"), config(*dropped, micro))
 
 
 def test_held_to_the_original_it_is_another_run() -> None:
@@ -163,7 +163,7 @@ def test_seeds_of_a_sequence_are_one_configuration() -> None:
     def last(*overrides: str) -> dict:
         return run_identity(expand_stages(config("task_sequence=[gsm8k,mrpc,cola]", *overrides))[-1])
 
-    one, two, other = last("seed=0"), last("seed=1"), last("seed=1", "peft.rank=4")
+    one, two, other = last("seed=0"), last("seed=1"), last("seed=1", "peft.r=4")
     assert one["previous_stage"]["after"]["seed"] == 0 and two["after"]["after"]["seed"] == 1
     assert identity_without_seed(one) == identity_without_seed(two) != identity_without_seed(other)
     # an earlier stage of another seed is another beginning

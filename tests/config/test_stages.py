@@ -11,7 +11,6 @@ from imsm.config.identity import comparable_up_to_method, run_identity, run_name
 from imsm.config.schema import RunConfig
 from imsm.config.stages import expand_stages, final_stage
 from imsm.utils.errors import UserError
-from imsm.utils.paths import conf_folder
 from tests.helpers.config import config
 
 SEQUENCE = "task_sequence=[gsm8k,mrpc,cola]"
@@ -106,7 +105,7 @@ def test_what_makes_no_sequence_is_refused_in_a_line(overrides: list[str], said:
 
 
 def test_a_target_beside_a_sequence_is_refused() -> None:
-    errors = ConfigComposer(conf=conf_folder()).validate(
+    errors = ConfigComposer().validate(
         ["task_sequence=[gsm8k,mrpc]", "data=cola", "data.max_new_tokens=4", "data.max_train_examples=8"], sweep=False
     )
     assert [line.partition(":")[0] for line in errors] == ["data=cola", "data.max_new_tokens=4"]

@@ -23,11 +23,11 @@ from imsm.evaluation.evaluator import EvalResult, evaluate
 from imsm.evaluation.inference import run_inference
 from imsm.evaluation.predictions import COLUMNS, read_predictions
 from imsm.evaluation.response_cache import ResponseCache
-from imsm.models.adapters.lora import lora
 from imsm.models.builder import build_model
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import UserError
+from tests.helpers.adapters import lora
 from tests.helpers.tiny_backbone import save_backbone
 
 ROWS = [{"input": f"say {word}:", "output": word} for word in ("red", "green", "blue", "black")]
@@ -226,7 +226,7 @@ def test_the_gate_is_that_of_the_items_own_answer(bench: Bench) -> None:
     torch.manual_seed(0)
     model = build_model(
         backbone={"name_or_path": str(bench.backbone)},
-        adapter=lora(target_modules=["q_proj", "v_proj"], rank=2, alpha=8, dropout=0.0),
+        adapter=lora(target_modules=["q_proj", "v_proj"], r=2, lora_alpha=8, lora_dropout=0.0),
         gate={
             "_target_": "imsm.models.siamese.gate.Gate",
             "inputs": ["query_original", "original", "tuned", "query_tuned"],
@@ -357,7 +357,7 @@ def test_too_large_a_batch_is_asked_in_halves_with_the_same_answers(
     bench.judge(fingerprint="another")
     assert [row["response"] for row in bench.rows()] == expected
     assert sizes == [2, 1, 1, 1, 1]
-    assert "goes on with 1" in capsys.readouterr().err
+    assert "retrying with batch size 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kept", "never"), [("text", "generate_answers"), ("loglik", "log_likelihoods")])

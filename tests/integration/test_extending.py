@@ -111,9 +111,9 @@ def test_the_released_recipe_reaches_a_gate_without_dropout(own: Path, monkeypat
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("peft.rnk=4", "did you mean peft.rank=4"),
-        ("peft.rank=zero", "must be a whole number"),
-        ("peft.rank=0", "peft.rank=0"),
+        ("peft.rnk=4", "did you mean peft.r=4"),
+        ("peft.r=zero", "must be a whole number"),
+        ("peft.r=0", "peft.r=0"),
         ("gate.lowest=1", "did you mean gate.low=1"),
         ("data=capital", "did you mean data=capitals"),
         ("data.metric=prefx", "prefix"),

@@ -92,7 +92,7 @@ def test_identities_tell_replay_and_keep_the_arms_together() -> None:
 
 def test_micro_batches_decide_where_the_constraint_is_on() -> None:
     def cut(*overrides: str) -> bool:
-        return "micro_batch_size" in run_identity(config("peft.dropout=0", *overrides))["trainer"]
+        return "micro_batch_size" in run_identity(config("peft.lora_dropout=0", *overrides))["trainer"]
 
     assert cut("peft=loramoe_blc")
     assert not cut("peft=loramoe")
@@ -107,7 +107,7 @@ def test_micro_batches_decide_where_the_constraint_is_on() -> None:
         ("peft.replay.exclude_tests=[webq]", r"apart_from=\[webq,freebaseqa,multirc,mrpc\]"),
         ("peft.replay.exclude_tests=[webq,freebaseqa,multirc,mrpc,x]", "peft.replay.exclude_tests=x"),
         ("peft.replay.ratio=0", "peft.replay.ratio=0"),
-        ("peft.experts=7", "peft.experts=8"),
+        ("peft.num_experts=7", "peft.num_experts=8"),
     ],
 )
 def test_what_makes_no_replay_is_refused(override: str, told: str) -> None:

@@ -74,7 +74,7 @@ def run(made: Path, root: Path, *more: str) -> Path:
 @pytest.fixture(scope="module")
 def source(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished PEFT run, trained with dropout."""
-    return run(made, tmp_path_factory.mktemp("source"), "method=peft", "peft.dropout=0.3")
+    return run(made, tmp_path_factory.mktemp("source"), "method=peft", "peft.lora_dropout=0.3")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def watched(made: Path, source: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train", watching)
-        yield run(made, source.parent, "peft.dropout=0.3", f"frozen_adapter={source}"), given
+        yield run(made, source.parent, "peft.lora_dropout=0.3", f"frozen_adapter={source}"), given
 
 
 def test_the_gate_alone_learns(watched: tuple[Path, dict[str, Any]]) -> None:
@@ -127,14 +127,14 @@ def test_the_same_command_trains_nothing(
     made: Path, source: Path, watched: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "train_step", None)  # a step would fail
-    again = run(made, source.parent, "peft.dropout=0.3", f"frozen_adapter={source}")
+    again = run(made, source.parent, "peft.lora_dropout=0.3", f"frozen_adapter={source}")
     assert again == watched[0]
 
 
 def test_interrupted_it_ends_as_if_nothing_had_been(
     made: Path, source: Path, watched: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ("peft.dropout=0.3", f"frozen_adapter={source}")
+    given = ("peft.lora_dropout=0.3", f"frozen_adapter={source}")
     step, calls = loop.train_step, []
 
     def interrupting(*arguments: Any, **named: Any) -> dict[str, float]:
@@ -155,7 +155,7 @@ def test_interrupted_it_ends_as_if_nothing_had_been(
 def test_another_adapter_at_the_same_place_is_refused(made: Path, source: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(source, mine)
-    given = ("peft.dropout=0.3", f"frozen_adapter={mine}", "trainer.num_epochs=1")
+    given = ("peft.lora_dropout=0.3", f"frozen_adapter={mine}", "trainer.num_epochs=1")
     run(made, tmp_path, *given)
     save_file({n: v + 1 for n, v in load_file(mine / ADAPTER).items()}, mine / ADAPTER)
     with pytest.raises(UserError, match="the frozen adapter changed since this run started"):
@@ -170,7 +170,11 @@ def test_another_adapter_at_the_same_place_is_refused(made: Path, source: Path, 
         ("peft", ["peft=p_tuning"]),
         pytest.param("peft", ["peft=lora", "trainer.gradient_checkpointing=true"], marks=pytest.mark.slow),
         pytest.param("imsm", ["peft=ia3", "trainer.kl_beta=0.5"], marks=pytest.mark.slow),
-        pytest.param("peft", ["peft=prefix_tuning", "peft.encoder_width=8"], marks=pytest.mark.slow),
+        pytest.param(
+            "peft",
+            ["peft=prefix_tuning", "peft.prefix_projection=true", "peft.encoder_hidden_size=8"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param("peft", ["peft=prompt_tuning", "trainer.validation_size=2"], marks=pytest.mark.slow),
     ],
 )
@@ -191,9 +195,9 @@ def test_every_kind_of_adapter_stays_as_it_is(
 
 
 def test_a_frozen_adapter_answers_in_training_as_it_answers() -> None:
-    from imsm.models.adapters.dora import dora
+    from tests.helpers.adapters import dora
 
-    model = tiny_siamese(method=dora(target_modules=ATTENTION, rank=4, alpha=8, dropout=0.5))
+    model = tiny_siamese(method=dora(target_modules=ATTENTION, r=4, lora_alpha=8, lora_dropout=0.5))
     inputs = {"input_ids": torch.arange(3, 11)[None], "position_ids": torch.arange(8)[None]}
     answer = model.streams.hidden_states(inputs, stream="tuned", cache=None)
     model.train()
@@ -225,7 +229,7 @@ def test_shared_out_over_two_processes_it_stays_whole(
     made: Path, source: Path, watched: tuple[Path, Any], tmp_path: Path
 ) -> None:
     pytest.importorskip("deepspeed")
-    given = choices(made, "peft.dropout=0.3", f"frozen_adapter={source}", f"run_dir={tmp_path}")
+    given = choices(made, "peft.lora_dropout=0.3", f"frozen_adapter={source}", f"run_dir={tmp_path}")
     start_run(config(*given, "engine=zero3", "engine.device=cpu", "engine.nproc_per_node=2"), runs_root=source.parent)
     assert (tmp_path / ADAPTER).read_bytes() == (source / ADAPTER).read_bytes()
     expected = load_file(watched[0] / GATE)

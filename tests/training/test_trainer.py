@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from imsm.data.tokenization import TokenizedExample
-from imsm.models.adapters.adalora_static import adalora_static
+from imsm.models.adapters.adalora import adalora_static
 from imsm.models.adapters.base import AdapterSpec
-from imsm.models.adapters.lora import lora
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.training.checkpoint import TrainingState, checkpoints, read_state, save_checkpoint
+from imsm.training.checkpoint import TrainingState, list_checkpoints, read_state, save_checkpoint
 from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
 from imsm.training.engines.single_device import SingleDeviceEngine
-from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.optimizer import build_lr_scheduler, build_optimizer
 from imsm.training.trainer import BatchPlan, TrainingSummary, train
 from imsm.utils.errors import RunError, UserError
+from tests.helpers.adapters import lora
 from tests.models.adapters.moe import tiny_loramoe
 from tests.models.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
 
@@ -45,17 +45,19 @@ def items(count: int = 12) -> list[TokenizedExample]:
 
 def dropping_lora() -> AdapterSpec:
     """LoRA with dropout, so that the random state matters."""
-    return lora(target_modules=["q_proj", "v_proj"], rank=4, alpha=8, dropout=0.2)
+    return lora(target_modules=["q_proj", "v_proj"], r=4, lora_alpha=8, lora_dropout=0.2)
 
 
 def dropping_loramoe() -> AdapterSpec:
     """Experts with dropout, and their balancing constraint."""
-    return tiny_loramoe(dropout=0.2)
+    return tiny_loramoe(lora_dropout=0.2)
 
 
 def regularised_adalora() -> AdapterSpec:
     """AdaLoRA at a fixed rank."""
-    return adalora_static(target_modules=["q_proj", "v_proj"], rank=12, alpha=8, dropout=0.0, orthogonal_weight=0.5)
+    return adalora_static(
+        target_modules=["q_proj", "v_proj"], init_r=12, lora_alpha=8, lora_dropout=0.0, orth_reg_weight=0.5
+    )
 
 
 class Run:
@@ -77,8 +79,8 @@ class Run:
         adapter = {**own, **ADAPTERS}[method]()
         self.model: SiameseForCausalLM = tiny_siamese("llama", adapter, gate=gate)
         self.folder = folder / "checkpoints"
-        self.batching = BatchPlan(epochs=epochs, batch_size=4, micro_batch_size=micro, seed=7)
-        steps = self.batching.steps(12)
+        self.batching = BatchPlan(num_epochs=epochs, global_batch_size=4, micro_batch_size=micro, seed=7)
+        steps = self.batching.num_steps(12)
         build = build_optimizer(
             self.model,
             name=optimizer,
@@ -86,9 +88,9 @@ class Run:
             gate_learning_rate=2 * learning_rate,
             weight_decay=0.01,
         )
-        schedule = build_schedule(build, name="cosine", warmup_ratio=0.1, steps=steps)
+        schedule = build_lr_scheduler(build, lr_scheduler_type="cosine", warmup_ratio=0.1, num_training_steps=steps)
         self.engine = SingleDeviceEngine(
-            self.model, optimizer=build, schedule=schedule, clip_norm=1.0, device=torch.device("cpu")
+            self.model, optimizer=build, lr_scheduler=schedule, max_grad_norm=1.0, device=torch.device("cpu")
         )
         self.hooks = adapter.callbacks(self.model.adapted, steps) if adapter.callbacks else None
         self.losses: list[float] = []
@@ -118,20 +120,20 @@ class Run:
             self.model,
             items(),
             engine=self.engine,
-            hooks=self.hooks,
-            batching=self.batching,
-            keeper=CheckpointManager(
+            callbacks=self.hooks,
+            batch_plan=self.batching,
+            checkpoint_manager=CheckpointManager(
                 folder=self.folder,
                 identity=IDENTITY,
                 engine=self.engine,
-                hooks=self.hooks,
-                start=start,
+                callbacks=self.hooks,
+                resume_from=start,
                 **{"minutes": 60, **self.kept},
             ),
             pad_id=0,
             log=self.log,
-            validation=self.validation,
-            bank=bank or (lambda: self.bank),
+            validation_examples=self.validation,
+            get_hidden_state_cache=bank or (lambda: self.bank),
         )
 
 
@@ -202,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     run.engine.step = step  # type: ignore[method-assign]
     with pytest.raises(RunError, match=r"the loss of step 3 is (nan|inf).*last good checkpoint"):
         run.train()
-    found = checkpoints(run.folder)[0]
+    found = list_checkpoints(run.folder)[0]
     assert read_state(found)["progress"]["step"] == 2
     from safetensors.torch import load_file
 
@@ -245,7 +247,7 @@ def test_memory_that_runs_out_while_parameters_move_leaves_the_last_checkpoint(t
     run.engine.step = half  # type: ignore[method-assign]
     with pytest.raises(RunError, match=r"out of memory at step 3 .*last checkpoint is .*step-0*1"):
         run.train()
-    assert len(checkpoints(run.folder)) == 1
+    assert len(list_checkpoints(run.folder)) == 1
     again, whole = Run(tmp_path, method="lora"), Run(tmp_path / "whole", method="lora")
     again.train()
     whole.train()
@@ -259,10 +261,10 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     def save(step: int) -> None:
         save_checkpoint(
             run.folder,
-            progress=TrainingState(step=step),
-            measured={},
+            state=TrainingState(step=step),
+            metrics={},
             engine=run.engine,
-            hooks=run.hooks,
+            callbacks=run.hooks,
             identity=IDENTITY,
         )
 
@@ -276,7 +278,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    (found,) = checkpoints(run.folder)
+    (found,) = list_checkpoints(run.folder)
     assert read_state(found)["progress"]["step"] == 0
     assert [path.name for path in run.folder.iterdir()] == [found.name]
 
@@ -287,7 +289,7 @@ def test_a_checkpoint_holds_no_frozen_weight_and_no_pickle(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         run.train()
     trainable = sum(4 * p.numel() for p in run.model.parameters() if p.requires_grad)
-    sizes = {path.name: path.stat().st_size for path in checkpoints(run.folder)[0].iterdir()}
+    sizes = {path.name: path.stat().st_size for path in list_checkpoints(run.folder)[0].iterdir()}
     assert {Path(name).suffix for name in sizes} == {".safetensors", ".json"}
     assert sum(sizes.values()) < 4 * trainable + 20_000
 
@@ -301,7 +303,7 @@ def test_an_interrupt_does_not_wait_for_a_bank_to_be_filled(tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         run.train(bank=bank)
-    (kept,) = checkpoints(run.folder)
+    (kept,) = list_checkpoints(run.folder)
     assert read_state(kept)["progress"]["step"] == 2
     run.train()
     whole = Run(tmp_path / "whole")
@@ -318,7 +320,7 @@ def test_a_bank_is_asked_for_when_the_first_step_reads_it(tmp_path: Path) -> Non
         asked.append(len(run.losses))
 
     found = run.train(bank=bank)
-    assert asked == [2, 3, 4, 5] and not found.memory_bank
+    assert asked == [2, 3, 4, 5] and not found.hidden_state_cache
     run = Run(tmp_path / "again", method="lora")
     run.stop_after = 3
     with pytest.raises(KeyboardInterrupt):

@@ -1,165 +1,190 @@
-"""AdaLoRA (Zhang et al., 2023): W x + P Λ Q x, the ranks shrinking to where they matter.
+"""AdaLoRA (Zhang et al., 2023): W x + P Λ Q x, with ranks reduced where they matter least.
 
-The budget falls from ``init_rank`` to ``target_rank`` per module while training goes on: each
-step the importance of every triplet is updated from its gradient, and the least important are
-set to zero. P and Q are kept near orthogonal by a regulariser on the loss.
+`adalora` is the method of its paper: the budget falls from ``init_r`` to ``target_r`` per module
+during training. Each step updates the importance of every triplet from its gradient, and the least
+important triplets are set to zero. A penalty keeps P and Q near orthogonal.
+
+`adalora_static` is the method as trained by the IMSM authors' code, which never calls
+`update_and_allocate`, so no rank changes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import cast
 
-from imsm.models.adapters.base import AdapterSpec
+import torch
+from peft import AdaLoraConfig, PeftModel
+from peft.tuners.adalora.layer import RankAllocator
+from torch import nn
+
+from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import Count, NotNegative, Probability
-
-if TYPE_CHECKING:
-    import torch
-    from peft import AdaLoraConfig, PeftModel
-    from peft.tuners.adalora.layer import RankAllocator
-    from torch import nn
 
 
 def adalora(
     *,
     target_modules: list[str],
-    init_rank: Count,
-    target_rank: Count,
-    alpha: Count,
-    dropout: Probability,
-    warmup_fraction: Probability,
-    final_fraction: Probability,
-    interval: Count,
-    orthogonal_weight: NotNegative,
+    init_r: Count,
+    target_r: Count,
+    lora_alpha: Count,
+    lora_dropout: Probability,
+    tinit_ratio: Probability,
+    tfinal_ratio: Probability,
+    deltaT: Count,
+    orth_reg_weight: NotNegative,
 ) -> AdapterSpec:
-    """AdaLoRA on the given modules.
+    """Build AdaLoRA on the given modules.
 
     Args:
         target_modules: names of linear layers.
-        init_rank: rank at the start.
-        target_rank: mean rank at the end.
-        alpha: the update is scaled by alpha / rank.
-        dropout: on the adapter's input.
-        warmup_fraction: share of the steps before the budget starts to fall.
-        final_fraction: share of the steps after the budget has stopped falling.
-        interval: steps between two cuts.
-        orthogonal_weight: weight of the regulariser.
+        init_r: initial rank.
+        target_r: mean final rank.
+        lora_alpha: the update is scaled by lora_alpha / rank.
+        lora_dropout: on the input of the adapter.
+        tinit_ratio: fraction of the steps before the budget starts to fall.
+        tfinal_ratio: fraction of the steps after the budget has reached its target.
+        deltaT: steps between two reductions.
+        orth_reg_weight: factor of the orthogonality penalty in the loss.
 
     Raises:
-        UserError: ranks or shares of the steps that make no schedule.
+        UserError: the ranks or fractions do not form a schedule.
     """
-    from peft import AdaLoraConfig
-
-    check_arguments(
-        init_rank=init_rank, target_rank=target_rank, warmup_fraction=warmup_fraction, final_fraction=final_fraction
-    )
+    if not 0 < target_r <= init_r:
+        raise UserError(f"peft.target_r={target_r}: must be in 1..peft.init_r={init_r}")
+    if min(tinit_ratio, tfinal_ratio) < 0 or tinit_ratio + tfinal_ratio >= 1:
+        raise UserError(
+            f"peft.tinit_ratio={tinit_ratio}, peft.tfinal_ratio={tfinal_ratio}: no steps remain for reducing the "
+            "ranks; their sum must be below 1"
+        )
     config = AdaLoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM",  # type: ignore[arg-type]
         target_modules=target_modules,
-        init_r=init_rank,
-        target_r=target_rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        deltaT=interval,
-        orth_reg_weight=orthogonal_weight,
+        init_r=init_r,
+        target_r=target_r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        deltaT=deltaT,
+        orth_reg_weight=orth_reg_weight,
         tinit=0,
         tfinal=0,
-        total_step=1,  # the run's length is known to the hooks
+        total_step=1,  # the number of steps is known in `callbacks` only
     )
 
-    def hooks(model: nn.Module, steps: int) -> AdaLoraCallback:
-        adapted = cast("PeftModel", model)
-        config = cast("AdaLoraConfig", adapted.peft_config["default"])
+    def callbacks(model: nn.Module, steps: int) -> AdaLoraCallback:
+        adapted = cast(PeftModel, model)
+        config = cast(AdaLoraConfig, adapted.peft_config["default"])
         config.total_step = steps
-        config.tinit = int(warmup_fraction * steps)
-        config.tfinal = int(final_fraction * steps)
+        config.tinit = int(tinit_ratio * steps)
+        config.tfinal = int(tfinal_ratio * steps)
         return AdaLoraCallback(adapted)
 
-    return AdapterSpec(config, hooks)
+    return AdapterSpec(config, callbacks)
 
 
-def check_arguments(*, init_rank: int, target_rank: int, warmup_fraction: float, final_fraction: float) -> None:
-    """What the arguments demand of each other; asked before anything is loaded too.
+def adalora_static(
+    *,
+    target_modules: list[str],
+    init_r: Count,
+    lora_alpha: Count,
+    lora_dropout: Probability,
+    orth_reg_weight: NotNegative,
+) -> AdapterSpec:
+    """Build AdaLoRA with constant ranks on the given modules.
 
-    Raises:
-        UserError: ranks or shares of the steps that make no schedule.
+    Args:
+        target_modules: names of linear layers.
+        init_r: rank of every module; the authors' code sets r=16, which PEFT ignores, so it trains
+            with PEFT's default init_r=12.
+        lora_alpha: the update is scaled by lora_alpha / init_r.
+        lora_dropout: on the input of the adapter.
+        orth_reg_weight: factor of the orthogonality penalty in the loss; 0 disables it.
     """
-    if not 0 < target_rank <= init_rank:
-        raise UserError(f"peft.target_rank={target_rank}: must be in 1..peft.init_rank={init_rank}")
-    if min(warmup_fraction, final_fraction) < 0 or warmup_fraction + final_fraction >= 1:
-        raise UserError(
-            f"peft.warmup_fraction={warmup_fraction} and peft.final_fraction={final_fraction}: "
-            "leave no steps for the ranks to fall in; their sum must be below 1"
-        )
+    config = AdaLoraConfig(
+        task_type="CAUSAL_LM",  # type: ignore[arg-type]
+        target_modules=target_modules,
+        init_r=init_r,
+        target_r=init_r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        orth_reg_weight=orth_reg_weight,
+        total_step=1,  # required by PEFT; the schedule is not used
+    )
+
+    def callbacks(model: nn.Module, steps: int) -> OrthogonalPenaltyCallback:
+        return OrthogonalPenaltyCallback(model, orth_reg_weight)
+
+    return AdapterSpec(config, callbacks if orth_reg_weight else None)
 
 
-@dataclass
-class AdaLoraCallback:
-    """The schedule of ranks and the orthogonal regulariser, for a training loop."""
+class OrthogonalPenaltyCallback(TrainingCallbacks):
+    """Adds the orthogonality penalty to the loss.
 
-    needs_full_params: ClassVar[bool] = True
-    model: PeftModel
+    PEFT adds it only where it returns a loss itself; the siamese model computes its loss outside PEFT.
+    """
 
-    def __post_init__(self) -> None:
-        self.allocator = cast("RankAllocator", self.model.base_model.rankallocator)
-        self.config = cast("AdaLoraConfig", self.model.peft_config["default"])
-        self.last_cut = int(self.config.total_step or 0) - self.config.tfinal
-
-    def before_forward(self, attention_mask: torch.Tensor, task_types: torch.Tensor) -> None:
-        """Nothing to do."""
+    def __init__(self, model: nn.Module, weight: float) -> None:
+        self.model, self.weight = model, weight
 
     def auxiliary_loss(self) -> torch.Tensor:
-        """The regulariser."""
-        return self.config.orth_reg_weight * orthogonal_penalty(self.model)
+        """Return the weighted penalty."""
+        return self.weight * orthogonal_penalty(self.model)
+
+
+class AdaLoraCallback(OrthogonalPenaltyCallback):
+    """Runs the rank schedule and adds the orthogonality penalty to the loss."""
+
+    needs_full_params = True
+
+    def __init__(self, model: PeftModel) -> None:
+        self.config = cast(AdaLoraConfig, model.peft_config["default"])
+        super().__init__(model, self.config.orth_reg_weight)
+        self.base = model.base_model.model
+        self.allocator = cast(RankAllocator, model.base_model.rankallocator)
+        self.last_reduction = int(self.config.total_step or 0) - self.config.tfinal
 
     def after_backward(self, step: int) -> None:
-        """Importance needs the gradient at the values it was taken at."""
-        if step < self.last_cut or not self.allocator.exp_avg_ipt:  # a run of one step cuts too
-            self.allocator.update_ipt(self.model.base_model.model)
+        """Update the importance, while the gradients belong to the current values."""
+        if step < self.last_reduction or not self.allocator.exp_avg_ipt:  # a run of one step reduces too
+            self.allocator.update_ipt(self.base)
 
     def after_step(self, step: int) -> None:
-        """Cut after the optimizer, whose momentum would bring a pruned direction back."""
-        inner = self.model.base_model.model
-        if step > self.last_cut:
+        """Zero pruned triplets after the optimizer step, whose momentum would revive them."""
+        if step > self.last_reduction:
             if self.config.rank_pattern:
-                self.allocator.mask_using_rank_pattern(inner, self.config.rank_pattern)
+                self.allocator.mask_using_rank_pattern(self.base, self.config.rank_pattern)
             return
         budget, due = self.allocator.budget_schedule(step)
-        budget = self.allocator.target_bgt if step == self.last_cut else budget
-        if (due or step == self.last_cut) and budget < self.allocator.init_bgt:
-            self.config.rank_pattern = self.allocator.mask_to_budget(inner, budget)
+        budget = self.allocator.target_bgt if step == self.last_reduction else budget
+        if (due or step == self.last_reduction) and budget < self.allocator.init_bgt:
+            self.config.rank_pattern = self.allocator.mask_to_budget(self.base, budget)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Smoothed importance, its uncertainty, and which triplets are alive."""
-        import torch
-
+        """Return the smoothed importance, its uncertainty and the active triplets."""
         state = {f"importance.{name}": v for name, v in self.allocator.exp_avg_ipt.items()}
         state |= {f"uncertainty.{name}": v for name, v in self.allocator.exp_avg_unc.items()}
         pattern = self.config.rank_pattern or {}
         return state | {f"alive.{name}": torch.tensor(alive) for name, alive in pattern.items()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from a checkpoint; what is kept moves to where the adapter is."""
-        device = self.model.device
+        """Restore `state` on the device of the model."""
+        device = cast(PeftModel, self.model).device
         kinds: dict[str, dict[str, torch.Tensor]] = {"importance": {}, "uncertainty": {}, "alive": {}}
         for key, value in state.items():
             kind, _, name = key.partition(".")
             kinds[kind][name] = value.to(device)
         self.allocator.exp_avg_ipt = kinds["importance"]
         self.allocator.exp_avg_unc = kinds["uncertainty"]
-        self.allocator.ipt = dict(kinds["importance"])  # only its keys are asked for
+        self.allocator.ipt = dict(kinds["importance"])  # PEFT reads its keys only
         self.config.rank_pattern = {k: v.tolist() for k, v in kinds["alive"].items()} or None
 
 
 def orthogonal_penalty(model: nn.Module) -> torch.Tensor:
-    """The mean over all P and Q of the Frobenius norms of P^T P - I and Q Q^T - I.
+    """Return the mean of ‖P^T P - I‖_F and ‖Q Q^T - I‖_F over all P and Q.
 
-    The AdaLoRA paper (eq. 4) sums squares of these norms; its code and PEFT take this mean, which
-    the usual weight of 0.5 is for.
+    The AdaLoRA paper (eq. 4) sums squared norms. Its code and PEFT use this mean, which the usual
+    weight of 0.5 refers to.
     """
-    import torch
-
     penalties = []
     for name, weight in model.named_parameters():
         if "lora_A.default" in name or "lora_B.default" in name:

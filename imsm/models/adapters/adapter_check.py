@@ -133,10 +133,10 @@ def _check_streams(model: SiameseForCausalLM, before: BackboneSnapshot, name: st
             if not _relative_error(tuned[:, first], alone) <= tolerance:
                 raise UserError(f"peft: {name} lets later tokens change earlier memories: it is no causal model")
             _check_own_pass(model, before.tokens, tuned, tolerance=tolerance, name=name)
-            if streams.doubled and not _dual_stream_matches(model, before.tokens, original, tuned, tolerance):
+            if streams.batch_both and not _dual_stream_matches(model, before.tokens, original, tuned, tolerance):
                 streams.disable_sharing()
-                streams.doubled = _dual_stream_matches(model, before.tokens, original, tuned, tolerance)
-            if not (streams.doubled or _dual_stream_matches(model, before.tokens, original, tuned, tolerance)):
+                streams.batch_both = _dual_stream_matches(model, before.tokens, original, tuned, tolerance)
+            if not (streams.batch_both or _dual_stream_matches(model, before.tokens, original, tuned, tolerance)):
                 raise UserError(
                     f"peft: {name} gives other memories piece by piece, over a cache, than at "
                     "once: texts could not be generated as they were learned"
@@ -162,8 +162,8 @@ def _dual_stream_matches(
 ) -> bool:
     """Whether decoding, as ``model.streams.doubled`` says, gives the memories of two passes."""
     text_config = model.config.get_text_config(decoder=True)
-    doubled = model.streams.doubled
-    cache = DualStreamCache(config=text_config, doubled=doubled) if model.config.cached else None
+    doubled = model.streams.batch_both
+    cache = DualStreamCache(config=text_config, batch_both=doubled) if model.config.cached else None
     pieces = [slice(0, _PREFILL), slice(_PREFILL, _LENGTH)] if cache else [slice(0, _LENGTH)]
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
@@ -180,7 +180,7 @@ def _dual_stream_matches(
 
 def _refuse_outside(model: SiameseForCausalLM, name: str) -> None:
     """Both streams share the original's head (eq. 7): an adapter there would do nothing."""
-    inside = {id(module) for module in model.streams.body.modules()}
+    inside = {id(module) for module in model.streams.decoder.modules()}
     outside = {id(layer) for layer in model.streams.layers if id(layer) not in inside}
     for place, module in model.backbone.named_modules():
         if id(module) in outside:

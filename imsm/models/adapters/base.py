@@ -1,182 +1,273 @@
-"""What a PEFT method is to the rest: a configuration, and hooks into the training loop."""
+"""Adapter methods: building one from its configuration, and attaching it to a backbone."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Protocol
+from typing import Annotated, Any, Literal
 
-from imsm.models.adapters.custom import CustomAdapterConfig, attach_custom
+import torch
+from annotated_types import Ge
+from peft import PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
 from imsm.models.adapters.unsupported import reject_unsupported
-from imsm.utils.errors import UserError
+from imsm.utils.errors import UserError, first_line
+from imsm.utils.instantiate import Count, Positive, Probability, accepts_target_modules, argument_errors, import_target
 
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftConfig
-    from torch import nn
-    from transformers import PreTrainedModel
+RUN_FIELDS = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "python_module",
+    "revision",
+    "task_type",
+)
+"""Fields of a PEFT configuration that the run sets."""
+_RANGES: dict[str, dict[str, Any]] = {
+    "LoraConfig": {"r": Count, "lora_alpha": Count, "lora_dropout": Probability},
+    "OFTConfig": {"r": Annotated[int, Ge(0)], "oft_block_size": Annotated[int, Ge(0)], "module_dropout": Probability},
+    "VeraConfig": {"r": Count, "vera_dropout": Probability, "d_initial": Positive, "projection_prng_key": Count},
+    "PromptTuningConfig": {"num_virtual_tokens": Count},
+    "PrefixTuningConfig": {"num_virtual_tokens": Count, "encoder_hidden_size": Count | None},
+    "PromptEncoderConfig": {
+        "num_virtual_tokens": Count,
+        "encoder_reparameterization_type": Literal["MLP", "LSTM"],
+        "encoder_hidden_size": Count,
+        "encoder_num_layers": Count,
+        "encoder_dropout": Probability,
+    },
+}
+"""Narrower types than PEFT declares, for values that PEFT rejects late or not at all."""
 
 
-class TrainingCallbacks(Protocol):
-    """What a method does during training; the loop knows no method by name.
+class TrainingCallbacks:
+    """Hooks of an adapter method into the training loop; by default they do nothing.
 
-    ``touches_parameters``: whether it reads gradients or changes values. If so, all of them are
-    whole during `after_backward` and `after_step`; otherwise these two are not called.
+    Attributes:
+        needs_full_params: whether `after_backward` and `after_step` are called. They read gradients
+            or change values, so a sharding engine gathers all parameters and gradients for them.
     """
 
-    @property
-    def needs_full_params(self) -> bool:
-        """See above."""
+    needs_full_params: bool = False
 
     def before_forward(self, attention_mask: torch.Tensor, task_types: torch.Tensor) -> None:
-        """Called before a micro-batch's pass: its mask (B, T) and its examples' types (B,)."""
+        """Called before the forward pass of a micro-batch, with its mask (B, T) and task types (B,)."""
 
     def auxiliary_loss(self) -> torch.Tensor | None:
-        """A scalar that is added to the micro-batch's loss, called after its pass."""
+        """Return a scalar to add to the loss of the micro-batch; called after its forward pass."""
+        return None
 
     def after_backward(self, step: int) -> None:
-        """Called when a step's gradients are complete, before the optimizer moves."""
+        """Called when the gradients of a step are complete, before the optimizer step."""
 
     def after_step(self, step: int) -> None:
-        """Called when the optimizer has moved."""
+        """Called after the optimizer step."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must keep."""
+        """Return the state to save in a checkpoint."""
+        return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from what ``state`` returned."""
+        """Restore what `state` returned."""
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """A PEFT method, ready to be put on a backbone.
+    """An adapter method, ready to be attached to a backbone.
 
     Attributes:
-        config: PEFT's configuration of the method, or its own.
-        hooks: makes the method's hooks for a run of so many optimizer steps, given what `attach`
-            returned; None if it needs none.
+        config: PEFT configuration of the method.
+        callbacks: builds the training callbacks from the model that `attach_adapter` returned and
+            the number of optimizer steps; None if the method needs none.
     """
 
-    config: PeftConfig | CustomAdapterConfig
+    config: PeftConfig
     callbacks: Callable[[nn.Module, int], TrainingCallbacks] | None = None
 
 
-def attach_adapter(adapter: AdapterSpec, backbone: PreTrainedModel) -> nn.Module:
-    """Put the adapter's layers into ``backbone`` (in place), trainable in float32.
+def adapter_from_config(target: str, kwargs: Mapping[str, Any], target_modules: Sequence[str]) -> AdapterSpec:
+    """Build the adapter that a yaml in conf/peft describes.
 
-    Returns:
-        The model to train: a `PeftModel`, or for a method of our own the backbone itself, which
-        then carries the configuration as ``own_adapter``.
+    Args:
+        target: dotted name of a PEFT configuration class, or of a function that returns an `AdapterSpec`.
+        kwargs: its keyword arguments.
+        target_modules: names of the modules to adapt, passed on if the target accepts them.
 
     Raises:
-        UserError: PEFT refuses (no such target modules, for example), the method is one of
-            `imsm.models.adapters.unsupported`, or it overwrites the backbone's weights, so that the adapter's
-            absence would not give the original model back.
+        UserError: the target cannot be imported or is of another kind, or rejects its arguments.
     """
-    from peft import get_peft_model
+    factory, given = import_target(target), dict(kwargs)
+    if accepts_target_modules(factory):
+        given["target_modules"] = list(target_modules)
+    if is_config_class(factory):
+        if isinstance(given.get("feedforward_modules"), list):  # IA3Config accepts a subset of target_modules only
+            given["feedforward_modules"] = [n for n in target_modules if n in given["feedforward_modules"]]
+        return AdapterSpec(instantiate_config(factory, given, section="peft"))
+    spec = None if inspect.isclass(factory) else factory(**given)
+    if not isinstance(spec, AdapterSpec):
+        raise UserError(
+            f"peft._target_={target}: must be a PEFT configuration class or a function that returns an AdapterSpec"
+        )
+    return spec
 
+
+def adapter_errors(target: str, kwargs: Mapping[str, Any], target_modules: Sequence[str]) -> list[str]:
+    """Check a conf/peft yaml without loading a model, one line per error.
+
+    Args:
+        target: see `adapter_from_config`.
+        kwargs: see there.
+        target_modules: see there.
+    """
+    try:
+        factory = import_target(target)
+    except UserError as error:
+        return [f"peft._target_={error}"]
+    try:
+        errors = config_argument_errors("peft", factory, kwargs, supplied=["target_modules"])
+        if not errors:
+            adapter_from_config(target, kwargs, target_modules)
+    except UserError as error:
+        return [str(error)]
+    return errors
+
+
+def is_config_class(factory: Callable[..., Any]) -> bool:
+    """Whether ``factory`` is a PEFT configuration class."""
+    return inspect.isclass(factory) and issubclass(factory, PeftConfig)
+
+
+def config_argument_errors(
+    section: str, factory: Callable[..., Any], kwargs: Mapping[str, Any], *, supplied: Sequence[str] = ()
+) -> list[str]:
+    """Check ``kwargs`` against the fields of a PEFT configuration or the signature of a builder."""
+    return argument_errors(
+        section,
+        factory,
+        kwargs,
+        supplied=[*supplied, *(RUN_FIELDS if is_config_class(factory) else ())],
+        annotations=_RANGES.get(getattr(factory, "__name__", ""), {}),
+    )
+
+
+def instantiate_config(factory: Callable[..., PeftConfig], kwargs: Mapping[str, Any], *, section: str) -> PeftConfig:
+    """Instantiate a PEFT configuration.
+
+    Raises:
+        UserError: PEFT rejects the values, or `imsm.models.adapters.unsupported` rejects the method.
+    """
+    try:
+        with warnings.catch_warnings():  # about target modules, which may not be known yet
+            warnings.simplefilter("ignore")
+            config = factory(task_type="CAUSAL_LM", **kwargs)
+    except (AssertionError, ImportError, LookupError, TypeError, ValueError) as error:
+        name = getattr(factory, "__name__", "PEFT")
+        raise UserError(f"{section}: {name} rejects these values ({first_line(error)})") from error
+    reject_unsupported(config)
+    return config
+
+
+def attach_adapter(adapter: AdapterSpec, backbone: PreTrainedModel) -> nn.Module:
+    """Add the layers of the adapter to ``backbone`` in place, trainable in float32.
+
+    Returns:
+        The `PeftModel` to train.
+
+    Raises:
+        UserError: PEFT rejects the method (missing target modules, for example), it is one of
+            `imsm.models.adapters.unsupported`, or it overwrites weights of the backbone, so that
+            disabling the adapter would not restore the original model.
+    """
     reject_unsupported(adapter.config)
     _check_targets(adapter.config, backbone)
-    before = _sampled(backbone)
+    before = _sample_weights(backbone)
     try:
-        with warnings.catch_warnings():  # PEFT asks transformers by a name that is going
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "`is_gradient_checkpointing`", FutureWarning
+            )  # deprecated; PEFT calls it
             warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # norms
             warnings.filterwarnings("ignore", "Detected that the base layer has no", UserWarning)
-            if isinstance(adapter.config, CustomAdapterConfig):
-                adapted: nn.Module = attach_custom(adapter.config, backbone)
-            else:
-                adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
-                _check_reloadable(adapter.config)
+            adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
+            _check_reloadable(adapter.config)
     except (ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the adapter does not fit the backbone: {error}") from error
-    after = _sampled(backbone)
+    after = _sample_weights(backbone)
     changed = [name for name, values in before.items() if not values.equal(after.get(name, values))]
     if changed:
         raise UserError(
-            f"peft: {type(adapter.config).__name__} overwrites the backbone's weights "
-            f"({changed[0]} and {len(changed) - 1} more): with its adapter off the model would not "
-            "be the original. Choose another method or initialisation"
+            f"peft: {type(adapter.config).__name__} overwrites weights of the backbone ({changed[0]} and "
+            f"{len(changed) - 1} more), so disabling the adapter would not restore the original model; choose "
+            "another method or initialization"
         )
     freeze_buffers(adapted)
     return adapted
 
 
-def _check_targets(config: PeftConfig | CustomAdapterConfig, backbone: PreTrainedModel) -> None:
-    """PEFT passes over a name that no module has as long as another one is found.
+def _check_targets(config: PeftConfig, backbone: PreTrainedModel) -> None:
+    """Raise a UserError if a listed target module does not exist.
 
-    Raises:
-        UserError: a listed target is no module of the backbone.
+    PEFT ignores a name without a match as long as another one matches.
     """
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
     targets = getattr(config, "target_modules", None) or ()
-    if isinstance(targets, str):  # a pattern, or a word of PEFT's
+    if isinstance(targets, str):  # a regular expression or a keyword of PEFT
         return
-    places = [f".{name}" for name, _ in backbone.named_modules()]
-    missing = [t for t in sorted(targets) if not any(p.endswith(f".{t}") for p in places)]
+    paths = [f".{name}" for name, _ in backbone.named_modules()]
+    missing = [t for t in sorted(targets) if not any(path.endswith(f".{t}") for path in paths)]
     if missing:
-        linear = (nn.Linear, Conv1D)
-        has = {n.rpartition(".")[2] for n, m in backbone.named_modules() if isinstance(m, linear)}
+        linear = {n.rpartition(".")[2] for n, m in backbone.named_modules() if isinstance(m, nn.Linear | Conv1D)}
         raise UserError(
             f"{type(backbone).__name__} has no module {', '.join(missing)} (its linear layers: "
-            f"{', '.join(sorted(has))}); choose others by peft.target_roles, or name them in the "
-            "backbone's roles (docs/extending.md)"
+            f"{', '.join(sorted(linear))}); choose others by peft.target_roles, or add them to "
+            "backbone.module_names (docs/extending.md)"
         )
 
 
 def _check_reloadable(config: PeftConfig) -> None:
-    """PEFT fills in what was left out, and not every such configuration can be loaded again.
-
-    Raises:
-        ValueError: this one cannot: better said now than after the training.
-    """
-    from peft import PeftConfig
-
+    """Raise a ValueError if PEFT cannot load the configuration that it completed, before training starts."""
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         PeftConfig.from_pretrained(folder)
 
 
 def freeze_buffers(adapted: nn.Module) -> None:
-    """Freeze what PEFT's layers keep besides their adapter weights (AdaLoRA's ``ranknum``).
+    """Freeze constants of PEFT layers that are not adapter weights (``ranknum`` of AdaLoRA).
 
-    PEFT re-registers these when it casts an adapter on a bfloat16 backbone to float32, and they
-    come out trainable; they are no part of a saved adapter.
+    PEFT makes them trainable when it casts the adapter of a bfloat16 backbone to float32. They are
+    not saved with the adapter.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from torch.nn import ParameterDict
-
     for layer in adapted.modules():
         if isinstance(layer, BaseTunerLayer):
             for name in layer.other_param_names:
                 constants = getattr(layer, name, None)
-                if isinstance(constants, ParameterDict):
+                if isinstance(constants, nn.ParameterDict):
                     constants.requires_grad_(False)
 
 
 def freeze_adapter(adapted: nn.Module) -> None:
-    """Leave a finished adapter as it is: nothing of it learns, and it answers as it always does.
+    """Freeze the adapter and keep it in eval mode.
 
-    A model that is trained hands its mode down to its parts, which would bring the adapter's
-    dropout back; the backbone has none.
+    ``train()`` of the surrounding model would enable the dropout of the adapter again; the
+    backbone has none.
     """
     adapted.requires_grad_(False).eval()
-
-    def stay(mode: bool = True) -> nn.Module:
-        return adapted
-
-    adapted.train = stay  # type: ignore[method-assign]
+    adapted.train = lambda mode=True: adapted  # type: ignore[method-assign]
 
 
-def _sampled(backbone: PreTrainedModel, *, values: int = 512) -> dict[str, torch.Tensor]:
-    """Some values of every weight, under the name that it has without an adapter."""
-    found = {}
+def _sample_weights(backbone: PreTrainedModel, *, count: int = 512) -> dict[str, torch.Tensor]:
+    """Return about ``count`` values of every weight, by its name without an adapter."""
+    samples = {}
     for name, weight in backbone.state_dict().items():
         if not weight.is_meta:
             plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
-            found[plain] = weight.reshape(-1)[:: max(1, weight.numel() // values)].clone()
-    return found
+            samples[plain] = weight.reshape(-1)[:: max(1, weight.numel() // count)].clone()
+    return samples

@@ -1,176 +1,125 @@
-"""Methods that PEFT does not have: what their configuration must offer, and how they are saved.
+"""Add adapter methods that PEFT lacks to PEFT itself.
 
-A folder holds `adapter_config.json` (the configuration's class and values) and
-`adapter_model.safetensors` (the layers' values, without those of the layers they wrap).
+A registered method is attached, saved and loaded by PEFT like its own methods. It consists of a
+configuration (`CustomConfig`), a layer (`LinearTunerLayer`) and a tuner that names the layer
+(`LinearTuner`). `imsm.models.adapters.loramoe` is one; docs/extending.md shows a shorter one.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
+import torch
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import CONFIG_NAME, register_peft_method
 from torch import nn
-from transformers import PreTrainedModel
-
-from imsm.utils.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from transformers import PreTrainedModel
 
 
-def replace_linear_layers(
-    backbone: PreTrainedModel, target_modules: Iterable[str], *, layer: Callable[[nn.Linear], nn.Module]
-) -> PreTrainedModel:
-    """Replace linear layers of ``backbone``, in place; its own weights stay what they are.
+@dataclass
+class CustomConfig(PeftConfig):
+    """Base class of the configuration of a registered method.
+
+    Attributes:
+        target_modules: name suffixes of the modules to wrap.
+        python_module: module that registers the method, saved so that loading can import it.
+    """
+
+    target_modules: list[str] | str | None = None
+    python_module: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = next(kind for kind, known in PEFT_TYPE_TO_CONFIG_MAPPING.items() if known is type(self))
+        self.python_module = type(self).__module__
+
+
+class LinearTunerLayer(nn.Module, BaseTunerLayer):
+    """Base class of a layer around an `nn.Linear`, for one adapter.
+
+    ``forward`` must return ``self.base_layer(x)`` while ``self.disable_adapters`` is True. Every
+    name in ``adapter_layer_names`` is a parameter set by `add_parameter`.
+    """
+
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.adapter_name = adapter_name
+        self._active_adapter: str | list[str] = adapter_name
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def add_parameter(self, name: str, *shape: int) -> None:
+        """Create an uninitialized float32 parameter on the device of the base layer."""
+        value = torch.empty(*shape, dtype=torch.float32, device=self.base_layer.weight.device)
+        setattr(self, name, nn.ParameterDict({self.adapter_name: nn.Parameter(value)}))
+
+
+class LinearTuner(BaseTuner):
+    """Wraps every targeted `nn.Linear` in ``tuner_layer_cls(base_layer, adapter_name, config)``."""
+
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        for name, module in model.named_modules():
+            if self._check_target_module_exists(config, name) and not isinstance(module, nn.Linear):
+                raise ValueError(
+                    f"{name} is a {type(module).__name__}, and {type(config).__name__} supports nn.Linear only; "
+                    "choose other modules by peft.target_roles"
+                )
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        layer = self.tuner_layer_cls(target, adapter_name, peft_config)  # type: ignore[call-arg]
+        self._replace_module(parent, target_name, layer, target)
+
+
+def register_adapter(name: str, *, config: type[CustomConfig], tuner: type[LinearTuner]) -> None:
+    """Add a method to PEFT.
 
     Args:
-        backbone: the model.
-        target_modules: the last part (or parts) of the layers' names, as PEFT takes them.
-        layer: makes the new layer around the old one.
+        name: of the method, in lower case; names of its parameters begin with it and "_".
+        config: the configuration class.
+        tuner: the class that wraps the targeted layers.
+    """
+    kind = name.upper()
+    if kind not in PeftType.__members__:
+        # register_peft_method accepts members of PeftType only, and an enum has no public way to add one.
+        member = str.__new__(PeftType, kind)
+        member._name_ = member._value_ = kind
+        type.__setattr__(PeftType, kind, member)
+        PeftType._member_names_.append(kind)
+        PeftType._member_map_[kind] = PeftType._value2member_map_[kind] = member
+    tuner.prefix = f"{name}_"
+    register_peft_method(name=name, config_cls=config, model_cls=tuner)
+
+
+def import_custom_method(folder: Path) -> None:
+    """Import the module that registers the method of the adapter in ``folder``, if it names one.
 
     Raises:
-        UserError: a name that no module has, or a module that is not an `nn.Linear`.
+        ImportError: the module cannot be imported.
+        OSError: adapter_config.json cannot be read.
+        ValueError: adapter_config.json is invalid, or the module does not register the method.
     """
-    found = {target: _named(backbone, target) for target in target_modules}
-    for target, modules in found.items():
-        if not modules:
-            raise UserError(f"{type(backbone).__name__} has no module {target}; choose others by peft.target_roles")
-        for name, module in modules.items():
-            if not isinstance(module, nn.Linear):
-                raise UserError(
-                    f"{name} of {type(backbone).__name__} is a {type(module).__name__}: this "
-                    "method takes nn.Linear layers only; choose others by peft.target_roles"
-                )
-    for modules in found.values():
-        for name, module in modules.items():
-            parent, _, own = name.rpartition(".")
-            assert isinstance(module, nn.Linear)
-            setattr(backbone.get_submodule(parent), own, layer(module))
-    return backbone
-
-
-def _named(backbone: PreTrainedModel, target: str) -> dict[str, nn.Module]:
-    return {name: module for name, module in backbone.named_modules() if name == target or name.endswith(f".{target}")}
-
-
-CONFIG = "adapter_config.json"
-VALUES = "adapter_model.safetensors"
-
-
-@runtime_checkable
-class CustomAdapterConfig(Protocol):
-    """The configuration of a method that PEFT does not have: a dataclass of plain values.
-
-    Its layers have the class attribute ``adapter_layer = True``, the layer that they wrap as
-    ``base_layer``, and ``_disable_adapters``: True makes them that layer, bit for bit.
-    """
-
-    def attach(self, backbone: PreTrainedModel) -> PreTrainedModel:
-        """Put the method's layers into ``backbone``, in place, trainable in float32."""
-
-
-def attach_custom(config: CustomAdapterConfig, backbone: PreTrainedModel) -> PreTrainedModel:
-    """Put the layers into ``backbone``, which then carries ``config`` as ``own_adapter``."""
-    adapted = config.attach(backbone)
-    adapted.own_adapter = config  # type: ignore[assignment]
-    return adapted
-
-
-def custom_config(adapted: nn.Module) -> CustomAdapterConfig | None:
-    """The configuration that `attach_own` left; None on a model without such a method."""
-    found = getattr(adapted, "own_adapter", None)
-    return found if isinstance(found, CustomAdapterConfig) else None
-
-
-def save_custom(adapted: nn.Module, folder: Path) -> None:
-    """Write the configuration and the values of a model that `attach_own` returned."""
-    from safetensors.torch import save_file
-
-    config: Any = custom_config(adapted)
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {n: v.detach().cpu().contiguous() for n, v in _values(adapted).items()}
-    save_file(values, folder / VALUES)
-    name = f"{type(config).__module__}.{type(config).__qualname__}"
-    text = json.dumps({"own_method": name, **asdict(config)}, indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-
-
-def is_custom(folder: Path) -> bool:
-    """Whether `save_own` wrote this adapter (and not PEFT)."""
-    try:
-        return "own_method" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
-def load_custom(backbone: PreTrainedModel, folder: Path, *, trainable: bool) -> PreTrainedModel:
-    """Put what `save_own` wrote into a plain backbone.
-
-    Raises:
-        UserError: the folder names no such method, or its values do not fit.
-    """
-    try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config = _class(saved.pop("own_method"))(**saved)
-        adapted = attach_custom(config, backbone)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
-    fill_custom(adapted, folder)
-    for place in _values(adapted).values():
-        place.requires_grad_(trainable)
-    return adapted
-
-
-def fill_custom(adapted: nn.Module, folder: Path) -> None:
-    """Give the layers that `attach_own` put in the values that `save_own` wrote.
-
-    Raises:
-        UserError: they do not fit.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        values = load_file(folder / VALUES)
-        places = _values(adapted)
-        if values.keys() != places.keys():
-            raise ValueError("other layers than the configuration's")
-        with torch.no_grad():
-            for name, place in places.items():
-                place.copy_(values[name])
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: this adapter cannot be loaded ({error})") from error
-
-
-def _class(dotted: str) -> Any:
-    """The configuration's class; a folder from somebody else cannot name anything but such one.
-
-    Raises:
-        ValueError: it is not found, or is no configuration of a method.
-    """
-    module_name, _, name = dotted.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{dotted} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, "attach")):
-        raise ValueError(f"{dotted} is no configuration of a method")
-    return found
-
-
-def _values(adapted: nn.Module) -> dict[str, torch.Tensor]:
-    """The values of the method's layers by name, those of the wrapped layers left out."""
-    return {
-        f"{place}.{name}": value
-        for place, layer in adapted.named_modules()
-        if getattr(type(layer), "adapter_layer", False)
-        for name, value in layer.named_parameters()
-        if not name.startswith("base_layer.")
-    }
+    saved = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    module, kind = saved.get("python_module"), saved.get("peft_type")
+    if module is None or kind in PEFT_TYPE_TO_CONFIG_MAPPING:
+        return
+    importlib.import_module(module)
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ValueError(f"{module} does not register the adapter method {kind}")

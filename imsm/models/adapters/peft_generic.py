@@ -1,94 +1,58 @@
-"""Any tuner of the installed PEFT, by its type and its own arguments.
+"""Any method of the installed PEFT by its type: peft=generic peft.peft_type=HRA 'peft.kwargs={r: 8}'.
 
-Nothing is known of it here but what PEFT says: `imsm.models.adapters.unsupported` and `imsm.models.adapters.adapter_check`
-find out whether it can be interwoven.
+Whether the method can be interwoven is checked by `imsm.models.adapters.unsupported` and
+`imsm.models.adapters.adapter_check`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from imsm.models.adapters.base import AdapterSpec
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from imsm.models.adapters.base import AdapterSpec, config_argument_errors, instantiate_config
 from imsm.models.adapters.unsupported import reject_unsupported
 from imsm.utils.errors import UserError
-from imsm.utils.instantiate import argument_errors
+from imsm.utils.instantiate import accepts_target_modules
 from imsm.utils.options import closest_match
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
-
-_RUN = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "peft_type",
-    "peft_version",
-    "revision",
-    "task_type",
-)
-"""Fields of a configuration that the run sets."""
-_OWN_TARGETS = ("ADAPTION_PROMPT", "LN_TUNING", "TRAINABLE_TOKENS")
-"""Types whose targets are no linear layers; PEFT knows their names for many models."""
-_HOOKED = {"ADALORA": "peft=adalora"}
-"""Types that the training loop must call, and the option that does."""
+_DEFAULT_TARGETS = ("ADAPTION_PROMPT", "LN_TUNING", "TRAINABLE_TOKENS")
+"""Types whose targets are not linear layers; PEFT has default targets for many models."""
+_NEEDS_CALLBACKS = {"ADALORA": "peft=adalora"}
+"""Types that need training callbacks, and the option that provides them."""
 
 
 def peft_tuner(*, target_modules: list[str], peft_type: str, kwargs: dict[str, Any] | None) -> AdapterSpec:
-    """The tuner of the given type.
+    """Build the method of the given type.
 
     Args:
-        target_modules: names of linear layers, for the types that take such.
+        target_modules: names of linear layers, for the types that accept them.
         peft_type: a `peft.PeftType`, e.g. "HRA".
-        kwargs: fields of PEFT's configuration of the type; None: PEFT's defaults.
+        kwargs: fields of the PEFT configuration; None: PEFT's defaults.
 
     Raises:
-        UserError: PEFT has no such type or the type no such argument, a value does not fit, or
-            the method is refused.
+        UserError: PEFT has no such type, the type has no such field, a value is invalid, or the
+            method is unsupported.
     """
-    config_class, given = _config_class(peft_type), dict(kwargs or {})
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    if "target_modules" in fields and peft_type.upper() not in _OWN_TARGETS:
-        given = {"target_modules": target_modules, **given}
-    return AdapterSpec(_build(config_class, given))
-
-
-def check_arguments(*, peft_type: str, kwargs: dict[str, Any] | None) -> None:
-    """What PEFT demands of a type and its arguments; asked before anything is loaded too.
-
-    Raises:
-        UserError: see `any_tuner`.
-    """
-    config_class, given = _config_class(peft_type), dict(kwargs or {})
-    reject_unsupported(SimpleNamespace(**{"peft_type": SimpleNamespace(value=peft_type.upper()), **given}))
-    errors = argument_errors("peft.kwargs", config_class, given, supplied=_RUN)
+    config_class, given, kind = _config_class(peft_type), dict(kwargs or {}), peft_type.upper()
+    reject_unsupported(SimpleNamespace(**{"peft_type": SimpleNamespace(value=kind), **given}))
+    errors = config_argument_errors("peft.kwargs", config_class, given)
     if errors:
         raise UserError("; ".join(errors))
-    _build(config_class, given)
+    if accepts_target_modules(config_class) and kind not in _DEFAULT_TARGETS:
+        given = {"target_modules": target_modules, **given}
+    return AdapterSpec(instantiate_config(config_class, given, section="peft.kwargs"))
 
 
-def _config_class(type: str) -> type[PeftConfig]:
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    classes = {str(kind.value): found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    kind = type.upper()
+def _config_class(peft_type: str) -> type[PeftConfig]:
+    classes = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = peft_type.upper()
     if kind not in classes:
         guess = closest_match(kind, classes)
         hint = f"; did you mean peft.peft_type={guess}?" if guess else ""
-        raise UserError(f"peft.peft_type={type}: the installed PEFT has {', '.join(classes)}{hint}")
-    if kind in _HOOKED:
-        raise UserError(f"peft.peft_type={type}: needs calls of its own in the training loop; choose {_HOOKED[kind]}")
+        raise UserError(f"peft.peft_type={peft_type}: the installed PEFT has {', '.join(classes)}{hint}")
+    if kind in _NEEDS_CALLBACKS:
+        raise UserError(f"peft.peft_type={peft_type}: needs training callbacks; choose {_NEEDS_CALLBACKS[kind]}")
     return classes[kind]
-
-
-def _build(config_class: type[PeftConfig], arguments: dict[str, Any]) -> PeftConfig:
-    try:
-        with warnings.catch_warnings():  # of targets that are not given yet
-            warnings.simplefilter("ignore")
-            config = config_class(task_type="CAUSAL_LM", **arguments)
-    except (AssertionError, ImportError, LookupError, TypeError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), error.__class__.__name__)
-        raise UserError(f"peft.kwargs: {config_class.__name__} refuses them ({first})") from error
-    return config

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache
 
-from imsm.models.adapters.custom import custom_config
 from imsm.models.siamese.dual_forward import patched_forward
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import StreamRunner
@@ -71,13 +70,13 @@ def build_scaled_model(model: SiameseForCausalLM, scale: float) -> SiameseForCau
             model, or what lies at the ends is neither of them.
     """
     name = _method(model)
-    if model.streams.virtual is not None:
+    if model.streams.virtual_tokens is not None:
         raise UserError(
-            f"adapter_scale: {name} changes no weights, it puts {model.streams.virtual.count} "
+            f"adapter_scale: {name} changes no weights, it puts {model.streams.virtual_tokens.count} "
             "learned positions before the text, so there is no W0 + a (W - W0); leave "
             "adapter_scale out"
         )
-    if not model.streams.adapted:
+    if not model.streams.has_adapter:
         raise UserError("adapter_scale: the model has no adapter")
     made = _with_scale(model, scale)
     _check(model, name)
@@ -86,7 +85,7 @@ def build_scaled_model(model: SiameseForCausalLM, scale: float) -> SiameseForCau
 
 def _with_scale(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
     made = derive_model(model, SiameseForCausalLM, stream="tuned", gate=None)
-    made.streams = ScaledAdapterStreams(model.adapted, model.streams.body, scale=scale)
+    made.streams = ScaledAdapterStreams(model.adapted, model.streams.decoder, scale=scale)
     return made
 
 
@@ -151,6 +150,4 @@ def _lerp(original: Any, tuned: Any, scale: float) -> Any:
 def _method(model: SiameseForCausalLM) -> str:
     """What the adapter's method is called."""
     config = getattr(model.adapted, "active_peft_config", None)
-    if config is not None:
-        return str(config.peft_type.value)
-    return type(custom_config(model.adapted)).__name__
+    return "none" if config is None else str(config.peft_type.value)

@@ -19,10 +19,10 @@ def tiny_loramoe(**changes: Any) -> AdapterSpec:
     """Four experts on the MLP, with the constraint."""
     arguments: dict[str, Any] = {
         "target_modules": MLP,
-        "experts": EXPERTS,
-        "rank": RANK,
-        "alpha": ALPHA,
-        "dropout": 0.0,
+        "num_experts": EXPERTS,
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.0,
         "per_expert_dropout": False,
         "blc_weight": 0.5,
         "blc_alpha": 0.1,
@@ -45,8 +45,8 @@ def output_in_numpy(layer: LoraMoeLinear, rows: torch.Tensor) -> np.ndarray:
     y = x @ as_numpy(layer.base_layer.weight).T
     if layer.base_layer.bias is not None:
         y = y + as_numpy(layer.base_layer.bias)
-    for expert in range(layer.experts):
-        own = slice(expert * layer.rank, (expert + 1) * layer.rank)
+    for expert in range(layer.num_experts):
+        own = slice(expert * layer.r, (expert + 1) * layer.r)
         a, b = as_numpy(layer.down[own]), as_numpy(layer.up[own]).T  # (r, in), (out, r)
         y = y + gates[..., expert : expert + 1] * (layer.scaling * (x @ a.T) @ b.T)
     return y

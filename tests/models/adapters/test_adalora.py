@@ -15,14 +15,14 @@ MODULES = 6  # q and v in three layers
 STEPS = 20
 ARGUMENTS = {
     "target_modules": ["q_proj", "v_proj"],
-    "init_rank": 6,
-    "target_rank": 2,
-    "alpha": 8,
-    "dropout": 0.0,
-    "warmup_fraction": 0.1,
-    "final_fraction": 0.3,
-    "interval": 2,
-    "orthogonal_weight": 0.5,
+    "init_r": 6,
+    "target_r": 2,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "tinit_ratio": 0.1,
+    "tfinal_ratio": 0.3,
+    "deltaT": 2,
+    "orth_reg_weight": 0.5,
 }
 
 
@@ -107,10 +107,10 @@ def test_regulariser_is_its_formula() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"target_rank": 7},
-        {"target_rank": 0},
-        {"warmup_fraction": 0.6, "final_fraction": 0.4},
-        {"warmup_fraction": -0.1},
+        {"target_r": 7},
+        {"target_r": 0},
+        {"tinit_ratio": 0.6, "tfinal_ratio": 0.4},
+        {"tinit_ratio": -0.1},
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused(wrong: dict) -> None:

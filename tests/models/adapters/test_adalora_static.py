@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from imsm.config.identity import comparable_up_to_method, run_identity
-from imsm.models.adapters.adalora_static import adalora_static
+from imsm.models.adapters.adalora import adalora_static
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
 from tests.helpers.config import config
 from tests.models.adapters.test_base import LLAMA3, without_weights
@@ -33,7 +33,7 @@ def test_the_vanilla_arm_alone_has_the_regulariser() -> None:
     assert weights == {"peft": 0.5, "imsm": 0.0}
     identities = [run_identity(run) for run in arms.values()]
     assert comparable_up_to_method(*identities)
-    other = run_identity(config("peft=adalora_static", "method=imsm", "peft.rank=8"))
+    other = run_identity(config("peft=adalora_static", "method=imsm", "peft.r=8"))
     assert not comparable_up_to_method(identities[0], other)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -49,7 +50,7 @@ def test_shipped_methods_pass_and_nothing_is_changed(method: str, architecture: 
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     random = torch.get_rng_state()
     check_adapter(model, before)
-    assert model.streams.doubled == (model.streams.virtual is None)
+    assert model.streams.batch_both == (model.streams.virtual_tokens is None)
     assert model.training and torch.equal(torch.get_rng_state(), random)
     assert trainable == [n for n, p in model.named_parameters() if p.requires_grad]
     after = model.state_dict()
@@ -95,10 +96,8 @@ def test_peft_alone_would_let_an_overwriting_method_through() -> None:
         probed(lambda backbone: get_peft_model(backbone, config))
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, BaseTunerLayer):
     """A layer of one's own around a whole attention: its cache must not be filled twice."""
-
-    adapter_layer = True
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -119,16 +118,14 @@ def around_attention(backbone: PreTrainedModel) -> nn.Module:
 
 def test_two_passes_where_a_doubled_batch_is_wrong() -> None:
     model = probed(around_attention)
-    assert not model.streams.doubled
+    assert not model.streams.batch_both
     perturb(model)
     for row in prompts():
         assert decoded(model, row) == decoded(model, row, use_cache=False)
 
 
-class Peeking(nn.Module):
+class Peeking(nn.Module, BaseTunerLayer):
     """A layer that reads later tokens."""
-
-    adapter_layer = True
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()

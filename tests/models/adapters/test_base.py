@@ -9,11 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from imsm.models.adapters.adalora import adalora
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
-from imsm.models.adapters.dora import dora
-from imsm.models.adapters.ia3 import ia3
-from imsm.models.adapters.lora import lora
 from imsm.models.siamese.gate import INPUTS, Gate
 from imsm.utils.errors import UserError
+from tests.helpers.adapters import dora, ia3, lora
 from tests.models.siamese.tiny import ADAPTERS, ARCHITECTURES, tiny_backbone
 
 LLAMA3 = {
@@ -38,15 +36,15 @@ QUERY_VALUE = ["q_proj", "v_proj"]
 SCHEDULE = {"warmup_fraction": 0.1, "final_fraction": 0.3, "interval": 10}
 QKV = {"target_modules": QUERY_VALUE, "dropout": 0.0}
 PAPER = {
-    "lora": (LLAMA3, lora(**QKV, rank=16, alpha=16), 6815744),
-    "lora, Qwen1.5": (QWEN, lora(target_modules=["q_proj"], dropout=0.0, rank=16, alpha=16), 3276800),
+    "lora": (LLAMA3, lora(**QKV, r=16, lora_alpha=16), 6815744),
+    "lora, Qwen1.5": (QWEN, lora(target_modules=["q_proj"], lora_dropout=0.0, r=16, lora_alpha=16), 3276800),
     "ia3": (LLAMA3, ia3(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]), 524288),
     "adalora": (
         LLAMA3,
         adalora(**QKV, init_rank=12, target_rank=8, alpha=16, orthogonal_weight=0.5, **SCHEDULE),
         5112576,  # 5.113M in the paper
     ),
-    "dora": (LLAMA3, dora(**QKV, rank=16, alpha=32), 6979584),
+    "dora": (LLAMA3, dora(**QKV, r=16, lora_alpha=32), 6979584),
 }
 
 
@@ -88,14 +86,14 @@ def test_methods_that_overwrite_the_backbone_are_refused(start: str) -> None:
 
 
 def test_modules_that_a_backbone_lacks_are_refused() -> None:
-    adapter = lora(target_modules=["query_key_value"], rank=2, alpha=2, dropout=0.0)
+    adapter = lora(target_modules=["query_key_value"], r=2, lora_alpha=2, lora_dropout=0.0)
     with pytest.raises(UserError, match="query_key_value"):
         attach_adapter(adapter, tiny_backbone("llama"))
 
 
 def test_no_target_is_passed_over() -> None:
     """PEFT itself is content with one that it finds: (IA)^3 would go without keys and values."""
-    adapter = lora(target_modules=["down_proj", "qkv_proj"], rank=4, alpha=8, dropout=0.0)
+    adapter = lora(target_modules=["down_proj", "qkv_proj"], r=4, lora_alpha=8, lora_dropout=0.0)
     with pytest.raises(UserError, match=r"no module qkv_proj \(its linear layers: down_proj, gate"):
         attach_adapter(adapter, tiny_backbone("llama"))
 

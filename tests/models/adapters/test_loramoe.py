@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from imsm.models.adapters.base import attach_adapter
-from imsm.models.adapters.loramoe import LoraMoeLinear
+from imsm.models.adapters.loramoe import LoraMoeConfig, LoraMoeLinear
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import import_target
@@ -39,18 +39,23 @@ MINIATURE = {**LLAMA2, "hidden_size": 160, "intermediate_size": 432, "num_attent
 
 
 def one_layer(*, bias: bool = True, **changes: object) -> LoraMoeLinear:
-    arguments = {"experts": 5, "rank": 3, "alpha": 12, "dropout": 0.0, **changes}
     torch.manual_seed(1)
     base = nn.Linear(7, 9, bias=bias).requires_grad_(False)
-    layer = LoraMoeLinear(base, **arguments)
+    layer = layer_around(base, num_experts=5, r=3, lora_alpha=12, **changes)
     perturb(layer)
     return layer.eval()
+
+
+def layer_around(base: nn.Linear, **fields: object) -> LoraMoeLinear:
+    layer = LoraMoeLinear(base, "default", LoraMoeConfig(**fields))
+    layer.reset_parameters()
+    return layer
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("per_expert", [True, False])
 def test_fused_equals_a_loop_over_experts(bias: bool, per_expert: bool) -> None:
-    layer = one_layer(bias=bias, per_expert_dropout=per_expert, dropout=0.5)
+    layer = one_layer(bias=bias, per_expert_dropout=per_expert, lora_dropout=0.5)
     for shape in ((2, 6, 7), (4, 7), (7,)):
         rows = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
         expected = output_in_numpy(layer, rows)
@@ -62,7 +67,9 @@ def test_dropout_masks_are_shared_or_each_experts_own() -> None:
     """With one input, a dropout of 1/2 leaves each expert its whole update or nothing of it."""
     for per_expert, patterns in ((False, 2), (True, 4)):
         base = nn.Linear(1, 2, bias=False)
-        layer = LoraMoeLinear(base, experts=2, rank=1, alpha=1, dropout=0.5, per_expert_dropout=per_expert)
+        layer = layer_around(
+            base, num_experts=2, r=1, lora_alpha=1, lora_dropout=0.5, per_expert_dropout=per_expert
+        )
         with torch.no_grad():
             layer.router.zero_()
             layer.down.fill_(1.0)
@@ -221,9 +228,9 @@ def test_the_matched_lora_is_as_near_as_a_rank_can_be() -> None:
 
 
 def test_what_it_cannot_do_is_refused() -> None:
-    with pytest.raises(UserError, match=r"experts=7.*blc_weight=0"):
-        tiny_loramoe(experts=7)
-    assert tiny_loramoe(experts=7, blc_weight=0.0).callbacks is None
+    with pytest.raises(UserError, match=r"peft\.num_experts=7.*blc_weight=0"):
+        tiny_loramoe(num_experts=7)
+    assert tiny_loramoe(num_experts=7, blc_weight=0.0).callbacks is None
     with pytest.raises(UserError, match="no module query_key_value"):
         attach_adapter(tiny_loramoe(target_modules=["query_key_value"]), tiny_backbone("llama"))
     with pytest.raises(UserError, match="LlamaRMSNorm"):

@@ -59,7 +59,7 @@ def test_no_more_logits_than_allowed_are_there_at_once(monkeypatch: pytest.Monke
 def test_a_sum_in_pieces_is_differentiated_once() -> None:
     memory = torch.randn(7, 3, requires_grad=True)
     weights = torch.arange(7.0)[:, None]
-    total = chunked_loss_sum(lambda rows, piece: (rows**2 * weights[piece]).sum(), memory, at_once=3)
+    total = chunked_loss_sum(lambda rows, piece: (rows**2 * weights[piece]).sum(), memory, chunk_size=3)
     (3 * total).backward()
     torch.testing.assert_close(memory.grad, 6 * weights * memory.detach())
 

@@ -28,7 +28,7 @@ GOLDS = [[(5, 9, 31), (7,)], [(44,)], [], [(3, 3, 8, 60, 12), (80, 2), (4, 5, 6)
 
 
 def reading(model: SiameseForCausalLM, rows: list[list[int]], *, then: int = 9) -> DecodingSession:
-    return DecodingSession(model, rows, pad_id=0, then=then)
+    return DecodingSession(model, rows, pad_id=0, max_new_tokens=then)
 
 
 def whole(model: SiameseForCausalLM, row: list[int], answer: tuple[int, ...]) -> float:

@@ -12,7 +12,7 @@ import torch
 from imsm.models.siamese.dual_forward import DualStreamLayer
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import StreamRunner
-from imsm.studies.baselines.logit_mixing import mix_logits, build_mixing_model
+from imsm.studies.baselines.logit_mixing import build_mixing_model, mix_logits
 from tests.models.siamese.tiny import ADAPTERS, padded, prompts, tiny_siamese
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -81,7 +81,6 @@ def test_a_layer_that_asks_twice_gets_the_same_answer_twice() -> None:
     """The first answer may be changed in place."""
 
     class Twice(torch.nn.Module):
-        adapter_layer = True
         _disable_adapters = False
 
         def __init__(self, base_layer: torch.nn.Linear) -> None:
@@ -147,7 +146,6 @@ def test_what_a_layer_is_given_stays_as_it_is(base: torch.nn.Module) -> None:
     """A base layer may hand its input on: the residual reads the same tensor."""
 
     class Louder(torch.nn.Module):
-        adapter_layer = True
         _disable_adapters = False
 
         def __init__(self) -> None:

@@ -9,14 +9,14 @@ from imsm.data.batching import collate_training
 from imsm.models.siamese import hidden_state_cache as memory_bank
 from imsm.models.siamese.hidden_state_cache import (
     HiddenStateCache,
-    bank_bytes,
+    cache_bytes,
     canonical_order,
     compute_in_memory,
     hash_examples,
 )
 from imsm.models.siamese.kl import KLRegularizer
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.training.train_step import on_device
+from imsm.training.train_step import model_inputs
 from tests.models.siamese.tiny import ARCHITECTURES, QUERY_GATE, tiny_siamese
 from tests.training.test_trainer import items
 
@@ -40,10 +40,10 @@ def test_rows_are_what_each_example_alone_gives(architecture: str, pooling: str)
     made = bank(model)
     assert model.training
     for item in items():
-        found = made.inputs([item])
+        found = made.model_inputs([item])
         ids = torch.tensor([item.prompt_ids + item.answer_ids])
         with torch.no_grad(), model.streams.adapter_disabled():
-            memory = model.streams.body(input_ids=ids).last_hidden_state[0]
+            memory = model.streams.decoder(input_ids=ids).last_hidden_state[0]
         prompt = len(item.prompt_ids)
         expected = memory[prompt - 1 : -1]
         torch.testing.assert_close(found["original_memory"], expected, atol=1e-5, rtol=1e-5)
@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_those_of_two_passes(gate: dict, side: str) -> No
     expected.loss.backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
     model.zero_grad()
-    output = model(**plain, **bank(model).inputs(chosen))
+    output = model(**plain, **bank(model).model_inputs(chosen))
     output.loss.backward()
     torch.testing.assert_close(output.loss, expected.loss, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(output.gate_mean, expected.gate_mean, atol=1e-5, rtol=1e-6)
@@ -90,9 +90,9 @@ def test_the_original_stream_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None
         return memory(inputs, stream=stream, cache=cache)
 
     monkeypatch.setattr(model.streams, "hidden_states", noted)
-    model(**on_device(CPU, items()[:4], pad_id=0, bank=None))
+    model(**model_inputs(CPU, items()[:4], pad_id=0, hidden_state_cache=None))
     assert run == ["original", "tuned"]
-    model(**on_device(CPU, items()[:4], pad_id=0, bank=made))
+    model(**model_inputs(CPU, items()[:4], pad_id=0, hidden_state_cache=made))
     assert run == ["original", "tuned", "tuned"]
 
 
@@ -101,7 +101,7 @@ def test_kl_to_the_original_reads_the_bank() -> None:
     model.kl_regularizer = KLRegularizer(weight=0.7)
     chosen = items()[:4]
     expected = model(**collate_training(chosen, pad_id=0))
-    found = model(**on_device(CPU, chosen, pad_id=0, bank=bank(model)))
+    found = model(**model_inputs(CPU, chosen, pad_id=0, hidden_state_cache=bank(model)))
     torch.testing.assert_close(found.loss, expected.loss, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(found.divergence, expected.divergence, atol=1e-5, rtol=1e-5)
     assert found.divergence > 0.01
@@ -111,30 +111,30 @@ def test_who_fills_it_and_in_what_order_changes_no_bit() -> None:
     one = compute_in_memory(tiny_siamese("llama", "lora"), items(), pad_id=0)
     twice = [*reversed(items()), *items()[:5]]
     other = compute_in_memory(tiny_siamese("llama", "ia3", gate=TOKEN_GATE), twice, pad_id=0)
-    assert torch.equal(one.memories, other.memories) and torch.equal(one.queries, other.queries)
-    assert one.places == other.places
+    assert torch.equal(one.hidden_states, other.hidden_states) and torch.equal(one.queries, other.queries)
+    assert one.index == other.index
     assert hash_examples(canonical_order(items())) == hash_examples(canonical_order(twice))
     assert hash_examples(canonical_order(items())) != hash_examples(canonical_order(items()[1:]))
 
 
 def test_rows_have_the_backbones_dtype_and_queries_do_not() -> None:
     made = bank(tiny_siamese(dtype=torch.bfloat16))
-    assert made.memories.dtype is torch.bfloat16 and made.queries.dtype is torch.float32
+    assert made.hidden_states.dtype is torch.bfloat16 and made.queries.dtype is torch.float32
     answers = sum(len(item.answer_ids) for item in items())
-    size = bank_bytes(examples=12, answer_tokens=answers, width=32, dtype=torch.bfloat16)
-    assert size == made.memories.nbytes + made.queries.nbytes
+    size = cache_bytes(num_examples=12, num_answer_tokens=answers, hidden_size=32, dtype=torch.bfloat16)
+    assert size == made.hidden_states.nbytes + made.queries.nbytes
 
 
 def test_what_does_not_fit_is_refused() -> None:
     model = tiny_siamese().train()
     made = bank(model)
     batch = collate_training(items()[:3], pad_id=0)
-    known = made.inputs(items()[:3])
+    known = made.model_inputs(items()[:3])
     with pytest.raises(ValueError, match="original_memory: "):
-        model(**batch, **made.inputs(items()[:2]))
+        model(**batch, **made.model_inputs(items()[:2]))
     with pytest.raises(ValueError, match="original_query"):
         model(**batch, original_memory=known["original_memory"])
     with pytest.raises(ValueError, match="without labels"):
         model(batch["input_ids"], original_memory=known["original_memory"])
     with pytest.raises(KeyError):
-        made.inputs(items(13)[12:])
+        made.model_inputs(items(13)[12:])

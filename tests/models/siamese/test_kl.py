@@ -120,9 +120,9 @@ def test_micro_batches_add_up(stream: str) -> None:
 
 
 def test_a_learned_prompt_is_held_to_the_original_too() -> None:
-    from imsm.models.adapters.prompt_tuning import prompt_tuning
+    from tests.helpers.adapters import prompt_tuning
 
-    model = tiny_siamese(method=prompt_tuning(virtual_tokens=4), gate=None)
+    model = tiny_siamese(method=prompt_tuning(num_virtual_tokens=4), gate=None)
     model.kl_regularizer = KLRegularizer(weight=1.0)
     _, inputs = batch(side="right")
     one, other = answers(model, "original", inputs), answers(model, "tuned", inputs)

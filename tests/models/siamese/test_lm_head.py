@@ -7,11 +7,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from imsm.models.adapters.base import attach_adapter
-from imsm.models.adapters.lora import lora
 from imsm.models.serialization import build_gate
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.lm_head import apply_lm_head
 from imsm.models.siamese.model import SiameseForCausalLM
+from tests.helpers.adapters import lora
 from tests.models.siamese.tiny import (
     COMMON,
     QUERY_GATE,
@@ -47,7 +47,7 @@ def test_head_is_the_backbones_own(kind: str) -> None:
     assert torch.allclose(plain, projected, atol=1e-4) != special  # the test sees a bare head
 
     targets = ["c_attn"] if kind == "gpt2" else ["q_proj", "v_proj"]
-    adapter = lora(target_modules=targets, rank=2, alpha=4, dropout=0.0)
+    adapter = lora(target_modules=targets, r=2, lora_alpha=4, lora_dropout=0.0)
     configuration = SiameseConfig(text_config=config, backbone={"name_or_path": kind}, stream="original")
     model = SiameseForCausalLM(configuration, attach_adapter(adapter, backbone)).eval()
     perturb(model)
@@ -65,7 +65,7 @@ def test_absolute_positions_are_counted_without_padding() -> None:
     config = AutoConfig.for_model("gpt2", **{**COMMON, **HEADS["gpt2"]})
     backbone = AutoModelForCausalLM.from_config(config).requires_grad_(False)
     backbone.transformer.wpe.weight.mul_(30)
-    adapter = lora(target_modules=["c_attn"], rank=2, alpha=4, dropout=0.0)
+    adapter = lora(target_modules=["c_attn"], r=2, lora_alpha=4, lora_dropout=0.0)
     gate = build_gate(hidden_size=32, **QUERY_GATE)
     model = SiameseForCausalLM(SiameseConfig(text_config=config), attach_adapter(adapter, backbone), gate)
     perturb(model.eval())

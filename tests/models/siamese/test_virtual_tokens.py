@@ -12,23 +12,21 @@ from peft import AdaptionPromptConfig, CartridgeConfig, PeftModel
 from transformers import DynamicCache
 
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
-from imsm.models.adapters.p_tuning import p_tuning
-from imsm.models.adapters.prefix_tuning import prefix_tuning
-from imsm.models.adapters.prompt_tuning import prompt_tuning
 from imsm.models.siamese.kv_cache import DualStreamCache, PrefixedCache
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import UserError
+from tests.helpers.adapters import p_tuning, prefix_tuning, prompt_tuning
 from tests.models.siamese.tiny import decoded, marked, padded, prompts, tiny_backbone, tiny_siamese
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
-_ENCODER = {"encoder_width": 8, "encoder_layers": 1, "encoder_dropout": 0.0}
+_ENCODER = {"num_virtual_tokens": 5, "encoder_hidden_size": 8}
 METHODS = {
-    "prompt_tuning": lambda: prompt_tuning(virtual_tokens=5),
-    "p_tuning": lambda: p_tuning(virtual_tokens=5, encoder="MLP", **_ENCODER),
-    "p_tuning, LSTM": lambda: p_tuning(virtual_tokens=5, encoder="LSTM", **_ENCODER),
-    "prefix_tuning": lambda: prefix_tuning(virtual_tokens=5, encoder_width=None),
-    "prefix_tuning, MLP": lambda: prefix_tuning(virtual_tokens=5, encoder_width=8),
+    "prompt_tuning": lambda: prompt_tuning(num_virtual_tokens=5),
+    "p_tuning": lambda: p_tuning(encoder_reparameterization_type="MLP", **_ENCODER),
+    "p_tuning, LSTM": lambda: p_tuning(encoder_reparameterization_type="LSTM", encoder_num_layers=1, **_ENCODER),
+    "prefix_tuning": lambda: prefix_tuning(num_virtual_tokens=5),
+    "prefix_tuning, MLP": lambda: prefix_tuning(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=8),
     "cartridge": lambda: AdapterSpec(CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)),
 }
 CASES = [("llama", name) for name in METHODS]
@@ -113,7 +111,7 @@ def test_loss_equals_that_of_the_formulas(architecture: str, method: str) -> Non
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 def test_generate_equals_a_plain_loop_in_any_batch(architecture: str, method: str) -> None:
     model = siamese(architecture, method)
-    assert not model.streams.doubled
+    assert not model.streams.batch_both
     reference = Reference(model, architecture, method)
     rows = prompts()
     expected = [reference.greedy(row, steps=8) for row in rows]
@@ -259,7 +257,7 @@ def test_caches_count_tokens_and_fit_their_stream() -> None:
     both = model.new_cache()
     model(ids, past_key_values=both)
     assert isinstance(both, DualStreamCache) and both.get_seq_length() == ids.shape[1]
-    assert [body.get_seq_length() for body in both.bodies] == [12, 17]
+    assert [body.get_seq_length() for body in both.decoder_caches] == [12, 17]
     model.stream = "tuned"
     with pytest.raises(ValueError, match="new_cache"):
         model(ids, past_key_values=both)
@@ -279,7 +277,7 @@ def test_caches_count_tokens_and_fit_their_stream() -> None:
 def test_adaption_prompts_have_two_passes_and_no_virtual_positions() -> None:
     config = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=2)
     model = tiny_siamese("llama", AdapterSpec(config))
-    assert model.streams.virtual is None and not model.streams.doubled
+    assert model.streams.virtual_tokens is None and not model.streams.batch_both
     ids = torch.tensor(prompts()[:1])
     with torch.no_grad():
         plain = tiny_backbone("llama")(ids).logits

@@ -14,13 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from imsm.models.adapters.adalora import adalora
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
-from imsm.models.adapters.dora import dora
-from imsm.models.adapters.ia3 import ia3
-from imsm.models.adapters.lora import lora
 from imsm.models.backbones.loading import disable_dropout
 from imsm.models.serialization import build_gate
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.model import SiameseForCausalLM
+from tests.helpers.adapters import dora, ia3, lora
 
 COMMON = {
     "vocab_size": 97,
@@ -50,19 +48,19 @@ ARCHITECTURES = {
 }
 ATTENTION = ["q_proj", "v_proj"]
 ADAPTERS = {
-    "lora": lambda: lora(target_modules=ATTENTION, rank=4, alpha=8, dropout=0.0),
-    "dora": lambda: dora(target_modules=ATTENTION, rank=4, alpha=8, dropout=0.0),
+    "lora": lambda: lora(target_modules=ATTENTION, r=4, lora_alpha=8, lora_dropout=0.0),
+    "dora": lambda: dora(target_modules=ATTENTION, r=4, lora_alpha=8, lora_dropout=0.0),
     "ia3": lambda: ia3(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "adalora": lambda: adalora(
         target_modules=ATTENTION,
-        init_rank=6,
-        target_rank=3,
-        alpha=8,
-        dropout=0.0,
-        warmup_fraction=0.1,
-        final_fraction=0.2,
-        interval=1,
-        orthogonal_weight=0.5,
+        init_r=6,
+        target_r=3,
+        lora_alpha=8,
+        lora_dropout=0.0,
+        tinit_ratio=0.1,
+        tfinal_ratio=0.2,
+        deltaT=1,
+        orth_reg_weight=0.5,
     ),
 }
 CASES = list(product(ARCHITECTURES, ADAPTERS))

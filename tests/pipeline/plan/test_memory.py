@@ -9,14 +9,13 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import DynamicCache
 
-from imsm.models.adapters.ia3 import ia3
-from imsm.models.adapters.lora import lora
 from imsm.models.backbones.loading import load_backbone
 from imsm.models.backbones.meta_model import build_meta_model, find_config
 from imsm.models.builder import wrap_backbone
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.plan.memory import cache_bytes, count_bytes, estimate_step
 from imsm.training.optimizer import build_optimizer
+from tests.helpers.adapters import ia3, lora
 from tests.helpers.tiny_backbone import save_backbone
 
 GATE = {
@@ -48,7 +47,7 @@ def planned(folder: Path, *, stream: str, adapter: str = "lora", dtype: str = "f
 
 def _siamese(plain, *, stream: str, adapter: str) -> SiameseForCausalLM:
     made = {
-        "lora": lambda: lora(target_modules=["q_proj", "v_proj"], rank=4, alpha=4, dropout=0.0),
+        "lora": lambda: lora(target_modules=["q_proj", "v_proj"], r=4, lora_alpha=4, lora_dropout=0.0),
         "ia3": lambda: ia3(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
     }
     model = wrap_backbone(

@@ -71,7 +71,7 @@ def test_parameters_of_the_papers_tables(command: str, millions: float) -> None:
     ("command", "millions"),
     [
         ("backbone=llama2 peft=loramoe method=peft", 51.3),  # the released 8 experts of rank 4
-        ("backbone=llama2 peft=loramoe peft.experts=6 method=peft", 38.5),
+        ("backbone=llama2 peft=loramoe peft.num_experts=6 method=peft", 38.5),
         ("backbone=llama2 peft=lora method=peft", 23.2),  # the MLP, as in the released code
     ],
 )
@@ -263,7 +263,7 @@ def test_a_plan_needs_no_place_for_runs(monkeypatch, tmp_path: Path) -> None:
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "file" / "runs"))
-    checks = ConfigComposer(conf=conf_folder())
+    checks = ConfigComposer()
     assert checks.validate(["mode=plan"], sweep=False) == []
     assert len(checks.validate(["mode=run"], sweep=False)) == 1
     assert len(checks.validate(["mode=plan,run"], sweep=True)) == 1
@@ -275,7 +275,7 @@ def test_virtual_tokens_take_memory() -> None:
     few, many = (
         {
             part.name: part.size or 0
-            for group in make_plan(config(*asked, f"peft.virtual_tokens={count}")).memory.values()
+            for group in make_plan(config(*asked, f"peft.num_virtual_tokens={count}")).memory.values()
             for part in group
         }
         for count in (20, 1020)

@@ -13,22 +13,21 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from imsm.models.adapters.loramoe import loramoe
-from imsm.models.adapters.prompt_tuning import prompt_tuning
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.pipeline.model import build_adapter
-from imsm.pipeline.model import new_model
+from imsm.pipeline.model import build_adapter, new_model
 from imsm.studies.baselines.adapter_ensemble import build_ensemble, share_backbone
 from imsm.studies.baselines.adapter_scaling import build_scaled_model
 from imsm.studies.baselines.logit_mixing import (
     Mix,
+    build_mixing_model,
     mix_by_confidence,
     mix_by_entropy,
     mix_logits,
     mix_probabilities,
-    build_mixing_model,
 )
 from imsm.utils.errors import UserError
 from imsm.utils.paths import conf_folder
+from tests.helpers.adapters import prompt_tuning
 from tests.helpers.config import config
 from tests.models.siamese.tiny import (
     ADAPTERS,
@@ -160,7 +159,7 @@ def test_a_control_leaves_the_model_as_it_was() -> None:
 
 def experts() -> dict:
     return dict(
-        target_modules=ATTENTION, experts=2, rank=4, alpha=8, dropout=0.0,
+        target_modules=ATTENTION, num_experts=2, r=4, lora_alpha=8, lora_dropout=0.0,
         per_expert_dropout=False, blc_weight=0.0, blc_alpha=0.1, mask_padding=True,
     )  # fmt: skip
 
@@ -230,7 +229,7 @@ def test_every_shipped_method_has_a_strength_or_is_refused() -> None:
 
 
 def test_a_learned_prompt_has_no_strength() -> None:
-    model = tiny_siamese(method=prompt_tuning(virtual_tokens=4), gate=None)
+    model = tiny_siamese(method=prompt_tuning(num_virtual_tokens=4), gate=None)
     with pytest.raises(UserError, match=r"PROMPT_TUNING changes no weights, it puts 4 learned"):
         build_scaled_model(model, 0.5)
 
@@ -274,7 +273,7 @@ def test_two_adapters_are_the_mean_of_their_logits(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "prompt"])
 def test_twice_the_same_adapter_is_that_adapter(method: str) -> None:
-    build = ADAPTERS.get(method) or (lambda: prompt_tuning(virtual_tokens=4))
+    build = ADAPTERS.get(method) or (lambda: prompt_tuning(num_virtual_tokens=4))
     model = tiny_siamese(method=build(), gate=None)
     control = build_ensemble(model, copy.deepcopy(model), mix_logits(0.5))
     torch.testing.assert_close(logits(control), logits(model, stream="tuned"), rtol=1e-5, atol=1e-5)

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
-from imsm.models.adapters.ia3 import ia3
-from imsm.models.adapters.lora import lora
 from imsm.models.backbones.loading import load_backbone
 from imsm.models.serialization import build_gate
 from imsm.models.siamese.backbone_check import check_backbone
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.model import SiameseForCausalLM
+from tests.helpers.adapters import ia3, lora
 from tests.models.backbones.chatglm3 import equations
 from tests.models.backbones.chatglm3.checkpoint import PREFIX, published_weights, save_published
 from tests.models.siamese.tiny import QUERY_GATE, decoded, padded, perturb
@@ -25,7 +24,7 @@ WEIGHTS = published_weights()
 ROWS = [[401, 403, 7, 99, 310, 5, 266, 31], [401, 403, 55, 8, 17], [401, 403, 12]]
 QUERY = 3
 ADAPTERS: dict[str, Callable[[], AdapterSpec]] = {
-    "lora": lambda: lora(target_modules=["query_key_value"], rank=4, alpha=8, dropout=0.0),
+    "lora": lambda: lora(target_modules=["query_key_value"], r=4, lora_alpha=8, lora_dropout=0.0),
     "ia3": lambda: ia3(target_modules=["query_key_value", "dense_4h_to_h"], feedforward_modules=["dense_4h_to_h"]),
 }
 
