@@ -1,1 +1,1 @@
-"""Processes of one run: launch, connect, supervise."""
+"""The processes of a run: launching, rendezvous, communication and supervision."""

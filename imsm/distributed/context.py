@@ -1,8 +1,7 @@
-"""The processes that carry out one run together, as each of them sees it.
+"""DistributedContext: rank, world size, and messages between the processes of a run.
 
-They talk over the store that they met at: text and small values, with no limit of time, since what
-one process does meanwhile (waiting for another run, reading a disk) may take long. Tensors go
-through collectives, which have one (`imsm.training.engines.deepspeed`).
+Messages are strings and JSON values over the rendezvous store, without a timeout: the main process
+may wait long for a lock or a disk. Tensors use collectives, which have one (`process_group`).
 """
 
 from __future__ import annotations
@@ -14,59 +13,59 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from imsm.utils.errors import RunError, UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import, and the launcher does not need it
     from torch.distributed import Store
 
-Value = TypeVar("Value")
+T = TypeVar("T")
 _ERRORS: dict[str, type[Exception]] = {"UserError": UserError, "RunError": RunError}
-_PAUSE = 0.02
-"""Seconds between two looks at the store: a blocking wait would keep signals from Python."""
+_POLL_SECONDS = 0.02
+"""Pause between reads of the store; a blocking wait would delay Python's signal handlers."""
 
 
 class DistributedContext:
-    """A process and those beside it; by default it is alone.
+    """This process within its group; by default a group of one.
 
-    Every process must call `first` and `gather` in the same order.
+    All processes must call `run_on_main` and `all_gather` in the same order.
 
     Args:
-        rank: which process this is, of all nodes.
-        size: how many there are.
-        local_rank: which one this is on its node.
-        store: where they meet; None if it is alone.
+        rank: Global rank.
+        world_size: Number of processes.
+        local_rank: Rank on this node.
+        store: Rendezvous store; required for more than one process.
     """
 
-    def __init__(self, *, rank: int = 0, size: int = 1, local_rank: int = 0, store: Store | None = None) -> None:
-        if size > 1 and store is None:
-            raise ValueError(f"size={size}: several processes need a store to meet at")
-        self.rank, self.size, self.local_rank, self.store = rank, size, local_rank, store
+    def __init__(self, *, rank: int = 0, world_size: int = 1, local_rank: int = 0, store: Store | None = None) -> None:
+        if world_size > 1 and store is None:
+            raise ValueError(f"world_size={world_size}: several processes need a store")
+        self.rank, self.world_size, self.local_rank, self.store = rank, world_size, local_rank, store
         self._calls = 0
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
-    def run_on_main(self, work: Callable[[], Value]) -> Value:
-        """What ``work`` gives in the first process, alone: plain values, as JSON holds them.
+    def run_on_main(self, fn: Callable[[], T]) -> T:
+        """Run ``fn`` on rank 0 and broadcast its JSON result.
 
         Raises:
-            UserError: raised there, raised everywhere; a RunError likewise.
+            UserError: Raised by ``fn``, and then in every process; likewise RunError.
         """
-        if self.size == 1:
-            return work()
-        key = self._key()
+        if self.world_size == 1:
+            return fn()
+        key = self._next_key()
         if not self.is_main:
-            told = json.loads(self._read(key))
-            if "error" in told:
-                raise _ERRORS[told["error"]](told["text"])
-            return cast("Value", told["value"])
+            message = json.loads(self._read(key))
+            if "error" in message:
+                raise _ERRORS[message["error"]](message["text"])
+            return cast("T", message["value"])
         try:
-            value = work()
+            value = fn()
         except (UserError, RunError) as error:
             kind = "UserError" if isinstance(error, UserError) else "RunError"
             self._write(key, json.dumps({"error": kind, "text": str(error)}))
             raise
-        except BaseException as error:  # nobody shall wait for what does not come
+        except BaseException as error:  # otherwise the other ranks would wait forever
             text = f"process 0 failed: {type(error).__name__}: {error}"
             self._write(key, json.dumps({"error": "RunError", "text": text}))
             raise
@@ -74,14 +73,14 @@ class DistributedContext:
         return value
 
     def all_gather(self, text: str) -> list[str]:
-        """The texts of all processes, by rank, in every process."""
-        if self.size == 1:
+        """Return the strings of all processes, ordered by rank."""
+        if self.world_size == 1:
             return [text]
-        key = self._key()
+        key = self._next_key()
         self._write(f"{key}/{self.rank}", text)
-        return [self._read(f"{key}/{rank}") for rank in range(self.size)]
+        return [self._read(f"{key}/{rank}") for rank in range(self.world_size)]
 
-    def _key(self) -> str:
+    def _next_key(self) -> str:
         self._calls += 1
         return f"imsm/{self._calls}"
 
@@ -92,5 +91,5 @@ class DistributedContext:
     def _read(self, key: str) -> str:
         assert self.store is not None
         while not self.store.check([key]):
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_SECONDS)
         return str(self.store.get(key).decode())

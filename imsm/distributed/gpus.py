@@ -1,4 +1,4 @@
-"""Which GPUs there are, and which of them others are at work on."""
+"""Visible GPUs, and those that other processes are using."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 from imsm.utils.errors import UserError
 
-_BUSY = 0.1
-"""Share of a GPU's memory in use from which it counts as busy."""
+_BUSY_FRACTION = 0.1
 _QUERY = "index,uuid,name,memory.used,memory.total"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuInfo:
-    """One GPU, as nvidia-smi knows it; memory in MiB."""
+    """One GPU as reported by nvidia-smi; memory in MiB."""
 
     index: str
     uuid: str
@@ -26,68 +25,61 @@ class GpuInfo:
 
     @property
     def busy(self) -> bool:
-        """Whether something else is at work on it."""
-        return self.used > _BUSY * self.total
+        """Whether more than a tenth of its memory is in use."""
+        return self.used > _BUSY_FRACTION * self.total
 
     def __str__(self) -> str:
         return f"{self.index} ({self.name}: {self.used / 1024:.1f} of {self.total / 1024:.1f} GiB in use)"
 
 
 def visible_gpus() -> int:
-    """How many GPUs torch sees; nothing is set up on them."""
-    import torch
+    """Return the number of GPUs that torch sees, without initializing CUDA."""
+    import torch  # the launcher starts faster without it
 
     return torch.cuda.device_count()
 
 
-def check_gpus_free(*, processes: int, engine: str) -> None:
-    """See that the GPUs of a run's processes are free; without nvidia-smi nothing is looked at.
-
-    Args:
-        processes: the first visible GPUs, one each.
-        engine: its name, for the message.
+def check_gpus_free(*, num_processes: int, engine: str) -> None:
+    """Check that the first ``num_processes`` visible GPUs are free; skipped without nvidia-smi.
 
     Raises:
-        UserError: something is at work on one of them.
+        UserError: One of them is in use; names free ones. ``engine`` is the config's name.
     """
-    gpus = _seen()
-    busy = [gpu for gpu in gpus[:processes] if gpu.busy]
+    gpus = _query_gpus()
+    busy = [gpu for gpu in gpus[:num_processes] if gpu.busy]
     if not busy:
         return
-    free = [gpu.index for gpu in gpus if not gpu.busy][:processes]
+    free = [gpu.index for gpu in gpus if not gpu.busy][:num_processes]
     fix = "wait until they are free"
     if free:
-        less = f" engine.nproc_per_node={len(free)}" if len(free) < processes else ""
-        fix += f", or use CUDA_VISIBLE_DEVICES={','.join(free)}{less}"
-    names = ", ".join(map(str, busy))
-    raise UserError(
-        f"engine={engine}: GPU{'s' if len(busy) > 1 else ''} {names}: not free for a process of this run; {fix}"
-    )
+        fewer = f" engine.nproc_per_node={len(free)}" if len(free) < num_processes else ""
+        fix += f", or use CUDA_VISIBLE_DEVICES={','.join(free)}{fewer}"
+    plural = "s" if len(busy) > 1 else ""
+    raise UserError(f"engine={engine}: GPU{plural} {', '.join(map(str, busy))}: in use by another process; {fix}")
 
 
-def _seen() -> list[GpuInfo]:
-    """The visible GPUs in torch's order; none where that cannot be known."""
+def _query_gpus() -> list[GpuInfo]:
+    """Return the visible GPUs in torch's order, or [] if they cannot be queried."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
     command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-        gpus = [_gpu(line) for line in told.stdout.splitlines() if line.strip()]
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        gpus = [_parse_gpu(line) for line in output.splitlines() if line.strip()]
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         return gpus
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
     return [
         gpu
-        for name in names
+        for name in (part.strip() for part in visible.split(",") if part.strip())
         for gpu in gpus
         if gpu.index == name or (name.startswith("GPU-") and gpu.uuid.startswith(name))
     ]
 
 
-def _gpu(line: str) -> GpuInfo:
+def _parse_gpu(line: str) -> GpuInfo:
     index, uuid, name, used, total = (part.strip() for part in line.split(","))
     return GpuInfo(index=index, uuid=uuid, name=name, used=float(used), total=float(total))

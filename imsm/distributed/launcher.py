@@ -1,9 +1,9 @@
-"""Start the processes of a run on this machine, and end with them.
+"""Start the worker processes of a run on this machine and wait for them.
 
-    imsm.run (the launcher) -> imsm.cli.worker, a process per GPU
+    imsm.run (launcher) -> imsm.cli.worker, one process per GPU
 
-The launcher holds the store that the workers meet at, so that no port can be taken in between. It
-trains nothing. A signal to it goes to all workers; whatever ends one of them ends them all.
+The launcher holds the rendezvous store, so no other program can take its port. It forwards
+signals to all workers; when one worker ends with an error, it stops the others.
 """
 
 from __future__ import annotations
@@ -21,143 +21,144 @@ from pathlib import Path
 from typing import Any
 
 from imsm.distributed.supervisor import SignalForwarder, WorkerProcess, first_failed, supervise
-from imsm.distributed.worker import ERROR_FILE, LAUNCHER
+from imsm.distributed.worker import ERROR_FILE, LAUNCHER_PID
 from imsm.utils.errors import RunError, UserError
 
 WORKER = "imsm.cli.worker"
-_HERE = "127.0.0.1"
-_AGAIN = "the last checkpoint is kept; give the same command again to go on"
+_HOST = "127.0.0.1"
+_RESUME_HINT = "the last checkpoint is kept; rerun the same command to resume"
 
 
-def launch(settings: Mapping[str, Any], *, folder: Path, processes: int, module: str = WORKER) -> None:
-    """Carry a run out in several processes.
+def launch(settings: Mapping[str, Any], *, run_dir: Path, nproc_per_node: int, module: str = WORKER) -> None:
+    """Run ``module`` in several worker processes on this machine.
 
-    The first process speaks on this terminal, the others into files under ``folder``/processes,
-    which go when all went well.
+    Rank 0 prints to this terminal, the others to files under ``run_dir``/processes, which are
+    deleted after success.
 
     Args:
-        settings: what the workers read: `config`, `runs_root`, `device`.
-        folder: the run's.
-        processes: how many.
-        module: what they run.
+        settings: Settings for the workers: `config`, `runs_root`, `device`.
+        run_dir: Run directory.
+        nproc_per_node: Number of workers.
+        module: Module that the workers run.
 
     Raises:
-        UserError: raised by the first process that failed, or the folder cannot be written.
-        RunError: the same, or a process failed in a way that nobody expects.
-        KeyboardInterrupt: they were stopped by a signal.
+        UserError: Raised by the first worker that failed, or ``run_dir`` is not writable.
+        RunError: Raised by the first worker that failed, or that worker crashed.
+        KeyboardInterrupt: The workers were stopped by a signal.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # seconds to import; not needed to import this module
 
     with ExitStack() as stack:
         signals = stack.enter_context(SignalForwarder())
-        place = stack.enter_context(worker_dir(folder))
-        file = write_settings(settings, place)
-        store = TCPStore(_HERE, 0, is_master=True, wait_for_workers=False)
-        common = _environment(processes) | {"MASTER_PORT": str(store.port)}
+        folder = stack.enter_context(worker_dir(run_dir))
+        settings_path = write_settings(settings, folder)
+        store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+        common = _worker_environment(nproc_per_node) | {"MASTER_PORT": str(store.port)}
         workers: list[WorkerProcess] = []
         stack.callback(_kill_all, workers)
-        for rank in range(processes):
-            workers.append(_start(rank, module=module, file=file, place=place, common=common))
+        for rank in range(nproc_per_node):
+            worker = _start(rank, module=module, settings_path=settings_path, folder=folder, common=common)
+            workers.append(worker)
         killed = supervise(workers, signals)
         _raise_failure(workers, killed=killed)
-        shutil.rmtree(place.parent, ignore_errors=True)
+        shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 @contextmanager
-def worker_dir(folder: Path) -> Iterator[Path]:
-    """A new folder for what concerns the processes alone; folders that stay empty go.
+def worker_dir(run_dir: Path) -> Iterator[Path]:
+    """Create a folder for logs and error files; empty folders are removed on exit.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: The folder cannot be written.
     """
-    notes = folder / "processes"
-    made = [place for place in (notes, folder) if not place.exists()]
+    parent = run_dir / "processes"
+    created = [path for path in (parent, run_dir) if not path.exists()]
     try:
-        notes.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix="", dir=notes))
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="", dir=parent))
     except OSError as error:
-        raise UserError(f"run_dir={folder}: cannot be written ({error.strerror or error})") from None
+        raise UserError(f"run_dir={run_dir}: cannot be written ({error.strerror or error})") from None
     try:
-        yield place
-    except (UserError, KeyboardInterrupt):  # nothing to look into
-        shutil.rmtree(place, ignore_errors=True)
+        yield folder
+    except (UserError, KeyboardInterrupt):  # the logs hold nothing of interest
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        (place / "run.json").unlink(missing_ok=True)
-        for each in (place, *made):
+        (folder / "run.json").unlink(missing_ok=True)
+        for path in (folder, *created):
             with suppress(OSError):
-                each.rmdir()
+                path.rmdir()
 
 
-def write_settings(settings: Mapping[str, Any], place: Path) -> Path:
-    """Write what the workers read."""
-    file = place / "run.json"
-    file.write_text(json.dumps(dict(settings)), encoding="utf-8")
-    return file
+def write_settings(settings: Mapping[str, Any], folder: Path) -> Path:
+    """Write the workers' settings to a file and return its path."""
+    path = folder / "run.json"
+    path.write_text(json.dumps(dict(settings)), encoding="utf-8")
+    return path
 
 
-def _environment(processes: int) -> dict[str, str]:
+def _worker_environment(num_workers: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max(1, (cores or 1) // processes)
+    threads = max(1, (cores or 1) // num_workers)
     return {
-        "MASTER_ADDR": _HERE,
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # torch's rendezvous: the store is there already
+        "MASTER_ADDR": _HOST,
+        "WORLD_SIZE": str(num_workers),
+        "LOCAL_WORLD_SIZE": str(num_workers),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # torch's rendezvous then connects to our store
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        LAUNCHER: str(os.getpid()),
+        LAUNCHER_PID: str(os.getpid()),
     }
 
 
-def _start(rank: int, *, module: str, file: Path, place: Path, common: Mapping[str, str]) -> WorkerProcess:
-    error_file = place / f"{rank}.json"
-    log = place / f"{rank}.log" if rank > 0 else None
+def _start(rank: int, *, module: str, settings_path: Path, folder: Path, common: Mapping[str, str]) -> WorkerProcess:
+    error_file = folder / f"{rank}.json"
+    log = folder / f"{rank}.log" if rank > 0 else None
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank), ERROR_FILE: str(error_file)}
     with ExitStack() as stack:
         stream = stack.enter_context(log.open("wb")) if log else None
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(file)],
+            [sys.executable, "-m", module, str(settings_path)],
             env={**os.environ, **common, **own},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            start_new_session=True,  # the terminal's Ctrl-C reaches the launcher alone
+            start_new_session=True,  # the terminal's Ctrl-C reaches only the launcher, which forwards it
         )
     return WorkerProcess(rank=rank, process=process, log=log, error_file=error_file)
 
 
 def _kill_all(workers: Sequence[WorkerProcess]) -> None:
-    """Nothing is left over, whatever went wrong here."""
+    """Leave no worker running, whatever went wrong in the launcher."""
     for worker in workers:
         worker.kill()
 
 
 def _raise_failure(workers: Sequence[WorkerProcess], *, killed: bool) -> None:
-    """Raise the error of the process that failed first; the others failed because of it."""
-    failing = first_failed(workers)
+    """Raise the error of the worker that failed first; the others failed because of it."""
+    failed = first_failed(workers)
     if killed:
-        print(f"killed at once; {_AGAIN}", file=sys.stderr)
+        print(f"killed; {_RESUME_HINT}", file=sys.stderr)
         raise KeyboardInterrupt
-    if failing is None:
+    if failed is None:
         return
-    if failing.stopped:
+    if failed.stopped:
         raise KeyboardInterrupt
-    failure, who = failing.failure, f"process {failing.rank} of {len(workers)}"
+    failure, name = failed.failure, f"process {failed.rank} of {len(workers)}"
     if failure is None:
-        assert failing.code is not None
-        how = f"ended with exit code {failing.code}"
-        if failing.code < 0:
-            how = f"was killed by {signal.Signals(-failing.code).name}; {_AGAIN}"
-        raise RunError(f"{who} {how}{_log(failing)}")
+        assert failed.code is not None
+        end = f"ended with exit code {failed.code}"
+        if failed.code < 0:
+            end = f"was killed by {signal.Signals(-failed.code).name}; {_RESUME_HINT}"
+        raise RunError(f"{name} {end}{_log_hint(failed)}")
     if failure.kind == "UserError":
         raise UserError(failure.text)
     if failure.kind == "RunError":
         raise RunError(failure.text)
-    if failing.rank == 0:
+    if failed.rank == 0:
         print(failure.trace, file=sys.stderr)
-    raise RunError(f"{who} failed: {failure.kind}: {failure.text}{_log(failing)}")
+    raise RunError(f"{name} failed: {failure.kind}: {failure.text}{_log_hint(failed)}")
 
 
-def _log(worker: WorkerProcess) -> str:
-    said = worker.log is not None and worker.log.is_file() and worker.log.stat().st_size > 0
-    return f" (what it said: {worker.log})" if said else ""
+def _log_hint(worker: WorkerProcess) -> str:
+    has_output = worker.log is not None and worker.log.is_file() and worker.log.stat().st_size > 0
+    return f" (log: {worker.log})" if has_output else ""

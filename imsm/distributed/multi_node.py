@@ -1,4 +1,4 @@
-"""Several machines: DeepSpeed's launcher by a hostfile, or the lines for torchrun and srun."""
+"""Runs on several nodes: DeepSpeed's launcher with a hostfile, or torchrun and srun commands."""
 
 from __future__ import annotations
 
@@ -19,165 +19,166 @@ from imsm.distributed.supervisor import STOPPED, SignalForwarder, WorkerProcess,
 from imsm.utils.errors import RunError, UserError
 
 PORT = 29500
-"""Where torchrun's nodes meet, in the lines that are shown."""
-_HOST = re.compile(r"(\S+)\s+slots=(\d+)")
-_CARRIED = ("HF_", "TRANSFORMERS_", "IMSM_", "XDG_")
-"""Variables that mean the same on every node; DeepSpeed's launcher passes on few."""
+"""Master port in the printed torchrun commands."""
+_HOST_LINE = re.compile(r"(\S+)\s+slots=(\d+)")
+_FORWARDED = ("HF_", "TRANSFORMERS_", "IMSM_", "XDG_")
+"""Prefixes of variables to set on every node; DeepSpeed's launcher forwards only a few."""
 _SECRET = ("TOKEN", "KEY")
 
 
 def read_hostfile(path: str) -> dict[str, int]:
-    """The hosts and how many processes each takes: lines of "host slots=8".
+    """Return processes per host from lines of the form "host slots=8".
 
     Raises:
-        UserError: there is no such file, or a line of it is something else.
+        UserError: The file cannot be read or a line has another form.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"engine.hostfile={path}: cannot be read ({why})") from None
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"engine.hostfile={path}: cannot be read ({reason})") from None
     hosts: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        found = _HOST.fullmatch(text)
-        if found is None or int(found[2]) < 1:
+        match = _HOST_LINE.fullmatch(text)
+        if match is None or int(match[2]) < 1:
             raise UserError(f"engine.hostfile={path}: line {number} is {text!r}; must be like 'node1 slots=8'")
-        if found[1] in hosts:
-            raise UserError(f"engine.hostfile={path}: line {number} names {found[1]} again")
-        hosts[found[1]] = int(found[2])
+        if match[1] in hosts:
+            raise UserError(f"engine.hostfile={path}: line {number} names {match[1]} again")
+        hosts[match[1]] = int(match[2])
     if not hosts:
         raise UserError(f"engine.hostfile={path}: names no host; lines are like 'node1 slots=8'")
     return hosts
 
 
-def processes_by_hostfile(path: str, *, nodes: int, processes: int | None) -> int:
-    """How many processes each node gets.
-
-    Args:
-        path: of the hostfile.
-        nodes: the first ones in it are taken.
-        processes: asked for on each; None: the slots.
+def slots_per_node(path: str, *, nnodes: int, nproc_per_node: int | None) -> int:
+    """Return the processes per node for the first ``nnodes`` hosts of a hostfile.
 
     Raises:
-        UserError: the hostfile does not say enough for that.
+        UserError: The hostfile has too few hosts, or fewer slots than ``nproc_per_node``.
     """
     hosts = read_hostfile(path)
-    if len(hosts) < nodes:
+    if len(hosts) < nnodes:
         raise UserError(
-            f"engine.nnodes={nodes}: engine.hostfile={path} names {len(hosts)}; set "
+            f"engine.nnodes={nnodes}: engine.hostfile={path} names {len(hosts)}; set "
             f"engine.nnodes={len(hosts)}, or add hosts"
         )
-    host, slots = min(list(hosts.items())[:nodes], key=lambda each: each[1])
-    if processes is not None and processes > slots:
+    host, slots = min(list(hosts.items())[:nnodes], key=lambda host_slots: host_slots[1])
+    if nproc_per_node is not None and nproc_per_node > slots:
         raise UserError(
-            f"engine.nproc_per_node={processes}: {host} has {slots} slot{'s' if slots > 1 else ''} in "
+            f"engine.nproc_per_node={nproc_per_node}: {host} has {slots} slot{'s' if slots > 1 else ''} in "
             f"engine.hostfile={path}; set engine.nproc_per_node={slots}"
         )
-    return processes or slots
+    return nproc_per_node or slots
 
 
 def deepspeed_command(
-    file: Path | str, *, hostfile: str, nodes: int, processes: int, module: str = WORKER
+    settings_path: Path | str, *, hostfile: str, nnodes: int, nproc_per_node: int, module: str = WORKER
 ) -> list[str]:
-    """The command that starts the workers of all nodes over ssh."""
+    """Return the command that starts the workers of all nodes over ssh."""
     return [
         *("python", "-m", "deepspeed.launcher.runner", "--hostfile", hostfile),
-        *("--num_nodes", str(nodes), "--num_gpus", str(processes), "--no_local_rank"),
-        *("--log_level", "warning", "--module", module, str(file)),
+        *("--num_nodes", str(nnodes), "--num_gpus", str(nproc_per_node), "--no_local_rank"),
+        *("--log_level", "warning", "--module", module, str(settings_path)),
     ]
 
 
-def torchrun_command(command: Sequence[str], *, nodes: int, processes: int, node: int) -> list[str]:
-    """The command to give on one node; HOST stands for the name of node 0.
+def torchrun_command(command: Sequence[str], *, nnodes: int, nproc_per_node: int, node_rank: int) -> list[str]:
+    """Return the torchrun command for one node; HOST is a placeholder for node 0's name.
 
-    Args:
-        command: what follows `python`.
-        nodes: how many there are.
-        processes: on each.
-        node: the number of this one.
+    ``command`` is what follows `python`.
     """
     return [
-        *("torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(processes)),
-        *("--node-rank", str(node), "--master-addr", "HOST", "--master-port", str(PORT)),
+        *("torchrun", "--nnodes", str(nnodes), "--nproc-per-node", str(nproc_per_node)),
+        *("--node-rank", str(node_rank), "--master-addr", "HOST", "--master-port", str(PORT)),
         *command,
     ]
 
 
-def srun_command(command: Sequence[str], *, nodes: int, processes: int) -> list[str]:
-    """The one command for all nodes of a SLURM allocation."""
+def srun_command(command: Sequence[str], *, nnodes: int, nproc_per_node: int) -> list[str]:
+    """Return the one command for all nodes of a SLURM allocation."""
     return [
-        *("srun", "--nodes", str(nodes), "--ntasks-per-node", str(processes)),
-        *("--gpus-per-node", str(processes), "python", *command),
+        *("srun", "--nodes", str(nnodes), "--ntasks-per-node", str(nproc_per_node)),
+        *("--gpus-per-node", str(nproc_per_node), "python", *command),
     ]
 
 
 def launch_commands(
-    command: Sequence[str], *, hostfile: str | None, nodes: int, processes: int, place: Path
+    command: Sequence[str], *, hostfile: str | None, nnodes: int, nproc_per_node: int, settings_path: Path
 ) -> list[str]:
-    """How a run on several nodes is started, a line each, for the user.
+    """Return lines that explain how to start a run on several nodes.
 
     Args:
-        command: what follows `python`: `-m imsm.run` and its arguments.
-        hostfile: if there is one.
-        nodes: how many there are.
-        processes: on each.
-        place: where the run's configuration would be saved.
+        command: What follows `python`: `-m imsm.run` and its arguments.
+        hostfile: The hostfile, if one is set.
+        nnodes: Number of nodes.
+        nproc_per_node: Processes per node.
+        settings_path: Where the run's configuration would be saved.
     """
     if hostfile is not None:
-        line = deepspeed_command(place, hostfile=hostfile, nodes=nodes, processes=processes)
-        return ["imsm.run starts all nodes over ssh, with DeepSpeed's launcher:", shlex.join(line)]
-    lines = [
-        shlex.join(torchrun_command(command, nodes=nodes, processes=processes, node=node)) for node in range(nodes)
+        line = deepspeed_command(settings_path, hostfile=hostfile, nnodes=nnodes, nproc_per_node=nproc_per_node)
+        return ["imsm.run starts all nodes over ssh with DeepSpeed's launcher:", shlex.join(line)]
+    per_node = [
+        shlex.join(torchrun_command(command, nnodes=nnodes, nproc_per_node=nproc_per_node, node_rank=node_rank))
+        for node_rank in range(nnodes)
     ]
     return [
-        "a line for each node (HOST: the name of the first one):",
-        *lines,
-        "or, in a SLURM allocation, one line:",
-        shlex.join(srun_command(command, nodes=nodes, processes=processes)),
-        "or give engine.hostfile=FILE with lines like 'node1 slots=8', and imsm.run starts them",
+        "one command per node (HOST: name of the first node):",
+        *per_node,
+        "or one command in a SLURM allocation:",
+        shlex.join(srun_command(command, nnodes=nnodes, nproc_per_node=nproc_per_node)),
+        "or set engine.hostfile=FILE with lines like 'node1 slots=8', and imsm.run starts the nodes",
     ]
 
 
 def launch_nodes(
-    settings: Mapping[str, Any], *, folder: Path, hostfile: str, nodes: int, processes: int, module: str = WORKER
+    settings: Mapping[str, Any],
+    *,
+    run_dir: Path,
+    hostfile: str,
+    nnodes: int,
+    nproc_per_node: int,
+    module: str = WORKER,
 ) -> None:
-    """Carry a run out on several machines; all must see ``folder`` at the same path.
+    """Run ``module`` on several nodes; all must see ``run_dir`` at the same path.
 
     Args:
-        settings: what the workers read: `config`, `runs_root`, `device`.
-        folder: the run's.
-        hostfile: the machines.
-        nodes: how many of them.
-        processes: on each.
-        module: what they run.
+        settings: Settings for the workers: `config`, `runs_root`, `device`.
+        run_dir: Run directory.
+        hostfile: Path of the hostfile.
+        nnodes: Number of nodes.
+        nproc_per_node: Processes per node.
+        module: Module that the workers run.
 
     Raises:
-        UserError: pdsh is missing, the folder cannot be written, or the run says so.
-        RunError: the run went wrong; the first process has told why.
-        KeyboardInterrupt: it was stopped by a signal.
+        UserError: pdsh is missing, ``run_dir`` is not writable, or a worker raised it.
+        RunError: The run failed; rank 0 has printed the reason.
+        KeyboardInterrupt: The run was stopped by a signal.
     """
     if shutil.which("pdsh") is None:
         raise UserError(
             f"engine.hostfile={hostfile}: DeepSpeed's launcher needs pdsh on this machine; install "
-            "it, or leave engine.hostfile out to see the lines for torchrun and srun"
+            "it, or leave engine.hostfile out to see the torchrun and srun commands"
         )
-    carried = {
+    forwarded = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(_CARRIED) and not any(word in name for word in _SECRET)
+        if name.startswith(_FORWARDED) and not any(word in name for word in _SECRET)
     }
-    with SignalForwarder() as signals, worker_dir(folder) as place:
-        file = write_settings({**settings, "environment": carried}, place)
-        line = deepspeed_command(file, hostfile=hostfile, nodes=nodes, processes=processes, module=module)
+    with SignalForwarder() as signals, worker_dir(run_dir) as folder:
+        path = write_settings({**settings, "environment": forwarded}, folder)
+        command = deepspeed_command(
+            path, hostfile=hostfile, nnodes=nnodes, nproc_per_node=nproc_per_node, module=module
+        )
         process = subprocess.Popen(
-            [sys.executable, *line[1:]],
+            [sys.executable, *command[1:]],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=partial(kill_on_parent_exit, parent=os.getpid(), number=signal.SIGTERM),
+            preexec_fn=partial(kill_on_parent_exit, parent_pid=os.getpid(), signal_number=signal.SIGTERM),
         )
+        # every stop signal is sent as SIGTERM, the one that DeepSpeed's runner handles
         runner = WorkerProcess(rank=0, process=process, stop_signal=signal.SIGTERM)
         try:
             killed = supervise([runner], signals)
@@ -187,6 +188,6 @@ def launch_nodes(
     if killed or runner.stop_requested or code == STOPPED:
         raise KeyboardInterrupt
     if code == 2:
-        raise UserError("the run was refused (see above)")
+        raise UserError("the run was rejected (see above)")
     if code != 0:
-        raise RunError(f"the processes on {nodes} nodes ended with exit code {code} (see above)")
+        raise RunError(f"the processes on {nnodes} nodes ended with exit code {code} (see above)")

@@ -1,30 +1,27 @@
-"""Torch's process group: what tensors go through between the processes of a run."""
+"""torch's process group, used for collectives on tensors."""
 
 from __future__ import annotations
 
 import atexit
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+import torch
 from torch import distributed
 
-if TYPE_CHECKING:
-    import torch
-
-    from imsm.distributed.context import DistributedContext
+from imsm.distributed.context import DistributedContext
 
 
-def start_collectives(dist_context: DistributedContext, *, device: torch.device, timeout_minutes: float) -> None:
-    """Let tensors be summed over all processes of ``dist_context``, from now on until they end.
+def init_process_group(dist_context: DistributedContext, *, device: torch.device, timeout_minutes: float) -> None:
+    """Initialize torch's process group (NCCL on GPUs, gloo on CPUs) unless there is one.
 
-    Once is enough: the members of a sweep go on with the group that is there (DeepSpeed keeps hold
-    of the first one it sees). Everything slow (loading, tokenising) belongs before the first
-    collective, since a collective has a limit of time.
+    The jobs of a sweep share one group, because DeepSpeed keeps a reference to the first one.
+    Loading and tokenization belong before the first collective: a process that waits longer than
+    ``timeout_minutes`` for another one fails.
 
     Args:
-        dist_context: with a store, be it of one process.
-        device: of this process; NCCL on a GPU, gloo on a CPU.
-        timeout_minutes: after it a process that waits for another one gives up.
+        dist_context: Context with a store, even for a single process.
+        device: Device of this process.
+        timeout_minutes: Timeout of each collective.
     """
     if distributed.is_initialized():
         return
@@ -33,7 +30,7 @@ def start_collectives(dist_context: DistributedContext, *, device: torch.device,
         "nccl" if device.type == "cuda" else "gloo",
         store=distributed.PrefixStore("imsm-collectives", dist_context.store),
         rank=dist_context.rank,
-        world_size=dist_context.size,
+        world_size=dist_context.world_size,
         timeout=timedelta(minutes=timeout_minutes),
     )
     atexit.register(distributed.destroy_process_group)

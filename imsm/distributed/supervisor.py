@@ -1,4 +1,4 @@
-"""Watch over processes: pass signals on, and let none outlive the failure of another."""
+"""Supervise worker processes: forward signals, stop all after a failure, leave no orphan."""
 
 from __future__ import annotations
 
@@ -17,28 +17,37 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
 
+STOPPED = 130
+"""Exit code of a process that was stopped by a signal, after a checkpoint."""
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FORWARDED = (*_STOP_SIGNALS, signal.SIGUSR1)
+_GRACE_SECONDS = 1.0
+"""Time for the other workers to end by themselves after one has failed."""
+_GRACE_STOPPED_SECONDS = 60.0
+"""The same after one was stopped: another one may still be writing the checkpoint."""
+_TERM_SECONDS = 5.0
+"""Time from SIGTERM to SIGKILL."""
+_POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
 
-def kill_on_parent_exit(*, parent: int | None = None, number: int = signal.SIGKILL) -> None:
-    """Have the system send this process a signal when its parent ends (on Linux only).
+def kill_on_parent_exit(*, parent_pid: int | None = None, signal_number: int = signal.SIGKILL) -> None:
+    """Ask the kernel to signal this process when its parent ends (Linux only).
 
-    Args:
-        parent: the parent's process id; if it is gone already, this process ends here.
-        number: of the signal.
+    Exits if ``parent_pid`` is given and is not the parent any more.
     """
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
-    if parent is not None and os.getppid() != parent:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal_number))
+    if parent_pid is not None and os.getppid() != parent_pid:
         os._exit(1)
 
 
 def exit_process(code: int) -> NoReturn:
-    """End this process with an exit code, its output written.
+    """Flush the output and end this process.
 
-    After collectives it ends at once: threads of torch and DeepSpeed do not always survive an
-    orderly end, and one that had done all its work would be reported as killed by SIGABRT.
+    After collectives it skips the interpreter's shutdown: threads of torch and DeepSpeed can abort
+    in it, and a process that had finished its work would be reported as killed by SIGABRT.
     """
     torch = sys.modules.get("torch")
     group = None if torch is None else torch.distributed
@@ -49,28 +58,15 @@ def exit_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
-STOPPED = 130
-"""The exit code of a process that was stopped by hand, after a checkpoint."""
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PASSED_ON = (*_STOPS, signal.SIGUSR1)
-_GRACE = 1.0
-"""Seconds in which the others may end by themselves after one has failed."""
-_GRACE_STOPPED = 60.0
-"""The same after one was stopped: another one may still write the checkpoint."""
-_TERM = 5.0
-"""Seconds from SIGTERM to SIGKILL."""
-_PAUSE = 0.05
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorkerError:
-    """What a process left behind about its own error.
+    """The error that a worker recorded.
 
     Attributes:
-        kind: the error's class; "UserError" and "RunError" are meant for the user.
-        text: one line or more, without a traceback.
-        trace: the traceback.
-        time: when it happened, in seconds since 1970.
+        kind: Class name; "UserError" and "RunError" have a message for the user.
+        text: Message.
+        trace: Traceback.
+        time: Seconds since the epoch.
     """
 
     kind: str
@@ -81,14 +77,17 @@ class WorkerError:
 
 @dataclass(kw_only=True)
 class WorkerProcess:
-    """A process that was started, in a session of its own.
+    """A worker process, started in its own session.
 
     Attributes:
-        rank: which one it is.
-        process: itself.
-        log: where its output goes; None: to the terminal.
-        error_file: where it leaves its error.
-        stops_by: the one signal that it takes, in place of any; None: it takes all.
+        rank: Its rank.
+        process: The process.
+        log: Its output file; None if it shares the terminal.
+        error_file: Where it records its error.
+        stop_signal: Signal to send in place of any stop signal; other signals are then not sent.
+        ended_at: When `poll` first saw that it had ended, in seconds since the epoch.
+        stop_requested: Whether a stop signal was forwarded to it.
+        terminated_by_us: Whether it was stopped because another worker failed.
     """
 
     rank: int
@@ -96,59 +95,57 @@ class WorkerProcess:
     log: Path | None = None
     error_file: Path | None = None
     stop_signal: int | None = None
-    ended: float | None = None
-    """When it was seen to have ended."""
+    ended_at: float | None = None
     stop_requested: bool = False
-    """Whether a request to stop was passed on to it."""
     terminated_by_us: bool = False
-    """Whether it was made to end since another one had failed."""
 
     @property
     def code(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """Exit code; None while it runs."""
         return self.process.returncode
 
     @property
     def failure(self) -> WorkerError | None:
-        """Its own error, if it left one."""
+        """The error that it recorded, if any."""
         if self.error_file is None or not self.error_file.is_file():
             return None
         try:
             return WorkerError(**json.loads(self.error_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # it was killed while it wrote
+        except (OSError, ValueError, TypeError):  # killed while writing
             return None
 
     @property
     def failed_at(self) -> float:
-        """When it failed; the others notice a killed process before we do."""
+        """When it failed, in seconds since the epoch."""
         failure = self.failure
         if failure is not None:
             return failure.time
-        assert self.ended is not None and self.code is not None
-        return self.ended - (_GRACE if self.code < 0 else 0)
+        assert self.ended_at is not None and self.code is not None
+        # the other workers can notice a killed one, and fail, before it is polled here
+        return self.ended_at - (_GRACE_SECONDS if self.code < 0 else 0)
 
     @property
     def stopped(self) -> bool:
-        """Whether it ended by request, and not by an error."""
-        early = (-signal.SIGINT, -signal.SIGTERM)  # before it could take the signal over
+        """Whether it ended on request and not because of an error."""
+        early = (-signal.SIGINT, -signal.SIGTERM)  # before it installed its handlers
         return self.code == STOPPED or (self.stop_requested and self.code in early)
 
     def poll(self) -> bool:
-        """Whether it has ended."""
-        if self.ended is None and self.process.poll() is not None:
-            self.ended = time.time()
-        return self.ended is not None
+        """Return whether it has ended."""
+        if self.ended_at is None and self.process.poll() is not None:
+            self.ended_at = time.time()
+        return self.ended_at is not None
 
     def send(self, number: int) -> None:
-        """Pass a signal on."""
+        """Forward a signal."""
         if not self.poll():
-            stop = number in _STOPS
+            stop = number in _STOP_SIGNALS
             self.stop_requested |= stop
             if stop or self.stop_signal is None:
                 self.process.send_signal(self.stop_signal or number)
 
     def kill(self) -> None:
-        """End it and what it started, at once."""
+        """Kill it and its children."""
         if not self.poll():
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -156,83 +153,83 @@ class WorkerProcess:
 
 @dataclass
 class SignalForwarder:
-    """Inside this block signals are noted down, to be passed on; outside the main thread: none."""
+    """Record signals within this context for forwarding; does nothing outside the main thread."""
 
-    _noted: list[int] = field(default_factory=list)
-    _before: dict[int, object] = field(default_factory=dict)
+    _received: list[int] = field(default_factory=list)
+    _previous: dict[int, object] = field(default_factory=dict)
 
     def __enter__(self) -> SignalForwarder:
-        """Take the signals over; one that is ignored (nohup) stays ignored."""
+        """Install the handlers; ignored signals (nohup) stay ignored."""
         if threading.current_thread() is threading.main_thread():
-            for number in _PASSED_ON:
+            for number in _FORWARDED:
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
+                    self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
+        """Restore the previous handlers."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def take(self) -> list[int]:
-        """What has come since the last call."""
-        taken, self._noted[:] = list(self._noted), []
-        return taken
+    def pop_received(self) -> list[int]:
+        """Return the signals received since the last call."""
+        received, self._received[:] = list(self._received), []
+        return received
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted.append(number)
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
 
 
 def supervise(workers: Sequence[WorkerProcess], signals: SignalForwarder) -> bool:
-    """Wait until all have ended; returns whether they were killed by a second request to stop.
+    """Wait for all workers; return whether a second stop signal killed them.
 
-    A signal is passed on to all of them, once each. If one fails, the others are asked to end, and
-    killed where they do not.
+    Each signal is forwarded once to every worker. After one worker fails, the others get a grace
+    period, then SIGTERM, then SIGKILL.
     """
     stops = 0
     killed = False
     while not _all_ended(workers):
-        for number in signals.take():
-            stops += number in _STOPS
-            if stops > 1 and number in _STOPS:
+        for number in signals.pop_received():
+            stops += number in _STOP_SIGNALS
+            if stops > 1 and number in _STOP_SIGNALS:
                 killed = True
             else:
                 for worker in workers:
                     worker.send(signal.SIGTERM if number == signal.SIGHUP else number)
-        limit = _limit(workers)
-        if killed or (limit is not None and time.time() > limit + _TERM):
+        deadline = _deadline(workers)
+        if killed or (deadline is not None and time.time() > deadline + _TERM_SECONDS):
             for worker in workers:
                 worker.terminated_by_us |= not worker.poll()
                 worker.kill()
-        elif limit is not None and time.time() > limit:
+        elif deadline is not None and time.time() > deadline:
             for worker in workers:
                 if not worker.terminated_by_us and not worker.poll():
                     worker.terminated_by_us = True
                     worker.send(signal.SIGTERM)
-        time.sleep(_PAUSE)
+        time.sleep(_POLL_SECONDS)
     return killed
 
 
 def first_failed(workers: Sequence[WorkerProcess]) -> WorkerProcess | None:
-    """The one that failed before all others; a stopped one only if there is no other."""
-    failing = [worker for worker in workers if worker.code != 0 and not worker.terminated_by_us]
-    own = [worker for worker in failing if not worker.stopped]
-    return min(own or failing, key=lambda worker: worker.failed_at, default=None)
+    """Return the worker that failed first; a stopped one only if no other failed."""
+    failed = [worker for worker in workers if worker.code != 0 and not worker.terminated_by_us]
+    not_stopped = [worker for worker in failed if not worker.stopped]
+    return min(not_stopped or failed, key=lambda worker: worker.failed_at, default=None)
 
 
 def _all_ended(workers: Sequence[WorkerProcess]) -> bool:
-    return all([worker.poll() for worker in workers])
+    return all([worker.poll() for worker in workers])  # a list: every worker is polled
 
 
-def _limit(workers: Sequence[WorkerProcess]) -> float | None:
-    """Until when the others may go on after one has ended badly; None: none has."""
+def _deadline(workers: Sequence[WorkerProcess]) -> float | None:
+    """Return until when workers may run on after a failure; None without one."""
     return min(
         (
-            worker.ended + (_GRACE_STOPPED if worker.stopped else _GRACE)
+            worker.ended_at + (_GRACE_STOPPED_SECONDS if worker.stopped else _GRACE_SECONDS)
             for worker in workers
-            if worker.ended is not None and worker.code != 0
+            if worker.ended_at is not None and worker.code != 0
         ),
         default=None,
     )

@@ -1,4 +1,4 @@
-"""How many processes carry a run out, and by which engine: `engine=auto|single|zero1|...`."""
+"""Engine settings -> ZeRO stage, device and number of processes."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from imsm.utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """What an engine's configuration comes to on this machine.
+    """The processes of a run.
 
     Attributes:
-        stage: of ZeRO; 0: one process, plain torch.
-        offload: whether ZeRO keeps weights and optimizer state in the CPU's memory.
+        stage: ZeRO stage; 0 is plain torch in one process.
+        offload: Whether ZeRO keeps weights and optimizer state in CPU memory.
         device: "cpu" or "cuda".
-        processes: on each node.
-        nodes: how many machines.
+        nproc_per_node: Processes per node.
+        nnodes: Number of nodes.
     """
 
     stage: int
     offload: bool
     device: str
-    processes: int
-    nodes: int
+    nproc_per_node: int
+    nnodes: int
 
     @property
-    def size(self) -> int:
+    def world_size(self) -> int:
         """Processes on all nodes."""
-        return self.processes * self.nodes
+        return self.nproc_per_node * self.nnodes
 
     @property
     def distributed(self) -> bool:
-        """Whether DeepSpeed carries the run out, be it in one process."""
+        """Whether DeepSpeed trains the run, even in one process."""
         return self.stage > 0
 
     def __str__(self) -> str:
-        each = f"{self.processes} process{'es' if self.processes > 1 else ''}"
-        if self.nodes > 1:
-            each += f" on each of {self.nodes} nodes, {self.size} together"
-        how = f"DeepSpeed ZeRO stage {self.stage}" if self.distributed else "plain torch"
-        return f"{each}; {how}{', offloaded to the CPU' if self.offload else ''}"
+        text = f"{self.nproc_per_node} process{'es' if self.nproc_per_node > 1 else ''}"
+        if self.nnodes > 1:
+            text += f" on each of {self.nnodes} nodes, {self.world_size} in total"
+        backend = f"DeepSpeed ZeRO stage {self.stage}" if self.distributed else "plain torch"
+        return f"{text}; {backend}{', offloaded to the CPU' if self.offload else ''}"
 
 
 def resolve_topology(
@@ -49,43 +49,43 @@ def resolve_topology(
     stage: int | None,
     offload: bool,
     device: str,
-    processes: int | None,
-    nodes: int,
-    gpus: int,
-    joined: int | None = None,
+    nproc_per_node: int | None,
+    nnodes: int,
+    num_gpus: int,
+    world_size: int | None = None,
 ) -> Topology:
-    """The layout that an engine's configuration means here.
+    """Resolve the automatic engine settings on this machine.
 
     Args:
-        name: of the engine, for messages.
-        stage: of ZeRO; 0: one process; None: by the GPUs.
-        offload: as of `Layout`.
+        name: Engine name for messages.
+        stage: ZeRO stage; None chooses 2 for several processes and 0 for one.
+        offload: As in `Topology`.
         device: "auto", "cpu" or "cuda".
-        processes: on each node; None: one per GPU, on a CPU one.
-        nodes: how many machines.
-        gpus: visible on this machine.
-        joined: how many processes there are already, if this one was started as one of them
-            (torchrun, srun), in place of ``processes`` and ``nodes``.
+        nproc_per_node: Processes per node; None for one per GPU, or one on a CPU.
+        nnodes: Number of nodes.
+        num_gpus: GPUs visible on this machine.
+        world_size: Size of the group that torchrun or srun started; replaces ``nproc_per_node``
+            and ``nnodes``. None if this process is not in a group.
 
     Raises:
-        UserError: more processes than the engine or the GPUs allow.
+        UserError: More processes than the engine or the GPUs allow.
     """
-    if device == "cuda" and not gpus:
-        raise UserError("engine.device=cuda: torch sees no GPU here; use engine.device=auto or cpu")
-    place = "cpu" if device == "cpu" or not gpus else "cuda"
-    if joined is not None:
-        processes, nodes = joined, 1
-    elif processes is None:
-        processes = gpus if place == "cuda" and stage != 0 else 1
+    if device == "cuda" and not num_gpus:
+        raise UserError("engine.device=cuda: torch sees no GPU; use engine.device=auto or cpu")
+    resolved_device = "cpu" if device == "cpu" or not num_gpus else "cuda"
+    if world_size is not None:
+        nproc_per_node, nnodes = world_size, 1
+    elif nproc_per_node is None:
+        nproc_per_node = num_gpus if resolved_device == "cuda" and stage != 0 else 1
     if stage is None:
-        stage = 2 if processes * nodes > 1 else 0
-    if stage == 0 and processes * nodes > 1:
-        what = f"engine.nproc_per_node={processes}" if nodes == 1 else f"engine.nnodes={nodes}"
-        what = f"{joined} processes were started" if joined is not None else what
-        raise UserError(f"engine={name}: is one process, but {what}; choose engine=zero2 or auto")
-    if joined is None and place == "cuda" and processes > gpus and nodes == 1:
+        stage = 2 if nproc_per_node * nnodes > 1 else 0
+    if stage == 0 and nproc_per_node * nnodes > 1:
+        setting = f"engine.nproc_per_node={nproc_per_node}" if nnodes == 1 else f"engine.nnodes={nnodes}"
+        given = f"{world_size} processes were started" if world_size is not None else f"{setting} is set"
+        raise UserError(f"engine={name}: runs in one process, but {given}; use engine=zero2 or auto")
+    if world_size is None and resolved_device == "cuda" and nproc_per_node > num_gpus and nnodes == 1:
         raise UserError(
-            f"engine.nproc_per_node={processes}: {gpus} GPU{'s are' if gpus > 1 else ' is'} visible "
-            f"here; set engine.nproc_per_node={gpus}, or engine.device=cpu"
+            f"engine.nproc_per_node={nproc_per_node}: only {num_gpus} GPU{'s are' if num_gpus > 1 else ' is'} "
+            f"visible; set engine.nproc_per_node={num_gpus}, or engine.device=cpu"
         )
-    return Topology(stage=stage, offload=offload, device=place, processes=processes, nodes=nodes)
+    return Topology(stage=stage, offload=offload, device=resolved_device, nproc_per_node=nproc_per_node, nnodes=nnodes)

@@ -1,4 +1,4 @@
-"""What one of several processes of a run does around its work: meet the others, end with them."""
+"""What every worker process does around its task: join the group, report errors, exit."""
 
 from __future__ import annotations
 
@@ -10,44 +10,37 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from imsm.distributed.context import DistributedContext
+from imsm.distributed.gpus import visible_gpus
 from imsm.distributed.rendezvous import detect_process_group, join_process_group, run_in_group, silence_other_ranks
 from imsm.distributed.supervisor import STOPPED, kill_on_parent_exit
 from imsm.utils.errors import RunError, UserError
 
-if TYPE_CHECKING:
-    from imsm.distributed.context import DistributedContext
-
-LAUNCHER = "IMSM_LAUNCHER"
-"""The launcher's process id, in a worker's environment."""
+LAUNCHER_PID = "IMSM_LAUNCHER"
+"""Environment variable with the launcher's process id."""
 ERROR_FILE = "IMSM_ERROR_FILE"
-"""Where a worker leaves its error for the launcher, in its environment."""
+"""Environment variable with the path where a worker records its error for the launcher."""
 
 
-def run_worker(file: Path, task: Callable[[dict[str, Any], DistributedContext], None]) -> int:
-    """Be one process of a run; returns its exit code.
-
-    Args:
-        file: the saved settings.
-        task: what to do with them, together with the other processes.
-    """
-    launcher = os.environ.get(LAUNCHER)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a checkpoint is asked for before training
+def run_worker(settings_path: Path, task: Callable[[dict[str, Any], DistributedContext], None]) -> int:
+    """Join the process group, run ``task`` on the saved settings and return the exit code."""
+    launcher = os.environ.get(LAUNCHER_PID)
+    # a checkpoint may be requested before training installs its handler
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    kill_on_parent_exit(parent=int(launcher) if launcher else None)
+    kill_on_parent_exit(parent_pid=int(launcher) if launcher else None)
     if launcher is None:
         silence_other_ranks()
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(settings_path.read_text(encoding="utf-8"))
         for name, value in settings.get("environment", {}).items():
             os.environ.setdefault(name, value)
         group = detect_process_group()
         if group is None:
-            raise UserError(f"{file}: is for processes that imsm.run starts")
-        from imsm.distributed.gpus import visible_gpus
-
-        dist_context = join_process_group(group, gpus=0 if settings.get("device") == "cpu" else visible_gpus())
+            raise UserError(f"{settings_path}: not started as a worker; use `imsm run`")
+        dist_context = join_process_group(group, num_gpus=0 if settings.get("device") == "cpu" else visible_gpus())
         if launcher is None:
             run_in_group(dist_context, lambda: task(settings, dist_context))
         else:
@@ -61,14 +54,14 @@ def run_worker(file: Path, task: Callable[[dict[str, Any], DistributedContext], 
 
 
 def _report_error(error: Exception) -> None:
-    """Leave the error for the launcher, which knows who failed first; without one, say it."""
+    """Record the error for the launcher, which raises the first one; print it without a launcher."""
     expected = isinstance(error, UserError | RunError)
     trace = traceback.format_exc()
-    file = os.environ.get(ERROR_FILE)
-    if file is not None:
+    error_file = os.environ.get(ERROR_FILE)
+    if error_file is not None:
         kind = "UserError" if isinstance(error, UserError) else type(error).__name__
-        told = {"kind": kind, "text": str(error), "trace": trace, "time": time.time()}
-        Path(file).write_text(json.dumps(told), encoding="utf-8")
-        if os.environ["RANK"] == "0":  # it shares the launcher's terminal
+        record = {"kind": kind, "text": str(error), "trace": trace, "time": time.time()}
+        Path(error_file).write_text(json.dumps(record), encoding="utf-8")
+        if os.environ["RANK"] == "0":  # it shares the launcher's terminal, which prints the error
             return
     print(f"imsm: {error}" if expected else trace, file=sys.stderr, flush=True)

@@ -87,7 +87,7 @@ def test_ctrl_c_ends_all_after_a_checkpoint_and_one_process_goes_on(tmp_path: Pa
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=60)[0]
     assert process.returncode == 130, told[-3000:]
-    assert told.count("give the same command again to go on") == 1
+    assert told.count("rerun the same command to resume") == 1
     assert "Traceback" not in told
     on_demand, place = sorted(only(tmp_path, "imsm").glob("checkpoints/step-*"))
     assert on_demand.name < place.name
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_all_after_a_checkpoint_and_one_process_goes_on(tmp_path: Pa
     again.send_signal(signal.SIGTERM)
     told = again.communicate(timeout=60)[0]
     assert again.returncode == 130, told[-3000:]
-    assert f"going on after step {step} of 240" in told
+    assert f"resuming after step {step} of 240" in told
 
 
 def test_bad_input_is_told_once(tmp_path: Path) -> None:

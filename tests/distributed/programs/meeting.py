@@ -17,7 +17,7 @@ def talk(settings: dict[str, Any], dist_context: DistributedContext) -> None:
     words = dist_context.all_gather(f"I am {dist_context.rank}")
     number = dist_context.run_on_main(lambda: 7)
     path = Path(settings["folder"]) / f"heard-{dist_context.rank}.json"
-    path.write_text(json.dumps([words, number, dist_context.size, dist_context.local_rank]))
+    path.write_text(json.dumps([words, number, dist_context.world_size, dist_context.local_rank]))
     dist_context.all_gather("written")
     if settings.get("breaks") and dist_context.rank == 1:
         raise ValueError("the second one broke")

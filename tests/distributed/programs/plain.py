@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from imsm.distributed.supervisor import kill_on_parent_exit
-from imsm.distributed.worker import LAUNCHER
+from imsm.distributed.worker import LAUNCHER_PID
 
 SECONDS = 60.0
 
@@ -19,7 +19,7 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     rank = int(os.environ["RANK"])
     folder, do = Path(settings["folder"]), settings["do"][rank]
-    kill_on_parent_exit(parent=int(os.environ[LAUNCHER]))
+    kill_on_parent_exit(parent_pid=int(os.environ[LAUNCHER_PID]))
     seen: list[int] = []
     if do in ("wait", "deaf"):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -10,4 +10,4 @@ from imsm.distributed.launcher import launch
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     settings = {"folder": str(folder), "do": ["deaf", "deaf"]}
-    launch(settings, folder=folder / "run", processes=2, module="tests.distributed.programs.plain")
+    launch(settings, run_dir=folder / "run", nproc_per_node=2, module="tests.distributed.programs.plain")
