@@ -1,8 +1,10 @@
-"""What the names in a configuration stand for: the tasks to be judged, and their metrics."""
+"""Look up the tasks and metrics that a configuration names."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,259 +14,209 @@ from pydantic import ValidationError
 from imsm.config.interpolation import resolve
 from imsm.config.schema import BackboneConfig, DataConfig, EvaluationConfig, ReplayConfig
 from imsm.data.sources import DataSource, check_source
-from imsm.data.task import Role, Task
+from imsm.data.task import ROLES, Role, Task
+from imsm.evaluation.metrics import resolve_metric
 from imsm.utils.errors import UserError
-from imsm.utils.messages import describe_errors, format_value
+from imsm.utils.messages import did_you_mean, format_value, validation_errors
 from imsm.utils.options import closest_match, list_options, load_option
 
 TARGET = "target"
+SHARED_KEYS = set(DataConfig.model_fields) - set(Task.model_fields)
+"""Keys of the section `data` that are not part of a dataset's yaml."""
 
 
-def resolve_tasks(
-    *,
-    data: DataConfig,
-    names: list[str],
-    backbone: BackboneConfig | None,
-    trained: bool,
-    cfg: DictConfig,
-    config_dir: Path | None,
-) -> tuple[dict[str, Task], dict[str, str], list[str]]:
-    """Resolve the tasks of an evaluation.
+@dataclass
+class TaskLookup:
+    """Looks up tasks by name and collects one line per error.
 
-    Args:
-        data: the run's target.
-        names: of tasks; "target" stands for the run's own.
-        backbone: says where the forgetting tests come from; None: it is not valid.
-        trained: whether the target's training split is needed.
-        cfg: what Hydra composed, for the interpolations in the tasks' yamls.
-        config_dir: the folder of options of one's own.
-
-    Returns:
-        Tasks by name, modules of their metrics by name, and a line per problem.
+    Attributes:
+        cfg: The composed configuration, for interpolations in the tasks' yamls.
+        config_dir: Folder with custom options.
+        errors: The errors found so far.
     """
-    tasks: dict[str, Task] = {}
-    errors = [f"evaluation.tasks={name}: is named twice" for name in names if names.count(name) > 1]
-    own = data
-    for name in names:
-        if name in (TARGET, data.name):
-            tasks[data.name] = own
-            continue
-        task, wrong = _task(name, key="evaluation.tasks", known=[TARGET], cfg=cfg, config_dir=config_dir)
-        errors += wrong
-        if task is not None:
-            tasks[name] = task
-    metrics, wrong = _metrics({data.name: own} | tasks, config_dir=config_dir)
-    errors += wrong + _modules([own, *tasks.values()])
-    if backbone is not None:
-        elsewhere = data.forgetting_source(backbone)
-        target_roles: list[Role] = ["train", "test"] if trained else ["test"]
-        errors += _check_files_exist(own, data.target_source(), roles=target_roles)
-        for name, task in tasks.items():
-            if name != data.name:
-                errors += _check_files_exist(task, elsewhere, roles=["test"])
-    return tasks, metrics, errors
 
+    cfg: DictConfig
+    config_dir: Path | None
+    errors: list[str] = field(default_factory=list)
 
-def resolve_replay_tasks(
-    replay: ReplayConfig,
-    *,
-    data: DataConfig,
-    judged: list[str],
-    backbone: BackboneConfig,
-    cfg: DictConfig,
-    config_dir: Path | None,
-) -> tuple[dict[str, Task], list[str]]:
-    """Resolve what `peft.replay` names: where its questions come from, and what they must not ask.
+    def evaluation_tasks(
+        self, names: Sequence[str], data: DataConfig, *, backbone: BackboneConfig | None, trained: bool
+    ) -> dict[str, Task]:
+        """Return the evaluated tasks by name.
 
-    What is learned must not hang on what is judged, so a test that is judged must be named as one
-    to keep apart from.
+        Args:
+            names: Names of tasks; "target" is the run's own.
+            data: The run's target.
+            backbone: Determines the source of the forgetting tests; None skips the check of their files.
+            trained: Whether the target's training split is needed.
+        """
+        tasks: dict[str, Task] = {}
+        for name in dict.fromkeys(names):
+            if name in (TARGET, data.name):
+                tasks[data.name] = data.as_task()
+            elif task := self._load(name, key="evaluation.tasks", also=[TARGET]):
+                tasks[name] = task
+        self._check_modules([data, *tasks.values()])
+        if backbone is not None:
+            self._check_files(data, data.target_source(), ROLES if trained else ["test"])
+            for name in tasks.keys() - {data.name}:
+                self._check_files(tasks[name], data.forgetting_source(backbone), ["test"])
+        return tasks
 
-    Args:
-        replay: the section.
-        data: the run's target.
-        judged: the names of the evaluation's tasks.
-        backbone: says where these datasets come from.
-        cfg: as of `look_up`, like the rest.
-        config_dir: likewise.
+    def metric_modules(self, tasks: Iterable[Task]) -> dict[str, str]:
+        """Return the module of each metric that the tasks name."""
+        modules: dict[str, str] = {}
+        names = list_options("metric", config_dir=self.config_dir)
+        for task in tasks:
+            for metric in (*task.metrics, *task.paper_code_metrics):
+                prefix = f"metric {metric} of data={task.name}"
+                if metric not in names:
+                    hint = did_you_mean(closest_match(metric, names))
+                    self.errors.append(f"{prefix}: no such metric ({', '.join(names)}){hint}")
+                    continue
+                try:
+                    module = str(load_option("metric", metric, config_dir=self.config_dir).get("module"))
+                    resolve_metric(module)
+                except UserError as error:
+                    self.errors.append(f"{prefix}: {error}")
+                else:
+                    modules[metric] = module
+        return modules
 
-    Returns:
-        Tasks by name, and a line per problem.
-    """
-    tasks: dict[str, Task] = {}
-    errors = _replay_problems(replay, target=data.name, judged=judged)
-    source = data.forgetting_source(backbone)
-    keys = dict.fromkeys(replay.exclude_tests, "peft.replay.exclude_tests")
-    for name, key in {**keys, replay.task: "peft.replay.task"}.items():
-        task, wrong = _task(name, key=key, known=[], cfg=cfg, config_dir=config_dir)
-        errors += wrong
-        if task is None:
-            continue
-        tasks[name] = task
-        if name == replay.task:
-            if not task.splits.get("train"):
-                errors.append(f"peft.replay.task={name}: has no split to learn from")
-            errors += _check_files_exist(task, source, roles=["train"])
-        if name in replay.exclude_tests:
-            errors += _check_files_exist(task, source, roles=["test"])
-    return tasks, errors + _modules(list(tasks.values()))
+    def replay_tasks(
+        self, replay: ReplayConfig, data: DataConfig, *, evaluated: Sequence[str], backbone: BackboneConfig
+    ) -> dict[str, Task]:
+        """Return the tasks in `peft.replay` by name: the replayed one, and those whose tests it must not contain.
 
+        The training data must not depend on which tasks are evaluated, so `exclude_tests` has to
+        name every evaluated task explicitly.
 
-def apply_sequence(
-    names: list[str],
-    *,
-    data: DataConfig,
-    evaluation: EvaluationConfig,
-    backbone: BackboneConfig | None,
-    cfg: DictConfig,
-    config_dir: Path | None,
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Resolve the tasks of a sequence; its last one is the run's target, all of them are judged.
-
-    Args:
-        names: of the tasks, in order.
-        data: what is common to them; which dataset it describes does not count.
-        evaluation: as it was chosen; "target" stands for the whole sequence.
-        backbone: as of `look_up`, like the rest.
-        cfg: likewise.
-        config_dir: likewise.
-
-    Returns:
-        The sections `data` and `evaluation` as the sequence wants them, `sequence_tasks`, and a
-        line per problem; the first two are empty if there is any.
-    """
-    errors = _common_problems(names, data)
-    tasks: dict[str, Task] = {}
-    elsewhere = None if backbone is None else data.forgetting_source(backbone)
-    for name in names:
-        task, wrong = _task(name, key="task_sequence", known=[], cfg=cfg, config_dir=config_dir)
-        errors += wrong
-        if task is None:
-            continue
-        tasks[name] = task
-        if task.hub is None:
-            errors.append(
-                f"task_sequence={format_value(names)}: {name} is not on the hub, and one's own data can be the "
-                "target of a single run only"
+        Args:
+            replay: The section.
+            data: The run's target.
+            evaluated: Names in `evaluation.tasks`.
+            backbone: Determines the source of these datasets.
+        """
+        if replay.task == data.name:
+            self.errors.append(f"peft.replay.task={data.name}: is the target itself; choose another dataset")
+        missing = [name for name in evaluated if name not in (TARGET, data.name, *replay.exclude_tests)]
+        if missing:
+            self.errors.append(
+                f"evaluation.tasks={format_value(list(evaluated))}: replayed examples are not checked against the "
+                f"tests of {', '.join(missing)}; set peft.replay.exclude_tests="
+                f"{format_value([*replay.exclude_tests, *missing])}"
             )
-        elif not task.splits.get("train"):
-            errors.append(f"task_sequence={format_value(names)}: {name} has no split to train on")
-        elif elsewhere is not None:
-            errors += _check_files_exist(task, elsewhere, roles=["train", "test"])
-    if errors:
-        return {}, {}, errors
-    common = data.model_dump(include=_COMMON_KEYS, exclude_unset=True)
-    target = DataConfig(**tasks[names[-1]].model_dump(exclude_unset=True), **common)
-    judged = [*dict.fromkeys(names), *(n for n in evaluation.tasks if n not in (TARGET, *names))]
-    adopted = {"data": target, "evaluation": evaluation.model_copy(update={"tasks": judged})}
-    return adopted, {"stage_tasks": tasks}, []
-
-
-def _common_problems(names: list[str], data: DataConfig) -> list[str]:
-    """What describes one dataset cannot be said of several."""
-    given = {"local_dir": data.local_dir, "metric": data.metric}
-    return [
-        f"data.{key}={value}: is for a single target, not for task_sequence={format_value(names)}; leave it out"
-        for key, value in given.items()
-        if value is not None
-    ]
-
-
-def _replay_problems(replay: ReplayConfig, *, target: str, judged: list[str]) -> list[str]:
-    errors = []
-    if replay.task == target:
-        errors.append(f"peft.replay.task={target}: is the target itself; choose another dataset")
-    left_out = [name for name in judged if name not in (TARGET, target, *replay.exclude_tests)]
-    if left_out:
-        wanted = format_value([*replay.exclude_tests, *left_out])
-        errors.append(
-            f"evaluation.tasks={format_value(judged)}: replayed questions are not kept apart from "
-            f"{', '.join(left_out)}; set peft.replay.exclude_tests={wanted}"
-        )
-    return errors
-
-
-def _task(
-    name: str, *, key: str, known: list[str], cfg: DictConfig, config_dir: Path | None
-) -> tuple[Task | None, list[str]]:
-    names = [*known, *list_options("data", config_dir=config_dir)]
-    if name not in names:
-        guess = closest_match(name, names)
-        hint = f"; did you mean {guess}?" if guess else ""
-        return None, [f"{key}={name}: no such task ({', '.join(names)}){hint}"]
-    try:
-        values, errors = _resolved(load_option("data", name, config_dir=config_dir), cfg)
-    except UserError as error:
-        return None, [str(error)]
-    fields = {key: value for key, value in values.items() if key not in _COMMON_KEYS}
-    try:
-        return Task(**fields), errors
-    except ValidationError as error:
-        types = {key: field.annotation for key, field in Task.model_fields.items()}
-        details = [dict(detail) for detail in error.errors()]
-        return None, [f"data={name}: {line}" for line in describe_errors("data", types, details)]
-
-
-def _resolved(option: dict[str, Any], cfg: DictConfig) -> tuple[dict[str, Any], list[str]]:
-    """An option's values; its interpolations may point anywhere into the run's configuration."""
-    if "${" not in str(option):
-        return option, []
-    root = OmegaConf.create({key: cfg._get_node(key) for key in cfg if key != "data"})
-    root["data"] = option
-    values, errors = resolve(root)
-    return values["data"], [line for key, line in errors.items() if key.startswith("data.")]
-
-
-_COMMON_KEYS = set(DataConfig.model_fields) - set(Task.model_fields)
-
-
-def _metrics(tasks: dict[str, Task], *, config_dir: Path | None) -> tuple[dict[str, str], list[str]]:
-    modules: dict[str, str] = {}
-    errors = []
-    names = list_options("metric", config_dir=config_dir)
-    for task in tasks.values():
-        for metric in (*task.metrics, *task.paper_code_metrics):
-            if metric not in names:
-                guess = closest_match(metric, names)
-                hint = f"; did you mean {guess}?" if guess else ""
-                listed = ", ".join(names)
-                errors.append(f"metric {metric} of data={task.name}: no such metric ({listed}){hint}")
+        tasks: dict[str, Task] = {}
+        source = data.forgetting_source(backbone)
+        keys = dict.fromkeys(replay.exclude_tests, "peft.replay.exclude_tests")
+        for name, key in {**keys, replay.task: "peft.replay.task"}.items():
+            task = self._load(name, key=key)
+            if task is None:
                 continue
-            try:
-                module = load_option("metric", metric, config_dir=config_dir).get("module")
-            except UserError as error:
-                errors.append(f"metric {metric} of data={task.name}: {error}")
+            tasks[name] = task
+            if name == replay.task:
+                if not task.splits.get("train"):
+                    self.errors.append(f"{key}={name}: has no training split; choose another dataset")
+                self._check_files(task, source, ["train"])
+            if name in replay.exclude_tests:
+                self._check_files(task, source, ["test"])
+        self._check_modules(tasks.values())
+        return tasks
+
+    def task_sequence(
+        self, names: list[str], data: DataConfig, evaluation: EvaluationConfig, *, backbone: BackboneConfig | None
+    ) -> tuple[dict[str, Any], dict[str, Task]]:
+        """Resolve the tasks of a sequence: the last one is the run's target, all of them are evaluated.
+
+        Args:
+            names: Names of the tasks, in order.
+            data: Source of the settings that all tasks share; its own dataset is ignored.
+            evaluation: The section; "target" means the complete sequence.
+            backbone: Determines the source of the datasets; None skips the check of their files.
+
+        Returns:
+            The new sections `data` and `evaluation` (empty if there are errors), and the tasks by name.
+        """
+        given, before = f"task_sequence={format_value(names)}", len(self.errors)
+        for key, value in (("local_dir", data.local_dir), ("metric", data.metric)):
+            if value is not None:
+                self.errors.append(f"data.{key}={value}: is for a single target, not for {given}; omit it")
+        tasks: dict[str, Task] = {}
+        for name in names:
+            task = self._load(name, key="task_sequence")
+            if task is None:
                 continue
-            if not isinstance(module, str) or not _exists(module):
-                errors.append(f"metric {metric}: its module {module} cannot be found")
-            else:
-                modules[metric] = module
-    return modules, errors
+            tasks[name] = task
+            if task.hub is None:
+                self.errors.append(f"{given}: {name} is not on the Hub; use local data as the target of a single run")
+            elif not task.splits.get("train"):
+                self.errors.append(f"{given}: {name} has no training split; omit it")
+            elif backbone is not None:
+                self._check_files(task, data.forgetting_source(backbone), ROLES)
+        if len(self.errors) > before:
+            return {}, {}
+        evaluated = [*dict.fromkeys(names), *(name for name in evaluation.tasks if name not in (TARGET, *names))]
+        sections = {
+            "data": with_task(data, tasks[names[-1]]),
+            "evaluation": evaluation.model_copy(update={"tasks": evaluated}),
+        }
+        return sections, tasks
+
+    def _load(self, name: str, *, key: str, also: Sequence[str] = ()) -> Task | None:
+        """Load a task's yaml, or collect why it cannot be loaded; ``also`` lists other allowed names."""
+        names = [*also, *list_options("data", config_dir=self.config_dir)]
+        if name not in names:
+            hint = did_you_mean(closest_match(name, names))
+            self.errors.append(f"{key}={name}: no such task ({', '.join(names)}){hint}")
+            return None
+        try:
+            values = self._resolved(load_option("data", name, config_dir=self.config_dir))
+            return Task(**{key: value for key, value in values.items() if key not in SHARED_KEYS})
+        except UserError as error:
+            self.errors.append(str(error))
+        except ValidationError as error:
+            types = {key: field.annotation for key, field in Task.model_fields.items()}
+            self.errors += [f"data={name}: {line}" for line in validation_errors("data", types, error.errors())]
+        return None
+
+    def _resolved(self, option: dict[str, Any]) -> dict[str, Any]:
+        """Resolve the interpolations of an option, which may point anywhere into the configuration."""
+        if "${" not in str(option):
+            return option
+        root = OmegaConf.create({key: self.cfg._get_node(key) for key in self.cfg if key != "data"})
+        root["data"] = option
+        values, errors = resolve(root)
+        self.errors += [line for key, line in errors.items() if key.startswith("data.")]
+        return values["data"]
+
+    def _check_modules(self, tasks: Iterable[Task]) -> None:
+        self.errors += [
+            f"data.module={task.module} of data={task.name}: there is no such module; put a custom one into the "
+            "folder given by --config-dir"
+            for task in tasks
+            if not _module_exists(task.module)
+        ]
+
+    def _check_files(self, task: Task, source: DataSource, roles: Sequence[Role]) -> None:
+        """Check that an existing mirror or folder has the files of a task."""
+        if source.path is not None and not Path(source.path).is_dir():
+            return  # reported once by `imsm.config.validate`
+        if task.hub is None and source.kind != "local":
+            return
+        try:
+            check_source(task, source=source, roles=roles)
+        except UserError as error:
+            self.errors.append(" ".join(str(error).split()))
 
 
-def _modules(tasks: list[Task]) -> list[str]:
-    return [
-        f"data.module={task.module} of data={task.name}: there is no such module; one of one's own "
-        "lies in the folder given by --config-dir"
-        for task in tasks
-        if not _exists(task.module)
-    ]
+def with_task(data: DataConfig, task: Task) -> DataConfig:
+    """Return ``data`` with another target task and the same shared settings."""
+    shared = data.model_dump(include=SHARED_KEYS, exclude_unset=True)
+    return DataConfig(**task.model_dump(exclude_unset=True), **shared)
 
 
-def _exists(module: str) -> bool:
+def _module_exists(name: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
         return False
-
-
-def _check_files_exist(task: Task, source: DataSource, *, roles: list[Role]) -> list[str]:
-    """A mirror or folder that exists but lacks this task's files."""
-    if source.path is not None and not Path(source.path).is_dir():
-        return []  # said once, by the checks
-    if task.hub is None and source.kind != "local":
-        return []
-    try:
-        check_source(task, source=source, roles=roles)
-    except UserError as error:
-        return [" ".join(str(error).split())]
-    return []

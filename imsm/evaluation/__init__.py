@@ -1,1 +1,1 @@
-"""Prompts to responses, predictions, metrics and statistics."""
+"""Evaluation: inference through a response cache, answer extraction, metrics and statistics."""

@@ -1,26 +1,25 @@
-"""Rows of a test that also stand in what was learned from."""
+"""Evaluation examples whose prompts are also training prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from imsm.data.example import Example
+from imsm.data.example import Example
 
-_NAMED = 20
+_MAX_IDS = 20
 
 
-def find_contamination(test: Sequence[Example], learned: Sequence[Example]) -> dict[str, Any]:
-    """How many test items ask what was learned, by the words of their prompts, and which.
+def find_contamination(examples: Sequence[Example], training_examples: Sequence[Example]) -> dict[str, Any]:
+    """Find evaluation examples whose prompt is in the training data, ignoring case and whitespace.
 
     Returns:
-        {"count": how many, "ids": the first twenty of them}.
+        {"count": number of such examples, "ids": ids of the first 20}.
     """
-    known = {_words(example.prompt) for example in learned}
-    found = [example.id for example in test if _words(example.prompt) in known]
-    return {"count": len(found), "ids": found[:_NAMED]}
+    training_prompts = {_normalize(example.prompt) for example in training_examples}
+    ids = [example.id for example in examples if _normalize(example.prompt) in training_prompts]
+    return {"count": len(ids), "ids": ids[:_MAX_IDS]}
 
 
-def _words(prompt: str) -> str:
+def _normalize(prompt: str) -> str:
     return " ".join(prompt.lower().split())

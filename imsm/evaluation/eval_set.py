@@ -1,25 +1,22 @@
-"""A task's test items, read and tokenised once for all arms."""
+"""Evaluation sets: the tokenized test examples of a task, with their fingerprint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from transformers import PreTrainedTokenizerBase
+
+from imsm.data.example import Example
 from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Task
 from imsm.data.tokenization import TokenizationStats, TokenizedExample, tokenize_prompts
 from imsm.utils.hashing import hash_json
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from imsm.data.example import Example
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSet:
-    """A task's test items, ready to be asked."""
+    """The test examples of a task and their tokenized prompts."""
 
     task: Task
     examples: list[Example]
@@ -28,11 +25,11 @@ class EvalSet:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over prompts and accepted answers, and over how they are asked and scored."""
+        """SHA-256 of the examples, the generation limits, the extraction module and the metrics."""
         task = self.task
-        asked = [task.max_prompt_tokens, task.max_new_tokens, task.stop]
-        scored = [task.module, task.metrics, task.paper_code_metrics]
-        return hash_json([hash_examples(self.examples), asked, scored])
+        generation = [task.max_prompt_tokens, task.max_new_tokens, task.stop]
+        scoring = [task.module, task.metrics, task.paper_code_metrics]
+        return hash_json([hash_examples(self.examples), generation, scoring])
 
 
 def load_eval_set(
@@ -45,18 +42,24 @@ def load_eval_set(
     closed_vocabulary: bool,
     chat: bool,
 ) -> EvalSet:
-    """Load and tokenise a task's test items (a fixed random ``items`` of them; None: all).
+    """Load and tokenize the test examples of a task.
 
-    ``chat``: each prompt is a user turn in the tokenizer's template; its tokens are part of the
-    answers' key.
+    Args:
+        task: The task.
+        source: Where its data are read from.
+        prompt_style: "paper" or "corrected".
+        limit: Number of examples, drawn with a fixed seed; None: all.
+        tokenizer: The backbone's tokenizer.
+        closed_vocabulary: Raise an error for unknown words.
+        chat: Format each prompt as a user turn of the tokenizer's chat template.
     """
     examples = load_examples(task, "test", source=source, prompts=prompt_style, limit=limit)
-    tokenised, report = tokenize_prompts(
+    prompts, stats = tokenize_prompts(
         examples, tokenizer, max_prompt_tokens=task.max_prompt_tokens, closed_vocabulary=closed_vocabulary, chat=chat
     )
-    return EvalSet(task=task, examples=examples, prompts=tokenised, tokenization_stats=report)
+    return EvalSet(task=task, examples=examples, prompts=prompts, tokenization_stats=stats)
 
 
 def hash_examples(examples: Sequence[Example]) -> str:
-    """SHA-256 over ids, prompts and accepted answers."""
+    """Return the SHA-256 of ids, prompts and accepted answers."""
     return hash_json([[e.id, e.prompt, list(e.golds)] for e in examples])

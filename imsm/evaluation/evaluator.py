@@ -1,9 +1,8 @@
-"""Judging one stream on one task, in stages that each leave a file.
+"""Evaluate one stream of a model on one task.
 
-    prompts -> ledger (raw answers, likelihoods) -> predictions.jsonl (answers, scores) -> result.json
+    prompts -> response cache (responses, likelihoods) -> predictions.jsonl (answers, scores) -> result.json
 
-A later stage never repeats an earlier one: only what the ledger does not hold is asked; extracting
-and scoring are always done anew.
+Inference runs only for responses that the cache lacks; answer extraction and scoring always run.
 """
 
 from __future__ import annotations
@@ -12,30 +11,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from imsm.data.task import task_module
+from imsm.distributed.context import DistributedContext
+from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.inference import GetModel, run_inference
 from imsm.evaluation.predictions import write_predictions
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.evaluation.scoring import score_predictions
 from imsm.utils.hashing import hash_json
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from imsm.distributed.context import DistributedContext
-    from imsm.evaluation.eval_set import EvalSet
-
 
 @dataclass(kw_only=True)
 class EvalResult:
-    """One stream's result on one task, as `result.json` keeps it.
+    """Result of one stream on one task, as stored in `result.json`.
 
-    ``metrics`` in points (0 to 100), ``unparsed``: answers that could not be extracted; both by
-    the ``protocol`` asked for, ``protocols`` has them by each. ``seconds`` and ``new_tokens`` of
-    generating, ``truncated``: generations that hit the token limit, ``gold_loglik``: the mean over
-    items of ln p of the likeliest accepted answer, ``gate_mean``: over items (interwoven only).
+    Attributes:
+        num_examples: Number of evaluated examples.
+        protocol: The protocol of ``metrics``, ``headline`` and ``unparsed``.
+        metrics: Metric values in points (0 to 100).
+        headline: Name of the first metric.
+        seconds: Generation time.
+        new_tokens: Number of generated tokens.
+        unparsed: Number of responses without an extractable answer.
+        truncated: Number of responses that reached the token limit.
+        reference_loglik: Mean over examples of ln p of the most likely accepted answer.
+        gate_mean: Mean weight of the original stream; None unless the stream is "interwoven".
+        protocols: metrics, headline and unparsed of every protocol.
     """
 
     num_examples: int
@@ -66,37 +71,41 @@ def evaluate(
     label: str,
     dist_context: DistributedContext,
 ) -> EvalResult:
-    """Ask (what the ledger lacks), extract and score; the items are left in ``folder``.
+    """Run inference for uncached prompts, score all responses and write the predictions.
 
     Args:
-        test: what is asked.
-        model: gives the model; called only if something has to be asked.
-        stream: who answers.
-        tokenizer: the backbone's.
-        model_fingerprint: identifies backbone, adapter, gate and stream.
-        metrics: names by protocol, the first of each is its headline: "strict" scores the extracted
-            answers, "paper_code" the raw ones.
-        protocol: whose metrics are the result's own.
-        batch_size: prompts in one pass.
-        response_cache_dir: the folder of all ledgers.
-        folder: of this stream and task.
-        label: what the progress bar says.
-        dist_context: the processes that share the batches out; the first one writes.
+        eval_set: The examples.
+        get_model: Returns the model; called only if a response is missing.
+        stream: "original", "tuned" or "interwoven".
+        tokenizer: The backbone's tokenizer.
+        model_fingerprint: Hash of backbone, adapter, gate, precision and stream.
+        metrics: Metric names by protocol. "strict" scores extracted answers, "paper_code" raw responses.
+        protocol: The protocol reported as the result's own.
+        batch_size: Prompts per forward pass.
+        response_cache_dir: Directory of all response caches.
+        output_dir: Directory of `predictions.jsonl`.
+        label: Text of the progress bar.
+        dist_context: The processes among which the batches are divided; rank 0 writes.
     """
-    response_cache = ResponseCache(response_cache_dir, fingerprint=model_fingerprint)
-    rows, golds = run_inference(
+    responses, references = run_inference(
         eval_set,
         get_model=get_model,
         stream=stream,
         tokenizer=tokenizer,
         fingerprint=model_fingerprint,
-        response_cache=response_cache,
+        response_cache=ResponseCache(response_cache_dir, fingerprint=model_fingerprint),
         batch_size=batch_size,
         label=label,
         dist_context=dist_context,
     )
     return score_responses(
-        eval_set, responses=rows, references=golds, metrics=metrics, protocol=protocol, output_dir=output_dir, dist_context=dist_context
+        eval_set,
+        responses=responses,
+        references=references,
+        metrics=metrics,
+        protocol=protocol,
+        output_dir=output_dir,
+        dist_context=dist_context,
     )
 
 
@@ -110,24 +119,32 @@ def score_responses(
     output_dir: Path,
     dist_context: DistributedContext,
 ) -> EvalResult:
-    """Extract and score what was answered, N rows and likelihoods as `ask` gives them.
+    """Extract and score the answers of N responses; rank 0 writes `predictions.jsonl`.
 
-    A router, which answers with one or the other arm's rows, comes in here.
+    Args:
+        eval_set: The N examples.
+        responses: Response rows, as returned by `run_inference`.
+        references: Likelihood rows of the most likely accepted answers, likewise.
+        metrics: Metric names by protocol.
+        protocol: The protocol reported as the result's own.
+        output_dir: Directory of `predictions.jsonl`.
+        dist_context: The process group.
     """
     extract = task_module(eval_set.task).extract
     texts = {"strict": [extract(row["text"]) for row in responses], "paper_code": [row["text"] for row in responses]}
     accepted = [example.golds for example in eval_set.examples]
     protocols: dict[str, dict[str, Any]] = {}
     scores: list[dict[str, float]] = [{} for _ in responses]
-    for name, names in metrics.items():
-        totals, per_item = score_predictions(names, texts[name], accepted)
+    for name, metric_names in metrics.items():
+        totals, example_scores = score_predictions(metric_names, texts[name], accepted)
         protocols[name] = {
             "metrics": totals,
             "headline": next(iter(totals)),
             "unparsed": sum(not text.strip() for text in texts[name]),
         }
-        scores = [before | new for before, new in zip(scores, per_item, strict=True)]
+        scores = [known | new for known, new in zip(scores, example_scores, strict=True)]
     if dist_context.is_main:
+        columns = (eval_set.examples, eval_set.prompts, responses, references, texts["strict"], scores)
         write_predictions(
             output_dir,
             (
@@ -135,21 +152,19 @@ def score_responses(
                     "id": example.id,
                     "group": example.group,
                     "prompt_hash": hash_json(prompt.prompt_ids),
-                    "generation": row["text"],
+                    "response": row["text"],
                     "tokens": row["tokens"],
                     "ended": row["ended"],
                     "answer": answer,
                     "references": list(example.golds),
                     "scores": score,
-                    "reference_loglik": gold and gold["loglik"],
-                    "reference_tokens": gold and gold["tokens"],
+                    "reference_loglik": reference and reference["loglik"],
+                    "reference_tokens": reference and reference["tokens"],
                     "gate_mean": row["gate_mean"],
                     "gate_per_token": row["gate_per_token"],
                     "token_texts": row["token_texts"],
                 }
-                for example, prompt, row, gold, answer, score in zip(
-                    eval_set.examples, eval_set.prompts, responses, references, texts["strict"], scores, strict=True
-                )
+                for example, prompt, row, reference, answer, score in zip(*columns, strict=True)
             ),
         )
     return EvalResult(
@@ -161,7 +176,7 @@ def score_responses(
         new_tokens=sum(row["tokens"] for row in responses),
         unparsed=protocols[protocol]["unparsed"],
         truncated=sum(not row["ended"] for row in responses),
-        reference_loglik=_mean([gold["loglik"] for gold in references if gold is not None]),
+        reference_loglik=_mean([row["loglik"] for row in references if row is not None]),
         gate_mean=_mean([row["gate_mean"] for row in responses if row["gate_mean"] is not None]),
         protocols=protocols,
     )

@@ -1,4 +1,4 @@
-"""Prompts to raw text: greedy, batched, with a key-value cache and an early stop."""
+"""Batched greedy decoding with a KV cache and stop patterns."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from imsm.models.siamese.decoding_session import DecodingSession
+from imsm.models.siamese.model import SiameseForCausalLM
 
-    from imsm.models.siamese.decoding_session import DecodingSession
-    from imsm.models.siamese.model import SiameseForCausalLM
-
-_TAIL = 64
-"""Tokens of the text so far that a stop pattern is looked for in."""
-_SHOWN, _PLACES = 64, 5
-"""How many positions' gates are kept with an answer, and to how many decimal places."""
-_MOST = 0.85
-"""When no more than this share of the rows that are read still goes on, the others are dropped."""
+_STOP_WINDOW = 64
+"""Number of last tokens that are searched for the stop pattern."""
+_MAX_GATE_TOKENS, _GATE_DECIMALS = 64, 5
+"""Number of positions whose gate is stored with a response, and its decimal places."""
+_COMPACT_BELOW = 0.85
+"""Compact the batch when at most this fraction of its rows is unfinished."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One raw answer.
+    """One response.
 
-    ``tokens`` without the end's own; ``ended``: by itself or by the stop pattern, not by the token
-    limit. ``gate_mean``: the original memory's mean weight over all generated positions, the
-    end's too (interwoven stream only); ``gate_tokens``: at the first ones of them, whose texts are
-    ``gate_pieces``.
+    Attributes:
+        text: The decoded text.
+        tokens: Number of tokens, without the EOS token.
+        ended: Whether generation ended with EOS or the stop pattern, not at the token limit.
+        gate_mean: Mean weight of the original stream over all generated positions, EOS included;
+            None unless the stream is "interwoven".
+        gate_per_token: The weights at the first positions, likewise.
+        token_texts: The text of these tokens, likewise.
     """
 
     text: str
@@ -45,85 +46,84 @@ class Generation:
 
 @torch.inference_mode()
 def generate_responses(
-    reading: DecodingSession, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, stop: str | None
+    session: DecodingSession, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, stop: str | None
 ) -> list[Generation]:
-    """The greedy answers to a batch of prompts; a row that has its answer is let go of.
+    """Decode greedily until every prompt of the session has its response.
 
     Args:
-        reading: of the prompts; when all is said it is used up.
-        tokenizer: the backbone's.
-        max_new_tokens: at most so many tokens an answer.
-        stop: regular expression on the generated text; None: until the end-of-text token.
+        session: The prefilled session; consumed by this call.
+        tokenizer: The backbone's tokenizer.
+        max_new_tokens: Token limit of a response.
+        stop: Regular expression on the generated text; None: stop at EOS only.
     """
-    ends = eos_token_ids(reading.model, tokenizer)
-    over = _over(tokenizer, ends=ends, stop=stop)
-    tokens: list[list[int]] = [[] for _ in range(len(reading))]
-    gates: list[list[float]] = [[] for _ in range(len(reading))]
-    read = list(range(len(reading)))  # whose the reading's rows are
-    going = set(read)
+    eos = eos_token_ids(session.model, tokenizer)
+    find_finished = _finished_finder(tokenizer, eos=eos, stop=stop)
+    tokens: list[list[int]] = [[] for _ in range(len(session))]
+    gates: list[list[float]] = [[] for _ in range(len(session))]
+    prompts = list(range(len(session)))  # the prompt of each row of the session
+    unfinished = set(prompts)
     while True:
-        chosen = reading.logits.argmax(dim=-1)
-        shares = None if reading.gate is None else reading.gate.tolist()
-        for row, token in enumerate(chosen.tolist()):
-            if read[row] in going:
-                tokens[read[row]].append(token)
-                if shares is not None:
-                    gates[read[row]].append(shares[row])
-        going -= over({place: tokens[place] for place in going})
-        if not going or len(tokens[min(going)]) == max_new_tokens:
+        next_tokens = session.logits.argmax(dim=-1)
+        weights = None if session.gate is None else session.gate.tolist()
+        for row, token in enumerate(next_tokens.tolist()):
+            if prompts[row] in unfinished:
+                tokens[prompts[row]].append(token)
+                if weights is not None:
+                    gates[prompts[row]].append(weights[row])
+        unfinished -= find_finished({index: tokens[index] for index in unfinished})
+        if not unfinished or len(tokens[min(unfinished)]) == max_new_tokens:
             break
-        if len(going) <= _MOST * len(read):
-            rows = [row for row, place in enumerate(read) if place in going]
-            reading.select_rows(rows)
-            chosen, read = chosen[rows], [read[row] for row in rows]
-        reading.forward(chosen[:, None])
+        if len(unfinished) <= _COMPACT_BELOW * len(prompts):
+            rows = [row for row, index in enumerate(prompts) if index in unfinished]
+            session.select_rows(rows)
+            next_tokens, prompts = next_tokens[rows], [prompts[row] for row in rows]
+        session.forward(next_tokens[:, None])
     return [
-        _generation(row, own or None, tokenizer, ends=ends, limit=max_new_tokens)
-        for row, own in zip(tokens, gates, strict=True)
+        _generation(row, row_gates or None, tokenizer, eos=eos, limit=max_new_tokens)
+        for row, row_gates in zip(tokens, gates, strict=True)
     ]
 
 
-def _over(
-    tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], stop: str | None
+def _finished_finder(
+    tokenizer: PreTrainedTokenizerBase, *, eos: Sequence[int], stop: str | None
 ) -> Callable[[dict[int, list[int]]], set[int]]:
-    """Tells of rows of new tokens which are answers that have ended."""
+    """Return a function from token rows to the keys of the finished rows."""
     pattern = None if stop is None else re.compile(stop)
 
-    def over(rows: dict[int, list[int]]) -> set[int]:
-        ended = {place for place, row in rows.items() if row[-1] in ends}
+    def find_finished(rows: dict[int, list[int]]) -> set[int]:
+        finished = {index for index, row in rows.items() if row[-1] in eos}
         if pattern is not None:
-            tails = [row[-_TAIL:] for row in rows.values()]
+            tails = [row[-_STOP_WINDOW:] for row in rows.values()]
             texts = tokenizer.batch_decode(tails, skip_special_tokens=True)
-            found = zip(rows, texts, strict=True)
-            ended |= {place for place, text in found if pattern.search(text)}
-        return ended
+            finished |= {index for index, text in zip(rows, texts, strict=True) if pattern.search(text)}
+        return finished
 
-    return over
+    return find_finished
 
 
 def eos_token_ids(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a text: the tokenizer's and the backbone's own."""
-    own = model.backbone.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
+    """Return the EOS tokens of the tokenizer and of the backbone's generation config."""
+    configured = model.backbone.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
     return sorted({tokenizer.eos_token_id, *(token for token in listed if token is not None)})
 
 
 def _generation(
-    row: list[int], weights: list[float] | None, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], limit: int
+    row: list[int], weights: list[float] | None, tokenizer: PreTrainedTokenizerBase, *, eos: Sequence[int], limit: int
 ) -> Generation:
-    """A row of new tokens, without its end and decoded, with the gate at each of them."""
-    length = len(row) - (row[-1] in ends)
+    length = len(row) - (row[-1] in eos)
     return Generation(
         text=str(tokenizer.decode(row[:length], skip_special_tokens=True)),
         tokens=length,
         ended=length < limit,
-        gate_mean=None if weights is None else round(fmean(weights), _PLACES),
-        gate_per_token=None if weights is None else [round(w, _PLACES) for w in weights[:_SHOWN]],
-        token_texts=None if weights is None else _pieces(row[:_SHOWN], tokenizer),
+        gate_mean=None if weights is None else round(fmean(weights), _GATE_DECIMALS),
+        gate_per_token=None if weights is None else [round(w, _GATE_DECIMALS) for w in weights[:_MAX_GATE_TOKENS]],
+        token_texts=None if weights is None else _token_texts(row[:_MAX_GATE_TOKENS], tokenizer),
     )
 
 
-def _pieces(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Each token's own text, as it stands in the whole: the end's too."""
-    texts = [str(tokenizer.decode(tokens[:end])) for end in range(len(tokens) + 1)]
-    return [text.removeprefix(before) for before, text in pairwise(texts)]
+def _token_texts(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the text that each token adds to the decoded sequence, EOS included."""
+    # Decoding a token alone would drop the space before it and split multi-byte characters.
+    prefixes = [str(tokenizer.decode(tokens[:end])) for end in range(len(tokens) + 1)]
+    return [text.removeprefix(before) for before, text in pairwise(prefixes)]

@@ -1,8 +1,6 @@
-"""Asking a stream what the ledger does not hold yet: raw answers, and how likely the golds are.
+"""Run a stream for whatever the response cache lacks: responses, and likelihoods of accepted answers.
 
-A prompt is read once, for its accepted answers and for the stream's own.
-
-Legend: N items.
+Each prompt is prefilled once, for its accepted answers and its response. N is the number of examples.
 """
 
 from __future__ import annotations
@@ -12,31 +10,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from imsm.data.batching import evaluation_order
 from imsm.data.tokenization import answer_tokens
+from imsm.distributed.context import DistributedContext
+from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.generation import generate_responses
 from imsm.evaluation.likelihood import TokenIds, log_likelihoods
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.models.siamese.decoding_session import DecodingSession
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import RunError
 from imsm.utils.hashing import hash_json
 from imsm.utils.oom import AdaptiveBatchSize
 from imsm.utils.progress import progress_bar
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from imsm.distributed.context import DistributedContext
-    from imsm.evaluation.eval_set import EvalSet
-    from imsm.models.siamese.model import SiameseForCausalLM
-
-_VERSION = 4
-"""Of what a row holds; another one asks anew."""
+_VERSION = 5
+"""Format of the cached rows; part of every key."""
 MAX_REFERENCES = 8
-"""So many of an item's accepted answers are weighed, the first ones."""
-GetModel = Callable[[], "SiameseForCausalLM"]
+"""Number of an example's accepted answers, from the first, whose likelihood is computed."""
+GetModel = Callable[[], SiameseForCausalLM]
 
 
 def run_inference(
@@ -51,118 +46,118 @@ def run_inference(
     label: str,
     dist_context: DistributedContext,
 ) -> tuple[list[Row], list[Row | None]]:
-    """Every item's raw answer, and its likeliest accepted answer.
+    """Return every example's response and its most likely accepted answer.
 
     Args:
-        test: what is asked.
-        model: gives the model; called only if something is missing.
-        stream: who answers.
-        tokenizer: the backbone's.
-        fingerprint: identifies backbone, adapter, gate, precision and stream.
-        response_cache: holds what was asked before, and keeps each batch as soon as it is answered.
-        batch_size: prompts in one pass.
-        label: what the progress bar says.
-        dist_context: the processes that share the batches out.
+        eval_set: The N examples.
+        get_model: Returns the model; called only if a row is missing.
+        stream: "original", "tuned" or "interwoven".
+        tokenizer: The backbone's tokenizer.
+        fingerprint: Hash of backbone, adapter, gate, precision and stream.
+        response_cache: Source of known rows; every new batch is appended at once.
+        batch_size: Prompts per forward pass.
+        label: Text of the progress bar.
+        dist_context: The processes among which the batches are divided.
 
     Returns:
-        N rows of {text, tokens, ended, gate_mean, gate_tokens, gate_pieces,
-        seconds}, and N of {loglik, tokens, seconds}:
-        the sum of ln p over the answer's tokens; None where an item has no answer of any token.
+        N rows {text, tokens, ended, gate_mean, gate_per_token, token_texts, seconds}, and N rows
+        {loglik, tokens, seconds} with the sum of ln p over the answer's tokens; None for an example
+        whose accepted answers have no tokens.
     """
-    golds = _golds(eval_set, tokenizer)
+    references = _reference_tokens(eval_set, tokenizer)
     settings = [eval_set.task.max_new_tokens, eval_set.task.stop]
-    answer_keys = [hash_json([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in eval_set.prompts]
-    gold_keys = [
-        [hash_json([_VERSION, fingerprint, "gold", prompt.prompt_ids, ids]) for ids in own]
-        for prompt, own in zip(eval_set.prompts, golds, strict=True)
+    response_keys = [hash_json([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in eval_set.prompts]
+    reference_keys = [
+        [hash_json([_VERSION, fingerprint, "gold", prompt.prompt_ids, ids]) for ids in answers]
+        for prompt, answers in zip(eval_set.prompts, references, strict=True)
     ]
-
-    then = max([eval_set.task.max_new_tokens, *(len(ids) for own in golds for ids in own)])
+    # The same for every batch, because it decides how prompts are prefilled.
+    max_new_tokens = max([eval_set.task.max_new_tokens, *(len(ids) for answers in references for ids in answers)])
 
     @cache
-    def answering() -> SiameseForCausalLM:
-        found = get_model()
-        found.stream = stream  # type: ignore[assignment]
-        return found
+    def model() -> SiameseForCausalLM:
+        loaded = get_model()
+        loaded.stream = stream  # type: ignore[assignment]
+        return loaded
 
-    def asked(places: Sequence[int], missing: set[str]) -> list[dict[str, Row]]:
-        weighed = any(not missing.isdisjoint(gold_keys[place]) for place in places)
-        answered = any(answer_keys[place] in missing for place in places)
-        answers, weights = _prefill_and_decode(
-            answering(),
+    def compute(indices: Sequence[int], missing: set[str]) -> list[dict[str, Row]]:
+        needs_references = any(not missing.isdisjoint(reference_keys[index]) for index in indices)
+        needs_responses = any(response_keys[index] in missing for index in indices)
+        responses, likelihoods = _prefill_and_decode(
+            model(),
             tokenizer,
             eval_set,
-            places,
-            golds=[golds[place] for place in places] if weighed else None,
-            answered=answered,
-            then=then,
+            indices,
+            references=[references[index] for index in indices] if needs_references else None,
+            needs_responses=needs_responses,
+            max_new_tokens=max_new_tokens,
         )
-        found: list[dict[str, Row]] = [{} for _ in places]
-        for index, place in enumerate(places):
-            if weighed:
-                found[index] |= dict(zip(gold_keys[place], weights[index], strict=True))
-            if answered:
-                found[index][answer_keys[place]] = answers[index]
-        return found
+        rows: list[dict[str, Row]] = [{} for _ in indices]
+        for position, index in enumerate(indices):
+            if needs_references:
+                rows[position] |= dict(zip(reference_keys[index], likelihoods[position], strict=True))
+            if needs_responses:
+                rows[position][response_keys[index]] = responses[position]
+        return rows
 
     rows = _through_cache(
-        [[key, *own] for key, own in zip(answer_keys, gold_keys, strict=True)],
+        [[key, *keys] for key, keys in zip(response_keys, reference_keys, strict=True)],
         lengths=[len(prompt.prompt_ids) for prompt in eval_set.prompts],
-        compute=asked,
+        compute=compute,
         response_cache=response_cache,
         batch_size=batch_size,
         label=label,
         dist_context=dist_context,
     )
-    weights = [[rows[key] for key in own] for own in gold_keys]
-    best = [max(own, key=lambda row: row["loglik"], default=None) for own in weights]
-    return [rows[key] for key in answer_keys], best
+    best = [max((rows[key] for key in keys), key=lambda row: row["loglik"], default=None) for keys in reference_keys]
+    return [rows[key] for key in response_keys], best
 
 
-def _golds(test: EvalSet, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenIds]]:
-    """Each item's accepted answers as tokens; those of no token are left out."""
+def _reference_tokens(eval_set: EvalSet, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenIds]]:
+    """Tokenize each example's accepted answers; those without tokens are dropped."""
     return [
         [ids for ids in dict.fromkeys(answer_tokens(tokenizer, example.golds[:MAX_REFERENCES])) if ids]
-        for example in test.examples
+        for example in eval_set.examples
     ]
 
 
 def _prefill_and_decode(
     model: SiameseForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    test: EvalSet,
-    places: Sequence[int],
+    eval_set: EvalSet,
+    indices: Sequence[int],
     *,
-    golds: Sequence[Sequence[TokenIds]] | None,
-    answered: bool,
-    then: int,
+    references: Sequence[Sequence[TokenIds]] | None,
+    needs_responses: bool,
+    max_new_tokens: int,
 ) -> tuple[list[Row], list[list[Row]]]:
-    """The answers (none if they are not asked for) and the likelihoods of ``golds`` (likewise).
+    """Compute the responses (if needed) and the likelihoods of ``references`` (if given) of one batch.
 
-    So many tokens at most come ``then``, whatever is asked for: how prompts are read depends on it.
+    Prefill time counts toward the responses if there are any, else toward the likelihoods.
     """
     started = time.monotonic()
     pad_id = tokenizer.pad_token_id
-    reading = DecodingSession(model, [test.prompts[place].prompt_ids for place in places], pad_id=pad_id, then=then)
-    reading.logits[0, 0].item()  # waits for the device, so that the times are right
-    read = time.monotonic()
-    weights: list[list[Row]] = []
-    if golds is not None:
-        sums = log_likelihoods(reading, golds, pad_id=pad_id)
-        each = time.monotonic() - (read if answered else started)
-        each /= max(1, sum(map(len, golds)))
-        weights = [
-            [{"loglik": value, "tokens": len(ids), "seconds": each} for value, ids in zip(values, own, strict=True)]
-            for values, own in zip(sums, golds, strict=True)
+    prompts = [eval_set.prompts[index].prompt_ids for index in indices]
+    session = DecodingSession(model, prompts, pad_id=pad_id, max_new_tokens=max_new_tokens)
+    session.logits[0, 0].item()  # synchronizes the device, so that the times are correct
+    prefilled = time.monotonic()
+    likelihoods: list[list[Row]] = []
+    if references is not None:
+        sums = log_likelihoods(session, references, pad_id=pad_id)
+        seconds = time.monotonic() - (prefilled if needs_responses else started)
+        seconds /= max(1, sum(map(len, references)))
+        likelihoods = [
+            [{"loglik": value, "tokens": len(ids), "seconds": seconds} for value, ids in zip(values, own, strict=True)]
+            for values, own in zip(sums, references, strict=True)
         ]
-    answers: list[Row] = []
-    if answered:
-        weighed = time.monotonic()
-        limit, stop = test.task.max_new_tokens, test.task.stop
-        made = generate_responses(reading, tokenizer, max_new_tokens=limit, stop=stop)
-        each = (read - started + time.monotonic() - weighed) / len(places)
-        answers = [{**asdict(answer), "seconds": each} for answer in made]
-    return answers, weights
+    responses: list[Row] = []
+    if needs_responses:
+        scored = time.monotonic()
+        limit, stop = eval_set.task.max_new_tokens, eval_set.task.stop
+        generations = generate_responses(session, tokenizer, max_new_tokens=limit, stop=stop)
+        seconds = (prefilled - started + time.monotonic() - scored) / len(indices)
+        responses = [{**asdict(generation), "seconds": seconds} for generation in generations]
+    return responses, likelihoods
 
 
 def _through_cache(
@@ -175,50 +170,51 @@ def _through_cache(
     label: str,
     dist_context: DistributedContext,
 ) -> dict[str, Row]:
-    """The rows of all items' keys; what is missing is computed and kept batch by batch.
+    """Return the rows of all keys; compute the missing ones and cache them batch by batch.
 
-    Batches are formed over all items, missing or not, and the processes share them out whole: so a
-    row is what it would have been in one process that nobody interrupted, unless memory did not
-    suffice and a batch was asked in halves.
+    Batches are formed over all examples, cached or not, and each process computes complete batches, so
+    that a row does not depend on interruptions or on the number of processes (except after
+    out-of-memory, which halves the batch).
     """
-    held = response_cache.read()
-    every = dict.fromkeys(key for own in keys for key in own)
-    missing = set(dist_context.run_on_main(lambda: [key for key in every if key not in held]))
+    rows = response_cache.read()
+    wanted = dict.fromkeys(key for example_keys in keys for key in example_keys)
+    missing = set(dist_context.run_on_main(lambda: [key for key in wanted if key not in rows]))
     batches = [
         batch
         for batch in evaluation_order(lengths, batch_size=batch_size)
-        if any(not missing.isdisjoint(keys[place]) for place in batch)
-    ][dist_context.rank :: dist_context.size]
-    made: dict[str, Row] = {}
-    fitting = AdaptiveBatchSize(lambda places: compute(places, missing), what="prompts", key="evaluation.batch_size")
-    for found in _shown(batches, fitting, label=label, shown=dist_context.is_main):
-        new = {key: row for rows in found for key, row in rows.items()}
-        new = {key: row for key, row in new.items() if key in missing and key not in made}
+        if any(not missing.isdisjoint(keys[index]) for index in batch)
+    ][dist_context.rank :: dist_context.world_size]
+    computed: dict[str, Row] = {}
+    adaptive = AdaptiveBatchSize(
+        lambda indices: compute(indices, missing), what="prompts", key="evaluation.batch_size"
+    )
+    for results in _with_progress(batches, adaptive, label=label, shown=dist_context.is_main):
+        new = {key: row for result in results for key, row in result.items()}
+        new = {key: row for key, row in new.items() if key in missing and key not in computed}
         response_cache.append(new)
-        made |= new
+        computed |= new
     if missing:
-        for told in dist_context.all_gather(json.dumps(made)):
-            held |= json.loads(told)
-    if not held.keys() >= every.keys():
+        for text in dist_context.all_gather(json.dumps(computed)):
+            rows |= json.loads(text)
+    if not rows.keys() >= wanted.keys():
         raise RunError(
-            f"{response_cache.path}: process {dist_context.rank} does not see the answers that process 0 sees; "
-            "the runs' folder must be on a disk that all nodes share"
+            f"{response_cache.path}: rank {dist_context.rank} does not see the responses that rank 0 sees; "
+            "set IMSM_RUNS to a directory shared by all nodes"
         )
-    return held
+    return rows
 
 
-def _shown(
+def _with_progress(
     batches: Sequence[Sequence[int]],
     compute: Callable[[Sequence[int]], list[dict[str, Row]]],
     *,
     label: str,
     shown: bool,
 ) -> Iterator[list[dict[str, Row]]]:
-    """What is computed of each batch, under a progress bar."""
     if not batches:
         return
     total = sum(map(len, batches))
-    with progress_bar(total=total, label=label, unit="item", keep=False, shown=shown) as done:
+    with progress_bar(total=total, label=label, unit="item", keep=False, shown=shown) as bar:
         for batch in batches:
             yield compute(batch)
-            done.update(len(batch))
+            bar.update(len(batch))

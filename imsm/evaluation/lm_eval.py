@@ -1,39 +1,34 @@
-"""A stream of a siamese model as lm-evaluation-harness asks for one.
+"""A siamese model as a model of lm-evaluation-harness.
 
-The gate reads the query, and the harness says what it is: a request's context. So the harness's
-own batches of whole sequences will not do; each request's likelihood is computed with its context
-as the query. A rolling likelihood, whose text is all continuation, has its prefix (the beginning of
-the text, or the window before) as query.
+The gate reads the query, which is a request's context. The harness batches complete sequences without
+marking the context, so likelihoods are computed here, with the context as query. A rolling likelihood
+has no context: its prefix (BOS, or the previous window) is the query.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from imsm.data.batching import collate_training, evaluation_order
 from imsm.data.tokenization import TokenizedExample
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.model import SiameseForCausalLM
 
 Request = tuple[tuple[str, str], list[int], list[int]]
-"""Texts of context and continuation, and their tokens."""
+"""Context and continuation as strings, and their token ids."""
 
 
 class SiameseLM(HFLM):
-    """The stream that a model is set to.
+    """The current stream of a siamese model.
 
     Args:
-        model: with its ``stream`` chosen.
-        tokenizer: the backbone's.
-        batch_size: requests in one pass.
-        max_length: the tokens that the backbone reads at most.
+        model: The model, with its ``stream`` set.
+        tokenizer: The backbone's tokenizer.
+        batch_size: Requests per forward pass.
+        max_length: Maximum number of tokens that the backbone reads.
     """
 
     def __init__(
@@ -47,30 +42,30 @@ class SiameseLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Each continuation's ln p after its context, and whether greedy decoding gives it.
+        """Return each continuation's ln p given its context, and whether greedy decoding produces it.
 
-        As in the harness, what is longer than ``max_length`` loses its beginning; a context of
-        which nothing is left keeps its last token, since the gate cannot do without a query.
+        As in the harness, sequences longer than ``max_length`` are cut from the left; here at least one
+        context token is kept, because the gate needs a query.
         """
-        items = [self._item(context, answer) for _, context, answer in requests]
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(items)
-        order = evaluation_order(
-            [len(item.prompt_ids) + len(item.answer_ids) for item in items], batch_size=override_bs or self.batch_size
+        examples = [self._example(context, continuation) for _, context, continuation in requests]
+        results: list[tuple[float, bool]] = [(0.0, True)] * len(examples)
+        batches = evaluation_order(
+            [len(e.prompt_ids) + len(e.answer_ids) for e in examples], batch_size=override_bs or self.batch_size
         )
-        for places in tqdm(order, disable=disable_tqdm, desc="loglikelihood requests"):
-            batch = collate_training([items[p] for p in places], pad_id=self.tokenizer.pad_token_id)
+        for indices in tqdm(batches, disable=disable_tqdm, desc="loglikelihood requests"):
+            batch = collate_training([examples[i] for i in indices], pad_id=self.tokenizer.pad_token_id)
             sums, greedy = self.siamese.log_likelihood(
                 batch["input_ids"].to(self.device),
                 attention_mask=batch["attention_mask"].to(self.device),
                 labels=batch["labels"].to(self.device),
             )
-            for place, total, same in zip(places, sums.tolist(), greedy.tolist(), strict=True):
-                found[place] = (total, same)
-                self.cache_hook.add_partial("loglikelihood", requests[place][0], found[place])
-        return found
+            for index, total, is_greedy in zip(indices, sums.tolist(), greedy.tolist(), strict=True):
+                results[index] = (total, is_greedy)
+                self.cache_hook.add_partial("loglikelihood", requests[index][0], results[index])
+        return results
 
-    def _item(self, context: Sequence[int], answer: Sequence[int]) -> TokenizedExample:
+    def _example(self, context: Sequence[int], continuation: Sequence[int]) -> TokenizedExample:
         limit = self.max_length + 1  # the last token is only predicted
-        cut = max(0, len(context) + len(answer) - limit)
-        kept = context[min(cut, len(context) - 1) :]
-        return TokenizedExample(id="", prompt_ids=tuple(kept), answer_ids=tuple(answer[: limit - len(kept)]))
+        cut = max(0, len(context) + len(continuation) - limit)
+        query = context[min(cut, len(context) - 1) :]
+        return TokenizedExample(id="", prompt_ids=tuple(query), answer_ids=tuple(continuation[: limit - len(query)]))

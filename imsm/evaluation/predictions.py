@@ -1,12 +1,11 @@
-r"""One arm's answers to one task, a row per item: what statistics, reports and tables read.
+r"""`predictions.jsonl`: one row per example, read by statistics, reports and tables.
 
     {"id": "webq/test/17", "group": "webq/test/17", "prompt_hash": "5f0c…",
-     "generation": " paris .\n", "tokens": 3, "ended": true, "answer": "paris", "references": ["Paris"],
+     "response": " paris .\n", "tokens": 3, "ended": true, "answer": "paris", "references": ["Paris"],
      "scores": {"contain": 1.0, "exact_match": 1.0}, "reference_loglik": -1.7, "reference_tokens": 2,
-     "gate_mean": 0.48, "gate_per_token": [0.47, 0.48, 0.49],
-     "token_texts": [" paris", " .", "\n"]}
+     "gate_mean": 0.48, "gate_per_token": [0.47, 0.48, 0.49], "token_texts": [" paris", " .", "\n"]}
 
-The file is made anew from the ledger whenever an arm is judged; two arms are paired by ``id``.
+The file is rewritten from the response cache by every evaluation; runs are paired by ``id``.
 """
 
 from __future__ import annotations
@@ -14,24 +13,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas
 
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
-
-if TYPE_CHECKING:
-    import pandas
 
 FILE = "predictions.jsonl"
 COLUMNS = (
     "id",
     "group",
     "prompt_hash",
-    "generation",
+    "response",
     "tokens",
     "ended",
     "answer",
-    "golds",
+    "references",
     "scores",
     "reference_loglik",
     "reference_tokens",
@@ -42,59 +40,59 @@ COLUMNS = (
 
 
 def task_dir(folder: Path, *, task: str, test_set: str) -> Path:
-    """Where an arm's answers to a task lie.
+    """Return the predictions' directory of a task.
 
     Args:
-        folder: of the run, or of a control.
-        task: its name.
-        test_set: the fingerprint of its items, as `result.json` keeps it.
+        folder: Directory of the run or baseline.
+        task: Name of the task.
+        test_set: `EvalSet.fingerprint`, as stored in `result.json`.
     """
     return folder / "evaluation" / f"{task}-{test_set[:8]}"
 
 
 def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a task folder's rows, whole or not at all.
+    """Write the rows atomically.
 
     Raises:
-        ValueError: a row that has other keys than ``COLUMNS``.
-        OSError: it cannot be written.
+        ValueError: A row has other keys than ``COLUMNS``.
+        OSError: The file cannot be written.
     """
     lines = []
     for row in rows:
         if set(row) != set(COLUMNS):
-            raise ValueError(f"an item has the keys {COLUMNS}, not {tuple(row)}")
+            raise ValueError(f"keys={tuple(row)}: a prediction has the keys {COLUMNS}")
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / FILE, "".join(lines))
 
 
 def read_predictions(folder: Path, *, task: str, test_set: str) -> pandas.DataFrame:
-    """An arm's items of a task, indexed by ``id``, in the test set's order.
+    """Read a task's predictions, indexed by ``id``, in the order of the evaluation set.
 
     Args:
-        folder: of the run, or of a control.
-        task: its name.
-        test_set: the fingerprint of its items, as `result.json` keeps it.
+        folder: Directory of the run or baseline.
+        task: Name of the task.
+        test_set: `EvalSet.fingerprint`, as stored in `result.json`.
 
     Returns:
-        The columns of ``COLUMNS``, and ``score.<metric>`` for each metric in place of ``scores``.
+        The columns of ``COLUMNS``, with one column ``score.<metric>`` per metric instead of ``scores``.
 
     Raises:
-        UserError: there are none, or they are damaged.
+        UserError: The file is missing or damaged.
     """
-    import pandas
-
     path = task_dir(folder, task=task, test_set=test_set) / FILE
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        scores = [{f"score.{name}": value for name, value in r["scores"].items()} for r in rows]
-        plain = [{column: row[column] for column in COLUMNS if column != "scores"} for row in rows]
+        table = [
+            {column: row[column] for column in COLUMNS if column != "scores"}
+            | {f"score.{name}": value for name, value in row["scores"].items()}
+            for row in rows
+        ]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: is not there; judge the run again (the same command with mode=evaluate)") from error
+        raise UserError(f"{path}: is missing; run the same command with mode=evaluate") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: is damaged ({type(error).__name__}: {error}); judge the run again (the same "
-            "command with mode=evaluate), which makes it anew from the ledger"
+            f"{path}: is damaged ({type(error).__name__}: {error}); run the same command with mode=evaluate "
+            "to rewrite it from the response cache"
         ) from error
-    found = [one | other for one, other in zip(plain, scores, strict=True)]
-    return pandas.DataFrame(found, columns=None if found else list(COLUMNS)).set_index("id")
+    return pandas.DataFrame(table, columns=None if table else list(COLUMNS)).set_index("id")

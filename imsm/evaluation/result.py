@@ -1,13 +1,13 @@
-"""`result.json`: everything that one run found, in one file that can be audited.
+"""`result.json`: build, write and read the complete record of one run.
 
 format, status, name, method, config           what was run
-identity                                        which results belong side by side with it
-versions, git, fingerprints                     on what it rests
+identity                                        which results may be compared with it
+versions, git, fingerprints                     provenance
 trainable_parameters {adapter, gate}
 training {steps, seconds, tokens, tokens_per_second, peak_memory_bytes, final_loss,
           examples, cut, dropped, ...} or null
-evaluation {settings, tasks: {name: {role, trained_on, test_set, items, metrics, headline,
-                                     seconds, new_tokens, unparsed, truncated}}}
+evaluation {settings, tasks: {name: {role, trained_on, test_set, contamination, num_examples, metrics,
+                                     headline, seconds, new_tokens, unparsed, truncated, ...}}}
 """
 
 from __future__ import annotations
@@ -24,23 +24,11 @@ from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 from imsm.utils.paths import checkout
 
-FORMAT = 1
+FORMAT = 2
 FILE = "result.json"
 _LIBRARIES = ("imsm", "torch", "transformers", "peft", "datasets", "evaluate", "scikit-learn")
-_KEYS = {
-    "format",
-    "status",
-    "name",
-    "method",
-    "config",
-    "versions",
-    "git",
-    "fingerprints",
-    "trainable_parameters",
-    "training",
-    "evaluation",
-}
 _MAPPINGS = ("config", "versions", "fingerprints", "trainable_parameters", "evaluation")
+_KEYS = {"format", "status", "name", "method", "git", "training", *_MAPPINGS}
 
 
 def build_result(
@@ -54,17 +42,17 @@ def build_result(
     training: Mapping[str, Any] | None,
     evaluation: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The record of a finished run.
+    """Return the record of a finished run.
 
     Args:
-        name: of the run.
-        method: of the arm, e.g. "imsm".
+        name: Name of the run.
+        method: "original", "peft", "imsm", a custom method, or "baseline".
         config: `RunConfig.to_dict()`.
-        identity: `run_identity(config)`: which results belong side by side with this one.
-        fingerprints: SHA-256 by what they identify, e.g. "backbone".
-        trainable_parameters: by part, "adapter" and "gate".
-        training: what training took; None where nothing was trained.
-        evaluation: settings, and scores by task.
+        identity: `run_identity(config)`; decides which results may be compared.
+        fingerprints: SHA-256 by input, e.g. "backbone".
+        trainable_parameters: Counts of "adapter" and "gate".
+        training: Training statistics; None if nothing was trained.
+        evaluation: Settings, and results by task.
     """
     return {
         "format": FORMAT,
@@ -82,15 +70,16 @@ def build_result(
 
 
 def provenance() -> dict[str, Any]:
-    """On what a result rests: versions of the software, and the commit of the checkout."""
+    """Return the software versions and the git commit."""
     return {"versions": _versions(), "git": _git()}
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
-    """Write `result.json` into a run's folder, whole or not at all.
+    """Write `result.json` atomically and return its path.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; an older file is left as it was.
+        ValueError: Keys are missing.
+        OSError: The file cannot be written; an existing file is unchanged.
     """
     missing = _KEYS - set(result)
     if missing:
@@ -101,37 +90,37 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """The result of a run's folder.
+    """Read the result of a run directory.
 
     Raises:
-        UserError: there is none, or it is damaged or of another format or shape.
+        UserError: The file is missing, damaged, or of another format.
     """
     path = folder / FILE
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: holds no finished run ({FILE} is not there)") from error
+        raise UserError(f"{folder}: holds no finished run ({FILE} is missing)") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise UserError(f"{path}: is not of format {FORMAT}; run the same command again")
     if missing := _KEYS - set(result):
         raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; run the same command again")
-    if odd := _not_mappings(result):
-        raise UserError(f"{path}: {odd[0]} is no mapping; run the same command again")
+    if invalid := _non_mappings(result):
+        raise UserError(f"{path}: {invalid[0]} is not a mapping; run the same command again")
     return result
 
 
-def _not_mappings(result: Mapping[str, Any]) -> list[str]:
-    """Of what must be a mapping, by its dotted name, what is none; the outer ones first."""
-    found = {name: result[name] for name in _MAPPINGS}
+def _non_mappings(result: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names of values that should be mappings and are not, outer ones first."""
+    values = {name: result[name] for name in _MAPPINGS}
     evaluation = result["evaluation"]
     if isinstance(evaluation, dict):
         tasks = evaluation.get("tasks")
-        found["evaluation.tasks"] = tasks
+        values["evaluation.tasks"] = tasks
         if isinstance(tasks, dict):
-            found |= {f"evaluation.tasks.{name}": entry for name, entry in tasks.items()}
-    return [name for name, value in found.items() if not isinstance(value, dict)]
+            values |= {f"evaluation.tasks.{name}": entry for name, entry in tasks.items()}
+    return [name for name, value in values.items() if not isinstance(value, dict)]
 
 
 def _versions() -> dict[str, str]:
@@ -145,22 +134,18 @@ def _versions() -> dict[str, str]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and whether tracked files differ from it; None outside a checkout."""
-    here = checkout()
-    if here is None:
+    """Return the commit and whether tracked files differ from it; None outside a checkout."""
+    repository = checkout()
+    commit = repository and _git_output(repository, "rev-parse", "HEAD")
+    if not repository or commit is None:
         return None
-    commit = _git_output(here, "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    changes = _git_output(here, "status", "--porcelain", "--untracked-files=no")
+    changes = _git_output(repository, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": bool(changes)}
 
 
 def _git_output(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

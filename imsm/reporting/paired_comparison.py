@@ -1,4 +1,4 @@
-"""Arms against each other on the same items: differences with intervals, tests, what was kept.
+"""Paired comparison of two runs on the same examples: intervals, tests, retention.
 
 All numbers are in points (0 to 100) unless a name says otherwise.
 """
@@ -7,185 +7,184 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
+import pandas
 
-from imsm.evaluation.metrics import aggregate, metric_module
+from imsm.evaluation.metrics import aggregate, resolve_metric
 from imsm.evaluation.statistics.bootstrap import standard_error
 from imsm.evaluation.statistics.forgetting import OutcomeTransitions, chance_level, retention, transitions
-from imsm.evaluation.statistics.significance import (
+from imsm.evaluation.statistics.intervals import (
     Interval,
-    McNemar,
     bootstrap_statistic_ci,
-    holm,
-    mcnemar,
     mean_ci,
-    minimum_detectable_difference,
     paired_difference,
     proportion_ci,
 )
+from imsm.evaluation.statistics.significance import McNemar, holm, mcnemar, minimum_detectable_difference
 from imsm.reporting.runs import ComparedRun
 
-if TYPE_CHECKING:
-    import pandas
-
-RIGHT = 0.5
-"""A score from here on counts as a right answer where one is counted."""
+CORRECT = 0.5
+"""A score from this value on counts as correct where correct answers are counted."""
 
 
 @dataclass(kw_only=True)
 class PairedComparison:
-    """One arm against another on a task's headline metric.
+    """A run compared with a reference on a task's headline metric.
 
-    ``test`` is McNemar's, None for scores that are neither right nor wrong; ``adjusted`` is its p
-    over the card's family, None where the cell is marked; ``least``: the difference that this many
-    items show with a power of 80 %.
+    Attributes:
+        task: Name of the task.
+        metric: Its headline metric.
+        run: Label of the run.
+        reference: Label of the reference.
+        trained_on: Whether a compared run was trained on this forgetting test.
+        difference: Run minus reference.
+        test: McNemar's test; None unless every score is 0 or 1.
+        holm_p_value: The test's p-value, adjusted over the report; None if ``trained_on``.
+        minimum_detectable: Difference that this number of examples detects with a power of 80 %.
     """
 
     task: str
     metric: str
-    arm: str
+    run: str
     reference: str
-    marked: bool
+    trained_on: bool
     difference: Interval
     test: McNemar | None
-    adjusted: float | None
+    holm_p_value: float | None
     minimum_detectable: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What an arm made of what the original knew; ``retained`` in percent, corrected for chance."""
+    """How a run's correct answers changed from the original's.
+
+    ``retained`` is in percent, corrected for the chance level; None where it is undefined.
+    """
 
     task: str
-    arm: str
-    marked: bool
+    run: str
     counts: OutcomeTransitions
     chance: float
     retained: float | None
 
 
-def total_of(arm: ComparedRun, task: str, metric: str) -> tuple[float, Interval] | None:
-    """An arm's total on a task and its interval; None without items.
+def score_interval(run: ComparedRun, task: str, metric: str) -> Interval | None:
+    """Return a run's score with its 95 % interval; None without predictions.
 
-    Where all answers are right, or all wrong, no bootstrap has a width: there it is Wilson's.
+    If all scores are 0 or all are 1, a bootstrap has zero width; Wilson's interval is used instead.
     """
-    items = arm.items(task)
-    if items is None or f"score.{metric}" not in items:
+    predictions = run.predictions(task)
+    if predictions is None or f"score.{metric}" not in predictions:
         return None
-    groups = _groups(items)
-    total = _total(arm, task, metric, items)
-    scores = items[f"score.{metric}"].to_numpy(float)
-    if total is not None:
-        found = bootstrap_statistic_ci(total, None, items=len(items), groups=groups)
-    elif set(scores) in ({0.0}, {1.0}):
-        found = _in_points(proportion_ci(scores, groups=groups))
-    else:
-        found = mean_ci(100 * scores, groups=groups)
-    return found.estimate, found
+    groups = _groups(predictions)
+    statistic = _aggregate_statistic(run, task, metric, predictions)
+    scores = _scores(predictions, metric)
+    if statistic is not None:
+        return bootstrap_statistic_ci(statistic, None, items=len(predictions), groups=groups)
+    if set(scores) in ({0.0}, {1.0}):
+        share = proportion_ci(scores, groups=groups)
+        return replace(share, low=100 * share.low, estimate=100 * share.estimate, high=100 * share.high)
+    return mean_ci(100 * scores, groups=groups)
 
 
-def _in_points(share: Interval) -> Interval:
-    low, middle, high = (100 * value for value in (share.low, share.estimate, share.high))
-    return replace(share, low=low, estimate=middle, high=high)
-
-
-def contrast(
-    arm: ComparedRun, reference: ComparedRun, *, task: str, metric: str, marked: bool
+def compare_runs(
+    run: ComparedRun, reference: ComparedRun, *, task: str, metric: str, trained_on: bool = False
 ) -> PairedComparison | None:
-    """One arm against another; None where items are missing or not the same."""
-    pair = _pair(arm, reference, task)
-    if pair is None or f"score.{metric}" not in pair[0] or f"score.{metric}" not in pair[1]:
+    """Compare two runs; None if predictions are missing or of other examples."""
+    pair = _pair(run, reference, task, metric)
+    if pair is None:
         return None
-    one, other = (items[f"score.{metric}"].to_numpy(float) for items in pair)
+    one, other = (_scores(predictions, metric) for predictions in pair)
     groups = _groups(pair[0])
-    total, reference_total = _total(arm, task, metric, pair[0]), None
-    if total is None:
+    statistic = _aggregate_statistic(run, task, metric, pair[0])
+    if statistic is None:
         difference = paired_difference(100 * one, 100 * other, groups=groups)
     else:
-        reference_total = _total(reference, task, metric, pair[1])
-        difference = bootstrap_statistic_ci(total, reference_total, items=len(one), groups=groups)
+        reference_statistic = _aggregate_statistic(reference, task, metric, pair[1])
+        difference = bootstrap_statistic_ci(statistic, reference_statistic, items=len(one), groups=groups)
     binary = set(numpy.unique(numpy.concatenate([one, other]))) <= {0.0, 1.0}
     return PairedComparison(
         task=task,
         metric=metric,
-        arm=arm.label,
+        run=run.label,
         reference=reference.label,
-        marked=marked,
+        trained_on=trained_on,
         difference=difference,
         test=mcnemar(one, other) if binary else None,
-        adjusted=None,
+        holm_p_value=None,
         minimum_detectable=minimum_detectable_difference(100 * one, 100 * other, groups=groups),
     )
 
 
-def adjust(contrasts: Sequence[PairedComparison]) -> None:
-    """Holm over the family: every contrast of a card that is not marked and has a test."""
+def adjust_p_values(comparisons: Sequence[PairedComparison]) -> None:
+    """Set Holm's p-values over all comparisons that have a test and are not ``trained_on``."""
     family = {
-        str(place): each.test.p_value
-        for place, each in enumerate(contrasts)
-        if each.test is not None and not each.marked
+        str(index): comparison.test.p_value
+        for index, comparison in enumerate(comparisons)
+        if comparison.test is not None and not comparison.trained_on
     }
-    for place, value in holm(family).items():
-        contrasts[int(place)].adjusted = value
+    for index, value in holm(family).items():
+        comparisons[int(index)].holm_p_value = value
 
 
-def kept(arm: ComparedRun, original: ComparedRun, *, task: str, metric: str, marked: bool) -> Retention | None:
-    """What of the original's knowledge an arm kept; None where items are missing."""
-    pair = _pair(arm, original, task)
-    if pair is None or f"score.{metric}" not in pair[0] or f"score.{metric}" not in pair[1]:
+def compute_retention(run: ComparedRun, original: ComparedRun, *, task: str, metric: str) -> Retention | None:
+    """Compare a run's correct answers with the original's; None if predictions are missing."""
+    pair = _pair(run, original, task, metric)
+    if pair is None:
         return None
-    after, before = (items[f"score.{metric}"].to_numpy(float) for items in pair)
+    after, before = (_scores(predictions, metric) for predictions in pair)
     chance = chance_level(list(pair[1]["references"]))
+    error, _ = standard_error(before, _groups(pair[1]))
     return Retention(
         task=task,
-        arm=arm.label,
-        marked=marked,
-        counts=transitions(before >= RIGHT, after >= RIGHT),
+        run=run.label,
+        counts=transitions(before >= CORRECT, after >= CORRECT),
         chance=chance,
         retained=retention(
             100 * float(after.mean()),
             100 * float(before.mean()),
             chance=chance,
             items=len(before),
-            error=_error(before, _groups(pair[1])),
+            error=100 * error if error else None,
         ),
     )
 
 
-def _error(values: numpy.ndarray, groups: Sequence[Any]) -> float | None:
-    """The mean's standard error over groups, in points; None where nothing varies."""
-    error, _ = standard_error(values, groups)
-    return 100 * error if error else None
-
-
-def _pair(one: ComparedRun, other: ComparedRun, task: str) -> tuple[pandas.DataFrame, pandas.DataFrame] | None:
-    """Both arms' items in one order; None where one lacks some."""
-    mine, theirs = one.items(task), other.items(task)
-    if mine is None or theirs is None or set(mine.index) != set(theirs.index) or mine.empty:
+def _pair(
+    one: ComparedRun, other: ComparedRun, task: str, metric: str
+) -> tuple[pandas.DataFrame, pandas.DataFrame] | None:
+    """Return both runs' predictions in one order; None if they are not of the same examples."""
+    first, second = one.predictions(task), other.predictions(task)
+    if first is None or second is None or set(first.index) != set(second.index) or first.empty:
         return None
-    return mine, theirs.loc[mine.index]
+    if f"score.{metric}" not in first or f"score.{metric}" not in second:
+        return None
+    return first, second.loc[first.index]
 
 
-def _groups(items: pandas.DataFrame) -> list[Any]:
-    return [group or name for name, group in zip(items.index, items["group"], strict=True)]
+def _scores(predictions: pandas.DataFrame, metric: str) -> numpy.ndarray:
+    return predictions[f"score.{metric}"].to_numpy(float)
 
 
-def _total(
-    arm: ComparedRun, task: str, metric: str, items: pandas.DataFrame
+def _groups(predictions: pandas.DataFrame) -> list[Any]:
+    return [group or name for name, group in zip(predictions.index, predictions["group"], strict=True)]
+
+
+def _aggregate_statistic(
+    run: ComparedRun, task: str, metric: str, predictions: pandas.DataFrame
 ) -> Callable[[numpy.ndarray], float] | None:
-    """The metric over chosen items, in points, where it is no mean of theirs; else None."""
-    modules = arm.result["config"].get("metrics", {})
-    module = metric_module(modules.get(metric, metric))
+    """Return the metric in points as a function of row indices; None if it is a mean of scores."""
+    module = resolve_metric(run.result["config"].get("metrics", {}).get(metric, metric))
     if not hasattr(module, "aggregate"):
         return None
-    released = arm.entry(task).get("protocols", {}).get("paper_code", {}).get("metrics", {})
-    texts = list(items["response" if metric in released else "answer"])
-    golds = list(items["references"])
+    paper_code = run.task_result(task).get("protocols", {}).get("paper_code", {}).get("metrics", {})
+    texts = list(predictions["response" if metric in paper_code else "answer"])
+    references = list(predictions["references"])
 
-    def total(places: numpy.ndarray) -> float:
-        chosen = [texts[place] for place in places]
-        return module.INFO.scale * aggregate(module, chosen, [golds[place] for place in places])
+    def statistic(indices: numpy.ndarray) -> float:
+        chosen = [texts[index] for index in indices]
+        return module.INFO.scale * aggregate(module, chosen, [references[index] for index in indices])
 
-    return total
+    return statistic

@@ -1,113 +1,191 @@
-"""What a report card rests on: arms, controls and seeds, and what was computed of them."""
+"""Everything that the sections of a report read; each statistic is computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from imsm.reporting.paired_comparison import PairedComparison, Retention, adjust, contrast, kept
-from imsm.reporting.runs import ComparedRun
-from imsm.reporting.score_table import headline
+from imsm.evaluation.statistics.intervals import Interval
+from imsm.reporting.paired_comparison import (
+    PairedComparison,
+    Retention,
+    adjust_p_values,
+    compare_runs,
+    compute_retention,
+    score_interval,
+)
+from imsm.reporting.runs import ComparedRun, headline
 from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint, tradeoff_curves, tradeoff_points
+
+REFERENCES = ("original", "peft")
+"""Methods that other runs are compared with."""
 
 
 @dataclass(kw_only=True)
 class ReportData:
-    """What the card rests on: arms, controls, other seeds, and what was computed of them."""
+    """The runs of a report and what was computed from them.
 
-    arms: list[ComparedRun]
-    controls: list[ComparedRun]
+    Attributes:
+        runs: The original first, the reported run last.
+        baselines: Training-free baselines of the reported run.
+        seeds: By a run's label, results of runs that differ only in the seed.
+        target: The task that was learned; None for the original alone.
+        tasks: All tasks, the target first.
+        metrics: Headline metric by task.
+        trained_on: Forgetting tests that a compared run was trained on.
+    """
+
+    runs: list[ComparedRun]
+    baselines: list[ComparedRun]
     seeds: dict[str, dict[int, Mapping[str, Any]]]
-    """By arm's label, the results of runs that differ in nothing but the seed."""
     target: str | None
     tasks: list[str]
     metrics: dict[str, str]
-    marked: set[str]
-    contrasts: list[PairedComparison]
-    kept: list[Retention]
-    trades: list[TradeoffPoint]
-    curves: list[TradeoffCurve]
+    trained_on: set[str]
 
     @property
     def focus(self) -> ComparedRun:
-        """The arm that the card is about."""
-        return self.arms[-1]
+        """The run that the report is about."""
+        return self.runs[-1]
+
+    @property
+    def by_method(self) -> dict[str, ComparedRun]:
+        """The last run of each method."""
+        return {run.method: run for run in self.runs}
 
     @property
     def common(self) -> list[str]:
-        """The tasks that every arm has a score of, in order."""
-        return [t for t in self.tasks if all(self.mean(arm, [t]) is not None for arm in self.arms)]
+        """The tasks that every run has a score of."""
+        return [task for task in self.tasks if all(self.mean(run, [task]) is not None for run in self.runs)]
 
     @property
     def forgetting(self) -> list[str]:
-        """The tests that count: every arm has a score of them, none was trained on them."""
-        return [t for t in self.common if t != self.target and t not in self.marked]
+        """The common forgetting tests that no compared run was trained on."""
+        return [task for task in self.common if task != self.target and task not in self.trained_on]
+
+    @property
+    def pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
+        """The runs and the references that they are compared with."""
+        found = self.by_method
+        return [
+            (run, found[name])
+            for run in self.runs
+            for name in REFERENCES
+            if name in found and run is not found[name] and run.method != "original"
+        ]
+
+    @cached_property
+    def score_intervals(self) -> dict[tuple[str, str], Interval]:
+        """Headline score with its interval by task and run label, where predictions exist."""
+        return {
+            (task, run.label): interval
+            for task in self.tasks
+            for run in self.runs
+            if (interval := score_interval(run, task, self.metrics[task])) is not None
+        }
+
+    @cached_property
+    def comparisons(self) -> list[PairedComparison]:
+        """Paired comparisons of all pairs on all tasks, where predictions exist."""
+        found = [
+            comparison
+            for task in self.tasks
+            for run, reference in self.pairs
+            if (comparison := self._compare(run, reference, task)) is not None
+        ]
+        adjust_p_values(found)
+        return found
+
+    @cached_property
+    def retentions(self) -> list[Retention]:
+        """Retention of the original's correct answers by task and run, where predictions exist."""
+        return [
+            found
+            for task in self.tasks
+            for run in self.runs
+            if run.method != "original" and (found := self._all_retentions[run.label, task]) is not None
+        ]
+
+    @cached_property
+    def points(self) -> list[TradeoffPoint]:
+        """Trade-off points of runs and baselines; none without an original and a PEFT run."""
+        if self.target is None or not {"original", "peft"} <= self.by_method.keys():
+            return []
+        found = [c for c in self.comparisons if (c.task, c.reference) == (self.target, "original")]
+        peft = self.by_method["peft"].label
+        runs = [*self.runs, *self.baselines]
+        every = self._all_retentions
+        return tradeoff_points(
+            runs,
+            [{t: r.retained for t in self.forgetting if (r := every[run.label, t]) is not None} for run in runs],
+            target=self.target,
+            metric=self.metrics[self.target],
+            forgetting=self.forgetting,
+            peft_gained=any(c.run == peft and c.difference.low > 0 for c in found),
+        )
+
+    @cached_property
+    def curves(self) -> list[TradeoffCurve]:
+        """Trade-off curves of swept baselines."""
+        return tradeoff_curves(self.points)
+
+    @cached_property
+    def _all_retentions(self) -> dict[tuple[str, str], Retention | None]:
+        original = self.by_method.get("original")
+        return {
+            (run.label, task): None
+            if original is None
+            else compute_retention(run, original, task=task, metric=self.metrics[task])
+            for run in [*self.runs, *self.baselines]
+            for task in self.tasks
+        }
 
     def name(self, task: str) -> str:
-        """A task's name with its marks: the target, or † where an arm was trained on it."""
-        return f"{task}{' (target)' if task == self.target else ' †' if task in self.marked else ''}"
+        """Return a task's name, marked as the target or, with †, as trained on by a run."""
+        return f"{task}{' (target)' if task == self.target else ' †' if task in self.trained_on else ''}"
 
-    def mean(self, arm: ComparedRun, tasks: Sequence[str]) -> float | None:
-        """An arm's mean headline over tasks, in points; None if one was not asked."""
-        values = [arm.entry(task).get("metrics", {}).get(self.metrics[task]) for task in tasks]
-        return fmean(values) if values and None not in values else None
+    def mean(self, run: ComparedRun, tasks: Sequence[str]) -> float | None:
+        """Return a run's mean headline score over tasks; None if it lacks one of them."""
+        values = [run.score(task, self.metrics[task]) for task in tasks]
+        known = [value for value in values if value is not None]
+        return fmean(known) if known and len(known) == len(values) else None
+
+    def _compare(self, run: ComparedRun, reference: ComparedRun, task: str) -> PairedComparison | None:
+        return compare_runs(
+            run, reference, task=task, metric=self.metrics[task], trained_on=task in self.trained_on
+        )  # fmt: skip
 
 
 def build_report_data(
-    arms: Sequence[ComparedRun],
-    controls: Sequence[ComparedRun] = (),
+    runs: Sequence[ComparedRun],
+    baselines: Sequence[ComparedRun] = (),
     seeds: Mapping[str, dict[int, Mapping[str, Any]]] | None = None,
 ) -> ReportData:
-    """Compute everything that a card shows beside its scores.
+    """Select what a report shows.
 
     Args:
-        arms: the original first, the run that the card is about last; they and all others hold
-            only what may be compared (`imsm.reporting.runs`).
-        controls: of that run.
-        seeds: by arm's label, results by seed.
+        runs: The original first, the reported run last; only comparable scores
+            (`imsm.reporting.runs`).
+        baselines: Training-free baselines of the reported run.
+        seeds: By a run's label, results by seed.
     """
-    focus = arms[-1]
-    entries = focus.result["evaluation"]["tasks"]
-    target = next((name for name, e in entries.items() if e["role"] == "target"), None)
-    if focus.method == "original":
+    entries = runs[-1].result["evaluation"]["tasks"]
+    roles = {name: entry["role"] for name, entry in entries.items()}
+    target = next((name for name, role in roles.items() if role == "target"), None)
+    if runs[-1].method == "original":
         target = None
     tasks = sorted(entries, key=lambda name: name != target)
-    metrics = {task: headline(entries[task]) for task in tasks}
-    marked = {task for task in tasks for arm in arms if arm.entry(task).get("trained_on") and task != target}
-    by_method = {arm.method: arm for arm in arms}
-    contrasts = []
-    for task in tasks:
-        for arm in arms:
-            for name in ("original", "peft"):
-                reference = by_method.get(name)
-                if reference is None or arm is reference or arm.method == "original":
-                    continue
-                found = contrast(arm, reference, task=task, metric=metrics[task], marked=task in marked)
-                contrasts += [] if found is None else [found]
-    adjust(contrasts)
-    original = by_method.get("original")
-    changed = [arm for arm in arms if arm.method != "original"]
-    made = [
-        kept(arm, original, task=task, metric=metrics[task], marked=task in marked)
-        for task in tasks
-        for arm in changed
-        if original is not None
-    ]
-    evidence = ReportData(
-        arms=list(arms),
-        controls=list(controls),
+    return ReportData(
+        runs=list(runs),
+        baselines=list(baselines),
         seeds=dict(seeds or {}),
         target=target,
         tasks=tasks,
-        metrics=metrics,
-        marked=marked,
-        contrasts=contrasts,
-        kept=[each for each in made if each is not None],
-        trades=[],
-        curves=[],
+        metrics={task: headline(entries[task]) for task in tasks},
+        trained_on={
+            task for task in tasks for run in runs if run.task_result(task).get("trained_on") and task != target
+        },
     )
-    evidence.trades = tradeoff_points(arms, controls, target=target, metrics=metrics, forgetting=evidence.forgetting)
-    evidence.curves = tradeoff_curves(evidence.trades)
-    return evidence

@@ -20,11 +20,12 @@ from imsm.config.compose import ConfigComposer
 from imsm.config.identity import baseline_config, run_identity, run_name
 from imsm.evaluation.predictions import task_dir, write_predictions
 from imsm.evaluation.result import build_result, write_result
-from imsm.evaluation.statistics.significance import Interval, mcnemar, mean_ci
+from imsm.evaluation.statistics.intervals import Interval, mean_ci
+from imsm.evaluation.statistics.significance import mcnemar
 from imsm.pipeline.run_status import write_failure
-from imsm.studies.paper.cells import TableCell, row_average, build_cell, trainable_millions
+from imsm.studies.paper.cells import TableCell, build_cell, row_average, trainable_millions
 from imsm.studies.paper.render import show_table
-from imsm.studies.paper.runs import RunIndex, RunRef, validate_runs, run_missing, required_runs
+from imsm.studies.paper.runs import RunIndex, RunRef, required_runs, run_missing, validate_runs
 from imsm.studies.paper.spec import list_tables, load_table
 from imsm.studies.paper.table import build_table
 from imsm.utils.paths import conf_folder

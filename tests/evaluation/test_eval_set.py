@@ -13,10 +13,10 @@ from imsm.evaluation.eval_set import EvalSet
 from imsm.utils.options import load_option
 
 
-def made(golds: tuple[str, ...] = ("4",), **changed: Any) -> EvalSet:
+def made(references: tuple[str, ...] = ("4",), **changed: Any) -> EvalSet:
     values = load_option("data", "gsm8k")
     task = Task(**values)
-    examples = [Example(id="a", prompt="2 + 2?", golds=golds)]
+    examples = [Example(id="a", prompt="2 + 2?", golds=references)]
     report = TokenizationStats()
     return EvalSet(task=task.model_copy(update=changed), examples=examples, prompts=[], tokenization_stats=report)
 

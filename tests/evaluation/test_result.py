@@ -47,7 +47,7 @@ def test_a_full_disk_leaves_the_old_result(tmp_path: Path) -> None:
         ('{"format": 1', "cannot be read"),
         ("[]", "not of format"),
         ('{"format": 99}', "not of format"),
-        ('{"format": 1}', "lacks"),
+        ('{"format": 2}', "lacks"),
     ],
 )
 def test_a_damaged_result_is_told(tmp_path: Path, text: str | None, told: str) -> None:

@@ -6,7 +6,7 @@ import numpy
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from imsm.evaluation.metrics.labels import correlation_of, f1_of
+from imsm.evaluation.metrics.labels import f1_score as label_f1, matthews_correlation
 
 
 @pytest.mark.parametrize("kinds", [2, 3])
@@ -17,11 +17,11 @@ def test_totals_are_scikit_learns(kinds: int, count: int) -> None:
         golds = [("yes", "no")[n] for n in rng.integers(2, size=count)]
         said = [("yes", "no", "unparsed")[n] for n in rng.integers(kinds, size=count)]
         f1 = f1_score(golds, said, labels=["yes"], average="micro", zero_division=0)
-        assert f1_of(golds, said, label="yes") == pytest.approx(f1)
-        assert correlation_of(golds, said) == pytest.approx(matthews_corrcoef(golds, said))
+        assert label_f1(golds, said, label="yes") == pytest.approx(f1)
+        assert matthews_correlation(golds, said) == pytest.approx(matthews_corrcoef(golds, said))
 
 
 def test_undefined_totals_are_0() -> None:
-    assert f1_of(["no", "no"], ["no", "no"], label="yes") == 0
-    assert correlation_of(["yes", "no"], ["yes", "yes"]) == 0
-    assert correlation_of(["yes", "yes"], ["yes", "no"]) == 0
+    assert label_f1(["no", "no"], ["no", "no"], label="yes") == 0
+    assert matthews_correlation(["yes", "no"], ["yes", "yes"]) == 0
+    assert matthews_correlation(["yes", "yes"], ["yes", "no"]) == 0

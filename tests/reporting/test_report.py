@@ -14,7 +14,8 @@ from imsm.cli.main import main
 from imsm.evaluation.predictions import write_predictions
 from imsm.evaluation.result import FILE, write_result
 from imsm.evaluation.statistics.forgetting import hypervolume
-from imsm.evaluation.statistics.significance import mcnemar, paired_difference, proportion_ci
+from imsm.evaluation.statistics.intervals import paired_difference, proportion_ci
+from imsm.evaluation.statistics.significance import mcnemar
 from imsm.reporting.paired_comparison import score_interval
 from imsm.reporting.report import write_report
 from imsm.reporting.report_data import build_report_data
@@ -144,8 +145,8 @@ def test_a_result_that_cannot_be_used_is_told_in_a_line(
         inner = inner[key]
     inner[last] = value
     write_result(folder, record)
-    for command in (report, items):
-        assert command([str(folder)]) == 2
+    for command in ("report", "predictions"):
+        assert main([command, str(folder)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert told in line and str(folder / FILE) in line
 

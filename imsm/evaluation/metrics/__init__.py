@@ -1,72 +1,71 @@
-"""Metrics: one small module each, usable by the run and on their own.
+"""Metrics: one module per metric, usable in a run and on their own.
 
-A metric's module offers
+A metric module defines
 
-    INFO = Info(name=, meaning=, higher_is_better=, scale=)
-    score(prediction, golds) -> float             one item; a right answer is 1
-    aggregate(predictions, golds) -> float        optional; the mean of score by default
+    INFO = MetricInfo(name=, meaning=, higher_is_better=, scale=)
+    score(prediction, references) -> float            one example; a correct answer scores 1
+    aggregate(predictions, references) -> float       optional; by default the mean of the scores
 
-`load("contain")` makes an `evaluate.Metric` of one; a module of one's own goes by its dotted name.
+and `conf/metric/<name>.yaml` names it. `load("contain")` returns it as an `evaluate.Metric`; a custom
+metric is given as the dotted name of its module.
 """
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from typing import TYPE_CHECKING, cast
 
-from imsm.evaluation.metrics.base import MetricInfo, MetricModule, aggregate
+from imsm.evaluation.metrics.base import Metric, MetricInfo, MetricModule, aggregate, is_mean_of_scores
 from imsm.utils.errors import UserError
-from imsm.utils.options import closest_match
+from imsm.utils.options import closest_match, list_options, load_option
 
 if TYPE_CHECKING:
     from imsm.evaluation.metrics.hf_metric import HFTextMetric
 
-__all__ = ["MetricInfo", "MetricModule", "aggregate", "load", "metric_module"]
+__all__ = ["Metric", "MetricInfo", "MetricModule", "aggregate", "is_mean_of_scores", "load", "resolve_metric"]
 
 
 def load(name: str) -> HFTextMetric:
-    """The metric as an `evaluate.Metric`; works in memory and writes no file.
+    """Return the metric as an `evaluate.Metric` that works in memory.
 
-    `load("mcc").compute(predictions=["yes"], references=[["yes"]])` gives {"mcc": value}; a
-    reference is the list of an item's accepted answers. The value is not yet times INFO.scale.
-
-    Args:
-        name: a metric of imsm, or the dotted name of a metric's module.
-
-    Raises:
-        UserError: no such metric, or a module without INFO and score.
-    """
-    module = metric_module(name)
-    from imsm.evaluation.metrics.hf_metric import HFTextMetric  # evaluate takes seconds to import
-
-    return HFTextMetric(module)
-
-
-def metric_module(name: str) -> MetricModule:
-    """Imports a metric's module.
+    `load("mcc").compute(predictions=["yes"], references=[["yes"]])` returns {"mcc": value}; each
+    reference is the list of an example's accepted answers. The value is not multiplied by INFO.scale.
 
     Args:
-        name: a metric of imsm, or the dotted name of a metric's module.
+        name: A name in `conf/metric`, or the dotted name of a metric.
 
     Raises:
-        UserError: no such metric, or a module without INFO and score.
+        UserError: Unknown metric, or INFO or score is missing.
     """
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
-    dotted = f"{__name__}.{name}" if name in known else name
+    from imsm.evaluation.metrics.hf_metric import HFTextMetric  # importing `evaluate` takes seconds
+
+    return HFTextMetric(resolve_metric(name))
+
+
+def resolve_metric(name: str) -> MetricModule:
+    """Import a metric.
+
+    Args:
+        name: A name in `conf/metric`, or the dotted name of a module or of an object in a module.
+
+    Raises:
+        UserError: Unknown metric, or INFO or score is missing.
+    """
+    names = list_options("metric")
+    path = str(load_option("metric", name)["module"]) if name in names else name
     try:
-        module = importlib.import_module(dotted)
-    except ModuleNotFoundError as error:
-        near = closest_match(name, known)
-        hint = f" Did you mean {near}?" if near else ""
+        metric = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        match = closest_match(name, names)
+        hint = f"; did you mean {match}?" if match else ""
         raise UserError(
-            f"There is no metric {name!r} ({error}).{hint} There are {', '.join(known)}; "
-            "one of your own goes by the dotted name of its module."
+            f"metric={name}: cannot be found ({error}); choose one of {', '.join(names)} or give the dotted name "
+            f"of a module{hint}"
         ) from error
-    lacking = [part for part in ("INFO", "score") if not hasattr(module, part)]
-    if lacking:
+    missing = [part for part in ("INFO", "score") if not hasattr(metric, part)]
+    if missing:
         raise UserError(
-            f"The module {dotted} is no metric: it lacks {' and '.join(lacking)}. A metric has "
-            "INFO = Info(...) and score(prediction, golds) -> float."
+            f"metric={path}: lacks {' and '.join(missing)}; a metric defines INFO = MetricInfo(...) and "
+            "score(prediction, references) -> float"
         )
-    return cast(MetricModule, module)
+    return cast(MetricModule, metric)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import MetricInfo
-from imsm.evaluation.metrics.labels import gold_label, predicted_label
+from imsm.evaluation.metrics.base import MetricInfo
+from imsm.evaluation.metrics.labels import predicted_label, reference_label
 
 INFO = MetricInfo(
     name="accuracy",
-    meaning="share of items whose first word is the right one of yes and no",
+    meaning="fraction of examples whose first word is the correct one of yes and no",
     higher_is_better=True,
     scale=100.0,
 )
 
 
-def score(prediction: str, golds: Sequence[str]) -> float:
-    """1 if the first word is the gold's; an answer that is neither yes nor no is wrong."""
-    return float(predicted_label(prediction) == gold_label(golds))
+def score(prediction: str, references: Sequence[str]) -> float:
+    """Return 1 if the label is correct; an answer that is neither yes nor no is wrong."""
+    return float(predicted_label(prediction) == reference_label(references))

@@ -1,8 +1,8 @@
-"""What a metric's module is to the rest, and its one number over all items."""
+"""The interface of a metric, and its value over a set of examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,38 +11,57 @@ from imsm.utils.errors import UserError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricInfo:
-    """What a table needs to know about a metric."""
+    """Description of a metric.
+
+    Attributes:
+        name: Its name in tables and results.
+        meaning: One line.
+        higher_is_better: Direction of improvement.
+        scale: Factor from the metric's value to points.
+    """
 
     name: str
     meaning: str
     higher_is_better: bool
     scale: float
-    """The metric's value times this is what tables show (points)."""
 
 
 class MetricModule(Protocol):
-    """The part of a metric's module that every one has."""
+    """What every metric offers; `aggregate(predictions, references)` is optional."""
 
     INFO: MetricInfo
 
-    def score(self, prediction: str, golds: Sequence[str]) -> float:
-        """One prediction against its accepted answers."""
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        """Score one prediction against its accepted answers."""
         ...
 
 
-def aggregate(module: MetricModule, predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
-    """One number over all items: the module's own aggregate, else the mean of its score.
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric as an object, for modules that define several."""
+
+    INFO: MetricInfo
+    score: Callable[[str, Sequence[str]], float]
+    aggregate: Callable[[Sequence[str], Sequence[Sequence[str]]], float] | None = None
+
+
+def is_mean_of_scores(metric: MetricModule) -> bool:
+    """Return whether the metric's value is the mean of its scores, unlike F1 and correlations."""
+    return getattr(metric, "aggregate", None) is None
+
+
+def aggregate(metric: MetricModule, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Compute the metric over all examples: its own `aggregate` if it has one, else the mean score.
 
     Raises:
-        UserError: no items, or not as many predictions as lists of answers.
+        UserError: No examples, or unequal numbers of predictions and references.
     """
-    if not predictions or len(predictions) != len(golds):
+    if not predictions or len(predictions) != len(references):
         raise UserError(
-            f"{module.INFO.name} needs at least one prediction and a list of accepted answers for "
-            f"each; there are {len(predictions)} predictions and {len(golds)} lists."
+            f"{metric.INFO.name}: got {len(predictions)} predictions and {len(references)} lists of references; "
+            "give at least one prediction and one list for each"
         )
-    own = getattr(module, "aggregate", None)
-    if own is not None:
-        return float(own(predictions, golds))
-    scores = [module.score(prediction, gold) for prediction, gold in zip(predictions, golds, strict=True)]
+    if not is_mean_of_scores(metric):
+        return float(metric.aggregate(predictions, references))  # type: ignore[attr-defined]
+    scores = [metric.score(*pair) for pair in zip(predictions, references, strict=True)]
     return sum(scores) / len(scores)

@@ -1,35 +1,39 @@
-"""Contain: does an accepted answer stand in the text, as whole words?"""
+"""Contain: whether the text contains an accepted answer, word by word."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import MetricInfo
+from imsm.evaluation.metrics.base import MetricInfo
 from imsm.evaluation.metrics.text import ARTICLES, tokens_joined, tokens_split
 
 INFO = MetricInfo(
     name="contain",
-    meaning="share of items whose text holds an accepted answer as whole words",
+    meaning="fraction of examples whose text contains all words of an accepted answer in sequence",
     higher_is_better=True,
     scale=100.0,
 )
 
 
-def score(prediction: str, golds: Sequence[str]) -> float:
-    """1 if the words of any accepted answer stand in a row in the prediction.
+def score(prediction: str, references: Sequence[str]) -> float:
+    """Return 1 if the words of an accepted answer are consecutive words of the prediction.
 
-    Bounded by words ("5" is not in "15", "no" not in "not"), under either reading of punctuation
-    ("Arvel's" holds Arvel, "US" holds U.S.). Of articles only an accepted answer's leading one is
-    dropped: "The Arvel" is in "on Arvel", but "Group A" is not in "Group B".
+    Only complete words match ("5" is not in "15"), under either treatment of punctuation ("Arvel's"
+    contains Arvel, "US" contains U.S.). Only an accepted answer's leading article is dropped: "The
+    Arvel" is in "on Arvel", but "Group A" is not in "Group B".
     """
     return float(
-        any(_stands_in(split(prediction), split(gold)) for gold in golds for split in (tokens_joined, tokens_split))
+        any(
+            _contains(split(prediction), split(reference))
+            for reference in references
+            for split in (tokens_joined, tokens_split)
+        )
     )
 
 
-def _stands_in(words: list[str], gold_words: list[str]) -> bool:
-    if len(gold_words) > 1 and gold_words[0] in ARTICLES:
-        gold_words = gold_words[1:]
-    length = len(gold_words)
+def _contains(words: list[str], wanted: list[str]) -> bool:
+    if len(wanted) > 1 and wanted[0] in ARTICLES:
+        wanted = wanted[1:]
+    length = len(wanted)
     starts = range(len(words) - length + 1) if length else range(0)
-    return any(words[start : start + length] == gold_words for start in starts)
+    return any(words[start : start + length] == wanted for start in starts)

@@ -1,21 +1,21 @@
-"""Exact match, as SQuAD defines it."""
+"""Exact match, as defined by SQuAD."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import MetricInfo
+from imsm.evaluation.metrics.base import MetricInfo
 from imsm.evaluation.metrics.text import squad_tokens
 
 INFO = MetricInfo(
     name="exact_match",
-    meaning="share of items whose answer equals an accepted one (case, articles, marks aside)",
+    meaning="fraction of examples whose answer equals an accepted one (ignoring case, articles, punctuation)",
     higher_is_better=True,
     scale=100.0,
 )
 
 
-def score(prediction: str, golds: Sequence[str]) -> float:
-    """1 if the prediction's words are those of any accepted answer."""
+def score(prediction: str, references: Sequence[str]) -> float:
+    """Return 1 if the normalized words equal those of an accepted answer."""
     words = squad_tokens(prediction)
-    return float(any(words == squad_tokens(gold) for gold in golds))
+    return float(any(words == squad_tokens(reference) for reference in references))

@@ -1,4 +1,4 @@
-"""GSM8K: is the final number right?"""
+"""GSM8K accuracy: whether the final number is correct."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from imsm.data.tasks.gsm8k import extract
-from imsm.evaluation.metrics import MetricInfo
+from imsm.evaluation.metrics.base import MetricInfo
 from imsm.utils.errors import UserError
 
 INFO = MetricInfo(
     name="gsm8k_accuracy",
-    meaning='share of items whose number after "The answer is" (else the last one) is right',
+    meaning='fraction of examples whose number after "The answer is" (else the last number) is correct',
     higher_is_better=True,
     scale=100.0,
 )
 
 
-def score(prediction: str, golds: Sequence[str]) -> float:
-    """1 if the prediction's final number equals an accepted answer's: 2,125 is 2125.00.
+def score(prediction: str, references: Sequence[str]) -> float:
+    """Return 1 if the final number equals that of an accepted answer (2,125 equals 2125.00).
 
     Raises:
-        UserError: an accepted answer without a number.
+        UserError: An accepted answer contains no number.
     """
     value = _number(prediction)
-    right = [_number(gold) for gold in golds]
-    if None in right:
-        raise UserError(f"The accepted answers {list(golds)!r} hold one without a number.")
-    return float(value is not None and value in right)
+    accepted = [_number(reference) for reference in references]
+    if None in accepted:
+        raise UserError(f"gsm8k_accuracy: references {list(references)!r}: one is without a number; fix the data")
+    return float(value is not None and value in accepted)
 
 
 def _number(text: str) -> Fraction | None:

@@ -1,4 +1,4 @@
-"""A metric's module as an `evaluate.Metric`; slow to import, so only `metrics.load` does."""
+"""A metric as an `evaluate.Metric`; imported by `metrics.load` only, because importing takes seconds."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from imsm.evaluation.metrics.base import MetricModule, aggregate
 
 USAGE = """
 Args:
-    predictions: list of texts, one per item.
-    references: list of lists of texts, the accepted answers of each item.
+    predictions: list of strings, one per example.
+    references: list of lists of strings, the accepted answers of each example.
 Returns:
     {name of the metric: value}
 """
 
 
 class HFTextMetric(evaluate.Metric):
-    """Predictions (texts) against references (lists of accepted texts), in memory."""
+    """Compare predictions (strings) with references (lists of accepted strings), in memory."""
 
-    def __init__(self, module: MetricModule) -> None:
-        """Takes a module that `imsm.evaluation.metrics` describes."""
-        self._module = module
-        super().__init__(config_name=module.INFO.name, keep_in_memory=True)
-        self.info.module_name = module.INFO.name  # the library takes the class's name
+    def __init__(self, metric: MetricModule) -> None:
+        self._metric = metric
+        super().__init__(config_name=metric.INFO.name, keep_in_memory=True)
+        self.info.module_name = metric.INFO.name  # the library uses the class name
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=self._module.INFO.meaning,
+            description=self._metric.INFO.meaning,
             citation="",
             inputs_description=USAGE,
             features=datasets.Features(
@@ -36,8 +35,8 @@ class HFTextMetric(evaluate.Metric):
         )
 
     def _build_data_dir(self) -> str:
-        # The library makes a folder under the user's home even for a metric in memory.
+        # The library creates a directory in the user's home even for an in-memory metric.
         return ""
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        return {self._module.INFO.name: aggregate(self._module, predictions, references)}
+        return {self._metric.INFO.name: aggregate(self._metric, predictions, references)}

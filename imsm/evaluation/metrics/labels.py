@@ -1,4 +1,4 @@
-"""Yes/no answers as the labels that accuracy, F1 and MCC count."""
+"""Yes/no answers as labels, and the statistics that accuracy, F1 and MCC compute from them."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ UNPARSED = "unparsed"
 
 
 def predicted_label(prediction: str) -> str:
-    """yes, no, or a third label that no gold has, so that it never counts as right."""
+    """Return yes, no, or a third label that no reference has, so that it is never correct."""
     return yes_or_no(prediction) or UNPARSED
 
 
-def gold_label(golds: Sequence[str]) -> str:
-    """The gold's yes or no.
+def reference_label(references: Sequence[str]) -> str:
+    """Return yes or no.
 
     Raises:
-        UserError: a gold that is something else.
+        UserError: The reference is neither.
     """
-    label = yes_or_no(golds[0])
+    label = yes_or_no(references[0])
     if not label:
         raise UserError(
-            f"The accepted answer {golds[0]!r} is neither yes nor no, which is all that accuracy, "
-            "f1 and mcc know. For other answers: data.metric=exact_match, contain or token_f1."
+            f"reference={references[0]!r}: is neither yes nor no, which accuracy, f1 and mcc require; for other "
+            "answers use data.metric=exact_match, contain or token_f1"
         )
     return label
 
 
-def f1_of(golds: Sequence[Hashable], predictions: Sequence[Hashable], *, label: Hashable) -> float:
-    """Harmonic mean of precision and recall of one label; 0 where it is undefined.
+# Implemented here: a bootstrap calls these thousands of times, and scikit-learn's input checks are slower.
 
-    Counted here: a bootstrap asks a thousand times, and a library's checks take longer than this.
-    """
-    both = sum(gold == label == said for gold, said in zip(golds, predictions, strict=True))
-    either = sum(gold == label for gold in golds) + sum(said == label for said in predictions)
+
+def f1_score(references: Sequence[Hashable], predictions: Sequence[Hashable], *, label: Hashable) -> float:
+    """Compute the F1 of one label; 0 where undefined."""
+    both = sum(reference == label == predicted for reference, predicted in zip(references, predictions, strict=True))
+    either = sum(value == label for values in (references, predictions) for value in values)
     return 2 * both / either if either else 0.0
 
 
-def correlation_of(golds: Sequence[Hashable], predictions: Sequence[Hashable]) -> float:
-    """Matthews' correlation of any number of labels (Gorodkin 2004); 0 where it is undefined."""
-    right = sum(gold == said for gold, said in zip(golds, predictions, strict=True))
-    count, true, said = len(golds), Counter(golds), Counter(predictions)
-    chance = sum(number * said[label] for label, number in true.items())
-    spread = [count**2 - sum(number**2 for number in each.values()) for each in (true, said)]
+def matthews_correlation(references: Sequence[Hashable], predictions: Sequence[Hashable]) -> float:
+    """Compute the Matthews correlation of any number of labels (Gorodkin 2004); 0 where undefined."""
+    correct = sum(reference == predicted for reference, predicted in zip(references, predictions, strict=True))
+    total, reference_counts, predicted_counts = len(references), Counter(references), Counter(predictions)
+    chance = sum(count * predicted_counts[label] for label, count in reference_counts.items())
+    spread = [total**2 - sum(n**2 for n in counts.values()) for counts in (reference_counts, predicted_counts)]
     if not all(spread):
         return 0.0
-    return float((right * count - chance) / (spread[0] ** 0.5 * spread[1] ** 0.5))
+    return float((correct * total - chance) / (spread[0] ** 0.5 * spread[1] ** 0.5))

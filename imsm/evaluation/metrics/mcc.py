@@ -1,32 +1,27 @@
-"""Matthews' correlation of yes/no answers."""
+"""Matthews correlation of yes/no answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import MetricInfo
-from imsm.evaluation.metrics.labels import correlation_of, gold_label, predicted_label
+from imsm.evaluation.metrics.accuracy import score
+from imsm.evaluation.metrics.base import MetricInfo
+from imsm.evaluation.metrics.labels import matthews_correlation, predicted_label, reference_label
+
+__all__ = ["INFO", "aggregate", "score"]
 
 INFO = MetricInfo(
     name="mcc",
-    meaning="Matthews' correlation of predicted and right yes/no, from -1 over 0 (chance) to 1",
+    meaning="Matthews correlation of predicted and correct yes/no, from -1 over 0 (chance) to 1",
     higher_is_better=True,
     scale=100.0,
 )
 
 
-def score(prediction: str, golds: Sequence[str]) -> float:
-    """1 if the answer is right: the correlation itself exists only over a set of items."""
-    return float(predicted_label(prediction) == gold_label(golds))
+def aggregate(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Compute the Matthews correlation, 0 where undefined (a constant answer).
 
-
-def aggregate(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
-    """Matthews' correlation, 0 where it is undefined (one answer to everything).
-
-    An unparsed answer is a class of its own (the correlation of Gorodkin 2004 for more than two):
-    always wrong, but no evidence for the opposite, which a model that says nothing would get
-    -1 for.
+    An unparsed answer is a third class (Gorodkin 2004). Counting it as the opposite label would give a
+    model without any answer a correlation of -1.
     """
-    return correlation_of(
-        [gold_label(gold) for gold in golds], [predicted_label(prediction) for prediction in predictions]
-    )
+    return matthews_correlation([reference_label(r) for r in references], [predicted_label(p) for p in predictions])

@@ -1,29 +1,29 @@
-"""Word overlap (F1), as SQuAD defines it."""
+"""F1 of shared words, as defined by SQuAD."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from imsm.evaluation.metrics import MetricInfo
+from imsm.evaluation.metrics.base import MetricInfo
 from imsm.evaluation.metrics.text import squad_tokens
 
 INFO = MetricInfo(
     name="token_f1",
-    meaning="F1 of the words shared with the accepted answer that fits best",
+    meaning="F1 of the words shared with the best-matching accepted answer",
     higher_is_better=True,
     scale=100.0,
 )
 
 
-def score(prediction: str, golds: Sequence[str]) -> float:
-    """The best F1 over the accepted answers; words count as often as they stand there."""
+def score(prediction: str, references: Sequence[str]) -> float:
+    """Return the best F1 over the accepted answers; repeated words count repeatedly."""
     words = squad_tokens(prediction)
-    return max(_overlap(words, squad_tokens(gold)) for gold in golds)
+    return max(_overlap(words, squad_tokens(reference)) for reference in references)
 
 
-def _overlap(words: list[str], gold_words: list[str]) -> float:
-    if not words or not gold_words:
-        return float(words == gold_words)
-    shared = (Counter(words) & Counter(gold_words)).total()
-    return 2 * shared / (len(words) + len(gold_words))
+def _overlap(words: list[str], wanted: list[str]) -> float:
+    if not words or not wanted:
+        return float(words == wanted)
+    shared = (Counter(words) & Counter(wanted)).total()
+    return 2 * shared / (len(words) + len(wanted))

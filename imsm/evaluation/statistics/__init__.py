@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Statistics of evaluation results: bootstrap intervals, significance tests, measures of forgetting."""

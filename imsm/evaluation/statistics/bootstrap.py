@@ -1,133 +1,132 @@
-"""Resampled scores of several models on the same items, for statistics of tasks and stages."""
+"""Cluster bootstrap: draw groups of examples with replacement.
+
+Examples that share a passage form a group and are drawn together; an example without a group label is
+its own group. Symbols: N examples, C groups, K columns, M models, R resamples.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy
-import numpy as np
 import pandas
 from numpy.typing import NDArray
 
 from imsm.evaluation.statistics.validation import Array
 
-_FEW = 64
-"""So many kinds of groups are drawn by their number; more are drawn one by one."""
-_AT_ONCE = 200_000
-"""So many draws are in memory at a time, and in the processor's cache."""
+_MAX_DISTINCT = 64
+"""Up to this many distinct groups are drawn by their counts; more are drawn one by one."""
+_DRAWS_AT_ONCE = 200_000
+"""Number of draws held in memory (and in the processor's cache) at once."""
+
+Statistic = Callable[[pandas.DataFrame], float]
+"""A metric's value, in points, of some rows of predictions."""
 
 
 def cluster_ids(groups: Sequence[object] | None, count: int) -> NDArray[numpy.int64]:
-    """Each item's group as a number from 0 on (N,); an item without a label is its own group.
+    """Number the groups of N examples from 0 (N,).
 
     Args:
-        groups: N labels, None or NaN where there is none; None: each item is its own.
+        groups: N labels, None or NaN for an example that is its own group; None: each is.
         count: N.
 
     Raises:
-        ValueError: not as many labels as items.
+        ValueError: Unequal numbers of labels and examples.
     """
     if groups is None:
         return numpy.arange(count)
     if len(groups) != count:
         raise ValueError(f"{len(groups)} groups for {count} values")
-    found = pandas.factorize(pandas.Series(list(groups), dtype=object))[0].astype(numpy.int64)
-    alone = found < 0
-    found[alone] = found.max(initial=-1) + 1 + numpy.arange(alone.sum())
-    return found
+    ids = pandas.factorize(pandas.Series(list(groups), dtype=object))[0].astype(numpy.int64)
+    unlabelled = ids < 0
+    ids[unlabelled] = ids.max(initial=-1) + 1 + numpy.arange(unlabelled.sum())
+    return ids
 
 
 def cluster_sums(values: Array, groups: Sequence[object] | None) -> tuple[Array, Array]:
-    """Sums (C, K) and sizes (C,) of the groups of values (N, K).
+    """Return sums (C, K) and sizes (C,) of the groups of values (N, K).
 
     Raises:
-        ValueError: not as many labels as items.
+        ValueError: Unequal numbers of labels and examples.
     """
-    labels = cluster_ids(groups, len(values))
-    sizes = numpy.bincount(labels).astype(numpy.float64)
-    sums = [numpy.bincount(labels, column) for column in values.T]
+    ids = cluster_ids(groups, len(values))
+    sizes = numpy.bincount(ids).astype(numpy.float64)
+    sums = [numpy.bincount(ids, column) for column in values.T]
     return numpy.stack(sums, axis=1, dtype=numpy.float64), sizes
 
 
 def bootstrap_means(sums: Array, sizes: Array, *, resamples: int, seed: int) -> Array:
-    """Means over all items of C groups drawn with replacement (R, K): the same for all columns.
+    """Return means over the examples of C drawn groups (R, K); all columns share the draws.
 
     Args:
-        sums: of each group (C, K).
-        sizes: of each group (C,).
+        sums: Sum of each group (C, K).
+        sizes: Size of each group (C,).
         resamples: R.
-        seed: of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: R is below 1.
     """
     if resamples < 1:
-        raise ValueError(f"resamples={resamples}: at least 1 is needed")
+        raise ValueError(f"resamples={resamples}: must be at least 1")
     rng = numpy.random.default_rng(seed)
     count, columns = len(sizes), numpy.column_stack([sums, sizes])
-    kinds, counts = numpy.unique(columns, axis=0, return_counts=True)
-    if len(kinds) <= _FEW:  # drawing groups is drawing how many of each kind
-        totals = rng.multinomial(count, counts / count, size=resamples) @ kinds
+    distinct, counts = numpy.unique(columns, axis=0, return_counts=True)
+    if len(distinct) <= _MAX_DISTINCT:  # drawing groups is drawing how often each distinct one occurs
+        totals = rng.multinomial(count, counts / count, size=resamples) @ distinct
         return numpy.asarray(totals[:, :-1] / totals[:, -1:])
     parts = []
-    for start in range(0, resamples, step := max(1, _AT_ONCE // count)):
+    for start in range(0, resamples, step := max(1, _DRAWS_AT_ONCE // count)):
         rows = min(step, resamples - start)
         draw = rng.integers(count, size=(rows, count)) + count * numpy.arange(rows)[:, None]
-        often = numpy.bincount(draw.ravel(), minlength=rows * count).reshape(rows, count)
-        parts.append(often.astype(numpy.float64) @ columns)
+        times = numpy.bincount(draw.ravel(), minlength=rows * count).reshape(rows, count)
+        parts.append(times.astype(numpy.float64) @ columns)
     totals = numpy.concatenate(parts)
     return numpy.asarray(totals[:, :-1] / totals[:, -1:])
 
 
 def standard_error(values: Array, groups: Sequence[object] | None) -> tuple[float, int]:
-    """The mean's standard error from the variation of the groups' totals, and C.
+    """Return the cluster-robust standard error of the mean of values (N,), and C.
 
-        sqrt(C / (C - 1) sum_c (sum_c - mean size_c)^2) / N      (linearised ratio; 0 for C = 1)
-
-    Args:
-        values: (N,).
-        groups: N labels, or None.
+    sqrt(C / (C - 1) sum_c (sum_c - mean size_c)^2) / N      (linearized ratio; 0 for C = 1)
     """
     sums, sizes = cluster_sums(values[:, None], groups)
     count = len(sizes)
     if count < 2 or not numpy.ptp(values):
         return 0.0, count
-    rest = sums[:, 0] - values.mean() * sizes
-    return float((count / (count - 1) * (rest @ rest)) ** 0.5 / len(values)), count
-
-
-Statistic = Callable[[pandas.DataFrame], float]
-"""A metric's value in points of some rows of items."""
+    residuals = sums[:, 0] - values.mean() * sizes
+    return float((count / (count - 1) * (residuals @ residuals)) ** 0.5 / len(values)), count
 
 
 def resample_scores(
-    frames: Sequence[pandas.DataFrame], statistic: Statistic | str, *, resamples: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
-    """Draw whole groups of items with replacement, the same ones for every model.
+    frames: Sequence[pandas.DataFrame],
+    statistic: Statistic | str,
+    *,
+    resamples: int,
+    generator: numpy.random.Generator,
+) -> Array:
+    """Return the statistic of R resamples for M models on the same examples (R, M).
 
     Args:
-        frames: the items of each of M models, as `imsm.evaluation.predictions.read_items` gives them.
-        statistic: of a model's drawn rows; or a column, whose mean times 100 it is.
-        resamples: how often, N.
-        generator: of the draws.
-
-    Returns:
-        The statistic of every draw and model (N, M).
+        frames: Predictions of each model, as returned by `read_predictions`; all share the draws.
+        statistic: A function of the drawn rows, or a column whose mean times 100 is the statistic.
+        resamples: R.
+        generator: Generator of the draws.
 
     Raises:
-        ValueError: the models answered different items.
+        ValueError: The models answered different examples.
     """
     first = frames[0]
     if any(not frame.index.equals(first.index) for frame in frames[1:]):
-        raise ValueError("the models answered different items")
-    owner = pandas.Series(first.index, index=first.index)
-    codes, _ = pandas.factorize(first["group"].fillna(owner) if "group" in first else owner)
-    count = int(codes.max()) + 1
-    drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
-    weights = drawn[:, codes]  # how often each item was drawn
+        raise ValueError("the models answered different examples")
+    own_group = pandas.Series(first.index, index=first.index)
+    groups = first["group"].fillna(own_group) if "group" in first else own_group
+    ids = cluster_ids(groups.tolist(), len(first))
+    count = int(ids.max()) + 1
+    drawn = generator.multinomial(count, numpy.full(count, 1 / count), size=resamples)
+    weights = drawn[:, ids]  # how often each example was drawn
     if isinstance(statistic, str):
-        values = np.stack([frame[statistic].to_numpy(float) for frame in frames], axis=1)
-        means: NDArray[np.float64] = 100 * (weights @ values) / weights.sum(axis=1, keepdims=True)
-        return means
-    places = [np.repeat(np.arange(len(first)), weight) for weight in weights]
-    return np.array([[statistic(frame.iloc[rows]) for frame in frames] for rows in places])
+        values = numpy.stack([frame[statistic].to_numpy(float) for frame in frames], axis=1)
+        return numpy.asarray(100 * (weights @ values) / weights.sum(axis=1, keepdims=True))
+    indices = [numpy.repeat(numpy.arange(len(first)), weight) for weight in weights]
+    return numpy.array([[statistic(frame.iloc[rows]) for frame in frames] for rows in indices])

@@ -1,7 +1,7 @@
-"""Intervals of means and totals over items, and over seeds, by drawing groups of items.
+"""Confidence intervals of means and other statistics, over examples and over seeds.
 
-Legend: N items, C groups of items that share a passage (an item without one is its own group),
-S seeds, R resamples. Values keep the unit that they come in.
+Symbols: N examples, C groups of examples that share a passage (an example without one is its own
+group), S seeds, R resamples. Values keep their unit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from imsm.evaluation.statistics.bootstrap import bootstrap_means, cluster_ids, cluster_sums, standard_error
 from imsm.evaluation.statistics.validation import (
@@ -28,7 +29,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate between two bounds that hold the truth in ``level`` of all samples."""
+    """An estimate with a confidence interval of the given level."""
 
     estimate: float
     low: float
@@ -44,47 +45,45 @@ def mean_ci(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """The mean of N values, with a percentile bootstrap over groups.
+    """Bootstrap the mean of N values over groups.
 
-    Whole groups are drawn, since items of one passage are right or wrong together; the mean is
-    that over all items drawn. The percentiles are those of Hesterberg (2015), section 5.3: a little
-    further out, as Student's t is for C groups, without which 25 groups cover 92 instead of 95 %.
-    Where all values are equal, or all of one group, the interval is a point: then it says that
-    nothing varied, not that nothing could (of a share of 0 or 1 see `share_interval`). Where fewer
-    than some ten values differ from the rest no bootstrap covers well: read McNemar's p there.
+    Groups are drawn as a unit, since examples of one passage are correlated; the mean is over all drawn
+    examples. The percentiles are those of Hesterberg (2015), section 5.3: slightly wider, as Student's t
+    for C groups; without it the interval of 25 groups covers 92 % instead of 95 %. If all values are
+    equal, or there is one group, the interval is a point (for a proportion of 0 or 1 use
+    `proportion_ci`). If fewer than about ten values differ from the rest, no bootstrap covers well; use
+    McNemar's test.
 
     Args:
         values: (N,).
-        groups: N labels, None where an item is its own group; None: each is.
-        level: of the interval.
-        resamples: how often the groups are drawn.
-        seed: of the draws.
+        groups: N labels, None for an example that is its own group; None: each is.
+        level: Confidence level.
+        resamples: R.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: no values, a value that is not finite, not as many labels as values, or a level
-            that is not between 0 and 1.
+        ValueError: No values, a value that is not finite, unequal numbers of labels and values, or a
+            level that is not between 0 and 1.
     """
-    found = as_finite_array(values)
-    sums, sizes = cluster_sums(found[:, None], groups)
+    array = as_finite_array(values)
+    sums, sizes = cluster_sums(array[:, None], groups)
     means = bootstrap_means(sums, sizes, resamples=resamples, seed=seed)[:, 0]
-    return _interval(float(found.mean()), means, groups=len(sizes), level=level)
+    return _percentile_interval(float(array.mean()), means, groups=len(sizes), level=level)
 
 
 def proportion_ci(right: ArrayLike, *, groups: Sequence[object] | None = None, level: float = 0.95) -> Interval:
-    """The share of ones among N values of 0 and 1, with Wilson's interval: no point at 0 and 1.
+    """Compute Wilson's interval of the proportion of ones; not a point at 0 and 1.
 
-    N is replaced by the number of independent items that vary as much as the groups do (Korn and
-    Graubard, 1998); C where nothing varies.
+    N is replaced by the effective number of independent examples (Korn and Graubard, 1998), or by C if
+    all values are equal.
 
     Raises:
-        ValueError: as `mean_interval`, or another value than 0 and 1.
+        ValueError: As `mean_ci`, or another value than 0 and 1.
     """
-    from statsmodels.stats.proportion import proportion_confint
-
-    found = as_binary_array(right)
-    share = float(found.mean())
-    error, count = standard_error(found, groups)
-    effective = min(share * (1 - share) / error**2, float(len(found))) if error else float(count)
+    array = as_binary_array(right)
+    share = float(array.mean())
+    error, count = standard_error(array, groups)
+    effective = min(share * (1 - share) / error**2, float(len(array))) if error else float(count)
     low, high = proportion_confint(share * effective, effective, alpha=1 - check_level(level), method="wilson")
     # Rounding may leave 1e-17 where the bound is the share itself.
     return Interval(estimate=share, low=min(float(low), share), high=max(float(high), share), level=level)
@@ -99,10 +98,10 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """The mean of one − other over the same N items, with a bootstrap over groups.
+    """Bootstrap the mean of one − other over the same N examples, over groups.
 
     Raises:
-        ValueError: as `mean_interval`, or not the same number of items.
+        ValueError: As `mean_ci`, or unequal numbers of examples.
     """
     difference = paired_difference_array(one, other)
     return mean_ci(difference, groups=groups, level=level, resamples=resamples, seed=seed)
@@ -118,33 +117,33 @@ def bootstrap_statistic_ci(
     resamples: int = 1_000,
     seed: int = 0,
 ) -> Interval:
-    """The difference of two totals that are no means (Matthews' correlation, F1), bootstrapped.
+    """Bootstrap the difference of two statistics that are not means (Matthews correlation, F1).
 
     Args:
-        statistic: one arm's total over the items at the given places.
-        other: the other arm's; None: the interval of the one total.
+        statistic: The first run's statistic of the examples at the given indices.
+        other: The second run's; None: the interval of the first alone.
         items: N.
-        groups: N labels; None: each item is its own.
-        level: of the interval.
-        resamples: how often the groups are drawn; each draw computes both totals.
-        seed: of the draws.
+        groups: N labels; None: each example is its own group.
+        level: Confidence level.
+        resamples: R; each resample computes both statistics.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: no items, or a total that is not finite, of all items or of a draw.
+        ValueError: No examples, or a statistic that is not finite.
     """
     if items < 1:
-        raise ValueError("there are no items")
-    places = numpy.arange(items)
-    labels = cluster_ids(groups, items)
-    ends = numpy.cumsum(numpy.bincount(labels))[:-1]
-    members = numpy.split(places[numpy.argsort(labels, kind="stable")], ends)
+        raise ValueError("there are no examples")
+    indices = numpy.arange(items)
+    ids = cluster_ids(groups, items)
+    ends = numpy.cumsum(numpy.bincount(ids))[:-1]
+    members = numpy.split(indices[numpy.argsort(ids, kind="stable")], ends)
 
-    def total(chosen: NDArray[numpy.int64]) -> float:
+    def difference(chosen: NDArray[numpy.int64]) -> float:
         return statistic(chosen) - (other(chosen) if other is not None else 0.0)
 
     draws = numpy.random.default_rng(seed).integers(len(members), size=(resamples, len(members)))
-    found = as_finite_array([total(numpy.concatenate([members[i] for i in draw])) for draw in draws])
-    return _interval(total(places), found, groups=len(members), level=level)
+    values = as_finite_array([difference(numpy.concatenate([members[i] for i in draw])) for draw in draws])
+    return _percentile_interval(difference(indices), values, groups=len(members), level=level)
 
 
 def seed_ci(
@@ -155,29 +154,29 @@ def seed_ci(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """The mean of S seeds' values on the same N items: seeds are drawn, and groups of items.
+    """Compute the interval of the mean of S seeds' values on the same N examples.
 
-    So the interval speaks of training again and of other items at once (a random effect of the
-    seed). S seeds have few kinds of draws, and vary too little by (S - 1) / S: that part is
-    stretched, and the interval is Student's t times the draws' standard deviation, with degrees of
-    freedom by Satterthwaite: near S - 1 where the seeds make the difference, near C - 1 where the
-    items do. With one seed it is `mean_interval`, which speaks of this one model.
+    Seeds and groups of examples are both drawn (a random effect of the seed), so the interval covers
+    another training and other examples. Draws of S seeds vary too little by (S - 1) / S, which is
+    corrected; the interval is Student's t times the draws' standard deviation, with Satterthwaite's
+    degrees of freedom: near S - 1 if the seeds dominate, near C - 1 if the examples do. With one seed
+    it is `mean_ci`, which covers this one model only.
 
     Args:
         differences: S arrays (N,), e.g. one − other of each seed.
         groups: N labels, the same for all seeds.
-        level: of the interval.
-        resamples: how often it is drawn.
-        seed: of the draws.
+        level: Confidence level.
+        resamples: R.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: no seed, seeds of unequally many items, or as `mean_interval`.
+        ValueError: No seed, unequal numbers of examples, or as `mean_ci`.
     """
-    columns = [as_finite_array(each) for each in differences]
+    columns = [as_finite_array(values) for values in differences]
     if len({len(column) for column in columns}) != 1:
         raise ValueError(
-            f"seeds of {[len(column) for column in columns]} items: needs at least one seed, and "
-            "the same items of each"
+            f"seeds of {[len(column) for column in columns]} examples: needs at least one seed, and "
+            "the same examples for each"
         )
     seeds = len(columns)
     if seeds == 1:
@@ -186,39 +185,38 @@ def seed_ci(
     sums, sizes = cluster_sums(table, groups)
     means = bootstrap_means(sums, sizes, resamples=resamples, seed=seed)  # (R, S)
     drawn = numpy.random.default_rng([seed, seeds]).integers(seeds, size=means.shape)
-    of_items = means.mean(axis=1)
-    of_seeds = numpy.take_along_axis(means, drawn, axis=1).mean(axis=1) - of_items
-    groups_left, seeds_left = len(sizes) - 1, seeds - 1
-    by_items = float(of_items.var()) * (len(sizes) / groups_left if groups_left else 1.0)
-    by_seeds = float(of_seeds.var()) * seeds / seeds_left
-    estimate, variance = float(table.mean()), by_items + by_seeds
-    reach = 0.0
+    example_effect = means.mean(axis=1)
+    seed_effect = numpy.take_along_axis(means, drawn, axis=1).mean(axis=1) - example_effect
+    example_degrees, seed_degrees = len(sizes) - 1, seeds - 1
+    example_variance = float(example_effect.var()) * (len(sizes) / example_degrees if example_degrees else 1.0)
+    seed_variance = float(seed_effect.var()) * seeds / seed_degrees
+    estimate, variance = float(table.mean()), example_variance + seed_variance
+    half_width = 0.0
     if variance**0.5 > NOISE * float(numpy.abs(table).max()):
-        share = by_items / variance
-        degrees = 1 / (share**2 / max(groups_left, 1) + (1 - share) ** 2 / seeds_left)
-        reach = float(stats.t.ppf((1 + check_level(level)) / 2, degrees)) * variance**0.5
-    return Interval(estimate=estimate, low=estimate - reach, high=estimate + reach, level=level)
+        share = example_variance / variance
+        degrees = 1 / (share**2 / max(example_degrees, 1) + (1 - share) ** 2 / seed_degrees)
+        half_width = float(stats.t.ppf((1 + check_level(level)) / 2, degrees)) * variance**0.5
+    return Interval(estimate=estimate, low=estimate - half_width, high=estimate + half_width, level=level)
 
 
 def macro_average_ci(parts: Sequence[Interval], *, tests: Sequence[str]) -> Interval:
-    """The mean of scores on several tests, each with items of its own.
+    """Compute the interval of the mean of K scores on several evaluation sets.
 
-        low = mean - sqrt(sum_t (sum_{k of t} (estimate_k - low_k))^2) / K        (and so upwards)
+        low = mean - sqrt(sum_t (sum_{k of t} (estimate_k - low_k))^2) / K        (upper bound likewise)
 
-    The method of variance estimates recovery (Zou and Donner 2008): each bound keeps the skewness
-    of its parts. Scores of one test rest on the same items (accuracy and F1): they are taken to err
-    together, which is the most that they can.
+    The method of variance estimates recovery (Zou and Donner 2008): each bound keeps the skewness of
+    its parts. Scores on one evaluation set (accuracy and F1) are treated as fully correlated.
 
     Args:
         parts: K intervals of one level.
-        tests: the test of each.
+        tests: The evaluation set of each.
 
     Raises:
-        ValueError: none, or of several levels.
+        ValueError: No intervals, or several levels.
     """
     levels = {part.level for part in parts}
     if len(levels) != 1:
-        raise ValueError(f"intervals of the levels {sorted(levels)}: needs some, of one level")
+        raise ValueError(f"intervals of the levels {sorted(levels)}: needs at least one, all of one level")
     down, up = dict.fromkeys(tests, 0.0), dict.fromkeys(tests, 0.0)
     for part, test in zip(parts, tests, strict=True):
         down[test] += part.estimate - part.low
@@ -228,7 +226,7 @@ def macro_average_ci(parts: Sequence[Interval], *, tests: Sequence[str]) -> Inte
     return Interval(estimate=mean, low=mean - low, high=mean + high, level=levels.pop())
 
 
-def _interval(estimate: float, resampled: Array, *, groups: int, level: float) -> Interval:
+def _percentile_interval(estimate: float, resampled: Array, *, groups: int, level: float) -> Interval:
     """Hesterberg's expanded percentiles (2015): Phi(sqrt(C / (C - 1)) t(alpha / 2, C - 1))."""
     tail = (1 - check_level(level)) / 2
     if groups > 1:

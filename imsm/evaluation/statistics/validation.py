@@ -1,4 +1,4 @@
-"""What statistics are given, checked: one finite value for each item, and pairs of them."""
+"""Input checks of the statistics: one finite value per example, and pairs of them."""
 
 from __future__ import annotations
 
@@ -7,61 +7,61 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[numpy.float64]
 NOISE = 1e-12
-"""Values that differ by less than this share of their size are equal but for rounding."""
+"""Relative difference below which values count as equal (rounding)."""
 
 
 def as_finite_array(values: ArrayLike) -> Array:
-    """The values (N,) as an array.
+    """Return the values as an array (N,).
 
     Raises:
-        ValueError: none, another shape, or one that is not finite.
+        ValueError: No values, another shape, or a value that is not finite.
     """
-    found = numpy.asarray(values, dtype=numpy.float64)
-    if found.ndim != 1:
-        raise ValueError(f"values of shape {found.shape}: needs one for each item, (N,)")
-    if not found.size:
+    array = numpy.asarray(values, dtype=numpy.float64)
+    if array.ndim != 1:
+        raise ValueError(f"values of shape {array.shape}: needs one per example, (N,)")
+    if not array.size:
         raise ValueError("there are no values")
-    if not numpy.isfinite(found).all():
+    if not numpy.isfinite(array).all():
         raise ValueError("a value is not finite")
-    return found
+    return array
 
 
 def as_binary_array(values: ArrayLike) -> Array:
-    """The values (N,) as an array of 0 and 1.
+    """Return the values as an array (N,) of 0 and 1.
 
     Raises:
-        ValueError: as `values_of`, or another value.
+        ValueError: As `as_finite_array`, or another value.
     """
-    found = as_finite_array(values)
-    if not numpy.isin(found, (0.0, 1.0)).all():
-        raise ValueError("this is for answers that are right (1) or wrong (0)")
-    return found
+    array = as_finite_array(values)
+    if not numpy.isin(array, (0.0, 1.0)).all():
+        raise ValueError("values must be right (1) or wrong (0)")
+    return array
 
 
 def paired_difference_array(one: ArrayLike, other: ArrayLike) -> Array:
-    """One − other, by item (N,).
+    """Return one − other, by example (N,).
 
     Raises:
-        ValueError: as `values_of`, or not the same number of items.
+        ValueError: As `as_finite_array`, or unequal numbers of examples.
     """
     first, second = as_finite_array(one), as_finite_array(other)
     if first.shape != second.shape:
-        raise ValueError(f"{len(first)} items against {len(second)}: a pair needs both")
+        raise ValueError(f"{len(first)} examples against {len(second)}: a pair needs both")
     return first - second
 
 
 def all_equal(one: ArrayLike, other: ArrayLike) -> bool:
-    """Whether one − other is the same everywhere, but for rounding."""
-    scale = max(float(numpy.abs(as_finite_array(each)).max()) for each in (one, other))
+    """Return whether one − other is constant, up to rounding."""
+    scale = max(float(numpy.abs(as_finite_array(values)).max()) for values in (one, other))
     return float(numpy.ptp(paired_difference_array(one, other))) <= NOISE * scale
 
 
 def check_level(level: float) -> float:
-    """The level itself.
+    """Return the level.
 
     Raises:
-        ValueError: it is not between 0 and 1.
+        ValueError: It is not between 0 and 1.
     """
     if not 0 < level < 1:
-        raise ValueError(f"level={level}: is between 0 and 1, such as 0.95")
+        raise ValueError(f"level={level}: must be between 0 and 1, such as 0.95")
     return level

@@ -1,38 +1,40 @@
-"""Numbers as a report card writes them."""
+"""Format numbers, intervals and p-values as report text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imsm.evaluation.statistics.significance import Interval
+from imsm.evaluation.statistics.intervals import Interval
+
+MISSING = "–"
 
 
-def interval(found: Interval, *, signed: bool = False) -> str:
-    """An estimate with its bounds: ``61.3 [58.0, 64.5]``."""
-    mark = "+" if signed else ""
-    texts = [f"{value:{mark}.1f}" for value in (found.estimate, found.low, found.high)]
-    return "{} [{}, {}]".format(*texts).replace("-", "−")
+def format_interval(interval: Interval, *, signed: bool = False) -> str:
+    """Return an estimate with its bounds, e.g. ``61.3 [58.0, 64.5]``."""
+    sign = "+" if signed else ""
+    values = [f"{value:{sign}.1f}" for value in (interval.estimate, interval.low, interval.high)]
+    return "{} [{}, {}]".format(*values).replace("-", "−")
 
 
-def number(value: float | None, *, places: int = 1) -> str:
-    """A value, or a dash for none."""
+def format_number(value: float | None, *, digits: int = 1, signed: bool = False) -> str:
+    """Return a rounded number; a dash for None and NaN."""
     if value is None or value != value:
-        return "–"
-    return f"{value:.{places}f}".replace("-", "−")
+        return MISSING
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
-def percent(value: float | None) -> str:
-    """A share in percent, or that it is undefined."""
-    return "undefined" if value is None else f"{number(value)} %"
+def format_percent(value: float | None) -> str:
+    """Return a percentage, or "undefined" for None."""
+    return "undefined" if value is None else f"{format_number(value)} %"
 
 
-def p_value(value: float | None) -> str:
-    """A p-value to three places."""
+def format_p_value(value: float | None) -> str:
+    """Return a p-value with three decimals, e.g. ``0.042`` or ``< 0.001``."""
     if value is None:
-        return "–"
+        return MISSING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names with commas, or nothing."""
-    return ", ".join(names) if names else "nothing"
+def join_names(names: Sequence[str]) -> str:
+    """Return names separated by commas, or "none"."""
+    return ", ".join(names) or "none"

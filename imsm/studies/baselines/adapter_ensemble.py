@@ -41,7 +41,7 @@ class TwoAdapterModel(LogitMixingModel):
     def new_cache(self, *, query_mask: torch.Tensor | None = None) -> Cache:
         """As of a siamese model; a learned prompt stands before the first stream's tokens too."""
         cache = super().new_cache(query_mask=query_mask)
-        virtual = self.streams.other.virtual if isinstance(self.streams, TwoAdapterStreams) else None
+        virtual = self.streams.other.virtual_tokens if isinstance(self.streams, TwoAdapterStreams) else None
         if virtual is not None:
             cache.virtual = virtual.count  # type: ignore[attr-defined]
         return cache
@@ -56,7 +56,7 @@ def build_ensemble(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mi
         mix: as of `mixed`; "original" means ``other``.
     """
     made = derive_model(model, TwoAdapterModel, stream="interwoven", gate=LogitMixer(mix))
-    made.streams = TwoAdapterStreams(model.adapted, model.streams.body, other=other.streams)
+    made.streams = TwoAdapterStreams(model.adapted, model.streams.decoder, other=other.streams)
     return made
 
 

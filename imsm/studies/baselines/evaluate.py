@@ -16,8 +16,8 @@ from imsm.evaluation.predictions import task_dir
 from imsm.evaluation.result import build_result, write_result
 from imsm.pipeline.data import all_training_examples
 from imsm.pipeline.evaluate import metrics_of, result_entry
-from imsm.studies.baselines.base import Baseline, BaselineInfo, is_router, call_hook
-from imsm.studies.baselines.finished_run import Responses, FinishedRun
+from imsm.studies.baselines.base import Baseline, BaselineInfo, call_hook, is_router
+from imsm.studies.baselines.finished_run import FinishedRun, Responses
 from imsm.utils.hashing import hash_json
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from imsm.data.batching import collate_prompts, evaluation_order, training_order
 from imsm.data.tokenization import TokenizedExample, tokenize_prompts
-from imsm.models.siamese.inputs import body_inputs
+from imsm.models.siamese.inputs import decoder_inputs
 from imsm.models.siamese.query_pooling import pool
 from imsm.pipeline.data import training_examples
 from imsm.utils.files import write_atomic
@@ -118,7 +118,7 @@ def query_states(
             ids, mask = collate_prompts(
                 [prompts[place].prompt_ids for place in places], pad_id=pad_id, device=model.device
             )
-            inputs = body_inputs(ids, inputs_embeds=None, attention_mask=mask, position_ids=None, cache=None)
+            inputs = decoder_inputs(ids, inputs_embeds=None, attention_mask=mask, position_ids=None, cache=None)
             memory = model.streams.hidden_states(inputs, stream="original", cache=None)
             found[places] = pool(memory, mask, pooling="mean").float().cpu().numpy()
             done.update(len(places))

@@ -15,7 +15,7 @@ from imsm.studies.paper.cells import row_average
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from imsm.evaluation.statistics.significance import Interval
+    from imsm.evaluation.statistics.intervals import Interval
     from imsm.studies.paper.spec import PaperTable, RowSpec
     from imsm.studies.paper.table import RenderedTable
 

@@ -12,8 +12,8 @@ from statistics import fmean
 import numpy
 
 from imsm.evaluation.metrics import resolve_metric
-from imsm.evaluation.statistics.intervals import macro_average_ci
-from imsm.evaluation.statistics.significance import Interval, seed_ci, student_t
+from imsm.evaluation.statistics.intervals import Interval, macro_average_ci, seed_ci
+from imsm.evaluation.statistics.significance import student_t
 from imsm.reporting.paired_comparison import compare_runs, score_interval
 from imsm.reporting.runs import ComparedRun, runs_to_compare
 from imsm.studies.paper.runs import RunIndex, RunRef

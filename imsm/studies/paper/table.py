@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.studies.paper.cells import MARKS, TableCell, row_average, build_cell, trainable_millions
+from imsm.studies.paper.cells import MARKS, TableCell, build_cell, row_average, trainable_millions
 from imsm.studies.paper.runs import RunIndex, RunRef, required_runs
 from imsm.studies.paper.spec import ColumnSpec, PaperTable, RowSpec
 from imsm.utils.files import write_atomic
@@ -15,7 +15,7 @@ from imsm.utils.files import write_atomic
 if TYPE_CHECKING:
     import pandas
 
-    from imsm.evaluation.statistics.significance import Interval
+    from imsm.evaluation.statistics.intervals import Interval
 
 KEPT = "retention average"
 

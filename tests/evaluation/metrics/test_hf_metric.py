@@ -14,9 +14,9 @@ from imsm.utils.errors import UserError
 from tests.helpers.paths import ROOT
 
 OWN = '''"""Length."""
-from imsm.evaluation.metrics import Info
+from imsm.evaluation.metrics import MetricInfo
 
-INFO = Info(name="letters", meaning="length", higher_is_better=False, scale=1.0)
+INFO = MetricInfo(name="letters", meaning="length", higher_is_better=False, scale=1.0)
 
 
 def score(prediction, golds):

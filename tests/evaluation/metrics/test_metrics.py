@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from imsm.evaluation.metrics import aggregate, contain, exact_match, gsm8k_accuracy, metric_module, token_f1
+from imsm.evaluation.metrics import aggregate, contain, exact_match, gsm8k_accuracy, resolve_metric, token_f1
 from imsm.utils.errors import UserError
 from tests.helpers.paths import ROOT
 
@@ -24,16 +24,16 @@ def test_the_metrics_are_there_and_say_what_they_mean() -> None:
     released = ["contain", "exact_match", "f1", "gsm8k_accuracy", "mcc", "token_f1"]
     assert sorted(clean + [f"released_{name}" for name in released]) == NAMES
     for name in NAMES:
-        info = metric_module(name).INFO
+        info = resolve_metric(name).INFO
         assert info.name == name
         assert info.meaning and info.higher_is_better and info.scale == 100.0
 
 
 def test_an_unknown_metric_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no metric 'exact_mach'.* Did you mean exact_match\?"):
-        metric_module("exact_mach")
+        resolve_metric("exact_mach")
     with pytest.raises(UserError, match="string is no metric: it lacks INFO and score"):
-        metric_module("string")
+        resolve_metric("string")
 
 
 # --- yes/no ---------------------------------------------------------------------------------------
@@ -50,9 +50,9 @@ def test_yes_or_no_metrics_equal_scikit_learn(seed: int) -> None:
     golds = [[label] for label in right]
     wordings = {"yes": ["Yes.", "yes", " YES, they do"], "no": ["no", "No!", "no, not at all"]}
     worded = [wordings[label][number % 3] for number, label in enumerate(predicted)]
-    assert aggregate(metric_module("accuracy"), worded, golds) == pytest.approx(accuracy_score(right, predicted))
-    assert aggregate(metric_module("f1"), worded, golds) == pytest.approx(f1_score(right, predicted, pos_label="yes"))
-    assert aggregate(metric_module("mcc"), worded, golds) == pytest.approx(matthews_corrcoef(right, predicted))
+    assert aggregate(resolve_metric("accuracy"), worded, golds) == pytest.approx(accuracy_score(right, predicted))
+    assert aggregate(resolve_metric("f1"), worded, golds) == pytest.approx(f1_score(right, predicted, pos_label="yes"))
+    assert aggregate(resolve_metric("mcc"), worded, golds) == pytest.approx(matthews_corrcoef(right, predicted))
 
 
 def test_mcc_and_f1_by_hand() -> None:
@@ -60,35 +60,35 @@ def test_mcc_and_f1_by_hand() -> None:
     golds = [["yes"]] * 4 + [["no"]] * 2 + [["no"]] * 3 + [["yes"]]
     true_yes, false_yes, true_no, false_no = 4, 2, 3, 1
     mcc = (true_yes * true_no - false_yes * false_no) / math.sqrt(6 * 5 * 5 * 4)
-    assert aggregate(metric_module("mcc"), predicted, golds) == pytest.approx(mcc)
+    assert aggregate(resolve_metric("mcc"), predicted, golds) == pytest.approx(mcc)
     f1 = 2 * true_yes / (2 * true_yes + false_yes + false_no)
-    assert aggregate(metric_module("f1"), predicted, golds) == pytest.approx(f1)
-    assert aggregate(metric_module("accuracy"), predicted, golds) == pytest.approx(0.7)
+    assert aggregate(resolve_metric("f1"), predicted, golds) == pytest.approx(f1)
+    assert aggregate(resolve_metric("accuracy"), predicted, golds) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("unparsed", ["", "maybe", "not at all", "I know, yes", "yesterday"])
 def test_an_unparsed_answer_is_wrong_whatever_the_gold(unparsed: str) -> None:
     for gold in ("yes", "no"):
         for name in ("accuracy", "f1", "mcc"):
-            assert metric_module(name).score(unparsed, [gold]) == 0.0
+            assert resolve_metric(name).score(unparsed, [gold]) == 0.0
     golds = [["yes"], ["yes"], ["no"], ["no"]]
     right = ["yes", "yes", "no", "no"]
-    assert aggregate(metric_module("accuracy"), [unparsed, *right[1:]], golds) == 0.75
-    assert aggregate(metric_module("f1"), [unparsed, *right[1:]], golds) == pytest.approx(2 / 3)
-    assert 0 < aggregate(metric_module("mcc"), [unparsed, *right[1:]], golds) < 1
+    assert aggregate(resolve_metric("accuracy"), [unparsed, *right[1:]], golds) == 0.75
+    assert aggregate(resolve_metric("f1"), [unparsed, *right[1:]], golds) == pytest.approx(2 / 3)
+    assert 0 < aggregate(resolve_metric("mcc"), [unparsed, *right[1:]], golds) < 1
     for name in ("accuracy", "f1", "mcc"):
-        assert aggregate(metric_module(name), [unparsed] * 4, golds) == 0.0
+        assert aggregate(resolve_metric(name), [unparsed] * 4, golds) == 0.0
 
 
 def test_one_answer_to_everything_has_no_correlation() -> None:
-    assert aggregate(metric_module("mcc"), ["yes"] * 3, [["yes"], ["no"], ["yes"]]) == 0.0
-    assert aggregate(metric_module("f1"), ["no"] * 2, [["no"], ["no"]]) == 0.0
+    assert aggregate(resolve_metric("mcc"), ["yes"] * 3, [["yes"], ["no"], ["yes"]]) == 0.0
+    assert aggregate(resolve_metric("f1"), ["no"] * 2, [["no"], ["no"]]) == 0.0
 
 
 def test_yes_or_no_metrics_refuse_other_golds() -> None:
     for name in ("accuracy", "f1", "mcc"):
         with pytest.raises(UserError, match=r"'a town' is neither yes nor no.*data\.metric="):
-            aggregate(metric_module(name), ["yes"], [["a town"]])
+            aggregate(resolve_metric(name), ["yes"], [["a town"]])
 
 
 # --- SQuAD ----------------------------------------------------------------------------------------

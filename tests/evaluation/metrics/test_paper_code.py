@@ -8,20 +8,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from imsm.data.tasks import cola, gsm8k, mrpc, ropes, webq
 from imsm.evaluation.metrics import accuracy as accuracy_metric
-from imsm.evaluation.metrics import (
-    aggregate,
-    contain,
-    exact_match,
-    f1,
-    mcc,
-    paper_code_contain,
-    paper_code_exact_match,
-    paper_code_f1,
-    paper_code_gsm8k_accuracy,
-    paper_code_mcc,
-    paper_code_token_f1,
-    token_f1,
-)
+from imsm.evaluation.metrics import aggregate, contain, exact_match, f1, mcc, paper_code, token_f1
 
 
 @pytest.mark.parametrize(
@@ -34,12 +21,12 @@ from imsm.evaluation.metrics import (
     ],
 )
 def test_contain_finds_letters_where_no_word_is(text: str, gold: str) -> None:
-    assert paper_code_contain.score(text, [gold]) == 1
+    assert paper_code.contain.score(text, [gold]) == 1
     assert contain.score(text, [gold]) == 0
 
 
 def test_both_contains_agree_on_a_plain_answer() -> None:
-    for module in (paper_code_contain, contain):
+    for module in (paper_code.contain, contain):
         assert module.score("He lived in New York.", ["new york"]) == 1
         assert module.score("He lived in York.", ["new york"]) == 0
         assert module.score("Paris", ["london", "paris"]) == 1
@@ -47,47 +34,47 @@ def test_both_contains_agree_on_a_plain_answer() -> None:
 
 def test_exact_match_is_of_the_whole_raw_text() -> None:
     raw = " yes\nInput: another pair"
-    assert paper_code_exact_match.score(raw, ["yes"]) == 0
+    assert paper_code.exact_match.score(raw, ["yes"]) == 0
     assert accuracy_metric.score(mrpc.extract(raw), ["yes"]) == 1
-    for module in (paper_code_exact_match, exact_match):
+    for module in (paper_code.exact_match, exact_match):
         assert module.score("The Arvel.", ["arvel"]) == 1
 
 
 def test_a_decimal_point_is_lost() -> None:
-    assert paper_code_exact_match.score("1.5", ["15"]) == 1
+    assert paper_code.exact_match.score("1.5", ["15"]) == 1
     assert exact_match.score("1.5", ["15"]) == 0
 
 
 def test_silence_and_nonsense_count_as_no() -> None:
     golds = [["no"], ["no"], ["yes"]]
     said = ["", "maybe", "yes"]
-    assert aggregate(paper_code_mcc, said, golds) == 1.0
+    assert aggregate(paper_code.mcc, said, golds) == 1.0
     assert aggregate(mcc, [cola.extract(text) for text in said], golds) < 1.0
-    assert aggregate(paper_code_f1, said, golds) == 1.0
+    assert aggregate(paper_code.f1, said, golds) == 1.0
     unparsed = [mrpc.extract(text) for text in ("", "maybe", "not yes")]
-    assert aggregate(paper_code_f1, ["", "maybe", "not yes"], golds) == 1.0
+    assert aggregate(paper_code.f1, ["", "maybe", "not yes"], golds) == 1.0
     assert aggregate(f1, unparsed, golds) == 0.0
 
 
 def test_words_are_counted_once() -> None:
     prediction, gold = "red red red blue", "red blue"
-    assert paper_code_token_f1.score(prediction, [gold]) == 1.0
+    assert paper_code.token_f1.score(prediction, [gold]) == 1.0
     assert token_f1.score(ropes.extract(prediction), [gold]) == pytest.approx(2 * 2 / (4 + 2))
-    assert paper_code_token_f1.score("", ["red"]) == 0.0
+    assert paper_code.token_f1.score("", ["red"]) == 0.0
 
 
 def test_a_long_line_is_rewarded_by_contain_and_not_by_exact_match() -> None:
     raw = "Paris or London or Rome or Madrid"
-    assert paper_code_contain.score(raw, ["rome"]) == contain.score(webq.extract(raw), ["rome"]) == 1
+    assert paper_code.contain.score(raw, ["rome"]) == contain.score(webq.extract(raw), ["rome"]) == 1
     assert exact_match.score(webq.extract(raw), ["rome"]) == 0
 
 
 def test_a_sum_is_right_whatever_its_rationale() -> None:
     gold = ["He packs 6*8=48 jars. The answer is 2,125."]
     raw = "Six times eight is 48.\nThe answer is 2125.\nBelow is a math question."
-    assert paper_code_gsm8k_accuracy.score(raw, gold) == 1
-    assert paper_code_exact_match.score(raw, gold) == 0  # what the released code compares
-    assert paper_code_gsm8k_accuracy.score("The answer is 125.", gold) == 0
+    assert paper_code.gsm8k_accuracy.score(raw, gold) == 1
+    assert paper_code.exact_match.score(raw, gold) == 0  # what the released code compares
+    assert paper_code.gsm8k_accuracy.score("The answer is 125.", gold) == 0
     assert gsm8k.extract(raw) == "2125"
 
 
@@ -100,5 +87,5 @@ def test_totals_are_scikit_learns(seed: int) -> None:
     guess = ["yes" in text.lower() for text in said]
     truth = [gold == "yes" for gold in golds]
     accepted = [[gold] for gold in golds]
-    assert aggregate(paper_code_f1, said, accepted) == pytest.approx(f1_score(truth, guess))
-    assert aggregate(paper_code_mcc, said, accepted) == pytest.approx(matthews_corrcoef(truth, guess))
+    assert aggregate(paper_code.f1, said, accepted) == pytest.approx(f1_score(truth, guess))
+    assert aggregate(paper_code.mcc, said, accepted) == pytest.approx(matthews_corrcoef(truth, guess))

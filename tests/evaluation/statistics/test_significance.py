@@ -13,18 +13,20 @@ from scipy import stats
 from sklearn.metrics import matthews_corrcoef
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from imsm.evaluation.statistics.intervals import macro_average_ci
-from imsm.evaluation.statistics.significance import (
+from imsm.evaluation.statistics.intervals import (
     bootstrap_statistic_ci,
+    macro_average_ci,
+    mean_ci,
+    paired_difference,
+    proportion_ci,
+    seed_ci,
+)
+from imsm.evaluation.statistics.significance import (
     holm,
     mcnemar,
-    mean_ci,
     minimum_detectable_difference,
-    paired_difference,
     paired_t,
-    proportion_ci,
     roc_auc,
-    seed_ci,
     student_t,
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imsm.studies.baselines.base import BaselineInfo
-from imsm.studies.baselines.logit_mixing import mix_by_confidence, build_mixing_model
+from imsm.studies.baselines.logit_mixing import build_mixing_model, mix_by_confidence
 
 if TYPE_CHECKING:
     from imsm.models.siamese.model import SiameseForCausalLM
