@@ -1,1 +1,1 @@
-"""From Hydra overrides to a validated RunConfig, or to every error in it."""
+"""Configuration of a run: composition of Hydra overrides, validation, identity."""

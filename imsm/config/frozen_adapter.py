@@ -1,14 +1,13 @@
-"""The gate alone: `frozen_adapter=FOLDER` takes the adapter of a finished run as it is.
+"""Gate-only training: `frozen_adapter=RUN_DIR` uses the adapter of a finished run frozen.
 
-The folder is that of a PEFT run or of an IMSM run, of which the gate is left behind. What its
-adapter is made of and stands on must be what this run would have made. Only small files are read
-here; no library is loaded.
+The run is of method=peft, or of method=imsm without its gate. Its backbone and PEFT settings must
+equal those of the new run.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,109 +18,90 @@ from imsm.utils.messages import format_value
 from imsm.utils.run_dir import RunDir
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-_GIVE = "give the folder of a finished run of method=peft or method=imsm"
+_FIX = "give the folder of a finished run of method=peft or method=imsm"
 
 
 def resolve_frozen_adapter(
     folder: str, *, backbone: BackboneConfig, peft: PeftConfig, data: DataConfig
 ) -> tuple[FrozenAdapterConfig | None, list[str]]:
-    """The run that `frozen_adapter` names.
+    """Read the run of a frozen adapter and compare it with the new run.
 
     Args:
-        folder: of the run.
-        backbone: of the run that takes its adapter.
-        peft: likewise.
-        data: likewise.
+        folder: Its run directory.
+        backbone: The new run's section.
+        peft: The new run's section.
+        data: The new run's section.
 
     Returns:
-        The run, None if it cannot be had, and a line per problem.
+        The run (None if its adapter cannot be used), and one line per error.
     """
     given, run = f"frozen_adapter={folder}", RunDir(Path(folder))
     if not run.path.is_dir():
-        return None, [f"{given}: there is no such folder; {_GIVE}"]
+        return None, [f"{given}: there is no such folder; {_FIX}"]
     try:
-        identity = json.loads(run.identity.read_text(encoding="utf-8"))
-        nothing = is_original(identity)
+        identity = json.loads(run.identity.read_bytes())
+        original = is_original(identity)
     except FileNotFoundError:
-        return None, [f"{given}: holds no run ({run.identity.name} is missing); {_GIVE}"]
+        return None, [f"{given}: contains no run ({run.identity.name} is missing); {_FIX}"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return None, [f"{given}: its {run.identity.name} is damaged ({error}); {_GIVE}"]
-    if nothing:
-        return None, [f"{given}: has no adapter, nothing was trained there; {_GIVE}"]
+        return None, [f"{given}: its {run.identity.name} is damaged ({error}); {_FIX}"]
+    if original:
+        return None, [f"{given}: has no adapter, because nothing was trained; {_FIX}"]
     if not run.trained.is_file():
-        return None, [
-            f"{given}: its training is not finished ({run.trained.name} is missing); give that "
-            "run's command again first"
-        ]
+        problem = f"its training is not finished ({run.trained.name} is missing)"
+        return None, [f"{given}: {problem}; run its command again first"]
     missing = [name for name in _ADAPTER_FILES if not (run.adapter / name).is_file()]
     if missing:
-        lacking = f"{missing[0]} is not in {run.adapter.relative_to(run.path)}"
-        return None, [f"{given}: its adapter is missing ({lacking}); {_GIVE}"]
-    identity = identity.get("frozen_adapter", identity)  # a frozen adapter has learned there
-    errors = _differences(
-        given,
-        {"backbone": identity["backbone"], "peft": identity["peft"]},
-        {"backbone": backbone_identity(backbone, data), "peft": peft_identity(peft, backbone=backbone, data=data)},
-    )
-    return FrozenAdapterConfig(tasks=_learned(identity), identity=identity), errors
-
-
-def check_method(frozen_adapter: str | None, method: MethodConfig) -> list[str]:
-    """Somebody must learn."""
-    if frozen_adapter is None or method.stream == "interwoven":
-        return []
-    return [
-        f"frozen_adapter={frozen_adapter}: a gate learns beside it, and method={method.name} has "
-        "none; choose method=imsm, or leave it out"
+        problem = f"its adapter is missing ({missing[0]} is not in {run.adapter.relative_to(run.path)})"
+        return None, [f"{given}: {problem}; {_FIX}"]
+    identity = identity.get("frozen_adapter", identity)  # the run used a frozen adapter itself
+    wanted = {"backbone": backbone_identity(backbone, data), "peft": peft_identity(peft, backbone=backbone, data=data)}
+    return FrozenAdapterConfig(tasks=_trained_tasks(identity), identity=identity), [
+        f"{given}: {line}, or give another run" for line in _differences(identity, wanted)
     ]
 
 
-def check_gate(frozen_adapter: str | None, gate: GateConfig) -> list[str]:
-    """Nothing but the gate learns."""
-    if frozen_adapter is None or gate.trainable:
-        return []
-    return [
-        f"frozen_adapter={frozen_adapter}: nothing would be learned, since gate={gate.name} is not "
-        "trained; choose a gate that is (gate=query, token, scalar, ...)"
-    ]
-
-
-def check_sequence(frozen_adapter: str | None, sequence: list[str] | None) -> list[str]:
-    """The stages of a sequence train an adapter."""
-    if frozen_adapter is None or sequence is None:
-        return []
-    return [
-        f"frozen_adapter={frozen_adapter}: stays as it is, and the stages of "
-        f"task_sequence={format_value(sequence)} train an adapter; leave one of the two out"
-    ]
-
-
-def _differences(given: str, there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """A line per key; of another PEFT method all keys differ, so that one is enough."""
-    of_arm = {f"peft.{key}" for key in there["peft"].get("method_specific_keys", [])}
-    found = {key: pair for key, pair in diff_dicts(there, asked).items() if key not in of_arm}
-    if "peft._target_" in found:
-        found = {k: v for k, v in found.items() if k == "peft._target_" or not k.startswith("peft.")}
-    lines = []
-    for key, (has, wanted) in found.items():
-        name, fix = key, f"choose {key}={format_value(has)}"
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line per differing key of backbone and peft; one is enough for another PEFT method."""
+    ignored = {f"peft.{key}" for key in saved["peft"].get("method_specific_keys", [])}
+    pairs = diff_dicts({key: saved[key] for key in wanted}, wanted)
+    other_method = "peft._target_" in pairs
+    for key, (old, new) in pairs.items():
+        if key in ignored or (other_method and key.startswith("peft.") and key != "peft._target_"):
+            continue
         if key == "backbone.chat_template":
-            name = "data.chat_template"
-            has, wanted = bool(has), bool(wanted)
-            fix = f"choose {name}={format_value(has)}"
-        elif key == "peft._target_":
-            fix = "choose that method by peft="
-        elif key == "peft.target_modules":
-            fix = "choose these by peft.target_roles"
-        lines.append(
-            f"{given}: was trained with {name}={format_value(has)}, and this run has {format_value(wanted)}; "
-            f"{fix}, or give another run"
-        )
-    return lines
+            key, old, new = "data.chat_template", bool(old), bool(new)
+        fixes = {
+            "peft._target_": "choose that method by peft=",
+            "peft.target_modules": "choose them by peft.target_roles",
+        }
+        fix = fixes.get(key, f"set {key}={format_value(old)}")
+        yield f"was trained with {key}={format_value(old)}, and this run has {format_value(new)}; {fix}"
 
 
-def _learned(identity: Mapping[str, Any]) -> list[str]:
-    """The tasks that a training learned, those of the stages before it first."""
-    before = _learned(identity["previous_stage"]) if "previous_stage" in identity else []
+def _trained_tasks(identity: Mapping[str, Any]) -> list[str]:
+    """Return the tasks of a training and of the stages before it, in order."""
+    previous = _trained_tasks(identity["previous_stage"]) if "previous_stage" in identity else []
     replay = identity["peft"].get("replay")
-    return [*before, identity["data"]["name"], *([replay["task"]] if replay else [])]
+    return [*previous, identity["data"]["name"], *([replay["task"]] if replay else [])]
+
+
+def _check_method(frozen_adapter: str | None, method: MethodConfig) -> Iterator[str]:
+    if frozen_adapter is not None and method.stream != "interwoven":
+        problem = f"only a gate is trained, and method={method.name} has none"
+        yield f"frozen_adapter={frozen_adapter}: {problem}; choose method=imsm, or omit it"
+
+
+def _check_gate(frozen_adapter: str | None, gate: GateConfig) -> Iterator[str]:
+    if frozen_adapter is not None and not gate.trainable:
+        problem = f"nothing would be trained, because gate={gate.name} is not trainable"
+        yield f"frozen_adapter={frozen_adapter}: {problem}; choose another gate (gate=query, token, scalar, ...)"
+
+
+def _check_task_sequence(frozen_adapter: str | None, task_sequence: list[str] | None) -> Iterator[str]:
+    if frozen_adapter is not None and task_sequence is not None:
+        problem = f"the stages of task_sequence={format_value(task_sequence)} train an adapter"
+        yield f"frozen_adapter={frozen_adapter}: {problem}; omit one of the two"
+
+
+FROZEN_ADAPTER_CHECKS: tuple[Callable[..., Iterator[str]], ...] = (_check_method, _check_gate, _check_task_sequence)

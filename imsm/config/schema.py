@@ -1,17 +1,15 @@
 """The typed configuration of one run.
 
-Every key has a type and a range here; what one key demands of another stands in `imsm.config.cross_section`,
-the way from Hydra's composition to here in `imsm.config.validate`.
-Nothing below the entry sees these objects: the run's flow takes them apart into keyword arguments.
+Fields have types and ranges, sections check themselves (`StrictModel.check`); checks across
+sections and of files are in `imsm.config.validate`. Only config/ and pipeline/ use a `RunConfig`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from imsm.data.sources import DataSource, Kind, Prompts
 from imsm.data.task import Task
@@ -19,11 +17,12 @@ from imsm.utils.instantiate import Count, NotNegative, Positive, Probability
 from imsm.utils.strict_model import StrictModel, Text
 
 GateInput = Literal["query_original", "original", "tuned", "query_tuned"]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
 SHIPPED_GATE = "imsm.models.siamese.gate.Gate"
 
 
 class ComponentConfig(StrictModel):
-    """A section whose further keys are arguments of the builder that `_target_` names."""
+    """A section whose extra keys are arguments of its `_target_`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -31,12 +30,12 @@ class ComponentConfig(StrictModel):
     target: Text = Field(alias="_target_")
 
     def arguments(self) -> dict[str, Any]:
-        """The keys that go to the builder."""
+        """Return the keyword arguments of the target."""
         return dict(self.model_extra or {})
 
 
 class BackboneConfig(StrictModel):
-    """Which language model, and what its modules are called."""
+    """The language model and the names of its modules."""
 
     name: Text
     name_or_path: Text
@@ -48,11 +47,11 @@ class BackboneConfig(StrictModel):
     local_resolver: str | None
     module_names: dict[str, list[Text]]
     architecture: dict[str, Any] | None = None
-    """Keys of the model's config.json that decide its shape; a local folder's own go first."""
+    """Shape values of the model's config.json, used where no config.json is available locally."""
 
 
 class ReplayConfig(StrictModel):
-    """Questions of another dataset that are learned beside the target's."""
+    """Examples of another dataset to train on in addition to the target."""
 
     task: Text
     ratio: Annotated[float, Field(gt=0, le=1)]
@@ -60,7 +59,7 @@ class ReplayConfig(StrictModel):
 
 
 class PeftConfig(ComponentConfig):
-    """Which PEFT method, on modules of which roles."""
+    """The PEFT method and the roles of the modules it adapts."""
 
     target_roles: list[Text]
     default_target_roles: list[Text] = Field(default=[])
@@ -70,12 +69,12 @@ class PeftConfig(ComponentConfig):
     method_specific_keys: list[str] = Field(default=[])
 
     def target_modules(self, backbone: BackboneConfig) -> list[str]:
-        """The names of the modules that the roles stand for, in the roles' order."""
+        """Return the module names of the roles, in order."""
         return [name for role in self.target_roles for name in backbone.module_names[role]]
 
 
 class DataConfig(Task):
-    """The target, and what is common to all datasets of a run."""
+    """The target task and the data settings that all tasks of a run share."""
 
     source: Kind
     mirror_dir: str | None
@@ -92,8 +91,34 @@ class DataConfig(Task):
             return values | {"metrics": [values["metric"]], "paper_code_metrics": []}
         return values
 
+    @field_validator("mirror_dir", "local_dir")
+    @classmethod
+    def _set_if_source(cls, value: str | None, info: ValidationInfo) -> str | None:
+        kind = str(info.field_name).removesuffix("_dir")
+        if value is None and info.data.get("source") == kind:
+            raise ValueError(f"data.source={kind} needs a folder; give data.{kind}_dir=FOLDER")
+        return value
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, problem) for fields that contradict each other."""
+        if self.hub is None and self.target_source().kind != "local":
+            yield (
+                "hub",
+                f"{self.name} is not on the Hub; give data.local_dir=FOLDER with train.jsonl and test.jsonl "
+                'of {"input", "output"} lines',
+            )
+
+    def as_task(self) -> Task:
+        """Return the target without the settings that all tasks share."""
+        return Task(**self.model_dump(include=set(Task.model_fields), exclude_unset=True))
+
+    def with_task(self, task: Task) -> DataConfig:
+        """Return the section with another target and the same shared settings."""
+        shared = self.model_dump(exclude=set(Task.model_fields), exclude_unset=True)
+        return DataConfig(**task.model_dump(exclude_unset=True), **shared)
+
     def target_source(self) -> DataSource:
-        """Where the target comes from: one's own folder, else the mirror, else `source`."""
+        """Return the source of the target: the local folder, else the mirror, else `source`."""
         if self.local_dir is not None:
             return DataSource(kind="local", path=self.local_dir)
         if self.mirror_dir is not None:
@@ -101,15 +126,15 @@ class DataConfig(Task):
         return DataSource(kind=self.source)
 
     def forgetting_source(self, backbone: BackboneConfig) -> DataSource:
-        """Where the other tasks come from: one's own folder serves the target alone."""
+        """Return the source of all other tasks; a local folder has the target only."""
         if self.mirror_dir is not None:
             return DataSource(kind="mirror", path=self.mirror_dir)
-        fixed = self.source in ("hub", "miniature")
-        return DataSource(kind=self.source if fixed else backbone.default_data_source)
+        explicit = self.source in ("hub", "miniature")
+        return DataSource(kind=self.source if explicit else backbone.default_data_source)
 
 
 class GateConfig(ComponentConfig):
-    """Which gate; a class of one's own may take other arguments than the shipped one."""
+    """The gate; only the shipped class is limited to these arguments."""
 
     pooling: Literal["mean", "max", "last"]
     inputs: list[GateInput] = Field(default=[])
@@ -123,25 +148,56 @@ class GateConfig(ComponentConfig):
     trainable: bool = True
 
     def arguments(self) -> dict[str, Any]:
-        """What the yaml gives, without `name`, `_target_` and `pooling`."""
+        """Return the keyword arguments of the gate, without defaults."""
         return self.model_dump(exclude={"name", "target", "pooling"}, exclude_unset=True)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, problem) for arguments of the shipped gate that contradict each other."""
+        if self.target != SHIPPED_GATE:
+            return
+        if len(set(self.inputs)) < len(self.inputs):
+            yield "inputs", "an input is repeated; list each input once"
+        if self.inputs and self.rank is None:
+            yield "rank", "a gate with inputs needs a rank; gate.rank=8 is the paper's"
+        if not self.inputs and self.rank is not None:
+            yield "rank", f"gate={self.name} has no inputs, so it has no rank; omit gate.rank, or choose gate=query"
+        if self.inputs and not self.trainable:
+            problem = "a gate with inputs has random weights until it is trained"
+            yield "trainable", f"{problem}; choose gate=no_gate for a gate that is not trained"
+        if self.init_value is not None and (self.inputs or self.bias is not None):
+            problem = "only a gate without inputs and without a bias has an initial value"
+            yield "init_value", f"{problem}; set gate.bias for a gate with inputs, or choose gate=constant"
+        elif self.init_value in (0, 1) and self.trainable:
+            problem = "a trained gate cannot leave 0 or 1"
+            yield "init_value", f"{problem}; choose a value between them, or gate=constant"
+        if self.query_scale is not None and set(self.inputs) not in ({"original"}, {"tuned"}, {"original", "tuned"}):
+            problem = "the query is added to the hidden states of the streams"
+            fix = "choose gate.inputs=[original], [tuned] or both, or gate=additive"
+            yield "query_scale", f"{problem}; {fix}"
 
 
 class MethodConfig(StrictModel):
-    """Which arm: the stream that answers, and whether anything is trained."""
+    """The compared method: which stream generates, and whether anything is trained."""
 
     name: Text
     stream: Literal["original", "tuned", "interwoven"]
     trainable: bool
 
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, problem) for fields that contradict each other."""
+        if self.trainable == (self.stream == "original"):
+            needed = "false" if self.trainable else "true"
+            fix = "choose method=original, peft or imsm"
+            yield "trainable", f"the {self.stream} stream needs method.trainable={needed}; {fix}"
+
 
 class TrainerConfig(StrictModel):
-    """The recipe."""
+    """Optimization, checkpoints and regularization."""
 
     name: Text
     optimizer: Literal["adamw", "adafactor"]
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
-    gate_learning_rate: Annotated[float, Field(gt=0, le=1)] | None
+    learning_rate: LearningRate
+    gate_learning_rate: LearningRate | None
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"]
     warmup_ratio: Probability
     weight_decay: NotNegative
@@ -160,9 +216,23 @@ class TrainerConfig(StrictModel):
     kl_mask_target: bool = False
     method_specific_keys: list[str] = Field(default=[])
 
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, problem) for fields that contradict each other."""
+        size, micro = self.global_batch_size, self.micro_batch_size
+        if micro is not None and size % micro:
+            divisor = max(n for n in range(1, micro) if size % n == 0)
+            problem = f"must be a multiple of trainer.micro_batch_size={micro}"
+            yield "global_batch_size", f"{problem}; set trainer.micro_batch_size={divisor}"
+        if self.metric_for_best_model is not None and self.save_steps is None:
+            yield "metric_for_best_model", "compares checkpoints at fixed steps; set trainer.save_steps as well"
+        if self.metric_for_best_model is not None and self.validation_size is None:
+            yield "metric_for_best_model", "needs validation examples; set trainer.validation_size as well"
+        if self.kl_mask_target and self.kl_beta is None:
+            yield "kl_mask_target", "has no effect without the KL term; set trainer.kl_beta as well"
+
 
 class EvaluationConfig(StrictModel):
-    """Which tasks are judged, on how many items of each, and by whose metrics."""
+    """The evaluated tasks, the number of examples, and the protocol."""
 
     protocol: Literal["strict", "paper_code"] = "strict"
     tasks: list[Text] = Field(min_length=1)
@@ -170,13 +240,18 @@ class EvaluationConfig(StrictModel):
     limit_by_task: dict[str, Count] | None
     batch_size: Count
 
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, problem) for fields that contradict each other."""
+        for name in dict.fromkeys(name for name in self.tasks if self.tasks.count(name) > 1):
+            yield "tasks", f"{name} is named twice; name each task once"
+
     def limit_of(self, task: str) -> int | None:
-        """How many items of a task are asked; None: all."""
+        """Return the number of evaluated examples of a task, or None for all."""
         return (self.limit_by_task or {}).get(task, self.limit)
 
 
 class LoggerConfig(StrictModel):
-    """Where the local log is mirrored to."""
+    """The tracking service that mirrors the local log."""
 
     name: Literal["none", "wandb"]
     project: str | None
@@ -186,11 +261,11 @@ class LoggerConfig(StrictModel):
 
 
 class EngineConfig(StrictModel):
-    """What carries the training out."""
+    """The training backend and its processes."""
 
     name: Text
     stage: Literal[0, 1, 2, 3] | None
-    """Of ZeRO; 0: one process, no DeepSpeed; None: decided by the GPUs that are there."""
+    """ZeRO stage; 0: one process without DeepSpeed; None: chosen by the number of GPUs."""
     offload: bool
     device: Literal["auto", "cpu", "cuda"]
     nproc_per_node: Count | None
@@ -201,43 +276,47 @@ class EngineConfig(StrictModel):
     prefetch_bucket_size: Count
     max_live_parameters: Count
 
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, problem) for fields that contradict each other."""
+        if self.hostfile is not None and self.nnodes == 1:
+            yield "hostfile", "is for several nodes; set engine.nnodes as well, or omit it"
+
 
 class PreviousStageConfig(StrictModel):
-    """The stage of a sequence that a run goes on from."""
+    """The stage of a task sequence that a run continues from."""
 
     run: Text
-    """The name of its folder, under the same root."""
+    """Name of its run directory."""
     tasks: list[Text] = Field(min_length=1)
-    """What has been learned so far, in order."""
+    """Tasks trained on so far, in order."""
     identity: dict[str, Any]
-    """What decided its training, the stages before it included."""
+    """Its `run_identity`, which includes the stages before it."""
 
 
 class FrozenAdapterConfig(StrictModel):
-    """The finished training whose adapter is taken as it is."""
+    """The finished run whose adapter is used frozen."""
 
     tasks: list[Text] = Field(min_length=1)
-    """What the adapter learned, in order."""
+    """Tasks that the adapter was trained on, in order."""
     identity: dict[str, Any]
-    """What decided its training."""
+    """Its `run_identity`."""
 
 
 class RunConfig(StrictModel):
-    """One run: everything that was chosen, and what the names in it stand for."""
+    """The configuration of one run, with the tasks and metrics that it names."""
 
     mode: Literal["run", "evaluate", "plan", "download"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     run_dir: Text | None
     resume: Text
     hidden_state_cache: Literal["auto", "disk", "ram", "off"] = "auto"
-    """Whether the original's memories of the training examples are kept, and where."""
+    """Where the original model's hidden states of the training examples are cached."""
     hidden_state_cache_gb: Positive = 32.0
-    """How much all banks on disk may take together, or the one in memory."""
+    """Size limit in GB of all caches on disk, or of the one in RAM."""
     task_sequence: list[Text] | None = None
-    """Tasks to be learned one after the other (`imsm.config.stages`); None: `data` alone."""
+    """Tasks to train on one after the other (`imsm.config.stages`); None: the target only."""
     frozen_adapter: Text | None = None
-    """The folder of a finished run whose adapter is taken as it is, so that the gate alone learns
-    (`imsm.config.frozen_adapter`); None: adapter and gate learn together."""
+    """Run directory whose adapter is used frozen, so that only the gate is trained; None: train both."""
     backbone: BackboneConfig
     peft: PeftConfig
     data: DataConfig
@@ -247,32 +326,26 @@ class RunConfig(StrictModel):
     evaluation: EvaluationConfig
     logger: LoggerConfig
     engine: EngineConfig
+    # set by imsm.config.validate and imsm.config.stages
     tasks: dict[str, Task] = Field(default={})
-    """The tasks to be judged by name, the target among them; filled by `examine`."""
+    """The evaluated tasks by name, including the target."""
     replay_tasks: dict[str, Task] = Field(default={})
-    """The tasks that `peft.replay` names; filled by `examine`."""
+    """The tasks in `peft.replay`."""
     stage_tasks: dict[str, Task] = Field(default={})
-    """The tasks that `sequence` names; filled by `examine`."""
+    """The tasks in `task_sequence`."""
     previous_stage: PreviousStageConfig | None = None
-    """Of a stage: the one before it; filled by `imsm.config.stages`."""
     frozen_run: FrozenAdapterConfig | None = None
-    """The run that `frozen_adapter` names; filled by `examine`."""
+    """The run in `frozen_adapter`."""
     metrics: dict[str, str] = Field(default={})
-    """The modules of the metrics that these tasks name; filled by `examine`."""
+    """Modules of the tasks' metrics by name."""
     config_dir: str | None = None
-    """The folder of options of one's own that was given."""
+    """Folder with custom options (`--config-dir`)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in a `result.json`."""
+        """Return JSON types, as saved in `result.json`."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`, without looking anything up again."""
+        """Load the result of `to_dict`, without looking up tasks or files again."""
         return cls.model_validate(values)
-
-
-def is_local(path: str) -> bool:
-    """Whether a backbone's path means a folder here, not an id on the hub."""
-    written = path.startswith(("/", "./", "../", "~")) or path in (".", "..")
-    return written or path.count("/") > 1 or (not path.startswith("imsm:") and os.path.isdir(path))

@@ -157,7 +157,7 @@ class TaskLookup:
             return {}, {}
         evaluated = [*dict.fromkeys(names), *(name for name in evaluation.tasks if name not in (TARGET, *names))]
         sections = {
-            "data": with_task(data, tasks[names[-1]]),
+            "data": data.with_task(tasks[names[-1]]),
             "evaluation": evaluation.model_copy(update={"tasks": evaluated}),
         }
         return sections, tasks
@@ -207,12 +207,6 @@ class TaskLookup:
             check_source(task, source=source, roles=roles)
         except UserError as error:
             self.errors.append(" ".join(str(error).split()))
-
-
-def with_task(data: DataConfig, task: Task) -> DataConfig:
-    """Return ``data`` with another target task and the same shared settings."""
-    shared = data.model_dump(include=SHARED_KEYS, exclude_unset=True)
-    return DataConfig(**task.model_dump(exclude_unset=True), **shared)
 
 
 def _module_exists(name: str) -> bool:

@@ -1,105 +1,133 @@
-"""From Hydra's composition to a typed configuration, or to every problem in it at once."""
+"""From a composed configuration to a validated `RunConfig`, or to all of its errors.
+
+Sections are validated by their schema (`imsm.config.schema`). Here are the checks across sections
+and of files. Each check names the sections that it reads as its arguments; it is skipped if one of
+them is invalid, so that all other errors are still reported.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
+from peft import PrefixTuningConfig
 from pydantic import TypeAdapter, ValidationError
 
-from imsm.config.cross_section import validate_cross_section
+from imsm.config.frozen_adapter import FROZEN_ADAPTER_CHECKS, resolve_frozen_adapter
 from imsm.config.interpolation import resolve
-from imsm.config.schema import RunConfig, is_local
-from imsm.config.tasks import apply_sequence
+from imsm.config.schema import (
+    SHIPPED_GATE,
+    BackboneConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    GateConfig,
+    MethodConfig,
+    PeftConfig,
+    RunConfig,
+    TrainerConfig,
+)
+from imsm.config.tasks import TARGET, TaskLookup
+from imsm.data.task import Task
+from imsm.distributed.multi_node import slots_per_node
+from imsm.models.adapters.base import adapter_errors
+from imsm.models.backbones.loading import MINIATURE
 from imsm.utils.errors import UserError
-from imsm.utils.messages import describe_errors, format_errors, unknown_key_error
+from imsm.utils.instantiate import accepts_target_modules, argument_errors, import_target
+from imsm.utils.messages import did_you_mean, format_errors, format_value, unknown_key_error, validation_errors
+from imsm.utils.options import closest_match
+from imsm.utils.paths import is_local_path
+from imsm.utils.strict_model import FIELDS_ONLY, INCONSISTENT
 
-_DERIVED = {"tasks", "replay_tasks", "stage_tasks", "previous_stage", "frozen_run", "metrics"}
-_DERIVED |= {"config_dir"}
+_DERIVED = {"tasks", "replay_tasks", "stage_tasks", "previous_stage", "frozen_run", "metrics", "config_dir"}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_RESUME = ("auto", "required", "never")
 
 
 def load_config(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:
-    """The typed configuration of a run.
+    """Return the validated configuration of a run.
 
     Args:
-        cfg: what Hydra composed.
-        config_dir: the folder of options of one's own (`--config-dir`).
+        cfg: The composed configuration.
+        config_dir: Folder with custom options (`--config-dir`).
 
     Raises:
-        UserError: naming every problem at once.
+        UserError: The configuration is invalid; the message lists all errors.
     """
-    examined = validate(cfg, config_dir=config_dir)
-    if examined.config is None:
-        raise UserError(format_errors(examined.errors))
-    return examined.config
+    result = validate(cfg, config_dir=config_dir)
+    if result.config is None:
+        raise UserError(format_errors(result.errors))
+    return result.config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationResult:
-    """What looking at a composition found."""
+    """A valid configuration, or its errors.
+
+    Attributes:
+        config: None if there are errors.
+        errors: One line per error.
+        rejected: Keys whose values are invalid on their own; checks that depend on them were skipped.
+    """
 
     config: RunConfig | None
-    """None if there is any problem."""
     errors: list[str]
-    """A line each."""
-    refused: set[str]
-    """Keys whose own values were refused, so that what they demand of others is not known."""
+    rejected: set[str]
 
 
-def validate(
-    cfg: DictConfig, *, config_dir: Path | None = None, unsure: frozenset[str] = frozenset()
-) -> ValidationResult:
-    """The typed configuration, or a line per problem.
+def validate(cfg: DictConfig, *, config_dir: Path | None = None) -> ValidationResult:
+    """Validate a composed configuration and look up what it names.
 
     Args:
-        cfg: what Hydra composed.
-        config_dir: the folder of options of one's own.
-        unsure: sections whose option was not found, so that a default stands in its place; what
-            they demand of others is not looked at.
+        cfg: The composed configuration.
+        config_dir: Folder with custom options.
     """
     values, unresolved = resolve(cfg)
-    problems = list(unresolved.values())
     _make_paths_absolute(values)
     fields = {name: field for name, field in RunConfig.model_fields.items() if name not in _DERIVED}
-    problems += [unknown_key_error("", name, value, fields) for name, value in values.items() if name not in fields]
+    errors = list(unresolved.values())
+    errors += [unknown_key_error("", name, value, fields) for name, value in values.items() if name not in fields]
     sections: dict[str, Any] = {}
-    refused: set[str] = set()
-    for name, field in fields.items():
+    rejected: set[str] = set()
+    for name in fields:
         if name not in values:
-            problems.append(f"{name}: is missing")
+            errors.append(f"{name}: is missing")
             continue
         try:
             sections[name] = _adapter(name).validate_python(values[name], strict=True)
         except ValidationError as error:
-            keys = {".".join(map(str, (name, *e["loc"]))): e for e in error.errors()}
-            told = [dict(e) for key, e in keys.items() if key not in unresolved]
-            problems += _explain(name, field.annotation, told)
-            refused |= set(keys)
-    sure = {name: section for name, section in sections.items() if name not in unsure}
-    given = not OmegaConf.is_interpolation(cfg.get("data", {}), "source")
-    learned: dict[str, Any] = {}
-    if sure.get("task_sequence") and "data" in sure and "evaluation" in sure:
-        adopted, learned, more = apply_sequence(
-            sure["task_sequence"],
-            data=sure["data"],
-            evaluation=sure["evaluation"],
-            backbone=sure.get("backbone"),
-            cfg=cfg,
-            config_dir=config_dir,
-        )
-        problems += more
-        sections |= adopted
-        sure |= adopted
-    found, more = validate_cross_section(sure | {"source_given": given}, cfg=cfg, config_dir=config_dir)
-    problems += more
-    if problems or len(sections) < len(fields):
-        return ValidationResult(config=None, errors=problems, refused=refused)
-    return ValidationResult(config=RunConfig(**sections | found | learned), errors=[], refused=set())
+            details = [dict(detail) for detail in error.errors()]
+            keys = [".".join(map(str, (name, *detail["loc"]))) for detail in details]
+            errors += _describe(name, [d for d, key in zip(details, keys, strict=True) if key not in unresolved])
+            if all(detail["type"] == INCONSISTENT for detail in details):
+                sections[name] = _adapter(name).validate_python(values[name], strict=True, context=FIELDS_ONLY)
+            else:
+                rejected |= set(keys)
+    lookup = TaskLookup(cfg, config_dir)
+    derived = _look_up(sections, lookup)
+    errors += lookup.errors
+    errors += _cross_section_errors(
+        sections
+        | {
+            "config_dir": config_dir,
+            "tasks": derived.get("tasks", {}),
+            "source_is_set": not OmegaConf.is_interpolation(cfg.get("data", {}), "source"),
+        }
+    )
+    if errors:
+        return ValidationResult(config=None, errors=errors, rejected=rejected)
+    derived["config_dir"] = str(config_dir) if config_dir else None
+    return ValidationResult(config=RunConfig(**sections | derived), errors=[], rejected=set())
 
 
+@cache
 def _adapter(name: str) -> TypeAdapter[Any]:
     field = RunConfig.model_fields[name]
     annotated: Any = Annotated[(field.annotation, *field.metadata, name)]
@@ -107,22 +135,257 @@ def _adapter(name: str) -> TypeAdapter[Any]:
 
 
 def _make_paths_absolute(values: dict[str, Any]) -> None:
-    """A saved configuration means the same from any folder."""
+    """Make a saved configuration independent of the current folder."""
     data, backbone, engine = (values.get(name) for name in ("data", "backbone", "engine"))
-    places = [(values, "run_dir"), (data, "mirror_dir"), (data, "local_dir"), (backbone, "name_or_path")]
-    places += [(engine, "hostfile"), (values, "frozen_adapter")]
-    for section, key in places:
-        if not isinstance(section, dict):
-            continue
-        text = section.get(key)
-        if isinstance(text, str) and text and (key != "name_or_path" or is_local(text)):
+    paths = [(values, "run_dir"), (values, "frozen_adapter"), (data, "mirror_dir"), (data, "local_dir")]
+    for section, key in [*paths, (backbone, "name_or_path"), (engine, "hostfile")]:
+        text = section.get(key) if isinstance(section, dict) else None
+        if isinstance(text, str) and text and (key != "name_or_path" or is_local_path(text)):
             section[key] = os.path.abspath(Path(text).expanduser())
 
 
-def _explain(name: str, annotation: Any, errors: list[dict[str, Any]]) -> list[str]:
-    nested = getattr(annotation, "model_fields", None)
-    if nested is None:
-        details = [{**detail, "loc": (name, *detail["loc"])} for detail in errors]
-        return describe_errors("", {name: annotation}, details)
-    types = {field.alias or key: field.annotation for key, field in nested.items()}
-    return describe_errors(name, types, errors)
+def _describe(name: str, details: list[dict[str, Any]]) -> list[str]:
+    annotation = RunConfig.model_fields[name].annotation
+    fields = getattr(annotation, "model_fields", None)
+    if fields is None:
+        return validation_errors("", {name: annotation}, [{**each, "loc": (name, *each["loc"])} for each in details])
+    return validation_errors(name, {field.alias or key: field.annotation for key, field in fields.items()}, details)
+
+
+def _look_up(sections: dict[str, Any], lookup: TaskLookup) -> dict[str, Any]:
+    """Return the derived fields of a RunConfig; a task sequence replaces the sections data and evaluation."""
+    derived: dict[str, Any] = {}
+    backbone, method, peft = (sections.get(name) for name in ("backbone", "method", "peft"))
+    if "data" in sections and "evaluation" in sections:
+        if sections.get("task_sequence"):
+            replaced, derived["stage_tasks"] = lookup.task_sequence(
+                sections["task_sequence"], sections["data"], sections["evaluation"], backbone=backbone
+            )
+            sections |= replaced
+        data, names = sections["data"], sections["evaluation"].tasks
+        trained = method is not None and method.trainable
+        tasks = lookup.evaluation_tasks(names, data, backbone=backbone, trained=trained)
+        derived |= {"tasks": tasks, "metrics": lookup.metric_modules({data.name: data, **tasks}.values())}
+        if peft and peft.replay and backbone and trained:
+            derived["replay_tasks"] = lookup.replay_tasks(peft.replay, data, evaluated=names, backbone=backbone)
+    folder = sections.get("frozen_adapter")
+    if folder is not None and backbone and peft and "data" in sections:
+        derived["frozen_run"], errors = resolve_frozen_adapter(
+            folder, backbone=backbone, peft=peft, data=sections["data"]
+        )
+        lookup.errors += errors
+    return derived
+
+
+def _cross_section_errors(sections: Mapping[str, Any]) -> Iterator[str]:
+    for check in (*_CHECKS, *FROZEN_ADAPTER_CHECKS):
+        names = inspect.signature(check).parameters
+        if names.keys() <= sections.keys():
+            yield from check(**{name: sections[name] for name in names})
+
+
+def _backbone_path(backbone: BackboneConfig) -> Iterator[str]:
+    path, prefix = backbone.name_or_path, f"backbone.name_or_path={backbone.name_or_path}"
+    if path == MINIATURE:
+        return
+    if not is_local_path(path):
+        if not _HUB_ID.fullmatch(path):
+            fix = "give a Hub id (owner/name), a local folder, or imsm:miniature"
+            yield f"{prefix}: is neither a Hub id nor an existing folder; {fix}"
+    elif not Path(path).is_dir():
+        yield f"{prefix}: there is no such folder"
+    elif not (Path(path) / "config.json").is_file():
+        yield f"{prefix}: contains no model (config.json is missing)"
+
+
+def _local_resolver(backbone: BackboneConfig, config_dir: Path | None) -> Iterator[str]:
+    target = backbone.local_resolver
+    if target is None:
+        return
+    if not _is_trusted(target, config_dir):
+        yield (
+            f"backbone.local_resolver={target}: must be a function of imsm, or of a module in the folder "
+            "given by --config-dir"
+        )
+        return
+    try:
+        import_target(target)
+    except UserError as error:
+        yield f"backbone.local_resolver={error}"
+
+
+def _is_trusted(target: str, config_dir: Path | None) -> bool:
+    """Return whether a dotted name is part of imsm or of a module in ``config_dir``."""
+    top = target.partition(".")[0]
+    files = (f"{top}.py", f"{top}/__init__.py")
+    return top == "imsm" or (config_dir is not None and any((config_dir / name).is_file() for name in files))
+
+
+def _target_roles(peft: PeftConfig, backbone: BackboneConfig) -> Iterator[str]:
+    roles, available = f"peft.target_roles={format_value(peft.target_roles)}", backbone.module_names
+    for role in peft.target_roles:
+        if not available.get(role):
+            hint = did_you_mean(closest_match(role, available))
+            yield f"{roles}: backbone={backbone.name} has no modules for {role} ({', '.join(available)}){hint}"
+    try:
+        accepted = accepts_target_modules(import_target(peft.target))
+    except UserError:
+        return  # reported by `_peft_arguments`
+    if accepted and not peft.target_roles:
+        yield f"{roles}: needs at least one role, e.g. peft.target_roles=[attention_query]"
+    if peft.target_roles and not accepted:
+        yield f"{roles}: peft={peft.name} has no target modules; omit peft.target_roles"
+
+
+def _peft_arguments(peft: PeftConfig, backbone: BackboneConfig, config_dir: Path | None) -> Iterator[str]:
+    if not (peft.target.startswith("peft.") or _is_trusted(peft.target, config_dir)):
+        yield (
+            f"peft._target_={peft.target}: must be a configuration class of PEFT (peft.LoraConfig), a function of "
+            "imsm, or one of a module in the folder given by --config-dir"
+        )
+    elif all(role in backbone.module_names for role in peft.target_roles):
+        yield from adapter_errors(peft.target, peft.arguments(), peft.target_modules(backbone))
+
+
+def _gate_arguments(gate: GateConfig) -> Iterator[str]:
+    if gate.target == SHIPPED_GATE:
+        known = [name for name in GateConfig.model_fields if name not in ("name", "target")]
+        for name, value in (gate.model_extra or {}).items():
+            yield unknown_key_error("gate", name, value, known)
+        return
+    try:
+        yield from argument_errors("gate", import_target(gate.target), gate.arguments(), supplied=["hidden_size"])
+    except UserError as error:
+        yield f"gate._target_={error}"
+
+
+def _hostfile(engine: EngineConfig) -> Iterator[str]:
+    if engine.hostfile is None or engine.nnodes == 1:
+        return
+    try:
+        slots_per_node(engine.hostfile, nnodes=engine.nnodes, nproc_per_node=engine.nproc_per_node)
+    except UserError as error:
+        yield str(error)
+
+
+def _data_folders(data: DataConfig) -> Iterator[str]:
+    for key, path in (("mirror_dir", data.mirror_dir), ("local_dir", data.local_dir)):
+        if path is not None and not Path(path).is_dir():
+            yield f"data.{key}={path}: there is no such folder"
+
+
+def _data_source(data: DataConfig, source_is_set: bool) -> Iterator[str]:
+    """Reject an explicit `data.source` that contradicts the folders."""
+    if not source_is_set:
+        return
+    folders = {"mirror": data.mirror_dir, "local": data.local_dir}
+    conflicts = {"hub": ("mirror", "local"), "miniature": ("mirror", "local"), "mirror": ("local",), "local": ()}
+    for kind in conflicts[data.source]:
+        if folders[kind] is not None:
+            given = f"data.{kind}_dir={folders[kind]}"
+            yield f"data.source={data.source}: contradicts {given}, which the target would be read from; omit one"
+
+
+def _chat_template(data: DataConfig, backbone: BackboneConfig) -> Iterator[str]:
+    if data.chat_template and backbone.name_or_path == MINIATURE:
+        problem = "data.chat_template=true: the miniature's tokenizer has no chat template"
+        yield f"{problem}; omit it, or choose an instruct model (backbone=llama3_1_instruct)"
+
+
+def _closed_vocabulary(data: DataConfig, backbone: BackboneConfig) -> Iterator[str]:
+    """Reject real text for the miniature, whose vocabulary has a few hundred words."""
+    sources = (data.target_source(), data.forgetting_source(backbone)) if backbone.closed_vocabulary else ()
+    for source in sources:
+        if source.kind in ("hub", "mirror"):
+            mirror = source.kind == "mirror"
+            given = f"data.mirror_dir={source.path}" if mirror else f"data.source={source.kind}"
+            fix = "omit it" if mirror else "data.source=miniature"
+            yield (
+                f"{given}: backbone={backbone.name} knows the words of its synthetic datasets only and cannot read "
+                f"real text; choose backbone=gemma3_270m, or {fix}"
+            )
+            return
+
+
+def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> Iterator[str]:
+    """Reject prefix tuning with gradient checkpointing, which drops the KV cache that holds the prefix."""
+    try:
+        if trainer.gradient_checkpointing and import_target(peft.target) is PrefixTuningConfig:
+            problem = f"peft={peft.name} trains keys and values, which gradient checkpointing drops"
+            yield f"trainer.gradient_checkpointing=true: {problem}; set trainer.gradient_checkpointing=false"
+    except UserError:
+        return  # reported by `_peft_arguments`
+
+
+def _resume(resume: str) -> Iterator[str]:
+    if resume not in _RESUME and not Path(resume).is_dir():
+        match = closest_match(resume, _RESUME)
+        hint = did_you_mean(match and f"resume={match}")
+        yield f"resume={resume}: must be {', '.join(_RESUME)} or the folder of a checkpoint{hint}"
+
+
+def _task_sequence(
+    task_sequence: list[str] | None, peft: PeftConfig, run_dir: str | None, resume: str
+) -> Iterator[str]:
+    if task_sequence is None:
+        return
+    given = f"task_sequence={format_value(task_sequence)}"
+    for name in dict.fromkeys(task_sequence):
+        if task_sequence.count(name) > 1:
+            yield f"{given}: {name} is named twice; name each task once"
+    if len(task_sequence) < 2:
+        yield f"{given}: needs at least two tasks; for one, use data={task_sequence[0] if task_sequence else 'gsm8k'}"
+    if run_dir is not None:
+        yield f"run_dir={run_dir}: each stage of {given} has its own folder; omit it, or set IMSM_RUNS for all of them"
+    if resume not in ("auto", "never"):
+        fix = "use resume=auto, or resume=never to restart the unfinished stage"
+        yield f"resume={resume}: {given} resumes at the unfinished stage; {fix}"
+    if peft.replay is not None:
+        problem = f"replays examples of {peft.replay.task} for a single target, not for {given}"
+        yield f"peft={peft.name}: {problem}; choose a method without replay"
+
+
+def _training_split(data: DataConfig, method: MethodConfig) -> Iterator[str]:
+    if method.trainable and not data.splits.get("train"):
+        fix = "choose another target (mrpc, cola, ropes, gsm8k), or method=original to evaluate only"
+        yield f"data={data.name}: has no split to train on; {fix}"
+
+
+def _evaluated_run(mode: str, run_dir: str | None) -> Iterator[str]:
+    if mode == "evaluate" and run_dir is not None and not Path(run_dir).is_dir():
+        yield f"run_dir={run_dir}: there is no such run to evaluate"
+
+
+def _protocol(evaluation: EvaluationConfig, tasks: Mapping[str, Task]) -> Iterator[str]:
+    for name, task in tasks.items() if evaluation.protocol == "paper_code" else ():
+        if not task.paper_code_metrics:
+            problem = f"data={name} has no paper_code_metrics (nor has any dataset with data.metric)"
+            yield f"evaluation.protocol=paper_code: {problem}; use evaluation.protocol=strict"
+
+
+def _limit_by_task(evaluation: EvaluationConfig, data: DataConfig) -> Iterator[str]:
+    evaluated = [data.name if name == TARGET else name for name in evaluation.tasks]
+    for name, limit in (evaluation.limit_by_task or {}).items():
+        if name not in evaluated:
+            yield f"evaluation.limit_by_task.{name}={limit}: {name} is not evaluated ({', '.join(evaluated)})"
+
+
+_CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
+    _backbone_path,
+    _local_resolver,
+    _target_roles,
+    _peft_arguments,
+    _gate_arguments,
+    _hostfile,
+    _limit_by_task,
+    _data_folders,
+    _chat_template,
+    _prefix_checkpointing,
+    _resume,
+    _task_sequence,
+    _data_source,
+    _closed_vocabulary,
+    _training_split,
+    _evaluated_run,
+    _protocol,
+)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from imsm.config.identity import run_identity, run_name
-from imsm.config.schema import RunConfig, is_local
+from imsm.config.schema import RunConfig
 from imsm.config.stages import final_stage
 from imsm.evaluation.result import FILE as RESULT
 from imsm.evaluation.result import read_result
 from imsm.reporting.score_table import headline
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
+from imsm.utils.paths import is_local_path
 from imsm.utils.run_dir import RunDir
 
 FAILURE = "failure.json"
@@ -44,7 +45,7 @@ def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | 
     same_config = _relevant(result["config"]) == _relevant(_as_json(config.to_dict()))
     if not same_config or result.get("identity") != _as_json(run_identity(config)) or read_failure(folder):
         return None
-    local_model = config.backbone.name_or_path if is_local(config.backbone.name_or_path) else None
+    local_model = config.backbone.name_or_path if is_local_path(config.backbone.name_or_path) else None
     adapter = RunDir(Path(config.frozen_adapter)).adapter if config.frozen_adapter else None
     sources = (local_model, config.data.local_dir, config.data.mirror_dir, config.config_dir, adapter)
     finished_ns = (folder / RESULT).stat().st_mtime_ns

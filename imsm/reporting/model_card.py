@@ -9,9 +9,9 @@ import pandas
 from huggingface_hub import ModelCard, ModelCardData
 
 from imsm.config.identity import training_chain
-from imsm.config.schema import is_local
 from imsm.reporting.render.table import provenance_of
 from imsm.reporting.score_table import headline
+from imsm.utils.paths import is_local_path
 
 _SHIPPED = "imsm:"
 _NOT_PUBLIC = {
@@ -32,7 +32,7 @@ def model_card(result: Mapping[str, Any]) -> str:
     path = backbone["name_or_path"]
     data = ModelCardData(
         library_name="imsm",
-        base_model=None if is_local(path) or path.startswith(_SHIPPED) else path,
+        base_model=None if is_local_path(path) or path.startswith(_SHIPPED) else path,
         datasets=_datasets(result) or None,
         pipeline_tag="text-generation",
         tags=["imsm", "peft", config["peft"]["name"], result["method"]],

@@ -1,1 +1,1 @@
-"""Files, paths, hashing, messages; imports nothing above it."""
+"""Files, paths, hashing, messages and other helpers without domain knowledge."""

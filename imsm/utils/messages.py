@@ -1,4 +1,4 @@
-"""What is wrong with a value, in one line: the value, what is allowed, the nearest name."""
+"""Error messages of the form `key=value: problem; fix`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from imsm.utils.options import closest_match
+from imsm.utils.strict_model import INCONSISTENT
 
-_KINDS = {
+# by pydantic's error type
+_PROBLEMS = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
-    "string_type": "must be a text",
+    "string_type": "must be a string",
     "list_type": "must be a list, e.g. [a,b]",
     "dict_type": "must be a mapping, e.g. {{a:1}}",
     "model_type": "must be a mapping of keys to values",
@@ -23,84 +25,85 @@ _KINDS = {
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
-    "too_short": "must hold at least {min_length}",
+    "too_short": "must have at least {min_length} element(s)",
     "string_too_short": "must not be empty",
 }
 
 
-def format_errors(problems: Iterable[str]) -> str:
-    """All problems in one text: how many, then a line each, without repetitions."""
-    lines = list(dict.fromkeys(problems))
-    noun = "problem" if len(lines) == 1 else "problems"
-    return "\n".join([f"{len(lines)} {noun} in the configuration", *(f"  {x}" for x in lines)])
+def format_errors(errors: Iterable[str]) -> str:
+    """Return the number of distinct errors, followed by one line per error."""
+    lines = list(dict.fromkeys(errors))
+    noun = "error" if len(lines) == 1 else "errors"
+    return "\n".join([f"{len(lines)} {noun} in the configuration", *(f"  {line}" for line in lines)])
 
 
-def describe_value_error(key: str, detail: Mapping[str, Any], annotation: Any = None) -> str:
-    """One line about a value that pydantic refused.
-
-    Args:
-        key: the value's dotted name.
-        detail: one entry of `ValidationError.errors()`.
-        annotation: the field's type; says whether null would do, and which words are allowed.
-    """
-    places = [part for part in detail["loc"] if isinstance(part, int)]
-    value, kind, context = detail["input"], detail["type"], detail.get("ctx", {})
-    shown = f'"{value}"' if isinstance(value, str) and kind != "literal_error" else format_value(value)
-    words = allowed_words(annotation)
-    if kind == "literal_error" and words:
-        allowed = f"must be {_either([format_value(word) for word in words])}"
-        guess = closest_match(str(value), [format_value(word) for word in words])
-        where = f"{key}.{places[0]}" if places else key
-        hint = f"; did you mean {guess if places else f'{key}={guess}'}?" if guess else ""
-        return f"{where}={shown}: {allowed}{hint}"
-    if kind == "value_error":
-        return f"{key}={shown}: {context['error']}"
-    allowed = _KINDS[kind].format_map(context) if kind in _KINDS else detail["msg"]
-    if type(None) in get_args(annotation) and value is not None and not places:
-        allowed += " or null"
-    where = f"{key}.{places[0]}" if places else key
-    return f"{where}={shown}: {allowed}"
-
-
-def describe_errors(section: str, fields: Mapping[str, Any], errors: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One line per error of a section of the configuration.
+def validation_errors(section: str, fields: Mapping[str, Any], details: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Describe the validation errors of a section, one line each.
 
     Args:
-        section: the section's name, "" for the top level.
-        fields: the section's keys as written in a yaml, and their types.
-        errors: `ValidationError.errors()`.
+        section: Name of the section; "" for the top level.
+        fields: Types of the section's keys, as written in its yaml.
+        details: `ValidationError.errors()`.
     """
     lines = []
-    for detail in errors:
-        names = [str(part) for part in detail["loc"] if isinstance(part, str)]
+    for detail in details:
+        names = [part for part in detail["loc"] if isinstance(part, str)]
         name = names[0] if names else ""
         key = ".".join([section, *names] if section else names)
         if detail["type"] == "extra_forbidden":
-            owner = ".".join([section, *names[:-1]] if section else names[:-1])
-            siblings = fields if len(names) == 1 else _nested(fields.get(name))
-            lines.append(unknown_key_error(owner, names[-1], detail["input"], siblings))
+            siblings = fields if len(names) == 1 else _model_fields(fields.get(name))
+            lines.append(unknown_key_error(key.rpartition(".")[0], names[-1], detail["input"], siblings))
         elif detail["type"] == "missing":
             words = allowed_words(fields.get(name))
-            hint = f"; it must be {_either([format_value(word) for word in words])}" if words else ""
-            lines.append(f"{key}: is missing{hint}")
+            lines.append(f"{key}: is missing" + (f"; it must be {_join_or(words)}" if words else ""))
         else:
-            lines.append(describe_value_error(key, detail, fields.get(name) if len(names) == 1 else None))
+            lines.append(value_error(key, detail, fields.get(name) if len(names) == 1 else None))
     return lines
 
 
+def value_error(key: str, detail: Mapping[str, Any], annotation: Any = None) -> str:
+    """Describe one rejected value.
+
+    Args:
+        key: Dotted key of the value.
+        detail: One entry of `ValidationError.errors()`.
+        annotation: Type of the field, for its allowed words and whether it may be null.
+    """
+    value, kind, context = detail["input"], detail["type"], detail.get("ctx", {})
+    words = allowed_words(annotation)
+    shown = f'"{value}"' if isinstance(value, str) and kind != "literal_error" else format_value(value)
+    indices = [part for part in detail["loc"] if isinstance(part, int)]
+    field, key = key, f"{key}.{indices[0]}" if indices else key
+    if kind == INCONSISTENT:
+        return f"{field}={format_value(value)}: {detail['msg']}"
+    if kind == "value_error":
+        return f"{field}={shown}: {context['error']}"
+    if kind == "literal_error" and words:
+        match = closest_match(str(value), map(format_value, words))
+        hint = did_you_mean(match if indices or match is None else f"{key}={match}")
+        return f"{key}={shown}: must be {_join_or(words)}{hint}"
+    problem = _PROBLEMS[kind].format_map(context) if kind in _PROBLEMS else detail["msg"]
+    if type(None) in get_args(annotation) and value is not None and not indices:
+        problem += " or null"
+    return f"{key}={shown}: {problem}"
+
+
 def unknown_key_error(section: str, name: str, value: Any, allowed: Iterable[str]) -> str:
-    """One line about a key that does not exist."""
+    """Describe a key that does not exist, with the closest one that does."""
     allowed = list(allowed)
-    guess = closest_match(name, allowed)
-    prefix = f"{section}." if section else ""
-    hint = f"; did you mean {prefix}{guess}={format_value(value)}?" if guess else ""
-    owner = f"of {section} " if section else ""
-    names = ", ".join(allowed) or "it has none"
-    return f"{prefix}{name}={format_value(value)}: no such key {owner}({names}){hint}"
+    match = closest_match(name, allowed)
+    prefix, owner = (f"{section}.", f"of {section} ") if section else ("", "")
+    hint = did_you_mean(match and f"{prefix}{match}={format_value(value)}")
+    return f"{prefix}{name}={format_value(value)}: no such key {owner}({', '.join(allowed) or 'it has none'}){hint}"
+
+
+def did_you_mean(match: str | None) -> str:
+    """Return "; did you mean ...?", or "" without a match."""
+    return f"; did you mean {match}?" if match else ""
 
 
 def format_value(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """Return a value as written on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -113,17 +116,16 @@ def format_value(value: Any) -> str:
 
 
 def allowed_words(annotation: Any) -> tuple[Any, ...]:
-    """The words of the Literal inside an annotation (`list[Literal[...]]`, `... | None`)."""
+    """Return the values of the Literal in ``list[Literal[...]]``, ``Literal[...] | None`` etc., or ()."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
-    inner = get_args(annotation)
     if get_origin(annotation) in (list, Union, types.UnionType):
-        return next((words for part in inner if (words := allowed_words(part))), ())
+        return next((words for part in get_args(annotation) if (words := allowed_words(part))), ())
     return ()
 
 
-def _nested(annotation: Any) -> list[str]:
-    """The keys of a model inside an annotation, if there is one."""
+def _model_fields(annotation: Any) -> list[str]:
+    """Return the field names of the pydantic model in an annotation, or []."""
     for part in (annotation, *get_args(annotation)):
         fields = getattr(part, "model_fields", None)
         if fields is not None:
@@ -131,5 +133,6 @@ def _nested(annotation: Any) -> list[str]:
     return []
 
 
-def _either(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+def _join_or(values: Iterable[Any]) -> str:
+    *rest, last = map(format_value, values)
+    return f"{', '.join(rest)} or {last}" if rest else last

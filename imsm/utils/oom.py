@@ -1,4 +1,4 @@
-"""When memory does not suffice: a batch in smaller parts, or one line that says what to lower."""
+"""Retry a batch in smaller parts when memory runs out."""
 
 from __future__ import annotations
 
@@ -11,53 +11,50 @@ from imsm.utils.errors import RunError
 from imsm.utils.progress import print_above_bar
 
 Result = TypeVar("Result")
-
-
-_SAID = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_OOM_MESSAGES = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether ``error`` says that a GPU's or the machine's memory did not suffice."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
+    """Return whether ``error`` was raised because CPU or GPU memory ran out."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OOM_MESSAGES)
 
 
 class AdaptiveBatchSize(Generic[Result]):
-    """Computes batches, and in halves what does not fit; once halved, batches stay so small.
+    """Compute batches; halve the batch size permanently when memory runs out.
 
     Args:
-        compute: gives one result for each place of a batch, which do not depend on each other.
-        what: what a batch is made of, in the plural: "prompts".
-        key: the setting that its size comes from.
+        compute: Returns one result per index of a batch; results must not depend on each other.
+        what: What a batch consists of, e.g. "prompts".
+        key: Config key of the batch size.
     """
 
     def __init__(self, compute: Callable[[Sequence[int]], list[Result]], *, what: str, key: str) -> None:
         self._compute, self._what, self._key = compute, what, key
-        self.at_most: int | None = None
+        self.max_batch_size: int | None = None
 
-    def __call__(self, places: Sequence[int]) -> list[Result]:
-        """The results of all places, in their order.
+    def __call__(self, indices: Sequence[int]) -> list[Result]:
+        """Return the results of ``indices``, in order.
 
         Raises:
-            RunError: not even one fits.
+            RunError: Memory runs out with a batch size of 1.
         """
-        found: list[Result] = []
-        while len(found) < len(places):
-            part = places[len(found) :][: self.at_most]
+        results: list[Result] = []
+        while len(results) < len(indices):
+            batch = indices[len(results) :][: self.max_batch_size]
             try:
-                found += self._compute(part)
+                results += self._compute(batch)
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(part) == 1:
+                if len(batch) == 1:
                     raise RunError(
-                        f"out of memory with one of the {self._what} at a time; a smaller backbone "
-                        "or backbone.dtype=bfloat16 needs less"
+                        f"{self._key}=1: out of memory; use a smaller backbone or backbone.dtype=bfloat16"
                     ) from error
-            clear_device_cache(garbage_collection=True)  # the error held the tensors until here
-            self.at_most = len(part) // 2
+            clear_device_cache(garbage_collection=True)  # only here: inside `except`, the error holds the tensors
+            self.max_batch_size = len(batch) // 2
             print_above_bar(
-                f"out of memory with {len(part)} {self._what} at a time: goes on with "
-                f"{self.at_most} (lower {self._key} to begin so)"
+                f"out of memory with {len(batch)} {self._what} per batch, retrying with batch size "
+                f"{self.max_batch_size} (set {self._key}={self.max_batch_size})"
             )
-        return found
+        return results

@@ -1,4 +1,4 @@
-"""The options of a config group: their names, their values, and the nearest name to a typo."""
+"""The options of a config group: their names and values."""
 
 from __future__ import annotations
 
@@ -14,59 +14,58 @@ from imsm.utils.paths import conf_folder
 
 
 def list_options(group: str, *, config_dir: Path | None = None) -> list[str]:
-    """The names that `group=` takes, sorted; one's own folder first, then the shipped one."""
-    found = {path.stem for folder in _folders(group, config_dir) for path in folder.glob("*.yaml")}
-    return sorted(found)
+    """Return the sorted names of a group's options, custom and shipped."""
+    return sorted({path.stem for folder in _folders(group, config_dir) for path in folder.glob("*.yaml")})
 
 
 def load_option(group: str, name: str, *, config_dir: Path | None = None) -> dict[str, Any]:
-    """The values of `<group>/<name>.yaml`, interpolations left as they are.
+    """Return the values of `<group>/<name>.yaml` with unresolved interpolations.
 
-    Options of the same group in its defaults list are merged in, as Hydra does.
+    As in Hydra, options of the same group in its defaults list are merged in.
 
     Args:
-        group: a folder of conf, e.g. "data".
-        name: an option, e.g. "gsm8k".
-        config_dir: a folder of options of one's own; it goes before the shipped one.
+        group: A folder of conf, e.g. "data".
+        name: An option, e.g. "gsm8k".
+        config_dir: Folder with custom options; they take precedence over the shipped ones.
 
     Raises:
-        UserError: there is no such option; the message lists them and the nearest name.
+        UserError: The option does not exist, or its yaml is invalid.
     """
     for folder in _folders(group, config_dir):
         path = folder / f"{name}.yaml"
         if path.is_file():
-            values = copy.deepcopy(_read(path, path.stat().st_mtime_ns))
-            return _with_defaults(values, group=group, name=name, config_dir=config_dir)
+            values = copy.deepcopy(_read_yaml(path, path.stat().st_mtime_ns))
+            return _merge_defaults(values, group=group, name=name, config_dir=config_dir)
     raise UserError(unknown_option(group, name, list_options(group, config_dir=config_dir)))
 
 
 def unknown_option(group: str, name: str, names: Iterable[str]) -> str:
-    """One line about an option that does not exist: what there is, and the nearest name."""
+    """Return the error message for an option that does not exist."""
     names = list(names)
-    guess = closest_match(name, names)
-    hint = f"; did you mean {group}={guess}?" if guess else ""
+    match = closest_match(name, names)
+    hint = f"; did you mean {group}={match}?" if match else ""
     return f"{group}={name}: no such option of {group} ({', '.join(names) or 'none'}){hint}"
 
 
 def closest_match(word: str, words: Iterable[str]) -> str | None:
-    """The word most like ``word``, or None if none is near."""
+    """Return the word most similar to ``word``, or None if none is similar."""
     lowered = {candidate.lower(): candidate for candidate in words}
-    found = difflib.get_close_matches(word.lower(), lowered, n=1)
-    return lowered[found[0]] if found else None
+    matches = difflib.get_close_matches(word.lower(), lowered, n=1)
+    return lowered[matches[0]] if matches else None
 
 
 @lru_cache(maxsize=256)
-def _read(path: Path, changed: int) -> dict[str, Any]:
-    """A yaml's values; every member of a sweep asks for the same ones."""
+def _read_yaml(path: Path, modified: int) -> dict[str, Any]:
+    """Read a yaml; ``modified`` is part of the cache key, as every job of a sweep reads the same files."""
     import yaml
     from omegaconf import OmegaConf
 
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no mapping of keys to values")
+        raise UserError(f"{path}: must be a mapping of keys to values")
     return {str(key): value for key, value in values.items()}
 
 
@@ -76,8 +75,8 @@ def _folders(group: str, config_dir: Path | None) -> Iterator[Path]:
             yield root / group
 
 
-def _with_defaults(values: dict[str, Any], *, group: str, name: str, config_dir: Path | None) -> dict[str, Any]:
-    """Merge the options that a defaults list names; overrides of other groups are Hydra's."""
+def _merge_defaults(values: dict[str, Any], *, group: str, name: str, config_dir: Path | None) -> dict[str, Any]:
+    """Merge the options in the defaults list; mappings are overrides of other groups and left to Hydra."""
     entries = [entry for entry in values.pop("defaults", []) if isinstance(entry, str)]
     if "_self_" not in entries:
         entries.append("_self_")

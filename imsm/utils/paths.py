@@ -1,25 +1,24 @@
-"""Where things lie on this machine: the shipped yamls, and the root of all runs."""
+"""Folders on this machine: shipped yamls, caches and runs."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from platformdirs import user_cache_path, user_data_path
 
 from imsm.utils.errors import UserError
-
-
-def cache_folder() -> Path:
-    """IMSM_CACHE, or the user's cache folder of this platform."""
-    return Path(os.environ.get("IMSM_CACHE") or user_cache_path("imsm")).expanduser()
-
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
+def cache_folder() -> Path:
+    """Return IMSM_CACHE, or the platform's user cache folder."""
+    return Path(os.environ.get("IMSM_CACHE") or user_cache_path("imsm")).expanduser()
+
+
 def checkout() -> Path | None:
-    """The checkout that the package lies in; None for an installed wheel."""
+    """Return the source checkout that contains the package, or None for an installed wheel."""
     project = PACKAGE.parent / "pyproject.toml"
     if project.is_file() and 'name = "imsm"' in project.read_text(encoding="utf-8"):
         return PACKAGE.parent
@@ -27,38 +26,39 @@ def checkout() -> Path | None:
 
 
 def conf_folder() -> Path:
-    """The shipped `conf/`: inside the package in a wheel, beside it in a checkout."""
+    """Return the shipped `conf/`: inside the package in a wheel, next to it in a checkout."""
     inside = PACKAGE / "conf"
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
 def runs_root() -> Path:
-    """The one folder under which every run lies, whatever the current folder.
+    """Return the parent folder of all runs.
 
-    IMSM_RUNS if it is set, else `runs/` of the checkout, else the user's data folder.
+    IMSM_RUNS if set, else `runs/` of the checkout, else the user's data folder.
     """
-    chosen = os.environ.get("IMSM_RUNS")
-    if chosen:
-        return Path(chosen).expanduser().resolve()
-    here = checkout()
-    if here is not None:
-        return here / "runs"
-    from platformdirs import user_data_path
-
-    return user_data_path("imsm", appauthor=False) / "runs"
+    if os.environ.get("IMSM_RUNS"):
+        return Path(os.environ["IMSM_RUNS"]).expanduser().resolve()
+    root = checkout()
+    return root / "runs" if root is not None else user_data_path("imsm", appauthor=False) / "runs"
 
 
-def resolve_run_dir(named: str, *, option: str | None = None) -> Path:
-    """The folder that ``named`` is, or is the name of under the root of all runs; absolute.
+def resolve_run_dir(name: str, *, option: str | None = None) -> Path:
+    """Return the absolute path of a run, given as a folder or as a name under `runs_root`.
 
-    ``option``: by which it was given, for the message.
+    ``option`` is the command-line option that it was given by, for the error message.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no such folder.
     """
-    given = Path(named).expanduser()
-    folder = given if given.is_dir() else runs_root() / named
+    given = Path(name).expanduser()
+    folder = given if given.is_dir() else runs_root() / name
     if not folder.is_dir():
-        given_by = named if option is None else f"{option} {named}"
-        raise UserError(f"{given_by}: there is no such folder, nor a run of that name in {runs_root()}")
+        prefix = name if option is None else f"{option} {name}"
+        raise UserError(f"{prefix}: not a folder, and not a run in {runs_root()}")
     return folder.absolute()
+
+
+def is_local_path(path: str) -> bool:
+    """Return whether a backbone's path is a local folder rather than a Hub id."""
+    written = path.startswith(("/", "./", "../", "~")) or path in (".", "..")
+    return written or path.count("/") > 1 or (not path.startswith("imsm:") and os.path.isdir(path))

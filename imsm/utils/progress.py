@@ -1,4 +1,4 @@
-"""Progress bars: live in a terminal, a line now and then in a log file."""
+"""Progress bars: live in a terminal, occasional lines in a log file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def progress_bar(
     keep: bool = True,
     shown: bool = True,
 ) -> tqdm:
-    """A bar on standard error.
+    """Return a progress bar on standard error.
 
     Args:
-        steps: what is iterated; None if the caller updates the bar.
-        total: of how many.
-        done: how many were done before.
-        label: what it says on the left.
-        unit: what is counted.
-        keep: leave the finished bar on the screen.
-        shown: False for all but one of several processes.
+        steps: Iterable to wrap, or None if the caller updates the bar.
+        total: Number of steps.
+        done: Number of steps completed before.
+        label: Text on the left.
+        unit: Name of one step.
+        keep: Keep the finished bar on the screen.
+        shown: Set to False on all ranks but rank 0.
     """
     live = sys.stderr.isatty()
     return tqdm(
@@ -45,5 +45,5 @@ def progress_bar(
 
 
 def print_above_bar(text: str) -> None:
-    """A line on standard error, above whatever bar is shown."""
+    """Print a line to standard error, above any progress bar."""
     tqdm.write(f"imsm: {text}", file=sys.stderr)

@@ -299,7 +299,7 @@ def test_a_run_goes_by_its_name_too(
     assert str(peft / "baselines") in capsys.readouterr().out
     assert main(["--run", "no-such-run"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("imsm: --run no-such-run: there is no such folder, nor a run of that")
+    assert line.startswith("imsm: --run no-such-run: not a folder, and not a run in")
 
 
 def test_answers_of_another_adapter_are_not_served(peft: Path, tmp_path: Path) -> None:
