@@ -1,1 +1,1 @@
-"""Work on finished runs: training-free baselines and the paper's tables."""
+"""Studies on finished runs: training-free baselines and the paper's tables."""

@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Training-free baselines: what a trained adapter achieves without a gate and without training."""

@@ -1,6 +1,7 @@
-"""Two adapters in one siamese model: the second one's stream stands where the original's did.
+"""Two adapters in one siamese model: the second adapter's stream replaces the original's.
 
-What two streams cost, without the original: it tells "two streams" from "the original stream".
+It costs as much as two streams, without the original: it separates the effect of "two streams" from that
+of "the original stream".
 """
 
 from __future__ import annotations
@@ -15,68 +16,68 @@ from imsm.studies.baselines.logit_mixing import LogitMixer, LogitMixingModel, Mi
 
 
 class TwoAdapterStreams(StreamRunner):
-    """Streams of two adapters; "original" means the other one's.
+    """Streams of two adapters; "original" selects the second.
 
     Args:
-        model: the first adapter's.
-        body: likewise.
-        other: the streams of the second.
+        model: The model with the first adapter.
+        decoder: Its decoder.
+        other: The streams of the second adapter's model.
     """
 
-    def __init__(self, model: nn.Module, body: nn.Module, *, other: StreamRunner) -> None:
-        super().__init__(model, body)
+    def __init__(self, model: nn.Module, decoder: nn.Module, *, other: StreamRunner) -> None:
+        super().__init__(model, decoder)
         self.other = other
-        self.doubled = False
+        self.batch_both = False
 
     def hidden_states(self, inputs: dict[str, torch.Tensor], *, stream: str, cache: Cache | None) -> torch.Tensor:
-        """The memories (B, T, D) of the first adapter ("tuned") or of the second ("original")."""
+        """Return hidden states (B, T, D) of the first adapter ("tuned") or the second ("original")."""
         if stream == "original":
             return self.other.hidden_states(inputs, stream="tuned", cache=cache)
         return super().hidden_states(inputs, stream=stream, cache=cache)
 
 
 class TwoAdapterModel(LogitMixingModel):
-    """Answers with a mix of what two adapters say."""
+    """A model that mixes the logits of two adapters."""
 
     def new_cache(self, *, query_mask: torch.Tensor | None = None) -> Cache:
-        """As of a siamese model; a learned prompt stands before the first stream's tokens too."""
+        """Return an empty cache; virtual tokens of the second adapter count in the first cache."""
         cache = super().new_cache(query_mask=query_mask)
         virtual = self.streams.other.virtual_tokens if isinstance(self.streams, TwoAdapterStreams) else None
         if virtual is not None:
-            cache.virtual = virtual.count  # type: ignore[attr-defined]
+            cache.num_virtual = virtual.count  # type: ignore[attr-defined]
         return cache
 
 
 def build_ensemble(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mix) -> TwoAdapterModel:
-    """A model that mixes the logits of two adapters on the same backbone.
+    """Build a model that mixes the logits of two adapters on the same backbone.
 
     Args:
-        model: the first; its weights are shared.
-        other: the second.
-        mix: as of `mixed`; "original" means ``other``.
+        model: The first; shares its weights.
+        other: The second; takes the original's place in ``mix``.
+        mix: How the logits are mixed.
     """
-    made = derive_model(model, TwoAdapterModel, stream="interwoven", gate=LogitMixer(mix))
-    made.streams = TwoAdapterStreams(model.adapted, model.streams.decoder, other=other.streams)
-    return made
+    ensemble = derive_model(model, TwoAdapterModel, stream="interwoven", gate=LogitMixer(mix))
+    ensemble.streams = TwoAdapterStreams(model.adapted, model.streams.decoder, other=other.streams)
+    return ensemble
 
 
 @torch.no_grad()
 def share_backbone(model: SiameseForCausalLM, other: SiameseForCausalLM) -> int:
-    """Let ``other`` use the weights of ``model``'s backbone wherever they are equal.
+    """Point the backbone weights of ``other`` to those of ``model`` wherever they are equal.
 
     Returns:
-        How many values are in memory once that were there twice.
+        Number of values that are no longer stored twice.
     """
-    adapted = {_plain(name): value for name, value in model.backbone.named_parameters()}
+    parameters = {_base_name(name): value for name, value in model.backbone.named_parameters()}
     saved = 0
     for name, value in other.backbone.named_parameters():
-        same = adapted.get(_plain(name))
-        if same is not None and not value.requires_grad and torch.equal(value, same):
-            value.data = same.data
+        shared = parameters.get(_base_name(name))
+        if shared is not None and not value.requires_grad and torch.equal(value, shared):
+            value.data = shared.data
             saved += value.numel()
     return saved
 
 
-def _plain(name: str) -> str:
-    """A weight's name without what an adapter's layers put around it."""
+def _base_name(name: str) -> str:
+    """Return a parameter's name without the wrappers of PEFT's layers."""
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")

@@ -1,53 +1,54 @@
-"""Controls: what a finished adapter gives without a gate and without any training.
+"""The interface of a training-free baseline, and its registry.
 
-A control is a module of `imsm.studies.baselines.methods`, or one of one's own by its dotted name. It offers
+A baseline is a module of `imsm.studies.baselines.methods`, or a custom module given by its dotted name. It
+defines
 
     INFO = BaselineInfo(name=, meaning=, ...)
 
 and one of
 
-    build_model(run, value) -> SiameseForCausalLM     a model that answers anew
-    route_to_original(run, value, task) -> list[bool]     a router: which items of a task take the
-                                                    original's answer, not the tuned model's
+    build_model(run, value) -> SiameseForCausalLM     a model that generates new responses
+    route_to_original(run, value, task) -> list[bool]     a router: the examples of a task that take the
+                                                    original's response instead of the tuned model's
 
-and may offer
+and may define
 
-    check(run) -> None                raises UserError where it does not fit the run
-    values(run) -> tuple[float, ...]  the values to try, where they depend on the run
-    made_of(run) -> dict              what else its answers depend on than run and value
+    check(run) -> None                raise UserError if the baseline does not apply to the run
+    values(run) -> tuple[float, ...]  the values to evaluate, if they depend on the run
+    cache_key(run) -> dict            further inputs of its responses besides the run and the value
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from imsm.studies.baselines import methods as kinds
+from imsm.studies.baselines import methods
 from imsm.utils.errors import UserError
 from imsm.utils.options import closest_match
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
+    from imsm.models.siamese.model import SiameseForCausalLM
     from imsm.studies.baselines.finished_run import FinishedRun
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineInfo:
-    """What the command needs to know of a control.
+    """Description of a baseline.
 
     Attributes:
-        name: of its folder and on the command line.
-        meaning: one line.
-        stream: whose answers the model gives; of no use to a router.
-        symbol: what its value is called; "" if it has none.
-        grid: the values that are tried unless others are asked for.
-        low: the least value that makes sense.
-        high: the largest.
-        ends: values at which it is the "original" or the "tuned" model, whose answers it then has.
-        version: of its formula; another one asks anew.
+        name: Name on the command line and of its directory.
+        meaning: One line.
+        stream: The stream that the built model runs; unused by a router.
+        symbol: Name of its value, such as "lambda"; "" if it has none.
+        grid: Default values.
+        low: Smallest valid value.
+        high: Largest valid value.
+        ends: Values at which it equals the "original" or the "tuned" model, whose responses are reused.
+        version: Version of its formula; part of the response cache's key.
     """
 
     name: str
@@ -57,55 +58,62 @@ class BaselineInfo:
     grid: tuple[float, ...] = ()
     low: float = 0.0
     high: float = 1.0
-    ends: dict[float, str] = field(default_factory=dict)
+    ends: Mapping[float, str] = field(default_factory=dict)
     version: int = 1
 
 
 class Baseline(Protocol):
-    """The part of a control's module that every one has."""
+    """The part that every baseline module defines."""
 
     INFO: BaselineInfo
 
 
+class ModelBaseline(Baseline, Protocol):
+    """A baseline that generates with a model."""
+
+    build_model: Callable[[FinishedRun, Any], SiameseForCausalLM]
+
+
+class Router(Baseline, Protocol):
+    """A baseline that chooses between existing responses."""
+
+    route_to_original: Callable[[FinishedRun, Any, str], Sequence[bool]]
+
+
 def list_baselines() -> list[str]:
-    """The controls that imsm has."""
-    return sorted(module.name for module in pkgutil.iter_modules(kinds.__path__))
+    """Return the names of the shipped baselines."""
+    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
 
 
 def load_baseline(name: str) -> Baseline:
-    """Imports a control's module.
+    """Import a baseline.
 
     Args:
-        name: a control of imsm, or the dotted name of a control's module.
+        name: Name of a shipped baseline, or the dotted name of a module.
 
     Raises:
-        UserError: no such control, or a module that is none.
+        UserError: Unknown baseline, or the module does not define one.
     """
-    known = list_baselines()
-    dotted = f"{kinds.__name__}.{name}" if name in known else name
+    names = list_baselines()
+    path = f"{methods.__name__}.{name}" if name in names else name
     try:
-        module = importlib.import_module(dotted)
-    except (ModuleNotFoundError, TypeError, ValueError) as error:  # ".x" and "" are no names
-        near = closest_match(name, known)
-        hint = f"; did you mean {near}?" if near else ""
+        module = importlib.import_module(path)
+    except (ModuleNotFoundError, TypeError, ValueError) as error:  # TypeError and ValueError: ".x" and ""
+        match = closest_match(name, names)
+        hint = f"; did you mean {match}?" if match else ""
         raise UserError(
-            f"--controls {name}: there is no such control ({', '.join(known)}; one of your own "
-            f"goes by the dotted name of its module){hint}"
+            f"--baselines {name}: no such baseline; choose from {', '.join(names)}, or give the dotted name of a "
+            f"module{hint}"
         ) from error
-    if not hasattr(module, "INFO") or not (is_router(module) or hasattr(module, "build_model")):
+    if not hasattr(module, "INFO") or not any(hasattr(module, part) for part in ("build_model", "route_to_original")):
         raise UserError(
-            f"--controls {name}: the module {dotted} is no control; it needs INFO = BaselineInfo(...) and "
+            f"--baselines {name}: the module {path} is not a baseline; define INFO = BaselineInfo(...) and "
             "build_model(run, value) or route_to_original(run, value, task)"
         )
-    return cast("Baseline", module)
+    return cast(Baseline, module)
 
 
-def is_router(module: Baseline | ModuleType) -> bool:
-    """Whether a control takes answers that are there already."""
-    return hasattr(module, "route_to_original")
-
-
-def call_hook(module: Baseline, name: str, run: FinishedRun, otherwise: Any) -> Any:
-    """What an optional function of a control's module says of a run."""
-    function = getattr(module, name, None)
-    return otherwise if function is None else function(run)
+def call_hook(baseline: Baseline, name: str, run: FinishedRun, default: Any) -> Any:
+    """Call an optional function of a baseline, or return the default."""
+    function = getattr(baseline, name, None)
+    return default if function is None else function(run)

@@ -1,144 +1,147 @@
-"""Controls through the same judge and ledger as every arm; each leaves a folder of its own.
+"""Evaluate baselines with the same evaluator and response cache as every run.
 
-<run>/controls/<name>/result.json, evaluation/<task>-<fingerprint>/predictions.jsonl
+Each writes <run>/baselines/<name>/result.json and evaluation/<task>-<fingerprint>/predictions.jsonl.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.evaluator import score_responses
 from imsm.evaluation.predictions import task_dir
 from imsm.evaluation.result import build_result, write_result
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import all_training_examples
 from imsm.pipeline.evaluate import metrics_of, result_entry
-from imsm.studies.baselines.base import Baseline, BaselineInfo, call_hook, is_router
+from imsm.studies.baselines.base import Baseline, BaselineInfo, ModelBaseline, Router, call_hook
 from imsm.studies.baselines.finished_run import FinishedRun, Responses
 from imsm.utils.hashing import hash_json
 
-if TYPE_CHECKING:
-    from imsm.models.siamese.model import SiameseForCausalLM
+FOLDER = "baselines"
+"""Directory of a run's baselines."""
+TUNED = BaselineInfo(name="tuned", meaning="the adapter alone, without the run's gate", stream="tuned")
 
 
 @dataclass(frozen=True)
 class BaselineRun:
-    """A control at one value; None where it has none."""
+    """A baseline at one value; None if it has no value."""
 
     baseline: Baseline
     value: float | None
 
     @property
     def info(self) -> BaselineInfo:
-        """Of the control."""
+        """Description of the baseline."""
         return self.baseline.INFO
 
     @property
     def name(self) -> str:
-        """Of its folder: `logit_mix-0.50`, `confidence`."""
-        return self.info.name if self.value is None else f"{self.info.name}-{_shown(self.value)}"
+        """Name of its directory, such as `logit_mix-0.50` or `entropy_mix`."""
+        return self.info.name if self.value is None else f"{self.info.name}-{_format_value(self.value)}"
 
 
-FOLDER = "baselines"
-"""Of a run's folder."""
-TUNED = BaselineInfo(name="tuned", meaning="the adapter alone, without the run's gate", stream="tuned")
-
-
-def baseline_runs(control: Baseline, run: FinishedRun, values: Sequence[float] | None) -> list[BaselineRun]:
-    """A control's arms on a run, at the values asked for or at its own.
+def baseline_runs(baseline: Baseline, run: FinishedRun, values: Sequence[float] | None) -> list[BaselineRun]:
+    """Return one `BaselineRun` per value; ``values`` replaces the default grid.
 
     Raises:
-        UserError: the control does not fit the run.
+        UserError: The baseline does not apply to the run.
     """
-    call_hook(control, "check", run, None)
-    info = control.INFO
+    call_hook(baseline, "check", run, None)
+    info = baseline.INFO
     if not info.symbol:
-        return [BaselineRun(control, None)]
-    found: Sequence[float] | None = call_hook(control, "values", run, None)
-    if found is None:
-        found = info.grid if values is None else values
-    return [BaselineRun(control, value) for value in dict.fromkeys(found)]
+        return [BaselineRun(baseline, None)]
+    own_values: Sequence[float] | None = call_hook(baseline, "values", run, None)
+    if own_values is None:
+        own_values = info.grid if values is None else values
+    return [BaselineRun(baseline, value) for value in dict.fromkeys(own_values)]
 
 
-def evaluate_baseline(arm: BaselineRun, run: FinishedRun) -> dict[str, Any]:
-    """Ask what the ledger lacks, score, and leave the arm's folder.
+def evaluate_baseline(baseline_run: BaselineRun, run: FinishedRun) -> dict[str, Any]:
+    """Run inference for uncached responses, score them, and write and return the result.
 
     Raises:
-        UserError: the control does not fit the run's adapter.
+        UserError: The baseline does not apply to the run's adapter.
     """
+    baseline, info, value = baseline_run.baseline, baseline_run.info, baseline_run.value
+    fingerprint = baseline_fingerprint(baseline_run, run)
 
     @cache
-    def model() -> SiameseForCausalLM:
-        found: SiameseForCausalLM = cast("Any", arm.baseline).build_model(run, arm.value)
-        return found
+    def get_model() -> SiameseForCausalLM:
+        return cast(ModelBaseline, baseline).build_model(run, value)
 
-    fingerprint = baseline_fingerprint(arm, run)
-    answers: dict[str, Responses] = {}
-    for task in run.eval_sets:
-        if is_router(arm.baseline):
-            chosen = cast("Any", arm.baseline).route_to_original(run, arm.value, task)
-            answers[task] = run.route(task, chosen)
-        elif arm.value in arm.info.ends:
-            end = arm.info.ends[arm.value] == "original"
-            answers[task] = run.route(task, [end] * len(run.eval_sets[task].prompts))
-        else:
-            answers[task] = run.run_inference(
-                task, model=model, stream=arm.info.stream, fingerprint=fingerprint, label=f"{arm.name}: {task}"
-            )
-    about = {"name": arm.info.name, "value": arm.value, "meaning": arm.info.meaning}
-    return _leave(
+    def responses_to(task: str) -> Responses:
+        if hasattr(baseline, "route_to_original"):
+            return run.route(task, cast(Router, baseline).route_to_original(run, value, task))
+        if value in info.ends:
+            return run.route(task, [info.ends[value] == "original"] * len(run.eval_sets[task].prompts))
+        label = f"{baseline_run.name}: {task}"
+        return run.run_inference(task, get_model=get_model, stream=info.stream, fingerprint=fingerprint, label=label)
+
+    description = {"name": info.name, "value": value, "meaning": info.meaning}
+    return _write_result(
         run,
-        arm.name,
-        about=about | call_hook(arm.baseline, "cache_key", run, {}),
+        baseline_run.name,
+        description=description | call_hook(baseline, "cache_key", run, {}),
         fingerprint=fingerprint,
-        answers=answers,
-        adapted=arm.value is None or arm.info.ends.get(arm.value) != "original",
+        responses={task: responses_to(task) for task in run.eval_sets},
+        uses_adapter=value is None or info.ends.get(value) != "original",
     )
 
 
 def evaluate_tuned(run: FinishedRun) -> dict[str, Any]:
-    """The adapter alone: the run's own result, or for an interwoven run an arm of its own."""
+    """Evaluate the adapter alone; for a run of the tuned stream this is the run's own result."""
     if run.config.method.stream == "tuned":
         return run.result
-    answers = {task: run.responses(task, "tuned") for task in run.eval_sets}
-    about = {"name": TUNED.name, "value": None, "meaning": TUNED.meaning}
-    fingerprint = run.fingerprint("tuned")
-    return _leave(run, TUNED.name, about=about, fingerprint=fingerprint, answers=answers, adapted=True)
+    return _write_result(
+        run,
+        TUNED.name,
+        description={"name": TUNED.name, "value": None, "meaning": TUNED.meaning},
+        fingerprint=run.fingerprint("tuned"),
+        responses={task: run.responses(task, "tuned") for task in run.eval_sets},
+        uses_adapter=True,
+    )
 
 
-def baseline_fingerprint(arm: BaselineRun, run: FinishedRun) -> str:
-    """Identifies a control's answers: the run's adapter, the control, its value."""
-    more = call_hook(arm.baseline, "cache_key", run, {})
-    return hash_json([run.fingerprint("tuned"), arm.info.name, arm.info.version, arm.value, more])
+def baseline_fingerprint(baseline_run: BaselineRun, run: FinishedRun) -> str:
+    """Return the hash of everything a baseline's responses depend on, for the response cache."""
+    info, extra = baseline_run.info, call_hook(baseline_run.baseline, "cache_key", run, {})
+    return hash_json([run.fingerprint("tuned"), info.name, info.version, baseline_run.value, extra])
 
 
-def _leave(
-    run: FinishedRun, name: str, *, about: dict[str, Any], fingerprint: str, answers: dict[str, Responses], adapted: bool
+def _write_result(
+    run: FinishedRun,
+    name: str,
+    *,
+    description: Mapping[str, Any],
+    fingerprint: str,
+    responses: Mapping[str, Responses],
+    uses_adapter: bool,
 ) -> dict[str, Any]:
-    """Score the answers, and write items and result into the arm's folder."""
+    """Score the responses by task; write predictions and result into the baseline's directory."""
     folder = run.folder / FOLDER / name
-    learned_from = all_training_examples(run.config) if adapted else None
+    trained_on = all_training_examples(run.config) if uses_adapter else None
     tasks = {}
-    for task, (rows, golds) in answers.items():
-        test = run.eval_sets[task]
-        judgement = score_responses(
-            test,
+    for task, (rows, references) in responses.items():
+        eval_set = run.eval_sets[task]
+        evaluated = score_responses(
+            eval_set,
             responses=rows,
-            references=golds,
-            metrics=metrics_of(run.config, test),
+            references=references,
+            metrics=metrics_of(run.config, eval_set),
             protocol=run.config.evaluation.protocol,
-            output_dir=task_dir(folder, task=task, test_set=test.fingerprint),
+            output_dir=task_dir(folder, task=task, test_set=eval_set.fingerprint),
             dist_context=DistributedContext(),
         )
-        tasks[task] = result_entry(run.config, task, test, judgement, trained_on=learned_from)
+        tasks[task] = result_entry(run.config, task, eval_set, evaluated, trained_on=trained_on)
     result = build_result(
         name=f"{run.folder.name}/{name}",
         method="baseline",
-        identity={**run.result["identity"], "baseline": about},
-        config={**run.config.to_dict(), "baseline": about},
+        identity={**run.result["identity"], "baseline": description},
+        config={**run.config.to_dict(), "baseline": description},
         fingerprints={**run.result["fingerprints"], "answers": fingerprint},
         trainable_parameters={**run.result["trainable_parameters"], "gate": 0},
         training=run.result["training"],
@@ -152,7 +155,7 @@ def _leave(
     return result
 
 
-def _shown(value: float) -> str:
-    """A value with two places, or with as many as it has."""
+def _format_value(value: float) -> str:
+    """Format with two decimals, or with all if it has more."""
     short = f"{value:.2f}"
     return short if float(short) == value else repr(value)

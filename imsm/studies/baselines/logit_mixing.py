@@ -1,12 +1,10 @@
-"""Two streams as one by their logits: what stands where the siamese model has its gate.
+"""Mix the logits of both streams instead of their hidden states.
 
-    z_o, z_t = Head(h_o), Head(h_t)          of the original and of the tuned memory
+    z_o, z_t = lm_head(h_o), lm_head(h_t)    original and tuned
     z = mix(z_o, z_t)
 
-Mixing memories by one constant weight and then applying the head gives the same logits wherever
-the head is linear. A head that caps its logits (Gemma 2) is not, so here logits are mixed.
-
-Legend: D width of a memory, V vocabulary.
+With a linear head, mixing hidden states by a constant weight gives the same logits. A head that caps its
+logits (Gemma 2) is not linear, so the logits are mixed here. V is the vocabulary size.
 """
 
 from __future__ import annotations
@@ -23,64 +21,59 @@ from torch.distributions import Categorical
 
 from imsm.models.siamese.model import SiameseForCausalLM
 
+Model = TypeVar("Model", bound=SiameseForCausalLM)
 Mixed = tuple[torch.Tensor, torch.Tensor]
+Mix = Callable[[torch.Tensor, torch.Tensor], Mixed]
+"""From logits z_o and z_t, each (..., V) in float32, to mixed logits (..., V) and the original's weight (...)."""
 
 
 def mix_logits(weight: float) -> Mix:
-    """The geometric mean, z = w z_o + (1 - w) z_t; outside 0..1 it is carried further.
+    """Return the geometric mean z = w z_o + (1 - w) z_t; w outside 0..1 extrapolates.
 
-    With -a for w it is z_t + a (z_t - z_o), as in DExperts (2105.03023) and proxy tuning
-    (2401.08565).
+    With w = -a it is z_t + a (z_t - z_o), as in DExperts (2105.03023) and proxy tuning (2401.08565).
     """
-    return partial(_by_logits, weight=weight)
+    return partial(_mix_logits, weight=weight)
 
 
-def _by_logits(original: torch.Tensor, tuned: torch.Tensor, *, weight: float) -> Mixed:
+def _mix_logits(original: torch.Tensor, tuned: torch.Tensor, *, weight: float) -> Mixed:
     return torch.lerp(tuned, original, weight), _constant(tuned, weight)
 
 
 def mix_probabilities(weight: float) -> Mix:
-    """The arithmetic mean, p = w p_o + (1 - w) p_t, as ln p; w in 0..1."""
-    return partial(_by_probabilities, weight=weight)
+    """Return the arithmetic mean p = w p_o + (1 - w) p_t, as ln p; w in 0..1."""
+    return partial(_mix_probabilities, weight=weight)
 
 
-def _by_probabilities(original: torch.Tensor, tuned: torch.Tensor, *, weight: float) -> Mixed:
-    shares = [math.log(each) if each > 0 else -math.inf for each in (weight, 1 - weight)]
-    parts = [logits.log_softmax(dim=-1) + share for logits, share in zip((original, tuned), shares, strict=True)]
+def _mix_probabilities(original: torch.Tensor, tuned: torch.Tensor, *, weight: float) -> Mixed:
+    log_weights = [math.log(each) if each > 0 else -math.inf for each in (weight, 1 - weight)]
+    parts = [logits.log_softmax(dim=-1) + w for logits, w in zip((original, tuned), log_weights, strict=True)]
     return torch.logaddexp(*parts), _constant(tuned, weight)
 
 
 def mix_by_entropy(original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
-    """Each token from the stream whose p has the lower entropy; the tuned one's where equal."""
-    surer = Categorical(logits=original).entropy() < Categorical(logits=tuned).entropy()
-    return _either(original, tuned, surer)
+    """Take each token from the stream with the lower entropy; from the tuned one if equal."""
+    return _choose(original, tuned, Categorical(logits=original).entropy() < Categorical(logits=tuned).entropy())
 
 
 def mix_by_confidence(original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
-    """Each token from the stream whose likeliest token is likelier; the tuned one's where equal."""
-    tops = [logits.log_softmax(dim=-1).amax(dim=-1) for logits in (original, tuned)]
-    return _either(original, tuned, tops[0] > tops[1])
+    """Take each token from the stream with the higher maximum p; from the tuned one if equal."""
+    maxima = [logits.log_softmax(dim=-1).amax(dim=-1) for logits in (original, tuned)]
+    return _choose(original, tuned, maxima[0] > maxima[1])
 
 
-def _either(original: torch.Tensor, tuned: torch.Tensor, of_original: torch.Tensor) -> Mixed:
-    return torch.where(of_original[..., None], original, tuned), of_original.float()
+def _choose(original: torch.Tensor, tuned: torch.Tensor, from_original: torch.Tensor) -> Mixed:
+    return torch.where(from_original[..., None], original, tuned), from_original.float()
 
 
 def _constant(logits: torch.Tensor, weight: float) -> torch.Tensor:
     return torch.full(logits.shape[:-1], weight, device=logits.device)
 
 
-Model = TypeVar("Model", bound=SiameseForCausalLM)
-Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From the logits z_o and z_t, each (..., V) in float32: the mixed ones (..., V), and how much of
-them is the original's (...)."""
-
-
 class LogitMixer(nn.Module):
-    """In the place of a gate; it reads logits, never the query.
+    """Replaces the gate; mixes logits and ignores the query.
 
     Args:
-        mix: how the two streams' logits become one.
+        mix: How the logits are mixed.
     """
 
     reads_query = False
@@ -89,13 +82,13 @@ class LogitMixer(nn.Module):
         super().__init__()
         self.mix = mix
 
-    def forward(self, original: torch.Tensor, tuned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """z_o and z_t, each (..., V), to the mixed logits and the original's share (...)."""
+    def forward(self, original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
+        """Mix z_o and z_t, each (..., V); return mixed logits and the original's weight (...)."""
         return self.mix(original.float(), tuned.float())
 
 
 class LogitMixingModel(SiameseForCausalLM):
-    """A siamese model whose interwoven stream mixes logits; `generate()` and the rest as ever."""
+    """A siamese model whose interwoven stream mixes logits instead of hidden states."""
 
     def _mix(
         self,
@@ -105,33 +98,33 @@ class LogitMixingModel(SiameseForCausalLM):
         query_tuned: torch.Tensor | None,
         query_part: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, share = self._gate(self.head(original), self.head(tuned))
-        return logits, share
+        logits, weight = self._gate(self.head(original), self.head(tuned))
+        return logits, weight
 
 
 def build_mixing_model(model: SiameseForCausalLM, mix: Mix) -> LogitMixingModel:
-    """A model that answers with the mix of the original's and the tuned stream's logits.
+    """Build a model that mixes the logits of the original and the tuned stream.
 
     Args:
-        model: has an adapter; its weights are shared, and it stays what it is.
-        mix: see `Mix`.
+        model: A model with an adapter; it is unchanged and shares its weights.
+        mix: How the logits are mixed.
     """
-    made = derive_model(model, LogitMixingModel, stream="interwoven", gate=LogitMixer(mix))
-    made.streams.copy_capabilities(model.streams)
-    return made
+    mixing = derive_model(model, LogitMixingModel, stream="interwoven", gate=LogitMixer(mix))
+    mixing.streams.copy_capabilities(model.streams)
+    return mixing
 
 
 def derive_model(model: SiameseForCausalLM, kind: type[Model], *, stream: str, gate: nn.Module | None) -> Model:
-    """Another siamese model on the weights of ``model``, which stays what it is.
+    """Build another siamese model on the weights of ``model``, which is unchanged.
 
     Args:
-        model: whose backbone and adapter are shared.
-        kind: the class of the other.
-        stream: that answers.
-        gate: of the other.
+        model: Provides the backbone and the adapter.
+        kind: Class of the new model.
+        stream: Its stream.
+        gate: Its gate.
     """
     config = copy.copy(model.config)
     config.stream = stream
-    made = kind(config, model.adapted, gate)
-    made.generation_config = model.generation_config
-    return made.eval()
+    derived = kind(config, model.adapted, gate)
+    derived.generation_config = model.generation_config
+    return derived.eval()

@@ -1,8 +1,8 @@
-"""How far a test's queries are from those that an adapter was trained on.
+"""Distance of evaluation queries to the training queries of an adapter.
 
     s(x) = min over training queries i of | q_o(x) - q_o(i) |      (Euclidean)
 
-Legend: N queries, T positions, D width, q_o the mean of a query's original memories (eq. 2).
+Shapes: N queries, T positions, D hidden size; q_o is the mean of a query's original hidden states (eq. 2).
 """
 
 from __future__ import annotations
@@ -11,38 +11,34 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from imsm.data.batching import collate_prompts, evaluation_order, training_order
 from imsm.data.tokenization import TokenizedExample, tokenize_prompts
 from imsm.models.siamese.inputs import decoder_inputs
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.query_pooling import pool
 from imsm.pipeline.data import training_examples
+from imsm.studies.baselines.finished_run import FinishedRun
 from imsm.utils.files import write_atomic
 from imsm.utils.hashing import hash_json
 from imsm.utils.progress import progress_bar
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from imsm.models.siamese.model import SiameseForCausalLM
-    from imsm.studies.baselines.finished_run import FinishedRun
-
-    Matrix = NDArray[np.float32]
-
+Matrix = NDArray[np.float32]
 PERCENTILE = 95
-"""Of the distances of training queries held out: so many of a hundred of the target's are kept."""
+"""Percentile of held-out training distances used as the threshold."""
 HELD_OUT = 0.1
+"""Fraction of the training queries that is held out for the threshold."""
 _VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryDistances:
-    """``tests``: s of each item by task, in the test set's order; ``threshold``: tau."""
+    """``by_task``: s of each example, in the order of the evaluation set; ``threshold``: tau."""
 
     threshold: float
     by_task: dict[str, list[float]]
@@ -50,59 +46,58 @@ class QueryDistances:
 
 @lru_cache(maxsize=1)
 def compute_query_distances(run: FinishedRun) -> QueryDistances:
-    """The distances of a run's tests; computed once, then read from the run's `controls/`."""
+    """Compute the distances of a run's evaluation sets, or read them from `baselines/`."""
     training = _training_queries(run)
     key = hash_json(
         [
             _VERSION,
             PERCENTILE,
             run.fingerprint("original"),
-            [item.prompt_ids for item in training],
-            {name: [p.prompt_ids for p in test.prompts] for name, test in run.eval_sets.items()},
+            [query.prompt_ids for query in training],
+            {name: [p.prompt_ids for p in eval_set.prompts] for name, eval_set in run.eval_sets.items()},
         ]
     )
     path = run.folder / "baselines" / "query_distances.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept.pop("key") == key:
-            return QueryDistances(**kept)
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored.pop("key") == key:
+            return QueryDistances(**stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # not there, of other queries, or damaged: computed anew
-    found = _distances(run, training)
+        pass  # missing, stale or damaged: computed again
+    distances = _distances(run, training)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps({"key": key, **asdict(found)}) + "\n")
-    return found
+    write_atomic(path, json.dumps({"key": key, **asdict(distances)}) + "\n")
+    return distances
 
 
 def _distances(run: FinishedRun, training: Sequence[TokenizedExample]) -> QueryDistances:
     model, pad_id = run.model(), run.tokenizer.pad_token_id
-    size = run.config.evaluation.batch_size
-    known = query_states(model, training, pad_id=pad_id, batch_size=size, label="training")
-    tests = {
-        name: query_states(model, test.prompts, pad_id=pad_id, batch_size=size, label=name)
-        for name, test in run.eval_sets.items()
-    }
-    return measure_distances(known, tests, seed=run.config.seed)
+
+    def states(prompts: Sequence[TokenizedExample], label: str) -> Matrix:
+        return query_states(model, prompts, pad_id=pad_id, batch_size=run.config.evaluation.batch_size, label=label)
+
+    queries = {name: states(eval_set.prompts, name) for name, eval_set in run.eval_sets.items()}
+    return measure_distances(states(training, "training"), queries, seed=run.config.seed)
 
 
-def measure_distances(known: Matrix, tests: dict[str, Matrix], *, seed: int) -> QueryDistances:
-    """Distances of tests to a part of the training queries; the rest decides the threshold.
+def measure_distances(training: Matrix, queries: dict[str, Matrix], *, seed: int) -> QueryDistances:
+    """Measure distances to a part of the training queries; the held-out rest sets the threshold.
 
     Args:
-        known: q_o of the training queries, (N, D), at least two.
-        tests: q_o of each test's queries, (N, D).
-        seed: of which training queries are held out.
+        training: q_o of the training queries, (N, D), at least two.
+        queries: q_o of each task's queries, (N, D).
+        seed: Seed of the held-out choice.
     """
-    (order,) = training_order(len(known), batch_size=len(known), seed=seed, epoch=-2)
-    count = max(1, round(HELD_OUT * len(known)))
-    nearest = NearestNeighbors(n_neighbors=1).fit(known[order[count:]])
+    (order,) = training_order(len(training), batch_size=len(training), seed=seed, epoch=-2)
+    count = max(1, round(HELD_OUT * len(training)))
+    nearest = NearestNeighbors(n_neighbors=1).fit(training[order[count:]])
 
-    def distance(queries: Matrix) -> NDArray[np.float64]:
-        return nearest.kneighbors(queries)[0][:, 0].astype(np.float64)
+    def distance(rows: Matrix) -> NDArray[np.float64]:
+        return nearest.kneighbors(rows)[0][:, 0].astype(np.float64)
 
     return QueryDistances(
-        threshold=float(np.percentile(distance(known[order[:count]]), PERCENTILE)),
-        by_task={name: distance(queries).tolist() for name, queries in tests.items()},
+        threshold=float(np.percentile(distance(training[order[:count]]), PERCENTILE)),
+        by_task={name: distance(rows).tolist() for name, rows in queries.items()},
     )
 
 
@@ -110,23 +105,21 @@ def measure_distances(known: Matrix, tests: dict[str, Matrix], *, seed: int) -> 
 def query_states(
     model: SiameseForCausalLM, prompts: Sequence[TokenizedExample], *, pad_id: int, batch_size: int, label: str
 ) -> Matrix:
-    """q_o of each prompt, (N, D)."""
-    found = np.zeros((len(prompts), model.config.hidden_size), dtype=np.float32)
+    """Compute q_o of each prompt, (N, D)."""
+    states = np.zeros((len(prompts), model.config.hidden_size), dtype=np.float32)
     batches = evaluation_order([len(p.prompt_ids) for p in prompts], batch_size=batch_size)
-    with progress_bar(total=len(prompts), label=f"queries: {label}", unit="item", keep=False, shown=True) as done:
-        for places in batches:
-            ids, mask = collate_prompts(
-                [prompts[place].prompt_ids for place in places], pad_id=pad_id, device=model.device
-            )
+    with progress_bar(total=len(prompts), label=f"queries: {label}", unit="item", keep=False, shown=True) as bar:
+        for indices in batches:
+            ids, mask = collate_prompts([prompts[i].prompt_ids for i in indices], pad_id=pad_id, device=model.device)
             inputs = decoder_inputs(ids, inputs_embeds=None, attention_mask=mask, position_ids=None, cache=None)
-            memory = model.streams.hidden_states(inputs, stream="original", cache=None)
-            found[places] = pool(memory, mask, pooling="mean").float().cpu().numpy()
-            done.update(len(places))
-    return found
+            hidden = model.streams.hidden_states(inputs, stream="original", cache=None)
+            states[indices] = pool(hidden, mask, pooling="mean").float().cpu().numpy()
+            bar.update(len(indices))
+    return states
 
 
 def _training_queries(run: FinishedRun) -> list[TokenizedExample]:
-    """The target's training examples as prompts."""
+    """Tokenize the prompts of the target's training examples."""
     prompts, _ = tokenize_prompts(
         training_examples(run.config),
         run.tokenizer,

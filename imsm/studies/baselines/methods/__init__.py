@@ -1,1 +1,1 @@
-"""The controls, a module each (see `imsm.studies.baselines.base`)."""
+"""The baselines, one module each; see `imsm.studies.baselines.base`."""

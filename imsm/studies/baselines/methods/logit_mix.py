@@ -1,15 +1,11 @@
-"""The logits of both streams mixed by one weight for every token: a gate that is a constant."""
+"""Mix the logits of both streams with one constant weight."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.studies.baselines.base import BaselineInfo
+from imsm.studies.baselines.finished_run import FinishedRun
 from imsm.studies.baselines.logit_mixing import build_mixing_model, mix_logits
-
-if TYPE_CHECKING:
-    from imsm.models.siamese.model import SiameseForCausalLM
-    from imsm.studies.baselines.finished_run import FinishedRun
 
 INFO = BaselineInfo(
     name="logit_mix",
@@ -22,5 +18,5 @@ INFO = BaselineInfo(
 
 
 def build_model(run: FinishedRun, value: float) -> SiameseForCausalLM:
-    """The model at one lambda."""
+    """Return the mixing model for one lambda."""
     return build_mixing_model(run.model(), mix_logits(value))

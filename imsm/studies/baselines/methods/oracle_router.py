@@ -1,21 +1,16 @@
-"""Who knows which task an item is from: the tuned model on its target, the original elsewhere.
+"""Route by task: the tuned model on its target, the original on all other tasks.
 
-The most that any choice between the two streams by task can give; it forgets nothing by
-construction.
+The upper bound of any choice between the two streams by task; it forgets nothing by construction.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from imsm.studies.baselines.base import BaselineInfo
-
-if TYPE_CHECKING:
-    from imsm.studies.baselines.finished_run import FinishedRun
+from imsm.studies.baselines.finished_run import FinishedRun
 
 INFO = BaselineInfo(name="oracle_router", meaning="the tuned model on the target, the original elsewhere")
 
 
 def route_to_original(run: FinishedRun, value: None, task: str) -> list[bool]:
-    """Whether each item of a task is the original's."""
+    """Return whether each example of a task takes the original's response."""
     return [task != run.config.data.name] * len(run.eval_sets[task].prompts)
