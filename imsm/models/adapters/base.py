@@ -105,19 +105,15 @@ def adapter_from_config(target: str, kwargs: Mapping[str, Any], target_modules: 
     Raises:
         UserError: the target cannot be imported or is of another kind, or rejects its arguments.
     """
-    factory, given = import_target(target), dict(kwargs)
+    factory, given = _import_factory(target), dict(kwargs)
     if accepts_target_modules(factory):
         given["target_modules"] = list(target_modules)
     if is_config_class(factory):
         if isinstance(given.get("feedforward_modules"), list):  # IA3Config accepts a subset of target_modules only
             given["feedforward_modules"] = [n for n in target_modules if n in given["feedforward_modules"]]
         return AdapterSpec(instantiate_config(factory, given, section="peft"))
-    spec = None if inspect.isclass(factory) else factory(**given)
-    if not isinstance(spec, AdapterSpec):
-        raise UserError(
-            f"peft._target_={target}: must be a PEFT configuration class or a function that returns an AdapterSpec"
-        )
-    return spec
+    adapter: AdapterSpec = factory(**given)
+    return adapter
 
 
 def adapter_errors(target: str, kwargs: Mapping[str, Any], target_modules: Sequence[str]) -> list[str]:
@@ -129,16 +125,27 @@ def adapter_errors(target: str, kwargs: Mapping[str, Any], target_modules: Seque
         target_modules: see there.
     """
     try:
-        factory = import_target(target)
-    except UserError as error:
-        return [f"peft._target_={error}"]
-    try:
+        factory = _import_factory(target)
         errors = config_argument_errors("peft", factory, kwargs, supplied=["target_modules"])
         if not errors:
             adapter_from_config(target, kwargs, target_modules)
     except UserError as error:
         return [str(error)]
     return errors
+
+
+def _import_factory(target: str) -> Callable[..., Any]:
+    """Import a PEFT configuration class or a function; raise a UserError for anything else."""
+    try:
+        factory = import_target(target)
+    except UserError as error:
+        raise UserError(f"peft._target_={error}") from error
+    if not is_config_class(factory) and (inspect.isclass(factory) or target.startswith("peft.")):
+        raise UserError(
+            f"peft._target_={target}: must be a configuration class of PEFT (peft.LoraConfig), or a function that "
+            "returns an AdapterSpec"
+        )
+    return factory
 
 
 def is_config_class(factory: Callable[..., Any]) -> bool:

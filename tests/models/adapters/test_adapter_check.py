@@ -1,4 +1,4 @@
-"""The probe: it leaves everything as it was, and broken methods do not get past it."""
+"""The adapter check: it changes nothing, and rejects broken methods."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def siamese(adapted: nn.Module, backbone: PreTrainedModel) -> SiameseForCausalLM
     return SiameseForCausalLM(SiameseConfig(text_config=backbone.config), adapted, gate).eval()
 
 
-def probed(
-    put_on: Callable[[PreTrainedModel], nn.Module], architecture: str = "llama", **more: Any
+def checked(
+    attach: Callable[[PreTrainedModel], nn.Module], architecture: str = "llama", **more: Any
 ) -> SiameseForCausalLM:
     backbone = tiny_backbone(architecture, **more)
     before = snapshot(backbone)
-    model = siamese(put_on(backbone), backbone)
+    model = siamese(attach(backbone), backbone)
     check_adapter(model, before)
     return model
 
@@ -58,46 +58,46 @@ def test_shipped_methods_pass_and_nothing_is_changed(method: str, architecture: 
     assert all(torch.equal(value, after[name]) for name, value in values.items())
 
 
-def test_a_method_that_stays_on_is_refused() -> None:
+def test_a_method_that_stays_enabled_is_rejected() -> None:
     def leaking(backbone: PreTrainedModel) -> nn.Module:
         adapted = attach_adapter(LORA(), backbone)
         layer = backbone.model.layers[1].self_attn.q_proj
         layer.base_layer.register_forward_hook(lambda m, a, output: output * 1.000001)
         return adapted
 
-    with pytest.raises(UserError, match="even with its adapter off"):
-        probed(leaking)
+    with pytest.raises(UserError, match="even with the adapter disabled"):
+        checked(leaking)
 
 
-def test_a_method_that_stays_on_while_it_is_trained_is_refused() -> None:
+def test_a_method_that_stays_enabled_in_training_mode_is_rejected() -> None:
     def leaking(backbone: PreTrainedModel) -> nn.Module:
         adapted = attach_adapter(LORA(), backbone)
         layer = backbone.model.layers[1].self_attn.q_proj
         layer.base_layer.register_forward_hook(lambda m, a, out: out * 1.01 if m.training else out)
         return adapted
 
-    with pytest.raises(UserError, match="even with its adapter off"):
-        probed(leaking)
+    with pytest.raises(UserError, match="even with the adapter disabled"):
+        checked(leaking)
 
 
-def test_an_overwritten_weight_is_refused_wherever_it_is() -> None:
+def test_any_overwritten_weight_is_rejected() -> None:
     def overwriting(backbone: PreTrainedModel) -> nn.Module:
         adapted = attach_adapter(LORA(), backbone)
-        backbone.get_input_embeddings().weight.data[1, 3] += 1e-3  # no token that the probe reads
+        backbone.get_input_embeddings().weight.data[1, 3] += 1e-3  # not a token of the test input
         return adapted
 
     with pytest.raises(UserError, match="overwrites the backbone's weights"):
-        probed(overwriting)
+        checked(overwriting)
 
 
-def test_peft_alone_would_let_an_overwriting_method_through() -> None:
+def test_an_overwriting_method_that_peft_accepts_is_rejected() -> None:
     config = LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")
-    with pytest.raises(UserError, match="even with its adapter off"):
-        probed(lambda backbone: get_peft_model(backbone, config))
+    with pytest.raises(UserError, match="even with the adapter disabled"):
+        checked(lambda backbone: get_peft_model(backbone, config))
 
 
 class Attention(nn.Module, BaseTunerLayer):
-    """A layer of one's own around a whole attention: its cache must not be filled twice."""
+    """A layer around an attention module, whose KV cache must not be filled twice."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -116,16 +116,16 @@ def around_attention(backbone: PreTrainedModel) -> nn.Module:
     return backbone
 
 
-def test_two_passes_where_a_doubled_batch_is_wrong() -> None:
-    model = probed(around_attention)
+def test_two_passes_if_a_dual_stream_batch_is_wrong() -> None:
+    model = checked(around_attention)
     assert not model.streams.batch_both
     perturb(model)
     for row in prompts():
         assert decoded(model, row) == decoded(model, row, use_cache=False)
 
 
-class Peeking(nn.Module, BaseTunerLayer):
-    """A layer that reads later tokens."""
+class NonCausal(nn.Module, BaseTunerLayer):
+    """A layer that attends to later tokens."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -140,17 +140,17 @@ class Peeking(nn.Module, BaseTunerLayer):
         return output + self.scale * output.mean(dim=1, keepdim=True)
 
 
-def test_a_method_that_reads_later_tokens_is_refused() -> None:
-    def peeking(backbone: PreTrainedModel) -> nn.Module:
+def test_a_method_that_is_not_causal_is_rejected() -> None:
+    def non_causal(backbone: PreTrainedModel) -> nn.Module:
         attention = backbone.model.layers[0].self_attn
-        attention.v_proj = Peeking(attention.v_proj)
+        attention.v_proj = NonCausal(attention.v_proj)
         return backbone
 
     with pytest.raises(UserError, match="later tokens"):
-        probed(peeking)
+        checked(non_causal)
 
 
-def test_a_method_with_parts_outside_the_body_is_refused() -> None:
+def test_a_method_with_code_outside_the_decoder_is_rejected() -> None:
     def outside(backbone: PreTrainedModel) -> nn.Module:
         adapted = attach_adapter(LORA(), backbone)
 
@@ -161,39 +161,39 @@ def test_a_method_with_parts_outside_the_body_is_refused() -> None:
         adapted.register_forward_hook(scaled)
         return adapted
 
-    with pytest.raises(UserError, match="outside the body"):
-        probed(outside)
+    with pytest.raises(UserError, match="outside the decoder"):
+        checked(outside)
 
 
 @pytest.mark.parametrize(
     "config",
     [LoraConfig(target_modules=["lm_head"]), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])],
 )
-def test_an_adapted_head_is_refused(config: LoraConfig) -> None:
+def test_an_adapted_lm_head_is_rejected(config: LoraConfig) -> None:
     with pytest.raises(UserError, match="lm_head"):
-        probed(lambda backbone: attach_adapter(AdapterSpec(config), backbone))
+        checked(lambda backbone: attach_adapter(AdapterSpec(config), backbone))
 
 
-def test_tied_tokens_would_change_the_head() -> None:
+def test_trained_tokens_tied_to_the_lm_head_are_rejected() -> None:
     config = TrainableTokensConfig(token_indices=[3, 4])
     with pytest.raises(UserError, match="lm_head"):
-        probed(lambda backbone: attach_adapter(AdapterSpec(config), backbone), "qwen2")
+        checked(lambda backbone: attach_adapter(AdapterSpec(config), backbone), "qwen2")
 
 
-def test_trained_tokens_are_among_those_that_are_read() -> None:
+def test_the_test_input_contains_trained_tokens() -> None:
     config = TrainableTokensConfig(token_indices=[2, 4])
     backbone = tiny_backbone("llama")
     before = snapshot(backbone, config)
     check_adapter(siamese(attach_adapter(AdapterSpec(config), backbone), backbone), before)
 
 
-def test_an_adapter_without_effect_is_refused() -> None:
-    config = TrainableTokensConfig(token_indices=[1])  # not told to the footprint
-    with pytest.raises(UserError, match="changes no memory"):
-        probed(lambda backbone: attach_adapter(AdapterSpec(config), backbone))
+def test_an_adapter_without_effect_is_rejected() -> None:
+    config = TrainableTokensConfig(token_indices=[1])  # not passed to the snapshot
+    with pytest.raises(UserError, match="changes no hidden state"):
+        checked(lambda backbone: attach_adapter(AdapterSpec(config), backbone))
 
 
-def test_a_saved_adapter_is_probed_when_it_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_adapter_is_checked_when_it_is_loaded(tmp_path: Path) -> None:
     backbone = tiny_backbone("llama")
     backbone.save_pretrained(tmp_path / "backbone")
     model = siamese(attach_adapter(LORA(), backbone), backbone)
@@ -201,7 +201,7 @@ def test_a_saved_adapter_is_probed_when_it_is_loaded(tmp_path: Path) -> None:
     model.config.gate = QUERY_GATE
     model.save_pretrained(tmp_path / "model")
     SiameseForCausalLM.from_pretrained(tmp_path / "model")
-    place = tmp_path / "model" / "adapter" / "adapter_config.json"
-    place.write_text(place.read_text().replace('"init_lora_weights": true', '"init_lora_weights": "olora"'))
+    path = tmp_path / "model" / "adapter" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"init_lora_weights": true', '"init_lora_weights": "olora"'))
     with pytest.raises(UserError, match="olora"):
         SiameseForCausalLM.from_pretrained(tmp_path / "model")

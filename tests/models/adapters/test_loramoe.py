@@ -1,8 +1,7 @@
-"""LoRAMoE's layer and model: its equation, its two streams, its sizes, saving and loading."""
+"""LoRAMoE: layer equation, streams, sizes, saving and loading, balancing constraint."""
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +12,23 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from imsm.models.adapters.base import attach_adapter
-from imsm.models.adapters.loramoe import LoraMoeConfig, LoraMoeLinear
+from imsm.config.schema import PeftConfig
+from imsm.data.batching import collate_training, training_order
+from imsm.models.adapters.base import adapter_from_config, attach_adapter
+from imsm.models.adapters.loramoe import BalancingLossCallback, LoraMoeConfig, LoraMoeLinear, localized_imbalance
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import UserError
-from imsm.utils.instantiate import import_target
 from imsm.utils.options import load_option
-from tests.models.adapters.moe import MLP, as_numpy, layers_of, output_in_numpy, tiny_loramoe
+from tests.models.adapters.moe import (
+    EXPERTS,
+    MLP,
+    as_numpy,
+    gates_in_numpy,
+    imbalance_in_numpy,
+    layers_of,
+    output_in_numpy,
+    tiny_loramoe,
+)
 from tests.models.siamese.tiny import (
     ARCHITECTURES,
     QUERY_GATE,
@@ -31,7 +40,9 @@ from tests.models.siamese.tiny import (
     tiny_backbone,
     tiny_siamese,
 )
+from tests.training.test_trainer import Run, items
 
+TYPES = [0, 1, 0]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 LLAMA2 = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
 ALL = [*MLP, "q_proj", "k_proj", "v_proj", "o_proj"]
@@ -54,7 +65,7 @@ def layer_around(base: nn.Linear, **fields: object) -> LoraMoeLinear:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("per_expert", [True, False])
-def test_fused_equals_a_loop_over_experts(bias: bool, per_expert: bool) -> None:
+def test_the_layer_equals_a_loop_over_experts(bias: bool, per_expert: bool) -> None:
     layer = one_layer(bias=bias, per_expert_dropout=per_expert, lora_dropout=0.5)
     for shape in ((2, 6, 7), (4, 7), (7,)):
         rows = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
@@ -63,13 +74,11 @@ def test_fused_equals_a_loop_over_experts(bias: bool, per_expert: bool) -> None:
         assert np.abs(expected - as_numpy(layer.base_layer(rows))).max() > 0.1
 
 
-def test_dropout_masks_are_shared_or_each_experts_own() -> None:
+def test_dropout_masks_are_shared_or_drawn_per_expert() -> None:
     """With one input, a dropout of 1/2 leaves each expert its whole update or nothing of it."""
     for per_expert, patterns in ((False, 2), (True, 4)):
         base = nn.Linear(1, 2, bias=False)
-        layer = layer_around(
-            base, num_experts=2, r=1, lora_alpha=1, lora_dropout=0.5, per_expert_dropout=per_expert
-        )
+        layer = layer_around(base, num_experts=2, r=1, lora_alpha=1, lora_dropout=0.5, per_expert_dropout=per_expert)
         with torch.no_grad():
             layer.router.zero_()
             layer.down.fill_(1.0)
@@ -82,7 +91,7 @@ def test_dropout_masks_are_shared_or_each_experts_own() -> None:
         torch.testing.assert_close(layer.eval()(rows) - base(rows), torch.full((400, 2), 0.5))
 
 
-def test_a_fresh_layer_changes_nothing_and_is_float32() -> None:
+def test_a_new_adapter_changes_nothing_and_is_float32() -> None:
     adapted = attach_adapter(tiny_loramoe(), tiny_backbone("llama", dtype=torch.bfloat16))
     trainable = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trainable.values()} == {torch.float32}
@@ -116,13 +125,13 @@ def test_the_original_stream_is_the_backbone(architecture: str, dtype: torch.dty
     model.stream = "tuned"
     assert not torch.allclose(model(ids).logits, plain(ids).logits, atol=0.1)
     by_name = {n: p for n, p in model.named_parameters() if not p.requires_grad}
-    names = {n.replace("adapted.", "", 1).replace(".base_layer", "") for n in by_name}
+    names = {n.removeprefix("adapted.base_model.model.").replace(".base_layer", "") for n in by_name}
     assert names == {n for n, _ in plain.named_parameters()}  # one copy of the weights
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_doubled_batch_equals_two_passes(architecture: str) -> None:
+def test_a_dual_stream_batch_equals_two_passes(architecture: str) -> None:
     model = tiny_siamese(architecture, tiny_loramoe())
     ids, mask = padded(prompts(), side="left")
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -182,15 +191,14 @@ def test_same_tokens_after_a_round_trip(gate: dict | None, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"own_method": "os.system"}, "no configuration of a method"),
-        ({"own_method": "dataclasses.Field"}, "no configuration of a method"),
-        ({"own_method": "imsm.nowhere.Method"}, "cannot be imported"),
-        ({"experts": 5}, "cannot be loaded"),
-        ({"target_modules": ["gate_proj"]}, "other layers"),
-        ({"colour": "red"}, "colour"),
+        ({"peft_type": "UNKNOWN", "python_module": "json"}, "does not register"),
+        ({"peft_type": "UNKNOWN", "python_module": "imsm.nowhere"}, "imsm.nowhere"),
+        ({"peft_type": "UNKNOWN", "python_module": None}, "UNKNOWN"),
+        ({"num_experts": 5}, "cannot be loaded"),
+        ({"target_modules": [*MLP, "q_proj"]}, "has no"),
     ],
 )
-def test_an_adapter_folder_that_does_not_fit_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+def test_loading_rejects_a_mismatching_adapter_folder(change: dict, message: str, tmp_path: Path) -> None:
     tiny_backbone("llama").save_pretrained(tmp_path / "backbone")
     source = {"name_or_path": str(tmp_path / "backbone"), "dtype": "float32"}
     model = tiny_siamese("llama", tiny_loramoe(), gate=None, source=source)
@@ -204,9 +212,8 @@ def test_an_adapter_folder_that_does_not_fit_is_refused(change: dict, message: s
 def count(adapter_option: str, shape: dict, modules: Sequence[str] = MLP) -> int:
     """Trainable parameters of a shipped option on a Llama of a shape, without weights."""
     values = load_option("peft", adapter_option)
-    names = inspect.signature(import_target(values["_target_"])).parameters
-    arguments = {key: value for key, value in values.items() if key in names}
-    adapter = import_target(values["_target_"])(target_modules=list(modules), **arguments)
+    arguments = {key: value for key, value in values.items() if key not in PeftConfig.model_fields}
+    adapter = adapter_from_config(arguments.pop("_target_"), arguments, modules)
     config = AutoConfig.for_model("llama", **shape)
     with torch.device("meta"):
         backbone = AutoModelForCausalLM.from_config(config).requires_grad_(False)
@@ -214,11 +221,11 @@ def count(adapter_option: str, shape: dict, modules: Sequence[str] = MLP) -> int
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
-def test_its_size_on_llama2_without_weights() -> None:
+def test_parameter_count_on_llama2() -> None:
     assert count("loramoe", LLAMA2) == 51_314_688  # 51.3M
 
 
-def test_the_matched_lora_is_as_near_as_a_rank_can_be() -> None:
+def test_the_matched_lora_has_the_nearest_rank() -> None:
     per_rank = 3 * 32 * (4096 + 11008)
     matched, wanted = count("loramoe_matched_lora", LLAMA2), count("loramoe", LLAMA2)
     assert matched == 35 * per_rank
@@ -227,7 +234,7 @@ def test_the_matched_lora_is_as_near_as_a_rank_can_be() -> None:
     assert 0.98 * wanted < matched < wanted
 
 
-def test_what_it_cannot_do_is_refused() -> None:
+def test_invalid_settings_and_targets_are_rejected() -> None:
     with pytest.raises(UserError, match=r"peft\.num_experts=7.*blc_weight=0"):
         tiny_loramoe(num_experts=7)
     assert tiny_loramoe(num_experts=7, blc_weight=0.0).callbacks is None
@@ -241,7 +248,207 @@ def test_what_it_cannot_do_is_refused() -> None:
     assert not layers_of(untouched)
 
 
-def test_any_linear_layer_will_do() -> None:
+def test_any_linear_layer_can_be_a_target() -> None:
     model = tiny_siamese("qwen2", tiny_loramoe(target_modules=["q_proj", "o_proj"]))  # q has a bias
     assert {type(layer.base_layer) for layer in layers_of(model)} == {nn.Linear}
     assert len(layers_of(model)) == 6
+
+
+def balanced(*, gate: dict | None = QUERY_GATE, **changes: object) -> tuple[SiameseForCausalLM, BalancingLossCallback]:
+    adapter = tiny_loramoe(**changes)
+    model = tiny_siamese("llama", adapter, gate=gate).train()
+    assert adapter.callbacks is not None
+    callbacks = adapter.callbacks(model.adapted, 10)
+    assert isinstance(callbacks, BalancingLossCallback)
+    return model, callbacks
+
+
+def batch(side: str = "right") -> dict[str, torch.Tensor]:
+    ids, mask = padded(prompts(), side=side)
+    labels = ids.where((mask.cumsum(1) > 4) & mask.bool(), -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def auxiliary(
+    model: SiameseForCausalLM, callbacks: BalancingLossCallback, inputs: dict[str, torch.Tensor], types: list[int]
+) -> torch.Tensor:
+    callbacks.before_forward(inputs["attention_mask"], torch.tensor(types))
+    model(**inputs)
+    return callbacks.auxiliary_loss()
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("types", [[0, 0, 0], [1, 1, 1], [0, 1, 0]])
+def test_the_constraint_equals_its_formula(delta: float, types: list[int]) -> None:
+    mass = torch.rand(5, 3, 6, generator=torch.Generator().manual_seed(4)) + 0.1
+    found = localized_imbalance(mass, torch.tensor(types), delta=delta)
+    expected = [imbalance_in_numpy(each.numpy(), types, delta=delta) for each in mass]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
+def test_the_minimum_routes_less_to_the_half_of_a_type() -> None:
+    """As the formula has it: (1 - delta) / (1 + delta), whatever the halves are called."""
+    mass = torch.tensor([[[0.9, 0.9, 1.1, 1.1], [1.1, 1.1, 0.9, 0.9]]])
+    tilted = localized_imbalance(mass, torch.tensor([1, 0]), delta=0.1)
+    even = localized_imbalance(torch.ones_like(mass), torch.tensor([1, 0]), delta=0.1)
+    other = localized_imbalance(mass, torch.tensor([0, 1]), delta=0.1)
+    assert tilted < 1e-3 < even < other
+
+
+@pytest.mark.parametrize("gate", [QUERY_GATE, None], ids=["imsm", "peft"])
+@pytest.mark.parametrize("mask_padding", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_constraint_of_a_forward_pass(gate: dict | None, mask_padding: bool, side: str) -> None:
+    model, callbacks = balanced(gate=gate, mask_padding=mask_padding)
+    seen: dict[int, torch.Tensor] = {}
+    for index, layer in enumerate(layers_of(model)):
+        layer.base_layer.register_forward_hook(  # the last pass is the tuned stream's
+            lambda _, given, __, index=index: seen.__setitem__(index, given[0])
+        )
+    inputs = batch(side)
+    found = auxiliary(model, callbacks, inputs, TYPES)
+    expected = 0.0
+    counted = inputs["attention_mask"].numpy() if mask_padding else 1.0
+    for index, layer in enumerate(layers_of(model)):
+        gates = gates_in_numpy(layer, seen[index])
+        mass = (gates * np.broadcast_to(counted, gates.shape[:2])[..., None]).sum(1)
+        expected += 0.5 * imbalance_in_numpy(mass, TYPES, delta=0.1)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert len(seen) == 9
+
+
+def test_padding_counts_only_without_mask_padding() -> None:
+    for mask_padding in (True, False):
+        model, callbacks = balanced(mask_padding=mask_padding)
+        inputs = batch()
+        wider = {
+            name: torch.nn.functional.pad(value, (0, 5), value=-100 if name == "labels" else 0)
+            for name, value in inputs.items()
+        }
+        narrow, wide = (auxiliary(model, callbacks, each, TYPES) for each in (inputs, wider))
+        assert torch.isclose(narrow, wide, rtol=1e-5) == mask_padding
+
+
+def test_task_types_matter_only_with_delta() -> None:
+    for delta, matters in ((0.1, True), (0.0, False)):
+        model, callbacks = balanced(blc_alpha=delta)
+        losses = [auxiliary(model, callbacks, batch(), types).item() for types in (TYPES, [1, 0, 0])]
+        assert (losses[0] != losses[1]) == matters
+
+
+@pytest.mark.parametrize("gate", [QUERY_GATE, None], ids=["imsm", "peft"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_no_gradient(gate: dict | None, dropout: float) -> None:
+    gradients, losses = [], []
+    for checkpointing in (False, True):
+        model, callbacks = balanced(gate=gate, lora_dropout=dropout, per_expert_dropout=True)
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        inputs = batch()
+        torch.manual_seed(3)
+        for _ in range(2):  # a second micro-batch begins anew
+            callbacks.before_forward(inputs["attention_mask"], torch.tensor(TYPES))
+            loss = model(**inputs).loss
+            added = callbacks.auxiliary_loss()
+            (loss + added).backward()
+        losses.append((loss.item(), added.item()))
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name, **CLOSE)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_constraint_has_router_gradients_only_before_the_last_layer(checkpointing: bool) -> None:
+    model, callbacks = balanced()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    auxiliary(model, callbacks, batch(), TYPES).backward()
+    for layer in layers_of(model):
+        assert layer.router.grad is not None
+        assert layer.router.grad.abs().max() > 0
+    last = layers_of(model)[-1]
+    assert last.up.grad is None or not last.up.grad.any()
+
+
+def test_other_passes_are_not_recorded() -> None:
+    model, callbacks = balanced()
+    inputs = batch()
+    expected = auxiliary(model, callbacks, inputs, TYPES)
+    model.eval()
+    model.generate(torch.tensor(prompts()[:1]), max_new_tokens=3)  # doubled passes
+    model.train()
+    model(torch.tensor([[5, 6, 7]]), query_mask=torch.ones(1, 2))  # another shape, in training
+    assert torch.equal(auxiliary(model, callbacks, inputs, TYPES), expected)
+    with pytest.raises(RuntimeError, match="no layer recorded its routing"):
+        callbacks.auxiliary_loss()
+
+
+def test_reentrant_checkpointing_is_rejected() -> None:
+    model, callbacks = balanced(gate=None)
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    inputs = batch()
+    callbacks.before_forward(inputs["attention_mask"], torch.tensor(TYPES))
+    with pytest.raises(RuntimeError, match="reentrant"):
+        model(**inputs)
+        callbacks.auxiliary_loss()
+
+
+def test_a_layer_that_receives_some_tokens_only_is_rejected() -> None:
+    model, callbacks = balanced()
+    inputs = batch()
+    callbacks.before_forward(inputs["attention_mask"][:, :-1], torch.tensor(TYPES))
+    with pytest.raises(UserError, match=r"peft\.blc_weight=0"):
+        model(**inputs)
+
+
+def test_flattened_tokens_are_assigned_to_their_examples() -> None:
+    model, callbacks = balanced()
+    layer = layers_of(model)[0]
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    rows = torch.randn(2, 3, layer.in_features, generator=torch.Generator().manual_seed(1))
+    masses = []
+    for shaped in (rows, rows.flatten(0, 1)):
+        callbacks.before_forward(mask, torch.tensor([0, 1]))
+        layer(shaped)
+        masses.append(callbacks.routing.close())
+    assert masses[0].shape == (1, 2, EXPERTS)
+    torch.testing.assert_close(masses[1], masses[0])
+    torch.testing.assert_close(masses[0].sum(-1), torch.tensor([[2.0, 3.0]]))
+
+
+def test_training_the_constraint_balances_the_routing() -> None:
+    model, callbacks = balanced(gate=None)
+    optimizer = torch.optim.Adam([layer.router for layer in layers_of(model)], lr=0.05)
+    losses = []
+    for _ in range(15):
+        loss = auxiliary(model, callbacks, batch(), TYPES)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("micro", [4, 2, 1])
+def test_a_step_adds_the_mean_over_micro_batches(micro: int, tmp_path: Path) -> None:
+    """However a batch is cut, the cross-entropy is the same; the constraint is the parts' mean."""
+    run = Run(tmp_path, method="plain_loramoe", micro=micro, epochs=1)
+    assert isinstance(run.hooks, BalancingLossCallback)
+    first = [items()[i] for i in training_order(12, batch_size=4, seed=7, epoch=0)[0]]
+    expected, cross_entropy = 0.0, 0.0
+    run.model.train()
+    for start in range(0, 4, micro):
+        part = first[start : start + micro]
+        inputs = collate_training(part, pad_id=0)
+        run.hooks.before_forward(inputs["attention_mask"], torch.tensor([e.task_type for e in part]))
+        labels = sum(len(each.answer_ids) for each in first)
+        cross_entropy += run.model(**inputs, num_items_in_batch=labels).loss.item()
+        expected += run.hooks.auxiliary_loss().item() * micro / 4
+    run.train()
+    assert run.auxiliary[0] == pytest.approx(expected, rel=1e-5)
+    assert run.losses[0] == pytest.approx(cross_entropy, rel=1e-5)
+    whole = Run(tmp_path / "whole", method="plain_loramoe", micro=4, epochs=1)
+    whole.train()
+    assert run.losses[0] == pytest.approx(whole.losses[0], rel=1e-5)
+    assert (run.auxiliary[0] != pytest.approx(whole.auxiliary[0], rel=1e-3)) == (micro < 4)

@@ -1,4 +1,4 @@
-"""Any tuner of PEFT by its type, and the methods that have an option of their own."""
+"""peft=generic, and the PEFT types of the shipped options."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 from peft import PeftType
 
-from imsm.models.adapters.peft_generic import check_arguments, peft_tuner
+from imsm.models.adapters.peft_generic import peft_tuner
 from imsm.pipeline.model import build_adapter
 from imsm.utils.errors import UserError
 from tests.helpers.config import config
 
 
-def test_type_targets_and_arguments() -> None:
+def test_type_targets_and_fields() -> None:
     chosen = peft_tuner(target_modules=["q_proj"], peft_type="hra", kwargs={"r": 6}).config
     assert (chosen.peft_type, chosen.r, chosen.target_modules) == (PeftType.HRA, 6, {"q_proj"})
-    own = peft_tuner(target_modules=["q_proj"], peft_type="HRA", kwargs={"target_modules": ["v"]})
-    assert own.config.target_modules == {"v"}
+    explicit = peft_tuner(target_modules=["q_proj"], peft_type="HRA", kwargs={"target_modules": ["v"]})
+    assert explicit.config.target_modules == {"v"}
     assert peft_tuner(target_modules=["q_proj"], peft_type="LN_TUNING", kwargs=None).config
     embeddings = peft_tuner(target_modules=["q_proj"], peft_type="TRAINABLE_TOKENS", kwargs={"token_indices": [3]})
     assert "q_proj" not in (embeddings.config.target_modules or "")
@@ -27,19 +27,19 @@ def test_type_targets_and_arguments() -> None:
     ("kind", "arguments", "message"),
     [
         ("HRE", {}, "did you mean peft.peft_type=HRA"),
-        ("HRA", {"rr": 8}, r"did you mean peft\.arguments\.r=8"),
-        ("HRA", {"r": "eight"}, r"peft\.arguments\.r.*whole number"),
+        ("HRA", {"rr": 8}, r"did you mean peft\.kwargs\.r=8"),
+        ("HRA", {"r": "eight"}, r"peft\.kwargs\.r.*whole number"),
         ("HRA", {"r": 2.5}, "whole number"),
         ("HRA", {"peft_type": "LORA"}, "no such key"),
         ("LORA", {"init_lora_weights": "pisa"}, "init_lora_weights"),
         ("VBLORA", {"num_vectors": "many"}, "whole number"),
         ("ADALORA", {"total_step": 5}, "peft=adalora"),
-        ("OFT", {"r": 4, "oft_block_size": 4}, "OFTConfig refuses"),
+        ("OFT", {"r": 4, "oft_block_size": 4}, "OFTConfig rejects"),
     ],
 )
-def test_what_does_not_fit_is_said(kind: str, arguments: dict[str, Any], message: str) -> None:
+def test_invalid_types_and_fields_are_rejected(kind: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_arguments(peft_type=kind, kwargs=arguments)
+        peft_tuner(target_modules=["q_proj"], peft_type=kind, kwargs=arguments)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,6 @@ def test_options_become_adapters(overrides: tuple[str, ...], kind: str, targets:
         (("peft=generic", "peft.peft_type=XLORA"), "XLORA mixes"),
     ],
 )
-def test_wrong_options_are_found_before_anything_is_loaded(override: tuple[str, ...], message: str) -> None:
+def test_wrong_options_are_rejected_with_the_configuration(override: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config(*override)

@@ -1,4 +1,4 @@
-"""What is refused by name, before anything is loaded."""
+"""Methods that are rejected by their configuration, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import pytest
 from peft import LoraConfig
 
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
-from imsm.models.adapters.peft_generic import check_arguments
+from imsm.models.adapters.peft_generic import peft_tuner
 from imsm.models.adapters.unsupported import TYPES, reject_unsupported, unsupported_reason
 from imsm.models.builder import build_model
 from imsm.utils.errors import UserError
 from tests.models.siamese.tiny import ADAPTERS, tiny_backbone
 
-STARTS = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "eva"]
+INITIALIZATIONS = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "eva"]
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_starts_that_overwrite_weights_or_need_data(start: str) -> None:
-    with pytest.raises(UserError, match=f"init_lora_weights={start}"):
-        check_arguments(peft_type="LORA", kwargs={"init_lora_weights": start})
+@pytest.mark.parametrize("init", INITIALIZATIONS)
+def test_initializations_that_overwrite_weights_or_need_data(init: str) -> None:
+    with pytest.raises(UserError, match=f"init_lora_weights={init}"):
+        peft_tuner(target_modules=["q_proj"], peft_type="LORA", kwargs={"init_lora_weights": init})
 
 
-@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "mica", False])
-def test_starts_that_do_not(start: Any) -> None:
-    check_arguments(peft_type="LORA", kwargs={"init_lora_weights": start})
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "mica", False])
+def test_other_initializations(init: Any) -> None:
+    peft_tuner(target_modules=["q_proj"], peft_type="LORA", kwargs={"init_lora_weights": init})
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_types(name: str) -> None:
+def test_unsupported_types(name: str) -> None:
     with pytest.raises(UserError, match=name):
-        check_arguments(peft_type=name.lower(), kwargs={})
+        peft_tuner(target_modules=["q_proj"], peft_type=name.lower(), kwargs={})
 
 
 @pytest.mark.parametrize(
@@ -43,24 +43,24 @@ def test_types(name: str) -> None:
         ({"alora_invocation_tokens": [5]}, "prompt"),
     ],
 )
-def test_settings(arguments: dict[str, Any], message: str) -> None:
+def test_unsupported_fields(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         reject_unsupported(LoraConfig(**arguments))
 
 
 def test_a_context_with_labels() -> None:
     context = {"cpt_token_ids": [5, 6, 7], "cpt_mask": [1, 1, 1], "num_virtual_tokens": 3}
-    check_arguments(peft_type="CPT", kwargs={**context, "cpt_tokens_type_mask": [1, 2, 3]})
+    peft_tuner(target_modules=["q_proj"], peft_type="CPT", kwargs={**context, "cpt_tokens_type_mask": [1, 2, 3]})
     with pytest.raises(UserError, match="labels"):
-        check_arguments(peft_type="CPT", kwargs={**context, "cpt_tokens_type_mask": [1, 2, 4]})
+        peft_tuner(target_modules=["q_proj"], peft_type="CPT", kwargs={**context, "cpt_tokens_type_mask": [1, 2, 4]})
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
-def test_shipped_methods_are_not_refused(method: str) -> None:
+def test_shipped_methods_are_supported(method: str) -> None:
     assert unsupported_reason(ADAPTERS[method]().config) is None
 
 
-def test_refused_before_the_backbone_is_looked_for() -> None:
+def test_rejected_before_the_backbone_is_loaded() -> None:
     config = LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")
     with pytest.raises(UserError, match="pissa"):
         attach_adapter(AdapterSpec(config), tiny_backbone("llama"))
