@@ -22,11 +22,6 @@ from imsm.utils.run_dir import RunDir
 def run_stages(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> None:
     """Train and evaluate every unfinished stage, then report what each stage forgot.
 
-    Args:
-        config: Configuration with a `task_sequence`.
-        runs_root: Parent folder of all runs.
-        overrides: Overrides of the command, for the message that shows how to start several nodes.
-
     Raises:
         UserError: As for `start_run`; or the parent of a finished stage was trained again.
         RunError: As for `start_run`.

@@ -5,25 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import parent_trainings
 from imsm.config.schema import ReplayConfig, RunConfig
 from imsm.data.chat_template import use_chat_template
+from imsm.data.example import Example
 from imsm.data.replay import Replay, sample_replay
 from imsm.data.sources import DataSource, Prompts, check_source, load_examples
-from imsm.data.task import HubDataset, Role, Task
+from imsm.data.task import HubDataset, Task
 from imsm.data.tokenization import TokenizationStats, TokenizedExample, tokenize_training
 from imsm.evaluation.eval_set import EvalSet, hash_examples, load_eval_set
 from imsm.evaluation.scoring import score_predictions
 from imsm.models.backbones.loading import load_tokenizer
 from imsm.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from imsm.data.example import Example
 
 
 def load_run_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
@@ -37,15 +36,22 @@ def load_run_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def evaluated_tasks(config: RunConfig) -> dict[str, Task]:
+    """Return the evaluated tasks by name, the target with the overrides of `data`."""
+    return {name: config.data if name == config.data.name else task for name, task in config.tasks.items()}
+
+
+def source_of(config: RunConfig, task: Task) -> DataSource:
+    """Return where a run reads a task from; the target has its own source."""
+    is_target = task.name == config.data.name
+    return config.data.target_source() if is_target else config.data.forgetting_source(config.backbone)
+
+
 def training_examples(config: RunConfig) -> list[Example]:
     """Return the training examples of the target task."""
-    return _load(
-        config.data,
-        "train",
-        source=config.data.target_source(),
-        prompts=config.data.prompt_style,
-        limit=config.data.max_train_examples,
-    )
+    data = config.data
+    source, limit = data.target_source(), data.max_train_examples
+    return load_examples(data, "train", source=source, prompts=data.prompt_style, limit=limit)
 
 
 def replay_examples(config: RunConfig, *, target: int) -> Replay | None:
@@ -131,13 +137,10 @@ def load_eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dic
         UserError: A set is not available, or a metric cannot score its reference answers.
     """
     eval_sets = {}
-    for name, task in config.tasks.items():
-        is_target = name == config.data.name
-        task_config = config.data if is_target else task
-        source = config.data.target_source() if is_target else config.data.forgetting_source(config.backbone)
+    for name, task in evaluated_tasks(config).items():
         eval_sets[name] = load_eval_set(
-            task_config,
-            source=source,
+            task,
+            source=source_of(config, task),
             prompt_style=config.data.prompt_style,
             limit=config.evaluation.limit_of(name),
             tokenizer=tokenizer,
@@ -150,10 +153,6 @@ def load_eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dic
         metrics = [config.metrics.get(metric, metric) for metric in eval_sets[name].task.metrics]
         score_predictions(metrics, [gold[0] for gold in golds], golds)
     return eval_sets
-
-
-def _load(task: Task, role: Role, *, source: DataSource, prompts: Prompts, limit: int | None = None) -> list[Example]:
-    return load_examples(task, role, source=source, prompts=prompts, limit=limit)
 
 
 def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Example]:
@@ -206,11 +205,12 @@ def _sample_replay(
     prompts: Prompts,
     target: int,
 ) -> Replay:
-    tests = [_load(tasks[name], "test", source=replay_source, prompts=prompts) for name in replay.exclude_tests]
+    load = partial(load_examples, prompts=prompts, limit=None)
+    tests = [load(tasks[name], "test", source=replay_source) for name in replay.exclude_tests]
     if target_task is not None and target_task.splits.get("test"):
-        tests.append(_load(target_task, "test", source=target_source, prompts=prompts))
+        tests.append(load(target_task, "test", source=target_source))
     return sample_replay(
-        _load(tasks[replay.task], "train", source=replay_source, prompts=prompts),
+        load(tasks[replay.task], "train", source=replay_source),
         apart_from=chain.from_iterable(tests),
         share=replay.ratio,
         target=target,

@@ -10,10 +10,11 @@ import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformers
 from huggingface_hub import is_offline_mode
+from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import baseline_config, parent_trainings, run_name
 from imsm.config.schema import RunConfig
@@ -23,7 +24,13 @@ from imsm.distributed.context import DistributedContext
 from imsm.models.backbones.download import fetch_backbone, missing_files
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.backbones.loading import resolve_path
-from imsm.pipeline.data import all_training_examples, load_eval_sets, load_run_tokenizer, tokenized_training_set
+from imsm.pipeline.data import (
+    all_training_examples,
+    evaluated_tasks,
+    load_eval_sets,
+    load_run_tokenizer,
+    tokenized_training_set,
+)
 from imsm.pipeline.engine import local_device
 from imsm.pipeline.hidden_state_cache import precompute_cache
 from imsm.pipeline.model import needs_original_stream, new_model
@@ -33,9 +40,6 @@ from imsm.training.hidden_state_store import folder_size
 from imsm.utils.errors import UserError
 from imsm.utils.formatting import format_bytes
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 # Results by item: the jobs of a sweep share most of their downloads.
 _done: dict[str, str] = {}
 
@@ -43,9 +47,7 @@ _done: dict[str, str] = {}
 def download(config: RunConfig, arguments: Sequence[str]) -> None:
     """Fetch and check everything a run reads; print a list of it and the command of the run.
 
-    Args:
-        config: Run configuration.
-        arguments: Arguments of this command, without --config-dir.
+    ``arguments`` are those of this command, without --config-dir.
 
     Raises:
         UserError: Something is not available or invalid, e.g. no example is short enough.
@@ -121,9 +123,9 @@ def _download_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Non
                 training | {"frozen": config.frozen_run.model_dump(mode="json")},
                 lambda: f"{len(all_training_examples(config)):,} examples",
             )
-    for name, task in config.tasks.items():
+    for name, task in evaluated_tasks(config).items():
         key = {
-            "task": (config.data if name == config.data.name else task).model_dump(mode="json"),
+            "task": task.model_dump(mode="json"),
             "limit": config.evaluation.limit_of(name),
             "mirror_dir": config.data.mirror_dir,
             "source": config.data.source,
@@ -190,4 +192,4 @@ def _command(config: RunConfig, arguments: Sequence[str]) -> str:
     """Return this command without `mode=download`."""
     config_dir = ["--config-dir", config.config_dir] if config.config_dir else []
     kept = [argument for argument in arguments if argument.partition("=")[0] != "mode"]
-    return shlex.join(["python", "-m", "imsm.run", *config_dir, *kept])
+    return shlex.join(["imsm", "run", *config_dir, *kept])

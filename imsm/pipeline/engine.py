@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from imsm.config.schema import RunConfig
+from imsm.distributed.context import DistributedContext
 from imsm.distributed.multi_node import slots_per_node
 from imsm.distributed.process_group import init_process_group
 from imsm.distributed.topology import Topology, resolve_topology
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.training.engines.base import Engine
 from imsm.training.engines.deepspeed_config import deepspeed_config
 from imsm.training.engines.single_device import SingleDeviceEngine, choose_device
 from imsm.training.optimizer import ELEMENTWISE, build_lr_scheduler, build_optimizer
 from imsm.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from imsm.distributed.context import DistributedContext
-    from imsm.models.siamese.model import SiameseForCausalLM
-    from imsm.training.engines.base import Engine
 
 
 def topology_of(config: RunConfig, *, gpus: int, joined: int | None = None, elsewhere: bool = False) -> Topology:
@@ -106,14 +104,9 @@ def engine_settings(config: RunConfig, model: SiameseForCausalLM, *, topology: T
 def build_engine(
     config: RunConfig, model: SiameseForCausalLM, *, steps: int, device: torch.device, dist_context: DistributedContext
 ) -> Iterator[Engine]:
-    """Build the engine that trains ``model``; collectives are available inside the block.
+    """Build the engine that trains ``model`` for ``steps`` optimizer steps.
 
-    Args:
-        config: Run configuration.
-        model: Model to train; DeepSpeed leaves it unusable afterwards.
-        steps: Optimizer steps of the complete training.
-        device: Device of this process.
-        dist_context: Processes of the run.
+    Collectives are available inside the block; DeepSpeed leaves the model unusable afterwards.
     """
     recipe = config.trainer
     optimizer = build_optimizer(

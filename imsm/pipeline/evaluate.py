@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import baseline_config, run_identity, run_name, training_chain
 from imsm.config.schema import RunConfig
+from imsm.data.example import Example
+from imsm.distributed.context import DistributedContext
 from imsm.evaluation.contamination import find_contamination
 from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.evaluator import EvalResult, evaluate
@@ -21,12 +25,6 @@ from imsm.pipeline.data import all_training_examples
 from imsm.pipeline.model import model_hash, weight_hashes
 from imsm.utils.files import file_lock
 from imsm.utils.run_dir import RunDir, open_run_dir
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from imsm.data.example import Example
-    from imsm.distributed.context import DistributedContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,12 @@ class EvaluationInputs:
     dist_context: DistributedContext
 
 
+def evaluate_run(config: RunConfig, inputs: EvaluationInputs, *, run: RunDir) -> dict[str, Any]:
+    """Evaluate the original, then the trained model if there is one; write and return the run's result."""
+    original = evaluate_original(config, inputs)
+    return evaluate_trained(config, inputs, run=run, original=original) if config.method.trainable else original
+
+
 def evaluate_original(config: RunConfig, inputs: EvaluationInputs) -> dict[str, Any]:
     """Return the original model's result; its responses are shared by all runs.
 
@@ -63,7 +67,7 @@ def evaluate_original(config: RunConfig, inputs: EvaluationInputs) -> dict[str, 
     is_main = inputs.dist_context.is_main
     # runs that share the folder of the original wait for each other; its own run holds the lock already
     with nullcontext() if is_own_run or not is_main else file_lock(folder, wait=True):
-        inputs.dist_context.run_on_main(lambda: _create_run_dir(folder, baseline))
+        inputs.dist_context.run_on_main(lambda: str(open_run_dir(folder, run_identity(baseline)).path))
         evaluation = _evaluate_tasks(
             config,
             inputs,
@@ -173,7 +177,3 @@ def metrics_of(config: RunConfig, eval_set: EvalSet) -> dict[str, list[str]]:
         for protocol, metrics in names.items()
         if metrics
     }
-
-
-def _create_run_dir(folder: Path, config: RunConfig) -> None:
-    open_run_dir(folder, run_identity(config))

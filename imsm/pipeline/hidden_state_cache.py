@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from imsm.config.schema import RunConfig
+from imsm.data.tokenization import TokenizedExample
+from imsm.distributed.context import DistributedContext
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache, cache_bytes, canonical_order, compute_in_memory
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.model import needs_original_stream
-from imsm.training.hidden_state_store import caches_dir, folder_size, get_or_compute, make_cache_key, open_cache
+from imsm.training.hidden_state_store import (
+    CacheKey,
+    caches_dir,
+    folder_size,
+    get_or_compute,
+    make_cache_key,
+    open_cache,
+)
 from imsm.utils.errors import UserError
 from imsm.utils.formatting import format_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from imsm.data.tokenization import TokenizedExample
-    from imsm.distributed.context import DistributedContext
-    from imsm.models.siamese.model import SiameseForCausalLM
-    from imsm.training.hidden_state_store import CacheKey
 
 
 def open_hidden_state_cache(
@@ -39,13 +41,7 @@ def open_hidden_state_cache(
     """Return the cache for training, computed if missing; None to run the original stream instead.
 
     All processes decide alike: the cache of rank 0 is used if every process can read it.
-
-    Args:
-        config: Run configuration.
-        model: Model, before DeepSpeed partitions it.
-        examples: All training and validation examples.
-        pad_id: Padding token id.
-        dist_context: Processes of the run.
+    ``examples`` are those for training and validation; DeepSpeed must not have partitioned ``model``.
 
     Raises:
         UserError: `hidden_state_cache` requires a cache that does not fit or cannot be written.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from imsm.config.schema import RunConfig
 from imsm.models.adapters.base import AdapterSpec, adapter_from_config
@@ -13,9 +15,6 @@ from imsm.models.siamese.kl import KLRegularizer
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.hashing import hash_file_cached, hash_json
 from imsm.utils.run_dir import RunDir
-
-if TYPE_CHECKING:
-    import torch
 
 
 def build_adapter(config: RunConfig) -> AdapterSpec:
@@ -85,13 +84,9 @@ def weight_hashes(folder: Path) -> list[list[str]]:
 def model_hash(
     config: RunConfig, stream: str, *, backbone_hash: str, trained_hashes: Sequence[Sequence[str]] = ()
 ) -> str:
-    """Return the hash that identifies responses of a model: weights, dtype and stream.
+    """Return the hash that identifies the responses of a model: weights, dtype and stream.
 
-    Args:
-        config: Run configuration.
-        stream: Stream that generates.
-        backbone_hash: Hash of the backbone's weights.
-        trained_hashes: `weight_hashes` of adapter and gate.
+    ``trained_hashes`` are the `weight_hashes` of adapter and gate.
     """
     parts: list[Any] = [backbone_hash, config.backbone.dtype, stream]
     return hash_json([*parts, trained_hashes] if trained_hashes else parts)

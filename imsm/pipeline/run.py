@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -26,10 +25,10 @@ from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import check_parent_data, load_eval_sets, load_run_tokenizer, training_fingerprint
 from imsm.pipeline.engine import local_device
-from imsm.pipeline.evaluate import EvaluationInputs, evaluate_original, evaluate_trained
+from imsm.pipeline.evaluate import EvaluationInputs, evaluate_run
 from imsm.pipeline.model import load_run_model
 from imsm.pipeline.run_status import run_dir_of
-from imsm.pipeline.tracking import open_logger
+from imsm.pipeline.tracking import RunLogger, open_logger
 from imsm.pipeline.train import frozen_adapter_hash, parent_hash, prepare_training, save_trained
 from imsm.reporting.report import write_report
 from imsm.training.trainer import train
@@ -37,17 +36,11 @@ from imsm.utils.errors import RunError, UserError
 from imsm.utils.files import file_lock
 from imsm.utils.run_dir import RunDir, check_input_hashes, open_run_dir
 
-if TYPE_CHECKING:
-    from imsm.pipeline.tracking import RunLogger
-
 
 def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: DistributedContext | None = None) -> None:
     """Train (unless finished), evaluate and report one run.
 
-    Args:
-        config: Run configuration, without a task sequence.
-        runs_root: Parent folder of all runs.
-        dist_context: Processes that execute this run together; None for this process alone.
+    ``config`` has no task sequence; without ``dist_context`` this process executes the run alone.
 
     Raises:
         UserError: The input is invalid; nothing is lost.
@@ -61,7 +54,6 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         stack.enter_context(_failure_messages(run, dist_context))
         transformers.utils.logging.disable_progress_bar()
         device = local_device(config, dist_context)
-
         tokenizer = load_run_tokenizer(config)
         eval_sets = load_eval_sets(config, tokenizer)
         parent = None if config.previous_stage is None else runs_root / config.previous_stage.run
@@ -72,9 +64,7 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         logger = stack.enter_context(_open_logger(config, run)) if dist_context.is_main else None
         model = None
         if config.method.trainable and not dist_context.run_on_main(run.trained.is_file):
-            with prepare_training(
-                config, run=run, parent=parent, tokenizer=tokenizer, device=device, dist_context=dist_context
-            ) as setup:
+            with prepare_training(config, run, parent, tokenizer, device, dist_context) as setup:
                 summary = train(
                     setup.model,
                     setup.examples,
@@ -99,10 +89,7 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
             runs_root=runs_root,
             dist_context=dist_context,
         )
-        result = evaluate_original(config, inputs)
-        if config.method.trainable:
-            result = evaluate_trained(config, inputs, run=run, original=result)
-
+        result = evaluate_run(config, inputs, run=run)
         if logger:
             write_report(run.path, result, runs_root=runs_root)
             logger.finish(result)

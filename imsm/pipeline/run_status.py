@@ -59,14 +59,7 @@ def sweep_objective(result: dict[str, Any], target: str) -> float | None:
 
 
 def write_failure(folder: Path, *, error: str, exit_code: int, command: str) -> None:
-    """Record a failed run in its folder, if the folder exists.
-
-    Args:
-        folder: Run folder.
-        error: One-line error message.
-        exit_code: Exit code of the run's own command.
-        command: Command that starts the run.
-    """
+    """Record a failed run in its folder, if the folder exists; ``command`` starts the run."""
     if not folder.is_dir():
         return
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -33,15 +33,9 @@ def start_run(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = 
 
 
 def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> bool:
-    """Execute a run in several processes if its engine needs them.
+    """Execute a run in several processes; return False, without executing it, if it needs only this one.
 
-    Args:
-        config: Run configuration, without a task sequence.
-        runs_root: Parent folder of all runs.
-        overrides: Overrides of the command, for the message that shows how to start several nodes.
-
-    Returns:
-        False if nothing was executed because the run belongs in this process.
+    ``overrides`` of the command are part of the message that shows how to start several nodes.
 
     Raises:
         UserError: The input is invalid, here or in one of the processes.
@@ -57,7 +51,7 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
         raise UserError(f"engine={config.engine.name}: requires DeepSpeed; {_INSTALL_DEEPSPEED}")
     if group is not None:
         gpus = 0 if config.engine.device == "cpu" else visible_gpus()
-        dist_context = join_process_group(group, gpus=gpus)
+        dist_context = join_process_group(group, num_gpus=gpus)
         run_in_group(dist_context, lambda: run_experiment(config, runs_root=runs_root, dist_context=dist_context))
         return True
     folder = run_dir_of(config, runs_root=runs_root)
@@ -78,14 +72,7 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
 
 
 def node_commands(config: RunConfig, topology: Topology, *, overrides: Sequence[str], runs_root: Path) -> list[str]:
-    """Return the commands that start a run on several nodes; empty for a single node.
-
-    Args:
-        config: Run configuration.
-        topology: Processes of the run.
-        overrides: Overrides of the command.
-        runs_root: Parent folder of all runs.
-    """
+    """Return the commands that start a run on several nodes; empty for a single node."""
     if topology.nnodes == 1:
         return []
     config_dir = ["--config-dir", config.config_dir] if config.config_dir else []

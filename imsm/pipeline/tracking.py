@@ -132,22 +132,16 @@ def open_logger(
     mode: str = "auto",
     init_timeout: float = 30.0,
 ) -> RunLogger:
-    """Return the logger of a run; a backend that fails is only a warning.
+    """Return the logger of a run; a backend that fails to start is only a warning.
 
-    Args:
-        folder: Run folder, for the log and the backend's files.
-        config: Run configuration, sent to the backend without secrets.
-        name: "none" or "wandb".
-        project: W&B project.
-        entity: W&B entity; None for the user's default.
-        mode: "online", "offline", or "auto", which is offline without an API key.
-        init_timeout: Seconds to wait for the service.
+    ``name`` is "none" or "wandb"; ``mode`` is "online", "offline", or "auto", which is offline
+    without an API key. ``config`` is sent to the backend without secrets.
     """
     logger = RunLogger(folder / "log.jsonl")
     if name != "wandb":
         return logger
     try:
-        logger.backend = WandbBackend.open(
+        logger.backend = WandbBackend(
             folder,
             config=without_secrets(config),
             project=project,
@@ -163,12 +157,8 @@ def open_logger(
 class WandbBackend:
     """Log to Weights & Biases."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
-
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         folder: Path,
         *,
         config: Mapping[str, Any],
@@ -176,7 +166,7 @@ class WandbBackend:
         entity: str | None,
         offline: bool,
         init_timeout: float,
-    ) -> WandbBackend:
+    ) -> None:
         """Start a W&B run with its files in ``folder/wandb``."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # where artifacts are prepared
@@ -194,7 +184,7 @@ class WandbBackend:
             x_disable_machine_info=True,
             x_save_requirements=False,
         )
-        run = wandb.init(
+        self._run = wandb.init(
             project=project,
             entity=entity,
             name=folder.name,
@@ -204,7 +194,6 @@ class WandbBackend:
             mode="offline" if offline else "online",
             settings=settings,
         )
-        return cls(run)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics of one step."""

@@ -9,35 +9,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import run_identity
 from imsm.config.schema import RunConfig
 from imsm.data.batching import training_order
+from imsm.data.tokenization import TokenizedExample
+from imsm.distributed.context import DistributedContext
+from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
 from imsm.models.builder import count_trainable
 from imsm.models.serialization import load_weights_into
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import tokenized_training_set
 from imsm.pipeline.engine import build_engine, micro_batch_size
 from imsm.pipeline.hidden_state_cache import check_cache_fits, open_hidden_state_cache
 from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, new_model, weight_hashes
 from imsm.training.checkpoint import archive_later
 from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
+from imsm.training.engines.base import Engine
 from imsm.training.trainer import BatchPlan, GetHiddenStateCache, TrainingSummary
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 from imsm.utils.hashing import hash_json
 from imsm.utils.run_dir import RunDir
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
-
-    from imsm.data.tokenization import TokenizedExample
-    from imsm.distributed.context import DistributedContext
-    from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
-    from imsm.models.siamese.model import SiameseForCausalLM
-    from imsm.training.engines.base import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,6 @@ class TrainingSetup:
 @contextmanager
 def prepare_training(
     config: RunConfig,
-    *,
     run: RunDir,
     parent: Path | None,
     tokenizer: PreTrainedTokenizerBase,
@@ -67,13 +64,8 @@ def prepare_training(
 ) -> Iterator[TrainingSetup]:
     """Build everything that `train` needs; the engine is closed on exit.
 
-    Args:
-        config: Run configuration. With `frozen_adapter` only the gate is trained.
-        run: Run folder.
-        parent: Run folder of the previous stage, whose weights are loaded; None to start fresh.
-        tokenizer: Tokenizer of the backbone.
-        device: Device of this process.
-        dist_context: Processes of the run.
+    With `frozen_adapter` only the gate is trained. ``parent`` is the run folder of the previous
+    stage, whose weights are loaded; None to start fresh.
 
     Raises:
         UserError: The configuration does not fit the data, the model or the machine.

@@ -153,7 +153,7 @@ def test_without_an_intact_checkpoint_a_run_fails_unless_resume_is_never(
     folder = interrupt_run(word_files, tmp_path, monkeypatch, 3)
     for file in (folder / "checkpoints").glob("*/trainables.safetensors"):
         truncated(file)
-    with pytest.raises(UserError, match=r"none of its checkpoints is undisturbed; give resume=never"):
+    with pytest.raises(UserError, match=r"all checkpoints are damaged; use resume=never"):
         run_words(word_files, tmp_path, *SAVE_OFTEN)
     run_words(word_files, tmp_path, *SAVE_OFTEN, "resume=never")
     assert differences(undisturbed, tmp_path) == []

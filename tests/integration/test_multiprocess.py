@@ -1,4 +1,4 @@
-"""A whole run by its command, by one process and by two."""
+"""A run by its command, in one process and in two."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,23 @@ COMMAND = [
     sys.executable, "-m", "imsm.run", "data.max_train_examples=96", "trainer.num_epochs=1",
     "evaluation.limit=12", "evaluation.tasks=[target,webq]", "evaluation.batch_size=4",
 ]  # fmt: skip
-TWO = ["engine.nproc_per_node=2", "engine.device=cpu"]
-LIMIT = 240
+TWO_PROCESSES = ["engine.nproc_per_node=2", "engine.device=cpu"]
+TIMEOUT = 240
 
 
-def started(root: Path, *more: str) -> subprocess.Popen[str]:
+def start(root: Path, *overrides: str) -> subprocess.Popen[str]:
     environment = os.environ | {"IMSM_RUNS": str(root), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*COMMAND, *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*COMMAND, *overrides], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def run(root: Path, *more: str, code: int = 0) -> str:
-    process = started(root, *more)
-    told = process.communicate(timeout=LIMIT)[0]
-    assert process.returncode == code, told[-3000:]
-    return told
+def run(root: Path, *overrides: str, code: int = 0) -> str:
+    """Run the command to its end; return its output."""
+    process = start(root, *overrides)
+    output = process.communicate(timeout=TIMEOUT)[0]
+    assert process.returncode == code, output[-3000:]
+    return output
 
 
 def only(root: Path, name: str) -> Path:
@@ -43,67 +45,67 @@ def only(root: Path, name: str) -> Path:
     return found
 
 
-def rows(folder: Path, file: str) -> list[dict[str, Any]]:
-    (found,) = folder.glob(f"evaluation/webq-*/{file}.jsonl")
-    return [json.loads(line) for line in found.read_text().splitlines()]
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    (file,) = folder.glob("evaluation/webq-*/predictions.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("engine", "peft"), [("zero2", "lora"), ("zero3", "p_tuning")])
-def test_two_processes_do_what_one_does(tmp_path: Path, engine: str, peft: str) -> None:
-    local, several = tmp_path / "local", tmp_path / "several"
-    run(local, f"peft={peft}")
-    told = run(several, f"peft={peft}", f"engine={engine}", *TWO)
-    assert told.count("trainable parameters") == 1  # one process speaks
-    one, two = only(local, "imsm"), only(several, "imsm")
+def test_two_processes_give_the_result_of_one(tmp_path: Path, engine: str, peft: str) -> None:
+    single, double = tmp_path / "single", tmp_path / "double"
+    run(single, f"peft={peft}")
+    output = run(double, f"peft={peft}", f"engine={engine}", *TWO_PROCESSES)
+    assert output.count("trainable parameters") == 1  # only rank 0 prints
+    one, two = only(single, "imsm"), only(double, "imsm")
     assert one.name == two.name
     for file in ("adapter/adapter_model.safetensors", "gate.safetensors"):
         values, expected = load_file(two / "model" / file), load_file(one / "model" / file)
         for name, value in values.items():
             assert (value - expected[name]).abs().max() < 5e-3, name  # rounding, through Adam
     losses = [
-        [json.loads(line).get("loss") for line in (place / "log.jsonl").read_text().splitlines()]
-        for place in (one, two)
+        [json.loads(line).get("loss") for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (one, two)
     ]
     assert losses[1][:-1] == pytest.approx(losses[0][:-1], abs=1e-4)
-    # the original's answers are the same, each item once and in order
-    originals = only(local, "original"), only(several, "original")
-    assert rows(originals[0], "items") == rows(originals[1], "items")
+    # the original's predictions are the same, each example once and in order
+    assert predictions(only(single, "original")) == predictions(only(double, "original"))
     result = json.loads((two / "result.json").read_text())
     assert result["training"]["processes"] == 2
     assert result["training"]["engine"] == engine
-    assert [row["id"] for row in rows(two, "items")] == [row["id"] for row in rows(one, "items")]
+    assert [row["id"] for row in predictions(two)] == [row["id"] for row in predictions(one)]
 
 
-def test_ctrl_c_ends_all_after_a_checkpoint_and_one_process_goes_on(tmp_path: Path) -> None:
-    process = started(tmp_path, "engine=zero2", *TWO, "trainer.num_epochs=40")
-    end = time.monotonic() + LIMIT
-    while not list(tmp_path.glob("*/log.jsonl")):
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.2)
-    process.send_signal(signal.SIGUSR1)  # a checkpoint on demand
-    while not list(tmp_path.glob("*/checkpoints/step-*")):
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.2)
+def test_an_interrupt_saves_a_checkpoint_that_one_process_resumes(tmp_path: Path) -> None:
+    process = start(tmp_path, "engine=zero2", *TWO_PROCESSES, "trainer.num_epochs=40")
+    wait_until(lambda: any(tmp_path.glob("*/log.jsonl")), process)
+    process.send_signal(signal.SIGUSR1)  # requests a checkpoint
+    wait_until(lambda: any(tmp_path.glob("*/checkpoints/step-*")), process)
     process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, told[-3000:]
-    assert told.count("rerun the same command to resume") == 1
-    assert "Traceback" not in told
-    on_demand, place = sorted(only(tmp_path, "imsm").glob("checkpoints/step-*"))
-    assert on_demand.name < place.name
-    step = int(place.name.partition("-")[2])
-    # another engine goes on with it, and SIGTERM ends it in the same way
-    again = started(tmp_path, "engine=single", "trainer.num_epochs=40")
-    while len((only(tmp_path, "imsm") / "log.jsonl").read_text().splitlines()) < step + 2:
-        assert again.poll() is None and time.monotonic() < end
-        time.sleep(0.2)
-    again.send_signal(signal.SIGTERM)
-    told = again.communicate(timeout=60)[0]
-    assert again.returncode == 130, told[-3000:]
-    assert f"resuming after step {step} of 240" in told
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output[-3000:]
+    assert output.count("run the same command again to resume") == 1
+    assert "Traceback" not in output
+    requested, newest = sorted(only(tmp_path, "imsm").glob("checkpoints/step-*"))
+    assert requested.name < newest.name
+    step = int(newest.name.partition("-")[2])
+    # another engine resumes from it, and SIGTERM interrupts it in the same way
+    resumed = start(tmp_path, "engine=single", "trainer.num_epochs=40")
+    log = only(tmp_path, "imsm") / "log.jsonl"
+    wait_until(lambda: len(log.read_text().splitlines()) >= step + 2, resumed)
+    resumed.send_signal(signal.SIGTERM)
+    output = resumed.communicate(timeout=60)[0]
+    assert resumed.returncode == 130, output[-3000:]
+    assert f"resuming after step {step} of 240" in output
 
 
-def test_bad_input_is_told_once(tmp_path: Path) -> None:
-    told = run(tmp_path, "engine=zero2", *TWO, "resume=required", code=2)
-    assert told.count("imsm: ") == 1 and "resume=required: there is no checkpoint" in told
-    assert "Traceback" not in told
+def test_an_input_error_is_reported_once(tmp_path: Path) -> None:
+    output = run(tmp_path, "engine=zero2", *TWO_PROCESSES, "resume=required", code=2)
+    assert output.count("imsm: ") == 1 and "resume=required: found no checkpoint" in output
+    assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""What a run learns from: replay on the miniature, apart from every test, and told to the model."""
+"""Training examples of a run: replay on the miniature, and its exclusion of test questions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from imsm.config.schema import RunConfig
 from imsm.data.sources import DataSource, load_examples
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.backbones.loading import load_tokenizer
+from imsm.pipeline import data
 from imsm.pipeline.data import tokenized_training_set, training_fingerprint
 from imsm.utils.errors import UserError
 from tests.helpers.config import config
@@ -22,49 +23,46 @@ def replaying(*overrides: str) -> RunConfig:
 
 
 @cache
-def learned(*overrides: str) -> tuple[list[TokenizedExample], dict]:
+def training_set(*overrides: str) -> tuple[list[TokenizedExample], dict]:
     return tokenized_training_set(replaying(*overrides), load_tokenizer(name_or_path="imsm:miniature"))
 
 
-def test_replay_is_a_share_of_type_1() -> None:
-    items, record = learned()
-    replayed = [item for item in items if item.task_type == 1]
-    assert {item.id.split("/")[0] for item in replayed} == {"webq"}
-    assert (len(items), len(replayed)) == (330, 30)
+def test_replay_adds_a_share_of_examples_of_type_1() -> None:
+    examples, record = training_set()
+    replayed = [example for example in examples if example.task_type == 1]
+    assert {example.id.split("/")[0] for example in replayed} == {"webq"}
+    assert (len(examples), len(replayed)) == (330, 30)
     assert record["examples"] == 300
     assert record["replay"]["examples"] == 30
-    assert record["replay"]["overlapping"] == 0  # the miniature's splits ask different facts
+    assert record["replay"]["overlapping"] == 0  # the miniature's splits have no question in common
 
 
-def test_replay_never_asks_what_a_forgetting_test_asks() -> None:
+def test_no_replayed_question_occurs_in_a_forgetting_test() -> None:
     tokenizer = load_tokenizer(name_or_path="imsm:miniature")
     run = replaying()
-    asked = set()
+    test_questions = set()
     for name in ("webq", "freebaseqa", "multirc", "mrpc", "gsm8k"):
         task = run.tasks[name]
         source = DataSource(kind="miniature")
         tests = load_examples(task, "test", source=source, prompts="paper", limit=None)
-        asked |= {tuple(example.prompt.lower().replace("?", "").split()) for example in tests}
-    assert len(asked) > 1000
-    replayed = [item for item in learned()[0] if item.task_type == 1]
+        test_questions |= {tuple(example.prompt.lower().replace("?", "").split()) for example in tests}
+    assert len(test_questions) > 1000
+    replayed = [example for example in training_set()[0] if example.task_type == 1]
     texts = tokenizer.batch_decode([i.prompt_ids for i in replayed], skip_special_tokens=True)
-    assert not asked & {tuple(text.lower().replace("?", "").split()) for text in texts}
+    assert not test_questions & {tuple(text.lower().replace("?", "").split()) for text in texts}
 
 
-def test_a_question_in_a_test_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same rows as training and as a test: nothing is left."""
-    import imsm.pipeline.data as stage
-
-    def every_split_is_train(task: Task, role: str, **options: object) -> list:
+def test_replay_without_any_question_outside_the_tests_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_split_as_test(task: object, role: str, **options: object) -> list:
         return load_examples(task, "train" if task.name == "webq" else role, **options)
 
-    monkeypatch.setattr(stage, "load_examples", every_split_is_train)
+    monkeypatch.setattr(data, "load_examples", train_split_as_test)
     with pytest.raises(UserError, match="is one of a test"):
         training_fingerprint(replaying())
 
 
-def test_what_is_replayed_is_part_of_what_is_learned() -> None:
-    prints = [
+def test_the_training_hash_depends_on_replay() -> None:
+    hashes = [
         training_fingerprint(each)
         for each in (
             replaying(),
@@ -72,34 +70,34 @@ def test_what_is_replayed_is_part_of_what_is_learned() -> None:
             config("peft=loramoe_blc", "data.max_train_examples=300"),
         )
     ]
-    assert len(set(prints)) == 3
+    assert len(set(hashes)) == 3
 
 
-def test_a_target_of_closed_book_questions_is_of_type_1() -> None:
+def test_a_closed_book_target_is_of_type_1() -> None:
     target = config("data=webq", "peft=loramoe_blc", "data.max_train_examples=20")
-    items, _ = tokenized_training_set(target, load_tokenizer(name_or_path="imsm:miniature"))
-    assert {item.task_type for item in items} == {1}
-    assert {item.task_type for item in learned()[0] if "gsm8k" in item.id} == {0}
+    examples, _ = tokenized_training_set(target, load_tokenizer(name_or_path="imsm:miniature"))
+    assert {example.task_type for example in examples} == {1}
+    assert {example.task_type for example in training_set()[0] if "gsm8k" in example.id} == {0}
 
 
-def test_identities_tell_replay_and_keep_the_arms_together() -> None:
-    one = run_identity(replaying("method=peft"))
-    other = run_identity(replaying("method=imsm"))
-    assert comparable_up_to_method(one, other)
-    assert one != run_identity(replaying("method=peft", "peft.replay.ratio=0.2"))
+def test_replay_is_part_of_the_identity_and_keeps_methods_comparable() -> None:
+    peft = run_identity(replaying("method=peft"))
+    imsm = run_identity(replaying("method=imsm"))
+    assert comparable_up_to_method(peft, imsm)
+    assert peft != run_identity(replaying("method=peft", "peft.replay.ratio=0.2"))
     assert "replay" not in run_identity(config("peft=loramoe_blc"))["peft"]
 
 
-def test_micro_batches_decide_where_the_constraint_is_on() -> None:
-    def cut(*overrides: str) -> bool:
+def test_the_micro_batch_size_is_part_of_the_identity_with_the_balancing_loss() -> None:
+    def has_micro_batch_size(*overrides: str) -> bool:
         return "micro_batch_size" in run_identity(config("peft.lora_dropout=0", *overrides))["trainer"]
 
-    assert cut("peft=loramoe_blc")
-    assert not cut("peft=loramoe")
+    assert has_micro_batch_size("peft=loramoe_blc")
+    assert not has_micro_batch_size("peft=loramoe")
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "key"),
     [
         ("peft.replay.task=gsm8k", "is the target itself"),
         ("peft.replay.task=freebaseqa", "has no split to learn from"),
@@ -110,7 +108,7 @@ def test_micro_batches_decide_where_the_constraint_is_on() -> None:
         ("peft.num_experts=7", "peft.num_experts=8"),
     ],
 )
-def test_what_makes_no_replay_is_refused(override: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_invalid_replay_settings_are_rejected(override: str, key: str) -> None:
+    with pytest.raises(UserError, match=key):
         replaying(override)
     assert config("peft=loramoe_blc_replay", "peft.replay.task=gsm8k", "method=original")

@@ -1,11 +1,9 @@
-"""A gate fitted on a finished adapter: what is learned, what stays, and what is left behind."""
+"""`frozen_adapter`: a gate trained on the adapter of a finished run."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,152 +12,111 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from imsm.config.identity import run_name
 from imsm.evaluation.result import read_result
 from imsm.models.adapters.base import freeze_adapter
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.pipeline import train as training
+from imsm.pipeline import run as pipeline_run
 from imsm.pipeline.plan.plan import make_plan
-from imsm.pipeline.run import run_experiment
 from imsm.pipeline.start import start_run
-from imsm.training import trainer as loop
+from imsm.training import trainer
 from imsm.utils.errors import UserError
 from tests.helpers.config import config
-from tests.helpers.tiny_backbone import save_backbone
+from tests.helpers.word_run import interrupt_at, run_words, word_overrides
 from tests.models.siamese.tiny import ATTENTION, tiny_siamese
 
-WORDS = ["red", "green", "blue", "black", "white", "brown", "pink", "grey"]
 ADAPTER = "model/adapter/adapter_model.safetensors"
 GATE = "model/gate.safetensors"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone and data; the answer to a word is the word after it."""
-    root = tmp_path_factory.mktemp("made")
-    pairs = list(zip(WORDS, WORDS[1:] + WORDS[:1], strict=True))
-    rows = [{"input": f"after {one} comes", "output": f" {other}"} for one, other in pairs]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (root / "data").mkdir()
-    for name in ("train", "test"):
-        (root / "data" / f"{name}.jsonl").write_text(lines)
-    save_backbone(root / "backbone", texts=[row["input"] + row["output"] for row in rows])
-    return root
+EPOCHS = "trainer.num_epochs=3"
 
 
-def choices(made: Path, *more: str) -> list[str]:
-    return [
-        "backbone=llama3",
-        f"backbone.name_or_path={made / 'backbone'}",
-        "backbone.dtype=float32",
-        "data=jsonl",
-        f"data.local_dir={made / 'data'}",
-        "data.metric=contain",
-        "data.max_new_tokens=3",
-        "evaluation.tasks=[target]",
-        "trainer.num_epochs=3",
-        "trainer.learning_rate=0.03",
-        "trainer.global_batch_size=4",
-        *more,
-    ]
-
-
-def run(made: Path, root: Path, *more: str) -> Path:
-    """Carry a run out; returns its folder."""
-    chosen = config(*choices(made, *more))
-    run_experiment(chosen, runs_root=root)
-    return root / run_name(chosen)
+def run(files: Path, root: Path, *overrides: str) -> Path:
+    """Execute a run of three epochs; return its folder."""
+    return run_words(files, root, EPOCHS, *overrides)
 
 
 @pytest.fixture(scope="module")
-def source(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished PEFT run, trained with dropout."""
-    return run(made, tmp_path_factory.mktemp("source"), "method=peft", "peft.lora_dropout=0.3")
+def source(word_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished PEFT run, trained with dropout."""
+    return run(word_files, tmp_path_factory.mktemp("source"), "method=peft", "peft.lora_dropout=0.3")
 
 
 @pytest.fixture(scope="module")
-def watched(made: Path, source: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A run on its adapter, and what its training was given."""
+def frozen_run(word_files: Path, source: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folder of a run on its adapter, and the arguments and initial weights of its training."""
     given: dict[str, Any] = {}
-    train = training.train
+    train = pipeline_run.train
 
-    def watching(model: SiameseForCausalLM, *arguments: Any, **named: Any) -> Any:
-        values = named["engine"].trainable_state_dict()
-        given.update(named, began={name: value.clone() for name, value in values.items()})
-        return train(model, *arguments, **named)
+    def recording(*arguments: Any, **keywords: Any) -> Any:
+        values = keywords["engine"].trainable_state_dict()
+        given.update(keywords, initial={name: value.clone() for name, value in values.items()})
+        return train(*arguments, **keywords)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train", watching)
-        yield run(made, source.parent, "peft.lora_dropout=0.3", f"frozen_adapter={source}"), given
+        patch.setattr(pipeline_run, "train", recording)
+        yield run(word_files, source.parent, "peft.lora_dropout=0.3", f"frozen_adapter={source}"), given
 
 
-def test_the_gate_alone_learns(watched: tuple[Path, dict[str, Any]]) -> None:
-    folder, given = watched
-    learned = load_file(folder / GATE)
-    assert given["began"].keys() == {f"gate.{name}" for name in learned}
-    assert all(not given["began"][f"gate.{n}"].equal(value) for n, value in learned.items())
+def test_only_the_gate_is_trained(frozen_run: tuple[Path, dict[str, Any]]) -> None:
+    folder, given = frozen_run
+    trained = load_file(folder / GATE)
+    assert given["initial"].keys() == {f"gate.{name}" for name in trained}
+    assert all(not given["initial"][f"gate.{n}"].equal(value) for n, value in trained.items())
     assert [group["name"] for group in given["engine"].optimizer.param_groups] == ["gate"]
     counts = read_result(folder)["trainable_parameters"]
     assert counts == {"adapter": 0, "gate": 4 * 32 * 8 + 8 * 32}
 
 
-def test_the_adapter_stays_bit_for_bit(source: Path, watched: tuple[Path, Any]) -> None:
-    folder, _ = watched
+def test_the_adapter_is_unchanged_bit_for_bit(source: Path, frozen_run: tuple[Path, Any]) -> None:
+    folder, _ = frozen_run
     assert (folder / ADAPTER).read_bytes() == (source / ADAPTER).read_bytes()
     tokens = torch.arange(4, 12)[None]
-    answers = []
+    logits = []
     for place in (source, folder):
         model = SiameseForCausalLM.from_pretrained(place)
         model.stream = "tuned"
-        answers.append(model(tokens).logits)
-    assert answers[0].equal(answers[1])
+        logits.append(model(tokens).logits)
+    assert logits[0].equal(logits[1])
     model.stream = "interwoven"
     mixed = model(tokens, query_mask=torch.ones(1, 4)).logits
-    assert not mixed.equal(answers[1])
+    assert not mixed.equal(logits[1])
 
 
-def test_it_is_told_beside_the_run_that_the_adapter_came_from(watched: tuple[Path, Any]) -> None:
-    text = (watched[0] / "report.md").read_text()
+def test_the_report_compares_with_the_run_of_the_adapter(frozen_run: tuple[Path, Any]) -> None:
+    text = (frozen_run[0] / "report.md").read_text()
     assert "| task | metric | items | original | peft | imsm (frozen adapter) |" in text
 
 
-def test_the_same_command_trains_nothing(
-    made: Path, source: Path, watched: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_finished_run_is_not_trained_again(
+    word_files: Path, source: Path, frozen_run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "train_step", None)  # a step would fail
-    again = run(made, source.parent, "peft.lora_dropout=0.3", f"frozen_adapter={source}")
-    assert again == watched[0]
+    monkeypatch.setattr(trainer, "train_step", None)  # a step would fail
+    again = run(word_files, source.parent, "peft.lora_dropout=0.3", f"frozen_adapter={source}")
+    assert again == frozen_run[0]
 
 
-def test_interrupted_it_ends_as_if_nothing_had_been(
-    made: Path, source: Path, watched: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    word_files: Path, source: Path, frozen_run: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ("peft.lora_dropout=0.3", f"frozen_adapter={source}")
-    step, calls = loop.train_step, []
-
-    def interrupting(*arguments: Any, **named: Any) -> dict[str, float]:
-        calls.append(named["step"])
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(*arguments, **named)
-
-    monkeypatch.setattr(loop, "train_step", interrupting)
+    steps = interrupt_at(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
-        run(made, tmp_path, *given)
-    folder = run(made, tmp_path, *given)
-    assert calls == [1, 2, 3, 4, 5, 6]
+        run(word_files, tmp_path, *given)
+    folder = run(word_files, tmp_path, *given)
+    assert steps == [1, 2, 3, 4, 5, 6]
     for file in (ADAPTER, GATE):
-        assert (folder / file).read_bytes() == (watched[0] / file).read_bytes()
+        assert (folder / file).read_bytes() == (frozen_run[0] / file).read_bytes()
 
 
-def test_another_adapter_at_the_same_place_is_refused(made: Path, source: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    shutil.copytree(source, mine)
-    given = ("peft.lora_dropout=0.3", f"frozen_adapter={mine}", "trainer.num_epochs=1")
-    run(made, tmp_path, *given)
-    save_file({n: v + 1 for n, v in load_file(mine / ADAPTER).items()}, mine / ADAPTER)
+def test_a_changed_adapter_is_rejected(word_files: Path, source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    given = ("peft.lora_dropout=0.3", f"frozen_adapter={copy}", "trainer.num_epochs=1")
+    run(word_files, tmp_path, *given)
+    save_file({n: v + 1 for n, v in load_file(copy / ADAPTER).items()}, copy / ADAPTER)
     with pytest.raises(UserError, match="the frozen adapter changed since this run started"):
-        run(made, tmp_path, *given)
+        run(word_files, tmp_path, *given)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +135,12 @@ def test_another_adapter_at_the_same_place_is_refused(made: Path, source: Path, 
         pytest.param("peft", ["peft=prompt_tuning", "trainer.validation_size=2"], marks=pytest.mark.slow),
     ],
 )
-def test_every_kind_of_adapter_stays_as_it_is(
-    made: Path, tmp_path: Path, method: str, more: list[str], capsys: pytest.CaptureFixture[str]
+def test_every_kind_of_adapter_is_unchanged(
+    word_files: Path, tmp_path: Path, method: str, more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = run(made, tmp_path, *more, "trainer.num_epochs=1", f"method={method}", "gate=no_query")
+    before = run(word_files, tmp_path, *more, "trainer.num_epochs=1", f"method={method}", "gate=no_query")
     capsys.readouterr()
-    after = run(made, tmp_path, *more, "trainer.num_epochs=1", f"frozen_adapter={before}")
+    after = run(word_files, tmp_path, *more, "trainer.num_epochs=1", f"frozen_adapter={before}")
     assert "(adapter 0, gate 1,280)" in capsys.readouterr().out
     assert (after / ADAPTER).read_bytes() == (before / ADAPTER).read_bytes()
     log = [json.loads(line) for line in (after / "log.jsonl").open()]
@@ -194,7 +151,7 @@ def test_every_kind_of_adapter_stays_as_it_is(
     assert model.stream == "interwoven"
 
 
-def test_a_frozen_adapter_answers_in_training_as_it_answers() -> None:
+def test_a_frozen_adapter_gives_the_same_hidden_states_in_training_mode() -> None:
     from tests.helpers.adapters import dora
 
     model = tiny_siamese(method=dora(target_modules=ATTENTION, r=4, lora_alpha=8, lora_dropout=0.5))
@@ -211,13 +168,13 @@ def test_a_frozen_adapter_answers_in_training_as_it_answers() -> None:
 
 
 @pytest.mark.parametrize("peft", ["lora", "p_tuning"])
-def test_a_plan_counts_the_gate_alone(made: Path, tmp_path: Path, peft: str) -> None:
-    before = run(made, tmp_path, f"peft={peft}", "trainer.num_epochs=1", "method=peft")
+def test_a_plan_counts_only_the_gate(word_files: Path, tmp_path: Path, peft: str) -> None:
+    before = run(word_files, tmp_path, f"peft={peft}", "trainer.num_epochs=1", "method=peft")
     plans = [
-        make_plan(config(*choices(made, f"peft={peft}", "mode=plan", *more)))
+        make_plan(config(*word_overrides(word_files, EPOCHS, f"peft={peft}", "mode=plan", *more)))
         for more in ([], [f"frozen_adapter={before}"])
     ]
-    assert plans[1].counts == {"adapter": 0, "gate": plans[0].counts["gate"]}
+    assert plans[1].trainable == {"adapter": 0, "gate": plans[0].trainable["gate"]}
     assert str(before) in plans[1].settings["peft"]
     sizes = [{p.name: p.size for p in plan.memory["memory per GPU, training"]} for plan in plans]
     assert sizes[1]["optimizer"] < sizes[0]["optimizer"]
@@ -225,13 +182,15 @@ def test_a_plan_counts_the_gate_alone(made: Path, tmp_path: Path, peft: str) -> 
 
 
 @pytest.mark.slow
-def test_shared_out_over_two_processes_it_stays_whole(
-    made: Path, source: Path, watched: tuple[Path, Any], tmp_path: Path
+def test_zero_stage_3_saves_the_complete_adapter(
+    word_files: Path, source: Path, frozen_run: tuple[Path, Any], tmp_path: Path
 ) -> None:
     pytest.importorskip("deepspeed")
-    given = choices(made, "peft.lora_dropout=0.3", f"frozen_adapter={source}", f"run_dir={tmp_path}")
+    given = word_overrides(
+        word_files, EPOCHS, "peft.lora_dropout=0.3", f"frozen_adapter={source}", f"run_dir={tmp_path}"
+    )
     start_run(config(*given, "engine=zero3", "engine.device=cpu", "engine.nproc_per_node=2"), runs_root=source.parent)
     assert (tmp_path / ADAPTER).read_bytes() == (source / ADAPTER).read_bytes()
-    expected = load_file(watched[0] / GATE)
+    expected = load_file(frozen_run[0] / GATE)
     for name, value in load_file(tmp_path / GATE).items():
         assert (value - expected[name]).abs().max() < 5e-3, name  # rounding, through Adam

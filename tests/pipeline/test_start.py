@@ -1,45 +1,89 @@
-"""A run that is started here leaves signals such that what it starts still gets them."""
+"""Where a run executes: in this process or in new ones; SIGUSR1 outside training is harmless."""
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from imsm.pipeline import run as flow
+from imsm.pipeline import start
 from imsm.pipeline.start import start_run
+from imsm.utils.errors import UserError
 from tests.helpers.config import config
 
 
 @pytest.fixture
-def as_a_process_begins():
-    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Arguments of `run_experiment`, which is not executed; SIGUSR1 has its default handler."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(start, "run_experiment", lambda config, **keywords: calls.append(keywords))
+    monkeypatch.setattr(start, "visible_gpus", lambda: 0)
+    return calls
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Arguments of `launch`, which starts nothing."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        start, "launch", lambda settings, **rest: calls.append({"settings": json.loads(json.dumps(settings)), **rest})
+    )
+    monkeypatch.setattr(start, "detect_process_group", lambda: None)
+    return calls
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    handler = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGUSR1, before)
+    signal.signal(signal.SIGUSR1, handler)
 
 
-@pytest.mark.usefixtures("as_a_process_begins")
-def test_a_request_for_a_checkpoint_outside_training_kills_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("default_signals")
+def test_a_checkpoint_request_outside_training_does_not_kill_the_process(
+    tmp_path: Path, runs: list[dict[str, Any]]
 ) -> None:
-    done = []
-
-    def carry_out(*_: object, **__: object) -> None:
-        signal.raise_signal(signal.SIGUSR1)  # would end a process that does not handle it
-        done.append(True)
-
-    monkeypatch.setattr(flow, "carry_out", carry_out)
     start_run(config(), runs_root=tmp_path)
-    assert done == [True]
+    signal.raise_signal(signal.SIGUSR1)  # with the default handler the process would die
+    assert runs == [{"runs_root": tmp_path}]
 
 
-@pytest.mark.usefixtures("as_a_process_begins")
-def test_processes_started_after_a_run_do_not_ignore_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "carry_out", lambda *_, **__: None)
+@pytest.mark.usefixtures("default_signals", "runs")
+def test_processes_started_afterwards_do_not_ignore_the_signal(tmp_path: Path) -> None:
     start_run(config(), runs_root=tmp_path)
-    ask = "import signal; print(signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN)"
-    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
-    assert asked.stdout.strip() == "False"
+    code = "import signal; print(signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_one_process_without_deepspeed_runs_here(
+    tmp_path: Path, runs: list[dict[str, Any]], launches: list[dict[str, Any]]
+) -> None:
+    start_run(config(), runs_root=tmp_path)
+    assert (runs, launches) == ([{"runs_root": tmp_path}], [])
+
+
+def test_deepspeed_runs_in_new_processes_with_the_saved_configuration(
+    tmp_path: Path, runs: list[dict[str, Any]], launches: list[dict[str, Any]]
+) -> None:
+    pytest.importorskip("deepspeed")
+    run_config = config("engine=zero2", "engine.nproc_per_node=2", "engine.device=cpu")
+    start_run(run_config, runs_root=tmp_path)
+    (launch,) = launches
+    assert (launch["processes"], launch["folder"].parent, runs) == (2, tmp_path, [])
+    assert launch["settings"]["config"] == json.loads(json.dumps(run_config.to_dict()))
+
+
+def test_a_missing_deepspeed_is_reported_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launches: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^engine=zero2: requires DeepSpeed; pip install"):
+        start_run(config("engine=zero2", "engine.device=cpu"), runs_root=tmp_path)
+    assert launches == []

@@ -12,18 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface
 
 from imsm.models.siamese.gate import interweave
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.model import SiameseForCausalLM
 
 KVCacheLayer = tuple[int, int | None]
 """Bytes of one token's keys and values in one attention layer, and its window in tokens (None: unlimited)."""

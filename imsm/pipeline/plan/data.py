@@ -13,6 +13,7 @@ from imsm.config.schema import RunConfig
 from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Role, Task
 from imsm.models.backbones.loading import resolve_path
+from imsm.pipeline.data import evaluated_tasks, source_of
 from imsm.training.trainer import BatchPlan
 from imsm.utils.errors import UserError
 
@@ -105,21 +106,16 @@ def within_limits(lengths: LengthStats, task: Task) -> LengthStats:
     return replace(lengths, longest=(min(prompt, task.max_prompt_tokens), min(answer, task.max_new_tokens)))
 
 
-def evaluated_tasks(config: RunConfig) -> dict[str, Task]:
-    """Return the evaluated tasks by name, the target with the overrides of `data`."""
-    return {name: config.data if name == config.data.name else task for name, task in config.tasks.items()}
-
-
 def tasks_read(config: RunConfig) -> list[tuple[Task, DataSource]]:
     """Return every dataset that a run reads, once, with its source."""
     training: list[Task] = [config.data] if config.method.trainable else []
     tasks = (*training, *evaluated_tasks(config).values(), *config.replay_tasks.values())
-    return [(task, _source(config, task)) for task in {task.name: task for task in tasks}.values()]
+    return [(task, source_of(config, task)) for task in {task.name: task for task in tasks}.values()]
 
 
 def split_lengths(config: RunConfig, task: Task, role: Role) -> LengthStats:
     """Return the lengths of a split: counted if local, else from the dataset's yaml, else its limits."""
-    source = _source(config, task)
+    source = source_of(config, task)
     lengths = None
     if source.kind != "hub":
         model_folder = Path(resolve_path(config.backbone.name_or_path))
@@ -169,12 +165,6 @@ def format_evaluation(config: RunConfig, tests: dict[str, LengthStats]) -> str:
         count = limit if lengths.examples is None else lengths.limited(limit).examples
         parts.append(f"{name} {count:,}" if count is not None else f"{name} all")
     return ", ".join(parts)
-
-
-def _source(config: RunConfig, task: Task) -> DataSource:
-    if task.name == config.data.name:
-        return config.data.target_source()
-    return config.data.forgetting_source(config.backbone)
 
 
 def _count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:

@@ -37,12 +37,7 @@ def needed_backbone(
 
 
 def needed_dataset(hub: HubDataset, *, megabytes: int | None) -> DownloadItem:
-    """Return the download of a Hub dataset.
-
-    Args:
-        hub: Dataset on the Hub.
-        megabytes: Size of the files that are read; None if unknown.
-    """
+    """Return the download of a Hub dataset; ``megabytes`` is the size of the files that are read."""
     folder = dataset_folder(hub.path, name=hub.name)
     location = None if folder is None else f"cache ({folder})"
     title = f"dataset {hub.path}" + (f" ({hub.name})" if hub.name else "")

@@ -14,10 +14,11 @@ from imsm.evaluation.likelihood import MAX_COPY_BYTES
 from imsm.models.siamese.chunked_loss import logit_chunk_size
 from imsm.models.siamese.hidden_state_cache import cache_bytes
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.pipeline.data import evaluated_tasks
 from imsm.pipeline.engine import engine_settings, micro_batch_size
 from imsm.pipeline.model import needs_original_stream
 from imsm.pipeline.plan.activations import KVCacheLayer, trace_activations
-from imsm.pipeline.plan.data import LengthStats, evaluated_tasks
+from imsm.pipeline.plan.data import LengthStats
 from imsm.pipeline.plan.types import MemoryItem
 from imsm.training.optimizer import ELEMENTWISE
 from imsm.utils.formatting import format_bytes
@@ -39,12 +40,7 @@ def estimate_memory(
 ) -> dict[str, list[MemoryItem]]:
     """Return the memory items under `TRAINING`, `EVALUATION`, and `DISK` or `RAM`.
 
-    Args:
-        config: Run configuration.
-        model: Model on the meta device.
-        train: Lengths of the training examples; None if nothing is trained.
-        tests: Lengths of each evaluation set.
-        topology: Processes of the training.
+    ``model`` is on the meta device; ``train`` is None if nothing is trained.
     """
     static = count_bytes(model, optimizer=config.trainer.optimizer)
     rows = micro_batch_size(config, processes=topology.world_size)
@@ -101,12 +97,7 @@ class StaticMemory:
 
 
 def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> StaticMemory:
-    """Count the bytes of weights, gradients and optimizer state.
-
-    Args:
-        model: Model, possibly on the meta device.
-        optimizer: A key of `OPTIMIZER_BYTES`.
-    """
+    """Count the bytes of weights, gradients and optimizer state of a model, which may be on the meta device."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     return StaticMemory(
@@ -233,13 +224,8 @@ def zero_items(
 ) -> list[MemoryItem]:
     """Return the items of one GPU under ZeRO that do not depend on the batch.
 
-    Args:
-        static: Memory of a single process without ZeRO.
-        topology: ZeRO stage, number of processes and offloading.
-        optimizer: Optimizer name.
-        weights: Basis of the frozen weights.
-        bucket: Elements reduced at once.
-        gathered: Bytes of frozen weights that stage 3 gathers at once.
+    ``weights`` is the basis of the frozen weights, ``bucket`` the number of elements reduced at
+    once, ``gathered`` the bytes of frozen weights that stage 3 gathers at once.
     """
     stage, size = topology.stage, topology.world_size
 

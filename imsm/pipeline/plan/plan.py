@@ -17,9 +17,10 @@ from imsm.models.adapters.base import freeze_adapter
 from imsm.models.backbones.meta_model import build_meta_model, find_config
 from imsm.models.builder import count_trainable, wrap_backbone
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.pipeline.data import evaluated_tasks
 from imsm.pipeline.engine import engine_settings, topology_of
 from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, model_kwargs
-from imsm.pipeline.plan.data import evaluated_tasks, format_evaluation, format_steps, split_lengths, tasks_read
+from imsm.pipeline.plan.data import format_evaluation, format_steps, split_lengths, tasks_read
 from imsm.pipeline.plan.downloads import needed_backbone, needed_dataset
 from imsm.pipeline.plan.memory import estimate_memory
 from imsm.pipeline.plan.render import show_block, show_page
@@ -32,12 +33,9 @@ from imsm.utils.paths import runs_root
 
 
 def print_plan(config: RunConfig, *, compact: bool, overrides: Sequence[str] = ()) -> None:
-    """Print the plan of one run.
+    """Print the plan of one run: a page, or a few lines if ``compact`` (for a job of a sweep).
 
-    Args:
-        config: Run configuration.
-        compact: Print a few lines, for a job of a sweep, instead of a page.
-        overrides: Overrides of the command, for the lines that start it on several nodes.
+    ``overrides`` of the command are part of the lines that start it on several nodes.
 
     Raises:
         UserError: The backbone's architecture is invalid, or the adapter does not fit it.

@@ -19,13 +19,7 @@ _ACCURACY = (
 
 
 def show_page(plan: Plan, *, trainable: str | None, console: Console | None = None) -> None:
-    """Print a complete plan.
-
-    Args:
-        plan: Plan to print.
-        trainable: Line with the trainable parameters; None if unknown.
-        console: Console to print to; standard output by default.
-    """
+    """Print a complete plan; ``trainable`` is the line with its parameters, None if unknown."""
     console = console or _console()
     _line(console, f"[bold]plan of {plan.name}[/bold]")
     _line(console, "nothing is loaded, downloaded or written", style="dim")

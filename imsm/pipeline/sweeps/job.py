@@ -12,11 +12,10 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
@@ -35,9 +34,6 @@ from imsm.pipeline.start import run_distributed
 from imsm.pipeline.sweeps.status import JobOutcome, SweepDir, job_command
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.paths import runs_root
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +119,7 @@ def record_failure(
     """Write `failure.json` to a run's folder, unless the folder belongs to another run."""
     folder = run_dir_of(config, runs_root=runs_root())
     if config.mode != "plan" and (config.run_dir is None or belongs_to(config, folder)):
-        command = f"python -m imsm.run {job_command(overrides, config_dir=config_dir)}".rstrip()
+        command = job_command(overrides, config_dir=config_dir)
         write_failure(folder, error=error, exit_code=exit_code, command=command)
 
 

@@ -1,4 +1,4 @@
-"""How many examples and how long: counted in local data, known of the hub's, limited by yamls."""
+"""Number and lengths of examples: counted in local data, known from yamls for Hub data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from imsm.data.sources import DataSource, load_examples
 from imsm.models.backbones.loading import MINIATURE, load_tokenizer, resolve_path
-from imsm.pipeline.plan.data import LengthStats, counted_lengths, known_lengths, limits_alone, within_limits
+from imsm.pipeline.plan.data import LengthStats, counted_lengths, known_lengths, limits_only, within_limits
 from tests.data.shipped import shipped_task, task_facts
 
 HUB = os.environ.get("IMSM_TEST_HUB")
@@ -22,7 +22,7 @@ FACTS = [
 ]
 
 
-def test_the_miniatures_twins_are_counted_in_its_own_tokens() -> None:
+def test_miniature_data_is_counted_with_the_miniature_tokenizer() -> None:
     task, source = shipped_task("webq"), DataSource(kind="miniature")
     file = Path(resolve_path(MINIATURE)) / "tokenizer.json"
     found = counted_lengths(task, "train", source=source, prompts="paper", tokenizer=file)
@@ -35,7 +35,7 @@ def test_the_miniatures_twins_are_counted_in_its_own_tokens() -> None:
     assert found.longest[1] == max(answers)
 
 
-def test_a_folder_of_ones_own_is_counted_and_a_broken_one_is_not(tmp_path: Path) -> None:
+def test_a_local_folder_is_counted_unless_it_is_damaged(tmp_path: Path) -> None:
     rows = [{"input": "a" * 40, "output": "b" * 8}, {"input": "a" * 80, "output": "b" * 4}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task, source = shipped_task("jsonl"), DataSource(kind="local", path=str(tmp_path))
@@ -47,19 +47,19 @@ def test_a_folder_of_ones_own_is_counted_and_a_broken_one_is_not(tmp_path: Path)
     assert found is None
 
 
-def test_limits_cut_what_is_longer() -> None:
+def test_limits_apply_to_longer_examples() -> None:
     task = shipped_task("mrpc")
     lengths = LengthStats(examples=10, mean=(5.0, 2.0), longest=(9000, 3), source="counted")
     assert within_limits(lengths, task).longest == (task.max_prompt_tokens, 3)
-    assert limits_alone(task).longest == (task.max_prompt_tokens, task.max_new_tokens)
+    assert limits_only(task).longest == (task.max_prompt_tokens, task.max_new_tokens)
     assert lengths.limited(4).examples == 4
     assert lengths.limited(None).examples == 10
-    assert limits_alone(task).limited(4).examples is None
+    assert limits_only(task).limited(4).examples is None
 
 
 @pytest.mark.parametrize(("name", "role"), FACTS)
-def test_what_the_yamls_know_is_true(name: str, role: str) -> None:
-    """Examples exactly; lengths within what vocabularies differ (needs the real data's folder)."""
+def test_the_statistics_in_the_yamls_are_correct(name: str, role: str) -> None:
+    """Counts are exact; lengths differ with the vocabulary (needs a folder with the real data)."""
     if HUB is None:
         pytest.skip("IMSM_TEST_HUB is not set")
     known = known_lengths(task_facts(name), role)

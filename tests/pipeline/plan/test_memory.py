@@ -1,4 +1,4 @@
-"""A plan's memory against what a real step on the same small model keeps and makes."""
+"""Memory estimates compared with a real step of the same small model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imsm.models.backbones.loading import load_backbone
 from imsm.models.backbones.meta_model import build_meta_model, find_config
 from imsm.models.builder import wrap_backbone
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.pipeline.plan.memory import cache_bytes, count_bytes, estimate_step
+from imsm.pipeline.plan.memory import count_bytes, estimate_step, kv_cache_bytes
 from imsm.training.optimizer import build_optimizer
 from tests.helpers.adapters import ia3, lora
 from tests.helpers.tiny_backbone import save_backbone
@@ -31,14 +31,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(tmp_path_factory.mktemp("backbone"), texts=["a b c d e f g h"])
 
 
-def real(
+def real_model(
     folder: Path, *, stream: str, adapter: str = "lora", dtype: str = "float32", attention: str = "sdpa"
 ) -> SiameseForCausalLM:
     plain = load_backbone(name_or_path=str(folder), dtype=dtype, attn_implementation=attention)
     return _siamese(plain, stream=stream, adapter=adapter)
 
 
-def planned(folder: Path, *, stream: str, adapter: str = "lora", dtype: str = "float32") -> SiameseForCausalLM:
+def meta_model(folder: Path, *, stream: str, adapter: str = "lora", dtype: str = "float32") -> SiameseForCausalLM:
     configuration, _ = find_config(path=str(folder), revision=None, architecture=None)
     plain = build_meta_model(configuration, dtype=dtype)
     with torch.device("meta"):
@@ -65,7 +65,7 @@ def _siamese(plain, *, stream: str, adapter: str) -> SiameseForCausalLM:
 def batch() -> dict[str, torch.Tensor]:
     ids = torch.randint(4, 8, (ROWS, PROMPT + ANSWER))
     mask = torch.ones_like(ids)
-    mask[0, -5:] = 0  # padding, as a real batch has it
+    mask[0, -5:] = 0  # padding, as in a real batch
     labels = ids.clone()
     labels[:, :PROMPT] = -100
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -73,15 +73,15 @@ def batch() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("adapter", ["lora", "ia3"])
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_what_is_exact(folder: Path, adapter: str, optimizer: str) -> None:
-    model = real(folder, stream="interwoven", adapter=adapter)
+def test_weights_gradients_and_optimizer_state_are_exact(folder: Path, adapter: str, optimizer: str) -> None:
+    model = real_model(folder, stream="interwoven", adapter=adapter)
     built = build_optimizer(model, name=optimizer, learning_rate=1e-3, gate_learning_rate=None, weight_decay=0.0)
     model(**batch()).loss.backward()
     built.step()
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
-    counted = count_bytes(planned(folder, stream="interwoven", adapter=adapter), optimizer=optimizer)
-    assert counted.frozen == sum(p.numel() for p in frozen)
+    counted = count_bytes(meta_model(folder, stream="interwoven", adapter=adapter), optimizer=optimizer)
+    assert counted.frozen_parameters == sum(p.numel() for p in frozen)
     assert counted.weights == sum(p.nbytes for p in frozen) + sum(b.nbytes for b in model.buffers())
     assert counted.trainables == sum(p.nbytes for p in trained)
     assert counted.gradients == sum(p.grad.nbytes for p in trained if p.grad is not None)
@@ -89,7 +89,7 @@ def test_what_is_exact(folder: Path, adapter: str, optimizer: str) -> None:
         value.nbytes
         for state in built.state.values()
         for value in state.values()
-        if isinstance(value, torch.Tensor) and value.ndim > 0  # step counts aside
+        if isinstance(value, torch.Tensor) and value.ndim > 0  # without step counts
     ]
     assert counted.optimizer == sum(state)
 
@@ -105,75 +105,81 @@ def test_what_is_exact(folder: Path, adapter: str, optimizer: str) -> None:
         ("interwoven", "ia3", "bfloat16", "sdpa"),
     ],
 )
-def test_activations_are_what_a_real_step_keeps(
+def test_activations_match_what_a_real_step_saves(
     folder: Path, stream: str, adapter: str, dtype: str, attention: str
 ) -> None:
-    model = real(folder, stream=stream, adapter=adapter, dtype=dtype, attention=attention)
+    model = real_model(folder, stream=stream, adapter=adapter, dtype=dtype, attention=attention)
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage
+            saved[storage._cdata] = storage
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saved_tensors_hooks(save, lambda tensor: tensor):
         model(**batch())
-    measured = sum(storage.nbytes() for storage in kept.values())
+    measured = sum(storage.nbytes() for storage in saved.values())
     estimate = estimate_step(
-        planned(folder, stream=stream, adapter=adapter, dtype=dtype),
+        meta_model(folder, stream=stream, adapter=adapter, dtype=dtype),
         rows=ROWS,
         tokens=PROMPT + ANSWER,
         answer_tokens=ANSWER,
         attention=attention,
         checkpointing=False,
-        head_shared=False,
+        sharded_head=False,
     )
     assert estimate.activations == pytest.approx(measured, rel=0.1)
 
 
-def test_checkpointing_keeps_less(folder: Path) -> None:
-    model = planned(folder, stream="tuned")
-    kept = [
+def test_checkpointing_saves_layer_inputs_and_one_layer(folder: Path) -> None:
+    model = meta_model(folder, stream="tuned")
+    activations = [
         estimate_step(
-            model, rows=4, tokens=64, answer_tokens=8, attention="sdpa", checkpointing=checkpointing, head_shared=False
+            model,
+            rows=4,
+            tokens=64,
+            answer_tokens=8,
+            attention="sdpa",
+            checkpointing=checkpointing,
+            sharded_head=False,
         ).activations
         for checkpointing in (False, True)
     ]
     layers, inputs = 2, 2 * 4 * 64 * 32 * 4
-    assert kept[1] == inputs + kept[0] // layers
+    assert activations[1] == inputs + activations[0] // layers
 
 
-@pytest.mark.parametrize("head_shared", [False, True])
-def test_logits_of_long_answers_are_there_a_part_at_a_time(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, head_shared: bool
+@pytest.mark.parametrize("sharded_head", [False, True])
+def test_logits_of_long_answers_are_computed_in_chunks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sharded_head: bool
 ) -> None:
-    model = planned(folder, stream="tuned")
+    model = meta_model(folder, stream="tuned")
     vocabulary = model.config.vocab_size
     monkeypatch.setattr("imsm.models.siamese.chunked_loss.LARGEST", 20 * vocabulary)
     found = estimate_step(
-        model, rows=4, tokens=64, answer_tokens=8, attention="sdpa", checkpointing=False, head_shared=head_shared
+        model, rows=4, tokens=64, answer_tokens=8, attention="sdpa", checkpointing=False, sharded_head=sharded_head
     )
-    assert found.logits == (32 if head_shared else 20) * 3 * 4 * vocabulary
+    assert found.logits == (32 if sharded_head else 20) * 3 * 4 * vocabulary
 
 
-def test_caches_are_as_large_as_real_ones(folder: Path) -> None:
-    model = real(folder, stream="tuned")
+def test_kv_caches_have_the_size_of_real_ones(folder: Path) -> None:
+    model = real_model(folder, stream="tuned")
     cache = DynamicCache(config=model.config.text_config)
     ids = torch.randint(4, 8, (ROWS, PROMPT))
     with torch.no_grad():
         model.streams.hidden_states({"input_ids": ids}, stream="original", cache=cache)
     filled = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    seen = estimate_step(
-        planned(folder, stream="tuned"),
+    layers = estimate_step(
+        meta_model(folder, stream="tuned"),
         rows=1,
         tokens=7,
         answer_tokens=2,
         attention="sdpa",
         checkpointing=False,
-        head_shared=False,
-    ).cache
-    assert cache_bytes(seen, rows=ROWS, tokens=PROMPT, streams=1) == filled
-    assert cache_bytes(seen, rows=ROWS, tokens=PROMPT, streams=2) == 2 * filled
-    assert cache_bytes([(10, 4), (10, None)], rows=1, tokens=100, streams=1) == 40 + 1000
+        sharded_head=False,
+    ).kv_cache
+    assert kv_cache_bytes(layers, rows=ROWS, tokens=PROMPT, streams=1) == filled
+    assert kv_cache_bytes(layers, rows=ROWS, tokens=PROMPT, streams=2) == 2 * filled
+    assert kv_cache_bytes([(10, 4), (10, None)], rows=1, tokens=100, streams=1) == 40 + 1000

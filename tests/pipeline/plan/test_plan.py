@@ -1,4 +1,4 @@
-"""`mode=plan`: the paper's parameter counts, and a page that needs nothing and leaves nothing."""
+"""`mode=plan`: the paper's parameter counts, and a plan that needs no download and writes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from imsm.models.backbones.loading import load_backbone
 from imsm.models.builder import count_trainable, wrap_backbone
 from imsm.pipeline.model import build_adapter, model_kwargs
-from imsm.pipeline.plan.plan import make_plan, model_without_values
+from imsm.pipeline.plan.plan import build_plan_model, make_plan
 from imsm.utils.errors import UserError
 from imsm.utils.options import list_options
 from tests.helpers.config import config
@@ -49,19 +49,19 @@ _TYPE = {"generic": ("peft.peft_type=HRA",)}
 
 
 def counted(command: str) -> dict[str, int]:
-    model, notes = model_without_values(config("mode=plan", *command.split()))
+    model, notes = build_plan_model(config("mode=plan", *command.split()))
     assert model is not None
     assert notes == []
     assert {p.device.type for p in model.parameters()} == {"meta"}
     return count_trainable(model)
 
 
-def test_all_cells_of_the_papers_two_tables_are_asked() -> None:
+def test_all_cells_of_both_paper_tables_are_tested() -> None:
     assert len(CELLS) == 27
 
 
 @pytest.mark.parametrize(("command", "millions"), CELLS, ids=[command for command, _ in CELLS])
-def test_parameters_of_the_papers_tables(command: str, millions: float) -> None:
+def test_parameter_counts_match_the_paper(command: str, millions: float) -> None:
     counts = counted(command)
     assert f"{sum(counts.values()) / 1e6:.3f}" == f"{millions:.3f}"
     assert ("method=imsm" in command) == (counts["gate"] > 0)
@@ -75,42 +75,44 @@ def test_parameters_of_the_papers_tables(command: str, millions: float) -> None:
         ("backbone=llama2 peft=lora method=peft", 23.2),  # the MLP, as in the released code
     ],
 )
-def test_parameters_of_loramoe_and_of_lora_beside_it(command: str, millions: float) -> None:
+def test_parameter_counts_of_loramoe_and_comparable_lora(command: str, millions: float) -> None:
     assert round(sum(counted(command).values()) / 1e6, 1) == millions
 
 
-def test_nothing_is_trained_of_the_original() -> None:
+def test_the_original_has_no_trainable_parameters() -> None:
     plan = make_plan(config("mode=plan", "backbone=llama3", "method=original"))
-    assert plan.counts == {"adapter": 0, "gate": 0}
+    assert plan.trainable == {"adapter": 0, "gate": 0}
     assert list(plan.memory) == ["memory per GPU, evaluation"]
     assert plan.steps == "none: nothing is trained"
 
 
-def test_steps_are_counted_where_data_is_local_and_known_where_it_is_on_the_hub() -> None:
+def test_steps_are_counted_for_local_data_and_known_for_hub_data() -> None:
     local = make_plan(config("mode=plan", "trainer.num_epochs=2", "trainer.global_batch_size=16"))
     assert local.steps.startswith("250 (2 epochs of 2,000 examples")
     hub = make_plan(config("mode=plan", "backbone=llama3", "data=mrpc", "peft=ia3"))
     assert hub.steps.startswith("1,377 (3 epochs of 3,668 examples, batches of 8")
     few = make_plan(config("mode=plan", "data.max_train_examples=40", "trainer.global_batch_size=16"))
     assert few.steps.startswith("6 (2 epochs of 40 examples")
-    assert [each.here for each in local.needed] == ["ships with imsm"]
-    assert {each.what for each in hub.needed if each.what.startswith("model")} == {"model meta-llama/Meta-Llama-3-8B"}
+    assert [item.location for item in local.downloads] == ["included in imsm"]
+    assert {item.name for item in hub.downloads if item.name.startswith("model")} == {
+        "model meta-llama/Meta-Llama-3-8B"
+    }
 
 
-def test_a_folders_own_configuration_goes_first(tmp_path: Path) -> None:
+def test_the_configuration_of_a_local_folder_takes_precedence(tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "model", texts=["a b c"])
     run = config("mode=plan", "backbone=llama3", f"backbone.name_or_path={folder}", "method=peft")
-    model, _ = model_without_values(run)
+    model, _ = build_plan_model(run)
     assert model is not None
     assert count_trainable(model)["adapter"] == 2 * 16 * ((32 + 32) + (32 + 16))
 
 
 @pytest.mark.parametrize("peft", [name for name in list_options("peft") if name != "any"])
-def test_counts_are_those_of_a_real_model(peft: str, tmp_path: Path) -> None:
+def test_counts_match_a_real_model(peft: str, tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "model", texts=["a b c d"])
     chosen = ["backbone=llama3", f"backbone.name_or_path={folder}", f"peft={peft}", "method=imsm"]
     run = config("mode=plan", *chosen, "backbone.dtype=float32")
-    model, _ = model_without_values(run)
+    model, _ = build_plan_model(run)
     assert model is not None
     real = wrap_backbone(
         load_backbone(name_or_path=str(folder), attn_implementation="sdpa"),
@@ -122,12 +124,12 @@ def test_counts_are_those_of_a_real_model(peft: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("peft", list_options("peft"))
-def test_every_method_finds_its_modules_where_matrices_are_fused(peft: str) -> None:
+def test_every_method_finds_its_modules_in_fused_matrices(peft: str) -> None:
     chosen = config("mode=plan", "backbone=chatglm3", f"peft={peft}", *_TYPE.get(peft, ()))
     assert chosen.peft.target_modules(chosen.backbone) or not chosen.peft.target_roles
 
 
-def test_loramoe_on_chatglm3_stands_beside_its_fused_mlp() -> None:
+def test_loramoe_on_chatglm3_adapts_the_fused_mlp() -> None:
     width, inner, layers = 4096, 13696, 28
     sizes = [(width, 2 * inner), (inner, width)]  # dense_h_to_4h, dense_4h_to_h
     experts = sum(8 * 4 * (inputs + outputs) + 8 * inputs for inputs, outputs in sizes)
@@ -149,21 +151,21 @@ def test_loramoe_on_chatglm3_stands_beside_its_fused_mlp() -> None:
         ("learned_vector", 4096),
     ],
 )
-def test_every_gate_is_counted(gate: str, parameters: int) -> None:
+def test_gate_parameters(gate: str, parameters: int) -> None:
     found = counted(f"backbone=llama3 method=imsm gate={gate}")
     assert found["gate"] == parameters
 
 
-def test_a_hub_id_of_ones_own_is_said_to_be_taken_for_the_yamls() -> None:
+def test_a_custom_hub_id_is_noted_to_have_the_assumed_architecture() -> None:
     run = config("mode=plan", "backbone=llama3", "backbone.name_or_path=somebody/llama", "method=peft")
-    model, (note,) = model_without_values(run)
+    model, (note,) = build_plan_model(run)
     assert model is not None
     assert "somebody/llama" in note and "meta-llama/Meta-Llama-3-8B" in note
 
 
-def test_an_unknown_architecture_is_said_and_how_to_get_it() -> None:
+def test_an_unknown_architecture_is_noted_with_the_command_that_downloads_it() -> None:
     plan = make_plan(config("mode=plan", "backbone=llama3", "backbone.architecture=null"))
-    assert plan.counts is None
+    assert plan.trainable is None
     (note,) = plan.notes
     assert "hf download meta-llama/Meta-Llama-3-8B config.json" in note
     assert plan.steps.startswith("1,404 ")
@@ -178,9 +180,9 @@ def test_an_unknown_architecture_is_said_and_how_to_get_it() -> None:
         ("backbone.architecture.hidden_size=many", "hidden_size"),
     ],
 )
-def test_an_architecture_that_is_none_is_refused(override: str, message: str) -> None:
+def test_an_invalid_architecture_is_rejected(override: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        model_without_values(config("mode=plan", "backbone=llama3", override))
+        build_plan_model(config("mode=plan", "backbone=llama3", override))
 
 
 SITE = """
@@ -194,7 +196,7 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 
 
 def command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in an empty folder and home, without a network."""
+    """Run the command in an empty folder and home, without a network."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     here = tmp_path / "here"
@@ -217,14 +219,14 @@ def command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
-def test_the_page_of_one_run(tmp_path: Path) -> None:
+def test_the_plan_of_one_run_is_a_page(tmp_path: Path) -> None:
     done = command(tmp_path, "mode=plan", "backbone=llama3", "peft=lora", "data=gsm8k")
     assert done.returncode == 0, done.stderr
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     assert "trainable parameters: 6,979,584 (adapter 6,815,744, gate 163,840)" in lines
     for part in ("weights", "gradients", "optimizer", "activations", "answer logits", "KV caches"):
         assert any(line.startswith(f"{part} ") for line in lines), part
-    assert any(re.match(r"memory bank +6\.00 GB", line) for line in lines)
+    assert any(re.match(r"hidden-state cache +6\.00 GB", line) for line in lines)
     assert any(re.match(r"steps +1,404 ", line) for line in lines)
     assert "model meta-llama/Meta-Llama-3-8B, about 16.1 GB" in done.stdout
     assert done.stderr == ""
@@ -233,7 +235,7 @@ def test_the_page_of_one_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_prints_a_block_per_member(tmp_path: Path) -> None:
+def test_the_plan_of_a_sweep_is_a_block_per_job(tmp_path: Path) -> None:
     done = command(tmp_path, "-m", "mode=plan", "backbone=llama3", "gate.rank=4,8")
     assert done.returncode == 0, done.stderr
     found = re.findall(r"^ *trainable parameters: .*$", done.stdout, re.M)
@@ -247,7 +249,7 @@ def test_a_sweep_prints_a_block_per_member(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_only_what_a_plan_needs_is_imported() -> None:
+def test_planning_does_not_import_the_large_data_libraries() -> None:
     code = (
         "import imsm.pipeline.plan.plan, sys; "
         "print([m for m in ('datasets', 'evaluate', 'wandb', 'deepspeed', 'sklearn', 'pandas') "
@@ -257,9 +259,8 @@ def test_only_what_a_plan_needs_is_imported() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_a_plan_needs_no_place_for_runs(monkeypatch, tmp_path: Path) -> None:
+def test_a_plan_needs_no_writable_runs_folder(monkeypatch, tmp_path: Path) -> None:
     from imsm.config.compose import ConfigComposer
-    from imsm.utils.paths import conf_folder
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "file" / "runs"))
@@ -269,13 +270,13 @@ def test_a_plan_needs_no_place_for_runs(monkeypatch, tmp_path: Path) -> None:
     assert len(checks.validate(["mode=plan,run"], sweep=True)) == 1
 
 
-def test_virtual_tokens_take_memory() -> None:
-    """Of a thousand more positions the tuned stream's keys and values are there, and only those."""
-    asked = ("backbone=llama3", "trainer=paper", "data.source=hub", "peft=prefix_tuning")
+def test_virtual_tokens_need_memory() -> None:
+    """Only the tuned stream has keys and values of virtual tokens."""
+    overrides = ("backbone=llama3", "trainer=paper", "data.source=hub", "peft=prefix_tuning")
     few, many = (
         {
             part.name: part.size or 0
-            for group in make_plan(config(*asked, f"peft.num_virtual_tokens={count}")).memory.values()
+            for group in make_plan(config(*overrides, f"peft.num_virtual_tokens={count}")).memory.values()
             for part in group
         }
         for count in (20, 1020)
@@ -285,7 +286,7 @@ def test_virtual_tokens_take_memory() -> None:
     assert many["activations"] > few["activations"]
 
 
-def test_the_originals_logits_take_memory_where_a_run_is_held_to_it() -> None:
+def test_a_kl_penalty_needs_memory_for_the_logits() -> None:
     def logits(*more: str) -> int:
         plan = make_plan(config("method=peft", *more), overrides=[])
         parts = [part for group in plan.memory.values() for part in group]
