@@ -113,14 +113,13 @@ def validate(cfg: DictConfig, *, config_dir: Path | None = None) -> ValidationRe
     lookup = TaskLookup(cfg, config_dir)
     derived = _look_up(sections, lookup)
     errors += lookup.errors
-    errors += _cross_section_errors(
-        sections
-        | {
-            "config_dir": config_dir,
-            "tasks": derived.get("tasks", {}),
-            "source_is_set": not OmegaConf.is_interpolation(cfg.get("data", {}), "source"),
-        }
-    )
+    context = {
+        "config_dir": config_dir,
+        "tasks": derived.get("tasks", {}),
+        "source_is_set": not OmegaConf.is_interpolation(cfg.get("data", {}), "source"),
+    }
+    # an argument that could not be resolved is missing for its target as well
+    errors += [e for e in _cross_section_errors(sections | context) if e.partition(":")[0] not in unresolved]
     if errors:
         return ValidationResult(config=None, errors=errors, rejected=rejected)
     derived["config_dir"] = str(config_dir) if config_dir else None

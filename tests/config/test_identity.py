@@ -1,7 +1,8 @@
-"""What makes a run the same run, and what its folder is called."""
+"""Run identity, run names, and which runs are comparable."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 
@@ -10,15 +11,16 @@ import pytest
 from imsm.config.identity import comparable_up_to_method, identity_without_seed, run_identity, run_name
 from imsm.config.schema import RunConfig
 from imsm.config.stages import expand_stages
+from imsm.models.siamese.gate import Gate
 from imsm.utils.paths import conf_folder
 from tests.helpers.config import config
 
 
-def siblings(one: RunConfig, other: RunConfig) -> bool:
+def comparable(one: RunConfig, other: RunConfig) -> bool:
     return comparable_up_to_method(run_identity(one), run_identity(other))
 
 
-DECIDING = [
+AFFECTS_TRAINING = [
     "backbone.dtype=bfloat16",
     "peft=ia3",
     "peft.r=4",
@@ -36,7 +38,7 @@ DECIDING = [
     "trainer.global_batch_size=4",
     "seed=1",
 ]
-NOT_DECIDING = [
+DOES_NOT_AFFECT_TRAINING = [
     "evaluation=target",
     "evaluation.limit=3",
     "evaluation.batch_size=3",
@@ -49,14 +51,14 @@ NOT_DECIDING = [
 ]
 
 
-@pytest.mark.parametrize("override", DECIDING)
-def test_what_decides_the_training_makes_another_run(override: str) -> None:
+@pytest.mark.parametrize("override", AFFECTS_TRAINING)
+def test_a_setting_that_affects_training_changes_identity_and_name(override: str) -> None:
     assert run_identity(config(override)) != run_identity(config())
     assert run_name(config(override)) != run_name(config())
 
 
-@pytest.mark.parametrize("override", NOT_DECIDING)
-def test_what_does_not_decide_it_leaves_the_run_the_same(override: str) -> None:
+@pytest.mark.parametrize("override", DOES_NOT_AFFECT_TRAINING)
+def test_other_settings_change_neither_identity_nor_name(override: str) -> None:
     assert run_identity(config(override)) == run_identity(config())
     assert run_name(config(override)) == run_name(config())
 
@@ -64,12 +66,12 @@ def test_what_does_not_decide_it_leaves_the_run_the_same(override: str) -> None:
 def test_names() -> None:
     assert re.fullmatch(r"mini-lora-gsm8k-imsm-query-r8-s0-[0-9a-f]{8}", run_name(config()))
     name = run_name(config("gate=no_gate", "seed=3", "data=mrpc"))
-    assert re.fullmatch(r"mini-lora-mrpc-imsm-mean-s3-[0-9a-f]{8}", name)
+    assert re.fullmatch(r"mini-lora-mrpc-imsm-no_gate-s3-[0-9a-f]{8}", name)
     name = run_name(config("method=peft", "peft=ia3", "backbone=llama3"))
     assert re.fullmatch(r"llama3-ia3-gsm8k-peft-s0-[0-9a-f]{8}", name)
 
 
-def test_the_original_depends_on_the_backbone_alone() -> None:
+def test_the_originals_identity_is_its_backbone() -> None:
     original = config("method=original")
     assert re.fullmatch(r"mini-original-[0-9a-f]{8}", run_name(original))
     same = config("method=original", "data=mrpc", "peft=ia3", "seed=4", "gate=no_gate")
@@ -77,56 +79,56 @@ def test_the_original_depends_on_the_backbone_alone() -> None:
     assert run_identity(config("method=original", "backbone=llama3")) != run_identity(original)
 
 
-def test_the_gate_counts_only_where_it_is_used() -> None:
+def test_the_gate_is_part_of_the_identity_of_imsm_only() -> None:
     assert run_identity(config("method=peft", "gate=no_gate")) == run_identity(config("method=peft"))
 
 
-def test_siblings_differ_in_nothing_but_the_method() -> None:
+def test_comparable_runs_differ_in_the_method_only() -> None:
     imsm, peft, original = (config(f"method={name}") for name in ("imsm", "peft", "original"))
-    assert siblings(imsm, peft)
-    assert siblings(imsm, original) and siblings(original, peft)
-    assert siblings(imsm, config("gate=no_query"))
+    assert comparable(imsm, peft)
+    assert comparable(imsm, original) and comparable(original, peft)
+    assert comparable(imsm, config("gate=no_query"))
     for override in ("seed=1", "peft.r=4", "data=mrpc", "trainer.learning_rate=1e-4"):
-        assert not siblings(imsm, config("method=peft", override))
-    assert not siblings(imsm, config("method=original", "backbone=llama3"))
+        assert not comparable(imsm, config("method=peft", override))
+    assert not comparable(imsm, config("method=original", "backbone=llama3"))
 
 
 def test_a_recipe_may_set_values_per_method() -> None:
-    """The released code trains its arms differently; they are still the same recipe."""
+    """The paper's code trains the methods with different values of one recipe."""
     base = ["backbone=llama3", "trainer=paper_code"]
     imsm, peft = config(*base), config(*base, "method=peft")
     assert run_identity(imsm)["trainer"] != run_identity(peft)["trainer"]
-    assert siblings(imsm, peft)
-    assert not siblings(imsm, config(*base, "method=peft", "trainer.num_epochs=1"))
-    assert not siblings(imsm, config("backbone=llama3", "method=peft"))
+    assert comparable(imsm, peft)
+    assert not comparable(imsm, config(*base, "method=peft", "trainer.num_epochs=1"))
+    assert not comparable(imsm, config("backbone=llama3", "method=peft"))
 
 
-def test_where_there_is_a_dropout_the_micro_batch_decides() -> None:
+def test_with_dropout_the_micro_batch_size_affects_training() -> None:
     """Dropout masks are drawn per micro-batch."""
     micro = "trainer.micro_batch_size=4"
     for dropout in ("peft.lora_dropout=0.1", "gate.dropout=0.1"):
         assert run_identity(config(dropout, micro)) != run_identity(config(dropout))
-        whole = "trainer.micro_batch_size=16"  # trainer=mini's batch in one piece
-        assert run_identity(config(dropout, whole)) == run_identity(config(dropout))
-        assert siblings(config(dropout), config(dropout, "method=peft"))
+        full = "trainer.micro_batch_size=16"  # the global batch size of trainer=mini
+        assert run_identity(config(dropout, full)) == run_identity(config(dropout))
+        assert comparable(config(dropout), config(dropout, "method=peft"))
     peft = ["method=peft", "gate.dropout=0.1"]
     assert run_identity(config(*peft, micro)) == run_identity(config(*peft))
     dropped = ["method=peft", "peft.lora_dropout=0.1"]
-    assert not siblings(config("peft.lora_dropout=0.1"), config(*dropped, micro))
+    assert not comparable(config("peft.lora_dropout=0.1"), config(*dropped, micro))
 
 
-def test_held_to_the_original_it_is_another_run() -> None:
+def test_the_kl_term_is_part_of_the_identity_if_set() -> None:
     plain = run_identity(config())
-    assert not {"kl_weight", "kl_mask_target"} & plain["trainer"].keys()  # finished runs stay
-    for held in (["trainer.kl_beta=0.5"], ["trainer.kl_beta=0.5", "trainer.kl_mask_target=true"]):
-        identity = run_identity(config(*held))
+    assert not {"kl_beta", "kl_mask_target"} & plain["trainer"].keys()
+    for kl in (["trainer.kl_beta=0.5"], ["trainer.kl_beta=0.5", "trainer.kl_mask_target=true"]):
+        identity = run_identity(config(*kl))
         assert identity != plain
-        assert identity["trainer"]["kl_weight"] == 0.5
-        assert siblings(config(*held), config("method=peft", *held))
-        assert not siblings(config(*held), config("method=peft"))
+        assert identity["trainer"]["kl_beta"] == 0.5
+        assert comparable(config(*kl), config("method=peft", *kl))
+        assert not comparable(config(*kl), config("method=peft"))
 
 
-def test_a_configuration_survives_its_file() -> None:
+def test_from_dict_inverts_to_dict() -> None:
     run = config("gate.bias=1", "data.max_train_examples=5", "peft=adalora")
     again = RunConfig.from_dict(json.loads(json.dumps(run.to_dict())))
     assert again == run
@@ -135,7 +137,7 @@ def test_a_configuration_survives_its_file() -> None:
     assert again.peft.arguments() == run.peft.arguments()
 
 
-def test_the_names_in_a_configuration_are_looked_up() -> None:
+def test_tasks_and_metrics_are_looked_up() -> None:
     run = config("data=mrpc", "data.metric=f1")
     assert list(run.tasks) == ["mrpc", "webq", "freebaseqa", "multirc"]
     assert run.tasks["mrpc"].metrics == ["f1"]
@@ -143,28 +145,26 @@ def test_the_names_in_a_configuration_are_looked_up() -> None:
     assert run.data.metrics == ["f1"]
 
 
-def test_shipped_arguments_fit_what_they_are_for() -> None:
-    """The gate's class is not imported by the check; this is where the two are held together."""
-    import inspect
-
-    from imsm.models.siamese.gate import Gate
-
+def test_the_schema_of_the_gate_has_the_arguments_of_its_class() -> None:
+    """Validation does not import the gate's class, so the schema repeats its arguments."""
     accepted = set(inspect.signature(Gate).parameters) - {"hidden_size"}
     gates = [config(f"gate={path.stem}").gate for path in (conf_folder() / "gate").glob("*.yaml")]
     assert {name for gate in gates for name in gate.arguments()} == accepted
 
 
-def test_grouped_by_length_it_is_another_run() -> None:
-    assert "group_by_length" not in run_identity(config())["trainer"]  # finished runs stay
+def test_group_by_length_is_part_of_the_identity_if_set() -> None:
+    assert "group_by_length" not in run_identity(config())["trainer"]
     assert run_identity(config("trainer.group_by_length=true"))["trainer"]["group_by_length"]
 
 
-def test_seeds_of_a_sequence_are_one_configuration() -> None:
+def test_identities_without_seed_agree_for_sequences_of_other_seeds() -> None:
     def last(*overrides: str) -> dict:
         return run_identity(expand_stages(config("task_sequence=[gsm8k,mrpc,cola]", *overrides))[-1])
 
     one, two, other = last("seed=0"), last("seed=1"), last("seed=1", "peft.r=4")
-    assert one["previous_stage"]["after"]["seed"] == 0 and two["after"]["after"]["seed"] == 1
+    assert (
+        one["previous_stage"]["previous_stage"]["seed"] == 0 and two["previous_stage"]["previous_stage"]["seed"] == 1
+    )
     assert identity_without_seed(one) == identity_without_seed(two) != identity_without_seed(other)
-    # an earlier stage of another seed is another beginning
-    assert identity_without_seed(one | {"after": two["previous_stage"]}) != identity_without_seed(one)
+    # a previous stage of another seed makes another configuration
+    assert identity_without_seed(one | {"previous_stage": two["previous_stage"]}) != identity_without_seed(one)

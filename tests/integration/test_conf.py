@@ -29,7 +29,7 @@ def test_an_option_makes_a_valid_run(path: Path, tmp_path: Path) -> None:
     overrides = [f"{path.parent.name}={path.stem}"]
     if path.stem == "jsonl":
         overrides.append(f"data.local_dir={tmp_path}")
-    if path.stem == "any":
+    if path.stem == "generic":
         overrides.append("peft.peft_type=HRA")
     if path.stem in FORGETTING_ONLY:
         overrides.append("method=original")
