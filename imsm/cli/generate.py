@@ -76,12 +76,13 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
             "knows the words of its synthetic datasets"
         )
     prompt = torch.tensor([ids], device=model.device)
-    streams = [each for each in STREAMS if each in model.available_streams()]
-    if stream not in ("all", *streams):
-        raise UserError(f"--stream {stream}: {folder.name} has {', '.join(streams)}")
-    for each in streams if stream == "all" else [stream]:
+    available = model.available_streams()
+    if stream not in ("all", *available):
+        raise UserError(f"--stream {stream}: {folder.name} has {', '.join(available)}")
+    streams = [each for each in STREAMS if each in available and stream in ("all", each)]
+    for each in streams:
         model.stream = each
-        print(f"{each}: " if stream == "all" and len(streams) > 1 else "", end="", flush=True)
+        print(f"{each}: " if len(streams) > 1 else "", end="", flush=True)
         model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),

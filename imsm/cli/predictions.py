@@ -50,11 +50,11 @@ def main(arguments: list[str]) -> None:
         raise UserError("--full: predictions are written, not printed; add --output FILE")
     if options.full and output.suffix == ".md":
         raise UserError(f"--output {output}: must end in .csv or .jsonl with --full; predictions have line breaks")
-    from imsm.reporting.prediction_table import average_over_seeds, item_table, summary
+    from imsm.reporting.prediction_table import average_over_seeds, prediction_table, summarize_predictions
 
-    table = item_table([resolve_run_dir(run) for run in options.runs])
+    table = prediction_table([resolve_run_dir(run) for run in options.runs])
     if not options.full:
-        table = summary(table)
+        table = summarize_predictions(table)
     if options.seeds:
         table = average_over_seeds(table)
     if output is None:

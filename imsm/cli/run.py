@@ -25,7 +25,7 @@ from imsm.utils.options import list_options
 from imsm.utils.paths import conf_folder, runs_root
 
 if TYPE_CHECKING:
-    from imsm.config.compose import SweepSpec
+    from imsm.config.sweep import SweepSpec
 
 GROUPS = {
     "backbone": "pretrained language model",
@@ -136,7 +136,8 @@ def _sweep_spec(options: Namespace, config_dir: Path | None) -> SweepSpec:
     Raises:
         UserError: listing every error.
     """
-    from imsm.config.compose import ConfigComposer, SweepSpec
+    from imsm.config.compose import ConfigComposer
+    from imsm.config.sweep import SweepSpec
     from imsm.utils.messages import format_errors
 
     if options.hydra_help:
@@ -174,8 +175,8 @@ def _sweep_folder(spec: SweepSpec, config_dir: Path | None) -> Iterator[SweepDir
         UserError: the same sweep is running already.
     """
     if not spec.keeps_folder:
-        with TemporaryDirectory(prefix="imsm-sweep-") as folder:
-            yield SweepDir(folder=Path(folder))
+        with TemporaryDirectory(prefix="imsm-sweep-") as temporary:
+            yield SweepDir(folder=Path(temporary))
         return
     from imsm.pipeline.sweeps.status import new_attempt, sweep_dir
 

@@ -7,31 +7,27 @@ third job of a sweep only after the first two have run.
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from imsm.config.overrides import check_key, check_option, check_task_sequence, not_an_override
 from imsm.config.schema import RunConfig
+from imsm.config.sweep import SweepSpec, expand_jobs, shared_run_dir_errors
 from imsm.config.validate import validate
-from imsm.data.task import Task
 from imsm.utils.errors import UserError
-from imsm.utils.messages import format_value, unknown_key_error
-from imsm.utils.options import closest_match, unknown_option
 from imsm.utils.paths import conf_folder, runs_root
 
 CONFIG_DIR = "IMSM_CONFIG_DIR"
@@ -39,41 +35,7 @@ CONFIG_DIR = "IMSM_CONFIG_DIR"
 _GROUPS = (*RunConfig.model_fields, "sweep")
 _EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "optuna": "optuna"}
 """Hydra's name of a launcher or sweeper -> the extra of this project that installs it."""
-_OPEN_MAPPINGS = ("backbone.module_names", "backbone.architecture", "peft.target_roles_by_backbone", "peft.recipes")
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepSpec:
-    """The jobs of a command line and how they are started.
-
-    Attributes:
-        name: option of the group `sweep`, or Hydra's name of the launcher or sweeper.
-        launcher: Hydra's name of the launcher; `basic` runs the jobs in this process.
-        sweeper: Hydra's name of the sweeper; `basic` runs all combinations.
-        several: True for a sweep (`-m`).
-        overrides: overrides of the command line, without Hydra's own.
-        hydra_overrides: Hydra's own overrides (`hydra.*`, `hydra/*`).
-        jobs: overrides of each job; for a search, the combinations that bound it.
-    """
-
-    name: str = "none"
-    launcher: str = "basic"
-    sweeper: str = "basic"
-    several: bool = False
-    overrides: Sequence[str] = ()
-    hydra_overrides: Sequence[str] = ()
-    jobs: Sequence[Sequence[str]] = ()
-
-    @property
-    def keeps_folder(self) -> bool:
-        """Whether the sweep's folder is kept: for the logs of other processes, or for a search."""
-        return self.several and (self.launcher, self.sweeper) != ("basic", "basic")
-
-    @property
-    def searches(self) -> bool:
-        """Whether the sweeper selects each job from the results of the previous ones."""
-        return self.several and self.sweeper == "optuna"
 
 
 class ConfigComposer:
@@ -104,7 +66,7 @@ class ConfigComposer:
             spec = self.sweep_spec(overrides, sweep=sweep)
         except UserError as error:
             return [str(error)]
-        errors = _shared_run_dirs(spec)
+        errors = shared_run_dir_errors(spec)
         if not composition_only and not all("mode=plan" in job for job in spec.jobs):
             errors += _runs_root_errors()
         for job in spec.jobs:
@@ -132,7 +94,9 @@ class ConfigComposer:
         sweep = sweep or [o.value() for o in hydra if o.key_or_group == "hydra.mode"][-1:] == [RunMode.MULTIRUN.name]
         options = [override for override in own if override.key_or_group == "sweep"]
         for override in options:
-            self._check_sweep_option(override, sweep)
+            check_option(override, self._options["sweep"], {})
+            if not sweep and override.value() != "none":
+                raise UserError(f"{override.input_line}: needs a sweep; add -m, or remove it")
         launcher, sweeper = self._plugins([*hydra, *options]) if sweep else ("basic", "basic")
         given = [str(override.value()) for override in options]
         return SweepSpec(
@@ -142,7 +106,7 @@ class ConfigComposer:
             several=sweep,
             overrides=[str(override.input_line) for override in own],
             hydra_overrides=[str(override.input_line) for override in hydra],
-            jobs=_combinations(own, sweep=sweep, searches=sweeper != "basic"),
+            jobs=expand_jobs(own, sweep=sweep, searches=sweeper != "basic"),
         )
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
@@ -157,19 +121,19 @@ class ConfigComposer:
         choices: dict[str, str] = {}
         values = []
         for override in overrides:
-            if override.is_hydra_override():
+            if override.is_hydra_override() or override.package is not None:
                 choices[str(override.input_line)] = str(override.input_line)
-            elif override.key_or_group in self._options and override.package is None:
-                self._check_option(override, choices)
+            elif override.key_or_group in self._options:
+                check_option(override, self._options[override.key_or_group], choices)
                 choices[override.key_or_group] = str(override.input_line)
             else:
                 values.append(override)
         cfg = copy.deepcopy(self._composition(tuple(choices.values())))
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
-        _check_task_sequence(overrides)
+        check_task_sequence(overrides)
         for override in values:
-            _check_key(override, OmegaConf.to_container(cfg))
+            check_key(override, OmegaConf.to_container(cfg))
             if override.is_delete():
                 parent, _, name = override.key_or_group.rpartition(".")
                 del (OmegaConf.select(cfg, parent) if parent else cfg)[name]
@@ -183,12 +147,15 @@ class ConfigComposer:
         while True:
             result = validate(cfg, config_dir=self.config_dir)
             errors += result.errors
-            # a rejected item of a list was given as the list
-            rejected = {parent for key in result.refused for parent in itertools.accumulate(key.split("."), _join)}
-            kept = [override for override in overrides if override.key_or_group not in rejected]
+            kept = [override for override in overrides if not self._is_rejected(override, result.rejected)]
             if len(kept) == len(overrides):
                 return errors
             overrides, cfg = kept, self._compose(kept)
+
+    def _is_rejected(self, override: Override, keys: set[str]) -> bool:
+        """Return whether a value, or an item of it, was rejected."""
+        key = override.key_or_group
+        return key not in self._options and any(f"{rejected}.".startswith(f"{key}.") for rejected in keys)
 
     def _composition(self, choices: tuple[str, ...]) -> DictConfig:
         """Compose a choice of options, without values; cached because composing takes about 0.1 s."""
@@ -208,132 +175,15 @@ class ConfigComposer:
 
     def _parse(self, text: str) -> Override:
         if "=" not in text and not text.startswith("~"):
-            words = {f"{group}={name}": name for group, names in self._options.items() for name in names}
-            name = text if text in words.values() else closest_match(text, words.values())
-            near = [word for word, option in words.items() if option == name]
-            hint = f"; did you mean {' or '.join(near)}?" if near else "; see imsm run --help"
-            raise UserError(f"{text}: must have the form key=value{hint}")
+            raise UserError(not_an_override(text, self._options))
         try:
-            return self._parser.parse_override(text)
+            (override,) = self._parser.parse_overrides([text])
+            return override
         except HydraException as error:
             raise UserError(
                 f"{text}: cannot be parsed ({_one_line(error)}); quote a value with special characters, "
                 "e.g. 'data.mirror_dir=\"a b\"'"
             ) from error
-
-    def _check_sweep_option(self, override: Override, sweep: bool) -> None:
-        if override.is_sweep_override():
-            names = ", ".join(self._options["sweep"])
-            raise UserError(f"{override.input_line}: must be one option of sweep ({names})")
-        if not sweep and override.value() != "none":
-            raise UserError(f"{override.input_line}: needs a sweep; add -m, or remove it")
-
-    def _check_option(self, override: Override, choices: dict[str, str]) -> None:
-        """Check the override of a config group.
-
-        Raises:
-            UserError: it does not select exactly one existing option.
-        """
-        group, line = override.key_or_group, override.input_line
-        names = self._options[group]
-        listed = ", ".join(names)
-        if override.is_delete():
-            raise UserError(f"~{group}: a run needs one option of {group} ({listed})")
-        value = override.value()
-        if override.is_add() or override.is_force_add():
-            raise UserError(f"{line}: write {group}={format_value(value)} without a +")
-        if isinstance(value, list | dict):
-            raise UserError(f"{line}: must be one option of {group} ({listed})")
-        if str(value) not in names:
-            raise UserError(unknown_option(group, format_value(value), names))
-        if choices.get(group, line) != line:
-            raise UserError(f"{line}: conflicts with {choices[group]}; remove one of them")
-
-
-def _combinations(overrides: Sequence[Override], *, sweep: bool, searches: bool) -> list[list[str]]:
-    """Expand sweep overrides into the overrides of each job, in the order of Hydra's basic sweeper.
-
-    Raises:
-        UserError: several values without `-m`, or values that cannot be swept.
-    """
-    if not any(override.is_sweep_override() for override in overrides):
-        return [[str(override.input_line) for override in overrides]]
-    values: dict[str, list[str]] = {}
-    for override in overrides:
-        key, line = override.get_key_element(), override.input_line
-        value = override.value()
-        if not override.is_sweep_override():
-            texts = [override.get_value_element_as_str()]
-        elif override.key_or_group.split(".")[0] == "evaluation":
-            # evaluation settings are not part of a run's name
-            raise UserError(f"{line}: jobs that differ only in evaluation would overwrite each other's result; "
-                            "give one value, and evaluate again with mode=evaluate")  # fmt: skip
-        elif not sweep:
-            raise UserError(f"{line}: several values need a sweep; add -m")
-        elif isinstance(value, IntervalSweep):
-            if not searches:
-                raise UserError(f"{line}: an interval needs sweep=optuna; or list the values")
-            texts = [str(value.start), str(value.end)]  # validation of the endpoints covers the interval
-        else:
-            texts = list(override.sweep_string_iterator())
-        values[key] = [f"{key}={text}" for text in texts]
-    jobs = [list(job) for job in itertools.product(*values.values())]
-    if not jobs:
-        raise UserError("the sweep has no jobs: a glob matches no option; see imsm run --help")
-    return jobs
-
-
-def _check_key(override: Override, tree: Any) -> None:
-    """Check that the key of a value exists, or that `+` adds a new one.
-
-    Raises:
-        UserError: with the nearest name.
-    """
-    key, line, parts = override.key_or_group, override.input_line, override.key_or_group.split(".")
-    depth, node = 0, tree
-    while depth < len(parts) and isinstance(node, dict) and parts[depth] in node:
-        node = node[parts[depth]]
-        depth += 1
-    if depth == len(parts) and override.is_add() and not isinstance(node, dict | list):
-        raise UserError(f"{line}: the key exists already; remove the +")
-    if depth == len(parts) or override.is_add() or override.is_force_add():
-        return
-    if override.is_delete():
-        raise UserError(f"{line}: no such key")
-    if not isinstance(node, dict):
-        raise UserError(f"{line}: {'.'.join(parts[:depth])} has no keys")
-    owner, written = ".".join(parts[:depth]), f"{key}={format_value(override.value())}"
-    names = [name for name in node if name != "_target_"]
-    message = unknown_key_error(owner, parts[depth], override.value(), names)
-    if not owner and "did you mean" not in message:
-        near = [f"{name}.{written}" for name in names if isinstance(node[name], dict) and parts[0] in node[name]]
-        message += f"; did you mean {' or '.join(near)}?" if near else ""
-    if owner.startswith(_OPEN_MAPPINGS):
-        message += f"; +{written} adds it"
-    raise UserError(message)
-
-
-def _check_task_sequence(overrides: Sequence[Override]) -> None:
-    """Reject settings of one dataset next to a task sequence, which would be ignored."""
-    sequence = [override for override in overrides if override.key_or_group == "task_sequence"]
-    if not sequence or sequence[-1].value() is None:
-        return
-    keys = {f"data.{name}" for name in Task.model_fields}
-    for override in overrides:
-        if override.key_or_group == "data" or ".".join(override.key_or_group.split(".")[:2]) in keys:
-            raise UserError(
-                f"{override.input_line}: {sequence[-1].input_line} selects the datasets; remove one of the two"
-            )
-
-
-def _shared_run_dirs(spec: SweepSpec) -> list[str]:
-    """Return an error for each `run_dir` that several jobs would write to."""
-    given = [text for job in spec.jobs for text in job if text.startswith("run_dir=") and text != "run_dir=null"]
-    return [
-        f"{text}: {given.count(text)} jobs of the sweep would share it; remove it, each job then has its own folder"
-        for text in dict.fromkeys(given)
-        if given.count(text) > 1
-    ]
 
 
 def _runs_root_errors() -> list[str]:
@@ -358,7 +208,3 @@ def _one_line(error: Exception) -> str:
     """Return a library's error as one line, without links."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(line for line in lines[:4] if not line.startswith(("See http", "Config search")))
-
-
-def _join(parent: str, name: str) -> str:
-    return f"{parent}.{name}"

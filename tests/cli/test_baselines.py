@@ -125,7 +125,9 @@ def test_every_control_leaves_an_arm_and_a_second_command_asks_nothing(
     # two adapters that are one and the same say what that one says
     for task, found in arm(peft, "seed_ensemble").items():
         assert found.response.equals(items(peft)[task].generation)
-        assert found.reference_loglik.to_numpy() == pytest.approx(items(peft)[task].reference_loglik.to_numpy(), abs=1e-4)
+        assert found.reference_loglik.to_numpy() == pytest.approx(
+            items(peft)[task].reference_loglik.to_numpy(), abs=1e-4
+        )
     left = {name: arm(peft, name) for name in expected}
     before = response_cache_dir(peft)
     monkeypatch.setattr(FinishedRun, "model", lambda run: pytest.fail("a model was loaded"))

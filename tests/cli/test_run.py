@@ -127,11 +127,7 @@ def test_errors_are_found_without_heavy_imports(cwd: Path) -> None:
 
 @pytest.mark.parametrize(("error", "code"), [(None, 0), (UserError("bad input"), 2), (RunError("NaN"), 1)])
 def test_exit_code_of_one_run(
-    error: Exception | None,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    runs: Path,
+    error: Exception | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: Path
 ) -> None:
     replace_experiment(monkeypatch, lambda config: _raise(error))
     assert imsm_run(monkeypatch, "method=peft") == code
@@ -185,7 +181,9 @@ def test_custom_options_precede_the_shipped_ones_and_find_their_modules(
     (tmp_path / "gate").mkdir()
     (tmp_path / "imsm_test_gate.py").write_text("from imsm.models.siamese.gate import Gate as CustomGate\n")
     shipped = (conf_folder() / "gate" / "query.yaml").read_text()
-    custom = shipped.replace("imsm.models.siamese.gate.Gate", "imsm_test_gate.CustomGate").replace("rank: 8", "rank: 5")
+    custom = shipped.replace("imsm.models.siamese.gate.Gate", "imsm_test_gate.CustomGate").replace(
+        "rank: 8", "rank: 5"
+    )
     (tmp_path / "gate" / "query.yaml").write_text(custom)
     configs: list[RunConfig] = []
     replace_experiment(monkeypatch, configs.append)

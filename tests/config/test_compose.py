@@ -1,20 +1,28 @@
-"""What a command line's check says, problem by problem; nothing is run here."""
+"""Composing a command line: names, syntax, sweeps, and all value errors at once. Nothing is run."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
+from imsm.config import compose
 from imsm.config.compose import ConfigComposer
+from imsm.data.sources import MINIATURE
+from imsm.utils.errors import UserError
+from imsm.utils.paths import conf_folder
+
+ROW = '{"input": "a", "output": "b"}\n'
 
 
 @pytest.fixture(scope="module")
-def preflight() -> ConfigComposer:
+def composer() -> ConfigComposer:
     return ConfigComposer()
 
 
-FINE = [
+VALID = [
     [],
     ["backbone=llama3", "peft=lora", "data=gsm8k"],
     ["backbone=llama3", "backbone.name_or_path=owner/model", "data.source=miniature"],
@@ -26,265 +34,346 @@ FINE = [
     ["evaluation.tasks=[target,webq]", "evaluation.limit=30"],
     ["hydra.verbose=true"],
     ["data.prompt_style=corrected", "trainer.learning_rate=1e-2", "trainer.max_grad_norm=null"],
+    ["peft=prefix_tuning"],
+    ["peft=prompt_tuning", "trainer.gradient_checkpointing=true"],
+    ["trainer.gradient_checkpointing=true"],
 ]
 
 
-@pytest.mark.parametrize("overrides", FINE, ids=" ".join)
-def test_what_is_right_passes(preflight: ConfigComposer, overrides: list[str]) -> None:
-    assert preflight.validate(overrides, sweep=False) == []
+@pytest.mark.parametrize("overrides", VALID, ids=" ".join)
+def test_valid_overrides_have_no_errors(composer: ConfigComposer, overrides: list[str]) -> None:
+    assert composer.validate(overrides, sweep=False) == []
 
 
-WRONG = [
-    # options
-    ("peft=lroa", ["peft=lroa", "(adalora, ", "did you mean peft=lora?"]),
-    ("peft=null", ["peft=null: no such option"]),
-    ("+peft=dora", ["write peft=dora without a +"]),
-    ("~peft", ["a run needs one option of peft"]),
-    ("data=[gsm8k,mrpc]", ["data takes the name of one option"]),
-    ("metric=accuracy", ["did you mean data.metric=accuracy?"]),
-    # keys
-    ("gate.rnak=8", ["no such key of gate", "did you mean gate.rank=8?"]),
-    ("+gate.rnak=8", ["no such key of gate", "did you mean gate.rank=8?"]),
-    ("++gate.rnak=8", ["no such key of gate", "did you mean gate.rank=8?"]),
-    ("++peft.rnk=8", ["did you mean peft.r=8?"]),
-    ("+gate.rank=4", ["there already"]),
-    ("+epochs=4", ["no such key"]),
-    ("rank=4", ["did you mean peft.r=4 or gate.rank=4?"]),
-    ("bakbone=llama3", ["did you mean backbone=llama3?"]),
-    ("backbone.module_names.experts=[up]", ["+backbone.module_names.experts=[up] adds it"]),
-    ("seed.value=8", ["seed holds no keys"]),
-    ("~trainer.optimizer", ["trainer.optimizer: is missing", "adamw or adafactor"]),
-    ("~trainer.optimiser", ["there is no such key"]),
-    # form
-    ("lora", ["not of the form key=value", "peft=lora"]),
-    ("data.local_dir=[a", ["cannot be read"]),
-    ("gate.rank=4,8", ["add -m"]),
-    # types and ranges
-    ("gate.rank=0", ["gate.rank=0: must be at least 1"]),
-    ("gate.rank=2.5", ["gate.rank=2.5: must be a whole number"]),
-    ('gate.rank="8"', ['gate.rank="8": must be a whole number or null']),
-    ("peft.r=0", ["peft.r=0: must be at least 1"]),
-    ("peft.lora_dropout=1", ["peft.lora_dropout=1: must be less than 1"]),
-    ("peft.r=true", ["peft.r=true: must be a whole number"]),
-    ("trainer.gradient_checkpointing=1", ["must be true or false"]),
-    ("trainer.learning_rate=nan", ["trainer.learning_rate=nan"]),
-    ("trainer.warmup_ratio=1.5", ["must be less than 1"]),
-    ("trainer.kl_beta=0", ["trainer.kl_beta=0: must be greater than 0"]),
-    ("trainer.kl_mask_target=true", ["set trainer.kl_beta as well"]),
-    ("trainer.optimizer=adam", ["adamw or adafactor", "did you mean trainer.optimizer=adamw?"]),
-    ("gate.inputs=[tunde]", ["did you mean tuned?"]),
-    ("evaluation.tasks=webq", ["must be a list"]),
-    ("backbone.module_names=null", ["must be a mapping, e.g. {a:1}"]),
-    ("seed=-1", ["must be at least 0"]),
-    ("mode=evalute", ["did you mean mode=evaluate?"]),
-    ("tracker.mode=of", ["auto, online or offline"]),
-    ("engine.device=gpu", ["auto, cpu or cuda"]),
-    ("data.stop=\"'['\"", ["regular expression"]),
-    ("trainer.learning_rate=${peft.recipes.paper.rate}", ["cannot be resolved"]),
-    # one key and another
-    ("trainer.micro_batch_size=3", ["must be a multiple", "set trainer.micro_batch_size=2"]),
-    ("gate.rank=null", ["needs a rank"]),
-    ("gate.trainable=false", ["choose gate=no_gate"]),
-    ("method.trainable=false", ["needs method.trainable=true"]),
-    ("data=multirc", ["no split to train on", "method=original"]),
-    ("data=jsonl", ["give data.local_dir="]),
-    ("data.source=mirror", ["give data.mirror_dir="]),
-    ("data.source=hub", ["cannot read real text", "backbone=gemma3_270m"]),
-    ("peft.target_roles=[attention_qury]", ["did you mean attention_query?"]),
-    ("peft._target_=peft.LoraConfg", ["did you mean peft.LoraConfig?"]),
-    ("peft._target_=imsm.models.adapters.nothing.lora", ["--config-dir"]),
-    ("data.module=imsm.data.tasks.nothing", ["there is no such module"]),
-    ("evaluation.tasks=[webqq]", ["no such task", "did you mean webq?"]),
-    ("evaluation.tasks=[webq,webq]", ["named twice"]),
-    ("data.metric=acuracy", ["no such metric", "did you mean accuracy?"]),
-    ("backbone.local_resolver=os.system", ["must be a function of imsm", "--config-dir"]),
-    ("backbone.local_resolver=imsm.nowhere.f", ["backbone.local_resolver=imsm.nowhere.f", "No module"]),
-    ("backbone.local_resolver=imsm.models.backbones.gemma3_gguf.folder", ["did you mean"]),
-    ("data.chat_template=true", ["no chat template", "llama3_1_instruct"]),
-    ("resume=atuo", ["must be auto, must, never", "did you mean resume=auto?"]),
-    # what must be there
-    ("data.mirror_dir=/no/such/place", ["there is no such folder"]),
-    ("data.local_dir=/no/such/place", ["there is no such folder"]),
-    ("backbone.name_or_path=/no/such/place", ["there is no such folder"]),
-    ("backbone.name_or_path='not an id'", ["no hub id and no folder"]),
-]
+# override -> parts of its one error: the key, the allowed values, the nearest name
+COMPOSITION_ERRORS = {
+    "peft=lroa": ["(adalora, ", "did you mean peft=lora?"],
+    "peft=null": ["(adalora, "],
+    "+peft=dora": ["write peft=dora without a +"],
+    "~peft": ["one option of peft (adalora, "],
+    "data=[gsm8k,mrpc]": ["one option of data (cola, "],
+    "metric=accuracy": ["did you mean data.metric=accuracy?"],
+    "gate.rnak=8": ["did you mean gate.rank=8?"],
+    "+gate.rnak=8": ["did you mean gate.rank=8?"],
+    "++gate.rnak=8": ["did you mean gate.rank=8?"],
+    "++peft.rr=8": ["did you mean peft.r=8?"],
+    "+gate.rank=4": ["remove the +"],
+    "+epochs=4": ["no such key"],
+    "rank=4": ["did you mean gate.rank=4?"],
+    "bakbone=llama3": ["did you mean backbone=llama3?"],
+    "backbone.module_names.experts=[up]": ["+backbone.module_names.experts=[up] adds it"],
+    "seed.value=8": ["seed has no keys"],
+    "~trainer.optimiser": ["no such key"],
+    "hydra.verbos=true": ["hydra.verbos"],
+    "lora": ["key=value", "did you mean peft=lora?"],
+    "zzzz": ["key=value", "--help"],
+    "data.local_dir=[a": ["quote"],
+    "gate.rank=4,8": ["add -m"],
+    "sweep=slurm": ["add -m"],
+}
 
 
-def test_learned_keys_and_gradient_checkpointing(preflight: ConfigComposer) -> None:
-    asked = ["peft=prefix_tuning", "trainer.gradient_checkpointing=true"]
-    (line,) = preflight.validate(asked, sweep=False)
-    assert "set trainer.gradient_checkpointing=false" in line
-    for fine in (["peft=prefix_tuning"], ["peft=prompt_tuning", asked[1]], [asked[1]]):
-        assert preflight.validate(fine, sweep=False) == []
+@pytest.mark.parametrize("override", COMPOSITION_ERRORS)
+def test_a_composition_error_names_the_override_and_the_fix(composer: ConfigComposer, override: str) -> None:
+    (line,) = composer.validate([override], sweep=False)
+    assert override.lstrip("+").partition("=")[0] in line and "\n" not in line
+    for part in COMPOSITION_ERRORS[override]:
+        assert part in line
 
 
-@pytest.mark.parametrize(("override", "told"), WRONG, ids=[case[0] for case in WRONG])
-def test_what_is_wrong_is_told(preflight: ConfigComposer, override: str, told: list[str]) -> None:
-    errors = preflight.validate([override], sweep=False)
-    assert errors
-    for part in told:
-        assert any(part in line for line in errors), errors
+def test_conflicting_options_are_an_error(composer: ConfigComposer) -> None:
+    (line,) = composer.validate(["peft=lora", "peft=ia3"], sweep=False)
+    assert "peft=ia3" in line and "peft=lora" in line
+
+
+# override -> a part of one of its errors besides the key; "" where the key is enough
+VALUE_ERRORS = {
+    "~trainer.optimizer": "adamw or adafactor",
+    "gate.rank=0": "at least 1",
+    "gate.rank=2.5": "",
+    'gate.rank="8"': "or null",
+    "peft.r=0": "at least 1",
+    "peft.lora_dropout=1": "less than 1",
+    "peft.r=true": "",
+    "trainer.gradient_checkpointing=1": "true or false",
+    "trainer.learning_rate=nan": "",
+    "trainer.warmup_ratio=1.5": "less than 1",
+    "trainer.kl_beta=0": "greater than 0",
+    "trainer.kl_mask_target=true": "trainer.kl_beta",
+    "trainer.optimizer=adam": "did you mean trainer.optimizer=adamw?",
+    "gate.inputs=[tunde]": "did you mean tuned?",
+    "evaluation.tasks=webq": "list",
+    "backbone.module_names=null": "mapping",
+    "seed=-1": "at least 0",
+    "mode=evalute": "did you mean mode=evaluate?",
+    "logger.mode=of": "auto, online or offline",
+    "engine.device=gpu": "auto, cpu or cuda",
+    "data.stop=\"'['\"": "regular expression",
+    "trainer.learning_rate=${peft.recipes.paper.rate}": "",
+    "trainer.micro_batch_size=3": "trainer.micro_batch_size=2",
+    "gate.rank=null": "",
+    "gate.trainable=false": "gate=no_gate",
+    "method.trainable=false": "method.trainable=true",
+    "data=multirc": "method=original",
+    "data=jsonl": "data.local_dir=",
+    "data.source=mirror": "data.mirror_dir=",
+    "data.source=hub": "backbone=gemma3_270m",
+    "peft.target_roles=[attention_qury]": "did you mean attention_query?",
+    "peft._target_=peft.LoraConfg": "did you mean peft.LoraConfig?",
+    "peft._target_=imsm.models.adapters.nothing.lora": "--config-dir",
+    "data.module=imsm.data.tasks.nothing": "",
+    "evaluation.tasks=[webqq]": "did you mean webq?",
+    "evaluation.tasks=[webq,webq]": "webq",
+    "data.metric=acuracy": "did you mean accuracy?",
+    "backbone.local_resolver=os.system": "--config-dir",
+    "backbone.local_resolver=imsm.nowhere.f": "",
+    "backbone.local_resolver=imsm.models.backbones.gemma3_gguf.folder": "did you mean",
+    "data.chat_template=true": "llama3_1_instruct",
+    "resume=atuo": "did you mean resume=auto?",
+    "data.mirror_dir=/no/such/place": "",
+    "data.local_dir=/no/such/place": "",
+    "backbone.name_or_path=/no/such/place": "",
+    "backbone.name_or_path='not an id'": "Hub id",
+}
+
+
+@pytest.mark.parametrize("override", VALUE_ERRORS)
+def test_a_value_error_names_the_key_and_what_is_allowed(composer: ConfigComposer, override: str) -> None:
+    errors = composer.validate([override], sweep=False)
+    key = override.lstrip("~").partition("=")[0].rpartition(".")[2]
+    assert any(key in line for line in errors), errors
+    assert any(VALUE_ERRORS[override] in line for line in errors), errors
     assert all("\n" not in line for line in errors)
 
 
-def test_all_problems_at_once(preflight: ConfigComposer) -> None:
+def test_all_value_errors_are_reported_at_once(composer: ConfigComposer) -> None:
     overrides = [
-        "peft=lroa",
         "gate=no_gate",
-        "gate.rank=8",  # only a valid gate can say that it has no rank
+        "gate.rank=8",  # only a valid gate section can report that it has no rank
         "trainer.optimizer=adam",
-        "trainer.micro_batch_size=3",  # what it demands shows although its section is not valid
+        "trainer.micro_batch_size=3",  # reported although another key makes its section invalid
         "data.mirror_dir=/no/such/place",
         "data.max_train_examples=0",
         "evaluation.tasks=[targte]",
-        "foo",
-        "gate.rnak=2",
     ]
-    errors = preflight.validate(overrides, sweep=False)
-    for override in overrides:
-        if override != "gate=no_gate":
-            key = override.split("=")[0]
-            if key == "trainer.micro_batch_size":
-                key = "multiple of trainer.micro_batch_size=3"
-            assert any(key in line for line in errors), (key, errors)
+    errors = composer.validate(overrides, sweep=False)
+    for override in overrides[1:]:
+        key = override.split("=")[0]
+        assert any(key in line for line in errors), (key, errors)
     assert len(errors) == len(set(errors))
 
 
-def test_an_unknown_option_hides_what_it_would_have_decided(preflight: ConfigComposer) -> None:
-    """The rank of a method that is not known may be right: only its name is told."""
-    errors = preflight.validate(["peft=adalra", "peft.init_r=4"], sweep=False)
-    assert len(errors) == 1
-    assert "did you mean peft=adalora?" in errors[0]
+def test_an_unknown_option_is_the_only_error(composer: ConfigComposer) -> None:
+    (line,) = composer.validate(["peft=adalra", "peft.init_r=4"], sweep=False)
+    assert "did you mean peft=adalora?" in line
 
 
 ADALORA = [
-    (["peft.target_r=20"], "peft.target_r=20: must be in 1..peft.init_r=12"),
-    (["peft.tinit_ratio=0.7", "peft.tfinal_ratio=0.3"], "their sum must be below 1"),
+    (["peft.target_r=20"], "peft.target_r=20"),
+    (["peft.tinit_ratio=0.7", "peft.tfinal_ratio=0.3"], "peft.tinit_ratio"),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "told"), ADALORA, ids=["ranks", "fractions"])
-def test_arguments_that_do_not_fit_each_other_are_told(
-    preflight: ConfigComposer, overrides: list[str], told: str
-) -> None:
-    (line,) = preflight.validate(["peft=adalora", *overrides], sweep=False)
-    assert told in line
+@pytest.mark.parametrize(("overrides", "key"), ADALORA, ids=["ranks", "ratios"])
+def test_arguments_of_a_method_are_checked_together(composer: ConfigComposer, overrides: list[str], key: str) -> None:
+    (line,) = composer.validate(["peft=adalora", *overrides], sweep=False)
+    assert key in line
 
 
-def test_members_of_a_sweep_may_not_share_a_folder(preflight: ConfigComposer) -> None:
-    (line,) = preflight.validate(["method=peft,imsm", "run_dir=x"], sweep=True)
-    assert line.startswith("run_dir=x: 2 members of the sweep would share it")
-    assert preflight.validate(["method=peft", "run_dir=x,y"], sweep=True) == []
-    assert preflight.validate(["method=peft,imsm", "run_dir=null"], sweep=True) == []
+def test_prefix_tuning_excludes_gradient_checkpointing(composer: ConfigComposer) -> None:
+    (line,) = composer.validate(["peft=prefix_tuning", "trainer.gradient_checkpointing=true"], sweep=False)
+    assert "trainer.gradient_checkpointing=false" in line
 
 
-@pytest.mark.parametrize("swept", ["evaluation.protocol=strict,released", "evaluation=all,mini"])
-def test_members_of_a_sweep_may_not_differ_in_judging_alone(preflight: ConfigComposer, swept: str) -> None:
-    (line,) = preflight.validate(["seed=0,1", swept], sweep=True)
-    assert line.startswith(f"{swept}: ") and "mode=evaluate" in line
-    assert preflight.validate(["seed=0,1", "evaluation.protocol=paper_code"], sweep=True) == []
+def test_a_task_sequence_excludes_settings_of_one_dataset(composer: ConfigComposer) -> None:
+    sequence = "task_sequence=[gsm8k,mrpc]"
+    for override in ("data=mrpc", "data.max_new_tokens=3"):
+        (line,) = composer.validate([sequence, override], sweep=False)
+        assert override in line and sequence in line
+    assert composer.validate([sequence, "data.max_train_examples=8"], sweep=False) == []
 
 
-def test_a_root_of_runs_that_cannot_be_made_is_told(
-    preflight: ConfigComposer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+# Sweeps
+
+
+def test_combinations_are_in_the_order_of_hydras_basic_sweeper(composer: ConfigComposer) -> None:
+    spec = composer.sweep_spec(["gate.rank=4,8", "peft=lora", "seed=range(0,2)", "hydra.verbose=true"], sweep=True)
+    assert spec.jobs == [
+        ["gate.rank=4", "peft=lora", "seed=0"],
+        ["gate.rank=4", "peft=lora", "seed=1"],
+        ["gate.rank=8", "peft=lora", "seed=0"],
+        ["gate.rank=8", "peft=lora", "seed=1"],
+    ]
+    assert (spec.launcher, spec.sweeper, spec.keeps_folder) == ("basic", "basic", False)
+    assert composer.sweep_spec(["hydra.mode=MULTIRUN", "seed=0,1"], sweep=False).several
+
+
+def test_jobs_may_not_share_a_run_dir(composer: ConfigComposer) -> None:
+    (line,) = composer.validate(["method=peft,imsm", "run_dir=x"], sweep=True)
+    assert line.startswith("run_dir=x: 2 jobs")
+    assert composer.validate(["method=peft", "run_dir=x,y"], sweep=True) == []
+    assert composer.validate(["method=peft,imsm", "run_dir=null"], sweep=True) == []
+
+
+@pytest.mark.parametrize("override", ["evaluation.protocol=strict,paper_code", "evaluation=all,mini"])
+def test_jobs_may_not_differ_in_evaluation_only(composer: ConfigComposer, override: str) -> None:
+    (line,) = composer.validate(["seed=0,1", override], sweep=True)
+    assert line.startswith(f"{override}: ") and "mode=evaluate" in line
+    assert composer.validate(["seed=0,1", "evaluation.protocol=paper_code"], sweep=True) == []
+
+
+def test_every_job_of_a_sweep_is_validated(composer: ConfigComposer) -> None:
+    errors = composer.validate(["gate.rank=8,0", "peft=lora,lroa", "seed=range(0,3)"], sweep=True)
+    assert len(errors) == 2
+    assert composer.validate(["gate.rank=4,8", "peft=glob(*,exclude=generic)"], sweep=True) == []
+    (line,) = composer.validate(["gate=query,no_gate", "gate.rank=8"], sweep=True)
+    assert "gate=no_gate" in line
+    (line,) = composer.validate(["peft=glob(zzz*)"], sweep=True)
+    assert "no jobs" in line
+
+
+SWEEP_ERRORS = [
+    (["sweep=slurm,optuna"], "sweep=slurm,optuna: must be one option of sweep"),
+    (["sweep=slrum"], "did you mean sweep=slurm?"),
+    (["sweep=slurm", "hydra.launcher.partitio=x"], "hydra.launcher.partitio"),
+    (["sweep=optuna", "trainer.learning_rate=interval(0.1,3)"], "trainer.learning_rate=3.0"),
+    (["sweep=optuna", "gate.rank=choice(0,4)"], "gate.rank=0"),
+    (["trainer.learning_rate=interval(0.1,0.2)"], "sweep=optuna"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "part"), SWEEP_ERRORS)
+def test_an_impossible_sweep_is_an_error(composer: ConfigComposer, overrides: list[str], part: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    (line,) = composer.validate(overrides, sweep=True)
+    assert part in line and "\n" not in line
+
+
+@pytest.mark.parametrize("option", ["none", "local", "slurm", "optuna"])
+def test_every_option_of_sweep_composes(composer: ConfigComposer, option: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    overrides = [f"sweep={option}", "seed=0,1"]
+    assert composer.validate(overrides, sweep=True) == []
+    spec = composer.sweep_spec(overrides, sweep=True)
+    assert spec.keeps_folder == (option != "none")
+    assert spec.searches == (option == "optuna")
+    assert (spec.name, len(spec.jobs)) == (option, 2)
+
+
+def test_a_missing_plugin_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ConfigStore.instance()
+    others = {name: node for name, node in store.repo["hydra"]["sweeper"].items() if name != "optuna.yaml"}
+    monkeypatch.setitem(store.repo["hydra"], "sweeper", others)
+    (line,) = ConfigComposer().validate(["sweep=optuna"], sweep=True)
+    assert line.startswith("optuna: ") and "'.[optuna]'" in line
+
+
+# Files and folders
+
+
+def test_the_runs_folder_must_be_creatable(
+    composer: ConfigComposer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("IMSM_RUNS", "/dev/null/x")
-    (line,) = preflight.validate(["method=original,peft"], sweep=True)
-    assert line.startswith("IMSM_RUNS=/dev/null/x: ") and "/dev/null is no folder" in line
-    assert preflight.validate([], sweep=False, composition_only=True) == []
+    (line,) = composer.validate(["method=original,peft"], sweep=True)
+    assert line.startswith("IMSM_RUNS=/dev/null/x: ") and "/dev/null is" in line
+    assert composer.validate([], sweep=False, composition_only=True) == []
+    assert composer.validate(["mode=plan"], sweep=False) == []
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "new" / "runs"))
-    assert preflight.validate([], sweep=False) == []
+    assert composer.validate([], sweep=False) == []
     assert not list(tmp_path.iterdir())
 
 
-def test_every_member_of_a_sweep_is_looked_at(preflight: ConfigComposer) -> None:
-    overrides = ["gate.rank=8,0", "peft=lora,lroa", "seed=range(0,3)"]
-    errors = preflight.validate(overrides, sweep=True)
-    assert len(errors) == 2
-    assert preflight.validate(["gate.rank=4,8", "peft=glob(*,exclude=any)"], sweep=True) == []
-    assert preflight.validate(["method=original,peft,imsm"], sweep=True) == []
+def test_composition_only_checks_names_and_not_values(composer: ConfigComposer) -> None:
+    assert composer.validate(["gate.rank=0"], sweep=False, composition_only=True) == []
+    assert composer.validate(["gate.rnak=1"], sweep=False, composition_only=True)
 
 
-def test_members_may_depend_on_each_others_choices(preflight: ConfigComposer) -> None:
-    (problem,) = preflight.validate(["gate=query,mean", "gate.rank=8"], sweep=True)
-    assert "gate=no_gate reads no inputs" in problem
-
-
-def test_names_alone_for_looking_at_a_configuration(preflight: ConfigComposer) -> None:
-    wrong_value, wrong_name = ["gate.rank=0"], ["gate.rnak=1"]
-    assert preflight.validate(wrong_value, sweep=False, composition_only=True) == []
-    assert preflight.validate(wrong_name, sweep=False, composition_only=True)
-
-
-def test_mirrors_and_folders_are_looked_into(preflight: ConfigComposer, tmp_path: Path) -> None:
-    real = ["backbone=gemma3_270m"]
-    empty = preflight.validate([*real, f"data.mirror_dir={tmp_path}"], sweep=False)
-    assert empty and all(str(tmp_path) in line for line in empty)
-    (tmp_path / "train.jsonl").write_text('{"input": "a", "output": "b"}\n')
-    data = ["data=jsonl", f"data.local_dir={tmp_path}", "data.source=miniature"]
-    (line,) = preflight.validate([*real, *data[:2]], sweep=False)
+def test_the_files_of_a_mirror_and_a_local_dir_are_checked(composer: ConfigComposer, tmp_path: Path) -> None:
+    gemma = "backbone=gemma3_270m"
+    errors = composer.validate([gemma, f"data.mirror_dir={tmp_path}"], sweep=False)
+    assert errors and all(str(tmp_path) in line for line in errors)
+    (tmp_path / "train.jsonl").write_text(ROW)
+    data = ["data=jsonl", f"data.local_dir={tmp_path}"]
+    (line,) = composer.validate([gemma, *data], sweep=False)
     assert "test" in line
-    (tmp_path / "test.jsonl").write_text('{"input": "a", "output": "b"}\n')
-    assert preflight.validate([*real, *data[:2]], sweep=False) == []
-    (line,) = preflight.validate([*real, *data], sweep=False)
-    assert "leave one of the two out" in line
+    (tmp_path / "test.jsonl").write_text(ROW)
+    assert composer.validate([gemma, *data], sweep=False) == []
+    (line,) = composer.validate([gemma, *data, "data.source=miniature"], sweep=False)
+    assert "data.local_dir" in line or "data.source" in line
 
 
-def test_a_mirror_serves_the_forgetting_tests_beside_ones_own_folder(
-    preflight: ConfigComposer, tmp_path: Path
-) -> None:
-    from imsm.data.sources import MINIATURE
-
-    for role in ("train", "test"):
-        (tmp_path / f"{role}.jsonl").write_text('{"input": "a", "output": "b"}\n')
+def test_a_mirror_provides_the_forgetting_tasks_next_to_a_local_dir(composer: ConfigComposer, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(ROW)
     overrides = ["backbone=gemma3_270m", "data=jsonl", f"data.local_dir={tmp_path}"]
-    assert preflight.validate([*overrides, f"data.mirror_dir={MINIATURE}"], sweep=False) == []
-    errors = preflight.validate([*overrides, "data.mirror_dir=/no/such/place"], sweep=False)
-    assert errors == ["data.mirror_dir=/no/such/place: there is no such folder"]
+    assert composer.validate([*overrides, f"data.mirror_dir={MINIATURE}"], sweep=False) == []
+    (line,) = composer.validate([*overrides, "data.mirror_dir=/no/such/place"], sweep=False)
+    assert line.startswith("data.mirror_dir=/no/such/place")
 
 
-def test_the_real_data_have_what_the_yamls_name(preflight: ConfigComposer) -> None:
-    import os
-
-    mirror = os.environ.get("IMSM_TEST_HUB")
-    if not mirror:
-        pytest.skip("IMSM_TEST_HUB is not set")
-    sweep = ["backbone=llama3", f"data.mirror_dir={mirror}", "data=mrpc,cola,ropes,gsm8k"]
-    assert preflight.validate(sweep, sweep=True) == []
-    (line,) = preflight.validate([f"data.mirror_dir={mirror}"], sweep=False)
-    assert "cannot read real text" in line
+@pytest.mark.skipif(not os.environ.get("IMSM_TEST_HUB"), reason="IMSM_TEST_HUB is not set")
+def test_the_real_datasets_match_the_yamls(composer: ConfigComposer) -> None:
+    mirror = f"data.mirror_dir={os.environ['IMSM_TEST_HUB']}"
+    assert composer.validate(["backbone=llama3", mirror, "data=mrpc,cola,ropes,gsm8k"], sweep=True) == []
+    (line,) = composer.validate([mirror], sweep=False)
+    assert "backbone" in line
 
 
-def test_options_of_ones_own_are_checked_like_ours(tmp_path: Path, monkeypatch) -> None:
-    for group in ("peft", "metric", "gate", "data"):
-        (tmp_path / group).mkdir()
-    (tmp_path / "h3_own_method.py").write_text(
-        "from imsm.utils.instantiate import Probability\n"
-        "def own(*, target_modules: list[str], strength: Probability, kind: str = 'x'): ...\n"
-        "class OwnGate:\n"
-        "    def __init__(self, *, hidden_size: int, slope: float): ...\n"
-    )
-    peft = "name: own\n_target_: h3_own_method.own\nroles: [attention_query]\nstrength: 0.5\n"
-    (tmp_path / "peft" / "own.yaml").write_text(peft)
-    gate = "name: own\n_target_: h3_own_method.OwnGate\npooling: mean\nslope: 2.0\n"
-    (tmp_path / "gate" / "own.yaml").write_text(gate)
-    (tmp_path / "metric" / "mine.yaml").write_text("module: nowhere.to.be_found\n")
-    (tmp_path / "metric" / "broken.yaml").write_text("module: [unclosed\n")
-    (tmp_path / "data" / "bad.yaml").write_text("name: bad\nmodule: imsm.data.tasks.webq\n")
+# The user's folder
+
+
+@pytest.fixture
+def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigComposer:
+    files = {
+        "h3_own_method.py": (
+            "from imsm.utils.instantiate import Probability\n"
+            "def own(*, target_modules: list[str], strength: Probability, kind: str = 'x'): ...\n"
+            "class OwnGate:\n"
+            "    def __init__(self, *, hidden_size: int, slope: float): ...\n"
+        ),
+        "peft/own.yaml": "name: own\n_target_: h3_own_method.own\ntarget_roles: [attention_query]\nstrength: 0.5\n",
+        "gate/own.yaml": "name: own\n_target_: h3_own_method.OwnGate\npooling: mean\nslope: 2.0\n",
+        "metric/mine.yaml": "module: nowhere.to.be_found\n",
+        "metric/broken.yaml": "module: [unclosed\n",
+        "data/bad.yaml": "name: bad\nmodule: imsm.data.tasks.webq\n",
+        "logger/wandb.yaml": (conf_folder() / "logger" / "none.yaml").read_text(),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = ConfigComposer(tmp_path)
+    return ConfigComposer(tmp_path)
 
-    def told(*overrides: str) -> str:
-        return "\n".join(own.validate(overrides, sweep=False))
 
-    assert told("peft=own", "gate=own") == ""
-    assert "must be less than 1" in told("peft=own", "peft.strength=1")
-    assert "did you mean peft.strength=0.1?" in told("peft=own", "+peft.strengh=0.1")
-    assert "must be a string" in told("peft=own", "+peft.kind=3")
-    assert "peft.strength: is missing" in told("peft=own", "~peft.strength")
-    assert "did you mean gate.slope=1?" in told("gate=own", "+gate.slop=1")
-    assert "nowhere.to.be_found: cannot be found" in told("data.metric=mine")
-    assert "broken.yaml: is no YAML" in told("data.metric=broken")
-    assert told("backbone.local_resolver=h3_own_method.own") == ""
-    assert told("gate=own", "backbone=llama3", "trainer=paper_code", "data.source=miniature") == ""
-    assert "data=bad: data.hub: is missing" in told("evaluation.tasks=[bad]")
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ("peft=own peft.strength=1", "peft.strength=1"),
+        ("peft=own +peft.strengh=0.1", "did you mean peft.strength=0.1?"),
+        ("peft=own +peft.kind=3", "peft.kind=3"),
+        ("peft=own ~peft.strength", "peft.strength: is missing"),
+        ("gate=own +gate.slop=1", "did you mean gate.slope=1?"),
+        ("data.metric=mine", "nowhere.to.be_found"),
+        ("data.metric=broken", "broken.yaml"),
+        ("evaluation.tasks=[bad]", "data.hub"),
+    ],
+)
+def test_custom_options_are_validated_like_shipped_ones(custom: ConfigComposer, overrides: str, part: str) -> None:
+    assert part in "\n".join(custom.validate(overrides.split(), sweep=False))
+
+
+def test_valid_custom_options_have_no_errors(custom: ConfigComposer) -> None:
+    for overrides in (
+        ["peft=own", "gate=own"],
+        ["backbone.local_resolver=h3_own_method.own"],
+        ["gate=own", "backbone=llama3", "trainer=paper_code", "data.source=miniature"],
+    ):
+        assert custom.validate(overrides, sweep=False) == []
+
+
+def test_custom_options_precede_shipped_ones_of_the_same_name(custom: ConfigComposer) -> None:
+    assert custom.compose(["logger=wandb"]).logger == ConfigComposer().compose(["logger=none"]).logger
+    assert compose.CONFIG_DIR not in os.environ
+    with pytest.raises(UserError, match="peft=own"):
+        ConfigComposer().compose(["peft=own"])

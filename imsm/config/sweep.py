@@ -1,0 +1,87 @@
+"""The jobs of a command line: all combinations of the values of a sweep."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra.core.override_parser.types import IntervalSweep, Override
+
+from imsm.utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """The jobs of a command line and how they are started.
+
+    Attributes:
+        name: option of the group `sweep`, or Hydra's name of the launcher or sweeper.
+        launcher: Hydra's name of the launcher; `basic` runs the jobs in this process.
+        sweeper: Hydra's name of the sweeper; `basic` runs all combinations.
+        several: True for a sweep (`-m`).
+        overrides: overrides of the command line, without Hydra's own.
+        hydra_overrides: Hydra's own overrides (`hydra.*`, `hydra/*`).
+        jobs: overrides of each job; for a search, the combinations that bound it.
+    """
+
+    name: str = "none"
+    launcher: str = "basic"
+    sweeper: str = "basic"
+    several: bool = False
+    overrides: Sequence[str] = ()
+    hydra_overrides: Sequence[str] = ()
+    jobs: Sequence[Sequence[str]] = ()
+
+    @property
+    def keeps_folder(self) -> bool:
+        """Whether the sweep's folder is kept: for the logs of other processes, or for a search."""
+        return self.several and (self.launcher, self.sweeper) != ("basic", "basic")
+
+    @property
+    def searches(self) -> bool:
+        """Whether the sweeper selects each job from the results of the previous ones."""
+        return self.several and self.sweeper == "optuna"
+
+
+def expand_jobs(overrides: Sequence[Override], *, sweep: bool, searches: bool) -> list[list[str]]:
+    """Expand sweep overrides into the overrides of each job, in the order of Hydra's basic sweeper.
+
+    Raises:
+        UserError: several values without `-m`, or values that cannot be swept.
+    """
+    if not any(override.is_sweep_override() for override in overrides):
+        return [[str(override.input_line) for override in overrides]]
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key, line = override.get_key_element(), override.input_line
+        value = override.value()
+        if not override.is_sweep_override():
+            texts = [override.get_value_element_as_str()]
+        elif override.key_or_group.split(".")[0] == "evaluation":
+            # evaluation settings are not part of a run's name
+            raise UserError(f"{line}: jobs that differ only in evaluation would overwrite each other's result; "
+                            "give one value, and evaluate again with mode=evaluate")  # fmt: skip
+        elif not sweep:
+            raise UserError(f"{line}: several values need a sweep; add -m")
+        elif isinstance(value, IntervalSweep):
+            if not searches:
+                raise UserError(f"{line}: an interval needs sweep=optuna; or list the values")
+            texts = [str(value.start), str(value.end)]  # validation of the endpoints covers the interval
+        else:
+            texts = list(override.sweep_string_iterator())
+        values[key] = [f"{key}={text}" for text in texts]
+    jobs = [list(job) for job in itertools.product(*values.values())]
+    if not jobs:
+        raise UserError("the sweep has no jobs: a glob matches no option; see imsm run --help")
+    return jobs
+
+
+def shared_run_dir_errors(spec: SweepSpec) -> list[str]:
+    """Return an error for each `run_dir` that several jobs would write to."""
+    given = [text for job in spec.jobs for text in job if text.startswith("run_dir=") and text != "run_dir=null"]
+    return [
+        f"{text}: {given.count(text)} jobs of the sweep would share it; remove it, each job then has its own folder"
+        for text in dict.fromkeys(given)
+        if given.count(text) > 1
+    ]
