@@ -25,7 +25,7 @@ check: $(STAMP)-check  ## ruff, mypy and import-linter
 	$(VENV)/bin/lint-imports
 
 docs: $(STAMP)-docs  ## build the documentation in site/
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 rebuild-miniature: $(STAMP)-base  ## rebuild the miniature's data, tokenizer and weights (25 minutes)
 	$(PY) -m scripts.miniature.build

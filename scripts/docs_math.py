@@ -15,5 +15,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _formulas(text: str) -> str:
-    text = re.sub(r"\$\$(.+?)\$\$", lambda found: convert(found[1].strip(), display="block"), text, flags=re.DOTALL)
+    text = re.sub(r"\$\$(.+?)\$\$", lambda found: _block(found[1]), text, flags=re.DOTALL)
     return re.sub(r"\\\((.+?)\\\)", lambda found: convert(found[1].strip()), text)
+
+
+def _block(formula: str) -> str:
+    return f'<div style="margin: 1em 0; overflow-x: auto">{convert(formula.strip(), display="block")}</div>'

@@ -64,7 +64,7 @@ def test_the_document_shows_one_of_each() -> None:
     assert set(documented_files()) == {
         "data/capitals.yaml", "capitals.py",
         "metric/prefix.yaml", "prefix.py",
-        "peft/rslora.yaml", "rslora.py",
+        "peft/rslora.yaml",
         "gate/squashed.yaml", "squashed.py",
         "backbone/my_model.yaml",
     }  # fmt: skip
@@ -98,7 +98,6 @@ def test_all_five_run_together(own: Path) -> None:
 
 def test_the_released_recipe_reaches_a_gate_without_dropout(own: Path, monkeypatch) -> None:
     from imsm.config.compose import ConfigComposer
-    from imsm.utils.paths import conf_folder
 
     monkeypatch.syspath_prepend(str(own))
     checks = ConfigComposer(own)
@@ -111,7 +110,7 @@ def test_the_released_recipe_reaches_a_gate_without_dropout(own: Path, monkeypat
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("peft.rnk=4", "did you mean peft.r=4"),
+        ("peft.lora_alpa=4", "did you mean peft.lora_alpha=4"),
         ("peft.r=zero", "must be a whole number"),
         ("peft.r=0", "peft.r=0"),
         ("gate.lowest=1", "did you mean gate.low=1"),
