@@ -37,7 +37,7 @@ def resolve_frozen_adapter(
     """
     given, run = f"frozen_adapter={folder}", RunDir(Path(folder))
     if not run.path.is_dir():
-        return None, [f"{given}: there is no such folder; {_FIX}"]
+        return None, [f"{given}: no such folder; {_FIX}"]
     try:
         identity = json.loads(run.identity.read_bytes())
         original = is_original(identity)

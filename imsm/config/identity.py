@@ -1,4 +1,4 @@
-"""What makes a run the same run: the choices that decide its training, and their name."""
+"""Run identity (all settings that affect training), run name, and comparable runs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ from typing import Any
 from imsm.config.schema import BackboneConfig, DataConfig, MethodConfig, PeftConfig, RunConfig
 from imsm.utils.hashing import hash_text
 
-# Where the work is done and how often it is saved changes a result by rounding only: it may change
-# between a run and its continuation. So may the size of the micro-batches, unless there is a
-# dropout or a constraint on whole micro-batches (`_dropout_cut`).
-_NOT_DECIDING = {"name", "method_specific_keys", "micro_batch_size", "gradient_checkpointing"}
-_NOT_DECIDING |= {"save_minutes", "save_steps", "save_total_limit"}
-# Choices that were not always there: not made, they leave finished runs their names.
-_NOT_THERE = ("validation_size", "metric_for_best_model", "kl_beta", "kl_mask_target", "group_by_length")
+# Precision aside, results do not depend on these, so they may change when a run is resumed. With dropout
+# the micro-batch size does matter: see `_micro_batch_identity`.
+_UNRELATED = {"name", "method_specific_keys", "micro_batch_size", "gradient_checkpointing"}
+_UNRELATED |= {"save_minutes", "save_steps", "save_total_limit"}
+# Newer options, omitted at their defaults so that the names of finished runs stay stable.
+_OMITTED_IF_UNSET = ("validation_size", "metric_for_best_model", "kl_beta", "kl_mask_target", "group_by_length")
 
 
 def run_identity(config: RunConfig) -> dict[str, Any]:
-    """Everything that decides the training, as plain values.
+    """Return all settings that affect training, as JSON types.
 
-    Left out are evaluation, tracker, engine, mode and folder. A stage of a sequence has the
-    identity of the stage before it in its own, and so has a run the identity of the one whose
-    adapter it takes as it is. Where nothing is trained, the backbone alone counts, and the way in
-    which it is asked.
+    Evaluation, logger, engine, mode and run_dir are not included. The identities of the previous
+    stage and of the frozen adapter's run are. Without training, the identity is that of the backbone.
     """
     backbone = backbone_identity(config.backbone, config.data)
     if not config.method.trainable:
@@ -34,9 +31,9 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     identity: dict[str, Any] = {
         "backbone": backbone,
         "peft": peft_identity(config.peft, backbone=config.backbone, data=config.data),
-        "data": _data(config),
+        "data": _data_identity(config),
         "method": {"stream": config.method.stream},
-        "trainer": _trainer(config),
+        "trainer": _trainer_identity(config),
         "seed": config.seed,
     }
     if config.previous_stage is not None:
@@ -48,34 +45,33 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
         return identity
     gate = {"_target_": config.gate.target, "pooling": config.gate.pooling}
     arguments = config.gate.arguments()
-    return identity | {"gate": gate | arguments | _dropout_cut(arguments, config)}
+    return identity | {"gate": gate | arguments | _micro_batch_identity(arguments, config)}
 
 
 def parent_trainings(config: RunConfig) -> list[dict[str, Any]]:
-    """The identities of the trainings whose values a run starts from or keeps, the first first."""
-    origins = [each for each in (config.previous_stage, config.frozen_run) if each is not None]
-    return [each for origin in origins for each in training_chain(origin.identity)]
+    """Return the identities of all trainings before the run's own, in order."""
+    parents = [parent for parent in (config.previous_stage, config.frozen_run) if parent is not None]
+    return [identity for parent in parents for identity in training_chain(parent.identity)]
 
 
 def training_chain(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The identities of all trainings that made a run's model, the first first, its own last.
+    """Return the identities of all trainings of a run's model, in order, its own last.
 
-    The stages before it in a sequence; the one that left its frozen adapter, and those before that.
+    They are the previous stages of a sequence, the frozen adapter's training and its own parents.
     """
-    before = [identity[key] for key in ("previous_stage", "frozen_adapter") if key in identity]
-    return [*(each for origin in before for each in training_chain(origin)), dict(identity)]
+    parents = [identity[key] for key in ("previous_stage", "frozen_adapter") if key in identity]
+    return [*(each for parent in parents for each in training_chain(parent)), dict(identity)]
 
 
 def backbone_identity(backbone: BackboneConfig, data: DataConfig) -> dict[str, Any]:
-    """Which language model it is, and how it is asked."""
-    decides = {"name_or_path", "revision", "dtype", "attn_implementation", "local_resolver"}
-    values = backbone.model_dump(mode="json", include=decides)
-    # with a chat template the original is another one to compare with
+    """Return the settings that affect the responses of the original model."""
+    keys = {"name_or_path", "revision", "dtype", "attn_implementation", "local_resolver"}
+    values = backbone.model_dump(mode="json", include=keys)
     return values | ({"chat_template": True} if data.chat_template else {})
 
 
 def peft_identity(peft: PeftConfig, *, backbone: BackboneConfig, data: DataConfig) -> dict[str, Any]:
-    """The PEFT method, on which modules; what it replays, and which of its keys go with the arm."""
+    """Return the PEFT method's target, modules, arguments, replay and method-specific keys."""
     values = {"_target_": peft.target, "target_modules": peft.target_modules(backbone), **peft.arguments()}
     values |= {"method_specific_keys": list(peft.method_specific_keys)} if peft.method_specific_keys else {}
     if peft.replay is not None:
@@ -85,16 +81,16 @@ def peft_identity(peft: PeftConfig, *, backbone: BackboneConfig, data: DataConfi
 
 
 def run_name(config: RunConfig) -> str:
-    """The name of a run's folder: its choices, and eight digits of its identity's hash.
+    """Return the name of the run directory: option names and eight digits of the identity's hash.
 
-    For example ``mini-lora-gsm8k-imsm-query-r8-s0-1a2b3c4d``, ``mini-original-5e6f7a8b``; a later
-    stage of a sequence carries the tasks before it: ``mini-lora-gsm8k_mrpc-peft-s0-9a0b1c2d``; on
-    a frozen adapter it is ``mini-lora-gsm8k-imsm-frozen-query-r8-s0-3e4f5a6b``.
+    Examples: ``mini-lora-gsm8k-imsm-query-r8-s0-1a2b3c4d``, ``mini-original-5e6f7a8b``,
+    ``mini-lora-gsm8k_mrpc-peft-s0-9a0b1c2d`` (a later stage of a sequence),
+    ``mini-lora-gsm8k-imsm-frozen-query-r8-s0-3e4f5a6b`` (with a frozen adapter).
     """
     parts = [config.backbone.name]
     if config.method.trainable:
-        learned = [*(config.previous_stage.tasks if config.previous_stage else []), config.data.name]
-        parts += [config.peft.name, "_".join(learned), config.method.name]
+        tasks = [*(config.previous_stage.tasks if config.previous_stage else []), config.data.name]
+        parts += [config.peft.name, "_".join(tasks), config.method.name]
         parts += ["frozen"] if config.frozen_run is not None else []
         if config.method.stream == "interwoven":
             parts.append(config.gate.name)
@@ -108,7 +104,7 @@ def run_name(config: RunConfig) -> str:
 
 
 def baseline_config(config: RunConfig) -> RunConfig:
-    """The same run with nothing trained."""
+    """Return the configuration of the run's original model."""
     method = MethodConfig(name="original", stream="original", trainable=False)
     return config.model_copy(update={"method": method, "run_dir": None})
 
@@ -127,76 +123,75 @@ def original_run(saved: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[st
 
 
 def comparable_up_to_method(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two runs may stand side by side: all else that decides their training is equal.
+    """Return whether two runs differ in nothing but the method, so that their scores are comparable.
 
-    A recipe may set some keys per method (`trainer.method_specific_keys`, the released code's), and so may a
-    PEFT method (`peft.method_specific_keys`); they count as part of the method. The original stands beside
-    every run on the same backbone. A gate on a frozen adapter stands beside the PEFT run that the
-    adapter came from, whatever the gate itself was fitted on, and beside IMSM trained jointly if
-    that has both the adapter's choices and the gate's.
+    Keys that a recipe or a PEFT method sets per method (`method_specific_keys`) belong to the method.
+    The original is comparable to every run with its backbone. A gate on a frozen adapter is
+    comparable to the PEFT run that the adapter is from, whatever the gate was trained on, and to
+    jointly trained IMSM with the settings of both trainings.
 
     Args:
-        one: a run's identity, as `run_identity` gives it and `result.json` keeps it.
-        other: another's.
+        one: The `run_identity` of a run.
+        other: That of another run.
     """
     if is_original(one) or is_original(other):
         return bool(one["backbone"] == other["backbone"])
     frozen, joint = (one, other) if "frozen_adapter" in one else (other, one)
     if "frozen_adapter" in frozen and "frozen_adapter" not in joint:
-        beside = _without_method(joint)
-        same = _without_method(frozen["frozen_adapter"]) == beside
-        own = {key: value for key, value in frozen.items() if key != "frozen_adapter"}
-        tuned = joint["method"]["stream"] == "tuned"
-        return same and (tuned or _without_method(own) == beside)
+        reference = _without_method(joint)
+        gate_training = {key: value for key, value in frozen.items() if key != "frozen_adapter"}
+        same_adapter = _without_method(frozen["frozen_adapter"]) == reference
+        is_peft = joint["method"]["stream"] == "tuned"
+        return same_adapter and (is_peft or _without_method(gate_training) == reference)
     return _without_method(one) == _without_method(other)
 
 
 def is_original(identity: Mapping[str, Any]) -> bool:
-    """Whether nothing is trained in the run of an identity."""
+    """Return whether an identity is that of a run without training."""
     return bool(identity["method"]["stream"] == "original")
 
 
 def identity_without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity without its seed, nor that of what it goes on from: a stage, a frozen adapter.
+    """Return an identity without its seed, so that runs of other seeds are equal.
 
-    Only where that had the same seed: seeds go together from the first training on.
+    The seed of a parent training is removed as well if it is the same.
     """
     rest = {key: value for key, value in identity.items() if key != "seed"}
     for key in ("previous_stage", "frozen_adapter"):
-        before = rest.get(key)
-        if before is not None and before.get("seed") == identity.get("seed"):
-            rest[key] = identity_without_seed(before)
+        parent = rest.get(key)
+        if parent is not None and parent.get("seed") == identity.get("seed"):
+            rest[key] = identity_without_seed(parent)
     return rest
 
 
 def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = identity["trainer"]
-    dropped = {"gate_learning_rate", *recipe.get("method_specific_keys", [])}
-    kept = {key: value for key, value in recipe.items() if key not in dropped}
     rest = {key: value for key, value in identity.items() if key not in ("method", "gate")}
-    peft = rest["peft"]
-    peft = {key: peft[key] for key in peft if key not in peft.get("method_specific_keys", [])}
-    before = {"previous_stage": _without_method(rest["previous_stage"])} if "previous_stage" in rest else {}
-    return rest | {"trainer": kept, "peft": peft} | before
+    for section, also in (("trainer", {"gate_learning_rate"}), ("peft", set())):
+        values = identity[section]
+        excluded = also | set(values.get("method_specific_keys", []))
+        rest[section] = {key: value for key, value in values.items() if key not in excluded}
+    if "previous_stage" in rest:
+        rest["previous_stage"] = _without_method(rest["previous_stage"])
+    return rest
 
 
-def _trainer(config: RunConfig) -> dict[str, Any]:
-    """The recipe; where it sets keys per method, also which one it is and which keys."""
-    recipe = config.trainer.model_dump(mode="json", exclude=_NOT_DECIDING)
-    for key in _NOT_THERE:
+def _trainer_identity(config: RunConfig) -> dict[str, Any]:
+    """Return the recipe; with method-specific keys also their names and the recipe's."""
+    recipe = config.trainer.model_dump(mode="json", exclude=_UNRELATED)
+    for key in _OMITTED_IF_UNSET:
         if recipe[key] in (None, False):
             del recipe[key]
-    if "metric_for_best_model" in recipe:  # what was measured where decides which checkpoint is the model
+    if "metric_for_best_model" in recipe:  # the checkpoints that are compared are those at these steps
         recipe["save_steps"] = config.trainer.save_steps
     if config.trainer.method_specific_keys:
         recipe |= {"name": config.trainer.name, "method_specific_keys": list(config.trainer.method_specific_keys)}
-    return recipe | _dropout_cut(config.peft.arguments(), config)
+    return recipe | _micro_batch_identity(config.peft.arguments(), config)
 
 
-def _dropout_cut(arguments: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
-    """How a batch is cut up, where the arguments of an adapter or a gate make it matter.
+def _micro_batch_identity(arguments: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Return the micro-batch size if the arguments of an adapter or gate make results depend on it.
 
-    A dropout draws masks per micro-batch; LoRAMoE's constraint is no sum over examples.
+    Dropout draws masks per micro-batch; LoRAMoE's balancing loss is not a sum over examples.
     """
     dropout = any(rate and not isinstance(rate, bool) for key, rate in arguments.items() if key.endswith("dropout"))
     if not (dropout or arguments.get("blc_weight")):
@@ -204,11 +199,10 @@ def _dropout_cut(arguments: Mapping[str, Any], config: RunConfig) -> dict[str, A
     return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.global_batch_size}
 
 
-def _data(config: RunConfig) -> dict[str, Any]:
-    """What is trained on: not how answers are judged, nor where other tasks come from."""
-    chosen = {"name", "module", "hub", "prompt_style", "max_train_examples"}
-    chosen |= {"max_prompt_tokens", "max_new_tokens"}
-    values = config.data.model_dump(mode="json", include=chosen)
+def _data_identity(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of the training data, without metrics and the other tasks' sources."""
+    keys = {"name", "module", "hub", "prompt_style", "max_train_examples", "max_prompt_tokens", "max_new_tokens"}
+    values = config.data.model_dump(mode="json", include=keys)
     source = config.data.target_source()
     if source.kind == "local":
         del values["hub"]

@@ -191,7 +191,7 @@ class TaskLookup:
 
     def _check_modules(self, tasks: Iterable[Task]) -> None:
         self.errors += [
-            f"data.module={task.module} of data={task.name}: there is no such module; put a custom one into the "
+            f"data.module={task.module} of data={task.name}: no such module; put a custom one into the "
             "folder given by --config-dir"
             for task in tasks
             if not _module_exists(task.module)

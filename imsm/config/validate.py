@@ -103,7 +103,7 @@ def validate(cfg: DictConfig, *, config_dir: Path | None = None) -> ValidationRe
         try:
             sections[name] = _adapter(name).validate_python(values[name], strict=True)
         except ValidationError as error:
-            details = [dict(detail) for detail in error.errors()]
+            details: list[dict[str, Any]] = [dict(detail) for detail in error.errors()]
             keys = [".".join(map(str, (name, *detail["loc"]))) for detail in details]
             errors += _describe(name, [d for d, key in zip(details, keys, strict=True) if key not in unresolved])
             if all(detail["type"] == INCONSISTENT for detail in details):
@@ -138,7 +138,9 @@ def _make_paths_absolute(values: dict[str, Any]) -> None:
     data, backbone, engine = (values.get(name) for name in ("data", "backbone", "engine"))
     paths = [(values, "run_dir"), (values, "frozen_adapter"), (data, "mirror_dir"), (data, "local_dir")]
     for section, key in [*paths, (backbone, "name_or_path"), (engine, "hostfile")]:
-        text = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            continue
+        text = section.get(key)
         if isinstance(text, str) and text and (key != "name_or_path" or is_local_path(text)):
             section[key] = os.path.abspath(Path(text).expanduser())
 
@@ -192,7 +194,7 @@ def _backbone_path(backbone: BackboneConfig) -> Iterator[str]:
             fix = "give a Hub id (owner/name), a local folder, or imsm:miniature"
             yield f"{prefix}: is neither a Hub id nor an existing folder; {fix}"
     elif not Path(path).is_dir():
-        yield f"{prefix}: there is no such folder"
+        yield f"{prefix}: no such folder"
     elif not (Path(path) / "config.json").is_file():
         yield f"{prefix}: contains no model (config.json is missing)"
 
@@ -270,7 +272,7 @@ def _hostfile(engine: EngineConfig) -> Iterator[str]:
 def _data_folders(data: DataConfig) -> Iterator[str]:
     for key, path in (("mirror_dir", data.mirror_dir), ("local_dir", data.local_dir)):
         if path is not None and not Path(path).is_dir():
-            yield f"data.{key}={path}: there is no such folder"
+            yield f"data.{key}={path}: no such folder"
 
 
 def _data_source(data: DataConfig, source_is_set: bool) -> Iterator[str]:
@@ -352,7 +354,7 @@ def _training_split(data: DataConfig, method: MethodConfig) -> Iterator[str]:
 
 def _evaluated_run(mode: str, run_dir: str | None) -> Iterator[str]:
     if mode == "evaluate" and run_dir is not None and not Path(run_dir).is_dir():
-        yield f"run_dir={run_dir}: there is no such run to evaluate"
+        yield f"run_dir={run_dir}: no such run to evaluate"
 
 
 def _protocol(evaluation: EvaluationConfig, tasks: Mapping[str, Task]) -> Iterator[str]:

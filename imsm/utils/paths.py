@@ -48,13 +48,13 @@ def resolve_run_dir(name: str, *, option: str | None = None) -> Path:
     ``option`` is the command-line option that it was given by, for the error message.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: The folder does not exist.
     """
     given = Path(name).expanduser()
     folder = given if given.is_dir() else runs_root() / name
     if not folder.is_dir():
         prefix = name if option is None else f"{option} {name}"
-        raise UserError(f"{prefix}: not a folder, and not a run in {runs_root()}")
+        raise UserError(f"{prefix}: no such folder, and no run of that name in {runs_root()}")
     return folder.absolute()
 
 

@@ -69,4 +69,4 @@ def test_what_cannot_be_pushed_is_one_line(
     assert push.main(["--run", str(run), "--to", "somebody/arm"]) == 2
     assert "nothing was trained" in capsys.readouterr().err
     assert push.main(["--run", str(run / "no"), "--to", "somebody/arm"]) == 2
-    assert "there is no such folder" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imsm.reporting.score_table import compare
 
 from imsm.config.compose import ConfigComposer
 from imsm.config.identity import comparable_up_to_method, run_identity, run_name
@@ -14,7 +15,6 @@ from imsm.config.schema import RunConfig
 from imsm.config.stages import final_stage
 from imsm.evaluation.result import write_result
 from imsm.reporting.runs import find_comparable_runs, seeds_of
-from imsm.reporting.score_table import compare
 from imsm.utils.errors import UserError
 from imsm.utils.run_dir import RunDir
 from tests.helpers.config import config, result
@@ -90,7 +90,7 @@ def test_missing_files_of_the_run_are_errors(tmp_path: Path, file: str, problem:
 
 def test_folders_without_a_trained_run_are_errors(tmp_path: Path) -> None:
     (line,) = errors(f"frozen_adapter={tmp_path / 'nowhere'}")
-    assert "there is no such folder; give the folder of a finished run" in line
+    assert "no such folder; give the folder of a finished run" in line
     (line,) = errors(finished(tmp_path / "original", "method=original"))
     assert "because nothing was trained" in line
     given = finished(tmp_path / "damaged")

@@ -68,7 +68,7 @@ def test_what_is_written_and_shown(runs: list[Path], tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["nowhere"], "nowhere: there is no such folder"),
+        (["nowhere"], "nowhere: no such folder"),
         (["{run}", "--output", "x.xlsx"], "must end in .csv, .md, .jsonl"),
         (["{run}", "--full"], "add --output FILE"),
         (["{run}", "--full", "--output", "x.md"], "must end in .csv or .jsonl"),

@@ -121,7 +121,7 @@ def test_a_report_is_made_again_from_what_lies_there(runs: dict[str, Any], capsy
     assert (folder / "report.html").read_bytes() == first
     capsys.readouterr()
     assert main(["report", str(folder / "nothing")]) == 2
-    assert "there is no such folder" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
     assert main(["report", str(runs["root"])]) == 2
     assert "holds no finished run" in capsys.readouterr().err
 

@@ -42,7 +42,7 @@ def test_batches_are_halved_until_they_fit_and_stay_small(error: str, capsys: py
 
 
 def test_a_batch_of_one_that_does_not_fit_is_a_run_error_of_one_line() -> None:
-    with pytest.raises(RunError, match="evaluation.batch_size=1") as caught:
+    with pytest.raises(RunError, match=r"evaluation\.batch_size=1") as caught:
         AdaptiveBatchSize(LimitedSquare(0), what="prompts", key="evaluation.batch_size")([1, 2])
     assert "\n" not in str(caught.value)
 
