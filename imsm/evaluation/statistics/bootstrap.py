@@ -37,7 +37,8 @@ def cluster_ids(groups: Sequence[object] | None, count: int) -> NDArray[numpy.in
         return numpy.arange(count)
     if len(groups) != count:
         raise ValueError(f"{len(groups)} groups for {count} values")
-    ids = pandas.factorize(pandas.Series(list(groups), dtype=object))[0].astype(numpy.int64)
+    codes, _ = pandas.factorize(pandas.Series(list(groups), dtype=object))
+    ids: NDArray[numpy.int64] = codes.astype(numpy.int64)
     unlabelled = ids < 0
     ids[unlabelled] = ids.max(initial=-1) + 1 + numpy.arange(unlabelled.sum())
     return ids

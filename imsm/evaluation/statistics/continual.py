@@ -85,7 +85,7 @@ def all_measures(scores: Scores, *, learned: int) -> dict[str, Scores]:
 
 
 def _num_tasks(scores: Scores) -> int:
-    stages, tasks = scores.shape[-2:]
+    stages, tasks = map(int, scores.shape[-2:])
     if tasks < 2 or stages != tasks + 1:
         raise ValueError(
             f"scores of shape {scores.shape}: needs a column for each of at least two tasks, and a "

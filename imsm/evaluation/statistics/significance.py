@@ -106,7 +106,7 @@ def minimum_detectable_difference(
     if count < 3 or all_equal(one, other) or not error:
         return None
     effect = TTestPower().solve_power(nobs=count, alpha=1 - check_level(level), power=power)
-    return float(numpy.squeeze(effect)) * error * count**0.5
+    return float(numpy.squeeze(effect) * error * count**0.5)
 
 
 def roc_auc(values: ArrayLike, right: ArrayLike) -> float | None:

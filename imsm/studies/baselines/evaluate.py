@@ -76,7 +76,7 @@ def evaluate_baseline(baseline_run: BaselineRun, run: FinishedRun) -> dict[str, 
     def responses_to(task: str) -> Responses:
         if hasattr(baseline, "route_to_original"):
             return run.route(task, cast(Router, baseline).route_to_original(run, value, task))
-        if value in info.ends:
+        if value is not None and value in info.ends:
             return run.route(task, [info.ends[value] == "original"] * len(run.eval_sets[task].prompts))
         label = f"{baseline_run.name}: {task}"
         return run.run_inference(task, get_model=get_model, stream=info.stream, fingerprint=fingerprint, label=label)

@@ -132,7 +132,7 @@ class FinishedRun:
     def route(self, task: str, to_original: Sequence[bool]) -> Responses:
         """Take each example's response from the original (True; its gate is 1) or the tuned stream."""
         sources = [self.responses(task, stream) for stream in ("tuned", "original")]
-        rows = [
+        rows: list[Row] = [
             {**sources[choice][0][index], "gate_mean": float(choice), "gate_per_token": None, "token_texts": None}
             for index, choice in enumerate(to_original)
         ]

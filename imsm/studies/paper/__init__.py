@@ -1,1 +1,1 @@
-"""The paper's tables and figures as grids of runs: `experiments/<name>/` says which."""
+"""The paper's tables and figures, each defined as a grid of runs in `experiments/<name>/`."""

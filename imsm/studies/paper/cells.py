@@ -1,4 +1,4 @@
-"""The cells of an experiment's table: what was scored, its interval, and whether it differs.
+"""The cells of a table: scores with intervals and significance marks.
 
 Scores are in points. A cell is the mean over seeds.
 """
@@ -8,209 +8,201 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
 import numpy
+from scipy import stats
 
-from imsm.evaluation.metrics import resolve_metric
+from imsm.evaluation.metrics import is_mean_of_scores, resolve_metric
 from imsm.evaluation.statistics.intervals import Interval, macro_average_ci, seed_ci
 from imsm.evaluation.statistics.significance import student_t
+from imsm.models.builder import count_trainable
+from imsm.pipeline.plan.plan import build_plan_model
 from imsm.reporting.paired_comparison import compare_runs, score_interval
 from imsm.reporting.runs import ComparedRun, runs_to_compare
 from imsm.studies.paper.runs import RunIndex, RunRef
 from imsm.studies.paper.spec import ColumnSpec, PaperTable, RowSpec
 
-ALPHA = 0.05
-MARKS = {
-    "mcnemar": ("*", "McNemar's exact test on the items"),
-    "bootstrap": ("°", "the paired bootstrap's 95 % interval, which leaves out 0"),
+ALPHA, LEVEL = 0.05, 0.95
+Mark = Literal["mcnemar", "bootstrap", "student"]
+MARKS: Mapping[Mark, tuple[str, str]] = {
+    "mcnemar": ("*", "McNemar's exact test over examples"),
+    "bootstrap": ("°", "the paired bootstrap's 95 % interval, which excludes 0"),
     "student": ("‡", "Student's t-test over seeds, the paper's test"),
 }
-"""A mark stands by a cell that differs (p < 0.05, not adjusted) from its reference."""
+"""Symbol and test of a cell that differs (p < 0.05, not adjusted) from its reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """One score: its interval, the kind of its mark, or why there is none."""
+    """A score.
+
+    Attributes:
+        interval: The score with its interval; None while a run is missing.
+        mark: The test that found a difference from the reference row.
+        trained_on: Whether the run was trained on this task, which is not its target.
+        missing: The missing runs.
+        test: The evaluated task.
+        seeds: Score of each seed.
+    """
 
     interval: Interval | None
-    mark: str | None
+    mark: Mark | None
     trained_on: bool
     missing: list[RunRef]
-    """The runs that it waits for."""
     test: str
-    """On whose items it rests."""
     seeds: Sequence[float] = ()
-    """Each seed's score."""
-
-    @property
-    def value(self) -> float | None:
-        """In points; None while a run is missing."""
-        return None if self.interval is None else self.interval.estimate
 
 
-def build_cell(
-    experiment: PaperTable, row: RowSpec, column: ColumnSpec, *, runs: RunIndex, scale: str, seeds: int, protocol: str
-) -> TableCell:
-    """A row's score in a column."""
-    metric = getattr(column, protocol)
-    arms, missing = _arms(experiment, row, column, runs=runs, scale=scale, seeds=seeds)
-    if missing:
-        return TableCell(interval=None, mark=None, trained_on=False, missing=missing, test=column.task)
-    values = [_score(arm, column.task, metric, protocol) for arm in arms]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return TableCell(interval=None, mark=None, trained_on=False, missing=[], test=column.task)
-    entry = arms[0].task_result(column.task)
-    return TableCell(
-        interval=_interval(arms, column.task, metric, known),
-        mark=_mark(experiment, row, column, arms, metric, runs=runs, scale=scale, seeds=seeds, protocol=protocol),
-        trained_on=bool(entry.get("trained_on")) and entry.get("role") != "target",
-        missing=[],
-        test=column.task,
-        seeds=known,
-    )
+def row_average(cells: Mapping[str, TableCell], columns: Sequence[str]) -> Interval | None:
+    """Average a row's columns, except tasks it was trained on; None while a cell is missing.
 
-
-def row_average(found: Mapping[str, TableCell], over: Sequence[str]) -> Interval | None:
-    """A row's mean over columns, without what it was trained on; None while something is missing.
-
-    With one seed its interval speaks of other items, with several of other trainings: Student's
-    over the seeds' own means.
+    With one seed the interval is over examples, with several it is Student's over the seeds' means.
     """
-    cells = [found[name] for name in over if name in found and not found[name].trained_on]
-    intervals = [cell.interval for cell in cells if cell.interval is not None]
-    if not cells or len(intervals) < len(cells):
+    averaged = [cells[name] for name in columns if name in cells and not cells[name].trained_on]
+    intervals = [cell.interval for cell in averaged if cell.interval is not None]
+    if not averaged or len(intervals) < len(averaged):
         return None
-    counts = {len(cell.seeds) for cell in cells}
-    if counts == {1}:
-        return macro_average_ci(intervals, tests=[cell.test for cell in cells])
-    if len(counts) > 1:
-        point = fmean(interval.estimate for interval in intervals)
-        return Interval(estimate=point, low=point, high=point, level=0.95)
-    return _over_values([fmean(each) for each in zip(*(c.seeds for c in cells), strict=True)])
+    seed_counts = {len(cell.seeds) for cell in averaged}
+    if seed_counts == {1}:
+        return macro_average_ci(intervals, tests=[cell.test for cell in averaged])
+    if len(seed_counts) > 1:
+        return _point(fmean(interval.estimate for interval in intervals))
+    return _student_interval([fmean(scores) for scores in zip(*(cell.seeds for cell in averaged), strict=True)])
 
 
-def trainable_millions(experiment: PaperTable, row: RowSpec, *, runs: RunIndex, scale: str, seeds: int) -> float | None:
-    """A row's trainable parameters in millions, counted without weights where no run is finished.
+@dataclass(frozen=True, kw_only=True)
+class CellBuilder:
+    """Builds the cells of a table from finished runs.
 
-    None for the original, and where they cannot be counted.
+    Attributes:
+        table: The table.
+        runs: The runs.
+        scale: "mini" or "paper".
+        seeds: Number of seeds, from 0.
+        protocol: "strict" or "paper_code"; they are never mixed.
     """
-    column = experiment.spec.columns[0]
-    run = runs.find(experiment.overrides(row, column, scale=scale, seed=seeds - 1))
-    if not run.trained:
-        return None
-    if run.result is not None:
-        return sum(run.result["trainable_parameters"].values()) / 1e6
-    from imsm.models.builder import count_trainable
-    from imsm.pipeline.plan.plan import build_plan_model
 
-    model, _ = build_plan_model(runs.config(run.overrides))
-    return None if model is None else sum(count_trainable(model).values()) / 1e6
+    table: PaperTable
+    runs: RunIndex
+    scale: str
+    seeds: int
+    protocol: str
 
+    def build(self, row: RowSpec, column: ColumnSpec) -> TableCell:
+        """Return a row's score in a column."""
+        task = column.task
+        compared, missing = self._compared_runs(row, column)
+        scores = [self._score(run, column) for run in compared]
+        known = [score for score in scores if score is not None]
+        if missing or len(known) < len(scores):
+            return TableCell(interval=None, mark=None, trained_on=False, missing=missing, test=task)
+        entry = compared[0].task_result(task)
+        return TableCell(
+            interval=_interval(compared, task, getattr(column, self.protocol), known),
+            mark=self._mark(row, column, compared),
+            trained_on=bool(entry.get("trained_on")) and entry.get("role") != "target",
+            missing=[],
+            test=task,
+            seeds=known,
+        )
 
-def _arms(
-    experiment: PaperTable, row: RowSpec, column: ColumnSpec, *, runs: RunIndex, scale: str, seeds: int
-) -> tuple[list[ComparedRun], list[RunRef]]:
-    """The arm of each seed, and the runs that are missing.
+    def trainable_millions(self, row: RowSpec) -> float | None:
+        """Return a row's trainable parameters in millions, without loading weights.
 
-    The original is taken from any trained run that asked the same: its answers do not depend on
-    the seed, and it stands once.
-    """
-    wanted = [runs.find(experiment.overrides(row, column, scale=scale, seed=seed)) for seed in range(seeds)]
-    if wanted[0].trained:
-        missing = [run for run in wanted if run.result is None]
-        return ([] if missing else [_own_arm(run, runs) for run in wanted]), missing
-    same = [other for other in experiment.rows if _backbone(other) == _backbone(row)]
-    others = [
-        run for other in same if (run := runs.find(experiment.overrides(other, column, scale=scale, seed=0))).trained
-    ]
-    for run in others:
-        if run.result is not None and column.task in run.result["evaluation"]["original"]:
-            arms = runs_to_compare(run.folder, run.result, runs_root=runs.runs_root, siblings=False)
-            return [arms[0]], []
-    return [], others[:1]
-
-
-def _own_arm(run: RunRef, runs: RunIndex) -> ComparedRun:
-    assert run.result is not None
-    return runs_to_compare(run.folder, run.result, runs_root=runs.runs_root, siblings=False)[-1]
-
-
-def _backbone(row: RowSpec) -> str:
-    return row.values.get("backbone", "")
-
-
-def _score(arm: ComparedRun, task: str, metric: str, protocol: str) -> float | None:
-    entry = arm.task_result(task)
-    found = entry.get("protocols", {}).get(protocol, {}).get("metrics", entry.get("metrics", {}))
-    return None if found.get(metric) is None else float(found[metric])
-
-
-def _interval(arms: Sequence[ComparedRun], task: str, metric: str, values: Sequence[float]) -> Interval:
-    """With one seed over items; with several over seeds and items; a bare point without items."""
-    point = fmean(values)
-    frames = [arm.predictions(task) for arm in arms]
-    if any(frame is None or f"score.{metric}" not in frame for frame in frames):
-        return Interval(estimate=point, low=point, high=point, level=0.95)
-    if len(arms) == 1:
-        found = score_interval(arms[0], task, metric)
-        assert found is not None
-        return found[1]
-    if hasattr(resolve_metric(metric), "aggregate"):
-        return _over_values(values)
-    tables = [100 * frame[f"score.{metric}"].to_numpy(float) for frame in frames if frame is not None]
-    first = frames[0]
-    assert first is not None
-    return seed_ci(tables, groups=[group or name for name, group in first["group"].items()])
-
-
-def _over_values(values: Sequence[float]) -> Interval:
-    """Student's interval of a mean over seeds."""
-    from scipy import stats
-
-    found = numpy.asarray(values)
-    error = float(found.std(ddof=1)) / len(found) ** 0.5
-    half = float(stats.t.ppf(0.975, len(found) - 1)) * error
-    mean = float(found.mean())
-    return Interval(estimate=mean, low=mean - half, high=mean + half, level=0.95)
-
-
-def _mark(
-    experiment: PaperTable,
-    row: RowSpec,
-    column: ColumnSpec,
-    arms: Sequence[ComparedRun],
-    metric: str,
-    *,
-    runs: RunIndex,
-    scale: str,
-    seeds: int,
-    protocol: str,
-) -> str | None:
-    """Which test tells the row from its reference; None if none does."""
-    reference = experiment.reference_of(row)
-    if reference is None:
-        return None
-    others, missing = _arms(experiment, reference, column, runs=runs, scale=scale, seeds=seeds)
-    if missing or not others:
-        return None
-    if seeds > 1 and len(arms) == len(others) == seeds:
-        scores = [[_score(a, column.task, metric, protocol) for a in side] for side in (arms, others)]
-        if any(None in side for side in scores):
+        None for the original, and if they cannot be counted.
+        """
+        run = self._find(row, self.table.spec.columns[0], seed=self.seeds - 1)
+        if not run.trained:
             return None
-        tested = student_t(*[[v for v in side if v is not None] for side in scores])
-        return "student" if tested and tested.p_value is not None and tested.p_value < ALPHA else None
-    return _over_items(arms[0], others[0], column.task, metric)
+        if run.result is not None:
+            return sum(run.result["trainable_parameters"].values()) / 1e6
+        model, _ = build_plan_model(self.runs.config(run.overrides))
+        return None if model is None else sum(count_trainable(model).values()) / 1e6
+
+    def _find(self, row: RowSpec, column: ColumnSpec, *, seed: int) -> RunRef:
+        return self.runs.find(self.table.overrides(row, column, scale=self.scale, seed=seed))
+
+    def _compared_runs(self, row: RowSpec, column: ColumnSpec) -> tuple[list[ComparedRun], list[RunRef]]:
+        """Return the run of each seed, and the missing runs.
+
+        The original is taken once, from any trained run that evaluated the task: its responses do not
+        depend on the seed.
+        """
+        wanted = [self._find(row, column, seed=seed) for seed in range(self.seeds)]
+        if wanted[0].trained:
+            missing = [run for run in wanted if run.result is None]
+            return ([] if missing else [self._load(run)[-1] for run in wanted]), missing
+        same_backbone = [r for r in self.table.rows if r.values.get("backbone", "") == row.values.get("backbone", "")]
+        others = [run for other in same_backbone if (run := self._find(other, column, seed=0)).trained]
+        for run in others:
+            if run.result is not None and column.task in run.result["evaluation"]["original"]:
+                return [self._load(run)[0]], []
+        return [], others[:1]
+
+    def _load(self, run: RunRef) -> list[ComparedRun]:
+        """Return the original (first) and the run itself (last)."""
+        assert run.result is not None
+        return runs_to_compare(run.folder, run.result, runs_root=self.runs.runs_root, siblings=False)
+
+    def _score(self, run: ComparedRun, column: ColumnSpec) -> float | None:
+        entry = run.task_result(column.task)
+        metrics = entry.get("protocols", {}).get(self.protocol, {}).get("metrics", entry.get("metrics", {}))
+        score = metrics.get(getattr(column, self.protocol))
+        return None if score is None else float(score)
+
+    def _mark(self, row: RowSpec, column: ColumnSpec, compared: Sequence[ComparedRun]) -> Mark | None:
+        """Return the test that finds a difference from the reference row; None if none does."""
+        reference = self.table.reference_of(row)
+        others, missing = ([], []) if reference is None else self._compared_runs(reference, column)
+        if missing or not others:
+            return None
+        if self.seeds > 1 and len(compared) == len(others) == self.seeds:
+            scores = [[self._score(run, column) for run in side] for side in (compared, others)]
+            if any(None in side for side in scores):
+                return None
+            test = student_t(*[[score for score in side if score is not None] for side in scores])
+            return "student" if test and test.p_value is not None and test.p_value < ALPHA else None
+        return _example_test(compared[0], others[0], column.task, getattr(column, self.protocol))
 
 
-def _over_items(arm: ComparedRun, other: ComparedRun, task: str, metric: str) -> str | None:
-    """Of a total (F1, correlations) the bootstrap: its items are neither right nor wrong."""
+def _interval(compared: Sequence[ComparedRun], task: str, metric: str, scores: Sequence[float]) -> Interval:
+    """Over examples with one seed, over seeds and examples with several; a point without predictions."""
+    column = f"score.{metric}"
+    frames = [frame for run in compared if (frame := run.predictions(task)) is not None and column in frame]
+    if len(frames) < len(compared):
+        return _point(fmean(scores))
+    if len(compared) == 1:
+        interval = score_interval(compared[0], task, metric)
+        assert interval is not None
+        return interval
+    if not is_mean_of_scores(resolve_metric(metric)):
+        return _student_interval(scores)
+    groups = [group or name for name, group in frames[0]["group"].items()]
+    return seed_ci([100 * frame[column].to_numpy(float) for frame in frames], groups=groups)
+
+
+def _example_test(run: ComparedRun, reference: ComparedRun, task: str, metric: str) -> Mark | None:
+    """Test over examples: McNemar's, or the bootstrap for F1 and correlations."""
     try:
-        found = compare_runs(arm, other, task=task, metric=metric, marked=False)
+        comparison = compare_runs(run, reference, task=task, metric=metric)
     except KeyError:
         return None
-    if found is None:
+    if comparison is None:
         return None
-    if found.test is not None and not hasattr(resolve_metric(metric), "aggregate"):
-        return "mcnemar" if found.test.p_value < ALPHA else None
-    return "bootstrap" if found.difference.low > 0 or found.difference.high < 0 else None
+    if comparison.test is not None and is_mean_of_scores(resolve_metric(metric)):
+        return "mcnemar" if comparison.test.p_value < ALPHA else None
+    return "bootstrap" if comparison.difference.low > 0 or comparison.difference.high < 0 else None
+
+
+def _student_interval(scores: Sequence[float]) -> Interval:
+    """Return Student's interval of a mean over seeds."""
+    array = numpy.asarray(scores)
+    error = float(array.std(ddof=1)) / len(array) ** 0.5
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)) * error
+    mean = float(array.mean())
+    return Interval(estimate=mean, low=mean - half_width, high=mean + half_width, level=LEVEL)
+
+
+def _point(value: float) -> Interval:
+    return Interval(estimate=value, low=value, high=value, level=LEVEL)

@@ -1,4 +1,4 @@
-"""The runs of an experiment: which are done, which failed, and carrying out what is missing."""
+"""The runs of a table: their state, and running the missing ones."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from imsm.config.compose import ConfigComposer
+from imsm.config.schema import RunConfig
+from imsm.config.validate import load_config
+from imsm.pipeline.run_status import load_if_finished, read_failure, run_dir_of, write_failure
 from imsm.pipeline.sweeps.status import job_command
+from imsm.studies.paper.spec import PaperTable
 from imsm.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from imsm.config.compose import ConfigComposer
-    from imsm.config.schema import RunConfig
-    from imsm.studies.paper.spec import PaperTable
-
 State = Literal["done", "missing", "failed"]
-_STOPPED = (130, -signal.SIGINT)
-"""How a run ends that was stopped by hand; any other signal (memory ran out) is a failure."""
-_TOLD = 3
-"""So many of the last lines of a failed run's log are its error."""
+_INTERRUPTED = (130, -signal.SIGINT)
+"""Exit codes of a run stopped by the user; any other signal (such as out-of-memory) is a failure."""
+_ERROR_LINES = 3
+"""Number of last log lines reported as the error of a failed run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRef:
-    """One run: what makes it, where it lies, and what became of it."""
+    """A run and its state."""
 
     overrides: tuple[str, ...]
     name: str
@@ -42,173 +42,151 @@ class RunRef:
 
     @property
     def command(self) -> str:
-        """What makes it."""
+        """Command line of the run."""
         return job_command(self.overrides, config_dir=None)
 
 
 class RunIndex:
-    """Looks runs up by their overrides, each once.
+    """Finds runs by their overrides, with a cache.
 
     Args:
-        preflight: composes and checks them.
-        runs_root: where they lie.
+        composer: Composes and validates the overrides.
+        runs_root: Directory of the runs.
     """
 
-    def __init__(self, preflight: ConfigComposer, *, runs_root: Path) -> None:
-        self.composer, self.runs_root = preflight, runs_root
-        self._found: dict[tuple[str, ...], RunRef] = {}
+    def __init__(self, composer: ConfigComposer, *, runs_root: Path) -> None:
+        self.composer, self.runs_root = composer, runs_root
+        self._runs: dict[tuple[str, ...], RunRef] = {}
         self._configs: dict[tuple[str, ...], RunConfig] = {}
 
     def find(self, overrides: tuple[str, ...]) -> RunRef:
-        """The run of these overrides as it is now.
+        """Return the run of the overrides with its current state.
 
         Raises:
-            UserError: they do not make a run.
+            UserError: The overrides are invalid.
         """
-        if overrides not in self._found:
-            self._found[overrides] = self._look(overrides)
-        return self._found[overrides]
+        if overrides not in self._runs:
+            config = self.config(overrides)
+            folder = run_dir_of(config, runs_root=self.runs_root)
+            result = load_if_finished(config, runs_root=self.runs_root)
+            failure = read_failure(folder)
+            self._runs[overrides] = RunRef(
+                overrides=overrides,
+                name=folder.name,
+                folder=folder,
+                state="done" if result else "failed" if failure else "missing",
+                result=result,
+                failure=failure["error"] if failure else None,
+                trained=config.method.trainable,
+            )
+        return self._runs[overrides]
 
     def refresh(self) -> None:
-        """Look everything up again: runs were carried out."""
-        self._found.clear()
-
-    def _look(self, overrides: tuple[str, ...]) -> RunRef:
-        from imsm.pipeline.run_status import load_if_finished, read_failure, run_dir_of
-
-        config = self.config(overrides)
-        folder = run_dir_of(config, runs_root=self.runs_root)
-        result = load_if_finished(config, runs_root=self.runs_root)
-        failure = read_failure(folder)
-        state: State = "done" if result else "failed" if failure else "missing"
-        return RunRef(
-            overrides=overrides,
-            name=folder.name,
-            folder=folder,
-            state=state,
-            result=result,
-            failure=failure["error"] if failure else None,
-            trained=config.method.trainable,
-        )
+        """Discard the cached states after runs have finished."""
+        self._runs.clear()
 
     def config(self, overrides: Sequence[str]) -> RunConfig:
-        """What overrides compose.
+        """Compose and validate the overrides.
 
         Raises:
-            UserError: a line for every problem.
+            UserError: One line per error.
         """
-        from imsm.config.validate import load_config
-
-        wanted = tuple(overrides)
-        if wanted not in self._configs:
-            self._configs[wanted] = load_config(self.composer.compose(wanted), config_dir=None)
-        return self._configs[wanted]
+        key = tuple(overrides)
+        if key not in self._configs:
+            self._configs[key] = load_config(self.composer.compose(key), config_dir=None)
+        return self._configs[key]
 
 
-def required_runs(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int) -> list[RunRef]:
-    """The trained runs that an experiment needs, each once.
+def required_runs(table: PaperTable, runs: RunIndex, *, scale: str, seeds: int) -> list[RunRef]:
+    """Return the trained runs of a table, without duplicates.
 
-    The original needs none: every trained run keeps the original's answers to its own tests.
+    The original needs no run of its own: every trained run contains its scores.
     """
-    found: dict[str, RunRef] = {}
-    for seed in range(seeds):
-        for row in experiment.rows:
-            for column in experiment.spec.columns:
-                wanted = experiment.overrides(row, column, scale=scale, seed=seed)
-                run = runs.find(wanted)
-                if run.trained:
-                    found.setdefault(run.name, run)
-    return list(found.values())
+    found = (
+        runs.find(table.overrides(row, column, scale=scale, seed=seed))
+        for seed in range(seeds)
+        for row in table.rows
+        for column in table.spec.columns
+    )
+    return list({run.name: run for run in found if run.trained}.values())
 
 
-def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Callable[[str], None]) -> list[str]:
-    """Carry out runs that are not done, each in a process of its own; one's failure ends no other.
-
-    Args:
-        wanted: the runs.
-        logs: a folder for what they say.
-        jobs: how many at a time; they share the cores out.
-        tell: told a line at each start and end.
-
-    Returns:
-        The names of those that failed.
+def validate_runs(table: PaperTable, runs: RunIndex, *, scale: str) -> None:
+    """Validate the overrides of all unfinished runs.
 
     Raises:
-        KeyboardInterrupt: stopped by hand; the runs at work have saved what they had.
+        UserError: One line per error.
     """
-    due = [run for run in wanted if run.state != "done"]
-    log_dir.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = {**os.environ}
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
-    failed: list[str] = []
-    stopped = False
-
-    def one(numbered: tuple[int, RunRef]) -> None:
-        nonlocal stopped
-        number, run = numbered
-        if stopped:
-            return
-        log = log_dir / f"{run.name}.log"
-        log(f"{number}/{len(due)} {run.name}")
-        started = time.monotonic()
-        with log.open("w", encoding="utf-8") as stream:
-            command = [sys.executable, "-m", "imsm.run", *run.overrides]
-            code = subprocess.run(
-                command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False
-            ).returncode
-        seconds = time.monotonic() - started
-        if code in _STOPPED:
-            stopped = True
-        elif code:
-            failed.append(run.name)
-            _note(run, log, code)
-        log(f"{number}/{len(due)} {run.name}: {'ended with ' + str(code) if code else 'done'}, {seconds:.0f} s")
-
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        list(pool.map(one, enumerate(due, start=1)))
-    if stopped:
-        raise KeyboardInterrupt
-    return failed
-
-
-def _note(run: RunRef, log: Path, code: int) -> None:
-    """Keep why a run failed, for the table and the next command."""
-    from imsm.pipeline.run_status import write_failure
-
-    text = log.read_text(encoding="utf-8").rpartition("imsm: ")[2]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    error = "; ".join(lines[-_TOLD:]) or "nothing was said"
-    if code < 0:
-        name = signal.Signals(-code).name
-        error = f"ended by {name}" + (" (did memory run out?)" if name == "SIGKILL" else "")
-        code = 128 - code  # as a shell says it
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_failure(run.folder, error=error, exit_code=code, command=run.command)
-
-
-def validate_runs(experiment: PaperTable, runs: RunIndex, *, scale: str) -> None:
-    """Look for what is wrong with an experiment's runs before the first is begun.
-
-    A run that is done was looked at before it began.
-
-    Raises:
-        UserError: a line per problem.
-    """
-    wanted = {
-        experiment.overrides(row, column, scale=scale, seed=0)
-        for row in experiment.rows
-        for column in experiment.spec.columns
-    }
-    due = [each for each in wanted if not _is_done(each, runs)]
-    errors = [line for each in due for line in runs.composer.validate(each, sweep=False)]
+    wanted = {table.overrides(row, c, scale=scale, seed=0) for row in table.rows for c in table.spec.columns}
+    unfinished = [overrides for overrides in wanted if not _is_done(overrides, runs)]
+    errors = {line for overrides in unfinished for line in runs.composer.validate(overrides, sweep=False)}
     if errors:
-        raise UserError(f"{experiment.name}: " + "; ".join(sorted(set(errors))))
+        raise UserError(f"{table.name}: " + "; ".join(sorted(errors)))
 
 
 def _is_done(overrides: tuple[str, ...], runs: RunIndex) -> bool:
     try:
         return runs.find(overrides).state == "done"
-    except UserError:  # the preflight says all that is wrong
+    except UserError:  # reported by the composer, with all other errors
         return False
+
+
+def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Callable[[str], None]) -> list[str]:
+    """Run unfinished runs, each in its own process; a failure does not stop the others.
+
+    Args:
+        wanted: The runs.
+        log_dir: Directory of the processes' output.
+        jobs: Number of runs at a time; they share the cores.
+        log: Called with a line at each start and end.
+
+    Returns:
+        The names of the failed runs.
+
+    Raises:
+        KeyboardInterrupt: Stopped by the user; active runs have saved their state.
+    """
+    unfinished = [run for run in wanted if run.state != "done"]
+    log_dir.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ}
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    failed: list[str] = []
+    interrupted = False
+
+    def execute(numbered: tuple[int, RunRef]) -> None:
+        nonlocal interrupted
+        number, run = numbered
+        if interrupted:
+            return
+        prefix, log_file = f"{number}/{len(unfinished)} {run.name}", log_dir / f"{run.name}.log"
+        log(prefix)
+        started = time.monotonic()
+        with log_file.open("w", encoding="utf-8") as stream:
+            command = [sys.executable, "-m", "imsm.run", *run.overrides]
+            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
+        if code in _INTERRUPTED:
+            interrupted = True
+        elif code:
+            failed.append(run.name)
+            _record_failure(run, log_file, code)
+        outcome = f"exit code {code}" if code else "done"
+        log(f"{prefix}: {outcome}, {time.monotonic() - started:.0f} s")
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        list(pool.map(execute, enumerate(unfinished, start=1)))
+    if interrupted:
+        raise KeyboardInterrupt
+    return failed
+
+
+def _record_failure(run: RunRef, log_file: Path, code: int) -> None:
+    text = log_file.read_text(encoding="utf-8").rpartition("imsm: ")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    error = "; ".join(lines[-_ERROR_LINES:]) or "no output"
+    if code < 0:
+        name = signal.Signals(-code).name
+        error = f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        code = 128 - code  # as a shell reports it
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_failure(run.folder, error=error, exit_code=code, command=run.command)

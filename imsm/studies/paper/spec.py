@@ -1,9 +1,9 @@
-"""What an experiment is: the rows of a paper's table, its columns, and the runs that fill them.
+"""The definition of a table: its rows, its columns, and the runs that fill its cells.
 
 experiments/table6/
-  grid.yaml    what a row's values and a column mean as overrides of `python -m imsm.run`
-  paper.csv    the rows, and the paper's numbers (a figure's rows have none)
-  README.md    how to read it, what it costs
+  grid.yaml    overrides of `imsm run` for each row value and column
+  paper.csv    the rows, and the paper's numbers (none for a figure)
+  README.md    how to read it, and its cost
 """
 
 from __future__ import annotations
@@ -25,49 +25,63 @@ SCALES = ("mini", "paper")
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ColumnSpec(_Strict):
-    """A score: of which run, on which task, by which metric of each protocol."""
+class ColumnSpec(_StrictModel):
+    """A score: of which run, on which task, and by which metric of each protocol.
+
+    Attributes:
+        name: Column name.
+        overrides: Overrides of this column's run, e.g. [data=mrpc].
+        task: Evaluated task.
+        strict: Metric of the strict protocol.
+        paper_code: Metric of the paper_code protocol.
+        rows: Row values that the column applies to; empty: all rows.
+    """
 
     name: Text
     overrides: list[Text] = []
-    """Overrides that a run needs for this column alone, e.g. [data=mrpc]."""
     task: str = ""
     strict: str = ""
     paper_code: str = ""
     rows: dict[str, str] = {}
-    """The rows that have it: those with these values; none: all."""
 
 
-class TableSpec(_Strict):
-    """`grid.yaml`."""
+class TableSpec(_StrictModel):
+    """`grid.yaml`.
+
+    Attributes:
+        title: Caption.
+        kind: How it is rendered.
+        keys: Columns of `paper.csv` that identify a row; the others are the paper's numbers.
+        values: Overrides by key and value.
+        common: Overrides of every run.
+        columns: The scores.
+        averages: Columns averaged, by name; "average" is the paper's own.
+        reference: Each row is tested against the row with these values in place of its own.
+        untested: Values of rows that are not tested, by key.
+        panel: The key that separates the panels of a bar chart.
+        paper_text: The paper's text about it, if its numbers cannot be read.
+    """
 
     title: Text
     kind: Literal["table", "bars", "speed"] = "table"
     keys: list[Text]
-    """The columns of `paper.csv` that name a row; the others are the paper's numbers."""
     values: dict[str, dict[str, list[Text]]]
-    """By key and value: overrides."""
     common: list[Text] = []
     columns: list[ColumnSpec]
     averages: dict[str, list[Text]] = {}
-    """By name: the columns that it is over. "average" is the paper's own."""
     reference: dict[str, str]
-    """What a row is tested against: the row with these values in place of its own."""
     untested: dict[str, list[str]] = {}
-    """By key: the values of rows that are not tested."""
     panel: str | None = None
-    """Of bars: the key that makes panels."""
     paper_text: str = ""
-    """What the paper's text says of it, where its numbers cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSpec:
-    """One row: its values by key, and the paper's numbers by column."""
+    """A row: its values by key, and the paper's numbers by column."""
 
     values: Mapping[str, str]
     paper: Mapping[str, str]
@@ -75,7 +89,7 @@ class RowSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """A grid with its rows."""
+    """A table of the paper: its definition and its rows."""
 
     name: str
     folder: Path
@@ -83,30 +97,19 @@ class PaperTable:
     rows: Sequence[RowSpec]
 
     def columns_of(self, row: RowSpec) -> list[ColumnSpec]:
-        """The columns that a row has a cell in."""
-        return [
-            column
-            for column in self.spec.columns
-            if all(row.values[key] == value for key, value in column.rows.items())
-        ]
+        """Return the columns that apply to a row."""
+        return [c for c in self.spec.columns if all(row.values[key] == value for key, value in c.rows.items())]
 
     def overrides(self, row: RowSpec, column: ColumnSpec, *, scale: str, seed: int) -> tuple[str, ...]:
-        """What makes a row's run for a column, after `python -m imsm.run`.
-
-        At the miniature's scale every backbone is the miniature.
-        """
-        found: list[str] = []
-        for key in self.spec.keys:
-            value = row.values[key]
-            if value:
-                found += self.spec.values[key][value]
-        chosen = (*found, *self.spec.common, *column.overrides)
+        """Return the overrides of `imsm run` for a cell; scale "mini" replaces every backbone by the miniature."""
+        chosen = [text for key in self.spec.keys if row.values[key] for text in self.spec.values[key][row.values[key]]]
+        chosen += [*self.spec.common, *column.overrides]
         if scale == "mini":
-            chosen = tuple("backbone=mini" if c.startswith("backbone=") else c for c in chosen)
+            chosen = ["backbone=mini" if text.startswith("backbone=") else text for text in chosen]
         return (*chosen, f"seed={seed}")
 
     def reference_of(self, row: RowSpec) -> RowSpec | None:
-        """The row that a row is tested against; None if there is none, or it is that itself."""
+        """Return the row that a row is tested against; None if there is none, or it is the row itself."""
         if any(row.values[key] in values for key, values in self.spec.untested.items()):
             return None
         wanted = {**row.values, **self.spec.reference}
@@ -116,50 +119,49 @@ class PaperTable:
 
 
 def experiments_dir() -> Path:
-    """Where the experiments lie: in the checkout.
+    """Return the directory of the tables.
 
     Raises:
-        UserError: the package was installed without it.
+        UserError: The package was installed without the repository.
     """
-    here = checkout()
-    if here is None or not (here / "experiments").is_dir():
-        raise UserError("the experiments lie in a checkout; run this in a clone of the repository")
-    return here / "experiments"
+    repository = checkout()
+    if repository is None or not (repository / "experiments").is_dir():
+        raise UserError("experiments: are part of the repository only; run this command in a clone of it")
+    return repository / "experiments"
 
 
 def list_tables() -> list[str]:
-    """All experiments that have a grid."""
+    """Return the names of all tables and figures."""
     return sorted(path.parent.name for path in experiments_dir().glob("*/grid.yaml"))
 
 
 def load_table(name: str) -> PaperTable:
-    """Read an experiment's files.
+    """Load a table's files.
 
     Raises:
-        UserError: there is none of that name, or its files do not fit each other.
+        UserError: Unknown name, or its files are inconsistent.
     """
     names = list_tables()
     if name not in names:
-        guess = closest_match(name, names)
-        hint = f"; did you mean {guess}?" if guess else ""
-        raise UserError(f"{name}: no such experiment ({', '.join(names)}){hint}")
+        match = closest_match(name, names)
+        hint = f"; did you mean {match}?" if match else ""
+        raise UserError(f"{name}: no such table ({', '.join(names)}){hint}")
     folder = experiments_dir() / name
     path = folder / "grid.yaml"
     try:
-        grid = TableSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        spec = TableSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"{path}: is wrong ({str(error).splitlines()[-1].strip()})") from error
+        raise UserError(f"{path}: is invalid ({str(error).splitlines()[-1].strip()})") from error
     with (folder / "paper.csv").open(encoding="utf-8", newline="") as stream:
-        lines = list(csv.DictReader(stream))
-    rows = [
-        RowSpec(
-            values={key: line[key] for key in grid.keys},
-            paper={name: value for name, value in line.items() if name not in grid.keys},
-        )
-        for line in lines
-    ]
+        rows = [
+            RowSpec(
+                values={key: line[key] for key in spec.keys},
+                paper={column: value for column, value in line.items() if column not in spec.keys},
+            )
+            for line in csv.DictReader(stream)
+        ]
     for row in rows:
         for key, value in row.values.items():
-            if value and value not in grid.values.get(key, {}):
-                raise UserError(f"{path}: values.{key} lacks {value!r}, which paper.csv has")
-    return PaperTable(name=name, folder=folder, spec=grid, rows=rows)
+            if value and value not in spec.values.get(key, {}):
+                raise UserError(f"{path}: values.{key} lacks {value!r}; add it, or fix paper.csv")
+    return PaperTable(name=name, folder=folder, spec=spec, rows=rows)

@@ -1,66 +1,65 @@
-"""Table 5: tokens per second of PEFT and IMSM, all measured by turns in one process.
+"""Table 5: tokens per second of PEFT and IMSM, measured alternately in one process.
 
-One model per PEFT method answers as the tuned and as the interwoven stream: the weights, the
-prompts and the machine's other work are the same for both.
+One model per PEFT method runs both the tuned and the interwoven stream, so that weights, prompts and
+background load are the same for both.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from transformers import GenerationConfig
+
+from imsm.config.schema import RunConfig
+from imsm.distributed.context import DistributedContext
 from imsm.evaluation.result import provenance
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.pipeline.engine import local_device
+from imsm.pipeline.model import build_adapter, new_model
+from imsm.reporting.render.table import Table
 from imsm.studies.paper.runs import RunIndex
 from imsm.studies.paper.spec import PaperTable
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 
-if TYPE_CHECKING:
-    import pandas
-    import torch
-
-    from imsm.models.siamese.model import SiameseForCausalLM
-
 FILE = "speed.json"
-PROMPT, NEW, ROUNDS = 64, 64, 5
-"""Tokens of a prompt, tokens that are decoded (batch 1), and how often after a first time."""
+PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 64, 64, 5
+"""Prompt and decoded tokens at batch 1, and number of rounds after one warm-up round."""
 STREAMS = {"peft": "tuned", "imsm": "interwoven"}
-
 _KEYS = {"device", "date", "prompt_tokens", "new_tokens", "rounds", "rows"}
 _ROW_KEYS = {"overrides", "method", "tokens_per_second", "lowest", "highest"}
 
 
-def measure_speed(experiment: PaperTable, runs: RunIndex, *, scale: str, log: Callable[[str], None]) -> dict[str, Any]:
-    """Decode with every arm; what `speed.json` keeps.
+def measure_speed(table: PaperTable, runs: RunIndex, *, scale: str, log: Callable[[str], None]) -> dict[str, Any]:
+    """Measure all rows and return the content of `speed.json`.
 
     Returns:
-        device, date, versions, git, and rows of {overrides, method, tokens_per_second (the median
-        of the rounds), lowest, highest}.
+        device, date, versions, git, and rows {overrides, method, tokens_per_second (the median of the
+        rounds), lowest, highest}.
     """
-    import torch
-
-    from imsm.distributed.context import DistributedContext
-    from imsm.pipeline.engine import local_device
-
     rows = []
     device = torch.device("cpu")
-    wanted = {
-        tuple(each for each in overrides if not each.startswith("method="))
-        for overrides in _overrides(experiment, scale=scale)
+    models = {
+        tuple(
+            text for text in table.overrides(row, column, scale=scale, seed=0) if not _is_key(text, "method", "seed")
+        )
+        for row in table.rows
+        for column in table.spec.columns
     }
-    for overrides in sorted(wanted):
+    for overrides in sorted(models):
         config = runs.config((*overrides, "method=imsm"))
         device = local_device(config, DistributedContext())
         log(f"decoding: {' '.join(overrides)}")
-        model = _model(config, device)
-        seconds = _by_turns(model, device=device)
-        for method, found in seconds.items():
-            speeds = [NEW / each for each in found]
+        for method, seconds in _measure_model(config, device=device).items():
+            speeds = [NEW_TOKENS / each for each in seconds]
             rows.append(
                 {
                     "overrides": sorted([*overrides, f"method={method}"]),
@@ -70,153 +69,123 @@ def measure_speed(experiment: PaperTable, runs: RunIndex, *, scale: str, log: Ca
                     "highest": max(speeds),
                 }
             )
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "date": time.strftime("%Y-%m-%d"),
-        "prompt_tokens": PROMPT,
-        "new_tokens": NEW,
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": NEW_TOKENS,
         "rounds": ROUNDS,
         **provenance(),
         "rows": rows,
     }
 
 
-def read_speed(place: Path) -> dict[str, Any] | None:
-    """What was measured and left in a folder; None if nothing was.
+def read_speed(folder: Path) -> dict[str, Any] | None:
+    """Read `speed.json`; None if it does not exist.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: The file is damaged.
     """
+    path = folder / FILE
     try:
-        found: dict[str, Any] = json.loads((place / FILE).read_text(encoding="utf-8"))
+        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{place / FILE}: cannot be read ({error}); remove it") from error
-    if not _is_measured(found):
-        raise UserError(f"{place / FILE}: is not what was measured; remove it")
-    return found
+        raise UserError(f"{path}: cannot be read ({error}); remove it") from error
+    if not (_has(measured, _KEYS) and isinstance(measured["rows"], list)) or not all(
+        _has(row, _ROW_KEYS) for row in measured["rows"]
+    ):
+        raise UserError(f"{path}: is not a speed measurement; remove it")
+    return measured
 
 
-def _is_measured(found: Any) -> bool:
-    """Whether it has what the table shows."""
-
-    def has(values: Any, keys: set[str]) -> bool:
-        return isinstance(values, dict) and keys <= values.keys()
-
-    rows = found["rows"] if has(found, _KEYS) else None
-    return isinstance(rows, list) and all(has(row, _ROW_KEYS) for row in rows)
-
-
-def write_speed(found: dict[str, Any], place: Path) -> None:
-    """Leave what was measured.
+def write_speed(measured: dict[str, Any], folder: Path) -> None:
+    """Write `speed.json`.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    write_atomic(place / FILE, json.dumps(found, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / FILE, json.dumps(measured, indent=2) + "\n")
 
 
-def speed_table(experiment: PaperTable, found: dict[str, Any], *, scale: str) -> tuple[pandas.DataFrame, list[str]]:
-    """Ours and the paper's tokens per second, and IMSM's share of PEFT's; with notes."""
-    import pandas
-
-    columns = experiment.spec.columns if scale == "paper" else experiment.spec.columns[:1]
-    by = {tuple(row["overrides"]): row for row in found["rows"]}
-    lines = []
-    for row in experiment.rows:
-        line = dict(row.values)
-        for column in columns:
-            wanted = experiment.overrides(row, column, scale=scale, seed=0)
-            mine = by.get(tuple(sorted(_plain(wanted))))
-            name = "miniature" if scale == "mini" else column.name.removesuffix("_tokens_per_s")
-            line[f"ours, {name}"] = "–" if mine is None else _speed(mine)
-            line[f"share, {name}"] = _share(by, wanted, row.values["method"])
-        for column in experiment.spec.columns:
-            model_name = column.name.removesuffix("_tokens_per_s")
-            line[f"paper, {model_name}"] = row.paper.get(column.name, "–")
-            line[f"its share, {model_name}"] = _paper_share(experiment, row.values, column.name)
-        lines.append(line)
-    notes = [
-        f"Tokens a second at batch 1: the median of {found['rounds']} rounds of "
-        f"{found['new_tokens']} tokens after {found['prompt_tokens']} (lowest, highest), PEFT and "
-        f"IMSM by turns in one process. Share: IMSM's speed of PEFT's. {found['device']}, "
-        f"{found['date']}.",
-        "Speeds are of different models on different machines; the shares may be compared.",
-    ]
-    return pandas.DataFrame(lines), notes
-
-
-def _overrides(experiment: PaperTable, *, scale: str) -> list[tuple[str, ...]]:
-    return [
-        _plain(experiment.overrides(row, column, scale=scale, seed=0))
-        for row in experiment.rows
-        for column in experiment.spec.columns
-    ]
-
-
-def _plain(overrides: Sequence[str]) -> tuple[str, ...]:
-    return tuple(each for each in overrides if not each.startswith("seed="))
+def speed_table(table: PaperTable, measured: dict[str, Any], *, scale: str) -> Table:
+    """Build the table of our and the paper's tokens per second, with the ratio of IMSM to PEFT."""
+    by_overrides = {tuple(row["overrides"]): row for row in measured["rows"]}
+    records = []
+    for row in table.rows:
+        is_peft = row.values["method"] == "peft"
+        peft_row = next(r for r in table.rows if r.values == {**row.values, "method": "peft"})
+        record = dict(row.values)
+        for column in table.spec.columns if scale == "paper" else table.spec.columns[:1]:
+            ours, peft = (
+                by_overrides.get(_measured_key(table.overrides(r, column, scale=scale, seed=0)))
+                for r in (row, peft_row)
+            )
+            name = "miniature" if scale == "mini" else _model_name(column.name)
+            record[f"ours, {name}"] = "–" if ours is None else _format_speed(ours)
+            ratio = f"{ours['tokens_per_second'] / peft['tokens_per_second']:.2f}" if ours and peft else "–"
+            record[f"share, {name}"] = "" if is_peft else ratio
+        for column in table.spec.columns:
+            name, speeds = _model_name(column.name), [r.paper.get(column.name) for r in (row, peft_row)]
+            record[f"paper, {name}"] = speeds[0] or "–"
+            ratio = f"{float(speeds[0]) / float(speeds[1]):.2f}" if speeds[0] and speeds[1] else "–"
+            record[f"its share, {name}"] = "" if is_peft else ratio
+        records.append(record)
+    return Table(
+        columns=list(records[0]),
+        rows=[list(record.values()) for record in records],
+        text_columns=len(table.spec.keys),
+        caption=f"{table.spec.title} · {'ours: the miniature' if scale == 'mini' else 'paper'}",
+        notes=[
+            f"Tokens per second at batch 1: the median of {measured['rounds']} rounds of {measured['new_tokens']} "
+            f"tokens after {measured['prompt_tokens']} (lowest, highest), PEFT and IMSM alternately in one process. "
+            f"Share: IMSM's speed as a fraction of PEFT's. {measured['device']}, {measured['date']}.",
+            "Speeds are of different models on different machines; only the shares are comparable.",
+        ],
+    )
 
 
-def _model(config: Any, device: torch.device) -> SiameseForCausalLM:
-    from imsm.models.builder import build_model
-    from imsm.pipeline.model import build_adapter, model_kwargs
-
-    model = build_model(adapter=build_adapter(config), **model_kwargs(config), device=device)
-    return model.eval()
-
-
-def _by_turns(model: SiameseForCausalLM, *, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each round by method; the first round of each is thrown away."""
-    import torch
-    from transformers import GenerationConfig
-
+def _measure_model(config: RunConfig, *, device: torch.device) -> dict[str, list[float]]:
+    """Return the seconds of each round by method, without the warm-up round."""
+    model: SiameseForCausalLM = new_model(config, build_adapter(config), device=device).eval()
     generator = torch.Generator().manual_seed(0)
-    vocabulary = int(model.config.vocab_size)
-    prompt = torch.randint(8, vocabulary, (1, PROMPT), generator=generator).to(device)
-    settings = GenerationConfig(do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0)
+    prompt = torch.randint(8, int(model.config.vocab_size), (1, PROMPT_TOKENS), generator=generator).to(device)
+    settings = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, pad_token_id=0)
     seconds: dict[str, list[float]] = {method: [] for method in STREAMS}
     for number in range(ROUNDS + 1):
         for method, stream in STREAMS.items():
             model.stream = stream  # type: ignore[assignment]
             started = time.perf_counter()
             with torch.inference_mode():
-                out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
-            assert isinstance(out, torch.Tensor)
-            out.cpu()  # a GPU has done its work by now
+                output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+            assert isinstance(output, torch.Tensor)
+            output.cpu()  # synchronizes a GPU
             if number:
                 seconds[method].append(time.perf_counter() - started)
     return seconds
 
 
-def _processor() -> str:
-    import os
+def _has(values: Any, keys: set[str]) -> bool:
+    return isinstance(values, dict) and keys <= values.keys()
 
+
+def _is_key(override: str, *keys: str) -> bool:
+    return override.partition("=")[0] in keys
+
+
+def _measured_key(overrides: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(text for text in overrides if not _is_key(text, "seed")))
+
+
+def _model_name(column: str) -> str:
+    return column.removesuffix("_tokens_per_s")
+
+
+def _processor() -> str:
     return f"{platform.processor() or platform.machine()} CPU, {os.cpu_count()} cores"
 
 
-def _speed(row: dict[str, Any]) -> str:
-    middle, low, high = (row[key] for key in ("tokens_per_second", "lowest", "highest"))
-    return f"{middle:.1f} ({low:.1f}, {high:.1f})"
-
-
-def _share(by: dict[tuple[str, ...], Any], wanted: Sequence[str], method: str) -> str:
-    if method == "peft":
-        return ""
-    other = [each if not each.startswith("method=") else "method=peft" for each in _plain(wanted)]
-    mine, theirs = by.get(tuple(sorted(_plain(wanted)))), by.get(tuple(sorted(other)))
-    if mine is None or theirs is None:
-        return "–"
-    return f"{mine['tokens_per_second'] / theirs['tokens_per_second']:.2f}"
-
-
-def _paper_share(experiment: PaperTable, values: Any, column: str) -> str:
-    if values["method"] == "peft":
-        return ""
-    rows = {tuple(row.values.values()): row for row in experiment.rows}
-    mine = rows[tuple(values.values())].paper[column]
-    theirs = rows[tuple({**values, "method": "peft"}.values())].paper[column]
-    return f"{float(mine) / float(theirs):.2f}"
+def _format_speed(row: dict[str, Any]) -> str:
+    return f"{row['tokens_per_second']:.1f} ({row['lowest']:.1f}, {row['highest']:.1f})"

@@ -1,195 +1,151 @@
-"""An experiment as a table: ours with intervals, the paper's number under it, what is missing."""
+"""Build a table: our scores with intervals, the paper's numbers below them, and the missing runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from imsm.studies.paper.cells import MARKS, TableCell, build_cell, row_average, trainable_millions
+from imsm.evaluation.statistics.intervals import Interval
+from imsm.reporting.render.table import Table
+from imsm.studies.paper.cells import MARKS, CellBuilder, TableCell, row_average
 from imsm.studies.paper.runs import RunIndex, RunRef, required_runs
 from imsm.studies.paper.spec import ColumnSpec, PaperTable, RowSpec
 from imsm.utils.files import write_atomic
 
-if TYPE_CHECKING:
-    import pandas
-
-    from imsm.evaluation.statistics.intervals import Interval
-
-KEPT = "retention average"
+FILES = "table.md, table.csv, table.tex"
+Cells = Mapping[str, TableCell]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RenderedTable:
-    """What is shown: a title, cells as texts, notes, and the commands of what is missing.
+class FilledTable:
+    """A table as text with its cells by row and column, and the missing runs."""
 
-    ``cells`` has the cells of every row that is ours, by column.
-    """
-
-    title: str
-    frame: pandas.DataFrame
-    numbers: int
-    notes: list[str]
-    missing: list[RunRef]
-    cells: list[tuple[RowSpec, dict[str, TableCell]]]
+    text: Table
+    cells: Sequence[tuple[RowSpec, Cells]]
+    missing: Sequence[RunRef]
 
 
-def build_table(experiment: PaperTable, runs: RunIndex, *, scale: str, seeds: int, protocol: str) -> RenderedTable:
-    """Everything that a table shows.
+def build_table(table: PaperTable, runs: RunIndex, *, scale: str, seeds: int, protocol: str) -> FilledTable:
+    """Fill a table from finished runs.
 
     Args:
-        experiment: which.
-        runs: where its runs are looked up.
-        scale: mini or paper.
-        seeds: 0 to seeds − 1 are used.
-        protocol: clean or released; they are never mixed.
+        table: The table.
+        runs: The runs.
+        scale: "mini" or "paper".
+        seeds: Number of seeds, from 0.
+        protocol: "strict" or "paper_code".
     """
-    import pandas
-
-    grid = experiment.spec
-    made: dict[tuple[object, ...], TableCell] = {}
+    spec = table.spec
+    builder = CellBuilder(table=table, runs=runs, scale=scale, seeds=seeds, protocol=protocol)
+    built: dict[tuple[object, ...], TableCell] = {}
 
     def cell(row: RowSpec, column: ColumnSpec) -> TableCell:
-        """A row's cell; rows of the same runs (the miniature's) have the same."""
-        others = (row, experiment.reference_of(row))
-        key = (column.name, *(r and experiment.overrides(r, column, scale=scale, seed=0) for r in others))
-        if key not in made:
-            made[key] = build_cell(experiment, row, column, runs=runs, scale=scale, seeds=seeds, protocol=protocol)
-        return made[key]
+        # At the miniature's scale several rows have the same runs.
+        pair = (row, table.reference_of(row))
+        key = (column.name, *(r and table.overrides(r, column, scale=scale, seed=0) for r in pair))
+        if key not in built:
+            built[key] = builder.build(row, column)
+        return built[key]
 
-    cells = [
-        (row, {column.name: cell(row, column) for column in experiment.columns_of(row)}) for row in experiment.rows
-    ]
-    counts = any("params_millions" in row.paper for row in experiment.rows)
-    lines = []
-    for row, found in cells:
-        ours = {**_names(row), "whose": "ours"}
-        paper = {**{key: "" for key in row.values}, "whose": f"paper ({_paper_model(row)})"}
-        for column in grid.columns:
-            ours[column.name] = _text(found[column.name]) if column.name in found else ""
+    cells = [(row, {column.name: cell(row, column) for column in table.columns_of(row)}) for row in table.rows]
+    with_counts = any("params_millions" in row.paper for row in table.rows)
+    records = []
+    for row, row_cells in cells:
+        ours = {key: value or "–" for key, value in row.values.items()} | {"whose": "ours"}
+        paper = dict.fromkeys(row.values, "") | {"whose": f"paper ({row.values.get('backbone') or 'its model'})"}
+        for column in spec.columns:
+            ours[column.name] = _format_cell(row_cells[column.name]) if column.name in row_cells else ""
             paper[column.name] = row.paper.get(column.name) or "–"
-        for name, over in grid.averages.items():
-            mean = row_average(found, over)
-            ours[name] = "–" if mean is None else _bounded(mean)
+        for name, columns in spec.averages.items():
+            average = row_average(row_cells, columns)
+            ours[name] = "–" if average is None else _format_interval(average)
             paper[name] = row.paper.get(name) or "–"
-        if counts:
-            millions = trainable_millions(experiment, row, runs=runs, scale=scale, seeds=seeds)
+        if with_counts:
+            millions, paper_millions = builder.trainable_millions(row), row.paper.get("params_millions")
             ours["parameters"] = "–" if millions is None else f"{millions:.3f} M"
-            given = row.paper.get("params_millions")
-            paper["parameters"] = f"{given} M" if given else "–"
-        lines.append(ours)
-        if any(value not in ("", "–") for name, value in paper.items() if name in found):
-            lines.append(paper)
-    waiting = [run for run in required_runs(experiment, runs, scale=scale, seeds=seeds) if not run.result]
-    return RenderedTable(
-        title=_title(experiment, scale=scale, seeds=seeds, protocol=protocol),
-        frame=pandas.DataFrame(lines).fillna("–"),
-        numbers=len(grid.keys) + 1,
-        notes=[
-            *_notes(cells, scale=scale, seeds=seeds, reference=grid.reference),
-            *([f"The paper: {grid.paper_text}"] if grid.paper_text else []),
-        ],
-        missing=waiting,
+            paper["parameters"] = f"{paper_millions} M" if paper_millions else "–"
+        records.append(ours)
+        if any(value not in ("", "–") for name, value in paper.items() if name in row_cells):
+            records.append(paper)
+    return FilledTable(
+        text=Table(
+            columns=list(records[0]),
+            rows=[list(record.values()) for record in records],
+            text_columns=len(spec.keys) + 1,
+            caption=_title(table, scale=scale, seeds=seeds, protocol=protocol),
+            notes=_notes(cells, spec_reference=spec.reference, paper_text=spec.paper_text, scale=scale, seeds=seeds),
+        ),
         cells=cells,
+        missing=[run for run in required_runs(table, runs, scale=scale, seeds=seeds) if not run.result],
     )
 
 
-def write_table(table: RenderedTable, folder: Path) -> None:
-    """Leave the table as Markdown (with notes and commands), CSV and LaTeX.
+def write_table(table: Table, folder: Path, *, missing: Sequence[RunRef] = ()) -> None:
+    """Write a table as Markdown (with notes and the commands of missing runs), CSV and LaTeX.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    align = ["left" if n < table.numbers else "right" for n in range(table.frame.shape[1])]
-    body = table.frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-    lines = [f"# {table.title}", "", body]
-    lines += [line for note in table.notes for line in ("", note)]
-    if table.missing:
-        lines += ["", "## Missing", ""]
-        lines += [f"- {missing_line(run)}" for run in table.missing]
-    write_atomic(folder / "table.md", "\n".join([*lines, ""]))
-    write_atomic(folder / "table.csv", table.frame.to_csv(index=False))
-    columns = "l" * table.numbers + "r" * (table.frame.shape[1] - table.numbers)
-    latex = table.frame.style.hide(axis="index").to_latex(
-        column_format=columns, hrules=True, caption=_latex(table.title)
-    )
-    write_atomic(folder / "table.tex", _latex_cells(latex))
+    paragraphs = [f"# {table.caption}", table.to_markdown(), *table.notes]
+    if missing:
+        paragraphs += ["## Missing", "\n".join(f"- {missing_line(run)}" for run in missing)]
+    write_atomic(folder / "table.md", "\n\n".join(paragraphs) + "\n")
+    write_atomic(folder / "table.csv", table.to_csv())
+    write_atomic(folder / "table.tex", table.to_latex())
 
 
 def missing_line(run: RunRef) -> str:
-    """Why a run is not there, and what makes it."""
-    if run.state == "failed":
-        return f"failed ({run.failure}): `{run.command}`"
-    return f"`{run.command}`"
+    """Return the command of a missing run, and why it failed."""
+    return f"failed ({run.failure}): `{run.command}`" if run.state == "failed" else f"`{run.command}`"
 
 
-def _title(experiment: PaperTable, *, scale: str, seeds: int, protocol: str) -> str:
+def _title(table: PaperTable, *, scale: str, seeds: int, protocol: str) -> str:
     ours = "ours: the miniature in every row" if scale == "mini" else "ours: the paper's models"
     over = "seed 0" if seeds == 1 else f"{seeds} seeds"
-    return f"{experiment.spec.title} · {ours} · {over} · {protocol} protocol"
+    return f"{table.spec.title} · {ours} · {over} · {protocol} protocol"
 
 
-def _names(row: RowSpec) -> dict[str, str]:
-    return {key: value or "–" for key, value in row.values.items()}
-
-
-def _paper_model(row: RowSpec) -> str:
-    return row.values.get("backbone") or "its model"
-
-
-def _text(cell: TableCell) -> str:
+def _format_cell(cell: TableCell) -> str:
     if cell.interval is None:
         failed = any(run.state == "failed" for run in cell.missing)
         return "failed" if failed else "missing" if cell.missing else "–"
-    found = cell.interval
     mark = MARKS[cell.mark][0] if cell.mark else ""
-    dagger = "†" if cell.trained_on else ""
-    return _bounded(found, marks=mark + dagger)
+    return _format_interval(cell.interval, marks=mark + ("†" if cell.trained_on else ""))
 
 
-def _bounded(found: Interval, *, marks: str = "") -> str:
-    bounds = f" [{found.low:.1f}, {found.high:.1f}]" if found.low < found.high else ""
-    return f"{found.estimate:.1f}{marks}{bounds}".replace("-", "−")
+def _format_interval(interval: Interval, *, marks: str = "") -> str:
+    bounds = f" [{interval.low:.1f}, {interval.high:.1f}]" if interval.low < interval.high else ""
+    return f"{interval.estimate:.1f}{marks}{bounds}".replace("-", "−")
 
 
 def _notes(
-    cells: Sequence[tuple[RowSpec, Mapping[str, TableCell]]], *, scale: str, seeds: int, reference: Mapping[str, str]
+    cells: Sequence[tuple[RowSpec, Cells]],
+    *,
+    spec_reference: Mapping[str, str],
+    paper_text: str,
+    scale: str,
+    seeds: int,
 ) -> list[str]:
-    every = [cell for _, found in cells for cell in found.values()]
+    every = [cell for _, row_cells in cells for cell in row_cells.values()]
     notes = []
     if scale == "mini" and any(row.paper for row, _ in cells):
         notes.append(
-            "The paper's numbers are of other models, other data and far more of it: they stand "
-            "there to be read, and are subtracted from nothing."
+            "The paper's numbers are from other models and other, much larger datasets; they are listed for "
+            "reference and must not be compared with ours."
         )
-    notes.append(
-        "[low, high]: 95 %, "
-        + (
-            "a bootstrap over items (whole passages), an average's as if all scores of a test "
-            "erred together; other seeds are not in it."
-            if seeds == 1
-            else "over seeds and items (F1, correlations and averages: Student's over seeds)."
-        )
+    intervals = (
+        "bootstrap over examples (complete passages); of an average, as if all scores on one evaluation set were "
+        "fully correlated; variation between seeds is not included"
+        if seeds == 1
+        else "over seeds and examples (F1, correlations and averages: Student's t over seeds)"
     )
-    against = ", ".join(f"{key} = {value}" for key, value in reference.items())
-    for name, (mark, test) in MARKS.items():
+    notes.append(f"[low, high]: 95 % interval, {intervals}.")
+    reference = ", ".join(f"{key} = {value}" for key, value in spec_reference.items())
+    for name, (symbol, test) in MARKS.items():
         if any(cell.mark == name for cell in every):
-            notes.append(f"{mark} differs from the row with {against} (p < 0.05, not adjusted): {test}.")
+            notes.append(f"{symbol} differs from the row with {reference} (p < 0.05, not adjusted): {test}.")
     if any(cell.trained_on for cell in every):
-        notes.append("† the run was trained on this task too; it enters no average.")
-    return notes
-
-
-def _latex(text: str) -> str:
-    for char, safe in (("%", r"\%"), ("_", r"\_"), ("·", r"$\cdot$"), ("−", "--")):
-        text = text.replace(char, safe)
-    return text
-
-
-def _latex_cells(text: str) -> str:
-    """What LaTeX would stumble over in cells."""
-    for char, safe in (("_", r"\_"), ("†", r"$^\dagger$"), ("‡", r"$^\ddagger$"), ("−", "--")):
-        text = text.replace(char, safe)
-    return text.replace("°", r"$^\circ$").replace("·", r"$\cdot$").replace("–", "--")
+        notes.append("† the run was also trained on this task, which is excluded from averages.")
+    return notes + ([f"The paper: {paper_text}"] if paper_text else [])

@@ -37,5 +37,5 @@ def test_query_memories_are_the_originals_means() -> None:
     found = query_states(model, items, pad_id=0, batch_size=2, label="test")
     for row, memory in zip(rows, found, strict=True):
         with model.streams.adapter_disabled(), torch.no_grad():
-            alone = model.streams.body(torch.tensor([row])).last_hidden_state[0]
+            alone = model.streams.decoder(torch.tensor([row])).last_hidden_state[0]
         assert memory == pytest.approx(alone.mean(dim=0).numpy(), abs=1e-4)
