@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imsm.cli.common import write_output
 from imsm.utils.errors import UserError
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import pandas
 
 _FORMATS = (".csv", ".md", ".jsonl")
-_DIGITS = {name: 1 for name in ("score", "lowest", "highest", "tokens", "unparsed", "truncated")}
-_DIGITS |= {"gold_loglik": 2, "gate_mean": 3}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +48,10 @@ def main(arguments: list[str]) -> None:
         raise UserError("--full: predictions are written, not printed; add --output FILE")
     if options.full and output.suffix == ".md":
         raise UserError(f"--output {output}: must end in .csv or .jsonl with --full; predictions have line breaks")
-    from imsm.reporting.prediction_table import average_over_seeds, prediction_table, summarize_predictions
+    from rich.console import Console
+
+    from imsm.reporting.prediction_table import as_table, average_over_seeds, prediction_table, summarize_predictions
+    from imsm.reporting.render.table import print_table
 
     table = prediction_table([resolve_run_dir(run) for run in options.runs])
     if not options.full:
@@ -58,48 +59,19 @@ def main(arguments: list[str]) -> None:
     if options.seeds:
         table = average_over_seeds(table)
     if output is None:
-        _print(table)
+        print_table(as_table(table), Console())
         return
     write_output(output, _format(table, output.suffix))
     print(f"{output}: {len(table):,} rows")
 
 
-def _print(table: pandas.DataFrame) -> None:
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-
-    rich_table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in table.columns:
-        numeric = table[name].dtype.kind in "if" and name != "seed"
-        rich_table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-    for row in _texts(table).itertuples(index=False):
-        rich_table.add_row(*row)
-    console = Console(markup=False, highlight=False)
-    # a terminal wraps longer lines, but rich would omit columns
-    wide = console.options.update(max_width=10_000)
-    console.width = max(console.width, Measurement.get(console, wide, rich_table).maximum)
-    console.print(rich_table)
-
-
-def _texts(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Format the cells; a missing value is an empty text."""
-    import pandas
-
-    def cell(name: str, value: Any) -> str:
-        if pandas.isna(value):
-            return ""
-        rounded = name in _DIGITS and not isinstance(value, int)
-        return f"{value:.{_DIGITS[name]}f}" if rounded else str(value)
-
-    return table.apply(lambda column: [cell(str(column.name), value) for value in column])
-
-
 def _format(table: pandas.DataFrame, suffix: str) -> str:
+    from imsm.reporting.prediction_table import as_table
+
     if suffix == ".csv":
         text = table.to_csv(index=False, float_format="%.6g")
     elif suffix == ".md":
-        text = _texts(table).to_markdown(index=False, disable_numparse=True) + "\n"
+        text = as_table(table).to_markdown() + "\n"
     else:
         text = table.to_json(orient="records", lines=True, force_ascii=False)
     return str(text)

@@ -13,7 +13,7 @@ from imsm.config.schema import RunConfig
 from imsm.config.stages import final_stage
 from imsm.evaluation.result import FILE as RESULT
 from imsm.evaluation.result import read_result
-from imsm.reporting.score_table import headline
+from imsm.reporting.runs import headline
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 from imsm.utils.paths import is_local_path

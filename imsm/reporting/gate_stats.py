@@ -1,108 +1,101 @@
-"""What the gate did: its values over items, positions and tasks, of right and wrong answers."""
+"""Statistics of the gate over examples, positions and tasks, and warnings about them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy
+import pandas
 
 from imsm.evaluation.statistics.significance import roc_auc
+from imsm.reporting.paired_comparison import CORRECT
 from imsm.reporting.runs import ComparedRun
 
-if TYPE_CHECKING:
-    import pandas
-
 SATURATED = 0.02
-"""A gate nearer to 0 or 1 than this passes one stream alone."""
-STILL = 0.02
-"""A gate whose mean stays so near to its start has not moved."""
+"""A gate closer than this to 0 or 1 passes one stream only."""
+UNCHANGED = 0.02
+"""A gate whose mean moved less than this counts as unchanged by training."""
 
 
-def gate_table(arm: ComparedRun, tasks: Sequence[str], *, metric: dict[str, str]) -> pandas.DataFrame:
-    """The weight of the original memory per task: its spread, and by right and wrong answers.
+def gate_table(run: ComparedRun, tasks: Sequence[str], *, metrics: Mapping[str, str]) -> pandas.DataFrame:
+    """Return statistics of the original's gate weight for each task.
 
     Args:
-        arm: with a gate.
-        tasks: in the order of the rows.
-        metric: the headline of each task, whose items at 1/2 and above are right.
+        run: A run with a gate.
+        tasks: In the order of the rows.
+        metrics: Headline metric by task.
 
     Returns:
-        A row per task with gates: task, items, mean, sd (over items), low and high (5 % and 95 %),
-        right, wrong (means), and auc: how well the gate alone tells right answers from wrong.
+        One row per task with gate values: task, examples, mean, sd (over examples), 5 % and 95 %
+        quantiles, means of correct and wrong answers, and AUC, how well the gate separates them.
     """
-    import pandas
-
     rows = []
     for task in tasks:
-        items = arm.items(task)
-        if items is None:
+        predictions = run.predictions(task)
+        if predictions is None or predictions["gate_mean"].isna().all():
             continue
-        gated = items[items["gate_mean"].notna()]
-        if gated.empty:
-            continue
+        gated = predictions[predictions["gate_mean"].notna()]
         gate = gated["gate_mean"].to_numpy(float)
-        right = gated[f"score.{metric[task]}"].to_numpy(float) >= 0.5
+        correct = gated[f"score.{metrics[task]}"].to_numpy(float) >= CORRECT
         rows.append(
             {
                 "task": task,
-                "items": len(gate),
+                "examples": len(gate),
                 "mean": gate.mean(),
                 "sd": gate.std(),
-                "low": numpy.quantile(gate, 0.05),
-                "high": numpy.quantile(gate, 0.95),
-                "right": gate[right].mean() if right.any() else None,
-                "wrong": gate[~right].mean() if not right.all() else None,
-                "auc": roc_auc(gate, right),
+                "5 %": numpy.quantile(gate, 0.05),
+                "95 %": numpy.quantile(gate, 0.95),
+                "correct": gate[correct].mean() if correct.any() else None,
+                "wrong": gate[~correct].mean() if not correct.all() else None,
+                "AUC": roc_auc(gate, correct),
             }
         )
     return pandas.DataFrame(rows)
 
 
-def gate_by_position(arm: ComparedRun, task: str) -> numpy.ndarray | None:
-    """The mean weight of the original memory at each generated position, (P,).
+def gate_by_position(run: ComparedRun, task: str) -> numpy.ndarray | None:
+    """Return the mean gate weight at each generated position (P,); None without gate values.
 
-    Positions that fewer than a tenth of the answers (and fewer than three) reach are left out;
-    None without gates.
+    Ends at the first position that fewer than a tenth of the responses (or fewer than three) reach.
     """
-    items = arm.items(task)
-    lists = [] if items is None else [gates for gates in items["gate_per_token"] if gates]
-    if not lists:
+    predictions = run.predictions(task)
+    weights = [] if predictions is None else [gates for gates in predictions["gate_per_token"] if gates]
+    if not weights:
         return None
-    least = max(3, len(lists) // 10)
-    longest = max(map(len, lists))
+    minimum = min(max(3, len(weights) // 10), len(weights))
     means = []
-    for place in range(longest):
-        reached = [gates[place] for gates in lists if len(gates) > place]
-        if len(reached) < min(least, len(lists)):
+    for position in range(max(map(len, weights))):
+        reached = [gates[position] for gates in weights if len(gates) > position]
+        if len(reached) < minimum:
             break
         means.append(float(numpy.mean(reached)))
     return numpy.array(means)
 
 
-def gate_warnings(arm: ComparedRun, tasks: Sequence[str], *, start: float | None) -> list[str]:
-    """What a reader must know before the gate is interpreted; a sentence each.
+def gate_warnings(run: ComparedRun, tasks: Sequence[str], *, start: float | None) -> list[str]:
+    """Return what limits the interpretation of the gate, one sentence each.
 
     Args:
-        arm: with a gate.
-        tasks: of the card.
-        start: the gate's mean at the first step of training; None if it was not logged.
+        run: A run with a gate.
+        tasks: Tasks of the report.
+        start: The gate's mean at the first training step; None if it was not logged.
     """
-    tables = [items for task in tasks if (items := arm.items(task)) is not None]
+    tables = [table for task in tasks if (table := run.predictions(task)) is not None]
     means = [table["gate_mean"].dropna().to_numpy(float) for table in tables]
     values = numpy.concatenate(means) if means else numpy.empty(0)
     if not values.size:
         return []
-    found = []
-    shut = float(numpy.mean((values < SATURATED) | (values > 1 - SATURATED)))
-    if shut > 0.5:
-        found.append(
-            f"{arm.label}: the gate is saturated on {100 * shut:.0f} % of the items: one stream alone answers there."
+    warnings = []
+    saturated = float(numpy.mean((values < SATURATED) | (values > 1 - SATURATED)))
+    if saturated > 0.5:
+        warnings.append(
+            f"{run.label}: the gate is saturated on {100 * saturated:.0f} % of the examples, where only one stream "
+            "is used."
         )
     mean = float(numpy.mean(values))
-    if start is not None and abs(mean - start) < STILL:
-        found.append(
-            f"{arm.label}: the gate's mean, {mean:.3f}, is where training began ({start:.3f}): "
-            "what the arm does beyond PEFT may be the constant mix of both streams."
+    if start is not None and abs(mean - start) < UNCHANGED:
+        warnings.append(
+            f"{run.label}: the gate's mean ({mean:.3f}) is close to its value at the start of training ({start:.3f}); "
+            "its effect beyond PEFT may be that of a constant mix of both streams."
         )
-    return found
+    return warnings

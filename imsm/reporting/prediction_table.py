@@ -1,72 +1,72 @@
-"""What the arms of runs answered, as tables: a row per item, or a row per arm and task."""
+"""Tables of predictions: one row per example, or one row per method and task."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import pandas
 
 from imsm.config.identity import identity_without_seed
 from imsm.evaluation.result import read_result
-from imsm.reporting.runs import ComparedRun, baselines_of, runs_to_compare
+from imsm.reporting.render.table import Table
+from imsm.reporting.runs import BASELINE, ComparedRun, baselines_of, runs_to_compare
 from imsm.utils.errors import UserError
-from imsm.utils.hashing import hash_json
+from imsm.utils.hashing import hash_text
 from imsm.utils.paths import runs_root
 
-if TYPE_CHECKING:
-    import pandas
+_KEYS = ["run", "method", "seed", "configuration", "task", "test_set"]
+_MEANS = ("unparsed", "truncated", "tokens", "reference_loglik", "gate_mean")
+_DIGITS = {name: 1 for name in ("score", "lowest", "highest", "tokens", "unparsed", "truncated")}
+_DIGITS |= {"reference_loglik": 2, "gate_mean": 3}
 
-_ABOUT = ["run", "arm", "seed", "configuration", "task", "test_set"]
 
-
-def item_table(folders: Sequence[Path]) -> pandas.DataFrame:
-    """Every item of every arm of some runs: the original, the run itself, its controls.
+def prediction_table(folders: Sequence[Path]) -> pandas.DataFrame:
+    """Return every prediction of some runs, their originals and their training-free baselines.
 
     Args:
-        folders: of finished runs. What several of them have (the original's answers to one test)
-            stands there once.
+        folders: Of finished runs. What they share (the original's predictions on one test set) is
+            included once.
 
     Returns:
-        A row per item: ``run`` (a folder's name), ``arm``, ``seed`` (none of the original),
-        ``configuration`` (equal for runs that differ in nothing but the seed), ``task``,
-        ``test_set`` (of its fingerprint), ``id``, then the columns of
-        `imsm.evaluation.predictions.read_items`, and ``score``: the item's score by the task's headline,
-        ``headline``.
+        One row per prediction: ``run`` (name of the folder), ``method``, ``seed`` (missing for the
+        original), ``configuration`` (equal for runs that differ only in the seed), ``task``,
+        ``test_set`` (hash), ``id``, the columns of `imsm.evaluation.predictions.read_predictions`,
+        ``metric`` (the task's headline metric), and ``score`` under that metric.
 
     Raises:
-        UserError: a folder without a finished run, or whose items are not there.
+        UserError: A folder has no finished run, or predictions are missing.
     """
-    import pandas
-
     found: dict[tuple[Path, str, str], pandas.DataFrame] = {}
     for folder in folders:
-        for arm in _arms(folder):
-            for task, entry in arm.result["evaluation"]["tasks"].items():
-                key = (arm.folder, task, entry["test_set"])
+        for run in _runs(folder):
+            for task, entry in run.result["evaluation"]["tasks"].items():
+                key = (run.folder, task, entry["test_set"])
                 if key not in found:
-                    found[key] = _items(arm, task)
+                    found[key] = _predictions(run, task)
     return pandas.concat(found.values(), ignore_index=True).astype({"seed": "Int64"})
 
 
-def summary(items: pandas.DataFrame) -> pandas.DataFrame:
-    """A row for each arm and task of `item_table`, in the order of their first items.
+def summarize_predictions(predictions: pandas.DataFrame) -> pandas.DataFrame:
+    """Return one row for each method and task of `prediction_table`.
 
     Returns:
-        ``items``; ``score``: the mean of the items' headline scores, in points (F1 and Matthews'
-        correlation are of the whole test: here stand right answers); ``unparsed``: answers that
-        could not be extracted; ``truncated``: that hit the token limit; ``tokens``: an answer's
-        mean length; ``gold_loglik``: the mean over items of ln p of the likeliest accepted
-        answer; ``gate_mean``: the original memory's mean weight.
+        ``examples``: their number; ``score``: mean score in points (also for F1 and Matthews'
+        correlation, which are not means elsewhere); ``unparsed``: answers that could not be
+        extracted; ``truncated``: responses that reached the token limit; ``tokens``: mean response
+        length; ``reference_loglik``: mean of ln p of the most likely accepted answer;
+        ``gate_mean``: mean weight of the original's hidden state.
     """
-    marked = items.assign(
-        unparsed=[not str(answer).strip() for answer in items["answer"]],
-        truncated=~items["ended"].astype(bool),
-        score=100 * items["score"],
+    marked = predictions.assign(
+        unparsed=[not str(answer).strip() for answer in predictions["answer"]],
+        truncated=~predictions["ended"].astype(bool),
+        score=100 * predictions["score"],
     )
-    groups = marked.groupby([*_ABOUT, "headline"], sort=False, dropna=False)
+    groups = marked.groupby([*_KEYS, "metric"], sort=False, dropna=False)
     return groups.agg(
-        items=("id", "size"),
+        examples=("id", "size"),
         score=("score", "mean"),
         unparsed=("unparsed", "sum"),
         truncated=("truncated", "sum"),
@@ -76,58 +76,71 @@ def summary(items: pandas.DataFrame) -> pandas.DataFrame:
     ).reset_index()
 
 
-def average_over_seeds(short: pandas.DataFrame) -> pandas.DataFrame:
-    """A row for each arm and task of `summary`, over the runs that differ in the seed alone.
+def average_over_seeds(summary: pandas.DataFrame) -> pandas.DataFrame:
+    """Average the rows of `summarize_predictions` over runs that differ only in the seed.
 
     Returns:
-        ``run``: the first of them; ``seeds``: how many; ``score``: their mean, between the
-        ``lowest`` and the ``highest``; the other columns of `summary` as means over seeds.
+        ``run``: the first of the runs; ``seeds``: their number; ``score``: mean score, with the
+        ``lowest`` and the ``highest``; the other columns are means over seeds.
     """
-    alike = ["configuration", "arm", "task", "test_set", "headline", "items"]
-    means = short.groupby(alike, sort=False).agg(
+    keys = ["configuration", "method", "task", "test_set", "metric", "examples"]
+    means = summary.groupby(keys, sort=False).agg(
         run=("run", "first"),
         seeds=("score", "size"),
         score=("score", "mean"),
         lowest=("score", "min"),
         highest=("score", "max"),
-        **{name: (name, "mean") for name in ("unparsed", "truncated", "tokens", "reference_loglik", "gate_mean")},
+        **{name: (name, "mean") for name in _MEANS},
     )
     return means.reset_index().drop(columns="configuration").set_index("run").reset_index()
 
 
-def _arms(folder: Path) -> list[ComparedRun]:
-    """The original lies beside the run, or, of a run in a place of its own, under the root."""
+def as_table(frame: pandas.DataFrame) -> Table:
+    """Return a summary as rounded text; a missing value is empty."""
+    rows = [[_cell(name, value) for name, value in row.items()] for row in frame.to_dict("records")]
+    columns = [str(name) for name in frame.columns]
+    return Table(columns=columns, rows=rows, text_columns=columns.index("metric") + 1)
+
+
+def _cell(name: Any, value: Any) -> str:
+    if pandas.isna(value):
+        return ""
+    rounded = name in _DIGITS and not isinstance(value, int)
+    return f"{value:.{_DIGITS[name]}f}" if rounded else str(value)
+
+
+def _runs(folder: Path) -> list[ComparedRun]:
+    """Return the original, the run and its baselines.
+
+    The original of a run with a custom ``run_dir`` is under the runs root, not next to the run.
+    """
     result = read_result(folder)
-    arms = runs_to_compare(folder, result, runs_root=folder.parent, siblings=False)
-    if not arms[0].folder.is_dir():
-        arms = runs_to_compare(folder, result, runs_root=runs_root(), siblings=False)
-    return [*arms, *baselines_of(folder)]
+    runs = runs_to_compare(folder, result, runs_root=folder.parent, siblings=False)
+    if not runs[0].folder.is_dir():
+        runs = runs_to_compare(folder, result, runs_root=runs_root(), siblings=False)
+    return [*runs, *baselines_of(folder)]
 
 
-def _items(arm: ComparedRun, task: str) -> pandas.DataFrame:
-    found = arm.items(task)
+def _predictions(run: ComparedRun, task: str) -> pandas.DataFrame:
+    found = run.predictions(task)
     if found is None:
-        raise UserError(
-            f"{arm.folder}: the items of {task} are not there or damaged; judge the run again (the "
-            "same command with mode=evaluate)"
-        )
-    headline = arm.entry(task)["headline"]
+        raise UserError(run.load_error(task) or f"{run.folder}: has no predictions of {task}")
+    metric = run.task_result(task)["headline"]
     table = found.reset_index()
-    trained = arm.method != "original"
-    about = [
-        arm.folder.name if arm.method != "baseline" else arm.folder.parent.parent.name,
-        arm.label,
-        arm.result["identity"].get("seed") if trained else None,
-        _configuration(arm),
+    values = [
+        run.folder.name if run.method != BASELINE else run.folder.parent.parent.name,
+        run.label,
+        run.result["identity"].get("seed") if run.method != "original" else None,
+        _configuration_hash(run),
         task,
-        str(arm.entry(task)["test_set"])[:8],
+        str(run.task_result(task)["test_set"])[:8],
     ]
-    for place, (name, value) in enumerate(zip(_ABOUT, about, strict=True)):
-        table.insert(place, name, value)
-    return table.assign(headline=headline, score=table[f"score.{headline}"])
+    for position, (name, value) in enumerate(zip(_KEYS, values, strict=True)):
+        table.insert(position, name, value)
+    return table.assign(metric=metric, score=table[f"score.{metric}"])
 
 
-def _configuration(arm: ComparedRun) -> str:
-    """Eight digits for all that decided an arm's training but the seed."""
-    identity = {key: value for key, value in arm.result["identity"].items() if key != "baseline"}
-    return hash_json(json.dumps(identity_without_seed(identity), sort_keys=True))[:8]
+def _configuration_hash(run: ComparedRun) -> str:
+    """Return a hash of everything that determines a run's training except the seed."""
+    identity = {key: value for key, value in run.result["identity"].items() if key != "baseline"}
+    return hash_text(json.dumps(identity_without_seed(identity), sort_keys=True))[:8]

@@ -1,56 +1,104 @@
-"""A finished run's report, left in its folder and shown: texts, tables, pictures, one page."""
+"""Write the report of a finished run: report.md, report.html, tables and figures."""
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imsm.reporting.render.table import provenance_of, render_markdown, render_terminal, title_of
+from imsm.reporting.render.formatting import format_provenance
+from imsm.reporting.render.html import render_html
+from imsm.reporting.render.markdown import render_markdown
+from imsm.reporting.render.terminal import print_report
+from imsm.reporting.report_data import build_report_data
 from imsm.reporting.runs import build_comparison_set
-from imsm.reporting.score_table import compare
+from imsm.reporting.sections.base import Report, Section
+from imsm.reporting.sections.order import build_sections
 from imsm.utils.files import write_atomic
+
+_DPI = 130
 
 
 def write_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> None:
-    """Write `report.md`, `report.html`, `tables/` and `figures/`, and print the card.
+    """Write `report.md`, `report.html`, `tables/` and `figures/`, and print the short report.
 
-    Beside the run stand the original, finished runs that differ from it in nothing but the method,
-    the controls that were judged on it, and what its seeds have in common. Items that are not
-    whole are told on stderr too.
+    The run is compared with its original, with finished runs that differ only in the method, and
+    with its training-free baselines. Load errors are also printed to stderr.
 
     Args:
-        folder: of the run.
-        result: its own.
-        runs_root: where the original and the other runs lie.
+        folder: Of the run.
+        result: Of the run.
+        runs_root: Folder of the original and the other runs.
 
     Raises:
-        OSError: the folder cannot be written.
-        UserError: the result tells nothing of its original.
+        OSError: The folder cannot be written.
+        UserError: The result has no scores of its original.
     """
-    from imsm.reporting.render.html import render_page, write_pictures, write_tables
-    from imsm.reporting.report_data import build_report_data
-    from imsm.reporting.sections.order import build_sections
+    report = build_report(folder, result, runs_root=runs_root)
+    figures = write_figures(folder, report.sections)
+    write_tables(folder, report.sections)
+    write_atomic(folder / "report.md", render_markdown(report))
+    write_atomic(folder / "report.html", render_html(report, figures))
+    print_report(report)
+    for error in report.load_errors:
+        print(f"imsm: {error}", file=sys.stderr)
+    print(f"report: {folder / 'report.html'} (also report.md, tables/, figures/)")
 
-    beside = build_comparison_set(folder, result, runs_root=runs_root)
-    sections = build_sections(build_report_data(beside.arms, beside.controls, beside.seeds))
-    results = [arm.result for arm in beside.arms]
-    told = [*beside.excluded, *beside.load_errors]
-    pictures = write_pictures(folder, sections)
-    write_tables(folder, sections)
-    write_atomic(folder / "report.md", render_markdown(results, sections=sections, told=told))
-    card = compare(results)
-    page = render_page(
+
+def build_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> Report:
+    """Compute the report; the arguments are those of `write_report`."""
+    comparison = build_comparison_set(folder, result, runs_root=runs_root)
+    return Report(
         title=str(result["name"]),
-        subtitle=title_of(card),
-        notes=[*card.notes, *told],
-        sections=sections,
-        pictures=pictures,
-        provenance=provenance_of(result),
+        subtitle=_subtitle(comparison.runs[-1].result, compared=len(comparison.runs) > 1),
+        excluded=comparison.excluded,
+        load_errors=comparison.load_errors,
+        sections=build_sections(build_report_data(comparison.runs, comparison.baselines, comparison.seeds)),
+        provenance=format_provenance(result),
     )
-    write_atomic(folder / "report.html", page)
-    render_terminal(results, sections=sections, told=beside.excluded)
-    for damage in beside.load_errors:
-        print(f"imsm: {damage}", file=sys.stderr)
-    print(f"report: {folder / 'report.html'} (and report.md, tables/, figures/ beside it)")
+
+
+def write_figures(folder: Path, sections: Sequence[Section]) -> dict[str, bytes]:
+    """Draw every figure into ``folder/figures/<name>.png`` and return the PNG files by name.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    directory = folder / "figures"
+    directory.mkdir(exist_ok=True)
+    drawn = {}
+    for figure in (figure for section in sections for figure in section.figures):
+        stream = io.BytesIO()
+        # without date and version, equal numbers give equal files
+        figure.draw().savefig(stream, format="png", dpi=_DPI, metadata={"Software": None, "Title": figure.alt})
+        drawn[figure.name] = stream.getvalue()
+        temporary = directory / f"{figure.name}.png.tmp"
+        temporary.write_bytes(drawn[figure.name])
+        temporary.replace(directory / f"{figure.name}.png")
+    return drawn
+
+
+def write_tables(folder: Path, sections: Sequence[Section]) -> None:
+    """Write every section's table as ``folder/tables/<name>.csv``.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    directory = folder / "tables"
+    directory.mkdir(exist_ok=True)
+    for section in sections:
+        if section.table is not None:
+            write_atomic(directory / f"{section.name}.csv", section.table.to_csv())
+
+
+def _subtitle(result: Mapping[str, Any], *, compared: bool) -> str:
+    config = result["config"]
+    parts = [config["backbone"]["name"]]
+    if compared:
+        parts += [config["peft"]["name"], f"trained on {config['data']['name']}"]
+        parts += [f"recipe {config['trainer']['name']}", f"seed {config['seed']}"]
+    else:
+        parts.append("original")
+    return " · ".join(parts)

@@ -32,7 +32,7 @@ class ReportData:
         runs: The original first, the reported run last.
         baselines: Training-free baselines of the reported run.
         seeds: By a run's label, results of runs that differ only in the seed.
-        target: The task that was learned; None for the original alone.
+        target: The task that was learned, if it was evaluated.
         tasks: All tasks, the target first.
         metrics: Headline metric by task.
         trained_on: Forgetting tests that a compared run was trained on.
@@ -65,6 +65,13 @@ class ReportData:
     def forgetting(self) -> list[str]:
         """The common forgetting tests that no compared run was trained on."""
         return [task for task in self.common if task != self.target and task not in self.trained_on]
+
+    @property
+    def marked(self) -> set[str]:
+        """Tasks shown with a †: ``trained_on``, and a learned target that is also a forgetting test."""
+        tests = self.focus.result["evaluation"].get("settings", {}).get("tasks", [])
+        learned = any(run.task_result(self.target or "").get("trained_on") for run in self.runs)
+        return self.trained_on | {task for task in tests if task == self.target and learned}
 
     @property
     def pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
@@ -144,8 +151,8 @@ class ReportData:
         }
 
     def name(self, task: str) -> str:
-        """Return a task's name, marked as the target or, with †, as trained on by a run."""
-        return f"{task}{' (target)' if task == self.target else ' †' if task in self.trained_on else ''}"
+        """Return a task's name, marked as the target and, with †, as trained on by a run."""
+        return f"{task}{' (target)' if task == self.target else ''}{' †' if task in self.marked else ''}"
 
     def mean(self, run: ComparedRun, tasks: Sequence[str]) -> float | None:
         """Return a run's mean headline score over tasks; None if it lacks one of them."""
@@ -175,8 +182,6 @@ def build_report_data(
     entries = runs[-1].result["evaluation"]["tasks"]
     roles = {name: entry["role"] for name, entry in entries.items()}
     target = next((name for name, role in roles.items() if role == "target"), None)
-    if runs[-1].method == "original":
-        target = None
     tasks = sorted(entries, key=lambda name: name != target)
     return ReportData(
         runs=list(runs),

@@ -1,169 +1,208 @@
-"""What stands side by side on a card: only scores by the same items and protocol as its own run.
+"""Find the runs that may be compared with a run, and explain why others may not.
 
-Every other score is left out here, before any part of the card sees it, and told with the commands
-that bring it.
+Scores are compared only if they are of the same examples under the same protocol.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas
 from pydantic import ValidationError
 
-from imsm.config.identity import (
-    baseline_config,
-    comparable_up_to_method,
-    identity_without_seed,
-    is_original,
-    run_identity,
-    run_name,
-)
-from imsm.config.schema import RunConfig
-from imsm.evaluation.predictions import FILE as ITEMS
+from imsm.config.identity import comparable_up_to_method, identity_without_seed, is_original, original_run
+from imsm.evaluation.predictions import FILE as PREDICTIONS
 from imsm.evaluation.predictions import read_predictions, task_dir
 from imsm.evaluation.result import FILE, read_result
-from imsm.reporting.score_table import comparable, labels_of
 from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value
 
-if TYPE_CHECKING:
-    import pandas
+BASELINE = "baseline"
+"""`method` of a training-free baseline's result."""
+_STREAM_ORDER = {"original": 0, "tuned": 1, "interwoven": 2}
+_TEST_SET_KEYS = ("tasks", "limit", "limit_by_task", "protocol")
+"""Evaluation settings that select the examples and the protocol."""
 
-
-ORDER = {"original": 0, "tuned": 1, "interwoven": 2}
-CONTROL = "baseline"
+Result = Mapping[str, Any]
 
 
 @dataclass(kw_only=True)
 class ComparedRun:
-    """One arm: its name on the card, its `result.json`, and the folder of its items."""
+    """A run in a report: its label, its `result.json`, and the folder of its predictions."""
 
     label: str
-    result: Mapping[str, Any]
+    result: Result
     folder: Path
-    _items: dict[str, pandas.DataFrame | None] = field(default_factory=dict, repr=False)
-    _damages: dict[str, str] = field(default_factory=dict, repr=False)
+    _predictions: dict[str, pandas.DataFrame | None] = field(default_factory=dict, repr=False)
+    _load_errors: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def method(self) -> str:
-        """original, peft, imsm or control, or one of one's own."""
+        """original, peft, imsm, baseline, or a custom method."""
         return str(self.result["method"])
 
-    def entry(self, task: str) -> Mapping[str, Any]:
-        """What `result.json` says of a task; empty if it was not asked."""
-        found: Mapping[str, Any] = self.result["evaluation"]["tasks"].get(task, {})
-        return found
+    def task_result(self, task: str) -> Mapping[str, Any]:
+        """Return a task's entry of `result.json`; empty if the task was not evaluated."""
+        entry: Mapping[str, Any] = self.result["evaluation"]["tasks"].get(task, {})
+        return entry
 
-    def items(self, task: str) -> pandas.DataFrame | None:
-        """The task's items; None where there are none (an older run), or they are damaged."""
-        if task not in self._items:
+    def score(self, task: str, metric: str) -> float | None:
+        """Return a recorded score in points, or None."""
+        value = self.task_result(task).get("metrics", {}).get(metric)
+        return None if value is None else float(value)
+
+    def predictions(self, task: str) -> pandas.DataFrame | None:
+        """Return a task's predictions; None if they are missing or damaged."""
+        if task not in self._predictions:
             try:
-                self._items[task] = self._load(task)
+                self._predictions[task] = self._load(task)
             except UserError as error:
-                self._items[task] = None
-                self._damages[task] = str(error)
-        return self._items[task]
+                self._predictions[task] = None
+                self._load_errors[task] = str(error)
+        return self._predictions[task]
 
     def load_error(self, task: str) -> str | None:
-        """The file of the task's items that is not whole, and the fix; None if there is no such."""
-        self.items(task)
-        damage = self._damages.get(task)
-        if damage is None or self.method != CONTROL:
-            return damage
-        run = shlex.quote(str(self.folder.parent.parent))
-        return f"{damage}; a control: imsm baselines {run}"
+        """Return why a task's predictions cannot be loaded and the fix, or None."""
+        self.predictions(task)
+        error = self._load_errors.get(task)
+        if error is None or self.method != BASELINE:
+            return error
+        return f"{error}; for this baseline: imsm baselines {shlex.quote(str(self.folder.parent.parent))}"
 
     def _load(self, task: str) -> pandas.DataFrame | None:
-        """The items; None of a task that was not asked.
+        """Read a task's predictions; None if the task was not evaluated.
 
         Raises:
-            UserError: they are not there or damaged, or are not as many as the result says.
+            UserError: They are missing, damaged, or fewer or more than `result.json` counts.
         """
-        entry = self.entry(task)
+        entry = self.task_result(task)
         if not entry:
             return None
         test_set = entry.get("test_set", "")
         found = read_predictions(self.folder, task=task, test_set=test_set)
         if len(found) != entry["num_examples"]:
-            path = task_dir(self.folder, task=task, test_set=test_set) / ITEMS
+            path = task_dir(self.folder, task=task, test_set=test_set) / PREDICTIONS
             raise UserError(
-                f"{path}: holds {len(found)} items, not {entry['num_examples']}; judge the run again (the "
-                "same command with mode=evaluate), which makes it anew from the ledger"
+                f"{path}: holds {len(found)} predictions, not {entry['num_examples']}; evaluate the run again "
+                "(the same command with mode=evaluate)"
             )
         return found
 
 
-def runs_to_compare(
-    folder: Path, result: Mapping[str, Any], *, runs_root: Path, siblings: bool = True
-) -> list[ComparedRun]:
-    """The original, finished runs that differ in nothing but the method, and this run, the last.
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSet:
+    """The runs, baselines and seeds of a report, reduced to comparable scores.
+
+    Attributes:
+        runs: The original first, the reported run last.
+        baselines: Training-free baselines of the reported run.
+        seeds: By a run's label, the results of runs that differ only in the seed.
+        excluded: What was excluded and the commands that make it comparable, one line each.
+        load_errors: Predictions that could not be loaded, one line for each run.
+    """
+
+    runs: list[ComparedRun]
+    baselines: list[ComparedRun]
+    seeds: dict[str, dict[int, Result]]
+    excluded: list[str]
+    load_errors: list[str]
+
+
+def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> ComparisonSet:
+    """Collect the comparable runs, baselines and seeds of a run.
 
     Args:
-        folder: of the run.
-        result: its own.
-        runs_root: where the original and the other runs lie.
-        siblings: whether other runs are looked for.
+        folder: Of the run.
+        result: Of the run.
+        runs_root: Folder of the original and the other runs.
 
     Raises:
-        UserError: the run's result tells nothing of its original.
+        UserError: The result has no scores of its original.
+    """
+    found = runs_to_compare(folder, result, runs_root=runs_root)
+    all_baselines = baselines_of(folder)
+    runs, baselines = _comparable_part(found, result), _comparable_part(all_baselines, result)
+    seeds = {run.label: seeds_of(runs_root, run.result) for run in runs if "seed" in run.result["identity"]}
+    results = {run.label: run.result for run in found}
+    identities = [run.result["identity"] for run in found]
+    for label, by_seed in seeds.items():
+        others = {seed: other for seed, other in by_seed.items() if other["identity"] not in identities}
+        results |= {f"{label} with seed {seed}": other for seed, other in others.items()}
+    return ComparisonSet(
+        runs=runs,
+        baselines=baselines,
+        seeds={
+            label: {seed: _comparable_tasks(other, result) for seed, other in by_seed.items()}
+            for label, by_seed in seeds.items()
+        },
+        excluded=_explain_excluded(results, {run.label: run.result for run in all_baselines}, result, folder),
+        load_errors=_list_load_errors([*runs, *baselines], list(result["evaluation"]["tasks"])),
+    )
+
+
+def runs_to_compare(folder: Path, result: Result, *, runs_root: Path, siblings: bool = True) -> list[ComparedRun]:
+    """Return the original, finished runs that differ only in the method, and the run itself.
+
+    Args:
+        folder: Of the run.
+        result: Of the run.
+        runs_root: Folder of the original and the other runs.
+        siblings: Whether to look for other runs.
+
+    Raises:
+        UserError: The result has no scores of its original.
     """
     if result.get("identity") is None:
         raise UserError(f"{folder / FILE}: lacks identity; run the same command again")
     found = [(result, folder)]
     if not is_original(result["identity"]):
         others = find_comparable_runs(runs_root, result) if siblings else []
-        others = [(each, place) for each, place in others if each["method"] != "original"]
+        others = [(other, path) for other, path in others if other["method"] != "original"]
         found = [_original(folder, result, runs_root=runs_root), *others, *found]
     return with_labels(found)
 
 
-def find_comparable_runs(runs_root: Path, result: Mapping[str, Any]) -> list[tuple[dict[str, Any], Path]]:
-    """Finished runs under ``runs_root`` that differ from a run in nothing but the method.
+def find_comparable_runs(runs_root: Path, result: Result) -> list[tuple[dict[str, Any], Path]]:
+    """Return finished runs under ``runs_root`` that differ from a run only in the method.
 
-    The original of the same backbone is among them; the original itself has none, since it belongs
-    to every run on its backbone. Of several runs of one method and gate, the newest counts, if one
-    has a test set in common the newest of these.
+    Of several runs with one method and gate, the newest is returned, preferring those that share a
+    test set with the run. The original itself has none, because every run on its backbone
+    would qualify.
 
     Returns:
-        Results and their folders: the original, PEFT, then the interwoven arms.
+        Results and folders, ordered original, PEFT, interwoven.
     """
     own = result.get("identity")
     if own is None or is_original(own):
         return []
     found: dict[str, tuple[dict[str, Any], Path]] = {}
-    common: set[str] = set()
+    with_shared_test_set: set[str] = set()
     for other, path in _finished(runs_root):
         identity = other["identity"]
         if identity == own or not comparable_up_to_method(own, identity):
             continue
-        kind = _kind(other)
+        variant = _variant(other)
         if any(comparable(result, other, task) for task in result["evaluation"]["tasks"]):
-            common.add(kind)
-        elif kind in common:
+            with_shared_test_set.add(variant)
+        elif variant in with_shared_test_set:
             continue
-        found[kind] = (other, path)
-    return sorted(found.values(), key=lambda pair: _place(pair[0]))
+        found[variant] = (other, path)
+    return sorted(found.values(), key=lambda pair: _sort_key(pair[0]))
 
 
 def baselines_of(folder: Path) -> list[ComparedRun]:
-    """The training-free controls that were judged on a run, by name."""
-    found = []
-    for path in sorted(folder.glob(f"baselines/*/{FILE}")):
-        try:
-            found.append((read_result(path.parent), path.parent))
-        except UserError:
-            continue  # of an older format, or unfinished
-    return with_labels(found)
+    """Return a run's evaluated training-free baselines, sorted by name."""
+    return with_labels(_read_results(sorted(folder.glob(f"baselines/*/{FILE}"))))
 
 
-def seeds_of(runs_root: Path, result: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """Finished runs that differ from a run in nothing but the seed, itself too, by seed."""
+def seeds_of(runs_root: Path, result: Result) -> dict[int, Result]:
+    """Return finished runs that differ from a run only in the seed, by seed; includes the run."""
     own = identity_without_seed(result["identity"])
-    found = {
+    found: dict[int, Result] = {
         int(other["identity"]["seed"]): other
         for other, _ in _finished(runs_root)
         if "seed" in other["identity"] and identity_without_seed(other["identity"]) == own
@@ -172,190 +211,168 @@ def seeds_of(runs_root: Path, result: Mapping[str, Any]) -> dict[int, Mapping[st
     return found | ({} if seed is None else {int(seed): result})
 
 
-def _original(place: Path, result: Mapping[str, Any], *, runs_root: Path) -> tuple[Mapping[str, Any], Path]:
-    """The original's result on a run's tasks, as the run kept it, and where its items lie."""
-    alone = baseline_config(_config_of(place, result))
-    folder = runs_root / run_name(alone)
+def comparable(one: Result, other: Result, task: str) -> bool:
+    """Return whether two results have scores of the same examples and protocol of a task."""
+    entries = [result["evaluation"]["tasks"].get(task) for result in (one, other)]
+    if None in entries:
+        return False
+    same = entries[0].get("test_set") == entries[1].get("test_set")
+    return same and entries[0].get("protocol", "strict") == entries[1].get("protocol", "strict")
+
+
+def headline(entry: Mapping[str, Any]) -> str:
+    """Return a task's headline metric, or its first metric if that one was not computed."""
+    named = str(entry["headline"])
+    return named if named in entry["metrics"] else next(iter(entry["metrics"]))
+
+
+def with_labels(found: Sequence[tuple[Result, Path]]) -> list[ComparedRun]:
+    """Return results and their folders as runs with distinct labels.
+
+    Runs of one method are distinguished by how their gates differ, and by a frozen adapter.
+    """
+    results = [result for result, _ in found]
+    return [
+        ComparedRun(label=_label(result, results), result=result, folder=folder)
+        for result, folder in found
+    ]  # fmt: skip
+
+
+def _label(result: Result, results: Sequence[Result]) -> str:
+    baseline = result["config"].get("baseline")
+    if baseline is not None:
+        value = "" if baseline.get("value") is None else f" {format_value(baseline['value'])}"
+        return f"{baseline['name'].replace('_', ' ')}{value}"
+    gates = [other["config"].get("gate", {}) for other in results if other["method"] == result["method"]]
+    details = [_gate_label(result["config"].get("gate", {}), gates)] if len(gates) > 1 else []
+    details += ["frozen adapter"] if "frozen_adapter" in result.get("identity", {}) else []
+    return f"{result['method']} ({', '.join(details)})" if details else str(result["method"])
+
+
+def _gate_label(gate: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> str:
+    """Return a gate's name, rank, and the keys in which gates of this name and rank differ."""
+    rank = f" r{gate['rank']}" if gate.get("rank") else ""
+    similar = [other for other in gates if all(other.get(key) == gate.get(key) for key in ("name", "rank"))]
+    differing = [key for key in gate if any(other.get(key) != gate[key] for other in similar)]
+    return f"{gate.get('name', '')}{rank}" + "".join(f" {key}={format_value(gate[key])}" for key in differing)
+
+
+def _original(folder: Path, result: Result, *, runs_root: Path) -> tuple[Result, Path]:
+    """Return the original's result, as a run recorded it, and the folder of its predictions."""
+    try:
+        name, identity, config = original_run(result["config"])
+    except ValidationError as error:
+        raise UserError(
+            f"{folder / FILE}: config: is of another version of imsm; run the same command again"
+        ) from error
     evaluation = result["evaluation"]
     if not isinstance(evaluation.get("original"), dict):
         raise UserError(
-            f"{place / FILE}: lacks evaluation.original, the scores before training; judge the run "
-            "again (the same command with mode=evaluate)"
+            f"{folder / FILE}: lacks evaluation.original, the scores before training; evaluate the run again "
+            "(the same command with mode=evaluate)"
         )
-    kept = {"settings": evaluation.get("settings", {}), "tasks": evaluation["original"]}
     return {
         **result,
-        "name": folder.name,
+        "name": name,
         "method": "original",
-        "identity": run_identity(alone),
-        "config": alone.to_dict(),
+        "identity": identity,
+        "config": config,
         "trainable_parameters": {"adapter": 0, "gate": 0},
         "training": None,
-        "evaluation": kept,
-    }, folder
-
-
-def _config_of(place: Path, result: Mapping[str, Any]) -> RunConfig:
-    try:
-        return RunConfig.from_dict(result["config"])
-    except ValidationError as error:
-        raise UserError(
-            f"{place / FILE}: its configuration is of another version of imsm; give the run's command again"
-        ) from error
+        "evaluation": {"settings": evaluation.get("settings", {}), "tasks": evaluation["original"]},
+    }, runs_root / name
 
 
 def _finished(runs_root: Path) -> list[tuple[dict[str, Any], Path]]:
-    """Every finished run under a root, the newest last."""
+    """Return the finished runs under a root with their folders, the newest last."""
+    paths = sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    return [(result, path) for result, path in _read_results(paths) if result.get("identity") is not None]
+
+
+def _read_results(paths: Iterable[Path]) -> list[tuple[dict[str, Any], Path]]:
     found = []
-    for path in sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime):
+    for path in paths:
         try:
-            result = read_result(path.parent)
+            found.append((read_result(path.parent), path.parent))
         except UserError:
-            continue  # of an older format, or damaged: it cannot be compared
-        if result.get("identity") is not None:
-            found.append((result, path.parent))
+            continue  # damaged or of an older format
     return found
 
 
-def with_labels(found: Sequence[tuple[Mapping[str, Any], Path]]) -> list[ComparedRun]:
-    """Arms of results and their folders, by names that tell them apart."""
-    labels = labels_of([result for result, _ in found])
-    return [
-        ComparedRun(label=label, result=result, folder=folder)
-        for label, (result, folder) in zip(labels, found, strict=True)
-    ]
-
-
-def _kind(result: Mapping[str, Any]) -> str:
-    """What arms have in common of which only the newest is shown: method, gate, adapter frozen."""
+def _variant(result: Result) -> str:
+    """Return the key under which only the newest run is compared: method, gate, frozen adapter."""
     identity = result["identity"]
-    frozen = "frozen_adapter" in identity
-    return str([result["method"], sorted(identity.get("gate", {}).items()), frozen])
+    return str([result["method"], sorted(identity.get("gate", {}).items()), "frozen_adapter" in identity])
 
 
-def _place(result: Mapping[str, Any]) -> tuple[int, str, str]:
+def _sort_key(result: Result) -> tuple[int, str, str]:
     stream = result["identity"]["method"]["stream"]
-    return ORDER[stream], result["config"]["gate"]["name"], _kind(result)
+    return _STREAM_ORDER[stream], result["config"]["gate"]["name"], _variant(result)
 
 
-Result = Mapping[str, Any]
-_ASKING = ("tasks", "limit", "limit_by_task", "protocol")
-"""Of the settings of judging those that decide which items are asked, and how they are scored."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonSet:
-    """A card's arms and controls, and by arm's label its seeds' results.
-
-    ``left_out`` and ``damages`` tell in a line each what is not there, and how it is to be had.
-    """
-
-    arms: list[ComparedRun]
-    controls: list[ComparedRun]
-    seeds: dict[str, dict[int, Result]]
-    excluded: list[str]
-    load_errors: list[str]
-
-
-def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> ComparisonSet:
-    """The arms, controls and seeds that a run's card shows, with what of them may be compared.
-
-    Args:
-        folder: of the run.
-        result: its own.
-        runs_root: where the original and the other runs lie.
-
-    Raises:
-        UserError: the run's result tells nothing of its original.
-    """
-    found = runs_to_compare(folder, result, runs_root=runs_root)
-    arms, judged = _compared(found, result), baselines_of(folder)
-    controls = _compared(judged, result)
-    seeds = {arm.label: seeds_of(runs_root, arm.result) for arm in arms if "seed" in arm.result["identity"]}
-    runs = {arm.label: arm.result for arm in found}
-    runs |= {
-        f"{label} of seed {seed}": other
-        for label, by_seed in seeds.items()
-        for seed, other in by_seed.items()
-        if all(other["identity"] != arm.result["identity"] for arm in found)
-    }
-    return ComparisonSet(
-        arms=arms,
-        controls=controls,
-        seeds={
-            label: {seed: _narrowed(other, result) for seed, other in by_seed.items()}
-            for label, by_seed in seeds.items()
-        },
-        excluded=_told(runs, {arm.label: arm.result for arm in judged}, result, folder),
-        load_errors=_damages([*arms, *controls], list(result["evaluation"]["tasks"])),
-    )
-
-
-def _compared(arms: Sequence[ComparedRun], focus: Result) -> list[ComparedRun]:
-    """The arms with what of them may be compared, without those of which nothing may."""
+def _comparable_part(runs: Sequence[ComparedRun], focus: Result) -> list[ComparedRun]:
+    """Drop the tasks that are not comparable, and runs without a comparable task."""
     tasks = focus["evaluation"]["tasks"]
-    kept = [a for a in arms if any(comparable(focus, a.result, task) for task in tasks)]
-    return with_labels([(_narrowed(arm.result, focus), arm.folder) for arm in kept])
+    kept = [run for run in runs if any(comparable(focus, run.result, task) for task in tasks)]
+    return with_labels([(_comparable_tasks(run.result, focus), run.folder) for run in kept])
 
 
-def _narrowed(result: Result, focus: Result) -> Result:
-    """A result without the tasks of the focus on which it has no comparable score."""
-    lacking = _lacking(result, focus)
+def _comparable_tasks(result: Result, focus: Result) -> Result:
+    """Return a result without the focus's tasks on which it has no comparable score."""
+    missing = _missing_tasks(result, focus)
     evaluation = result["evaluation"]
-    tasks = {name: entry for name, entry in evaluation["tasks"].items() if name not in lacking}
+    tasks = {name: entry for name, entry in evaluation["tasks"].items() if name not in missing}
     return {**result, "evaluation": {**evaluation, "tasks": tasks}}
 
 
-def _lacking(result: Result, focus: Result) -> list[str]:
-    tasks = focus["evaluation"]["tasks"]
-    return [task for task in tasks if not comparable(focus, result, task)]
+def _missing_tasks(result: Result, focus: Result) -> list[str]:
+    return [task for task in focus["evaluation"]["tasks"] if not comparable(focus, result, task)]
 
 
-def _told(runs: Mapping[str, Result], controls: Mapping[str, Result], focus: Result, folder: Path) -> list[str]:
-    """One line on what is left out and which commands bring it; none if all is there."""
-    short = {
-        label: lacking for label, result in [*runs.items(), *controls.items()] if (lacking := _lacking(result, focus))
+def _explain_excluded(
+    results: Mapping[str, Result], baselines: Mapping[str, Result], focus: Result, folder: Path
+) -> list[str]:
+    """Return one line with what is excluded and the commands that fix it; none if complete."""
+    missing = {
+        label: tasks
+        for label, result in [*results.items(), *baselines.items()]
+        if (tasks := _missing_tasks(result, focus))
     }
-    if not short:
+    if not missing:
         return []
-    whole = len(focus["evaluation"]["tasks"])
-    by_tasks: dict[str, list[str]] = {}
-    for label, lacking in short.items():
-        what = "all" if len(lacking) == whole else " and ".join(lacking)
-        by_tasks.setdefault(what, []).append(label)
-    listed = "; ".join(f"{what} of {', '.join(names)}" for what, names in by_tasks.items())
-    ways = []
-    if again := [runs[label] for label in short if label in runs]:
-        settings = _settings(again, focus)
-        ways.append(f"such a run's own command with {' '.join(['mode=evaluate', *settings])}")
-    if any(label in controls for label in short):
-        ways.append(f"for controls imsm baselines {shlex.quote(str(folder))}")
+    labels_by_tasks: dict[str, list[str]] = {}
+    for label, tasks in missing.items():
+        all_tasks = len(tasks) == len(focus["evaluation"]["tasks"])
+        labels_by_tasks.setdefault("all tasks" if all_tasks else " and ".join(tasks), []).append(label)
+    listed = "; ".join(f"{tasks} of {', '.join(labels)}" for tasks, labels in labels_by_tasks.items())
+    fixes = []
+    if outdated := [results[label] for label in missing if label in results]:
+        overrides = " ".join(["mode=evaluate", *_missing_settings(outdated, focus)])
+        fixes.append(f"repeat the command of each excluded run with {overrides}")
+    if any(label in baselines for label in missing):
+        fixes.append(f"run imsm baselines {shlex.quote(str(folder))}")
     return [
-        "Left out, since it was not judged on this run's items by its protocol: "
-        f"{listed}. To compare it, give {' and '.join(ways)}, then "
-        f"imsm report {shlex.quote(str(folder))}."
+        f"Excluded runs (other test examples or another protocol): {listed}. To include them, {' and '.join(fixes)}, "
+        f"then imsm report {shlex.quote(str(folder))}."
     ]
 
 
-def _settings(others: Sequence[Result], focus: Result) -> list[str]:
-    """The focus's settings of judging that another run lacks, as overrides of its command."""
+def _missing_settings(others: Sequence[Result], focus: Result) -> list[str]:
+    """Return the focus's evaluation settings that another run lacks, as quoted overrides."""
     own = focus["evaluation"].get("settings", {})
     return [
         shlex.quote(f"evaluation.{key}={format_value(own[key])}")
-        for key in _ASKING
+        for key in _TEST_SET_KEYS
         if key in own and any(other["evaluation"].get("settings", {}).get(key) != own[key] for other in others)
     ]
 
 
-def _damages(arms: Sequence[ComparedRun], tasks: Sequence[str]) -> list[str]:
-    """A line for each arm whose items are not whole: the file, the fix, what it costs the card."""
+def _list_load_errors(runs: Sequence[ComparedRun], tasks: Sequence[str]) -> list[str]:
     lines = []
-    for arm in arms:
-        found = {task: damage for task in tasks if (damage := arm.load_error(task)) is not None}
-        if found:
-            first, *more = found
-            others = f"; so it is with {', '.join(more)}" if more else ""
-            lines.append(
-                f"{arm.label}: {found[first]}{others}. Until then what rests on these items is a dash or left out."
-            )
+    for run in runs:
+        errors = {task: error for task in tasks if (error := run.load_error(task)) is not None}
+        if errors:
+            first, *more = errors
+            others = f" (also {', '.join(more)})" if more else ""
+            lines.append(f"{run.label}: {errors[first]}{others}. Statistics of these predictions are omitted.")
     return lines

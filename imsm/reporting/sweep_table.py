@@ -1,26 +1,27 @@
-"""One table over the runs of a sweep: a row per run, a column per task, one table per target.
+"""Tables of a sweep: one row per run, one column per task, one table per target.
 
-The original stands once on top, with its answers to the same items; a run that is missing or failed
-stands with the command that makes it. Scores are in points. A cell whose data the run was trained
-on is marked and enters no average.
+The original is the first row, with its scores on the same examples. Missing and failed runs are listed
+with their commands. Scores are in points; a score on a task that the run was trained on is marked
+with † and excluded from averages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
-from imsm.reporting.render.table import markdown_table, plain_table, points
-from imsm.reporting.score_table import headline
+from rich.console import Console
+
+from imsm.reporting.render.formatting import MISSING, format_number
+from imsm.reporting.render.table import Table, print_notes, print_table
+from imsm.reporting.runs import headline
 from imsm.utils.formatting import format_duration
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 Entry = Mapping[str, Any]
-_ALIKE = ("test_set", "protocol")
-"""What two judgements of a task have in common if their scores may stand in one column."""
+_COMPARABLE = ("test_set", "protocol")
+"""Keys of a task's entry that must be equal for scores in one column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,12 @@ class SweepRun:
     """A run of a sweep.
 
     Attributes:
-        swept: the values of the sweep's keys, e.g. {"peft": "lora", "method": "imsm"}.
-        target: the name of its dataset.
-        about: what else a title says of it by key, e.g. {"backbone": "mini", "seed": "0"}.
-        command: shell command that runs it, e.g. `imsm run peft=lora`.
-        result: as `result.json` keeps it; None if the run is not finished.
-        failure: why it ended early, in one line; None if it did not.
+        swept: Values of the swept keys, e.g. {"peft": "lora", "method": "imsm"}.
+        target: Name of its dataset.
+        about: Other parts of the caption by key, e.g. {"backbone": "mini", "seed": "seed 0"}.
+        command: Shell command that runs it, e.g. `imsm run peft=lora`.
+        result: Its `result.json`; None if the run is not finished.
+        failure: Error message of a failed run, in one line.
     """
 
     swept: Mapping[str, str]
@@ -46,139 +47,126 @@ class SweepRun:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepTable:
-    """All runs with one target: cells as text; the first ``text`` columns are names.
+    """All runs of one target.
 
-    What is missing stands as its command, what failed as its error and its command.
+    Attributes:
+        table: Its caption, rows and notes.
+        missing: Commands of the runs that are not finished.
+        failed: Error and command of the failed runs.
     """
 
-    title: str
-    names: list[str]
-    text: int
-    rows: list[list[str]]
+    table: Table
     missing: list[str]
     failed: list[tuple[str, str]]
-    notes: list[str]
+
+    @property
+    def commands(self) -> list[str]:
+        """Lines with the commands that complete the table."""
+        failed = [line for error, command in self.failed for line in (f"failed: {error}", f"  run again: {command}")]
+        return failed + [f"missing: {command}" for command in self.missing]
 
 
-def sweep_tables(members: Sequence[SweepRun]) -> list[SweepTable]:
-    """A table per target, in the order in which the targets come."""
-    keys = [key for key in members[0].swept if len({m.swept.get(key) for m in members}) > 1]
-    keys = keys or ["method"]
-    targets = dict.fromkeys(member.target for member in members)
-    return [_table([m for m in members if m.target == target], keys) for target in targets]
+def sweep_tables(runs: Sequence[SweepRun]) -> list[SweepTable]:
+    """Return a table for each target, in the order of the runs."""
+    keys = [key for key in runs[0].swept if len({run.swept.get(key) for run in runs}) > 1]
+    targets = dict.fromkeys(run.target for run in runs)
+    return [_table([run for run in runs if run.target == target], keys or ["method"]) for target in targets]
 
 
 def render_terminal(tables: Sequence[SweepTable], *, console: Console | None = None) -> None:
-    """Print the tables, and the commands of what is missing."""
-    from rich.console import Console as RichConsole
-    from rich.markup import escape
-
-    console = console or RichConsole()
-    for table in tables:
-        console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
-        shown = plain_table(table.names, text=table.text)
-        for row in table.rows:
-            shown.add_row(*map(escape, row))
-        whole = console.measure(shown, options=console.options.update(max_width=1000)).maximum
-        console.width = max(whole, console.width)  # a name that is cut says nothing
-        console.print(shown, crop=False)
-        for line in (*table.notes, *_missing(table)):
-            console.print(line, style="dim", highlight=False, soft_wrap=True, markup=False)
+    """Print the tables, and the commands of the missing runs in one line each."""
+    console = console or Console()
+    for each in tables:
+        console.print()
+        print_table(each.table, console)
+        print_notes(each.commands, console, wrap=False)
 
 
 def render_markdown(tables: Sequence[SweepTable]) -> str:
-    """The tables as Markdown."""
-    lines: list[str] = []
-    for table in tables:
-        lines += [f"## {table.title}", ""]
-        lines += markdown_table(table.names, table.rows, text=table.text)
-        lines += [line for note in (*table.notes, *_missing(table)) for line in ("", note)]
-        lines.append("")
-    return "\n".join(lines)
+    """Return the tables as Markdown."""
+    blocks: list[str] = []
+    for each in tables:
+        blocks += [f"## {each.table.caption}", each.table.to_markdown(), *each.table.notes, *each.commands]
+    return "\n\n".join(blocks) + "\n"
 
 
-def _missing(table: SweepTable) -> list[str]:
-    lines = []
-    for error, command in table.failed:
-        lines += [f"failed: {error}", f"  again: {command}"]
-    return lines + [f"missing: {command}" for command in table.missing]
-
-
-def _table(members: Sequence[SweepRun], keys: Sequence[str]) -> SweepTable:
-    target = members[0].target
-    original = next((found for m in members if (found := _original(m, target))), {})
-    trained = [member for member in members if not _is_original(member)]
-    answered = [original, *(_entries(member) for member in trained)]
-    reference = next((found for found in answered if found), {})
-    reference = {name: reference[name] for name in sorted(reference, key=lambda n: n != target)}
-    learned = {n for found in answered for n in reference if found.get(n, {}).get("trained_on")}
-    counted = [name for name in reference if name != target and name not in learned]
-    first = ["original", *[""] * (len(keys) - 1)]
-    rows = [[*first, *_cells(original, reference, target, counted), "", ""]]
-    for member, found in zip(trained, answered[1:], strict=True):
-        cells = _cells(found, reference, target, counted)
-        rows.append([*(member.swept.get(key, "–") for key in keys), *cells, *_cost(member)])
-    scored = ", ".join(f"{name} {headline(reference[name])}" for name in reference)
-    notes = [f"metrics: {scored}."] if scored else []
-    notes += [f"kept: the mean of {', '.join(counted)}."] if counted else []
-    if any("†" in cell for row in rows for cell in row):
-        notes.append("† the run was trained on this task too; it is left out of every mean.")
-    if any("–" in row for row in rows):
-        notes.append("– not judged, or judged on other items or by another protocol.")
-    others = sorted({entry.get("protocol", "strict") for entry in reference.values()} - {"strict"})
-    notes += [f"judged by the protocol {name}." for name in others]
-    about = [value for key, value in members[0].about.items() if key not in keys]
-    return SweepTable(
-        title=" · ".join([f"trained on {target}", *about]),
-        names=[*keys, *reference, "kept", "parameters", "training"],
-        text=len(keys),
+def _table(runs: Sequence[SweepRun], keys: Sequence[str]) -> SweepTable:
+    target = runs[0].target
+    original = next((entries for run in runs if (entries := _original_entries(run, target))), {})
+    trained = [run for run in runs if not _is_original(run)]
+    scored = [original, *(_entries(run) for run in trained)]
+    reference = next((entries for entries in scored if entries), {})
+    reference = {name: reference[name] for name in sorted(reference, key=lambda name: name != target)}
+    trained_on = {name for entries in scored for name in reference if entries.get(name, {}).get("trained_on")}
+    forgetting = [name for name in reference if name != target and name not in trained_on]
+    rows = [["original", *[""] * (len(keys) - 1), *_score_cells(original, reference, target, forgetting), "", ""]]
+    for run, entries in zip(trained, scored[1:], strict=True):
+        cells = _score_cells(entries, reference, target, forgetting)
+        rows.append([*(run.swept.get(key, MISSING) for key in keys), *cells, *_cost_cells(run)])
+    about = [value for key, value in runs[0].about.items() if key not in keys]
+    table = Table(
+        caption=" · ".join([f"trained on {target}", *about]),
+        columns=[*keys, *reference, "retention average", "parameters", "training"],
         rows=rows,
-        missing=[m.command for m in members if m.result is None and m.failure is None],
-        failed=[(m.failure, m.command) for m in members if m.failure is not None],
-        notes=notes,
+        text_columns=len(keys),
+        notes=_notes(rows, reference, forgetting),
+    )
+    return SweepTable(
+        table=table,
+        missing=[run.command for run in runs if run.result is None and run.failure is None],
+        failed=[(run.failure, run.command) for run in runs if run.failure is not None],
     )
 
 
-def _is_original(member: SweepRun) -> bool:
-    return member.swept.get("method") == "original"
+def _notes(rows: Sequence[Sequence[str]], reference: Mapping[str, Entry], forgetting: Sequence[str]) -> list[str]:
+    metrics = ", ".join(f"{name} {headline(entry)}" for name, entry in reference.items())
+    notes = [f"Metrics: {metrics}."] if metrics else []
+    notes += [f"Retention average: the mean of {', '.join(forgetting)}."] if forgetting else []
+    if any("†" in cell for row in rows for cell in row):
+        notes.append("† the run was trained on this task too; all averages exclude it.")
+    if any(MISSING in row for row in rows):
+        notes.append("– not evaluated, or evaluated on other examples or under another protocol.")
+    protocols = sorted({entry.get("protocol", "strict") for entry in reference.values()} - {"strict"})
+    return notes + [f"Protocol: {name}." for name in protocols]
 
 
-def _entries(member: SweepRun) -> dict[str, Entry]:
-    return {} if member.result is None else dict(member.result["evaluation"]["tasks"])
+def _is_original(run: SweepRun) -> bool:
+    return run.swept.get("method") == "original"
 
 
-def _original(member: SweepRun, target: str) -> dict[str, Entry]:
-    """The original's answers to a member's items, as the member's own result keeps them."""
-    if member.result is None:
+def _entries(run: SweepRun) -> dict[str, Entry]:
+    return {} if run.result is None else dict(run.result["evaluation"]["tasks"])
+
+
+def _original_entries(run: SweepRun, target: str) -> dict[str, Entry]:
+    """Return the original's entries on a run's examples, as the run's result stores them."""
+    if run.result is None:
         return {}
-    evaluation = member.result["evaluation"]
-    found = evaluation["tasks"] if _is_original(member) else evaluation.get("original", {})
+    evaluation = run.result["evaluation"]
+    found = evaluation["tasks"] if _is_original(run) else evaluation.get("original", {})
     return dict(found) if target in found else {}
 
 
-def _cells(
-    found: Mapping[str, Entry], reference: Mapping[str, Entry], target: str, counted: Sequence[str]
+def _score_cells(
+    entries: Mapping[str, Entry], reference: Mapping[str, Entry], target: str, forgetting: Sequence[str]
 ) -> list[str]:
-    """A run's headline on every task, and its mean over the forgetting tests that count."""
-    cells, values = [], {}
-    for name, asked in reference.items():
-        entry = found.get(name)
-        if entry is None or any(entry.get(key) != asked.get(key) for key in _ALIKE):
-            cells.append("–")
+    """Return a run's headline score on every task, and its mean over the forgetting tests."""
+    cells, scores = [], {}
+    for name, expected in reference.items():
+        entry = entries.get(name)
+        if entry is None or any(entry.get(key) != expected.get(key) for key in _COMPARABLE):
+            cells.append(MISSING)
             continue
-        values[name] = float(entry["metrics"][headline(asked)])
-        marked = entry["trained_on"] and name != target
-        cells.append(points(values[name]) + ("†" if marked else ""))
-    kept = [values[name] for name in counted if name in values]
-    mean = sum(kept) / len(kept) if kept and len(kept) == len(counted) else None
-    return [*cells, points(mean)]
+        scores[name] = float(entry["metrics"][headline(expected)])
+        cells.append(format_number(scores[name]) + ("†" if entry["trained_on"] and name != target else ""))
+    found = [scores[name] for name in forgetting if name in scores]
+    return [*cells, format_number(fmean(found) if found and len(found) == len(forgetting) else None)]
 
 
-def _cost(member: SweepRun) -> list[str]:
-    result = member.result
-    if member.failure is not None:
-        return ["–", "failed"]
-    if result is None:
-        return ["–", "–"]
-    trainable = sum(result["trainable_parameters"].values())
-    return [f"{trainable:,}", format_duration((result["training"] or {}).get("seconds"))]
+def _cost_cells(run: SweepRun) -> list[str]:
+    if run.failure is not None:
+        return [MISSING, "failed"]
+    if run.result is None:
+        return [MISSING, MISSING]
+    trainable = sum(run.result["trainable_parameters"].values())
+    return [f"{trainable:,}", format_duration((run.result["training"] or {}).get("seconds"))]

@@ -1,8 +1,8 @@
-"""The trade between learning and forgetting: plasticity and stability of arms and controls."""
+"""The trade-off between learning and forgetting: plasticity and stability of all runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from imsm.evaluation.statistics.forgetting import (
@@ -12,161 +12,152 @@ from imsm.evaluation.statistics.forgetting import (
     retention_at_target,
     stability,
 )
-from imsm.reporting.paired_comparison import contrast, kept
-from imsm.reporting.render.formatting import number, percent
-from imsm.reporting.runs import CONTROL, ComparedRun
+from imsm.reporting.render.formatting import MISSING, format_percent
+from imsm.reporting.runs import BASELINE, ComparedRun
 
-CURVES = {"logit_mix": ("λ", 0.0, 1.0), "adapter_scale": ("α", 1.0, 0.0)}
-"""Swept controls: their value's letter, and the values at which they are PEFT and the original."""
-ENDS = ("peft", "original")
-"""The arms at which every sweep ends."""
+SWEEPS = {"logit_mix": ("λ", 0.0, 1.0), "adapter_scale": ("α", 1.0, 0.0)}
+"""Swept baselines: the symbol of their value, its value at PEFT and at the original."""
 OWN_ADAPTER = "tuned"
-"""The control that is a run's own adapter alone."""
+"""The baseline that uses an interwoven run's adapter alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TradeoffPoint:
-    """An arm's place: the target's score in points, plasticity and stability in percent.
+    """The target score in points, and plasticity and stability in percent, of a run.
 
-    ``control`` and ``value`` are a control's, None for an arm; ``whole``: no test lacks its items.
+    Attributes:
+        label: Label of the run.
+        method: Its method.
+        baseline: Name of the baseline; None for a run.
+        value: Value of a swept baseline.
+        target: Score on the target in points.
+        plasticity: Share of PEFT's gain on the target; None where PEFT gained nothing.
+        stability: Mean retention; None where undefined.
+        complete: Whether the predictions of every forgetting test could be loaded.
     """
 
     label: str
     method: str
-    control: str | None
+    baseline: str | None
     value: float | None
     target: float | None
     plasticity: float | None
     stability: float | None
-    whole: bool = True
+    complete: bool = True
 
     @property
     def has_position(self) -> bool:
-        """Whether it has a place in the picture."""
+        """Whether the point can be drawn."""
         return self.target is not None and self.stability is not None
 
     @property
     def harmonic(self) -> float | None:
-        """The harmonic mean of plasticity and stability."""
+        """Harmonic mean of plasticity and stability."""
         return harmonic_mean(self.plasticity, self.stability)
 
     def cells(self) -> dict[str, str]:
-        """Plasticity, stability and their mean as a card shows them; a dash where answers lack."""
-        learned, kept_whole = self.target is not None, self.whole
+        """Return plasticity, stability and their harmonic mean as text; a dash if not evaluated."""
+        evaluated = self.target is not None
         return {
-            "plasticity": percent(self.plasticity) if learned else number(None),
-            "stability": percent(self.stability) if kept_whole else number(None),
-            "harmonic": percent(self.harmonic) if learned and kept_whole else number(None),
+            "plasticity": format_percent(self.plasticity) if evaluated else MISSING,
+            "stability": format_percent(self.stability) if self.complete else MISSING,
+            "harmonic mean": format_percent(self.harmonic) if evaluated and self.complete else MISSING,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TradeoffCurve:
-    """A swept control from PEFT to the original, in the order of the sweep."""
+    """A swept baseline from PEFT to the original, in the order of the sweep."""
 
-    control: str
-    letter: str
-    trades: list[TradeoffPoint]
+    baseline: str
+    symbol: str
+    points: list[TradeoffPoint]
 
     @property
-    def area(self) -> float:
-        """The hypervolume of its points over (0, 0).
+    def hypervolume(self) -> float:
+        """Hypervolume of its points over (0, 0); 1 is PEFT's full gain with full retention.
 
-        It is 1 for a point with PEFT's whole gain and all kept, and no bound: an arm may learn more
-        than PEFT, or come out better on a test than the original.
+        It can exceed 1: a run may learn more than PEFT or beat the original on a forgetting test.
         """
-        points = [
-            (trade.plasticity / 100, trade.stability / 100)
-            for trade in self.trades
-            if trade.plasticity is not None and trade.stability is not None
-        ]
-        return hypervolume(points)
+        return hypervolume(
+            [
+                (point.plasticity / 100, point.stability / 100)
+                for point in self.points
+                if point.plasticity is not None and point.stability is not None
+            ]
+        )
+
+    @property
+    def positions(self) -> list[tuple[float, float]]:
+        """Target score and stability of the points that have both."""
+        return [(p.target, p.stability) for p in self.points if p.target is not None and p.stability is not None]
 
     def stability_at(self, target: float) -> float | None:
-        """The stability that the sweep reaches at a target score, in percent."""
-        points = [
-            (trade.target, trade.stability)
-            for trade in self.trades
-            if trade.target is not None and trade.stability is not None
-        ]
-        return retention_at_target(points, target)
+        """Return the stability in percent that the sweep reaches at a target score."""
+        return retention_at_target(self.positions, target)
 
 
 def tradeoff_points(
-    arms: Sequence[ComparedRun],
-    controls: Sequence[ComparedRun],
+    runs: Sequence[ComparedRun],
+    retained: Sequence[Mapping[str, float | None]],
     *,
-    target: str | None,
-    metrics: dict[str, str],
+    target: str,
+    metric: str,
     forgetting: Sequence[str],
+    peft_gained: bool,
 ) -> list[TradeoffPoint]:
-    """The places of all arms and controls; nothing without an original and PEFT.
+    """Return the points of all runs; the original and a PEFT run are among them.
 
     Args:
-        arms: the original first.
-        controls: of the run.
-        target: the task that was learned.
-        metrics: the headline of each task.
-        forgetting: the tests that count for stability: no arm was trained on them.
+        runs: Runs and baselines.
+        retained: For each run, retention by forgetting test; tests without predictions are absent.
+        target: The task that was learned.
+        metric: Its headline metric.
+        forgetting: The forgetting tests that stability averages over.
+        peft_gained: Whether PEFT's gain on the target has a 95 % interval above 0. Plasticity is
+            undefined otherwise, because a share of no gain means nothing.
     """
-    by_method = {arm.method: arm for arm in arms}
-    original, peft = by_method.get("original"), by_method.get("peft")
-    if original is None or peft is None or target is None:
-        return []
-    before, learned = (_score(arm, target, metrics[target]) for arm in (original, peft))
-    gain = contrast(peft, original, task=target, metric=metrics[target], marked=False)
-    if gain is None or gain.difference.low <= 0:
-        learned = None  # a share of nothing is no measure
-    found = []
-    for arm in [*arms, *controls]:
-        score = _score(arm, target, metrics[target])
-        answered = [kept(arm, original, task=task, metric=metrics[task], marked=False) for task in forgetting]
-        retained = {each.task: each.retained for each in answered if each is not None}
-        about = arm.result["config"].get("baseline") or {}
-        # over fewer tests than the others stability would be another measure
-        whole = len(retained) == len(forgetting)
-        found.append(
+    scores = {run.method: run.score(target, metric) for run in runs if run.method != BASELINE}
+    before, tuned = scores["original"], scores["peft"] if peft_gained else None
+    points = []
+    for run, retained_by_task in zip(runs, retained, strict=True):
+        score = run.score(target, metric)
+        settings = run.result["config"].get("baseline") or {}
+        # a mean over fewer tests than the other runs would be a different measure
+        complete = len(retained_by_task) == len(forgetting)
+        gain_share = None
+        if score is not None and before is not None and tuned is not None:
+            gain_share = plasticity(score, original=before, peft=tuned)
+        points.append(
             TradeoffPoint(
-                label=arm.label,
-                method=arm.method,
-                control=about.get("name") if arm.method == CONTROL else None,
-                value=about.get("value"),
+                label=run.label,
+                method=run.method,
+                baseline=settings.get("name") if run.method == BASELINE else None,
+                value=settings.get("value"),
                 target=score,
-                plasticity=_plasticity(score, before, learned),
-                stability=stability(retained) if whole else None,
-                whole=whole,
+                plasticity=gain_share,
+                stability=stability(retained_by_task) if complete else None,
+                complete=complete,
             )
         )
-    return found
+    return points
 
 
-def tradeoff_curves(found: Sequence[TradeoffPoint]) -> list[TradeoffCurve]:
-    """The swept controls that have places, each with its ends."""
-    ends = {trade.method: trade for trade in found if trade.control is None}
-    # of an interwoven run the controls mix its own adapter, which stands among them
-    for trade in found:
-        if trade.control == OWN_ADAPTER:
-            ends["peft"] = trade
-    made = []
-    for control, (letter, at_peft, at_original) in CURVES.items():
-        swept = [
-            trade for trade in found if trade.control == control and trade.value is not None and trade.has_position
-        ]
-        if not swept or not all(name in ends and ends[name].has_position for name in ENDS):
+def tradeoff_curves(points: Sequence[TradeoffPoint]) -> list[TradeoffCurve]:
+    """Return the swept baselines that have points, each with PEFT and the original as its ends."""
+    ends = {point.method: point for point in points if point.baseline is None}
+    # an interwoven run's baselines mix its own adapter, not that of the PEFT run
+    ends |= dict([("peft", point) for point in points if point.baseline == OWN_ADAPTER])
+    if not all(name in ends and ends[name].has_position for name in ("peft", "original")):
+        return []
+    curves = []
+    for baseline, (symbol, at_peft, at_original) in SWEEPS.items():
+        swept = [p for p in points if p.baseline == baseline and p.value is not None and p.has_position]
+        if not swept:
             continue
-        inside = sorted(swept, key=lambda trade: trade.value or 0.0, reverse=at_peft > at_original)
-        inside = [trade for trade in inside if trade.value not in (at_peft, at_original)]
-        line = [ends["peft"], *inside, ends["original"]]
-        made.append(TradeoffCurve(control=control, letter=letter, trades=line))
-    return made
-
-
-def _plasticity(score: float | None, before: float | None, peft: float | None) -> float | None:
-    if score is None or before is None or peft is None:
-        return None
-    return plasticity(score, original=before, peft=peft)
-
-
-def _score(arm: ComparedRun, task: str, metric: str) -> float | None:
-    value = arm.entry(task).get("metrics", {}).get(metric)
-    return None if value is None else float(value)
+        inside = [point for point in swept if point.value not in (at_peft, at_original)]
+        inside.sort(key=lambda point: point.value or 0.0, reverse=at_peft > at_original)
+        curves.append(
+            TradeoffCurve(baseline=baseline, symbol=symbol, points=[ends["peft"], *inside, ends["original"]])
+        )
+    return curves

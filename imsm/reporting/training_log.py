@@ -1,21 +1,17 @@
-"""What was measured over the steps of a run's training, read from its log."""
+"""Read a run's training log."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas
+import pandas
 
 LOG = "log.jsonl"
 
 
-def read_curves(folder: Path) -> pandas.DataFrame:
-    """A row per step: step, loss, gate_mean and what else was logged; empty without a log."""
-    import pandas
-
+def read_training_log(folder: Path) -> pandas.DataFrame:
+    """Return one row per step with step, loss, gate_mean, etc.; empty without a log."""
     rows = []
     try:
         lines = (folder / LOG).read_text(encoding="utf-8").split("\n")
@@ -25,7 +21,7 @@ def read_curves(folder: Path) -> pandas.DataFrame:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # the end of a log that was cut
+            continue  # an interrupted run leaves an incomplete last line
         if isinstance(row, dict) and row.get("step") is not None and "loss" in row:
             rows.append(row)
     table = pandas.DataFrame(rows)

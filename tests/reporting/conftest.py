@@ -1,4 +1,4 @@
-"""Three finished arms and a swept control under one root."""
+"""Three finished runs and a swept baseline."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from imsm.config.identity import run_name
 from imsm.config.schema import RunConfig
 from imsm.evaluation.result import write_result
 from tests.helpers.config import result
-from tests.reporting.factories import leave
+from tests.reporting.factories import write_run
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, Any]:
-    """The three arms under one root, and a control on the last."""
+    """An original, a PEFT and an IMSM run in one root; two logit mixes as baselines of the last."""
     found: dict[str, Any] = {"root": tmp_path}
     for seed, method in enumerate(("original", "peft", "imsm")):
         record = result(method)
         record["name"] = run_name(RunConfig.from_dict(record["config"]))
         folder = tmp_path / record["name"]
-        found[method] = (folder, record, leave(folder, record, seed))
+        found[method] = (folder, record, write_run(folder, record, seed))
     originals = found["original"][1]["evaluation"]["tasks"]
     for method in ("original", "peft", "imsm"):
         folder, record, _ = found[method]
@@ -33,11 +33,11 @@ def runs(tmp_path: Path) -> dict[str, Any]:
     folder, record, _ = found["imsm"]
     for value in (0.25, 0.75):
         about = {"name": "logit_mix", "value": value}
-        control = json.loads(json.dumps(record)) | {"method": "baseline", "name": f"mix-{value}"}
-        control["config"]["baseline"] = control["identity"]["baseline"] = about
-        place = folder / "baselines" / f"logit_mix-{value:.2f}"
-        leave(place, control, 10 + round(4 * value))
-        write_result(place, control)
+        baseline = json.loads(json.dumps(record)) | {"method": "baseline", "name": f"mix-{value}"}
+        baseline["config"]["baseline"] = baseline["identity"]["baseline"] = about
+        baseline_folder = folder / "baselines" / f"logit_mix-{value:.2f}"
+        write_run(baseline_folder, baseline, 10 + round(4 * value))
+        write_result(baseline_folder, baseline)
     steps = [{"step": n, "loss": 5.0 / n, "gate_mean": 0.5 - 0.01 * n} for n in range(1, 9)]
     (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     return found

@@ -1,4 +1,4 @@
-"""Finished runs with items as a report finds them: their scores are drawn, nothing is asked."""
+"""Write finished runs with random scores; no model is run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def scores_of(record: dict[str, Any], seed: int) -> dict[str, numpy.ndarray]:
     }
 
 
-def leave(
+def write_run(
     folder: Path, record: dict[str, Any], seed: int, *, others: Collection[str] = ()
 ) -> dict[str, numpy.ndarray]:
-    """A finished run with items, other ones of some tasks; its results are the items' means."""
+    """Write a run's predictions and set its scores; ``others`` names tasks with other test examples."""
     scores = scores_of(record, seed)
     gated = record["method"] == "imsm"
     for task, values in scores.items():
@@ -64,21 +64,21 @@ def leave(
     return scores
 
 
-def judge_on_others(runs: dict[str, Any], tasks: Collection[str]) -> None:
-    """The IMSM arm of three is judged again, and of some tasks on other items than the rest."""
+def evaluate_on_other_examples(runs: dict[str, Any], tasks: Collection[str]) -> None:
+    """Evaluate the IMSM run again, on other examples of some tasks than the other runs."""
     folder, record, _ = runs["imsm"]
-    place, original, _ = runs["original"]
+    original_folder, original, _ = runs["original"]
     before = json.loads(json.dumps(original))
-    leave(place, before, 20, others=tasks)
-    scores = leave(folder, record, 21, others=tasks)
+    write_run(original_folder, before, 20, others=tasks)
+    scores = write_run(folder, record, 21, others=tasks)
     record["evaluation"]["original"] = before["evaluation"]["tasks"]
-    record["evaluation"]["settings"]["items_by_task"] = dict.fromkeys(tasks, N)
+    record["evaluation"]["settings"]["limit_by_task"] = dict.fromkeys(tasks, N)
     write_result(folder, record)
     runs["imsm"] = (folder, record, scores)
 
 
-def items_file(arm: tuple[Path, dict[str, Any], Any], task: str) -> Path:
-    """Where an arm's items of a task lie."""
-    folder, record, _ = arm
+def predictions_file(run: tuple[Path, dict[str, Any], Any], task: str) -> Path:
+    """The predictions of a run on a task."""
+    folder, record, _ = run
     test_set = record["evaluation"]["tasks"][task]["test_set"]
     return task_dir(folder, task=task, test_set=test_set) / FILE

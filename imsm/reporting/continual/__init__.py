@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Report of a task sequence: record, tables, heat map."""

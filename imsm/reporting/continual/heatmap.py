@@ -1,90 +1,75 @@
-"""A sequence as a heat map: tasks across, stages down, an arm below the other."""
+"""Heat map of a task sequence: tasks across, stages down, one panel per method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from imsm.reporting.continual.render import heading, row_names
+from imsm.reporting.continual.record import Record
+from imsm.reporting.continual.render import column_name, row_names
+from imsm.reporting.render.formatting import MISSING, format_number
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-Record = Mapping[str, Any]
-_COLOURS = "Greys"  # what a printer makes of any other one
+_COLORMAP = "Greys"  # unchanged when printed in grayscale
 _DARK = 0.55
-"""From this share of the scale on, text is white."""
+"""Text is white above this fraction of the color scale."""
 
 
-def draw(records: Sequence[Record], path: Path) -> None:
-    """Write the heat map of some arms of one sequence as a PNG.
+def draw_heatmap(records: Sequence[Record], path: Path) -> None:
+    """Write the heat map of some methods on one sequence as a PNG.
 
-    A cell shows the score in points and its distance to the original; frames mark where a task is
-    learned, a gap parts the sequence's tasks from those that no stage learns.
-
-    Args:
-        records: as `imsm.reporting.continual.record.build_record` gives them.
-        path: of the picture.
+    A cell shows the score in points and its difference from the original. A frame marks where a
+    task is learned; a gap separates the sequence's tasks from those that no stage learns.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    tasks = max(len(record["tasks"]) for record in records)
-    rows = len(records[0]["task_sequence"]) + 1
-    width, height = 2.4 + 1.05 * tasks, 1.3 + len(records) * (0.75 + 0.5 * rows)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    low, high = _range(records)
-    image = None
-    for place, record in enumerate(records):
-        axes = figure.add_subplot(len(records), 1, place + 1)
-        image = _panel(axes, record, low=low, high=high)
-    assert image is not None
-    bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, pad=0.02)
+    num_tasks = max(len(record["tasks"]) for record in records)
+    num_rows = len(records[0]["task_sequence"]) + 1
+    size = (2.4 + 1.05 * num_tasks, 1.3 + len(records) * (0.75 + 0.5 * num_rows))
+    figure = Figure(figsize=size, layout="constrained")
+    scores = [value for record in records for row in record["scores"] for value in row]
+    low = min([0.0, *(value for value in scores if value is not None)])
+    panels = figure.subplots(len(records), 1, squeeze=False)[:, 0]
+    images = [_draw_panel(axes, record, low=low, high=100.0) for axes, record in zip(panels, records, strict=True)]
+    bar = figure.colorbar(images[-1], ax=figure.axes, shrink=0.8, pad=0.02)
     bar.set_label("score (points)")
-    _title(figure, records[0])
+    figure.suptitle(f"Task sequence: {', then '.join(records[0]['task_sequence'])}", fontsize=12)
+    caption = "score, and below it the difference from the original; framed: where the task is learned"
+    figure.supxlabel(caption, fontsize=8)
     figure.savefig(path, dpi=160)
 
 
-def _title(figure: Figure, record: Record) -> None:
-    figure.suptitle(f"Learning {', then '.join(record['sequence'])}", fontsize=12)
-    figure.supxlabel("score, and below it the distance to the original; framed: where the task is learned", fontsize=8)
-
-
-def _panel(axes: Axes, record: Record, *, low: float, high: float) -> Any:
-    """One arm; the columns after the sequence's tasks stand half a cell apart."""
-    learned = len(record["task_sequence"])
-    values = np.array([[_number(v) for v in row] for row in record["scores"]], float)
-    lefts = [place + (0.25 if place >= learned else 0.0) for place in range(values.shape[1])]
-    image = axes.imshow(np.zeros((1, 1)), cmap=_COLOURS, vmin=low, vmax=high, extent=(0, 0.001, 0, 0.001))
+def _draw_panel(axes: Axes, record: Record, *, low: float, high: float) -> Any:
+    """Draw one method; tasks that no stage learns are offset by a quarter cell."""
+    num_learned = len(record["task_sequence"])
+    values = np.array([[np.nan if value is None else value for value in row] for row in record["scores"]], float)
+    lefts = [column + (0.25 if column >= num_learned else 0.0) for column in range(values.shape[1])]
+    image = axes.imshow(np.zeros((1, 1)), cmap=_COLORMAP, vmin=low, vmax=high, extent=(0, 0.001, 0, 0.001))
     for row, scores in enumerate(values):
-        for place, score in enumerate(scores):
-            to_original = None if row == 0 else score - values[0, place]
-            framed = record["tasks"][place]["stage"] == row and row > 0
-            _cell(axes, image, (lefts[place], row), score, to_original, framed=framed)
+        for column, score in enumerate(scores):
+            difference = None if row == 0 else score - values[0, column]
+            framed = record["tasks"][column]["stage"] == row and row > 0
+            _draw_cell(axes, image, (lefts[column], row), score, difference, framed=framed)
     axes.set_xlim(-0.02, lefts[-1] + 1.02)
     axes.set_ylim(len(values) + 0.02, -0.02)
     axes.set_aspect("auto")
-    axes.set_xticks([left + 0.5 for left in lefts], ["\n".join(heading(task)) for task in record["tasks"]], fontsize=8)
-    names = row_names(record)
-    axes.set_yticks(
-        [row + 0.5 for row in range(len(names))], [names[0], *(f"after {name}" for name in names[1:])], fontsize=9
-    )
+    columns = ["\n".join(column_name(task)) for task in record["tasks"]]
+    axes.set_xticks([left + 0.5 for left in lefts], columns, fontsize=8)
+    first, *stages = row_names(record)
+    rows = [first, *(f"after {name}" for name in stages)]
+    axes.set_yticks([row + 0.5 for row in range(len(rows))], rows, fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(str(record["method"]), loc="left", fontsize=10, fontweight="bold")
     return image
 
 
-def _cell(
-    axes: Axes, image: Any, corner: tuple[float, float], score: float, to_original: float | None, *, framed: bool
+def _draw_cell(
+    axes: Axes, image: Any, corner: tuple[float, float], score: float, difference: float | None, *, framed: bool
 ) -> None:
-    from matplotlib.patches import Rectangle
-
     left, top = corner
     missing = bool(np.isnan(score))
     face = "none" if missing else image.cmap(image.norm(score))
@@ -92,30 +77,14 @@ def _cell(
     if framed:
         axes.add_patch(Rectangle((left + 0.04, top + 0.06), 0.92, 0.88, fill=False, edgecolor="black", linewidth=2))
         axes.add_patch(Rectangle((left + 0.06, top + 0.09), 0.88, 0.82, fill=False, edgecolor="white", linewidth=0.8))
-    ink = "black" if missing or image.norm(score) < _DARK else "white"
-    middle = left + 0.5
+    style: Any = {
+        "ha": "center",
+        "va": "center",
+        "color": "black" if missing or image.norm(score) < _DARK else "white",
+    }
     if missing:
-        axes.text(middle, top + 0.5, "–", ha="center", va="center", color=ink)
+        axes.text(left + 0.5, top + 0.5, MISSING, **style)
         return
-    place = 0.5 if to_original is None else 0.38
-    axes.text(middle, top + place, f"{score:.1f}", ha="center", va="center", color=ink, fontsize=10)
-    if to_original is not None and not np.isnan(to_original):
-        axes.text(
-            middle,
-            top + 0.74,
-            f"{to_original:+.1f}".replace("-", "−"),
-            ha="center",
-            va="center",
-            color=ink,
-            fontsize=7.5,
-        )
-
-
-def _range(records: Sequence[Record]) -> tuple[float, float]:
-    """The colours' scale: from 0 (or the lowest score) to 100 points, the same in every panel."""
-    scores = [value for record in records for row in record["scores"] for value in row]
-    return min([0.0, *(value for value in scores if value is not None)]), 100.0
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+    axes.text(left + 0.5, top + (0.5 if difference is None else 0.38), format_number(score), fontsize=10, **style)
+    if difference is not None and not np.isnan(difference):
+        axes.text(left + 0.5, top + 0.74, format_number(difference, signed=True), fontsize=7.5, **style)

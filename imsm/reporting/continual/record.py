@@ -1,11 +1,11 @@
-"""What a finished sequence found, from its stages' results: `sequence.json`.
+"""The record of a finished task sequence, `sequence.json`.
 
-format, name, method, sequence, runs            which runs, the first stage first
+format, name, method, task_sequence, runs       the runs, first stage first
 identity                                        of the last stage
-tasks [{name, metric, items, test_set, stage}]  columns; stage: where it is learned, null: nowhere
-scores                                          rows: the original, then a row per stage; points
-measures {BWT, FM, OP, FWT, DG: {value, low, high}}; intervals only where the items are there
-forgetting {task: {value, low, high}}           FM of each task but the last one
+tasks [{name, metric, num_examples, test_set, stage}]  stage: where the task is learned, or null
+scores                                          rows: the original, then each stage; in points
+measures {BWT, FM, OP, FWT, DG: {value, low, high}}; intervals only if predictions exist
+forgetting {task: {value, low, high}}           FM of each task except the last
 """
 
 from __future__ import annotations
@@ -16,24 +16,21 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas
 from numpy.typing import NDArray
 
-from imsm.config.identity import baseline_config, run_name
-from imsm.config.schema import RunConfig
-from imsm.evaluation.metrics import aggregate, metric_module
+from imsm.config.identity import original_run
+from imsm.evaluation.metrics import aggregate, resolve_metric
 from imsm.evaluation.predictions import read_predictions
 from imsm.evaluation.result import read_result
 from imsm.evaluation.statistics.bootstrap import Statistic, resample_scores
 from imsm.evaluation.statistics.continual import all_measures, forgetting
-from imsm.reporting.score_table import comparable, headline
+from imsm.reporting.runs import comparable, headline
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
-
-if TYPE_CHECKING:
-    import pandas
 
 FORMAT = 1
 FILE = "sequence.json"
@@ -41,74 +38,76 @@ LEVEL = 0.95
 _RESAMPLES = 1000
 _SEED = 0
 
+Record = Mapping[str, Any]
+
 
 def build_record(
     folder: Path, *, only: Collection[str] | None = None
 ) -> tuple[dict[str, Any], NDArray[np.float64] | None]:
-    """The record of the sequence whose last stage lies in ``folder``.
+    """Build the record of the sequence whose last stage is in ``folder``.
 
     Args:
-        folder: of the last stage.
-        only: the tasks that count; None: all that it was judged on.
+        folder: Of the last stage.
+        only: Names of the tasks to include; None includes all evaluated tasks.
 
     Returns:
-        The record, and resampled scores (N, S+1, tasks), the same draws for every arm; None where
-        a stage's items are not there.
+        The record, and resampled scores (N, S+1, tasks) that use the same draws for every method;
+        None if predictions of a stage are missing.
 
     Raises:
-        UserError: it is no stage of a sequence, or a stage before it is not finished.
+        UserError: The folder is not a later stage of a sequence, or an earlier stage is unfinished.
     """
     stages = _stages(folder)
     last = stages[-1][1]
     sequence = [*last["config"]["previous_stage"]["tasks"], last["config"]["data"]["name"]]
     entries = last["evaluation"]["tasks"]
-    if lacking := [name for name in sequence if name not in entries]:
+    if missing := [name for name in sequence if name not in entries]:
         raise UserError(
-            f"{folder}: was not asked {', '.join(lacking)} when it was judged last; give the whole sequence again"
+            f"{folder}: {', '.join(missing)} is missing from the last evaluation; run the complete sequence again"
         )
     names = [*sequence, *(name for name in entries if name not in sequence)]
-    rows = [_original(last), *(result for _, result in stages)]
-    tasks = [_column(name, entries[name], sequence) for name in names if only is None or name in only]
-    scores = [[_score(result, task, beside=last) for task in tasks] for result in rows]
-    folders = [folder.parent / _original_name(last), *(place for place, _ in stages)]
-    whole = [place for place in range(len(tasks)) if all(row[place] is not None for row in scores)]
-    compared = [[row[place] for place in whole] for row in scores]
-    drawn = None
-    measured: dict[str, Any] = {"measures": {}, "forgetting": {}}
-    if whole[: len(sequence)] == list(range(len(sequence))):
-        drawn = _drawn(folders, [tasks[place] for place in whole], compared, last)
-        measured = _measured(sequence, compared, drawn)
+    tasks = [_task(name, entries[name], sequence) for name in names if only is None or name in only]
+    original = {"evaluation": {"tasks": last["evaluation"]["original"]}}
+    results = [original, *(result for _, result in stages)]
+    scores = [[_score(result, task, last=last) for task in tasks] for result in results]
+    folders = [folder.parent / original_run(last["config"])[0], *(path for path, _ in stages)]
+    complete = [index for index in range(len(tasks)) if all(row[index] is not None for row in scores)]
+    resampled = None
+    measures: dict[str, Any] = {"measures": {}, "forgetting": {}}
+    if complete[: len(sequence)] == list(range(len(sequence))):
+        compared = [[row[index] for index in complete] for row in scores]
+        resampled = _resampled_scores(folders, [tasks[index] for index in complete], compared, last)
+        measures = _measures(sequence, compared, resampled)
     record = {
         "format": FORMAT,
         "name": folder.name,
         "method": last["method"],
         "task_sequence": sequence,
-        "runs": [place.name for place, _ in stages],
+        "runs": [path.name for path, _ in stages],
         "identity": last["identity"],
         "tasks": tasks,
         "scores": scores,
-        **measured,
+        **measures,
     }
-    return record, drawn
+    return record, resampled
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Keep a record in the last stage's folder, whole or not at all."""
+def write_record(folder: Path, record: Record) -> None:
+    """Write a record into the last stage's folder, atomically."""
     write_atomic(folder / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record in a run's folder; None if there is none that can be read."""
+    """Return the record in a run's folder; None if it is missing or damaged."""
     try:
         record = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    good = isinstance(record, dict) and record.get("format") == FORMAT
-    return record if good else None
+    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
 
 
-def interval(values: NDArray[np.float64] | None) -> dict[str, float]:
-    """The percentile interval of resampled values; nothing without them."""
+def percentile_bounds(values: NDArray[np.float64] | None) -> dict[str, float]:
+    """Return the percentile interval of resampled values; empty without values."""
     if values is None:
         return {}
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -116,86 +115,76 @@ def interval(values: NDArray[np.float64] | None) -> dict[str, float]:
 
 
 def _stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The folders and results of a sequence's stages, the first stage first."""
+    """Return folders and results of a sequence's stages, in order."""
     found = [(folder, read_result(folder))]
     if "previous_stage" not in found[0][1]["config"]:
         raise UserError(
-            f"{folder}: is no later stage of a sequence; give the folder of a sequence's last "
-            "stage, which the run names at its end"
+            f"{folder}: is not a later stage of a task sequence; give the folder of its last stage, which the run "
+            "prints at its end"
         )
-    while (after := found[0][1]["config"].get("previous_stage")) is not None:
-        place = folder.parent / after["run"]
-        found.insert(0, (place, read_result(place)))
+    while (before := found[0][1]["config"].get("previous_stage")) is not None:
+        path = folder.parent / before["run"]
+        found.insert(0, (path, read_result(path)))
     return found
 
 
-def _column(name: str, entry: Mapping[str, Any], sequence: Sequence[str]) -> dict[str, Any]:
-    """A task, by what has to be equal for two scores to be comparable."""
+def _task(name: str, entry: Mapping[str, Any], sequence: Sequence[str]) -> dict[str, Any]:
+    """Return the properties of a task that must be equal for scores to be comparable."""
     return {
         "name": name,
         "metric": headline(entry),
-        "items": entry["num_examples"],
+        "num_examples": entry["num_examples"],
         "test_set": entry["test_set"],
         "stage": sequence.index(name) + 1 if name in sequence else None,
     }
 
 
-def _original(last: Mapping[str, Any]) -> dict[str, Any]:
-    """The original's scores on the same items, as the last stage keeps them."""
-    return {"evaluation": {"tasks": last["evaluation"]["original"]}}
-
-
-def _original_name(last: Mapping[str, Any]) -> str:
-    return run_name(baseline_config(RunConfig.from_dict(last["config"])))
-
-
-def _score(result: Mapping[str, Any], task: Mapping[str, Any], *, beside: Mapping[str, Any]) -> float | None:
-    """A stage's score, if it answered the same items under the same protocol."""
-    name = task["name"]
-    if not comparable(result, beside, name):
+def _score(result: Mapping[str, Any], task: Mapping[str, Any], *, last: Mapping[str, Any]) -> float | None:
+    """Return a stage's score if it is of the same examples and protocol as the last stage's."""
+    if not comparable(result, last, task["name"]):
         return None
-    entry, other = result["evaluation"]["tasks"][name], beside["evaluation"]["tasks"][name]
-    if entry.get("protocol") != other.get("protocol"):
-        return None
-    found = entry["metrics"].get(task["metric"])
-    return None if found is None else float(found)
+    score = result["evaluation"]["tasks"][task["name"]]["metrics"].get(task["metric"])
+    return None if score is None else float(score)
 
 
-def _measured(
-    sequence: Sequence[str], scores: Sequence[Sequence[float | None]], drawn: NDArray[np.float64] | None
+def _measures(
+    sequence: Sequence[str], scores: Sequence[Sequence[float | None]], resampled: NDArray[np.float64] | None
 ) -> dict[str, Any]:
-    """Every measure with its interval."""
-    size = len(sequence)
+    """Return every measure with its interval."""
+    count = len(sequence)
     matrix = np.array(scores, float)
-    spread = {} if drawn is None else all_measures(drawn, learned=size)
-    each = forgetting(matrix[:, :size])
-    each_spread = None if drawn is None else forgetting(drawn[..., :size])
+    spread = {} if resampled is None else all_measures(resampled, learned=count)
+    per_task = forgetting(matrix[:, :count])
+    per_task_spread = None if resampled is None else forgetting(resampled[..., :count])
     return {
         "measures": {
-            name: {"value": float(value), **interval(spread.get(name))}
-            for name, value in all_measures(matrix, learned=size).items()
+            name: {"value": float(value), **percentile_bounds(spread.get(name))}
+            for name, value in all_measures(matrix, learned=count).items()
         },
         "forgetting": {
-            name: {"value": float(each[place]), **interval(None if each_spread is None else each_spread[:, place])}
-            for place, name in enumerate(sequence[:-1])
+            name: {
+                "value": float(per_task[index]),
+                **percentile_bounds(None if per_task_spread is None else per_task_spread[:, index]),
+            }
+            for index, name in enumerate(sequence[:-1])
         },
     }
 
 
-def _drawn(
+def _resampled_scores(
     folders: Sequence[Path],
     tasks: Sequence[Mapping[str, Any]],
     scores: Sequence[Sequence[float | None]],
     last: Mapping[str, Any],
 ) -> NDArray[np.float64] | None:
-    """Resampled scores (N, S+1, tasks); equal draws whatever the arm."""
+    """Return resampled scores (N, S+1, tasks); the draws depend on the test set only."""
     columns = []
-    for place, task in enumerate(tasks):
+    for index, task in enumerate(tasks):
         try:
             frames = [read_predictions(folder, task=task["name"], test_set=task["test_set"]) for folder in folders]
         except UserError:
             return None
-        statistic = _statistic(frames, task, [row[place] for row in scores], last)
+        statistic = _statistic(frames, task, [row[index] for row in scores], last)
         if statistic is None:
             return None
         generator = np.random.default_rng([_SEED, zlib.crc32(task["test_set"].encode())])
@@ -209,21 +198,21 @@ def _statistic(
     scores: Sequence[float | None],
     last: Mapping[str, Any],
 ) -> Statistic | str | None:
-    """What gives the recorded scores from the items: a column's mean, else the metric itself."""
+    """Return what reproduces the recorded scores: a column's mean, or the metric itself."""
     column = f"score.{task['metric']}"
     if None in scores or any(column not in frame for frame in frames):
         return None
-    if all(_close(100 * f[column].mean(), s) for f, s in zip(frames, scores, strict=True)):
+    if all(_close(100 * frame[column].mean(), score) for frame, score in zip(frames, scores, strict=True)):
         return column
-    module = metric_module(last["config"]["metrics"].get(task["metric"], task["metric"]))
-    statistic = partial(_aggregated, module)
-    if all(_close(statistic(f), s) for f, s in zip(frames, scores, strict=True)):
+    module = resolve_metric(last["config"]["metrics"].get(task["metric"], task["metric"]))
+    statistic = partial(_aggregate, module)
+    if all(_close(statistic(frame), score) for frame, score in zip(frames, scores, strict=True)):
         return statistic
     return None
 
 
-def _aggregated(module: Any, rows: pandas.DataFrame) -> float:
-    with warnings.catch_warnings():  # scikit-learn's, of a draw with one label alone
+def _aggregate(module: Any, rows: pandas.DataFrame) -> float:
+    with warnings.catch_warnings():  # scikit-learn warns about draws with a single label
         warnings.simplefilter("ignore", UserWarning)
         value = aggregate(module, rows["answer"].tolist(), rows["references"].tolist())
     return float(module.INFO.scale) * value

@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Figures of a report, drawn with matplotlib."""

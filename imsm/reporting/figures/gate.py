@@ -1,90 +1,82 @@
-"""The gate's picture: over items, along the answer, right against wrong."""
+"""Figure of the gate: over examples, along the response, correct against wrong answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from imsm.reporting.figures.style import LINES, STYLE, WIDTH, colour, line, rows, whisker
+from imsm.reporting.figures.style import LINES, STYLE, WIDTH, color, error_bar, label_rows, line
 from imsm.reporting.gate_stats import gate_by_position
+from imsm.reporting.paired_comparison import CORRECT
+from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
-    from imsm.reporting.report_data import ReportData
-
-
-def draw_gate(evidence: ReportData, gated: Sequence[ComparedRun]) -> Figure:
-    """The gate over items per task, along the answer, and by right and wrong answers."""
-    tasks = [task for task in evidence.tasks if any(_gates(arm, task).size for arm in gated)]
+def draw_gate(data: ReportData, gated: Sequence[ComparedRun]) -> Figure:
+    """Draw one row of panels for each run."""
+    tasks = [task for task in data.tasks if any(_gate_means(run, task).size for run in gated)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.9 * len(gated) + 0.4), layout="constrained")
         grid = figure.subplots(len(gated), 3, squeeze=False)
-        for arm, (spread, along, apart) in zip(gated, grid, strict=True):
-            _histograms(spread, arm, tasks)
-            for place, task in enumerate(tasks):
-                means = gate_by_position(arm, task)
-                if means is not None:
-                    line(along, range(1, len(means) + 1), means, style=place, label=task)
-            along.set_title("along the answer")
-            along.set_xlabel("generated token")
-            along.set_ylabel("weight of the original")
-            along.xaxis.get_major_locator().set_params(integer=True)
-            if tasks:
-                along.legend(fontsize=7)
-            _right_and_wrong(apart, arm, tasks, evidence)
+        for run, (histogram, positions, outcomes) in zip(gated, grid, strict=True):
+            _draw_histograms(histogram, run, tasks)
+            _draw_positions(positions, run, tasks)
+            _draw_outcomes(outcomes, run, tasks, data)
             if len(gated) > 1:
-                spread.set_title(f"{arm.label}: over items")
+                histogram.set_title(f"{run.label}: over examples")
     return figure
 
 
-def _histograms(axes: Axes, arm: ComparedRun, tasks: Sequence[str]) -> None:
-    values = [_gates(arm, task) for task in tasks]
+def _draw_histograms(axes: Axes, run: ComparedRun, tasks: Sequence[str]) -> None:
+    values = [_gate_means(run, task) for task in tasks]
     low = min(each.min() for each in values if each.size)
     high = max(each.max() for each in values if each.size)
     bins = numpy.linspace(low - 1e-3, high + 1e-3, 21).tolist()
-    for place, (task, each) in enumerate(zip(tasks, values, strict=True)):
-        axes.hist(
-            each,
-            bins=bins,
-            histtype="step",
-            color=colour(place),
-            linestyle=LINES[place % len(LINES)],
-            linewidth=1.4,
-            label=task,
-        )
-    axes.set_title("over items")
+    for style, (task, each) in enumerate(zip(tasks, values, strict=True)):
+        dashes = LINES[style % len(LINES)]
+        axes.hist(each, bins, histtype="step", color=color(style), linestyle=dashes, linewidth=1.4, label=task)
+    axes.set_title("over examples")
     axes.set_xlabel("weight of the original")
-    axes.set_ylabel("items")
+    axes.set_ylabel("examples")
 
 
-def _right_and_wrong(axes: Axes, arm: ComparedRun, tasks: Sequence[str], evidence: ReportData) -> None:
+def _draw_positions(axes: Axes, run: ComparedRun, tasks: Sequence[str]) -> None:
+    for style, task in enumerate(tasks):
+        means = gate_by_position(run, task)
+        if means is not None:
+            line(axes, range(1, len(means) + 1), means, style=style, label=task)
+    axes.set_title("along the response")
+    axes.set_xlabel("generated token")
+    axes.set_ylabel("weight of the original")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+    if tasks:
+        axes.legend(fontsize=7)
+
+
+def _draw_outcomes(axes: Axes, run: ComparedRun, tasks: Sequence[str], data: ReportData) -> None:
     for row, task in enumerate(tasks):
-        items = arm.items(task)
-        if items is None:
+        predictions = run.predictions(task)
+        if predictions is None:
             continue
-        gated = items[items["gate_mean"].notna()]
-        right = gated[f"score.{evidence.metrics[task]}"] >= 0.5
-        for shift, style, name, part in ((-0.15, 2, "right", gated[right]), (0.15, 6, "wrong", gated[~right])):
+        gated = predictions[predictions["gate_mean"].notna()]
+        correct = gated[f"score.{data.metrics[task]}"] >= CORRECT
+        for shift, style, name, part in ((-0.15, 2, "correct", gated[correct]), (0.15, 6, "wrong", gated[~correct])):
             if len(part):
-                gates = part["gate_mean"].to_numpy(float)
-                low, middle, high = numpy.quantile(gates, [0.25, 0.5, 0.75])
-                whisker(axes, middle, (low, high), row + shift, style=style, label=name)
+                low, median, high = numpy.quantile(part["gate_mean"].to_numpy(float), [0.25, 0.5, 0.75])
+                error_bar(axes, median, (low, high), row + shift, style=style, label=name)
     handles, names = axes.get_legend_handles_labels()
-    once = dict(zip(names, handles, strict=True))
-    axes.legend(once.values(), once.keys(), fontsize=7)
-    rows(axes, tasks)
-    axes.set_title("right and wrong")
+    unique = dict(zip(names, handles, strict=True))
+    axes.legend(unique.values(), unique.keys(), fontsize=7)
+    label_rows(axes, tasks)
+    axes.set_title("correct and wrong")
     axes.set_xlabel("weight, median and quartiles")
 
 
-def _gates(arm: ComparedRun, task: str) -> numpy.ndarray:
-    items = arm.items(task)
-    if items is None:
-        return numpy.empty(0)
-    return numpy.asarray(items["gate_mean"].dropna().to_numpy(float))
+def _gate_means(run: ComparedRun, task: str) -> numpy.ndarray:
+    predictions = run.predictions(task)
+    return numpy.empty(0) if predictions is None else predictions["gate_mean"].dropna().to_numpy(float)

@@ -1,19 +1,17 @@
-"""How the card's pictures look: on paper, in grey, and to the colour-blind."""
+"""Shared style of the figures, readable in print, in grayscale and by color-blind readers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
+import pandas
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.axes import Axes
-
-# Okabe and Ito's palette; a marker and a hatch beside each, for print in grey.
-COLOURS = ("#555555", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+# Okabe and Ito's palette; markers and dashes distinguish the runs in grayscale
+COLORS = ("#555555", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 STYLE: Any = {
@@ -29,26 +27,26 @@ STYLE: Any = {
     "hatch.linewidth": 0.6,
 }
 WIDTH = 7.2
-"""Inches: the text's width of a page."""
+"""Width of a figure in inches."""
 
 
 def one_axes(*, height: float) -> tuple[Figure, Axes]:
-    """A figure of the page's width with one pair of axes."""
+    """Return a full-width figure with one pair of axes; ``height`` is in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def whisker(
-    axes: Axes, estimate: float, bounds: tuple[float, float], row: float, *, style: int, label: str | None
+def error_bar(
+    axes: Axes, estimate: float, bounds: tuple[float, float], y: float, *, style: int, label: str | None
 ) -> None:
-    """An estimate with its bounds, lying in a row."""
+    """Draw an estimate with a horizontal error bar."""
     low, high = bounds
     axes.errorbar(
         [estimate],
-        [row],
+        [y],
         xerr=[[max(0.0, estimate - low)], [max(0.0, high - estimate)]],
         fmt=MARKERS[style % len(MARKERS)],
-        color=colour(style),
+        color=color(style),
         markersize=5,
         capsize=2.5,
         linewidth=1.4,
@@ -58,28 +56,28 @@ def whisker(
 
 def line(
     axes: Axes,
-    x: Sequence[float] | range | pandas.Series,
-    y: numpy.ndarray | pandas.Series,
+    x: Sequence[float] | range | numpy.ndarray | pandas.Series,
+    y: Sequence[float] | numpy.ndarray | pandas.Series,
     *,
     style: int,
     label: str,
-    marks: bool = True,
+    markers: bool = True,
 ) -> None:
-    """A line in its style."""
+    """Draw a line in the color, dashes and marker of a style."""
     axes.plot(
         x,
         y,
-        color=colour(style),
+        color=color(style),
         linestyle=LINES[style % len(LINES)],
-        marker=MARKERS[style % len(MARKERS)] if marks else None,
+        marker=MARKERS[style % len(MARKERS)] if markers else None,
         markersize=3.5,
         linewidth=1.3,
         label=label,
     )
 
 
-def rows(axes: Axes, names: Sequence[str]) -> None:
-    """Names down the side, the first on top."""
+def label_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Label rows 0, 1, ... on the y axis, from top to bottom."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
@@ -87,11 +85,11 @@ def rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """One legend under the picture."""
+    """Place the legend below the axes."""
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, max(1, len(names))))
 
 
-def colour(style: int) -> str:
-    """The colour of the arm in this place."""
-    return COLOURS[style % len(COLOURS)]
+def color(style: int) -> str:
+    """Return the color of a style number."""
+    return COLORS[style % len(COLORS)]

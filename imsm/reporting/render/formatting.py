@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from imsm.evaluation.statistics.intervals import Interval
 
@@ -38,3 +39,12 @@ def format_p_value(value: float | None) -> str:
 def join_names(names: Sequence[str]) -> str:
     """Return names separated by commas, or "none"."""
     return ", ".join(names) or "none"
+
+
+def format_provenance(result: Mapping[str, Any]) -> list[str]:
+    """Return versions, commit and fingerprints of a result, one per line."""
+    git = result["git"]
+    lines = [f"{name} {version}" for name, version in result["versions"].items()]
+    if git is not None:
+        lines.append(f"commit {git['commit']}{', with uncommitted changes' if git['dirty'] else ''}")
+    return lines + [f"{name} {value}" for name, value in result["fingerprints"].items()]

@@ -1,1 +1,1 @@
-"""The parts of a report card after its scores, a file each: `part(evidence)` gives it, or None."""
+"""Sections of a report, one module each: `build(data)` returns a `Section` or None."""

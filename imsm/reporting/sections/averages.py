@@ -1,44 +1,48 @@
-"""The retention average and the paper's, plasticity and stability."""
+"""Section: average scores, plasticity and stability."""
 
 from __future__ import annotations
 
-from imsm.reporting.render.formatting import listed, number
+from imsm.reporting.render.formatting import format_number, join_names
+from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import Section, table_section
+from imsm.reporting.sections.base import Section
 
 
-def build(evidence: ReportData) -> Section | None:
-    """The part; None where there is nothing to say."""
-    places = {trade.label: trade for trade in evidence.trades}
-    shown = [each for each in evidence.tasks if each != evidence.target]
-    if not shown:
+def build(data: ReportData) -> Section | None:
+    """Build the section, or None without a forgetting test."""
+    if all(task == data.target for task in data.tasks):
         return None
-    counted = [t for t in evidence.tasks if t == evidence.target or t in evidence.common]
-    rows = []
-    for arm in evidence.arms:
-        row = {
-            "arm": arm.label,
-            "retention average": number(evidence.mean(arm, evidence.forgetting)),
-            "the paper's average": number(evidence.mean(arm, counted)),
+    points = {point.label: point for point in data.points}
+    counted = [task for task in data.tasks if task == data.target or task in data.common]
+    records = [
+        {
+            "run": run.label,
+            "retention average": format_number(data.mean(run, data.forgetting)),
+            "paper's average": format_number(data.mean(run, counted)),
+            **(points[run.label].cells() if points else {}),
         }
-        if places:
-            row |= places[arm.label].cells()
-        rows.append(row)
-    lines = [
-        f"The retention average is over {listed(evidence.forgetting)}: forgetting tests that no "
-        "arm was trained on. The paper's average (its tables 2 and 3) counts the target too"
-        + (f", and {listed(sorted(evidence.marked))}, marked here" if evidence.marked else "")
-        + ": it mixes what was learned with what was kept."
+        for run in data.runs
     ]
-    if absent := [task for task in evidence.tasks if task not in evidence.common]:
-        lines.append(
-            f"Not every arm has a score of {listed(absent)}: no average of forgetting tests counts "
-            "what one of them lacks."
+    return Section(
+        name="averages",
+        title="Averages",
+        paragraphs=_paragraphs(data),
+        table=Table.from_records(records),
+    )  # fmt: skip
+
+
+def _paragraphs(data: ReportData) -> list[str]:
+    trained_on = f" and the tasks marked † ({join_names(sorted(data.trained_on))})" if data.trained_on else ""
+    texts = [
+        f"The retention average is over the forgetting tests that no compared run was trained on: "
+        f"{join_names(data.forgetting)}. The paper's average (its tables 2 and 3) includes the target{trained_on}, "
+        "and so mixes learning with retention."
+    ]
+    if incomplete := [task for task in data.tasks if task not in data.common]:
+        texts.append(f"Averages exclude forgetting tests that a run has no score of: {join_names(incomplete)}.")
+    if data.points:
+        texts.append(
+            "Plasticity is the share of PEFT's gain on the target, undefined if the 95 % interval of that gain "
+            "includes 0. Stability is the mean retention, a dash if predictions of a forgetting test are missing."
         )
-    if places:
-        lines.append(
-            "Plasticity: the share of PEFT's gain on the target, undefined where that gain's 95 % "
-            "interval holds 0; stability: the mean retention, a dash where the items of a test are "
-            "not whole."
-        )
-    return table_section("averages", "Averages", rows, lines, 1, [])
+    return texts

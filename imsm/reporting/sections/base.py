@@ -1,28 +1,27 @@
-"""A part of a report card: a text, a table of texts, pictures, texts on shades."""
+"""A report and its sections: text, a table, figures, token heatmaps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib import figure
+from matplotlib.figure import Figure
+
+from imsm.reporting.render.table import Table
 
 
 @dataclass(kw_only=True)
 class ReportFigure:
-    """A figure that is drawn when it is asked for; ``alt`` says what it shows."""
+    """A figure that is drawn on demand; ``alt`` describes it."""
 
     name: str
     alt: str
-    draw: Callable[[], figure.Figure]
+    draw: Callable[[], Figure]
 
 
 @dataclass(kw_only=True)
 class TokenHeatmap:
-    """A generated text with the original memory's weight at each token."""
+    """A generated response with the original's gate weight at each token."""
 
     title: str
     pieces: list[str]
@@ -31,32 +30,45 @@ class TokenHeatmap:
 
 @dataclass(kw_only=True)
 class Section:
-    """A titled part of the card. ``table``: cells as texts; ``name`` is that of its CSV file."""
+    """A section of a report.
+
+    Attributes:
+        name: File name of its table, and its anchor in the page.
+        title: Heading.
+        paragraphs: Text above the table.
+        table: The table, if any.
+        terminal_table: The table shown in a terminal; None leaves the section out there.
+        notes: Text below the table.
+        figures: Figures below the notes.
+        heatmaps: Token heatmaps, shown in the HTML page only.
+    """
 
     name: str
     title: str
-    lines: list[str] = field(default_factory=list)
-    table: pandas.DataFrame | None = None
-    terminal_columns: list[str] = field(default_factory=list)
-    """The columns that a terminal shows; none: it does not show this part."""
-    first_numeric_column: int = 1
-    """From which column on the table's cells are numbers."""
-    pictures: list[ReportFigure] = field(default_factory=list)
+    paragraphs: list[str] = field(default_factory=list)
+    table: Table | None = None
+    terminal_table: Table | None = None
+    notes: list[str] = field(default_factory=list)
+    figures: list[ReportFigure] = field(default_factory=list)
     heatmaps: list[TokenHeatmap] = field(default_factory=list)
 
 
-def table_section(
-    name: str,
-    title: str,
-    rows: Sequence[Mapping[str, str]],
-    lines: list[str],
-    numbers: int,
-    pictures: list[ReportFigure],
-) -> Section | None:
-    """A part with a table; None if it has no row."""
-    import pandas
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that a report shows.
 
-    if not rows:
-        return None
-    table = pandas.DataFrame(rows).fillna("–")
-    return Section(name=name, title=title, lines=lines, table=table, first_numeric_column=numbers, pictures=pictures)
+    Attributes:
+        title: Name of the run.
+        subtitle: Backbone, PEFT method, target, recipe and seed.
+        excluded: What was excluded from the comparison.
+        load_errors: Predictions that could not be loaded.
+        sections: In order.
+        provenance: Versions, commit and fingerprints.
+    """
+
+    title: str
+    subtitle: str
+    excluded: list[str]
+    load_errors: list[str]
+    sections: list[Section]
+    provenance: list[str]

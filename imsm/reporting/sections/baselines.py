@@ -1,34 +1,38 @@
-"""Controls without training beside the arms."""
+"""Section: training-free baselines."""
 
 from __future__ import annotations
 
-from imsm.reporting.render.formatting import number
+from imsm.reporting.render.formatting import format_number
+from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import Section, table_section
+from imsm.reporting.sections.base import Section
+
+_TEXT = (
+    "What both streams, or the adapter alone, achieve without a trained gate. The oracle router is given the task "
+    "and retains everything by construction: it is an upper bound, not a method."
+)
 
 
-def build(evidence: ReportData) -> Section | None:
-    """The part; None where there is nothing to say."""
-    if not evidence.controls:
+def build(data: ReportData) -> Section | None:
+    """Build the section, or None without baselines."""
+    if not data.baselines:
         return None
-    places = {trade.label: trade for trade in evidence.trades}
-    rows = []
-    for arm in [*evidence.arms, *evidence.controls]:
-        row = {"arm": arm.label}
-        for task in evidence.tasks:
-            value = arm.entry(task).get("metrics", {}).get(evidence.metrics[task])
-            row[evidence.name(task)] = number(value)
-        row["retention average"] = number(evidence.mean(arm, evidence.forgetting))
-        if arm.label in places:
-            cells = places[arm.label].cells()
-            row |= {name: cells[name] for name in ("plasticity", "stability")}
-        rows.append(row)
-    lines = [
-        "What two streams, or one adapter, give without a trained gate. A router that asks which "
-        "task it is (oracle) keeps everything by construction: it is a bound, no method."
-    ]
-    found = table_section("controls", "Controls without training", rows, lines, 1, [])
-    if found is not None:
-        target = [] if evidence.target is None else [evidence.name(evidence.target)]
-        found.terminal_columns = ["arm", *target, "retention average"] + ["stability"] * bool(places)
-    return found
+    points = {point.label: point for point in data.points}
+    records = []
+    for run in [*data.runs, *data.baselines]:
+        record = {"run": run.label}
+        record |= {data.name(task): format_number(data.mean(run, [task])) for task in data.tasks}
+        record["retention average"] = format_number(data.mean(run, data.forgetting))
+        if run.label in points:
+            cells = points[run.label].cells()
+            record |= {name: cells[name] for name in ("plasticity", "stability")}
+        records.append(record)
+    table = Table.from_records(records)
+    target = [] if data.target is None else [data.name(data.target)]
+    return Section(
+        name="baselines",
+        title="Training-free baselines",
+        paragraphs=[_TEXT],
+        table=table,
+        terminal_table=table.select(["run", *target, "retention average", *(["stability"] if points else [])]),
+    )

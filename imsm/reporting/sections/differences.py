@@ -1,49 +1,54 @@
-"""Arms against each other, item by item."""
+"""Section: paired differences between runs."""
 
 from __future__ import annotations
 
+from imsm.reporting.figures.report import draw_differences
 from imsm.reporting.paired_comparison import PairedComparison
-from imsm.reporting.render.formatting import interval, number, p_value
+from imsm.reporting.render.formatting import MISSING, format_interval, format_number, format_p_value
+from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import ReportFigure, Section, table_section
+from imsm.reporting.sections.base import ReportFigure, Section
 
 
-def build(evidence: ReportData) -> Section | None:
-    """The part; None where there is nothing to say."""
-    if not evidence.contrasts:
+def build(data: ReportData) -> Section | None:
+    """Build the section, or None without comparisons."""
+    if not data.comparisons:
         return None
-    family = sum(each.adjusted is not None for each in evidence.contrasts)
-    rows = [
+    family = sum(comparison.holm_p_value is not None for comparison in data.comparisons)
+    records = [
         {
-            "task": evidence.name(each.task),
-            "arm − reference": f"{each.arm} − {each.reference}",
-            "difference": interval(each.difference, signed=True),
-            "better : worse": _ratio(each),
-            "p, McNemar": p_value(each.test.p_value if each.test else None),
-            "p, Holm": p_value(each.adjusted),
-            "detectable": number(each.minimum_detectable),
+            "task": data.name(comparison.task),
+            "run − reference": f"{comparison.run} − {comparison.reference}",
+            "difference": format_interval(comparison.difference, signed=True),
+            "better : worse": _counts(comparison),
+            "p, McNemar": format_p_value(comparison.test.p_value if comparison.test else None),
+            "p, Holm": format_p_value(comparison.holm_p_value),
+            "min. detectable difference": format_number(comparison.minimum_detectable),
         }
-        for each in evidence.contrasts
+        for comparison in data.comparisons
     ]
-    from imsm.reporting.figures.report import draw_differences
-
-    picture = ReportFigure(
-        name="differences",
-        alt="Differences of arms to their references per task with 95 % intervals",
-        draw=lambda: draw_differences(evidence),
+    table = Table.from_records(records, text_columns=2)
+    text = (
+        "Both runs on the same examples: difference in points with its 95 % bootstrap interval, clustered by passage; "
+        "the numbers of examples that only the run, and only the reference, answers correctly; the exact p-value of "
+        f"McNemar's test, and its Holm adjustment over the {family} tests of this report (every task and reference "
+        "with correct or wrong answers, except forgetting tests marked †). Min. detectable difference: the smallest "
+        "difference that this number of examples detects with a power of 80 %."
     )
-    lines = [
-        "Both arms on the same items, paired: difference in points with its 95 % interval "
-        "(bootstrap, clustered by passage); items that one arm alone got right; McNemar's exact p, "
-        f"and Holm's over the family of {family} tests on this card (every task and reference "
-        "with right or wrong answers, marked cells left out). Detectable: the least difference "
-        "that so many items show with a power of 80 %."
-    ]
-    found = table_section("differences", "Differences", rows, lines, 2, [picture])
-    if found is not None:
-        found.terminal_columns = ["task", "arm − reference", "difference", "p, Holm"]
-    return found
+    figure = ReportFigure(
+        name="differences",
+        alt="Differences of runs from their references by task with 95 % intervals",
+        draw=lambda: draw_differences(data),
+    )
+    return Section(
+        name="differences",
+        title="Paired differences",
+        paragraphs=[text],
+        table=table,
+        terminal_table=table.select(["task", "run − reference", "difference", "p, Holm"]),
+        figures=[figure],
+    )
 
 
-def _ratio(each: PairedComparison) -> str:
-    return "–" if each.test is None else f"{each.test.better} : {each.test.worse}"
+def _counts(comparison: PairedComparison) -> str:
+    return MISSING if comparison.test is None else f"{comparison.test.better} : {comparison.test.worse}"

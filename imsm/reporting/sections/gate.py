@@ -1,78 +1,83 @@
-"""What the gate did."""
+"""Section: statistics of the gate."""
 
 from __future__ import annotations
 
+from imsm.reporting.figures.gate import draw_gate
 from imsm.reporting.gate_stats import gate_table, gate_warnings
-from imsm.reporting.render.formatting import number
+from imsm.reporting.paired_comparison import CORRECT
+from imsm.reporting.render.formatting import format_number
+from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
-from imsm.reporting.sections.base import ReportFigure, Section, TokenHeatmap, table_section
+from imsm.reporting.sections.base import ReportFigure, Section, TokenHeatmap
+from imsm.reporting.training_log import read_training_log
+
+_TEXT = (
+    "Weight of the original's hidden state where the response's tokens were generated, averaged over dimensions: "
+    "0 is PEFT alone, 1 the original alone. AUC: how well the gate separates correct from wrong answers (chance: 0.5)."
+)
 
 
-def build(evidence: ReportData) -> Section | None:
-    """The part; None where there is nothing to say."""
-    gated = [arm for arm in evidence.arms if arm.result["identity"]["method"]["stream"] == "interwoven"]
+def build(data: ReportData) -> Section | None:
+    """Build the section, or None without gate values."""
+    gated = [run for run in data.runs if run.result["identity"]["method"]["stream"] == "interwoven"]
     shown: list[ComparedRun] = []
-    rows, lines, pictures, heat = [], [], [], []
-    for arm in gated:
-        table = gate_table(arm, evidence.tasks, metric=evidence.metrics)
-        shown += [] if table.empty else [arm]
-        for row in table.to_dict("records"):
-            values = {k: number(v, places=3) for k, v in row.items() if k not in ("task", "items")}
-            rows.append({"task": evidence.name(row["task"]), "arm": arm.label, "items": str(row["items"])} | values)
-        lines += gate_warnings(arm, evidence.tasks, start=_start(arm))
-        heat += _heat(evidence, arm)
-    if not rows:
+    records, warnings, heatmaps = [], [], []
+    for run in gated:
+        stats = gate_table(run, data.tasks, metrics=data.metrics)
+        if not stats.empty:
+            shown.append(run)
+        for row in stats.to_dict("records"):
+            values = {
+                str(key): format_number(value, digits=3)
+                for key, value in row.items()
+                if key not in ("task", "examples")
+            }
+            names = {"task": data.name(row["task"]), "run": run.label, "examples": str(row["examples"])}
+            records.append(names | values)
+        warnings += gate_warnings(run, data.tasks, start=_initial_mean(run))
+        heatmaps += _heatmaps(data, run)
+    if not records:
         return None
-    from imsm.reporting.figures.gate import draw_gate
-
-    pictures.append(
-        ReportFigure(
-            name="gate",
-            alt="The gate over items, along the answer, and of right and wrong answers",
-            draw=lambda: draw_gate(evidence, shown),
-        )
+    figure = ReportFigure(
+        name="gate",
+        alt="Gate values over examples, along the response, and of correct and wrong answers",
+        draw=lambda: draw_gate(data, shown),
     )
-    lines.insert(
-        0,
-        "The weight of the original memory where the answer's tokens were chosen, a mean over "
-        "dimensions: 0 is PEFT alone, 1 the original alone. auc: how well it alone tells right "
-        "answers from wrong (0.5: not at all).",
+    return Section(
+        name="gate",
+        title="Gate",
+        paragraphs=[_TEXT, *warnings],
+        table=Table.from_records(records, text_columns=2),
+        figures=[figure],
+        heatmaps=heatmaps,
     )
-    found = table_section("gate", "The gate", rows, lines, 2, pictures)
-    if found is not None:
-        found.heatmaps = heat
-    return found
 
 
-def _start(arm: ComparedRun) -> float | None:
-    """The gate's mean at the first step of training."""
-    from imsm.reporting.training_log import read_curves
-
-    log = read_curves(arm.folder)
-    if "gate_mean" not in log or log.empty:
-        return None
-    first = log["gate_mean"].dropna()
-    return float(first.iloc[0]) if len(first) else None
+def _initial_mean(run: ComparedRun) -> float | None:
+    """Return the gate's mean at the first logged training step."""
+    log = read_training_log(run.folder)
+    values = log["gate_mean"].dropna() if "gate_mean" in log else log
+    return None if values.empty else float(values.iloc[0])
 
 
-def _heat(evidence: ReportData, arm: ComparedRun) -> list[TokenHeatmap]:
-    """Of each task the first answer that the arm got right, and the first that it got wrong."""
-    found = []
-    for task in evidence.tasks:
-        items = arm.items(task)
-        if items is None:
+def _heatmaps(data: ReportData, run: ComparedRun) -> list[TokenHeatmap]:
+    """Return the first correct and the first wrong response of each task."""
+    heatmaps = []
+    for task in data.tasks:
+        predictions = run.predictions(task)
+        if predictions is None:
             continue
-        told = items[[bool(pieces) for pieces in items["token_texts"]]]
-        right = told[f"score.{evidence.metrics[task]}"] >= 0.5
-        for name, rows in (("right", told[right]), ("wrong", told[~right])):
+        with_tokens = predictions[[bool(pieces) for pieces in predictions["token_texts"]]]
+        correct = with_tokens[f"score.{data.metrics[task]}"] >= CORRECT
+        for name, rows in (("correct", with_tokens[correct]), ("wrong", with_tokens[~correct])):
             if len(rows):
                 row = rows.iloc[0]
-                found.append(
+                heatmaps.append(
                     TokenHeatmap(
-                        title=f"{arm.label}, {row.name}, {name}",
+                        title=f"{run.label}, {row.name}, {name}",
                         pieces=list(row["token_texts"]),
                         weights=list(row["gate_per_token"]),
                     )
                 )
-    return found
+    return heatmaps

@@ -1,15 +1,17 @@
-"""The parts of a report card in their order."""
+"""The sections of a report in their order."""
 
 from __future__ import annotations
 
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.sections import (
-    answers,
     averages,
     baselines,
+    cost,
     differences,
     gate,
+    overview,
     protocols,
+    responses,
     scores,
     seeds,
     tradeoff,
@@ -18,10 +20,24 @@ from imsm.reporting.sections import (
 )
 from imsm.reporting.sections.base import Section
 
-_PARTS = (scores, differences, transitions, averages, tradeoff, baselines, seeds, answers, gate, training, protocols)
+_SECTIONS = (
+    overview,
+    scores,
+    differences,
+    transitions,
+    averages,
+    tradeoff,
+    baselines,
+    seeds,
+    responses,
+    gate,
+    training,
+    protocols,
+    cost,
+)
 
 
-def build_sections(evidence: ReportData) -> list[Section]:
-    """All parts that there is something to say in."""
-    found = [module.build(evidence) for module in _PARTS]
-    return [part for part in found if part is not None]
+def build_sections(data: ReportData) -> list[Section]:
+    """Build all sections that have content."""
+    found = [module.build(data) for module in _SECTIONS]
+    return [section for section in found if section is not None]

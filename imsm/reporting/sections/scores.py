@@ -1,33 +1,36 @@
-"""Scores with their intervals."""
+"""Section: headline scores with 95 % intervals."""
 
 from __future__ import annotations
 
-from imsm.reporting.paired_comparison import total_of
-from imsm.reporting.render.formatting import interval
+from imsm.reporting.figures.report import draw_scores
+from imsm.reporting.render.formatting import MISSING, format_interval
+from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import ReportFigure, Section, table_section
+from imsm.reporting.sections.base import ReportFigure, Section
+
+_TEXT = (
+    "Scores in points with 95 % bootstrap intervals over examples, resampled by passage where examples share one. "
+    "The intervals cover the choice of examples, not of the training seed. If all answers are correct or all are "
+    "wrong, a bootstrap interval has zero width, and Wilson's interval is shown."
+)
 
 
-def build(evidence: ReportData) -> Section | None:
-    """The part; None where there is nothing to say."""
-    rows = []
-    for task in evidence.tasks:
-        metric = evidence.metrics[task]
-        row = {"task": evidence.name(task), "metric": metric}
-        for arm in evidence.arms:
-            found = total_of(arm, task, metric)
-            row[arm.label] = "–" if found is None else interval(found[1])
-        rows.append(row)
-    if not any(value != "–" for row in rows for value in list(row.values())[2:]):
+def build(data: ReportData) -> Section | None:
+    """Build the section, or None without predictions."""
+    if not data.score_intervals:
         return None
-    from imsm.reporting.figures.report import draw_scores
-
-    picture = ReportFigure(
-        name="scores", alt="Scores of all arms per task with their 95 % intervals", draw=lambda: draw_scores(evidence)
+    records = []
+    for task in data.tasks:
+        found = {run.label: data.score_intervals.get((task, run.label)) for run in data.runs}
+        cells = {label: MISSING if value is None else format_interval(value) for label, value in found.items()}
+        records.append({"task": data.name(task), "metric": data.metrics[task], **cells})
+    figure = ReportFigure(
+        name="scores", alt="Scores of all runs by task with 95 % intervals", draw=lambda: draw_scores(data)
     )
-    lines = [
-        "In points, with 95 % intervals: a bootstrap over items, whole passages where items share "
-        "one. They say how other items would come out, not how another training would. Where all "
-        "answers are right, or all wrong, a bootstrap has no width: there it is Wilson's interval."
-    ]
-    return table_section("scores", "Scores and their intervals", rows, lines, 2, [picture])
+    return Section(
+        name="scores",
+        title="Scores with confidence intervals",
+        paragraphs=[_TEXT],
+        table=Table.from_records(records, text_columns=2),
+        figures=[figure],
+    )

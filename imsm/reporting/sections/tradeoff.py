@@ -1,58 +1,54 @@
-"""Learning against forgetting, with the curves of the controls."""
+"""Section: learning versus forgetting, with the curves of swept baselines."""
 
 from __future__ import annotations
 
-from imsm.reporting.render.formatting import number, percent
+from imsm.reporting.figures.report import draw_tradeoff
+from imsm.reporting.render.formatting import format_number, format_percent
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.sections.base import ReportFigure, Section
-from imsm.reporting.tradeoff import TradeoffCurve
+from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint
 
 
-def build(evidence: ReportData) -> Section | None:
-    """The part; None where there is nothing to say."""
-    placed = [trade for trade in evidence.trades if trade.has_position]
-    if len(placed) < 2:
+def build(data: ReportData) -> Section | None:
+    """Build the section, or None with fewer than two points."""
+    points = [point for point in data.points if point.has_position]
+    if len(points) < 2:
         return None
-    lines = ["Up and right is better: more of the target learned, more of the rest kept."]
-    for curve in evidence.curves:
-        name = curve.control.replace("_", " ")
-        lines.append(
-            f"The {name} over {curve.letter} ({len(curve.trades)} points with its ends) spans "
-            + (
-                f"a hypervolume of {curve.area:.3f} (1 is PEFT's whole gain with all kept, and no bound)."
-                if any(trade.plasticity is not None for trade in curve.trades)
-                else "no hypervolume, since plasticity is undefined."
-            )
+    runs = [point for point in points if point.baseline is None and point.method not in ("original", "peft")]
+    texts = ["Up and to the right is better: more of the target learned, more of the other tasks retained."]
+    for curve in data.curves:
+        texts += _describe_curve(curve, runs)
+    if not data.curves:
+        texts.append("Run `imsm baselines RUN` to add the curves of swept baselines.")
+    figure = ReportFigure(
+        name="tradeoff",
+        alt="Plasticity and stability of all runs and baselines",
+        draw=lambda: draw_tradeoff(data),
+    )  # fmt: skip
+    return Section(name="tradeoff", title="Learning versus forgetting", paragraphs=texts, figures=[figure])
+
+
+def _describe_curve(curve: TradeoffCurve, runs: list[TradeoffPoint]) -> list[str]:
+    name = curve.baseline.replace("_", " ")
+    area = "undefined, because plasticity is undefined"
+    if any(point.plasticity is not None for point in curve.points):
+        area = f"{curve.hypervolume:.3f} (1 is PEFT's full gain with full retention; values above 1 are possible)"
+    texts = [f"{name} over {curve.symbol} ({len(curve.points)} points including its ends): hypervolume {area}."]
+    for run in runs:
+        assert run.target is not None
+        texts.append(
+            f"At the target score of {run.label} ({format_number(run.target)}), {name} "
+            f"{retention_on_curve(curve, run.target)}; {run.label} retains {format_percent(run.stability)}."
         )
-        for trade in placed:
-            if trade.control is not None or trade.method in ("original", "peft"):
-                continue
-            assert trade.target is not None
-            lines.append(
-                f"At {trade.label}'s target score ({number(trade.target)}) the {name} "
-                f"{kept_there(curve, trade.target)}; "
-                f"{trade.label} keeps {percent(trade.stability)}."
-            )
-    if not evidence.curves:
-        lines.append("The curves of the controls come with `imsm baselines <run folder>`.")
-    from imsm.reporting.figures.report import draw_trade
-
-    picture = ReportFigure(
-        name="trade", alt="Plasticity against stability of all arms and controls", draw=lambda: draw_trade(evidence)
-    )
-    return Section(name="trade", title="Learning against forgetting", lines=lines, pictures=[picture])
+    return texts
 
 
-def kept_there(curve: TradeoffCurve, target: float) -> str:
-    """What a curve keeps at a target score."""
-    found = curve.stability_at(target)
-    if found is not None:
-        return f"keeps {found:.1f} %"
-    points = [
-        (trade.target, trade.stability)
-        for trade in curve.trades
-        if trade.target is not None and trade.stability is not None
-    ]
-    if points and target < min(score for score, _ in points):
-        return f"has learned more everywhere, and keeps up to {max(kept for _, kept in points):.1f} %"
+def retention_on_curve(curve: TradeoffCurve, target: float) -> str:
+    """Describe what a curve retains at a target score."""
+    retained = curve.stability_at(target)
+    if retained is not None:
+        return f"retains {retained:.1f} %"
+    if curve.positions and target < min(score for score, _ in curve.positions):
+        best = max(stability for _, stability in curve.positions)
+        return f"scores higher at every point and retains up to {best:.1f} %"
     return "does not reach it"

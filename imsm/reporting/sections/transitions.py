@@ -1,48 +1,47 @@
-"""What was kept, forgotten, learned and never known."""
+"""Section: examples retained, forgotten, learned and never known."""
 
 from __future__ import annotations
 
-from imsm.evaluation.statistics.forgetting import OutcomeTransitions
-from imsm.reporting.paired_comparison import Retention
-from imsm.reporting.render.formatting import number, percent
+from imsm.reporting.figures.report import draw_transitions
+from imsm.reporting.render.formatting import format_number, format_percent
+from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import ReportFigure, Section, table_section
+from imsm.reporting.sections.base import ReportFigure, Section
+
+_TEXT = (
+    "Of the examples that the original answers correctly, a run retains some and forgets the others. Of those that it "
+    "answers wrongly, a run learns some; the others were never known. Retention is 100 (s − c)/(b − c) %, where s is "
+    "the run's score, b the original's and c the chance level. It is undefined unless the original is above chance by "
+    "two standard errors."
+)
 
 
-def build(evidence: ReportData) -> Section | None:
-    """The part; None where there is nothing to say."""
-    if not evidence.kept:
+def build(data: ReportData) -> Section | None:
+    """Build the section, or None without predictions."""
+    if not data.retentions:
         return None
-    rows = [
+    records = [
         {
-            "task": evidence.name(each.task),
-            "arm": each.arm,
-            **_shares(each.counts),
-            "chance": number(each.chance),
-            "retention": _retention(each, evidence),
+            "task": data.name(found.task),
+            "run": found.run,
+            "retained": str(found.counts.kept),
+            "forgotten": str(found.counts.forgotten),
+            "learned": str(found.counts.learned),
+            "never known": str(found.counts.never_known),
+            "chance": format_number(found.chance),
+            "retention": "target" if found.task == data.target else format_percent(found.retained),
         }
-        for each in evidence.kept
+        for found in data.retentions
     ]
-    from imsm.reporting.figures.report import draw_kept
-
-    picture = ReportFigure(
-        name="kept",
-        alt="Shares of items kept, forgotten, learned and never known, per task and arm",
-        draw=lambda: draw_kept(evidence),
+    figure = ReportFigure(
+        name="transitions",
+        alt="Shares of examples retained, forgotten, learned and never known, by task and run",
+        draw=lambda: draw_transitions(data),
     )
-    lines = [
-        "Of the original's right answers some are kept and some forgotten; of its wrong ones some "
-        "learned, the others never known. Retention is 100 (s − c)/(b − c) %: the arm's score s "
-        "and the original's b above the chance level c; undefined where the original is not above "
-        "chance by two standard errors."
-    ]
-    return table_section("kept", "Kept, forgotten, learned", rows, lines, 2, [picture])
-
-
-def _shares(counts: OutcomeTransitions) -> dict[str, str]:
-    names = ("kept", "forgotten", "learned", "never_known")
-    return {name.replace("_", " "): str(getattr(counts, name)) for name in names}
-
-
-def _retention(each: Retention, evidence: ReportData) -> str:
-    return "target" if each.task == evidence.target else percent(each.retained)
+    return Section(
+        name="transitions",
+        title="Retained, forgotten, learned",
+        paragraphs=[_TEXT],
+        table=Table.from_records(records, text_columns=2),
+        figures=[figure],
+    )

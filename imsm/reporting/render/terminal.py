@@ -1,0 +1,21 @@
+"""Print the short form of a report."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from imsm.reporting.render.table import print_notes, print_table
+from imsm.reporting.sections.base import Report
+
+
+def print_report(report: Report, *, console: Console | None = None) -> None:
+    """Print the sections that have a terminal table, and what was excluded."""
+    console = console or Console()
+    console.print()
+    console.print(report.subtitle, style="bold", highlight=False, markup=False)
+    print_notes(report.excluded, console, wrap=False)
+    for section in report.sections:
+        if section.terminal_table is not None:
+            console.print(section.title, style="bold", highlight=False, markup=False)
+            print_table(section.terminal_table, console)
+            print_notes(section.notes, console)
