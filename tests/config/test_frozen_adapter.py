@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from imsm.reporting.score_table import compare
 
 from imsm.config.compose import ConfigComposer
 from imsm.config.identity import comparable_up_to_method, run_identity, run_name
 from imsm.config.schema import RunConfig
 from imsm.config.stages import final_stage
 from imsm.evaluation.result import write_result
-from imsm.reporting.runs import find_comparable_runs, seeds_of
+from imsm.reporting.runs import find_comparable_runs, seeds_of, with_labels
 from imsm.utils.errors import UserError
 from imsm.utils.run_dir import RunDir
 from tests.helpers.config import config, result
@@ -148,20 +147,26 @@ def test_it_is_compared_with_the_run_that_its_adapter_is_from(tmp_path: Path) ->
     source, runs = finished(tmp_path / "source"), tmp_path / "runs"
     frozen = result("imsm", source, "trainer.learning_rate=2e-2")
     peft, joint = result("peft"), result("imsm")
-    strange = result("peft", "trainer.learning_rate=2e-2")
-    for number, record in enumerate([result("original"), peft, joint, strange]):
-        write_result(_made(runs / str(number)), record)
-    arms = [found for found, _ in find_comparable_runs(runs, frozen)]
-    assert arms == [result("original"), peft]
-    assert compare([*arms, frozen]).arms == ["original", "peft", "imsm (frozen adapter)"]
-    alike = result("imsm", source)
-    arms = [found for found, _ in find_comparable_runs(runs, alike)]
-    assert arms == [result("original"), peft, joint]
-    labels = compare([*arms, alike]).arms
-    assert labels[2:] == ["imsm (query r8)", "imsm (query r8, frozen adapter)"]
-    write_result(_made(runs / "frozen"), alike)
-    assert [found for found, _ in find_comparable_runs(runs, peft)][1:] == [joint, alike]
-    assert not comparable_up_to_method(frozen["identity"], alike["identity"])
+    unrelated = result("peft", "trainer.learning_rate=2e-2")
+    for number, record in enumerate([result("original"), peft, joint, unrelated]):
+        write_result(_created(runs / str(number)), record)
+    assert compared(runs, frozen) == [result("original"), peft]
+    assert labels([*compared(runs, frozen), frozen]) == ["original", "peft", "imsm (frozen adapter)"]
+    same_gate = result("imsm", source)
+    assert compared(runs, same_gate) == [result("original"), peft, joint]
+    gates = labels([*compared(runs, same_gate), same_gate])[2:]
+    assert gates == ["imsm (query r8)", "imsm (query r8, frozen adapter)"]
+    write_result(_created(runs / "frozen"), same_gate)
+    assert compared(runs, peft)[1:] == [joint, same_gate]
+    assert not comparable_up_to_method(frozen["identity"], same_gate["identity"])
+
+
+def compared(runs: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [found for found, _ in find_comparable_runs(runs, record)]
+
+
+def labels(records: list[dict[str, Any]]) -> list[str]:
+    return [run.label for run in with_labels([(record, Path()) for record in records])]
 
 
 def test_seeds_of_gate_and_adapter_must_agree(tmp_path: Path) -> None:
@@ -169,7 +174,7 @@ def test_seeds_of_gate_and_adapter_must_agree(tmp_path: Path) -> None:
     records = [result("imsm", given, f"seed={s}") for s, given in enumerate(sources)]
     records.append(result("imsm", sources[0], "seed=2"))
     for number, record in enumerate(records):
-        write_result(_made(tmp_path / "runs" / str(number)), record)
+        write_result(_created(tmp_path / "runs" / str(number)), record)
     assert set(seeds_of(tmp_path / "runs", records[0])) == {0, 1}
 
 
@@ -178,10 +183,10 @@ def test_seeds_of_a_sequences_stages_must_agree(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         last = final_stage(config("task_sequence=[gsm8k,mrpc]", "method=peft", f"seed={seed}"))
         records.append(result("peft", f"seed={seed}", identity=run_identity(last)))
-        write_result(_made(tmp_path / "runs" / str(seed)), records[-1])
+        write_result(_created(tmp_path / "runs" / str(seed)), records[-1])
     assert set(seeds_of(tmp_path / "runs", records[1])) == {0, 1, 2}
 
 
-def _made(folder: Path) -> Path:
+def _created(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
