@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from imsm.config.identity import run_identity
 from imsm.config.schema import FrozenAdapterConfig
 from imsm.data.sources import MINIATURE, DataSource, load_examples
-from imsm.models.backbones.download import fetch_backbone, missing_files, parts_of_index, weight_files
+from imsm.models.backbones.download import fetch_backbone, missing_files, parts_of_index
 from imsm.pipeline import download as pipeline_download
 from imsm.pipeline.download import check_offline_files, download
 from imsm.utils.errors import UserError
@@ -82,24 +82,6 @@ def test_replay_is_downloaded_too(capsys: pytest.CaptureFixture[str]) -> None:
 def test_invalid_data_is_reported_before_the_run() -> None:
     with pytest.raises(UserError, match="No training example is left"):
         download_for("data.max_prompt_tokens=2")
-
-
-@pytest.mark.parametrize(
-    ("names", "first"),
-    [
-        (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
-        (["model.safetensors.index.json", "pytorch_model.bin"], "model.safetensors.index.json"),
-        (["pytorch_model.bin", "tf_model.h5"], "pytorch_model.bin"),
-        (["pytorch_model.bin.index.json"], "pytorch_model.bin.index.json"),
-    ],
-)
-def test_one_format_of_the_weights_is_downloaded(names: list[str], first: str) -> None:
-    assert weight_files(names, source="a/b")[1] == first
-
-
-def test_a_repository_without_weights_is_rejected() -> None:
-    with pytest.raises(UserError, match=r"a/b: .* none of model\.safetensors"):
-        weight_files(["consolidated.00.pth", "model.gguf"], source="a/b")
 
 
 @pytest.fixture
@@ -239,7 +221,7 @@ def test_a_miniature_run_opens_no_connection(tmp_path: Path) -> None:
 
 def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, cached: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub, "HfApi", _Unreachable)
+    monkeypatch.setattr("imsm.models.backbones.download.HfApi", _Unreachable)
     with pytest.raises(UserError, match=r"^backbone a/b: cannot be loaded \(no route to host\)"):
         fetch_backbone(name_or_path="a/b", revision=None, local_resolver=None)
 

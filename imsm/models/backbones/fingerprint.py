@@ -1,8 +1,10 @@
-"""What identifies a backbone's weights: answers of other weights must never be reused."""
+"""Identify the weights of a backbone, so that cached responses of other weights are never reused."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from transformers import AutoConfig
 
 from imsm.models.backbones.loading import register_custom_models, resolve_path
 from imsm.utils.hashing import hash_file_cached, hash_text
@@ -11,11 +13,11 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
 
 def backbone_fingerprint(*, name_or_path: str, revision: str | None, local_resolver: str | None) -> str:
-    """SHA-256 over a local folder's weights and configuration; the commit of a hub's repository.
+    """Return the SHA-256 of a local folder's weights and configuration, or the commit of a Hub repository.
 
     Args:
         name_or_path: see `resolve_path`.
-        revision: the hub's branch, tag or commit that was asked for.
+        revision: requested branch, tag or commit on the Hub.
         local_resolver: see `resolve_path`.
     """
     folder = Path(resolve_path(name_or_path, local_resolver=local_resolver))
@@ -26,9 +28,7 @@ def backbone_fingerprint(*, name_or_path: str, revision: str | None, local_resol
 
 
 def _commit(path: str, revision: str | None) -> str:
-    """The commit of a hub's repository that lies in the local hub cache."""
-    from transformers import AutoConfig
-
+    """Return the commit of a repository in the local Hub cache."""
     register_custom_models()
     commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
     return commit or revision or "main"

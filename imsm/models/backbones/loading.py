@@ -1,53 +1,52 @@
-"""Loading a backbone and its tokenizer: a hub id, a local folder, or the shipped miniature."""
+"""Load a backbone and its tokenizer from the Hub, a local folder or the shipped miniature."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from imsm.utils.errors import UserError
+from huggingface_hub import is_offline_mode
+from safetensors import SafetensorError
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-if TYPE_CHECKING:
-    from torch.nn import Module
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from imsm.utils.errors import UserError, first_line
 
 MINIATURE = "imsm:miniature"
-PORTS = ("imsm.models.backbones.chatglm3.modeling",)
-"""Modules that bring a model which transformers lacks; importing one registers it."""
-_RANDOM = ("drop", "jitter")
-"""What the rates of random draws are called: attention_dropout, layerdrop, router_jitter_noise."""
+CUSTOM_MODELS = ("imsm.models.backbones.chatglm3.modeling",)
+"""Modules that register a model with transformers when imported."""
+_RANDOM_RATES = ("drop", "jitter")
+"""Parts of the names of rates: attention_dropout, layerdrop, router_jitter_noise."""
 
 
 def resolve_path(name_or_path: str, *, local_resolver: str | None = None) -> str:
-    """The folder or hub id that ``path`` stands for.
+    """Return the local folder or the Hub id to load.
 
     Args:
-        name_or_path: a hub id, a local folder, or "imsm:miniature".
-        local_resolver: a dotted function that is given ``path`` and returns a local folder that stands in
-            for it (an opt-in extra), or None.
+        name_or_path: a Hub id, a local folder, or "imsm:miniature".
+        local_resolver: dotted name of a function of `imsm.models.backbones` that maps ``name_or_path`` to a local
+            folder that replaces it, or to None.
+
+    Raises:
+        UserError: ``local_resolver`` is another function.
     """
     if name_or_path == MINIATURE:
         return str(Path(__file__).parent / "miniature" / "model")
-    if local_resolver is not None:
-        folder = _stand_in(local_resolver)(name_or_path)
-        if folder is not None:
-            return str(folder)
-    return name_or_path
+    folder = _call_resolver(local_resolver, name_or_path) if local_resolver is not None else None
+    return name_or_path if folder is None else str(folder)
 
 
-def _stand_in(local: str) -> Callable[[str], Path | None]:
-    """The function that ``local`` names.
-
-    A model's folder carries this name, and folders come from other people: only functions that
-    imsm.models.backbones defines are called.
-
-    Raises:
-        UserError: any other name.
-    """
-    module_name, _, name = local.rpartition(".")
+def _call_resolver(local_resolver: str, name_or_path: str) -> Path | None:
+    # The name is saved with a model, and saved models are untrusted: only functions of this package are called.
+    module_name, _, name = local_resolver.rpartition(".")
     try:
         if not module_name.startswith("imsm.models.backbones."):
             raise ImportError("not a module of imsm.models.backbones")
@@ -56,14 +55,14 @@ def _stand_in(local: str) -> Callable[[str], Path | None]:
             raise ImportError(f"{module_name} does not define it")
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"backbone.local_resolver={local}: {error}; it names a function of imsm.models.backbones, or is null"
+            f"backbone.local_resolver={local_resolver}: {error}; set a function of imsm.models.backbones, or null"
         ) from error
-    return function
+    return cast("Path | None", function(name_or_path))
 
 
 def register_custom_models() -> None:
-    """Let transformers' auto classes find the models that imsm brings itself (`PORTS`)."""
-    for module in PORTS:
+    """Register the models that imsm implements itself (`CUSTOM_MODELS`) with transformers."""
+    for module in CUSTOM_MODELS:
         importlib.import_module(module)
 
 
@@ -75,18 +74,14 @@ def load_backbone(
     attn_implementation: str | None = None,
     local_resolver: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, frozen, without any dropout of its own.
+    """Load a causal language model, frozen, in eval mode and without dropout.
 
-    Two passes of a frozen model in training mode differ if it has dropout; gradient checkpointing
-    needs training mode. So the mode stays free and the dropout goes.
+    Gradient checkpointing requires training mode, in which two passes of a frozen model with
+    dropout would differ. Dropout is therefore disabled, so that the mode may change.
 
     Raises:
-        UserError: the weights cannot be had, or not all of them; the message says what was
-            looked for.
+        UserError: the model cannot be loaded, or some of its weights are missing.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
     register_custom_models()
     source = resolve_path(name_or_path, local_resolver=local_resolver)
     try:
@@ -100,32 +95,30 @@ def load_backbone(
         )
     except UnpicklingError as error:
         raise UserError(
-            f"backbone {source}: its .bin files hold more than tensors and are not read; give a "
-            "folder with the model's .safetensors files"
+            f"backbone {source}: its .bin files contain more than tensors and are not loaded; use a folder with "
+            ".safetensors files"
         ) from error
     except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(load_error_message(source, error)) from error
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):  # transformers fills them with random values
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):  # transformers initializes them randomly
         raise UserError(
-            f"backbone {source}: its files lack {missing[0]} and {len(missing) - 1} more weights "
-            f"of {type(model).__name__}; download them anew"
+            f"backbone {source}: its files lack {missing[0]} and {len(missing) - 1} more weights of "
+            f"{type(model).__name__}; download them again"
         )
     disable_dropout(model)
     model.requires_grad_(False)
-    return cast("PreTrainedModel", model.eval())
+    return cast(PreTrainedModel, model.eval())
 
 
 def load_tokenizer(
     *, name_or_path: str, revision: str | None = None, local_resolver: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer, padding on the left, with a padding token.
+    """Load the tokenizer of a backbone, with left padding and a padding token.
 
     Raises:
-        UserError: the tokenizer cannot be had, or has no end-of-text token.
+        UserError: the tokenizer cannot be loaded, or has no end-of-text token.
     """
-    from transformers import AutoTokenizer
-
     register_custom_models()
     source = resolve_path(name_or_path, local_resolver=local_resolver)
     try:
@@ -142,42 +135,31 @@ def load_tokenizer(
 
 
 def disable_dropout(model: PreTrainedModel) -> None:
-    """Set every dropout of a frozen backbone to 0 (before an adapter brings its own).
+    """Set all dropout, layer-drop and router-noise rates of a backbone without adapter to 0.
 
-    Noise on a router's input and skipped layers too. Some layers (Falcon's, GPT-J's) ask their
-    configuration in every pass. What is not found here, `imsm.models.siamese.backbone_check` refuses.
+    Rates not found here are detected by `imsm.models.siamese.backbone_check`.
     """
-    import torch
-
-    asked = {id(each): each for module in model.modules() for each in _told(module)}
-    for holder in asked.values():
-        if isinstance(holder, torch.nn.modules.dropout._DropoutNd):
+    holders: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for holder in (module, config) if isinstance(config, PretrainedConfig) else (module,):
+            holders[id(holder)] = holder  # some layers (Falcon, GPT-J) read the configuration in every pass
+    for holder in holders.values():
+        if isinstance(holder, _DropoutNd):
             holder.p = 0.0
         for name, value in vars(holder).items():
-            if isinstance(value, float) and any(word in name for word in _RANDOM):
+            if isinstance(value, float) and any(part in name for part in _RANDOM_RATES):
                 setattr(holder, name, 0.0)
 
 
-def _told(module: Module) -> list[Module | PretrainedConfig]:
-    """Whatever may hold a rate: the module, and the configuration that it was given."""
-    from transformers import PretrainedConfig
-
-    config = getattr(module, "config", None)
-    return [module, config] if isinstance(config, PretrainedConfig) else [module]
-
-
 def load_error_message(source: str, error: Exception) -> str:
-    """Why a backbone cannot be had, in one line with the way out."""
-    from huggingface_hub import is_offline_mode
-
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return one line with the reason why a backbone cannot be loaded, and the fix."""
     if is_offline_mode() and not Path(source).is_dir():
         return (
-            f"backbone {source}: is not whole in the hub's cache of this machine, and "
-            "HF_HUB_OFFLINE is set; give the same command with mode=download where there is a "
-            "network"
+            f"backbone {source}: is not completely in the local Hub cache, and HF_HUB_OFFLINE is set; run the same "
+            "command with mode=download on a machine with network access"
         )
     return (
-        f"backbone {source}: cannot be loaded ({first_line}). Give a local folder or a hub id "
-        "(backbone.name_or_path=...); a gated model needs `hf auth login` and its licence accepted"
+        f"backbone {source}: cannot be loaded ({first_line(error)}); set backbone.name_or_path to a local folder or "
+        "a Hub id (a gated model needs `hf auth login` and its license accepted)"
     )

@@ -15,7 +15,7 @@ from imsm.utils.errors import UserError
 from tests.helpers.config import config
 from tests.models.adapters.test_base import LLAMA3, without_weights
 from tests.models.siamese.tiny import tiny_backbone
-from tests.training.test_trainer import Run
+from tests.training.tiny_run import TinyRun
 
 MODULES = 6  # q and v in three layers
 STEPS = 20
@@ -168,7 +168,7 @@ def test_the_penalty_equals_that_of_peft() -> None:
 
 @pytest.mark.parametrize(("method", "moves"), [("adalora_static", False), ("adalora", True)])
 def test_ranks_change_only_with_the_schedule(method: str, moves: bool, tmp_path: Path) -> None:
-    run = Run(tmp_path, method=method, epochs=2)
+    run = TinyRun(tmp_path, method=method, num_epochs=2)
     run.train()
     ranks = {name: int((value != 0).sum()) for name, value in run.model.named_parameters() if "lora_E" in name}
     assert len(ranks) == 6

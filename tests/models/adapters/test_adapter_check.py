@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from imsm.models.adapters.adapter_check import check_adapter, snapshot
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
-from imsm.models.serialization import build_gate
 from imsm.models.siamese.config import SiameseConfig
+from imsm.models.siamese.gate import build_gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import UserError
 from tests.models.siamese.tiny import ADAPTERS, ARCHITECTURES, QUERY_GATE, decoded, perturb, prompts, tiny_backbone

@@ -66,7 +66,7 @@ def test_options_become_adapters(overrides: tuple[str, ...], kind: str, targets:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("peft=prompt_tuning", "peft.target_roles=[mlp_up]"), "changes no module"),
+        (("peft=prompt_tuning", "peft.target_roles=[mlp_up]"), r"peft\.target_roles=\[mlp_up\]"),
         (("peft=vera", "peft.target_roles=[]"), "at least one role"),
         (("peft=generic",), "peft.peft_type"),
         (("peft=generic", "peft.peft_type=XLORA"), "XLORA mixes"),

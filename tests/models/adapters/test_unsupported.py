@@ -45,7 +45,7 @@ def test_unsupported_types(name: str) -> None:
 )
 def test_unsupported_fields(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        reject_unsupported(LoraConfig(**arguments))
+        reject_unsupported(LoraConfig(task_type="CAUSAL_LM", **arguments))
 
 
 def test_a_context_with_labels() -> None:

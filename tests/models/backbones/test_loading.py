@@ -1,4 +1,4 @@
-"""What a backbone's path stands for, and what is done to a backbone when it is loaded."""
+"""Resolving, loading and freezing backbones."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import pytest
 import torch
 
 from imsm.models.backbones import gemma3_gguf as gemma3
-from imsm.models.backbones.loading import load_backbone, load_tokenizer, resolve_path
+from imsm.models.backbones.loading import disable_dropout, load_backbone, load_tokenizer, resolve_path
 from imsm.utils.errors import UserError
 from tests.helpers.tiny_backbone import save_backbone
 
 GEMMA = {"name_or_path": "google/gemma-3-270m", "local_resolver": "imsm.models.backbones.gemma3_gguf.local_path"}
 
 
-def test_the_extra_stands_in_for_its_own_hub_id_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_resolver_replaces_its_own_hub_id_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemma3.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(gemma3, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(gemma3, "is_complete", lambda folder: True)
     assert resolve_path(**GEMMA).startswith(str(tmp_path))
-    assert resolve_path(name_or_path="/my/model", local_resolver=GEMMA["local"]) == "/my/model"
-    assert resolve_path(name_or_path="google/gemma-3-1b-pt", local_resolver=GEMMA["local"]) == "google/gemma-3-1b-pt"
+    assert resolve_path(name_or_path="/my/model", local_resolver=GEMMA["local_resolver"]) == "/my/model"
+    assert (
+        resolve_path(name_or_path="google/gemma-3-1b-pt", local_resolver=GEMMA["local_resolver"])
+        == "google/gemma-3-1b-pt"
+    )
 
 
 def test_a_loaded_backbone_is_frozen_and_has_no_dropout(tmp_path: Path) -> None:
@@ -30,15 +33,13 @@ def test_a_loaded_backbone_is_frozen_and_has_no_dropout(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     model.model.layers[0].self_attn.attention_dropout = 0.1
-    from imsm.models.backbones.loading import disable_dropout
-
     disable_dropout(model)
     model.train()
     ids = torch.tensor([[5, 6, 5]])
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_loading_errors_name_the_backbone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no-such-model: cannot be loaded"):
         load_backbone(name_or_path=str(tmp_path / "no-such-model"))
     with pytest.raises(UserError, match="no-such-model: cannot be loaded"):
@@ -50,3 +51,9 @@ def test_a_tokenizer_pads_on_the_left_and_has_a_padding_token(tmp_path: Path) ->
     tokenizer = load_tokenizer(name_or_path=str(tmp_path))
     assert tokenizer.padding_side == "left"
     assert tokenizer.pad_token_id is not None
+
+
+@pytest.mark.parametrize("name", ["os.system", "imsm.models.backbones.loading.Path", "imsm.models.backbones.no.name"])
+def test_only_functions_of_the_backbones_package_are_resolvers(name: str) -> None:
+    with pytest.raises(UserError, match=r"backbone\.local_resolver="):
+        resolve_path(name_or_path="some/model", local_resolver=name)

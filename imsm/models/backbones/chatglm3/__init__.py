@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Native implementation of ChatGLM3-6B: model, configuration and tokenizer."""

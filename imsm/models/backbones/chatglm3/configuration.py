@@ -1,7 +1,6 @@
-"""ChatGLM3-6B's configuration: the published keys, under the names that transformers' GLM reads.
+"""Configuration of ChatGLM3-6B, which maps the published keys to those of GLM in transformers.
 
-The name "chatglm" in a config.json stands for a family with several architectures; one that this
-port does not compute is refused.
+The model type "chatglm" is used by several architectures; only that of ChatGLM3-6B is accepted.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers.models.glm.configuration_glm import GlmConfig
 
-_PADDED_VOCABULARY = 65024
-_ENDS = [2, 64795, 64797]
-"""</s>, <|user|> and <|observation|>: who follows them is not the model (published vocabulary)."""
-_DEMANDED: dict[str, tuple[Any, ...]] = {
+_VOCAB_SIZE = 65024
+_EOS_TOKEN_IDS = [2, 64795, 64797]
+"""</s>, <|user|> and <|observation|>: the tokens after which the model's turn ends."""
+_REQUIRED: dict[str, tuple[Any, ...]] = {
     "add_bias_linear": (False,),
     "apply_residual_connection_post_layernorm": (False,),
     "fp32_residual_connection": (False,),
@@ -23,17 +22,17 @@ _DEMANDED: dict[str, tuple[Any, ...]] = {
     "original_rope": (True,),
     "position_encoding_2d": (False,),  # the first ChatGLM-6B
     "post_layer_norm": (True,),
-    "pre_seq_len": (None,),  # a prefix trained into the checkpoint
+    "pre_seq_len": (None,),  # a trained prefix in the checkpoint
     "quantization_bit": (0, None),
     "rmsnorm": (True,),
     "rope_ratio": (1, 1.0),
     "tie_word_embeddings": (False,),
 }
-"""What a published configuration may say of these: the family has members of other shapes."""
-_WITHOUT_EFFECT = (
-    "apply_query_key_layer_scaling",  # scales down and up again
+"""Keys that determine the architecture, and their accepted values; the first one is the default."""
+_IGNORED = (
+    "apply_query_key_layer_scaling",  # scales down, then up by the same factor
     "attention_softmax_in_fp32",
-    "auto_map",  # the published code is not run
+    "auto_map",  # the published code is not executed
     "bias_dropout_fusion",
     "classifier_dropout",
     "prefix_projection",
@@ -42,11 +41,11 @@ _WITHOUT_EFFECT = (
 
 @strict
 class ChatGLM3Config(GlmConfig):
-    """GLM's configuration with ChatGLM3-6B's values; the published keys are understood too.
+    """GlmConfig with the values of ChatGLM3-6B; accepts the published keys too.
 
     Raises:
-        ValueError: a published configuration of another shape (a quantised one, one with long
-            positions, the first ChatGLM).
+        ValueError: the configuration is of another architecture (quantized, long context, the
+            first ChatGLM).
     """
 
     model_type = "chatglm"
@@ -60,10 +59,10 @@ class ChatGLM3Config(GlmConfig):
         "padded_vocab_size": "vocab_size",
         "seq_length": "max_position_embeddings",
     }
-    base_model_tp_plan = None  # type: ignore[assignment]  # GLM's plans name other modules
+    base_model_tp_plan = None  # type: ignore[assignment]  # the plans of GLM name other modules
     base_model_pp_plan = None  # type: ignore[assignment]
 
-    vocab_size: int = _PADDED_VOCABULARY
+    vocab_size: int = _VOCAB_SIZE
     num_hidden_layers: int = 28
     max_position_embeddings: int = 8192
     rms_norm_eps: float = 1e-5
@@ -71,18 +70,18 @@ class ChatGLM3Config(GlmConfig):
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **published: Any) -> None:
-        for key, allowed in _DEMANDED.items():
+        for key, allowed in _REQUIRED.items():
             value = published.pop(key, getattr(self, key, allowed[0]))
             if value not in allowed:
                 raise ValueError(
-                    f"config.json has {key}={value!r}; this ChatGLM3 port knows {key}="
-                    f"{allowed[0]!r} only (zai-org/chatglm3-6b)"
+                    f"config.json: {key}={value!r} is not supported; ChatGLM3-6B (zai-org/chatglm3-6b) has "
+                    f"{key}={allowed[0]!r}"
                 )
         for key, name in self.attribute_map.items():
             if key in published:
                 setattr(self, name, published.pop(key))
-        for key in _WITHOUT_EFFECT:
+        for key in _IGNORED:
             published.pop(key, None)
-        if self.vocab_size == _PADDED_VOCABULARY and self.eos_token_id == 2:
-            self.eos_token_id = list(_ENDS)
+        if self.vocab_size == _VOCAB_SIZE and self.eos_token_id == 2:
+            self.eos_token_id = list(_EOS_TOKEN_IDS)
         super().__post_init__(**published)

@@ -1,17 +1,17 @@
-"""ChatGLM3-6B as a native model: the published weights, none of the published code.
+"""ChatGLM3-6B as a native model, which loads the published weights without the published code.
 
     x = Embedding(tokens)
     x = x + dense(Attention(RMSNorm(x)))        q, k, v from one matrix, rotary on half of each head
     x = x + dense_4h_to_h(silu(a) * b)          a, b = halves of dense_h_to_4h(RMSNorm(x))
-    memory = RMSNorm(x)     logits = output_layer(memory)
+    h = RMSNorm(x)          logits = output_layer(h)
 
-transformers' GLM has this architecture already (rotary positions on interleaved pairs, cache,
-masks, attention kernels). What is new: one fused `query_key_value`, modules under their published
-names, so that the published files load as they are and PEFT finds its targets, and the
-configuration's published keys.
+GLM of transformers has the same architecture (rotary positions on interleaved pairs, KV cache,
+masks, attention kernels). This module adds the fused `query_key_value`, the published module names
+(needed to load the published files and by PEFT targets) and the published configuration keys.
 
-Source: the configuration, weights' names and sizes of the published model (zai-org/chatglm3-6b).
-Legend: B batch, T positions, D width, H query heads, G key-value heads, S size of a head.
+Source: configuration, weight names and shapes of the published model (zai-org/chatglm3-6b).
+Legend: B batch, T positions, D hidden size, H query heads, G key-value heads, S head size, V
+vocabulary size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from imsm.models.backbones.chatglm3.tokenization import ChatGLMTokenizer
 
 
 def _published(path: str) -> Any:
-    """The module that lives under ``path``, for transformers' GLM, which calls it otherwise."""
+    """Alias for the submodule at ``path``, which GLM of transformers accesses by another name."""
     return property(attrgetter(path))
 
 
@@ -73,7 +73,7 @@ class ChatGLM3Attention(GlmAttention):
         past_key_values: Cache | None = None,
         **attention: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `GlmAttention.forward`; ``attention`` is what attention kernels take besides."""
+        """See `GlmAttention.forward`; ``attention``: further arguments of the attention kernel."""
         assert position_embeddings is not None
         batch, length = hidden_states.shape[:2]
         parts = self.query_key_value(hidden_states).split(self.widths, dim=-1)
@@ -98,7 +98,7 @@ class ChatGLM3Attention(GlmAttention):
 
 
 class ChatGLM3MLP(GlmMLP):
-    """`GlmMLP` under the published names."""
+    """`GlmMLP` with the published module names."""
 
     gate_up_proj = _published("dense_h_to_4h")
     down_proj = _published("dense_4h_to_h")
@@ -112,7 +112,7 @@ class ChatGLM3MLP(GlmMLP):
 
 
 class ChatGLM3Block(GlmDecoderLayer):
-    """`GlmDecoderLayer` under the published names."""
+    """`GlmDecoderLayer` with the published module names."""
 
     self_attn = _published("self_attention")
 
@@ -126,7 +126,7 @@ class ChatGLM3Block(GlmDecoderLayer):
 
 
 class ChatGLM3PreTrainedModel(GlmPreTrainedModel):
-    """What both models share: configuration, names of parts, what a published file may hold."""
+    """Attributes shared by both models."""
 
     config_class = ChatGLM3Config
     base_model_prefix = "transformer"
@@ -139,9 +139,9 @@ class ChatGLM3PreTrainedModel(GlmPreTrainedModel):
 
 
 class ChatGLM3Model(ChatGLM3PreTrainedModel, GlmModel):
-    """Tokens to memories: the hidden states after the final norm, (B, T, D).
+    """Token ids to hidden states after the final norm, (B, T, D).
 
-    The head (`output_layer`) lives in here as in the published files; this model does not call it.
+    Contains the LM head (`output_layer`) as the published files do, but does not call it.
     """
 
     embed_tokens = _published("embedding.word_embeddings")
@@ -163,12 +163,12 @@ class ChatGLM3Model(ChatGLM3PreTrainedModel, GlmModel):
         self.post_init()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put other token embeddings in place, (V, D)."""
+        """Replace the token embeddings, (V, D)."""
         self.embedding["word_embeddings"] = value
 
 
 class ChatGLM3ForCausalLM(ChatGLM3PreTrainedModel, GlmForCausalLM):
-    """ChatGLM3 with its head: logits (B, T, V), cache, `generate`, as every causal model."""
+    """ChatGLM3 with its LM head: logits (B, T, V)."""
 
     model = _published("transformer")
     lm_head = _published("transformer.output_layer")
@@ -182,7 +182,7 @@ class ChatGLM3ForCausalLM(ChatGLM3PreTrainedModel, GlmForCausalLM):
         self.post_init()
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Put another head in place, (V, D)."""
+        """Replace the LM head, (V, D)."""
         self.transformer.output_layer = new_embeddings
 
 

@@ -1,11 +1,10 @@
-"""ChatGLM3's tokenizer: a SentencePiece model, nine special tokens behind it, and a prefix.
+"""Tokenizer of ChatGLM3: a SentencePiece model, nine special tokens after it, and a prefix.
 
-`[gMASK] sop` stands before every text, `</s>` (2) ends one, padding is id 0 (the unknown piece) on
-the left. A special token is an id and never a text: "<|user|>" or "sop" in somebody's text is
-tokenised as any other text (transformers' ``split_special_tokens``, on by default here).
+`[gMASK] sop` precedes every text, `</s>` (2) ends it, and id 0 (the unknown piece) pads on the
+left. Special tokens are never parsed from text: "<|user|>" or "sop" in a text is tokenized like
+any other text (``split_special_tokens`` of transformers, which is the default here).
 
-Source: the published tokenizer's behaviour (zai-org/chatglm3-6b); the SentencePiece model itself
-does the work, so its pieces are the published ones.
+Source: behavior of the published tokenizer (zai-org/chatglm3-6b), whose SentencePiece model is used.
 """
 
 from __future__ import annotations
@@ -21,23 +20,22 @@ from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 
 ROLES = ("system", "user", "assistant", "observation")
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *(f"<|{role}|>" for role in ROLES))
-"""In the order of their ids, which begin behind the last piece (64789 in the published model)."""
+"""In the order of their ids, which follow the last piece (64789 in the published model)."""
 Texts = str | list[Any]
 _PUBLISHED_CODE = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
-"""Kept in what is saved, and never run: without imsm, transformers then asks for this code, where
-it would else make a tokenizer of another kind of the same file and not say so."""
+"""Saved but never executed. Without imsm, transformers then reports the missing code instead of
+silently building another kind of tokenizer from the same file."""
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
-    """A `PreTrainedTokenizer` over a SentencePiece file; its name is the published one.
+    """A `PreTrainedTokenizer` based on a SentencePiece file, with the published class name.
 
     Args:
         vocab_file: the SentencePiece model (`tokenizer.model`).
-        options: what transformers keeps in `tokenizer_config.json`; special tokens and their ids
-            are given here and not taken from there.
+        options: values of `tokenizer_config.json`; its special tokens and ids are ignored.
 
     Raises:
-        ValueError: ``vocab_file`` is not there, or no SentencePiece model.
+        ValueError: ``vocab_file`` is missing, or not a SentencePiece model.
     """
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012
@@ -67,15 +65,13 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         options.setdefault("split_special_tokens", True)
         super().__init__(**options)
 
-    # ------------------------------------------------------------------ vocabulary
-
     @property
     def vocab_size(self) -> int:
-        """Pieces and special tokens; the model's embedding is padded to more."""
+        """Number of pieces and special tokens; the embedding of the model has more rows."""
         return len(self.pieces) + len(SPECIAL_TOKENS)
 
     def get_vocab(self) -> dict[str, int]:
-        """Every piece and special token with its id; whoever adds a token counts them."""
+        """Return the ids of all pieces and special tokens; names are unique, since transformers counts them."""
         vocabulary = {}
         for index in range(len(self.pieces)):
             piece = self.pieces.id_to_piece(index)
@@ -86,10 +82,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.pieces.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:
-        """The piece of an id; nothing for the embedding's padding rows."""
+        """Return the piece of an id, or "" for the padding rows of the embedding."""
         return self.pieces.id_to_piece(index) if 0 <= index < len(self.pieces) else ""
-
-    # ---------------------------------------------------------------- text to ids
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
         return self.pieces.encode(text, out_type=str)
@@ -97,30 +91,28 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _encode_plus(  # type: ignore[override]
         self, text: Texts, text_pair: Texts | None = None, **options: Any
     ) -> BatchEncoding:
-        """As transformers, but through ids: a piece may be spelt as a special token ("sop")."""
+        """Encode through ids, because a piece may be spelled like a special token ("sop")."""
         if options.get("split_special_tokens") and not options.get("is_split_into_words"):
             text = self._ids(text)
             text_pair = None if text_pair is None else self._ids(text_pair)
         return super()._encode_plus(text, text_pair, **options)
 
     def _ids(self, text: Texts) -> Texts:
-        """Every text in ``text``, however nested, as ids; an empty one stays as it is."""
+        """Replace every string in nested lists by its ids; keep empty strings."""
         if isinstance(text, str):
             return self.pieces.encode(text) or ""
         if text and isinstance(text[0], int):
             return text
         return type(text)(self._ids(each) for each in text)
 
-    # ---------------------------------------------------------------- ids to text
-
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of pieces."""
+        """Join pieces to a text."""
         return self.pieces.decode(tokens)
 
     def _decode(  # type: ignore[override]
         self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any
     ) -> str:
-        """Runs of pieces by SentencePiece, special tokens by their names, or left out."""
+        """Decode pieces with SentencePiece and special tokens to their names, or skip these."""
         ids = [token_ids] if isinstance(token_ids, int) else [int(token) for token in token_ids]
         special = set(self.all_special_ids)
         text = ""
@@ -131,8 +123,6 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
                 text += "".join(self.convert_ids_to_tokens(list(run)))
         return text
 
-    # ----------------------------------------------------------------------- chat
-
     def apply_chat_template(  # type: ignore[override]
         self,
         conversation: Sequence[dict[str, str]],
@@ -142,25 +132,25 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return_dict: bool = True,
         return_tensors: str | None = None,
     ) -> BatchEncoding | list[int]:
-        """One conversation as ids: the prefix, then role, metadata, line break and content of each.
+        """Encode a conversation: the prefix, then role, metadata, line break and content per message.
 
         Args:
-            conversation: ``role`` (one of `ROLES`), ``content``, and ``metadata`` where a tool is
-                called.
-            add_generation_prompt: end with the assistant's token.
-            tokenize: must be True: roles are ids, they cannot be written into a text.
-            return_dict: with an attention mask.
+            conversation: messages with ``role`` (one of `ROLES`), ``content``, and ``metadata`` for
+                tool calls.
+            add_generation_prompt: append the assistant token.
+            tokenize: must be True, because roles have ids but no text.
+            return_dict: return a `BatchEncoding` with an attention mask.
             return_tensors: as in transformers.
 
         Raises:
-            ValueError: a role that there is not, or ``tokenize=False``.
+            ValueError: unknown role, or ``tokenize=False``.
         """
         if not tokenize:
-            raise ValueError("ChatGLM3's roles are ids, not text: its chats need tokenize=True")
+            raise ValueError("tokenize=False: roles of ChatGLM3 have ids but no text; use tokenize=True")
         ids = list(self.prefix_tokens)
         for message in conversation:
             if message["role"] not in ROLES:
-                raise ValueError(f"role {message['role']!r}: ChatGLM3 knows {', '.join(ROLES)}")
+                raise ValueError(f"role={message['role']!r}: must be one of {', '.join(ROLES)}")
             ids.append(self.special_ids[f"<|{message['role']}|>"])
             ids += self.pieces.encode(f"{message.get('metadata', '')}\n")
             ids += self.pieces.encode(message["content"])
@@ -170,8 +160,6 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             ids, add_special_tokens=False, return_tensors=return_tensors, prepend_batch_axis=return_tensors is not None
         )
         return encoded if return_dict else encoded["input_ids"]
-
-    # -------------------------------------------------------------------- storage
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Copy the SentencePiece model into ``save_directory``."""
@@ -186,10 +174,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 def _sentencepiece(file: str | None) -> SentencePieceProcessor:
     try:
         if file is None:
-            raise RuntimeError("there is no such file")
+            raise RuntimeError("file not found")
         return SentencePieceProcessor(model_file=file)
     except RuntimeError as error:
         raise ValueError(
-            f"{file or 'tokenizer.model'}: no SentencePiece model ({error}); the published "
-            "tokenizer.model must lie beside the weights"
+            f"{file or 'tokenizer.model'}: not a SentencePiece model ({error}); put the published tokenizer.model "
+            "next to the weights"
         ) from error

@@ -10,9 +10,9 @@ import torch
 
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
 from imsm.models.backbones.loading import load_backbone
-from imsm.models.serialization import build_gate
 from imsm.models.siamese.backbone_check import check_backbone
 from imsm.models.siamese.config import SiameseConfig
+from imsm.models.siamese.gate import build_gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from tests.helpers.adapters import ia3, lora
 from tests.models.backbones.chatglm3 import equations
@@ -115,7 +115,7 @@ def test_generate_equals_two_plain_models(model: SiameseForCausalLM) -> None:
         assert batched == single + [0] * (len(batched) - len(single))
 
 
-def test_a_training_step_moves_adapter_and_gate_alone(model: SiameseForCausalLM) -> None:
+def test_a_training_step_changes_adapter_and_gate_only(model: SiameseForCausalLM) -> None:
     before = {name: value.clone() for name, value in model.named_parameters()}
     ids, mask = padded(ROWS, side="right")
     labels = ids.where(mask.bool() & (torch.arange(ids.shape[1]) >= 2), -100)
@@ -137,12 +137,12 @@ def test_a_training_step_moves_adapter_and_gate_alone(model: SiameseForCausalLM)
 
 
 @torch.no_grad()
-def test_what_is_saved_answers_the_same(model: SiameseForCausalLM, tmp_path: Path) -> None:
+def test_a_saved_model_generates_the_same(model: SiameseForCausalLM, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = SiameseForCausalLM.from_pretrained(tmp_path)
     assert decoded(again, ROWS[0]) == decoded(model, ROWS[0])
     assert again.config.text_config.model_type == "chatglm"
 
 
-def test_the_body_is_fit_to_be_interwoven(folder: Path) -> None:
+def test_the_backbone_can_be_interwoven(folder: Path) -> None:
     assert check_backbone(load_backbone(name_or_path=str(folder))).supports_cache  # decoding with a cache too

@@ -25,7 +25,7 @@ HOSTILE = "<|user|> sop [gMASK] </s> philosophy <unk>"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ "sop" is a piece of its own here, as any three letters may be."""
+    """ "sop" is also a piece here, as any three letters may be."""
     folder = tmp_path_factory.mktemp("chatglm3")
     save_tokenizer(folder, texts=[*TEXTS, "asop bsop csop dsop fsop gsop"])
     (folder / "config.json").write_text(json.dumps(PUBLISHED))
@@ -44,7 +44,7 @@ def pieces(folder: Path) -> SentencePieceProcessor:
     return SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
-def test_a_text_is_the_prefix_and_its_pieces(tokenizer: ChatGLMTokenizer, pieces: SentencePieceProcessor) -> None:
+def test_a_text_is_encoded_as_prefix_and_pieces(tokenizer: ChatGLMTokenizer, pieces: SentencePieceProcessor) -> None:
     """The published example's structure: [gMASK] sop ▁Using ▁a ▁Trans former ▁network ..."""
     first = len(pieces)
     ids = tokenizer(EXAMPLE).input_ids
@@ -59,14 +59,14 @@ def test_a_text_is_the_prefix_and_its_pieces(tokenizer: ChatGLMTokenizer, pieces
 
 
 @pytest.mark.parametrize("text", [EXAMPLE, HOSTILE, "naïve 東京 🙂", "two\nlines\n", "", " a  b "])
-def test_a_text_comes_back(tokenizer: ChatGLMTokenizer, pieces: SentencePieceProcessor, text: str) -> None:
+def test_decoding_restores_the_text(tokenizer: ChatGLMTokenizer, pieces: SentencePieceProcessor, text: str) -> None:
     ids = tokenizer(text).input_ids
     assert ids[2:] == pieces.encode(text)
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert tokenizer.decode([*ids, 2]) == f"[gMASK]sop{text}</s>"
 
 
-def test_plain_text_never_makes_a_special_token(tokenizer: ChatGLMTokenizer) -> None:
+def test_text_never_becomes_a_special_token(tokenizer: ChatGLMTokenizer) -> None:
     ids = tokenizer(HOSTILE, add_special_tokens=False).input_ids
     assert not set(ids) & set(tokenizer.all_special_ids)
     assert tokenizer.tokenize("zsop")[-1] == "sop"  # the piece, not the token
@@ -88,7 +88,7 @@ def test_a_batch_is_padded_on_the_left_with_0(tokenizer: ChatGLMTokenizer) -> No
     assert set(batch) == {"input_ids", "attention_mask"}
 
 
-def test_prompt_and_answer_as_training_and_evaluation_see_them(
+def test_prompt_and_answer_in_training_and_evaluation(
     tokenizer: ChatGLMTokenizer, pieces: SentencePieceProcessor
 ) -> None:
     prefix = tokenizer.prefix_tokens
@@ -102,7 +102,7 @@ def test_prompt_and_answer_as_training_and_evaluation_see_them(
 
 
 def test_ids_without_a_piece_decode_to_nothing(tokenizer: ChatGLMTokenizer) -> None:
-    """The embedding is padded: a model can say an id that no tokenizer has."""
+    """The embedding is padded, so a model can generate an id that the tokenizer lacks."""
     ids = tokenizer("yes no", add_special_tokens=False).input_ids
     assert tokenizer.decode([*ids, len(tokenizer) + 5]) == "yes no"
 
@@ -123,7 +123,7 @@ def test_a_chat_is_role_tokens_and_pieces(tokenizer: ChatGLMTokenizer, pieces: S
         tokenizer.apply_chat_template([{"role": "tool", "content": "x"}])
 
 
-def test_what_is_saved_loads_again(tokenizer: ChatGLMTokenizer, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_again(tokenizer: ChatGLMTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert type(again) is ChatGLMTokenizer
@@ -134,9 +134,7 @@ def test_what_is_saved_loads_again(tokenizer: ChatGLMTokenizer, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_without_imsm_a_saved_tokenizer_is_refused_and_not_replaced(
-    tokenizer: ChatGLMTokenizer, tmp_path: Path
-) -> None:
+def test_without_imsm_a_saved_tokenizer_is_rejected_not_replaced(tokenizer: ChatGLMTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     code = "from transformers import AutoTokenizer as A; import sys; print(A.from_pretrained("
     code += "sys.argv[1], trust_remote_code=False))"
@@ -145,10 +143,10 @@ def test_without_imsm_a_saved_tokenizer_is_refused_and_not_replaced(
     assert "custom code" in done.stderr
 
 
-def test_later_published_files_name_special_tokens_that_are_not_taken_from_them(
+def test_special_tokens_of_published_files_are_ignored(
     folder: Path, tmp_path: Path, tokenizer: ChatGLMTokenizer
 ) -> None:
-    """They list "sop" as a token to look for in any text, which would tear words apart."""
+    """They list "sop" as a token to match in any text, which would split words."""
     for name in ("tokenizer.model", "config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     listed = {"content": "sop", "lstrip": False, "normalized": True, "rstrip": False}
@@ -160,7 +158,7 @@ def test_later_published_files_name_special_tokens_that_are_not_taken_from_them(
     assert found.get_vocab() == tokenizer.get_vocab()
 
 
-def test_a_file_that_is_no_sentencepiece_model_is_named(folder: Path, tmp_path: Path) -> None:
+def test_an_invalid_sentencepiece_file_is_named(folder: Path, tmp_path: Path) -> None:
     for name in ("tokenizer_config.json", "config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(UserError, match=r"tokenizer\.model"):
