@@ -15,7 +15,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from imsm.data.example import Example
 from imsm.data.task import task_module
+from imsm.data.tokenization import TokenizedExample
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.inference import GetModel, run_inference
@@ -145,28 +147,7 @@ def score_responses(
         scores = [known | new for known, new in zip(scores, example_scores, strict=True)]
     if dist_context.is_main:
         columns = (eval_set.examples, eval_set.prompts, responses, references, texts["strict"], scores)
-        write_predictions(
-            output_dir,
-            (
-                {
-                    "id": example.id,
-                    "group": example.group,
-                    "prompt_hash": hash_json(prompt.prompt_ids),
-                    "response": row["text"],
-                    "tokens": row["tokens"],
-                    "ended": row["ended"],
-                    "answer": answer,
-                    "references": list(example.golds),
-                    "scores": score,
-                    "reference_loglik": reference and reference["loglik"],
-                    "reference_tokens": reference and reference["tokens"],
-                    "gate_mean": row["gate_mean"],
-                    "gate_per_token": row["gate_per_token"],
-                    "token_texts": row["token_texts"],
-                }
-                for example, prompt, row, reference, answer, score in zip(*columns, strict=True)
-            ),
-        )
+        write_predictions(output_dir, (_prediction(*row) for row in zip(*columns, strict=True)))
     return EvalResult(
         num_examples=len(responses),
         protocol=protocol,
@@ -180,6 +161,33 @@ def score_responses(
         gate_mean=_mean([row["gate_mean"] for row in responses if row["gate_mean"] is not None]),
         protocols=protocols,
     )
+
+
+def _prediction(
+    example: Example,
+    prompt: TokenizedExample,
+    response: Row,
+    reference: Row | None,
+    answer: str,
+    scores: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return an example's row of `predictions.jsonl`."""
+    return {
+        "id": example.id,
+        "group": example.group,
+        "prompt_hash": hash_json(prompt.prompt_ids),
+        "response": response["text"],
+        "tokens": response["tokens"],
+        "ended": response["ended"],
+        "answer": answer,
+        "references": list(example.golds),
+        "scores": scores,
+        "reference_loglik": reference and reference["loglik"],
+        "reference_tokens": reference and reference["tokens"],
+        "gate_mean": response["gate_mean"],
+        "gate_per_token": response["gate_per_token"],
+        "token_texts": response["token_texts"],
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

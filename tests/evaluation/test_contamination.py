@@ -1,4 +1,4 @@
-"""Rows of a test that were learned: counted and named."""
+"""Evaluation examples that are also training examples."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def example(name: str, prompt: str) -> Example:
     return Example(id=name, prompt=prompt, golds=("yes",))
 
 
-def test_equal_prompts_are_found_whatever_their_case_and_blanks() -> None:
+def test_prompts_are_compared_without_case_and_whitespace() -> None:
     learned = [example("a", "Is it  red?\nOutput:"), example("b", "Is it blue?")]
     test = [example("1", "is it red? output:"), example("2", "Is it green?"), example("3", "x")]
     assert find_contamination(test, learned) == {"count": 1, "ids": ["1"]}
     assert find_contamination(test, []) == {"count": 0, "ids": []}
 
 
-def test_no_more_than_twenty_are_named() -> None:
+def test_at_most_twenty_ids_are_listed() -> None:
     rows = [example(str(number), f"question {number}") for number in range(30)]
     found = find_contamination(rows, rows)
     assert found["count"] == 30 and len(found["ids"]) == 20
@@ -46,25 +46,25 @@ def frozen(source: RunConfig, *overrides: str) -> RunConfig:
     return chosen.model_copy(update={"frozen_run": run})
 
 
-def test_what_the_stages_before_learned_counts() -> None:
+def test_examples_of_previous_stages_count() -> None:
     stages = expand_stages(config("task_sequence=[mrpc,cola,gsm8k]", "data.max_train_examples=8"))
     own = [[example.id for example in run_examples(stage)] for stage in stages]
     assert [len(each) for each in own] == [8, 8, 8]
     assert [ids(stage) for stage in stages] == [own[0], own[0] + own[1], own[0] + own[1] + own[2]]
-    # what a run itself began with is its own data, as ever
+    # the fingerprint of a run's own data does not change
     alone = config("data=cola", "data.max_train_examples=8")
     assert training_fingerprint(stages[1]) == training_fingerprint(alone)
 
 
-def test_what_a_frozen_adapter_learned_counts() -> None:
+def test_examples_of_a_frozen_adapter_count() -> None:
     *_, last = expand_stages(config("task_sequence=[mrpc,cola]", "data.max_train_examples=8"))
     run = frozen(last, "data=gsm8k", "data.max_train_examples=4")
     assert ids(run) == ids(last) + [example.id for example in run_examples(run)]
     assert [each["data"]["name"] for each in parent_trainings(run)] == ["mrpc", "cola"]
-    assert RunConfig.from_dict(run.to_dict()) == run  # so it is found again in `result.json`
+    assert RunConfig.from_dict(run.to_dict()) == run  # survives `result.json`
 
 
-def test_what_was_replayed_before_counts() -> None:
+def test_replayed_examples_count() -> None:
     replay = ("peft=loramoe_blc_replay", "data.max_train_examples=100")
     source = config("data=gsm8k", *replay)
     before = ids(source)
@@ -73,7 +73,7 @@ def test_what_was_replayed_before_counts() -> None:
     assert ids(run)[:110] == before and len(ids(run)) == 220
 
 
-def test_what_was_learned_before_and_is_gone_is_told_before_the_training(tmp_path: Path) -> None:
+def test_missing_data_of_the_parent_run_are_rejected_before_training(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"input": "a", "output": "b"}\n')
     (tmp_path / "test.jsonl").write_text('{"input": "a", "output": "b"}\n')
     own = ("data=jsonl", "data.metric=contain", f"data.local_dir={tmp_path}")
@@ -87,7 +87,7 @@ def test_what_was_learned_before_and_is_gone_is_told_before_the_training(tmp_pat
 
 @pytest.mark.skipif("IMSM_TEST_HUB" not in os.environ, reason="needs the datasets' mirror")
 @pytest.mark.parametrize("choice", ["data=cola", "task_sequence=[cola,mrpc]"])
-def test_colas_test_holds_sixteen_rows_of_its_training_split(choice: str) -> None:
+def test_cola_has_sixteen_test_rows_in_its_training_split(choice: str) -> None:
     mirror = Path(os.environ["IMSM_TEST_HUB"])
     chosen = config("backbone=llama3", choice, f"data.mirror_dir={mirror}", "evaluation.tasks=[cola]")
     for stage in expand_stages(chosen):

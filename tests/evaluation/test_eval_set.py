@@ -1,4 +1,4 @@
-"""What makes two test sets the same: items, and how they are asked and scored."""
+"""What distinguishes two evaluation sets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ def made(references: tuple[str, ...] = ("4",), **changed: Any) -> EvalSet:
         {"paper_code_metrics": []},
     ],
 )
-def test_what_may_not_share_a_folder(changed: dict[str, Any]) -> None:
-    """The items of two arms lie under this name, and are compared if it is the same."""
+def test_every_input_changes_the_fingerprint(changed: dict[str, Any]) -> None:
     assert made().fingerprint == made().fingerprint
     assert made().fingerprint != made(**changed).fingerprint

@@ -1,4 +1,4 @@
-"""Generating answers: order, early stop, what is counted."""
+"""Greedy decoding: order, early stopping, token counts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scripted(model: SiameseForCausalLM, prompts: list[TokenizedExample], script: dict) -> None:
-    """Make ``model`` continue a prompt that begins with token k by ``script[k]``."""
+    """Make ``model`` continue a prompt that starts with token k with ``script[k]``."""
     forward = model.forward
     lengths = {prompt.prompt_ids[0]: len(prompt.prompt_ids) for prompt in prompts}
 
-    def answer(**inputs: torch.Tensor):
+    def forward_scripted(**inputs: torch.Tensor):
         output = forward(**inputs)
         for row, mask in enumerate(inputs["attention_mask"].bool()):
             text = inputs["input_ids"][row][mask].tolist()
@@ -37,17 +37,17 @@ def scripted(model: SiameseForCausalLM, prompts: list[TokenizedExample], script:
             output.logits[row, -1, token] = 1
         return output
 
-    model.config.cached = False  # each pass is fed whole texts
-    model.forward = answer  # type: ignore[method-assign]
+    model.config.supports_cache = False  # every pass receives complete sequences
+    model.forward = forward_scripted  # type: ignore[method-assign]
 
 
-def answered(model, tokenizer, prompts, **options) -> list[Generation]:
+def generate(model, tokenizer, prompts, **options) -> list[Generation]:
     ids = [prompt.prompt_ids for prompt in prompts]
-    reading = DecodingSession(model, ids, pad_id=tokenizer.pad_token_id)
-    return generate_responses(reading, tokenizer, **options)
+    session = DecodingSession(model, ids, pad_id=tokenizer.pad_token_id)
+    return generate_responses(session, tokenizer, **options)
 
 
-def test_early_stop_order_and_counts(folder: Path) -> None:
+def test_order_stop_pattern_and_token_counts(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = build_model(
         backbone={"name_or_path": str(folder)}, adapter=None, gate=None, pooling="mean", stream="original", seed=0
@@ -60,8 +60,8 @@ def test_early_stop_order_and_counts(folder: Path) -> None:
     firsts = {name: ids(f" {name}")[0] for name in "abcd"}
     never = ids(" 1") * 40
     script = {
-        firsts["a"]: line + ids(" 7 8") + line + never,  # a blank line, then an answer and its end
-        firsts["b"]: ids(" 9") + end + never,  # ends by itself
+        firsts["a"]: line + ids(" 7 8") + line + never,  # a blank line, then an answer and a line break
+        firsts["b"]: ids(" 9") + end + never,  # ends with EOS
         firsts["c"]: never,  # never ends
         firsts["d"]: ids(" the answer is 3") + line + never,
     }
@@ -70,13 +70,13 @@ def test_early_stop_order_and_counts(folder: Path) -> None:
         for extra, (name, first) in enumerate(firsts.items(), start=1)
     ]
     scripted(model, prompts, script)
-    answers = answered(model, tokenizer, prompts, max_new_tokens=12, stop=r"\S[^\n]*\n")
-    assert [a.text for a in answers] == ["\n 7 8\n", " 9", " 1" * 12, " the answer is 3\n"]
-    assert [a.ended for a in answers] == [True, True, False, True]
-    assert [a.tokens for a in answers] == [4, 1, 12, 5]
+    responses = generate(model, tokenizer, prompts, max_new_tokens=12, stop=r"\S[^\n]*\n")
+    assert [a.text for a in responses] == ["\n 7 8\n", " 9", " 1" * 12, " the answer is 3\n"]
+    assert [a.ended for a in responses] == [True, True, False, True]
+    assert [a.tokens for a in responses] == [4, 1, 12, 5]
 
 
-def test_batching_changes_no_answer(folder: Path) -> None:
+def test_responses_do_not_depend_on_the_batch_size(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = build_model(
         backbone={"name_or_path": str(folder)}, adapter=None, gate=None, pooling="mean", stream="original", seed=0
@@ -95,9 +95,9 @@ def test_batching_changes_no_answer(folder: Path) -> None:
         return [
             answer.text
             for start in range(0, len(prompts), batch_size)
-            for answer in answered(model, tokenizer, prompts[start : start + batch_size], max_new_tokens=6, stop=None)
+            for answer in generate(model, tokenizer, prompts[start : start + batch_size], max_new_tokens=6, stop=None)
         ]
 
     alone = run(1)
     assert run(7) == alone
-    assert len(set(alone)) > 5  # the answers differ, so the order is tested too
+    assert len(set(alone)) > 5  # the responses differ, so the order is tested too

@@ -1,32 +1,32 @@
-"""`result.json`: whole or not there, readable, and it says on what it rests."""
+"""`result.json`: atomic writes, validation on reading, provenance."""
 
 from __future__ import annotations
 
 import errno
 import json
 import resource
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from imsm.evaluation.result import FILE, provenance, read_result, write_result
 from imsm.utils.errors import UserError
 from tests.helpers.config import result
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_result_is_read_back(tmp_path: Path) -> None:
     record = result("imsm")
     assert write_result(tmp_path, record) == tmp_path / FILE
     assert read_result(tmp_path) == record
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_a_full_disk_leaves_the_old_result(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_result(tmp_path: Path) -> None:
     old = result("peft")
     write_result(tmp_path, old)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
     try:
@@ -41,7 +41,7 @@ def test_a_full_disk_leaves_the_old_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "holds no finished run"),
         ('{"format": 1', "cannot be read"),
@@ -50,15 +50,15 @@ def test_a_full_disk_leaves_the_old_result(tmp_path: Path) -> None:
         ('{"format": 2}', "lacks"),
     ],
 )
-def test_a_damaged_result_is_told(tmp_path: Path, text: str | None, told: str) -> None:
+def test_a_damaged_result_is_rejected(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / FILE).write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_result(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("harm", "named"),
+    ("change", "name"),
     [
         ({"evaluation": []}, "evaluation is"),
         ({"evaluation": {}}, "evaluation.tasks is"),
@@ -67,13 +67,13 @@ def test_a_damaged_result_is_told(tmp_path: Path, text: str | None, told: str) -
         ({"config": None}, "config is"),
     ],
 )
-def test_what_must_be_a_mapping_is_named(tmp_path: Path, harm: dict, named: str) -> None:
-    write_result(tmp_path, result("imsm") | harm)
-    with pytest.raises(UserError, match=f"{FILE}: {named} no mapping; run the same command again"):
+def test_a_value_that_is_not_a_mapping_is_named(tmp_path: Path, change: dict, name: str) -> None:
+    write_result(tmp_path, result("imsm") | change)
+    with pytest.raises(UserError, match=f"{FILE}: {name} not a mapping; run the same command again"):
         read_result(tmp_path)
 
 
-def test_a_record_must_be_whole(tmp_path: Path) -> None:
+def test_a_result_with_missing_keys_is_not_written(tmp_path: Path) -> None:
     record = result("peft")
     del record["fingerprints"]
     with pytest.raises(ValueError, match="fingerprints"):
@@ -81,8 +81,6 @@ def test_a_record_must_be_whole(tmp_path: Path) -> None:
 
 
 def test_provenance_names_versions() -> None:
-    import torch
-
     found = provenance()
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"python", "imsm", "peft", "transformers"} <= set(found["versions"])

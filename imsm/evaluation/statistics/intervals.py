@@ -132,7 +132,7 @@ def bootstrap_statistic_ci(
         ValueError: No examples, or a statistic that is not finite.
     """
     if items < 1:
-        raise ValueError("there are no examples")
+        raise ValueError(f"items={items}: must be at least 1")
     indices = numpy.arange(items)
     ids = cluster_ids(groups, items)
     ends = numpy.cumsum(numpy.bincount(ids))[:-1]

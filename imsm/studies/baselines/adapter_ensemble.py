@@ -66,7 +66,7 @@ def share_backbone(model: SiameseForCausalLM, other: SiameseForCausalLM) -> int:
     """Point the backbone weights of ``other`` to those of ``model`` wherever they are equal.
 
     Returns:
-        Number of values that are no longer stored twice.
+        Number of values saved.
     """
     parameters = {_base_name(name): value for name, value in model.backbone.named_parameters()}
     saved = 0

@@ -71,8 +71,8 @@ def build_scaled_model(model: SiameseForCausalLM, scale: float) -> SiameseForCau
     virtual = model.streams.virtual_tokens
     if virtual is not None:
         raise UserError(
-            f"adapter_scale: {method} adds {virtual.count} virtual tokens and changes no weights, so there is no "
-            "W0 + a (W - W0); leave adapter_scale out"
+            f"adapter_scale: {method} adds {virtual.count} virtual tokens and changes no weights, so W0 + a (W - W0) "
+            "is undefined; leave adapter_scale out"
         )
     if not model.streams.has_adapter:
         raise UserError("adapter_scale: the model has no adapter; give a run of method=peft or method=imsm")

@@ -100,7 +100,7 @@ class RunIndex:
 def required_runs(table: PaperTable, runs: RunIndex, *, scale: str, seeds: int) -> list[RunRef]:
     """Return the trained runs of a table, without duplicates.
 
-    The original needs no run of its own: every trained run contains its scores.
+    The original needs no separate run: every trained run contains its scores.
     """
     found = (
         runs.find(table.overrides(row, column, scale=scale, seed=seed))

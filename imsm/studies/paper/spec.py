@@ -60,7 +60,7 @@ class TableSpec(_StrictModel):
         common: Overrides of every run.
         columns: The scores.
         averages: Columns averaged, by name; "average" is the paper's own.
-        reference: Each row is tested against the row with these values in place of its own.
+        reference: Each row is tested against the row with these values instead.
         untested: Values of rows that are not tested, by key.
         panel: The key that separates the panels of a bar chart.
         paper_text: The paper's text about it, if its numbers cannot be read.
