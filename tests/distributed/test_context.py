@@ -1,4 +1,4 @@
-"""What processes tell each other, with threads over one store in place of processes."""
+"""Messages between processes, with threads over one store in place of processes."""
 
 from __future__ import annotations
 
@@ -13,50 +13,58 @@ from imsm.distributed.context import DistributedContext
 from imsm.utils.errors import RunError, UserError
 
 
-def everywhere(work: Callable[[DistributedContext], Any], size: int = 3) -> list[Any]:
-    """What each of the processes gets; an error in place of a value."""
+def run_on_all(fn: Callable[[DistributedContext], Any], world_size: int = 3) -> list[Any]:
+    """Return each rank's result, or its error as (type, message)."""
     store = HashStore()
 
-    def one(rank: int) -> Any:
+    def run(rank: int) -> Any:
         try:
-            return work(DistributedContext(rank=rank, size=size, local_rank=rank, store=store))
+            return fn(DistributedContext(rank=rank, world_size=world_size, local_rank=rank, store=store))
         except (UserError, RunError) as error:
             return type(error).__name__, str(error)
 
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(one, range(size)))
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(run, range(world_size)))
 
 
-def test_the_first_does_it_and_all_have_it() -> None:
-    done: list[int] = []
+def test_run_on_main_runs_once_and_every_rank_gets_the_result() -> None:
+    calls: list[int] = []
 
-    def work(dist_context: DistributedContext) -> Any:
-        return dist_context.run_on_main(
-            lambda: done.append(dist_context.rank) or {"at": [dist_context.rank, None, "é"]}
-        )
+    def fn(dist_context: DistributedContext) -> Any:
+        rank = dist_context.rank
+        return dist_context.run_on_main(lambda: calls.append(rank) or {"at": [rank, None, "é"]})
 
-    assert everywhere(work) == [{"at": [0, None, "é"]}] * 3
-    assert done == [0]
+    assert run_on_all(fn) == [{"at": [0, None, "é"]}] * 3
+    assert calls == [0]
 
 
 @pytest.mark.parametrize("kind", [UserError, RunError])
-def test_an_error_of_the_first_is_everybodys(kind: type[Exception]) -> None:
-    def refuse() -> None:
+def test_an_error_of_rank_0_is_raised_in_every_rank(kind: type[Exception]) -> None:
+    def fail() -> None:
         raise kind("no such folder")
 
-    assert everywhere(lambda dist_context: dist_context.run_on_main(refuse)) == [(kind.__name__, "no such folder")] * 3
+    assert run_on_all(lambda dist_context: dist_context.run_on_main(fail)) == [(kind.__name__, "no such folder")] * 3
 
 
-def test_texts_come_by_rank_again_and_again() -> None:
-    def work(dist_context: DistributedContext) -> list[list[str]]:
+def test_an_unexpected_error_of_rank_0_does_not_leave_the_others_waiting() -> None:
+    store = HashStore()
+    main, other = (DistributedContext(rank=rank, world_size=2, store=store) for rank in range(2))
+    with pytest.raises(ZeroDivisionError):
+        main.run_on_main(lambda: 1 // 0)
+    with pytest.raises(RunError, match="process 0 failed: ZeroDivisionError"):
+        other.run_on_main(lambda: 1)
+
+
+def test_all_gather_is_ordered_by_rank_and_can_be_repeated() -> None:
+    def fn(dist_context: DistributedContext) -> list[list[str]]:
         return [dist_context.all_gather(f"{turn}.{dist_context.rank}") for turn in range(3)]
 
-    assert everywhere(work) == [[[f"{turn}.{rank}" for rank in range(3)] for turn in range(3)]] * 3
+    assert run_on_all(fn) == [[[f"{turn}.{rank}" for rank in range(3)] for turn in range(3)]] * 3
 
 
-def test_alone_it_needs_no_store() -> None:
+def test_a_single_process_needs_no_store() -> None:
     assert DistributedContext().run_on_main(lambda: 3) == 3
     assert DistributedContext().all_gather("x") == ["x"]
     assert DistributedContext().is_main
     with pytest.raises(ValueError, match="need a store"):
-        DistributedContext(size=2)
+        DistributedContext(world_size=2)

@@ -1,4 +1,4 @@
-"""What an engine comes to on a machine."""
+"""Engine settings resolved for a machine."""
 
 from __future__ import annotations
 
@@ -14,47 +14,52 @@ AUTO: dict[str, Any] = {
     "stage": None,
     "offload": False,
     "device": "auto",
-    "processes": None,
-    "nodes": 1,
-    "gpus": 0,
+    "nproc_per_node": None,
+    "nnodes": 1,
+    "num_gpus": 0,
 }
-
-
-def found(**changes: Any) -> tuple[int, str, int]:
-    layout: Topology = resolve_topology(**{**AUTO, **changes})
-    return layout.stage, layout.device, layout.size
+SINGLE = {"name": "single", "stage": 0}
+ZERO3 = {"name": "zero3", "stage": 3}
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, (0, "cpu", 1)),
-        ({"gpus": 1}, (0, "cuda", 1)),
-        ({"gpus": 8}, (2, "cuda", 8)),
-        ({"gpus": 8, "device": "cpu"}, (0, "cpu", 1)),
-        ({"gpus": 8, "processes": 1}, (0, "cuda", 1)),
-        ({"processes": 2}, (2, "cpu", 2)),
-        ({"joined": 16, "gpus": 8}, (2, "cuda", 16)),
-        ({"joined": 1, "gpus": 8}, (0, "cuda", 1)),
-        ({"name": "local", "stage": 0, "gpus": 8}, (0, "cuda", 1)),
-        ({"name": "zero3", "stage": 3}, (3, "cpu", 1)),
-        ({"name": "zero3", "stage": 3, "gpus": 4}, (3, "cuda", 4)),
-        ({"name": "zero2", "stage": 2, "gpus": 8, "processes": 8, "nodes": 2}, (2, "cuda", 16)),
+        ({"num_gpus": 1}, (0, "cuda", 1)),
+        ({"num_gpus": 8}, (2, "cuda", 8)),
+        ({"num_gpus": 8, "device": "cpu"}, (0, "cpu", 1)),
+        ({"num_gpus": 8, "nproc_per_node": 1}, (0, "cuda", 1)),
+        ({"nproc_per_node": 2}, (2, "cpu", 2)),
+        ({"world_size": 16, "num_gpus": 8}, (2, "cuda", 16)),
+        ({"world_size": 1, "num_gpus": 8}, (0, "cuda", 1)),
+        ({**SINGLE, "num_gpus": 8}, (0, "cuda", 1)),
+        (ZERO3, (3, "cpu", 1)),
+        ({**ZERO3, "num_gpus": 4}, (3, "cuda", 4)),
+        ({"name": "zero2", "stage": 2, "num_gpus": 8, "nproc_per_node": 8, "nnodes": 2}, (2, "cuda", 16)),
     ],
 )
-def test_layouts(changes: dict[str, Any], expected: tuple[int, str, int]) -> None:
-    assert found(**changes) == expected
+def test_stage_device_and_world_size(changes: dict[str, Any], expected: tuple[int, str, int]) -> None:
+    topology = resolve_topology(**{**AUTO, **changes})
+    assert (topology.stage, topology.device, topology.world_size) == expected
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"device": "cuda"}, "engine.device=cuda: torch sees no GPU here"),
-        ({"gpus": 2, "processes": 8}, "engine.nproc_per_node=8: 2 GPUs are visible"),
-        ({"name": "local", "stage": 0, "processes": 2}, "engine=single: is one process, but"),
-        ({"name": "local", "stage": 0, "joined": 2}, "2 processes were started"),
+        ({"device": "cuda"}, "engine.device=cuda: torch sees no GPU"),
+        ({"num_gpus": 2, "nproc_per_node": 8}, "engine.nproc_per_node=8: .* set engine.nproc_per_node=2"),
+        ({**SINGLE, "nproc_per_node": 2}, "engine=single: .* engine.nproc_per_node=2 is set; use engine=zero2"),
+        ({**SINGLE, "nnodes": 2}, "engine=single: .* engine.nnodes=2 is set"),
+        ({**SINGLE, "world_size": 2}, "engine=single: .* 2 processes were started"),
     ],
 )
-def test_what_cannot_be_is_named_with_the_way_out(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        found(**changes)
+def test_too_many_processes_are_rejected_with_a_fix(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve_topology(**{**AUTO, **changes})
+
+
+def test_text_of_a_topology() -> None:
+    topology = Topology(stage=2, offload=True, device="cuda", nproc_per_node=8, nnodes=2)
+    assert str(topology) == "8 processes on each of 2 nodes, 16 in total; DeepSpeed ZeRO stage 2, offloaded to the CPU"
+    assert str(Topology(stage=0, offload=False, device="cpu", nproc_per_node=1, nnodes=1)) == "1 process; plain torch"

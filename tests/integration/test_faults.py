@@ -24,7 +24,7 @@ from scripts.crash_test import differences
 from tests.helpers.config import config
 from tests.helpers.paths import ROOT
 from tests.helpers.word_run import interrupt_at, run_words, word_overrides
-from tests.training.test_resume import flipped, missing, truncated
+from tests.helpers.damage import delete, flip_bit, truncate
 
 SAVE_OFTEN = ("trainer.save_steps=1", "trainer.num_epochs=2")
 STEPS = 4
@@ -121,7 +121,7 @@ def interrupt_run(word_files: Path, root: Path, monkeypatch: pytest.MonkeyPatch,
     return next(root.glob("*-imsm-*"))
 
 
-@pytest.mark.parametrize("harm", [truncated, flipped, missing])
+@pytest.mark.parametrize("harm", [truncate, flip_bit, delete])
 def test_a_checkpoint_with_any_damaged_file_is_skipped(
     word_files: Path,
     undisturbed: Path,
@@ -152,7 +152,7 @@ def test_without_an_intact_checkpoint_a_run_fails_unless_resume_is_never(
 ) -> None:
     folder = interrupt_run(word_files, tmp_path, monkeypatch, 3)
     for file in (folder / "checkpoints").glob("*/trainables.safetensors"):
-        truncated(file)
+        truncate(file)
     with pytest.raises(UserError, match=r"all checkpoints are damaged; use resume=never"):
         run_words(word_files, tmp_path, *SAVE_OFTEN)
     run_words(word_files, tmp_path, *SAVE_OFTEN, "resume=never")

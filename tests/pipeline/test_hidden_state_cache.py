@@ -23,7 +23,7 @@ from imsm.training.hidden_state_store import caches_dir
 from imsm.utils.errors import UserError
 from tests.helpers.config import config
 from tests.models.siamese.tiny import tiny_siamese
-from tests.training.test_trainer import items
+from tests.training.tiny_run import tiny_examples
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def opened(
 ) -> HiddenStateCache | None:
     run_config: RunConfig = config(*overrides)
     return open_hidden_state_cache(
-        run_config, model or tiny_siamese(), items(), pad_id=0, dist_context=dist_context or DistributedContext()
+        run_config, model or tiny_siamese(), tiny_examples(), pad_id=0, dist_context=dist_context or DistributedContext()
     )
 
 
@@ -80,7 +80,7 @@ def test_a_cache_over_the_limit_is_off_or_rejected(capsys: pytest.CaptureFixture
         with pytest.raises(UserError, match=rf"hidden_state_cache={setting}: it takes .*more than"):
             opened(TOO_SMALL, f"hidden_state_cache={setting}")
     with pytest.raises(UserError, match="hidden_state_cache=disk: it takes"):
-        precompute_cache(config(TOO_SMALL, "hidden_state_cache=disk"), tiny_siamese(), items(), pad_id=0)
+        precompute_cache(config(TOO_SMALL, "hidden_state_cache=disk"), tiny_siamese(), tiny_examples(), pad_id=0)
     assert number_of_caches() == 0
 
 

@@ -1,121 +1,171 @@
-"""Which checkpoints stay, and the best one as the finished model."""
+"""Which checkpoint to resume from, which ones are kept, and the best one as the final model."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from imsm.training.checkpoint import archive_later, checkpoints, read_state
-from imsm.training.checkpoint_manager import CheckpointManager
-from tests.training.test_trainer import IDENTITY, Run
+from imsm.training.checkpoint import TrainingState, list_checkpoints
+from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
+from imsm.utils.errors import UserError
+from tests.helpers.damage import flip_bit, truncate
+from tests.training.tiny_run import IDENTITY, TinyRun, assert_equal_trainables, stopped_run
 
 
-def keeper(run: Run, folder: Path, **changes: object) -> CheckpointManager:
-    arguments = {
-        "folder": folder,
-        "identity": IDENTITY,
-        "engine": run.engine,
-        "hooks": run.hooks,
-        "minutes": 60,
-        "keep": 2,
-        "best_by": "validation_loss",
-    }
-    return CheckpointManager(**{**arguments, **changes})  # type: ignore[arg-type]
+def manager_of(run: TinyRun, **options: Any) -> CheckpointManager:
+    return run.checkpoint_manager(**{"metric_for_best_model": "validation_loss", **options})
 
 
-def kept(folder: Path) -> list[int]:
-    return sorted(read_state(place)["progress"]["step"] for place in checkpoints(folder))
-
-
-def saved(run: Run, made: CheckpointManager, losses: dict[int, float]) -> dict[int, dict[str, torch.Tensor]]:
-    """Checkpoints with such validation losses, the values moved between them."""
-    from imsm.training.checkpoint import TrainingState
-
+def save_steps(
+    run: TinyRun, manager: CheckpointManager, losses: dict[int, float | None]
+) -> dict[int, dict[str, torch.Tensor]]:
+    """Save a checkpoint per validation loss, with other parameters each; return the parameters."""
     values = {}
     for step, loss in losses.items():
         with torch.no_grad():
             for parameter in run.model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.01)
-        values[step] = {name: v.clone() for name, v in run.engine.trainable_state_dict().items()}
-        measured = {"loss": 1.0} if loss is None else {"validation_loss": loss, "loss": 1.0}
-        made.save(TrainingState(step=step), measured)
+        values[step] = {name: value.clone() for name, value in run.engine.trainable_state_dict().items()}
+        manager.save(TrainingState(step=step), {"loss": 1.0} | ({} if loss is None else {"validation_loss": loss}))
     return values
 
 
-def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    made = keeper(run, tmp_path / "checkpoints")
-    values = saved(run, made, {1: 3.0, 2: 1.5, 3: 2.0, 4: 1.5, 5: 1.7, 6: 1.9})
-    assert kept(made.folder) == [2, 5, 6]  # the earliest of equals
-    assert made.load_best() == {"best_step": 2, "best_validation_loss": 1.5}
+def assert_trainables(run: TinyRun, expected: dict[str, torch.Tensor]) -> None:
     for name, value in run.engine.trainable_state_dict().items():
-        assert torch.equal(value, values[2][name])
+        assert torch.equal(value, expected[name])
 
 
-def test_without_a_measure_the_newest_stay_and_the_last_is_the_model(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    made = keeper(run, tmp_path / "checkpoints", best_by=None, keep=1)
-    values = saved(run, made, {1: 1.0, 2: 2.0, 3: 3.0})
-    assert kept(made.folder) == [3]
-    assert made.load_best() == {}
-    for name, value in run.engine.trainable_state_dict().items():
-        assert torch.equal(value, values[3][name])
+def test_the_best_checkpoint_is_kept_with_the_newest(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    manager = manager_of(run)
+    values = save_steps(run, manager, {1: 3.0, 2: 1.5, 3: 2.0, 4: 1.5, 5: 1.7, 6: 1.9})
+    assert run.saved_steps() == [6, 5, 2]  # of equal losses the earliest
+    assert manager.load_best() == {"best_step": 2, "best_validation_loss": 1.5}
+    assert_trainables(run, values[2])
 
 
-def test_a_checkpoint_that_was_not_measured_is_no_candidate(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    made = keeper(run, tmp_path / "checkpoints", keep=1)
-    saved(run, made, {1: 2.0, 2: None})  # type: ignore[dict-item]
-    assert kept(made.folder) == [1, 2]
-    assert made.load_best()["best_step"] == 1
+def test_without_a_metric_only_the_newest_is_kept_and_nothing_is_loaded(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    manager = manager_of(run, metric_for_best_model=None, save_total_limit=1)
+    values = save_steps(run, manager, {1: 1.0, 2: 2.0, 3: 3.0})
+    assert run.saved_steps() == [3]
+    assert manager.load_best() == {}
+    assert_trainables(run, values[3])
 
 
-def test_validation_changes_nothing_else(tmp_path: Path) -> None:
-    """Dropout draws the same, and what is measured is the loss without it."""
-    from imsm.training.validation import validation_loss
-    from tests.training.test_trainer import items
-
-    run, other = Run(tmp_path / "a"), Run(tmp_path / "b")
-    run.kept = other.kept = {"steps": 1}
-    run.train()
-    other.validation = items()[:5]
-    other.train()
-    assert other.losses == run.losses
-    other.model.eval()
-    batch = items()[:5]
-    arguments = {"engine": other.engine, "pad_id": 0}
-    found = [validation_loss(other.model, batch, micro_batch_size=size, **arguments) for size in (1, 2, 5)]
-    assert found == pytest.approx([other.validation_losses[-1]] * 3, abs=1e-6)
+def test_a_checkpoint_without_the_metric_is_not_a_candidate(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    manager = manager_of(run, save_total_limit=1)
+    save_steps(run, manager, {1: 2.0, 2: None})
+    assert run.saved_steps() == [2, 1]
+    assert manager.load_best()["best_step"] == 1
 
 
-def test_a_damaged_best_gives_way_to_the_next(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    made = keeper(run, tmp_path / "checkpoints", keep=5)
-    saved(run, made, {1: 3.0, 2: 1.5, 3: 2.0})
-    (best,) = made.folder.glob("step-*2")
-    (best / "trainables.safetensors").write_bytes(b"")
-    assert made.load_best()["best_step"] == 3
+def test_a_damaged_best_checkpoint_is_skipped(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    manager = manager_of(run, save_total_limit=5)
+    save_steps(run, manager, {1: 3.0, 2: 1.5, 3: 2.0})
+    (run.folder / "step-00000002" / "trainables.safetensors").write_bytes(b"")
+    assert manager.load_best()["best_step"] == 3
 
 
-def test_a_value_that_is_not_finite_leaves_the_last_checkpoint_as_it_is(tmp_path: Path) -> None:
-    from imsm.training.checkpoint import TrainingState
-
-    run = Run(tmp_path)
-    made = keeper(run, tmp_path / "checkpoints")
-    saved(run, made, {1: 3.0, 2: 1.5})
-    assert made.save_if_finite(TrainingState(step=2)) == checkpoints(made.folder)[0]
-    assert made.load_best()["best_step"] == 2
+def test_a_saved_step_is_not_saved_again_without_its_metrics(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    manager = manager_of(run)
+    save_steps(run, manager, {1: 3.0, 2: 1.5})
+    assert manager.save_if_finite(TrainingState(step=2)) == list_checkpoints(run.folder)[0]
+    assert manager.load_best()["best_step"] == 2
 
 
-def test_going_on_from_an_older_one_sets_the_newer_ones_aside(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    made = keeper(run, tmp_path / "checkpoints", keep=5, best_by=None)
-    saved(run, made, {1: 1.0, 2: 1.0, 3: 1.0})
-    archive_later(made.folder / "step-00000001", made.folder)
-    assert kept(made.folder) == [1]
-    saved(run, made, {2: 1.0})
-    assert kept(made.folder) == [1, 2]
-    assert len(list(made.folder.glob("abandoned-*"))) == 2
+def test_non_finite_parameters_are_not_saved(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    manager = manager_of(run)
+    save_steps(run, manager, {1: 3.0})
+    with torch.no_grad():
+        next(p for p in run.model.parameters() if p.requires_grad).fill_(float("nan"))
+    newest = manager.save_if_finite(TrainingState(step=2))
+    assert newest is not None and newest.name == "step-00000001"
+
+
+def test_resume_skips_a_damaged_checkpoint_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = stopped_run(tmp_path, save_steps=1, save_total_limit=2)
+    assert run.saved_steps() == [4, 3]
+    newest, previous = list_checkpoints(run.folder)
+    truncate(newest / "optimizer.safetensors")
+    assert checkpoint_to_resume("auto", run.folder, identity=IDENTITY) == previous
+    stderr = capsys.readouterr().err
+    assert str(newest) in stderr and "optimizer.safetensors" in stderr
+
+
+def test_resuming_from_the_previous_checkpoint_gives_the_same_model(tmp_path: Path) -> None:
+    full = TinyRun(tmp_path / "full")
+    full.train()
+    run = stopped_run(tmp_path / "parts", save_steps=1)
+    flip_bit(list_checkpoints(run.folder)[0] / "trainables.safetensors")
+    resumed = TinyRun(tmp_path / "parts")
+    resumed.train()
+    assert resumed.losses == full.losses[3:]
+    assert_equal_trainables(resumed, full)
+
+
+def test_only_damaged_checkpoints_are_a_user_error_with_a_fix(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path, save_steps=1)
+    for checkpoint in list_checkpoints(run.folder):
+        truncate(checkpoint / "optimizer.safetensors")
+    with pytest.raises(UserError, match="resume=never"):
+        TinyRun(tmp_path).train()
+    assert checkpoint_to_resume("never", run.folder, identity=IDENTITY) is None
+
+
+def test_resume_modes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"resume=required: .* use resume=auto"):
+        TinyRun(tmp_path / "new").train("required")
+    run = stopped_run(tmp_path / "stopped")
+    restarted = TinyRun(tmp_path / "stopped")
+    restarted.train("never")
+    assert len(restarted.losses) == 6
+    assert checkpoint_to_resume("required", run.folder, identity=IDENTITY) is not None
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_resume_accepts_a_checkpoint_a_checkpoint_folder_or_a_run(tmp_path: Path, level: int) -> None:
+    run = stopped_run(tmp_path / "one")
+    (checkpoint,) = list_checkpoints(run.folder)
+    path = [checkpoint, run.folder, run.folder.parent][level]
+    other = TinyRun(tmp_path / "two")
+    other.train(str(path))
+    assert len(other.losses) == 2
+
+
+def test_a_checkpoint_of_another_training_is_rejected_with_the_difference(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path)
+    identity = {"peft": {"rank": 8}, "seed": 7}
+    with pytest.raises(UserError, match=r"peft\.rank: saved 4, now 8"):
+        checkpoint_to_resume(str(run.folder), tmp_path / "new", identity=identity)
+    shutil.rmtree(run.folder)
+    with pytest.raises(UserError, match="found no checkpoint"):
+        checkpoint_to_resume(str(tmp_path), tmp_path / "x", identity=IDENTITY)
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(2, [5, 4]), (3, [5, 4, 2])])
+def test_save_steps_and_save_total_limit(tmp_path: Path, limit: int, steps: list[int]) -> None:
+    assert stopped_run(tmp_path, after=5, save_steps=2, save_total_limit=limit).saved_steps() == steps
+
+
+def test_save_minutes(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    assert manager_of(run, save_minutes=0).is_save_time()
+    assert not manager_of(run, save_minutes=1).is_save_time()
+
+
+def test_a_full_disk_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("imsm.training.checkpoint_manager.check_disk_space", lambda folder, *, size: "disk is full")
+    manager = manager_of(TinyRun(tmp_path))
+    manager.restore(total_steps=6)
+    manager.save(TrainingState(step=1), {})
+    assert capsys.readouterr().err.count("warning: disk is full") == 1

@@ -1,4 +1,4 @@
-"""Memory banks on disk: written once, checked on read, shared, and no other training by them."""
+"""Hidden-state caches on disk: computed once, verified, shared, and without effect on a training."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.cli.main import main
-from imsm.models.siamese import hidden_state_cache as memory_bank
-from imsm.models.siamese.hidden_state_cache import HiddenStateCache
+from imsm.cli import cache as cache_command
+from imsm.models.siamese import hidden_state_cache
+from imsm.models.siamese.hidden_state_cache import HiddenStateCache, compute_in_memory
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.training.hidden_state_store import CacheKey, caches_dir, get_or_compute, make_cache_key, open_cache, verify
+from imsm.training import hidden_state_store
+from imsm.training.hidden_state_store import CacheKey, get_or_compute, make_cache_key, open_cache, read_index, verify
 from imsm.training.train_step import model_inputs
+from imsm.utils.errors import UserError
+from tests.helpers.damage import delete, flip_bit, truncate
 from tests.models.siamese.test_hidden_state_cache import TOKEN_GATE
 from tests.models.siamese.test_virtual_tokens import siamese as virtual_siamese
 from tests.models.siamese.tiny import QUERY_GATE, tiny_siamese
-from tests.training.test_trainer import Run, items
+from tests.training.tiny_run import TinyRun, tiny_examples
 
-EVERYTHING = {
+KEY = {
     "backbone": "tiny",
     "dtype": "float32",
     "attention": None,
@@ -30,128 +33,133 @@ EVERYTHING = {
     "device": "cpu",
     "examples": "some",
 }
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use a cache folder of this test and several chunks per cache."""
     monkeypatch.setenv("IMSM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(memory_bank, "CHUNK_TOKENS", 40)
+    monkeypatch.setattr(hidden_state_cache, "CHUNK_TOKENS", 40)
 
 
-def contents() -> CacheKey:
+def tiny_key() -> CacheKey:
     return make_cache_key(
-        items(), backbone="tiny", dtype="float32", attention=None, pooling="mean", device=torch.device("cpu")
+        tiny_examples(), backbone="tiny", dtype="float32", attention=None, pooling="mean", device=CPU
     )
 
 
-def filled(model: SiameseForCausalLM | None = None) -> Path:
-    model = model or tiny_siamese()
-    return get_or_compute(contents(), model, items(), pad_id=0, label="tiny tests")
+def computed(model: SiameseForCausalLM | None = None) -> Path:
+    return get_or_compute(tiny_key(), model or tiny_siamese(), tiny_examples(), pad_id=0, label="tiny tests")
 
 
-def equal(one: HiddenStateCache, other: HiddenStateCache) -> bool:
-    same = torch.equal(one.hidden_states, other.hidden_states) and torch.equal(one.queries, other.queries)
-    return same and one.index == other.index
+def opened(model: SiameseForCausalLM | None = None) -> HiddenStateCache:
+    return open_cache(computed(model), tiny_examples())
 
 
-def test_what_was_written_is_read() -> None:
-    place = filled()
-    made = memory_bank.compute_in_memory(tiny_siamese(), items(), pad_id=0)
-    assert equal(open_cache(place, items()), made)
-    assert {each.name for each in place.parent.iterdir()} == {"lock", "bank"}
+def test_a_cache_on_disk_equals_one_in_memory() -> None:
+    path = computed()
+    on_disk = open_cache(path, tiny_examples())
+    in_memory = compute_in_memory(tiny_siamese(), tiny_examples(), pad_id=0)
+    assert torch.equal(on_disk.hidden_states, in_memory.hidden_states)
+    assert torch.equal(on_disk.queries, in_memory.queries)
+    assert on_disk.index == in_memory.index
+    assert {file.name for file in path.parent.iterdir()} == {"lock", "data"}
 
 
-def test_it_is_filled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = filled()
-    index = place / "index.json"
-    before = (index.stat().st_ino, index.stat().st_mtime_ns)
-    monkeypatch.setattr("imsm.training.hidden_state_store.fill", None)
-    assert filled(tiny_siamese("llama", "ia3", gate=TOKEN_GATE)) == place
-    assert (index.stat().st_ino, index.stat().st_mtime_ns) == before
+def test_it_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = computed()
+    before = (path / "index.json").stat()
+    monkeypatch.setattr(hidden_state_store, "compute_hidden_states", None)
+    assert computed(tiny_siamese("llama", "ia3", gate=TOKEN_GATE)) == path
+    after = (path / "index.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-@pytest.mark.parametrize("key", EVERYTHING)
-def test_all_that_decides_a_row_decides_the_key(key: str) -> None:
-    assert CacheKey(**EVERYTHING).folder_name != CacheKey(**{**EVERYTHING, key: "other"}).folder_name
+@pytest.mark.parametrize("field", KEY)
+def test_every_field_changes_the_folder(field: str) -> None:
+    assert CacheKey(**KEY).folder_name != CacheKey(**{**KEY, field: "other"}).folder_name
 
 
-@pytest.mark.parametrize("name", ["memories", "queries", "index.json"])
-@pytest.mark.parametrize("harm", ["changed", "cut", "gone"])
-def test_a_damaged_one_is_set_aside_and_filled_again(name: str, harm: str, capsys: pytest.CaptureFixture[str]) -> None:
-    place = filled()
-    whole = {each.name: each.read_bytes() for each in place.iterdir()}
-    file = place / name
-    data = bytearray(file.read_bytes())
-    if harm == "gone":
-        file.unlink()
-    elif harm == "cut":
-        file.write_bytes(data[: len(data) // 2])
-    else:
-        data[len(data) // 2] ^= 64
-        file.write_bytes(data)
-    if (name, harm) == ("index.json", "changed"):
-        file.write_text(json.dumps({**json.loads(whole[name]), "sha256": {}}))
-    assert verify(place)
-    assert filled() == place
-    assert {each.name: each.read_bytes() for each in place.iterdir()} == whole
-    assert "is set aside" in capsys.readouterr().err
-    assert (place.parent / "damaged").is_dir()
+@pytest.mark.parametrize("name", ["hidden_states", "queries", "index.json"])
+@pytest.mark.parametrize("damage", [flip_bit, truncate, delete])
+def test_a_damaged_cache_is_moved_away_and_computed_again(
+    name: str, damage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = computed()
+    intact = {file.name: file.read_bytes() for file in path.iterdir()}
+    damage(path / name)
+    if (name, damage) == ("index.json", flip_bit):  # valid JSON whose hashes are missing
+        (path / name).write_text(json.dumps({**json.loads(intact[name]), "sha256": {}}))
+    assert verify(path)
+    assert computed() == path
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == intact
+    assert "computed again" in capsys.readouterr().err
+    assert (path.parent / "damaged").is_dir()
 
 
-def test_what_a_killed_process_left_is_no_bank() -> None:
-    left = caches_dir() / contents().folder_name / "filling"
-    left.mkdir(parents=True)
-    (left / "memories").write_bytes(b"half")
-    place = filled()
-    assert verify(place) is None and not left.exists()
+def test_the_remains_of_a_killed_process_are_removed() -> None:
+    incomplete = tiny_key().path.with_name("incomplete")
+    incomplete.mkdir(parents=True)
+    (incomplete / "hidden_states").write_bytes(b"half")
+    path = computed()
+    assert verify(path) is None and not incomplete.exists()
 
 
-def test_one_that_is_stopped_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object, **__: object) -> None:
+def test_an_interrupted_computation_leaves_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("imsm.training.hidden_state_store.fill", stop)
+    monkeypatch.setattr(hidden_state_store, "compute_hidden_states", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        filled()
-    assert [each.name for each in (caches_dir() / contents().folder_name).iterdir()] == ["lock"]
+        computed()
+    assert [file.name for file in tiny_key().path.parent.iterdir()] == ["lock"]
 
 
-def fill_slowly(note: Path) -> None:
-    """A process that says when it fills."""
+def test_a_missing_index_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        read_index(tmp_path)
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(OSError, match="is damaged"):
+        read_index(tmp_path)
+
+
+def compute_slowly(log: Path) -> None:
+    """Compute the cache in a process that logs its id whenever it runs the model."""
     torch.set_num_threads(1)
     model = tiny_siamese()
-    memory = model.streams.hidden_states
+    hidden_states = model.streams.hidden_states
 
-    def slow(*given: object, **named: object) -> torch.Tensor:
-        with note.open("a") as stream:
+    def slow_hidden_states(*args: object, **kwargs: object) -> torch.Tensor:
+        with log.open("a") as stream:
             stream.write(f"{os.getpid()}\n")
         time.sleep(0.05)
-        return memory(*given, **named)  # type: ignore[arg-type]
+        return hidden_states(*args, **kwargs)  # type: ignore[arg-type]
 
-    model.streams.hidden_states = slow  # type: ignore[method-assign, assignment]
-    filled(model)
+    model.streams.hidden_states = slow_hidden_states  # type: ignore[method-assign, assignment]
+    computed(model)
 
 
 @pytest.mark.slow
-def test_of_two_processes_at_once_one_fills(tmp_path: Path) -> None:
-    note = tmp_path / "note"
+def test_of_two_processes_only_one_computes(tmp_path: Path) -> None:
+    log = tmp_path / "log"
     context = multiprocessing.get_context("fork")
-    both = [context.Process(target=fill_slowly, args=(note,)) for _ in range(2)]
-    for each in both:
-        each.start()
-    for each in both:
-        each.join(timeout=120)
-    assert [each.exitcode for each in both] == [0, 0]
-    assert len(set(note.read_text().split())) == 1
-    assert verify(caches_dir() / contents().folder_name / "bank") is None
+    processes = [context.Process(target=compute_slowly, args=(log,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(set(log.read_text().split())) == 1
+    assert verify(tiny_key().path) is None
 
 
-def losses(folder: Path, *, bank: HiddenStateCache | None, **options: object) -> list[float]:
-    """Of two epochs."""
-    run = Run(folder, **options)  # type: ignore[arg-type]
-    run.bank = bank
-    run.validation = items()[:3]
-    run.kept = {"steps": 2}
+def losses(folder: Path, *, cache: HiddenStateCache | None, **options: object) -> list[float]:
+    """Return the training and validation losses of two epochs."""
+    run = TinyRun(folder, **options)  # type: ignore[arg-type]
+    run.cache = cache
+    run.validation_examples = tiny_examples()[:3]
+    run.save_options = {"save_steps": 2}
     run.train()
     return [*run.losses, *run.validation_losses]
 
@@ -160,92 +168,93 @@ def losses(folder: Path, *, bank: HiddenStateCache | None, **options: object) ->
     "options",
     [
         {"method": "lora"},
-        {"method": "lora", "micro": 3},
+        {"method": "lora", "micro_batch_size": 3},
         {"method": "lora", "gate": TOKEN_GATE},
-        {"method": "ia3", "micro": 1},
+        {"method": "ia3", "micro_batch_size": 1},
         {"method": "adalora"},
         {"method": "loramoe"},
-        {"method": "dropping_lora"},
+        {"method": "lora_with_dropout"},
     ],
     ids=lambda options: " ".join(map(str, options)) + " " + str(options["method"]),
 )
-def test_losses_are_those_without_a_bank(tmp_path: Path, options: dict) -> None:
-    expected = losses(tmp_path / "plain", bank=None, **options)
-    bank = open_cache(filled(), items())
-    found = losses(tmp_path / "bank", bank=bank, **options)
+def test_losses_equal_those_without_a_cache(tmp_path: Path, options: dict) -> None:
+    expected = losses(tmp_path / "uncached", cache=None, **options)
+    found = losses(tmp_path / "cached", cache=opened(), **options)
     assert len(found) == 6 + 3
     assert found == pytest.approx(expected, abs=1e-5, rel=0)
     assert max(expected) - min(expected) > 0.1
 
 
-def test_who_filled_it_changes_no_bit_of_a_training(tmp_path: Path) -> None:
-    first = losses(tmp_path / "first", bank=open_cache(filled(), items()))
-    later = losses(tmp_path / "later", bank=open_cache(filled(), items()))
-    in_memory = memory_bank.compute_in_memory(tiny_siamese("llama", "dora"), items(), pad_id=0)
-    assert first == later == losses(tmp_path / "memory", bank=in_memory)
+def test_losses_are_bit_equal_whoever_computed_the_cache(tmp_path: Path) -> None:
+    first = losses(tmp_path / "first", cache=opened())
+    reused = losses(tmp_path / "reused", cache=opened())
+    other_model = compute_in_memory(tiny_siamese("llama", "dora"), tiny_examples(), pad_id=0)
+    assert first == reused == losses(tmp_path / "memory", cache=other_model)
 
 
-@pytest.mark.parametrize("banked_first", [True, False])
-def test_a_training_goes_on_with_and_without(tmp_path: Path, banked_first: bool) -> None:
-    expected = losses(tmp_path / "whole", bank=None)[:6]
-    bank = open_cache(filled(), items())
-    run = Run(tmp_path / "parts")
-    run.bank = bank if banked_first else None
+@pytest.mark.parametrize("cached_first", [True, False])
+def test_a_training_can_resume_with_and_without_a_cache(tmp_path: Path, cached_first: bool) -> None:
+    expected = losses(tmp_path / "full", cache=None)[:6]
+    cache = opened()
+    run = TinyRun(tmp_path / "parts")
+    run.cache = cache if cached_first else None
     run.stop_after = 3
     with pytest.raises(KeyboardInterrupt):
         run.train()
-    other = Run(tmp_path / "parts")
-    other.bank = None if banked_first else bank
-    other.train("required")
-    assert run.losses + other.losses == pytest.approx(expected, abs=1e-5, rel=0)
+    resumed = TinyRun(tmp_path / "parts")
+    resumed.cache = None if cached_first else cache
+    resumed.train("required")
+    assert run.losses + resumed.losses == pytest.approx(expected, abs=1e-5, rel=0)
 
 
 @pytest.mark.parametrize("pooling", ["max", "last"])
-def test_bfloat16_and_other_poolings_train(tmp_path: Path, pooling: str) -> None:
+def test_a_bfloat16_model_trains_from_a_cache(pooling: str) -> None:
     model = tiny_siamese(pooling=pooling, dtype=torch.bfloat16, gate=QUERY_GATE).train()
-    made = open_cache(filled(model), items())
-    assert made.hidden_states.dtype is torch.bfloat16
-    cpu = torch.device("cpu")
-    expected = model(**model_inputs(cpu, items()[:5], pad_id=0, hidden_state_cache=None)).loss
-    found = model(**model_inputs(cpu, items()[:5], pad_id=0, hidden_state_cache=made)).loss
+    cache = opened(model)
+    assert cache.hidden_states.dtype is torch.bfloat16
+    examples = tiny_examples()[:5]
+    expected = model(**model_inputs(CPU, examples, pad_id=0, hidden_state_cache=None)).loss
+    found = model(**model_inputs(CPU, examples, pad_id=0, hidden_state_cache=cache)).loss
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=1e-2)
     found.backward()
 
 
-def test_they_are_listed_and_cleared(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["cache", "list"]) == 0
-    assert "0 caches" in capsys.readouterr().out
-    place = filled()
-    assert main(["cache", "list"]) == 0
-    told = capsys.readouterr().out
-    assert "tiny tests" in told and contents().folder_name[:8] in told and "1 cache, " in told
-    assert main(["cache", "clear", "nothing"]) == 2
-    assert "KEY=nothing: no cache" in capsys.readouterr().err
-    assert place.is_dir()
-    assert main(["cache", "clear", contents().folder_name[:6]]) == 0
-    assert "deleted 1 cache" in capsys.readouterr().out and not place.exists()
-    assert verify(filled()) is None
-    assert main(["cache", "clear"]) == 0
-    assert not place.exists()
+def test_caches_are_listed_and_cleared(capsys: pytest.CaptureFixture[str]) -> None:
+    cache_command.main(["list"])
+    assert capsys.readouterr().out.startswith("0 ")
+    path, name = computed(), tiny_key().folder_name
+    cache_command.main(["list"])
+    output = capsys.readouterr().out
+    assert "tiny tests" in output and name[:8] in output and "\n1 " in output
+    with pytest.raises(UserError, match="nothing: "):
+        cache_command.main(["clear", "nothing"])
+    assert path.is_dir()
+    cache_command.main(["clear", name[:6]])
+    assert "removed 1 " in capsys.readouterr().out and not path.exists()
+    assert verify(computed()) is None
+    cache_command.main(["clear"])
+    assert not path.exists()
 
 
-@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "p_tuning", "prefix_tuning"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_are_those_without_a_bank(method: str, checkpointing: bool) -> None:
-    """Prompt learning and recomputed activations too (prefixes cannot be recomputed)."""
-    if method == "prefix_tuning" and checkpointing:
-        pytest.skip("refused: see tests/models/siamese/test_virtual_tokens.py")
-    made = memory_bank.compute_in_memory(tiny_siamese(), items(), pad_id=0)
-    found = []
-    for bank in (None, made):
+@pytest.mark.parametrize(
+    ("method", "checkpointing"),
+    [
+        *((method, False) for method in ("lora", "prompt_tuning", "p_tuning", "prefix_tuning")),
+        *((method, True) for method in ("lora", "prompt_tuning", "p_tuning")),  # prefixes cannot be recomputed
+    ],
+)
+def test_gradients_equal_those_without_a_cache(method: str, checkpointing: bool) -> None:
+    cache = compute_in_memory(tiny_siamese(), tiny_examples(), pad_id=0)
+    results = []
+    for hidden_states in (None, cache):
         model = tiny_siamese() if method == "lora" else virtual_siamese("llama", method)
         model.train()
         if checkpointing:
             model.activation_checkpointing_enable()
-        output = model(**model_inputs(torch.device("cpu"), items()[:5], pad_id=0, hidden_state_cache=bank))
+        output = model(**model_inputs(CPU, tiny_examples()[:5], pad_id=0, hidden_state_cache=hidden_states))
         output.loss.backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-        found.append({"loss": output.loss.detach(), **gradients})
-    assert any(name != "loss" and "gate" not in name for name in found[0])
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
+        results.append({"loss": output.loss.detach(), **gradients})
+    assert any(name != "loss" and "gate" not in name for name in results[0])
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, atol=1e-5, rtol=1e-4, msg=name)

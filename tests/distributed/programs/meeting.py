@@ -1,4 +1,4 @@
-"""Workers that meet: `python -m tests.distributed.programs.meeting FILE`, each doing what FILE names."""
+"""Workers that join a group: `python -m tests.distributed.programs.meeting FILE` runs FILE's action."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from imsm.distributed.worker import run_worker
 from imsm.utils.errors import UserError
 
 
-def talk(settings: dict[str, Any], dist_context: DistributedContext) -> None:
-    """All learn of all, one after another as the first one says; then the second one breaks."""
-    words = dist_context.all_gather(f"I am {dist_context.rank}")
+def communicate(settings: dict[str, Any], dist_context: DistributedContext) -> None:
+    """Exchange messages and write what was received; rank 1 then fails if ``fails`` is set."""
+    texts = dist_context.all_gather(f"I am {dist_context.rank}")
     number = dist_context.run_on_main(lambda: 7)
-    path = Path(settings["folder"]) / f"heard-{dist_context.rank}.json"
-    path.write_text(json.dumps([words, number, dist_context.world_size, dist_context.local_rank]))
+    path = Path(settings["folder"]) / f"received-{dist_context.rank}.json"
+    path.write_text(json.dumps([texts, number, dist_context.world_size, dist_context.local_rank]))
     dist_context.all_gather("written")
-    if settings.get("breaks") and dist_context.rank == 1:
-        raise ValueError("the second one broke")
-    if settings.get("breaks"):
+    if settings.get("fails") and dist_context.rank == 1:
+        raise ValueError("rank 1 failed")
+    if settings.get("fails"):
         dist_context.all_gather("never answered")
 
 
-def refuse(settings: dict[str, Any], dist_context: DistributedContext) -> None:
-    """The first one finds bad input; nobody goes on."""
+def reject(settings: dict[str, Any], dist_context: DistributedContext) -> None:
+    """Raise a UserError on rank 0, and thereby on all ranks."""
 
-    def look() -> None:
+    def fail() -> None:
         raise UserError("data=x: is bad")
 
-    dist_context.run_on_main(look)
+    dist_context.run_on_main(fail)
     raise AssertionError("not reached")
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
-    task = {"talk": talk, "refuse": refuse}[json.loads(file.read_text())["do"]]
-    sys.exit(run_worker(file, task))
+    path = Path(sys.argv[1])
+    task = {"communicate": communicate, "reject": reject}[json.loads(path.read_text())["action"]]
+    sys.exit(run_worker(path, task))
 
 
 if __name__ == "__main__":

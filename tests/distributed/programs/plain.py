@@ -1,4 +1,4 @@
-"""A worker that needs no torch: `python -m tests.distributed.programs.plain FILE` does what FILE says."""
+"""A worker that does not import torch: `python -m tests.distributed.programs.plain FILE`."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from pathlib import Path
 from imsm.distributed.supervisor import kill_on_parent_exit
 from imsm.distributed.worker import LAUNCHER_PID
 
-SECONDS = 60.0
+MAX_SECONDS = 60.0
 
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     rank = int(os.environ["RANK"])
-    folder, do = Path(settings["folder"]), settings["do"][rank]
+    folder, action = Path(settings["folder"]), settings["actions"][rank]
     kill_on_parent_exit(parent_pid=int(os.environ[LAUNCHER_PID]))
-    seen: list[int] = []
-    if do in ("wait", "deaf"):
+    received: list[int] = []
+    waits = action in ("wait", "ignore_signals")
+    if waits:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, lambda number, frame: seen.append(number))
+            signal.signal(number, lambda number, frame: received.append(number))
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "OMP_NUM_THREADS")
-    shown = {name: os.environ[name] for name in names}
-    print(f"rank {rank} says {do}", flush=True)
-    (folder / f"ready-{rank}").write_text(json.dumps({"pid": os.getpid(), **shown}))
+    environment = {name: os.environ[name] for name in names}
+    print(f"rank {rank}: {action}", flush=True)
+    (folder / f"ready-{rank}").write_text(json.dumps({"pid": os.getpid(), **environment}))
     while len(list(folder.glob("ready-*"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.01)
-    if do == "die":
+    if action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    if do == "exit":
+    if action == "exit":
         sys.exit(3)
-    until = time.monotonic() + SECONDS
-    while do in ("wait", "deaf") and time.monotonic() < until:
+    deadline = time.monotonic() + MAX_SECONDS
+    while waits and time.monotonic() < deadline:
         time.sleep(0.02)
-        if do == "wait" and {signal.SIGINT, signal.SIGTERM} & set(seen):
-            time.sleep(0.3)  # time for a signal that should not come
-            (folder / f"seen-{rank}").write_text(json.dumps(seen))
+        if action == "wait" and {signal.SIGINT, signal.SIGTERM} & set(received):
+            time.sleep(0.3)  # time for a signal that should not arrive
+            (folder / f"received-{rank}").write_text(json.dumps(received))
             sys.exit(130)
 
 

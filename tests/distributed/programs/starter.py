@@ -9,5 +9,5 @@ from imsm.distributed.launcher import launch
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    settings = {"folder": str(folder), "do": ["deaf", "deaf"]}
+    settings = {"folder": str(folder), "actions": ["ignore_signals", "ignore_signals"]}
     launch(settings, run_dir=folder / "run", nproc_per_node=2, module="tests.distributed.programs.plain")

@@ -11,12 +11,12 @@ from imsm.models.siamese.chunked_loss import chunked_loss_sum, logit_chunk_size
 from imsm.models.siamese.kl import KLRegularizer
 from imsm.models.siamese.model import SiameseForCausalLM, SiameseOutput
 from tests.models.siamese.tiny import QUERY_GATE, tiny_siamese
-from tests.training.test_trainer import items
+from tests.training.tiny_run import tiny_examples
 
 
 def learned(model: SiameseForCausalLM) -> tuple[SiameseOutput, list[torch.Tensor]]:
     model.zero_grad()
-    output = model(**collate_training(items(), pad_id=0))
+    output = model(**collate_training(tiny_examples(), pad_id=0))
     output.loss.backward()
     return output, [p.grad.clone() for p in model.parameters() if p.requires_grad]
 
@@ -42,7 +42,7 @@ def test_loss_and_gradients_are_those_of_all_at_once(
         torch.testing.assert_close(found.divergence, expected.divergence, atol=1e-6, rtol=1e-5)
     model.eval()
     with torch.no_grad():
-        again = model(**collate_training(items(), pad_id=0)).loss
+        again = model(**collate_training(tiny_examples(), pad_id=0)).loss
     assert again.isfinite() and not again.requires_grad
 
 
@@ -52,7 +52,7 @@ def test_no_more_logits_than_allowed_are_there_at_once(monkeypatch: pytest.Monke
     shapes: list[int] = []
     model.backbone.lm_head.register_forward_hook(lambda *given: shapes.append(given[2].shape[1]))
     learned(model)
-    answers = sum(len(item.answer_ids) for item in items())
+    answers = sum(len(item.answer_ids) for item in tiny_examples())
     assert sum(shapes) == answers and max(shapes) == 5
 
 

@@ -1,0 +1,246 @@
+"""One process of `test_deepspeed.py`: trains tiny models under ZeRO stages and writes the results.
+
+python -m tests.training.engines.deepspeed_worker RANK WORLD_SIZE PORT OUTPUT
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed import TCPStore
+
+from imsm.distributed.context import DistributedContext
+from imsm.distributed.process_group import init_process_group
+from imsm.distributed.supervisor import exit_process
+from imsm.models.adapters.base import AdapterSpec
+from imsm.models.siamese.hidden_state_cache import compute_in_memory
+from imsm.models.siamese.kl import KLRegularizer
+from imsm.training.checkpoint import TrainingState
+from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
+from imsm.training.engines.base import Engine
+from imsm.training.engines.deepspeed import DeepSpeedEngine
+from imsm.training.engines.deepspeed_config import deepspeed_config
+from imsm.training.engines.single_device import SingleDeviceEngine
+from imsm.training.optimizer import ELEMENTWISE, build_lr_scheduler, build_optimizer
+from imsm.training.trainer import BatchPlan, train
+from tests.models.adapters.moe import tiny_loramoe
+from tests.models.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
+from tests.training.tiny_run import IDENTITY, tiny_examples
+
+BATCH_PLAN = BatchPlan(num_epochs=2, global_batch_size=5, micro_batch_size=2, seed=7)
+EXAMPLES = tiny_examples(12)
+
+
+class Stage(NamedTuple):
+    number: int
+    offload: bool = False
+
+    def __str__(self) -> str:
+        return f"zero{self.number}{'_offload' if self.offload else ''}"
+
+
+STAGES = [Stage(1), Stage(2), Stage(3), Stage(3, offload=True)]
+
+
+class Case(NamedTuple):
+    method: str
+    interwoven: bool = True
+    optimizer: str = "adamw"
+    dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
+    kl: float | None = None
+    cached: bool = False
+
+    def __str__(self) -> str:
+        words = [self.method, "imsm" if self.interwoven else "peft", self.optimizer]
+        words += ["bf16"] if self.dtype == torch.bfloat16 else []
+        words += ["checkpointing"] if self.checkpointing else []
+        words += ["kl"] if self.kl else []
+        return "-".join([*words, "cached"] if self.cached else words)
+
+
+RESUMED = [Case("lora"), Case("adalora"), Case("ia3", optimizer="adafactor")]
+"""Cases that are also stopped after three steps and resumed."""
+CASES = [
+    *RESUMED,
+    Case("ia3"),
+    Case("dora"),
+    Case("loramoe"),
+    Case("lora", optimizer="adafactor"),
+    Case("lora", interwoven=False),
+    Case("adalora", interwoven=False),
+    Case("lora", checkpointing=True),
+    Case("dora", dtype=torch.bfloat16),
+    Case("lora", interwoven=False, kl=0.5),
+    Case("lora", cached=True),
+]
+
+
+def cases_of(stage: Stage) -> list[Case]:
+    """Offload differs little from the same stage without it."""
+    return RESUMED if stage.offload else CASES
+
+
+def build(case: Case) -> dict[str, Any]:
+    """Build a tiny model with its optimizer, LR scheduler and callbacks."""
+    adapter: AdapterSpec = {**ADAPTERS, "loramoe": lambda: tiny_loramoe(blc_weight=0.0)}[case.method]()
+    gate = QUERY_GATE if case.interwoven else None
+    model = tiny_siamese("llama", adapter, gate=gate, dtype=case.dtype)
+    if case.kl is not None:
+        model.kl_regularizer = KLRegularizer(weight=case.kl)
+    cache = compute_in_memory(model, EXAMPLES, pad_id=0) if case.cached else None
+    if case.checkpointing:
+        model.activation_checkpointing_enable()
+    optimizer = build_optimizer(
+        model, name=case.optimizer, learning_rate=1e-2, gate_learning_rate=2e-2, weight_decay=0.01
+    )
+    num_steps = BATCH_PLAN.num_steps(len(EXAMPLES))
+    lr_scheduler = build_lr_scheduler(
+        optimizer, lr_scheduler_type="cosine", warmup_ratio=0.1, num_training_steps=num_steps
+    )
+    callbacks = adapter.callbacks(model.adapted, num_steps) if adapter.callbacks else None
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "lr_scheduler": lr_scheduler,
+        "callbacks": callbacks,
+        "cache": cache,
+    }
+
+
+def single_device_engine(parts: dict[str, Any]) -> SingleDeviceEngine:
+    return SingleDeviceEngine(
+        parts["model"],
+        optimizer=parts["optimizer"],
+        lr_scheduler=parts["lr_scheduler"],
+        max_grad_norm=0.5,
+        device=torch.device("cpu"),
+    )
+
+
+def deepspeed_engine(
+    parts: dict[str, Any], *, stage: Stage, optimizer: str, dist_context: DistributedContext
+) -> DeepSpeedEngine:
+    sizes = [p.numel() for p in parts["model"].parameters() if p.requires_grad]
+    config = deepspeed_config(
+        stage=stage.number,
+        offload=stage.offload,
+        pin_memory=False,
+        micro_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_grad_norm=0.5,
+        largest_param=max(sizes),
+        num_trainable=sum(sizes),
+        reduce_bucket_size=10_000,
+        prefetch_bucket_size=10_000,
+        max_live_parameters=10_000,
+    )
+    return DeepSpeedEngine(
+        parts["model"],
+        optimizer=parts["optimizer"],
+        elementwise=optimizer in ELEMENTWISE,
+        lr_scheduler=parts["lr_scheduler"],
+        max_grad_norm=0.5,
+        config=config,
+        device=torch.device("cpu"),
+        dist_context=dist_context,
+    )
+
+
+class StoppedError(Exception):
+    """Raised in every process after the checkpoint of ``stop_after``."""
+
+
+def run(parts: dict[str, Any], engine: Engine, folder: Path, *, stop_after: int | None = None) -> dict[str, Any]:
+    """Train; return the metrics of every step and the final trainables."""
+    metrics: list[dict[str, float]] = []
+    checkpoint = engine.dist_context.run_on_main(
+        lambda: str(checkpoint_to_resume("auto", folder, identity=IDENTITY) or "")
+    )
+    manager = CheckpointManager(
+        folder=folder,
+        identity=IDENTITY,
+        engine=engine,
+        callbacks=parts["callbacks"],
+        save_minutes=60,
+        save_steps=stop_after,
+        resume_from=Path(checkpoint) if checkpoint else None,
+    )
+    if stop_after is not None:
+        save = manager.save
+
+        def save_and_stop(state: TrainingState, metrics: dict[str, float]) -> None:
+            save(state, metrics)
+            raise StoppedError
+
+        manager.save = save_and_stop  # type: ignore[method-assign, assignment]
+    with suppress(StoppedError):
+        train(
+            parts["model"],
+            EXAMPLES,
+            engine=engine,
+            callbacks=parts["callbacks"],
+            batch_plan=BATCH_PLAN,
+            checkpoint_manager=manager,
+            pad_id=0,
+            log=lambda step, values: metrics.append(values),
+            validation_examples=EXAMPLES[:3],
+            get_hidden_state_cache=lambda: parts["cache"],
+        )
+    return {"metrics": metrics, "values": engine.trainable_state_dict()}
+
+
+def run_stage(stage: Stage, cases: Sequence[Case], output: Path, dist_context: DistributedContext) -> None:
+    """Train all cases under a stage; resume from DeepSpeed's and from single-device checkpoints."""
+    for case in cases:
+        folder = output / str(stage) / str(case)
+        zero = partial(run_deepspeed, case, stage=stage, dist_context=dist_context)
+        results = {"full": zero(folder / "full")}
+        if case in RESUMED:
+            zero(folder / "resumed", stop_after=3)
+            dist_context.run_on_main(partial(copy_for_single_device, folder))
+            results["resumed"] = zero(folder / "resumed")
+            results["from-single-device"] = zero(folder / "from-single-device")
+        if dist_context.is_main:
+            for name, result in results.items():
+                path = folder.with_name(f"{case}-{name}")
+                path.with_suffix(".json").write_text(json.dumps(result["metrics"]))
+                save_file(result["values"], path.with_suffix(".safetensors"))
+
+
+def run_deepspeed(
+    case: Case, folder: Path, *, stage: Stage, dist_context: DistributedContext, stop_after: int | None = None
+) -> dict[str, Any]:
+    parts = build(case)
+    engine = deepspeed_engine(parts, stage=stage, optimizer=case.optimizer, dist_context=dist_context)
+    result = run(parts, engine, folder, stop_after=stop_after)
+    engine.close()
+    return result
+
+
+def copy_for_single_device(folder: Path) -> None:
+    """Keep the checkpoint of the stopped run, from which a single device resumes as well."""
+    shutil.copytree(folder / "resumed", folder / "for-single-device")
+
+
+def main() -> None:
+    rank, world_size, port, output = sys.argv[1:]
+    store = TCPStore("127.0.0.1", int(port), is_master=False)
+    dist_context = DistributedContext(rank=int(rank), world_size=int(world_size), store=store)
+    init_process_group(dist_context, device=torch.device("cpu"), timeout_minutes=1)
+    for stage in STAGES:
+        run_stage(stage, cases_of(stage), Path(output), dist_context)
+
+
+if __name__ == "__main__":
+    main()
+    exit_process(0)

@@ -1,0 +1,52 @@
+"""One optimizer step: accumulation, weighting and metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from imsm.data.batching import IGNORED
+from imsm.training.engines.base import NonFiniteError
+from imsm.training.train_step import model_inputs, train_step
+from tests.models.siamese.tiny import QUERY_GATE
+from tests.training.tiny_run import TinyRun, tiny_examples
+
+
+@pytest.mark.parametrize("gate", [QUERY_GATE, None])
+def test_micro_batches_do_not_change_the_losses(tmp_path: Path, gate: dict | None) -> None:
+    """Four micro-batches of one, weighted by answer tokens, equal one batch of four."""
+    full = TinyRun(tmp_path / "full", method="lora", gate=gate)
+    accumulated = TinyRun(tmp_path / "accumulated", method="lora", micro_batch_size=1, gate=gate)
+    full.train()
+    accumulated.train()
+    assert accumulated.losses == pytest.approx(full.losses, abs=2e-5)
+
+
+def test_metrics_of_a_step(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, method="loramoe")
+    run.model.train()
+    options = {"engine": run.engine, "callbacks": run.callbacks, "micro_batch_size": 2, "pad_id": 0}
+    metrics = train_step(tiny_examples()[:4], step=1, **options)
+    names = {"loss", "gradient_norm", "learning_rate_adapter", "learning_rate_gate", "auxiliary_loss", "gate_mean"}
+    assert metrics.keys() == names
+    assert metrics["auxiliary_loss"] > 0 and 0 < metrics["gate_mean"] < 1
+
+
+def test_a_non_finite_gradient_is_reported_with_the_step_and_changes_nothing(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, method="lora")
+    before = {name: value.clone() for name, value in run.engine.trainable_state_dict().items()}
+    parameter = next(p for p in run.model.parameters() if p.requires_grad)
+    parameter.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(NonFiniteError, match="gradient norm is nan at step 4"):
+        train_step(tiny_examples()[:4], step=4, engine=run.engine, callbacks=None, micro_batch_size=4, pad_id=0)
+    for name, value in run.engine.trainable_state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_model_inputs_hold_the_labels_of_the_answers() -> None:
+    examples = tiny_examples()[:3]
+    inputs = model_inputs(torch.device("cpu"), examples, pad_id=0, hidden_state_cache=None)
+    assert inputs.keys() == {"input_ids", "attention_mask", "labels"}
+    assert int((inputs["labels"] != IGNORED).sum()) == sum(len(example.answer_ids) for example in examples)
