@@ -22,7 +22,6 @@ from imsm.data.tokenization import TokenizedExample
 from imsm.distributed.context import DistributedContext
 from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
 from imsm.models.builder import count_trainable
-from imsm.models.serialization import load_weights_into
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import tokenized_training_set
 from imsm.pipeline.engine import build_engine, micro_batch_size
@@ -177,7 +176,7 @@ def _initial_model(
     """Return the model before its first step, and its trainable parameter counts."""
     model = new_model(config, adapter, device=device)
     if parent is not None:
-        load_weights_into(model, RunDir(parent).model)
+        model.load_weights(RunDir(parent).model)
     model.kl_regularizer = build_kl_regularizer(config)
     parameters = count_trainable(model)
     if config.frozen_adapter is not None and not parameters["gate"]:

@@ -109,7 +109,7 @@ def _checked(name: str, case: Case, note: str) -> Row:
     left_out = _left_out(case.model)
     if left_out:
         reasons.append(f"PEFT cannot adapt its {', '.join(left_out)}")
-    if not case.model.config.cached:
+    if not case.model.config.supports_cache:
         reasons.append("reads the whole text at every step, since it cannot go on from a cache")
     return Row(name=name, reason="; ".join(reasons), **found)
 

@@ -15,22 +15,19 @@ Legend: B batch, T positions, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from imsm.models.siamese.decoder import find_decoder
 from imsm.models.siamese.kv_cache import DualStreamCache
+from imsm.models.siamese.streams import StreamRunner
 from imsm.utils.errors import UserError, first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from imsm.models.siamese.model import SiameseForCausalLM
 
 _ROWS, _LENGTH, _PREFILL = 2, 6, 4
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 1e-2}
@@ -39,6 +36,26 @@ _SCALES = (0.05, 0.3, 1.0)
 """Perturbations to try; the first that changes the hidden states measurably is used."""
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class StreamModel(Protocol):
+    """The members of `SiameseForCausalLM` that the check uses; its module imports this one."""
+
+    config: Any
+    adapted: nn.Module
+    streams: StreamRunner
+    training: bool
+    head: Callable[[torch.Tensor], torch.Tensor]
+    eval: Callable[[], Any]
+    train: Callable[[bool], Any]
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The causal language model, including the adapter's layers."""
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,7 @@ def snapshot(backbone: PreTrainedModel, config: Any = None) -> BackboneSnapshot:
 
 
 @torch.no_grad()
-def check_adapter(model: SiameseForCausalLM, before: BackboneSnapshot) -> None:
+def check_adapter(model: StreamModel, before: BackboneSnapshot) -> None:
     """Check the adapter of ``model`` and select how its streams are batched.
 
     Sets ``model.streams.batch_both`` and how adapted layers process a batch of both streams. The
@@ -108,14 +125,14 @@ def check_adapter(model: SiameseForCausalLM, before: BackboneSnapshot) -> None:
         raise UserError(f"peft: {name} cannot be run in a siamese model ({reason})") from error
     finally:
         model.train(mode)
-    if before.checksums - _checksums(model):
+    if before.checksums - _checksums(model.adapted):
         raise UserError(
             f"peft: {name} overwrites the backbone's weights, so disabling the adapter would not restore the "
             "original model; choose another method or initialization"
         )
 
 
-def _check_streams(model: SiameseForCausalLM, before: BackboneSnapshot, name: str) -> None:
+def _check_streams(model: StreamModel, before: BackboneSnapshot, name: str) -> None:
     """Run the three checks with a perturbed adapter."""
     streams, inputs = model.streams, _inputs(before.tokens)
     tolerance = _TOLERANCE.get(before.hidden_states.dtype, 5e-2)
@@ -150,7 +167,7 @@ def _check_streams(model: SiameseForCausalLM, before: BackboneSnapshot, name: st
 
 
 def _check_own_pass(
-    model: SiameseForCausalLM, tokens: torch.Tensor, tuned: torch.Tensor, *, tolerance: float, name: str
+    model: StreamModel, tokens: torch.Tensor, tuned: torch.Tensor, *, tolerance: float, name: str
 ) -> None:
     """Compare the tuned stream with the method's own forward pass, including code outside the decoder."""
     own = model.adapted(input_ids=tokens).logits[:, -tokens.shape[1] :]
@@ -162,12 +179,12 @@ def _check_own_pass(
 
 
 def _dual_stream_matches(
-    model: SiameseForCausalLM, tokens: torch.Tensor, original: torch.Tensor, tuned: torch.Tensor, tolerance: float
+    model: StreamModel, tokens: torch.Tensor, original: torch.Tensor, tuned: torch.Tensor, tolerance: float
 ) -> bool:
     """Whether decoding both streams, as ``model.streams.batch_both`` selects, equals two passes."""
     text_config = model.config.get_text_config(decoder=True)
     batch_both = model.streams.batch_both
-    cache = DualStreamCache(config=text_config, batch_both=batch_both) if model.config.cached else None
+    cache = DualStreamCache(config=text_config, batch_both=batch_both) if model.config.supports_cache else None
     chunks = [slice(0, _PREFILL), slice(_PREFILL, _LENGTH)] if cache else [slice(0, _LENGTH)]
     outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
@@ -182,7 +199,7 @@ def _dual_stream_matches(
     return all(_relative_error(one, other) <= tolerance for one, other in pairs)
 
 
-def _reject_outside_decoder(model: SiameseForCausalLM, name: str) -> None:
+def _reject_outside_decoder(model: StreamModel, name: str) -> None:
     """Reject adapted layers outside the decoder: both streams share the original LM head (eq. 7)."""
     inside = {id(module) for module in model.streams.decoder.modules()}
     outside = {id(layer) for layer in model.streams.layers if id(layer) not in inside}
@@ -195,7 +212,7 @@ def _reject_outside_decoder(model: SiameseForCausalLM, name: str) -> None:
 
 
 @contextmanager
-def _perturbed(model: SiameseForCausalLM, before: BackboneSnapshot, *, scale: float) -> Iterator[None]:
+def _perturbed(model: StreamModel, before: BackboneSnapshot, *, scale: float) -> Iterator[None]:
     """Add noise to the adapter's values; restore them bit for bit on exit."""
     backbone = {id(weight) for weight in before.weights}
     added = [p for p in model.adapted.parameters() if id(p) not in backbone and p.is_floating_point()]
@@ -246,7 +263,7 @@ def _bits(value: torch.Tensor) -> torch.Tensor:
     return flat.view(torch.int64 if size % 8 == 0 else _INTEGERS[flat.element_size()])
 
 
-def _name(model: SiameseForCausalLM) -> str:
+def _name(model: StreamModel) -> str:
     """Name of the adapter method."""
     config = getattr(model.adapted, "active_peft_config", None)
     kind = getattr(config, "peft_type", None)

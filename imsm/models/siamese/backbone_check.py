@@ -1,10 +1,10 @@
-"""Whether a backbone can be interwoven at all: found out on the model itself, in a few passes.
+"""Check on the model itself, in a few forward passes, whether a backbone can be interwoven.
 
-What the siamese model takes for granted of `AutoModelForCausalLM` is no rule there: some models in
-it look at later tokens, count positions in their own way or draw at random while they are trained.
-With such a backbone nothing would fail, and every result would be wrong.
+Not every `AutoModelForCausalLM` satisfies the assumptions of the siamese model: some models attend
+to later tokens, count positions differently or sample in training mode. Such a backbone would raise
+no error and every result would be wrong.
 
-Legend: T positions of the probe, D width of a memory.
+Shapes: T positions of the probe, D hidden size.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from imsm.models.siamese.decoder import find_decoder
 from imsm.models.siamese.lm_head import apply_lm_head
-from imsm.utils.errors import UserError
+from imsm.utils.errors import UserError, first_line
 
 _LENGTH = 9
 _PADDING = 3
-_INSIDE = 24
-"""Padding inside a text: enough that a model which counts places in place of tokens shows it."""
+_INNER_PADDING = 24
+"""Padding inside a sequence, long enough to reveal models that count columns instead of tokens."""
 _FAILURES = (
     ArithmeticError,
     AssertionError,
@@ -33,20 +33,21 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
-"""What a pass ends with that a model does not take."""
-_EXACT = 1e-3
-"""How far any position may be off, relatively, in float32."""
-_ROUNDED = 5e-2
-"""How far the median position may be off in half precision: tens of layers of rounding, which may
-send a token of a mixture of experts elsewhere."""
+"""Errors raised by models that do not support a kind of input."""
+_FLOAT32_TOLERANCE = 1e-3
+"""Maximum relative error of any position in float32."""
+_HALF_TOLERANCE = 5e-2
+"""Maximum relative error of the median position in half precision. Rounding accumulates over tens of
+layers, and can route a token to another expert."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneCapabilities:
-    """What a backbone can do.
+    """Optional features of a backbone.
 
-    ``cached``: a text that is fed in pieces over a `DynamicCache` gives what it gives in one.
-    ``padded_inside``: so it does with padding between the pieces.
+    Args:
+        supports_cache: chunks with a `DynamicCache` give the same result as one pass.
+        supports_inner_padding: they also do with padding between the chunks.
     """
 
     supports_cache: bool
@@ -55,125 +56,119 @@ class BackboneCapabilities:
 
 @torch.no_grad()
 def check_backbone(backbone: PreTrainedModel) -> BackboneCapabilities:
-    """Refuse a backbone that would give wrong results; say what it can do.
+    """Reject a backbone that would give wrong results, and return its capabilities.
 
-    Five things must hold: the logits are a function of the body's memories; these depend on earlier
-    tokens alone; positions count from 0; padding on the left changes nothing; training mode draws
-    nothing at random. (Each would pass unnoticed: see the tests.)
+    Requirements: the logits are a function of the decoder's last hidden states; these depend on
+    earlier tokens only; positions count from 0; left padding changes nothing; training mode is
+    deterministic.
 
     Args:
-        backbone: frozen, its dropout silenced (`imsm.models.backbones.loading.disable_dropout`), without an
-            adapter. Its mode is left as it was.
-
-    Returns:
-        Whether it goes on from a cache. Where not, texts are generated without one: slower, and
-        the same tokens.
+        backbone: a frozen model without an adapter, its dropout disabled
+            (`imsm.models.backbones.loading.disable_dropout`). Its mode is restored.
 
     Raises:
-        UserError: one of the five does not hold, or the model cannot be run on tokens alone.
+        UserError: a requirement is not met, or the model needs more than tokens as input.
     """
     mode = backbone.training
     backbone.eval()
     try:
-        probe = _BackboneChecker(backbone)
-        reason = probe.failure_reason()
-        cached = reason is None and probe.cache_matches()
-        padded_inside = cached and probe.cache_matches_with_padding()
+        checker = _BackboneChecker(backbone)
+        reason = checker.failure_reason()
+        supports_cache = reason is None and checker.cache_matches()
+        supports_inner_padding = supports_cache and checker.cache_matches_with_padding()
     except _FAILURES as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        reason = f"a pass on tokens alone fails ({first})"
+        reason = f"a forward pass on tokens fails ({first_line(error)})"
     finally:
         backbone.train(mode)
     if reason is not None:
         raise UserError(
             f"{type(backbone).__name__} cannot be a backbone: {reason}. Choose another one "
-            "(docs/compatibility.md lists those that can)"
+            "(docs/compatibility.md lists supported models)"
         )
-    return BackboneCapabilities(supports_cache=cached, supports_inner_padding=padded_inside)
+    return BackboneCapabilities(supports_cache=supports_cache, supports_inner_padding=supports_inner_padding)
 
 
 class _BackboneChecker:
-    """Two rows of tokens that differ in the last one, and the passes over them."""
+    """Two sequences that differ in the last token, and the passes over them."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self.backbone = backbone
-        self.body = find_decoder(backbone)
-        config = backbone.config.get_text_config(decoder=True)
-        self.cache_config = config
-        words = min(config.vocab_size, 1000)
+        self.decoder = find_decoder(backbone)
+        self.text_config = backbone.config.get_text_config(decoder=True)
+        vocab_size = min(self.text_config.vocab_size, 1000)
         generator = torch.Generator().manual_seed(0)
-        row = torch.randint(words // 4, words // 2, (_LENGTH,), generator=generator)
-        other = row.clone()
-        other[-1] -= words // 8
-        self.ids = torch.stack([row, other]).to(backbone.device)  # (2, T)
-        self.memory = self._memory(self.ids)  # (2, T, D)
+        first = torch.randint(vocab_size // 4, vocab_size // 2, (_LENGTH,), generator=generator)
+        second = first.clone()
+        second[-1] -= vocab_size // 8
+        self.ids = torch.stack([first, second]).to(backbone.device)  # (2, T)
+        self.hidden_states = self._hidden_states(self.ids)  # (2, T, D)
 
     def failure_reason(self) -> str | None:
-        """Why the backbone cannot be interwoven; None if it can."""
-        first, second = self.memory[:, :-1]
+        """Return why the backbone cannot be interwoven, or None if it can."""
+        first, second = self.hidden_states[:, :-1]
         if not _allclose(first, second):
             return (
-                "a later token changes what came before it, so it reads both ways and is no causal "
-                "model (an encoder may have to be told: is_decoder=true in its config.json)"
+                "a later token changes earlier hidden states, so it is not causal "
+                "(an encoder may need is_decoder=true in its config.json)"
             )
-        outputs, own = self._own_pass()
-        if not _allclose(own, self.memory):
-            return "its positions do not count from 0, so explicit ones give other memories"
+        logits, hidden_states = self._default_pass()
+        if not _allclose(hidden_states, self.hidden_states):
+            return "its positions do not count from 0, so explicit positions change the hidden states"
         try:
-            logits = apply_lm_head(self.backbone, self.body, self.memory)
+            head_logits = apply_lm_head(self.backbone, self.decoder, self.hidden_states)
         except (AttributeError, LookupError, RuntimeError, TypeError) as error:
-            return f"its head asks for more than the last hidden states ({error})"
-        if not _allclose(outputs, logits):
-            return "its logits are no function of its last hidden states alone"
-        if not _allclose(self._padded_memory(), self.memory[:1]):
-            return "padding changes its memories, since it reads no mask or no position ids"
+            return f"its head needs more than the last hidden states ({error})"
+        if not _allclose(logits, head_logits):
+            return "its logits are not a function of its last hidden states alone"
+        if not _allclose(self._padded_hidden_states(), self.hidden_states[:1]):
+            return "padding changes its hidden states, since it ignores the mask or the position ids"
         self.backbone.train()
-        again = [self._memory(self.ids) for _ in (1, 2)]
+        repeated = [self._hidden_states(self.ids) for _ in (1, 2)]
         self.backbone.eval()
-        if not all(_allclose(each, self.memory, exact=True) for each in again):
-            return "in training mode its passes draw at random, and no two of them agree"
+        if not all(_allclose(each, self.hidden_states, every_position=True) for each in repeated):
+            return "its training mode is not deterministic"
         return None
 
     def cache_matches(self) -> bool:
-        """Whether a cache can be trusted, with padding in one of the rows."""
+        """Whether chunks with a cache equal one pass, with padding in one of the rows."""
         mask = torch.ones_like(self.ids)
         mask[1, :_PADDING] = 0
-        whole = self._memory(self.ids, mask=mask)
+        full = self._hidden_states(self.ids, mask=mask)
         try:
-            cache = DynamicCache(config=self.cache_config)
-            pieces = []
+            cache = DynamicCache(config=self.text_config)
+            chunks = []
             for start, end in ((0, 5), (5, 6), (6, _LENGTH)):
-                ids = self.ids[:, start:end]
-                pieces.append(self._memory(ids, mask=mask[:, :end], cache=cache))
+                chunks.append(self._hidden_states(self.ids[:, start:end], mask=mask[:, :end], cache=cache))
                 if cache.get_seq_length() != end:
                     return False
         except _FAILURES:
             return False
         real = mask.bool()
-        return _allclose(torch.cat(pieces, dim=1)[real], whole[real])
+        return _allclose(torch.cat(chunks, dim=1)[real], full[real])
 
     def cache_matches_with_padding(self) -> bool:
-        """Whether padding between two pieces changes nothing (positions are counted in tokens)."""
+        """Whether padding between two chunks changes nothing."""
         text = self.ids[:1]
-        padding = text.new_zeros((1, _INSIDE))
+        padding = text.new_zeros((1, _INNER_PADDING))
         ids = torch.cat([text[:, :4], padding, text[:, 4:]], dim=1)
         mask = torch.ones_like(ids)
-        mask[:, 4 : 4 + _INSIDE] = 0
+        mask[:, 4 : 4 + _INNER_PADDING] = 0
         try:
-            cache = DynamicCache(config=self.cache_config)
-            first = self._memory(ids[:, :4], mask=mask[:, :4], cache=cache)
-            rest = self._memory(ids[:, 4:], mask=mask, cache=cache)
+            cache = DynamicCache(config=self.text_config)
+            first = self._hidden_states(ids[:, :4], mask=mask[:, :4], cache=cache)
+            rest = self._hidden_states(ids[:, 4:], mask=mask, cache=cache)
         except _FAILURES:
             return False
-        pieces = torch.cat([first, rest[:, _INSIDE:]], dim=1)
-        return _allclose(pieces, self.memory[:1]) and _allclose(pieces[:, 4:], self.memory[:1, 4:])
+        chunks = torch.cat([first, rest[:, _INNER_PADDING:]], dim=1)
+        # the second chunk also alone: in half precision the median over all positions could hide it
+        return _allclose(chunks, self.hidden_states[:1]) and _allclose(chunks[:, 4:], self.hidden_states[:1, 4:])
 
-    def _memory(
+    def _hidden_states(
         self, ids: torch.Tensor, *, mask: torch.Tensor | None = None, cache: DynamicCache | None = None
     ) -> torch.Tensor:
-        """The body's memories with everything said that `imsm.models.siamese.inputs` says."""
+        """Run the decoder with mask and positions, as `imsm.models.siamese.inputs` does."""
         mask = torch.ones_like(ids) if mask is None else mask
-        outputs = self.body(
+        outputs = self.decoder(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :],
@@ -182,33 +177,33 @@ class _BackboneChecker:
         )
         return outputs.last_hidden_state
 
-    def _own_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The backbone's logits and memories when it is given tokens and nothing else."""
-        seen: list[torch.Tensor] = []
-        hook = self.body.register_forward_hook(
-            lambda module, arguments, outputs: seen.append(outputs.last_hidden_state)
+    def _default_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and hidden states of the backbone given nothing but tokens."""
+        outputs: list[torch.Tensor] = []
+        hook = self.decoder.register_forward_hook(
+            lambda module, args, output: outputs.append(output.last_hidden_state)
         )
         try:
-            outputs: Any = self.backbone(input_ids=self.ids, use_cache=False)
+            result: Any = self.backbone(input_ids=self.ids, use_cache=False)
         finally:
             hook.remove()
-        if len(seen) != 1:
-            raise RuntimeError(f"its body runs {len(seen)} times in a pass")
-        return outputs.logits, seen[0]
+        if len(outputs) != 1:
+            raise RuntimeError(f"its decoder runs {len(outputs)} times per pass")
+        return result.logits, outputs[0]
 
-    def _padded_memory(self) -> torch.Tensor:
-        """The first row's memories, computed with padding on its left; (1, T, D)."""
+    def _padded_hidden_states(self) -> torch.Tensor:
+        """Return the first row's hidden states (1, T, D), computed with left padding."""
         padding = self.ids.new_zeros((1, _PADDING))
         mask = torch.cat([padding, torch.ones_like(self.ids[:1])], dim=1)
         padded = torch.cat([padding, self.ids[:1]], dim=1)
-        return self._memory(padded, mask=mask)[:, _PADDING:]
+        return self._hidden_states(padded, mask=mask)[:, _PADDING:]
 
 
-def _allclose(one: torch.Tensor, other: torch.Tensor, *, exact: bool = False) -> bool:
-    """Whether two tensors (..., D) agree; ``exact``: to the last position in half precision too."""
+def _allclose(one: torch.Tensor, other: torch.Tensor, *, every_position: bool = False) -> bool:
+    """Whether two tensors (..., D) agree: at every position in float32, else at the median one."""
     if one.shape != other.shape:
         return False
-    exact = exact or one.dtype == torch.float32
+    every_position = every_position or one.dtype == torch.float32
     one, other = one.float(), other.float()
-    off = (one - other).norm(dim=-1) / one.norm(dim=-1).clamp(min=1e-9)
-    return bool(off.max() <= _EXACT) if exact else bool(off.median() <= _ROUNDED)
+    errors = (one - other).norm(dim=-1) / one.norm(dim=-1).clamp(min=1e-9)
+    return bool(errors.max() <= _FLOAT32_TOLERANCE) if every_position else bool(errors.median() <= _HALF_TOLERANCE)

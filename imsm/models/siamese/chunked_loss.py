@@ -1,74 +1,69 @@
-"""A loss over many answer positions without all their logits at once.
+"""A summed loss over many positions without holding all logits in memory.
 
-The head is frozen, so the gradient of a piece's loss with respect to its memories is computed as
-soon as its logits are there; they are let go of then, and nothing is computed twice.
+The head is frozen, so the gradient of a chunk's loss with respect to its hidden states is computed
+together with its logits, which are then freed; nothing is computed twice.
 
-Legend: N answer positions, D width, V vocabulary.
+Shapes: N label positions, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-LARGEST = 2**26
-"""Logits at once, N times V: 256 MiB of float32, of which a loss has several copies."""
-PieceLoss = Callable[[torch.Tensor, slice], torch.Tensor]
-"""From the memories of some positions, and which ones they are, to the sum of their losses."""
+MAX_LOGITS = 2**26
+"""Logits per chunk (N times V): 256 MiB in float32, of which a loss holds several copies."""
+ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+"""Maps the hidden states of a chunk and its slice of the N positions to the summed loss."""
 
 
 def logit_chunk_size(backbone: PreTrainedModel) -> int | None:
-    """Of how many positions the logits are computed together; None: of all.
+    """Return how many positions' logits are computed at once; None for all of them.
 
-    All where ZeRO's stage 3 shares a head out: its processes gather it together, and one of them
-    may have more positions than another.
+    All under ZeRO stage 3: its ranks gather a sharded head together, and the number of chunks
+    differs between ranks.
     """
     if any(hasattr(parameter, "ds_id") for parameter in backbone.parameters()):
         return None
-    vocabulary = int(backbone.config.get_text_config(decoder=True).vocab_size)
-    return max(1, LARGEST // vocabulary)
+    vocab_size = int(backbone.config.get_text_config(decoder=True).vocab_size)
+    return max(1, MAX_LOGITS // vocab_size)
 
 
-def chunked_loss_sum(loss: PieceLoss, memory: torch.Tensor, *, at_once: int) -> torch.Tensor:
-    """The sum of ``loss`` over pieces of ``memory`` (N, D), with a gradient for ``memory`` alone.
+def chunked_loss_sum(loss: ChunkLoss, hidden_states: torch.Tensor, *, chunk_size: int) -> torch.Tensor:
+    """Return the sum of ``loss`` over chunks of ``hidden_states`` (N, D).
 
-    Args:
-        loss: must reach no other parameter that is trained.
-        memory: what the head reads.
-        at_once: positions of a piece.
+    The gradient reaches ``hidden_states`` only: ``loss`` must not use other trainable parameters.
     """
-    if not (torch.is_grad_enabled() and memory.requires_grad):
-        pieces = _pieces(len(memory), at_once)
-        return torch.stack([loss(memory[piece], piece) for piece in pieces]).sum()
-    total: torch.Tensor = _ChunkedLoss.apply(memory, loss, at_once)
+    if not (torch.is_grad_enabled() and hidden_states.requires_grad):
+        chunks = _chunks(len(hidden_states), chunk_size)
+        return torch.stack([loss(hidden_states[chunk], chunk) for chunk in chunks]).sum()
+    total: torch.Tensor = _ChunkedLoss.apply(hidden_states, loss, chunk_size)
     return total
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, memory: torch.Tensor, loss: PieceLoss, at_once: int) -> torch.Tensor:
-        gradient = torch.empty_like(memory)
+    def forward(ctx: Any, hidden_states: torch.Tensor, loss: ChunkLoss, chunk_size: int) -> torch.Tensor:
+        gradient = torch.empty_like(hidden_states)
         losses = []
-        for piece in _pieces(len(memory), at_once):
-            with torch.enable_grad():
-                rows = memory[piece].detach().requires_grad_()
-                value = loss(rows, piece)
-                (gradient[piece],) = torch.autograd.grad(value, rows)
+        for chunk in _chunks(len(hidden_states), chunk_size):
+            with torch.enable_grad():  # disabled inside autograd.Function.forward
+                rows = hidden_states[chunk].detach().requires_grad_()
+                value = loss(rows, chunk)
+                (gradient[chunk],) = torch.autograd.grad(value, rows)
             losses.append(value.detach())
         ctx.save_for_backward(gradient)
         return torch.stack(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient.dtype), None, None
+        return gradient * grad_outputs[0].to(gradient.dtype), None, None
 
 
-def _pieces(count: int, at_once: int) -> Iterator[slice]:
-    for start in range(0, count, at_once):
-        yield slice(start, min(start + at_once, count))
+def _chunks(count: int, chunk_size: int) -> Iterator[slice]:
+    for start in range(0, count, chunk_size):
+        yield slice(start, min(start + chunk_size, count))

@@ -1,4 +1,4 @@
-"""The configuration that is saved beside an adapter and a gate (`config.json`)."""
+"""The configuration saved next to an adapter and a gate (``config.json``)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from imsm.models.backbones.loading import register_custom_models
 
 
 class SiameseConfig(PretrainedConfig):
-    """What a siamese model is made of; the backbone's weights stay where they are.
+    """Configuration of a `SiameseForCausalLM`; it refers to the backbone's weights by name.
 
     Args:
-        text_config: the backbone's own configuration (or its dict).
-        backbone: where the backbone comes from: ``path``, ``revision``, ``dtype`` and
-            ``attn_implementation``, as `imsm.models.backbones.loading.load_backbone` takes them.
-        gate: ``_target_`` (a class of gates) and its arguments; None for plain PEFT.
-        pooling: how a query memory is pooled: "mean" (the paper), "max" or "last".
-        stream: which stream answers: "original", "tuned" or "interwoven".
-        cached: whether the backbone can go on from a cache (`imsm.models.siamese.backbone_check`).
-        padded_inside: whether padding may stand inside a text then (likewise).
+        text_config: the backbone's own configuration, or its dict.
+        backbone: arguments of `imsm.models.backbones.loading.load_backbone`.
+        gate: ``_target_`` (a gate class) and its arguments; None without a gate.
+        pooling: pooling of the query states: "mean" (the paper), "max" or "last".
+        stream: the stream that is used: "original", "tuned" or "interwoven".
+        supports_cache: whether the backbone can continue from a KV cache
+            (`imsm.models.siamese.backbone_check`).
+        supports_inner_padding: whether it can do so with padding inside the sequence.
     """
 
     model_type = "imsm"
@@ -35,9 +35,9 @@ class SiameseConfig(PretrainedConfig):
         gate: dict[str, Any] | None = None,
         pooling: str = "mean",
         stream: str = "interwoven",
-        cached: bool = True,
-        padded_inside: bool = False,
-        **common: Any,
+        supports_cache: bool = True,
+        supports_inner_padding: bool = False,
+        **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
             register_custom_models()
@@ -46,26 +46,26 @@ class SiameseConfig(PretrainedConfig):
         elif text_config is not None:
             # a copy: transformers writes this model's attention into its nested configurations
             text_config = copy.deepcopy(text_config)
-            common.setdefault("attn_implementation", text_config._attn_implementation)
+            kwargs.setdefault("attn_implementation", text_config._attn_implementation)
         self.text_config = text_config
         self.backbone = backbone
         self.gate = gate
         self.pooling = pooling
         self.stream = stream
-        self.cached = cached
-        self.padded_inside = padded_inside
+        self.supports_cache = supports_cache
+        self.supports_inner_padding = supports_inner_padding
         if text_config is not None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                common.setdefault(name, getattr(text_config, name, None))
-        common["tie_word_embeddings"] = False  # the backbone ties its own
-        super().__init__(**common)
+                kwargs.setdefault(name, getattr(text_config, name, None))
+        kwargs["tie_word_embeddings"] = False  # the backbone ties its own weights
+        super().__init__(**kwargs)
 
     @property
     def hidden_size(self) -> int:
-        """D, the width of a memory (DeepSpeed and PEFT ask for it)."""
+        """Hidden size D of the backbone (read by DeepSpeed and PEFT)."""
         return self.get_text_config(decoder=True).hidden_size
 
     @property
     def vocab_size(self) -> int:
-        """V, the size of the vocabulary."""
+        """Vocabulary size V of the backbone."""
         return self.get_text_config(decoder=True).vocab_size

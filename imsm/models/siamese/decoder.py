@@ -1,4 +1,4 @@
-"""Where a causal language model makes its memories: the part of it that stands before the head."""
+"""Find the decoder of a causal language model: the part before the head."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from transformers import PreTrainedModel
 
 
 def find_decoder(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The part of ``backbone`` that turns tokens into memories, (B, T) -> (B, T, D).
-
-    transformers' `get_decoder()` finds it by the names that such parts usually have; where another
-    part has that name (ModernBERT's head is called `decoder`), it is the model inside ``backbone``
-    that holds the token embeddings.
+    """Return the part of ``backbone`` that maps tokens (B, T) to hidden states (B, T, D).
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such part.
     """
     embeddings = backbone.get_input_embeddings()
+    # get_decoder() goes by attribute names, which can be wrong: ModernBERT's head is named `decoder`
     for part in (backbone.get_decoder(), backbone.base_model, *backbone.children()):
         if part is not backbone and _reads_tokens(part, embeddings):
             return part
-    raise ValueError(f"{type(backbone).__name__} has no body apart from its head")
+    raise ValueError(f"{type(backbone).__name__}: has no decoder separate from its head")
 
 
 def _reads_tokens(part: nn.Module, embeddings: nn.Module) -> bool:
-    return isinstance(part, PreTrainedModel) and any(each is embeddings for each in part.modules())
+    return isinstance(part, PreTrainedModel) and any(module is embeddings for module in part.modules())

@@ -1,10 +1,10 @@
-"""What a stream has read so far, and what it expects next: a batch of texts that it can go on with.
+"""A prefilled decoding session: KV cache and next-token logits of a batch of prompts.
 
-A prompt is read once, and answers of any number are weighed or decoded from there; how all prompts
-begin is read once for all of them. Rows that are done are let go of, so that the rest does not wait
-for them.
+Prompts are processed once; any number of continuations can be scored or decoded from there. A
+common prefix of all prompts is processed once for the batch. Finished rows can be dropped, so that
+they do not slow down the others.
 
-Legend: B rows, T positions read so far, n positions read next, V vocabulary.
+Shapes: B rows, T cached positions, n new positions, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -12,198 +12,200 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch.nn import functional
+from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from imsm.data.batching import collate_prompts
-from imsm.models.siamese.kv_cache import joined
+from imsm.models.siamese.kv_cache import concat_caches
+from imsm.models.siamese.model import SiameseForCausalLM
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from imsm.models.siamese.model import SiameseForCausalLM
-
-
-_WORTH = 256
-"""Positions: beginnings that spare fewer are not worth a pass of their own."""
-_AT_ONCE = 2048
-"""Tokens of prompts that one pass reads: more take memory, and on a CPU time, for nothing."""
+MIN_SAVED_POSITIONS = 256
+"""A common prefix is processed separately if that saves at least this many positions."""
+MAX_PREFILL_TOKENS = 2048
+"""Prompt tokens per pass: larger passes use more memory, and on a CPU more time, without a gain."""
 
 
 class DecodingSession:
-    """The chosen stream of a model on a batch of texts.
+    """The selected stream of a model on a batch of prompts.
+
+    A backbone without cache support processes its sequences from the start at every step.
 
     Args:
-        model: its ``stream`` reads.
-        prompts: token ids, B of them; they are the queries.
-        pad_id: fills up the shorter ones.
-        then: so many tokens may be read after them.
+        model: the model; its ``stream`` is used.
+        prompts: token ids of B prompts, which are the queries.
+        pad_id: the padding token.
+        max_new_tokens: number of tokens that may follow a prompt.
 
     Attributes:
-        logits: of each row's next token, (B, V).
-        gate: the original memory's weight in them, (B,); None without a gate.
-
-    A backbone that cannot go on from a cache reads its texts from the beginning every time.
+        logits: logits of each row's next token, (B, V).
+        gate: mean weight of the original at that position, (B,); None without a gate.
     """
 
     @torch.inference_mode()
     def __init__(
-        self, model: SiameseForCausalLM, prompts: Sequence[Sequence[int]], *, pad_id: int, then: int = 0
+        self, model: SiameseForCausalLM, prompts: Sequence[Sequence[int]], *, pad_id: int, max_new_tokens: int = 0
     ) -> None:
         self.model = model
-        self._cache = model.new_cache() if model.config.cached else None
+        self._config = model.config.get_text_config(decoder=True)
+        self._cache = model.new_cache() if model.config.supports_cache else None
         self.logits: torch.Tensor
         self.gate: torch.Tensor | None
-        parts = self._parts(prompts, then=then)
-        if len(parts) > 1:
-            self._join([DecodingSession(model, prompts[each], pad_id=pad_id, then=then) for each in parts])
+        batches = self._prefill_batches(prompts, max_new_tokens=max_new_tokens)
+        if len(batches) > 1:
+            self._concat(
+                [DecodingSession(model, prompts[b], pad_id=pad_id, max_new_tokens=max_new_tokens) for b in batches]
+            )
             return
-        begun = self._shared(prompts, then=then)
-        rest = [each[begun:] for each in prompts]
-        ids, mask = collate_prompts(rest, pad_id=pad_id, device=model.device)
-        if begun:
-            first = torch.tensor([prompts[0][:begun]], device=model.device)
-            self._texts = self._mask = first[:, :0]
-            self._query = torch.ones_like(first)
-            self._prefill(first, self._query, query=self._query)
+        prefix = self._shared_prefix(prompts, max_new_tokens=max_new_tokens)
+        ids, mask = collate_prompts([prompt[prefix:] for prompt in prompts], pad_id=pad_id, device=model.device)
+        if prefix:
+            prefix_ids = torch.tensor([prompts[0][:prefix]], device=model.device)
+            self._ids = self._mask = prefix_ids[:, :0]
+            self._query_mask = torch.ones_like(prefix_ids)
+            self._forward(prefix_ids, self._query_mask, query_mask=self._query_mask)
             self.select_rows([0] * len(prompts))
-            self._query = torch.cat([self._query, mask], dim=1)
+            self._query_mask = torch.cat([self._query_mask, mask], dim=1)
         else:
-            self._texts, self._mask, self._query = ids[:, :0], mask[:, :0], mask
-        self._prefill(ids, mask, query=self._query)
-
-    def _parts(self, prompts: Sequence[Sequence[int]], *, then: int) -> list[slice]:
-        """Which prompts are read in a pass: all, where the parts could not be put together."""
-        virtual = self.model.streams.virtual is not None
-        layers = [] if self._cache is None else self._cache.layers
-        if virtual or not layers or not all(map(_plain, layers)):
-            return [slice(0, len(prompts))]
-        config = self.model.config.get_text_config(decoder=True)
-        if max(map(len, prompts)) + then > min(_window(config), _frequencies_hold(config)):
-            return [slice(0, len(prompts))]
-        parts, start, longest = [], 0, 0
-        for place, prompt in enumerate(prompts):
-            longest = max(longest, len(prompt))
-            if place > start and longest * (place + 1 - start) > _AT_ONCE:
-                parts.append(slice(start, place))
-                start, longest = place, len(prompt)
-        return [*parts, slice(start, len(prompts))]
-
-    def _join(self, parts: Sequence[DecodingSession]) -> None:
-        """Go on with all rows of readings that were made one after another."""
-        width = max(part._mask.shape[1] for part in parts)
-
-        def left(masks: list[torch.Tensor]) -> torch.Tensor:
-            return torch.cat([functional.pad(m, (width - m.shape[1], 0)) for m in masks])
-
-        self._mask, self._query = left([p._mask for p in parts]), left([p._query for p in parts])
-        self._texts = self._mask[:, :0]
-        self.logits = torch.cat([part.logits for part in parts])
-        gates = [part.gate for part in parts if part.gate is not None]
-        self.gate = torch.cat(gates) if gates else None
-        self._cache = joined([part._cache for part in parts if part._cache is not None])
-
-    def _shared(self, prompts: Sequence[Sequence[int]], *, then: int) -> int:
-        """How many tokens all prompts begin with, if they are read once; each has one more."""
-        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
-        columns = enumerate(zip(*prompts, strict=False))
-        common = next((n for n, tokens in columns if len(set(tokens)) > 1), shortest - 1)
-        common = min(common, shortest - 1)
-        if common * (len(prompts) - 1) < _WORTH or self._cache is None:
-            return 0
-        config = self.model.config.get_text_config(decoder=True)
-        virtual = self.model.streams.virtual
-        places = longest + then + (0 if virtual is None else virtual.count)
-        if places > _frequencies_hold(config):
-            return 0
-        if shortest == longest:
-            return common
-        padded = self.model.config.padded_inside and all(map(_plain, self._cache.layers))
-        return common if padded and places <= _window(config) else 0
+            self._ids, self._mask, self._query_mask = ids[:, :0], mask[:, :0], mask
+        self._forward(ids, mask, query_mask=self._query_mask)
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Return the number of rows."""
         return len(self._mask)
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, *, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Read on.
+        """Append tokens to every row and return the logits after each, (B, n, V).
 
         Args:
             tokens: (B, n).
-            mask: 1 on tokens, 0 on padding on the right, (B, n); None: there is no padding.
-
-        Returns:
-            The logits after each of them, (B, n, V).
+            mask: 1 on tokens, 0 on right padding, (B, n); None without padding.
         """
         mask = torch.ones_like(tokens) if mask is None else mask
-        return self._prefill(tokens, mask, keep=tokens.shape[1])
+        return self._forward(tokens, mask, logits_to_keep=tokens.shape[1])
 
     @torch.inference_mode()
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order; the others are let go of."""
+        """Keep the given rows, in this order; they may repeat."""
         if list(rows) != list(range(len(self))):
             self._select(rows)
 
-    def _select(self, rows: Sequence[int]) -> None:
-        places = torch.tensor(rows, device=self._mask.device)
-        self._query, self._mask = self._query[places], self._mask[places]
-        self._texts, self.logits = self._texts[places], self.logits[places]
-        if self.gate is not None:
-            self.gate = self.gate[places]
-        if self._cache is not None:  # the way of selecting rows that every kind of layer has
-            self._cache.reorder_cache(places)  # type: ignore[arg-type]
-
     @torch.inference_mode()
     def fork(self, rows: Sequence[int]) -> DecodingSession:
-        """Another reading of these rows; this one stays where it is."""
+        """Return a new session with the given rows; this one is unchanged."""
         other = copy.copy(self)
         if self._cache is not None:
-            # keys and values are replaced when rows are selected: they need no copy before
-            shared = [(layer.keys, layer.values) for layer in self._cache.layers if _plain(layer)]
+            # selecting rows replaces keys and values, so a deep copy may share them
+            shared = [(layer.keys, layer.values) for layer in self._cache.layers if _is_positional(layer)]
             memo = {id(tensor): tensor for pair in shared for tensor in pair}
             other._cache = copy.deepcopy(self._cache, memo)
         other._select(rows)
         return other
 
     def row_bytes(self) -> int:
-        """What one row takes of the cache."""
-        layers = [] if self._cache is None else filter(_plain, self._cache.layers)
-        held = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
-        return sum(tensor.nbytes for tensor in held if tensor is not None) // len(self)
+        """Return the size of one row of the cache in bytes."""
+        layers = [] if self._cache is None else filter(_is_positional, self._cache.layers)
+        tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None) // len(self)
 
-    def _prefill(
-        self, tokens: torch.Tensor, mask: torch.Tensor, *, query: torch.Tensor | None = None, keep: int = 1
+    def _prefill_batches(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[slice]:
+        """Split prompts into batches of `MAX_PREFILL_TOKENS` if their caches can be concatenated."""
+        everything = [slice(0, len(prompts))]
+        layers = [] if self._cache is None else self._cache.layers
+        if self.model.streams.virtual_tokens is not None or not layers or not all(map(_is_positional, layers)):
+            return everything
+        # joining pads shorter prompts on the left, which a window or a length-dependent RoPE would notice
+        longest = max(map(len, prompts)) + max_new_tokens
+        if longest > min(_attention_window(self._config), _max_static_rope_length(self._config)):
+            return everything
+        batches, start, longest = [], 0, 0
+        for row, prompt in enumerate(prompts):
+            longest = max(longest, len(prompt))
+            if row > start and longest * (row + 1 - start) > MAX_PREFILL_TOKENS:
+                batches.append(slice(start, row))
+                start, longest = row, len(prompt)
+        return [*batches, slice(start, len(prompts))]
+
+    def _shared_prefix(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> int:
+        """Return the length of the common prefix to process once; every prompt is longer."""
+        shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+        columns = enumerate(zip(*prompts, strict=False))
+        common = next((n for n, tokens in columns if len(set(tokens)) > 1), shortest - 1)
+        common = min(common, shortest - 1)
+        if common * (len(prompts) - 1) < MIN_SAVED_POSITIONS or self._cache is None:
+            return 0
+        virtual_tokens = self.model.streams.virtual_tokens
+        length = longest + max_new_tokens + (0 if virtual_tokens is None else virtual_tokens.count)
+        if length > _max_static_rope_length(self._config):
+            return 0
+        if shortest == longest:
+            return common
+        # prompts of different lengths are padded after the prefix, inside the sequence
+        inner_padding = self.model.config.supports_inner_padding and all(map(_is_positional, self._cache.layers))
+        return common if inner_padding and length <= _attention_window(self._config) else 0
+
+    def _concat(self, sessions: Sequence[DecodingSession]) -> None:
+        """Take over the rows of several sessions."""
+        width = max(session._mask.shape[1] for session in sessions)
+
+        def pad_left(masks: list[torch.Tensor]) -> torch.Tensor:
+            return torch.cat([functional.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+
+        self._mask = pad_left([session._mask for session in sessions])
+        self._query_mask = pad_left([session._query_mask for session in sessions])
+        self._ids = self._mask[:, :0]
+        self.logits = torch.cat([session.logits for session in sessions])
+        gates = [session.gate for session in sessions if session.gate is not None]
+        self.gate = torch.cat(gates) if gates else None
+        self._cache = concat_caches([session._cache for session in sessions if session._cache is not None])
+
+    def _select(self, rows: Sequence[int]) -> None:
+        indices = torch.tensor(rows, device=self._mask.device)
+        self._query_mask, self._mask = self._query_mask[indices], self._mask[indices]
+        self._ids, self.logits = self._ids[indices], self.logits[indices]
+        if self.gate is not None:
+            self.gate = self.gate[indices]
+        if self._cache is not None:  # reorder_cache is the one selection that all layer classes have
+            self._cache.reorder_cache(indices)  # type: ignore[arg-type]
+
+    def _forward(
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        *,
+        query_mask: torch.Tensor | None = None,
+        logits_to_keep: int = 1,
     ) -> torch.Tensor:
-        """Logits of the last ``keep`` tokens; ``query`` marks the query's so far, as yet."""
+        """Append tokens and return the logits of the last ``logits_to_keep`` of them."""
         self._mask = torch.cat([self._mask, mask], dim=1)
         if self._cache is None:
-            self._texts = torch.cat([self._texts, tokens], dim=1)
-            query = self._query
+            self._ids = torch.cat([self._ids, tokens], dim=1)
+            query_mask = self._query_mask
         output = self.model(
-            input_ids=tokens if self._cache is not None else self._texts,
+            input_ids=tokens if self._cache is not None else self._ids,
             attention_mask=self._mask,
             past_key_values=self._cache,
-            query_mask=query,
-            logits_to_keep=keep,
+            query_mask=query_mask,
+            logits_to_keep=logits_to_keep,
         )
         logits: torch.Tensor = output.logits
-        self.logits = logits[:, -1].clone()  # not a view that keeps all of them
+        self.logits = logits[:, -1].clone()  # a view would keep all logits in memory
         self.gate = None if output.gate is None else output.gate[:, -1]
         return logits
 
 
-def _plain(layer: object) -> TypeGuard[DynamicLayer]:
-    """Whether a cache's layer is keys and values by place: there padding may stand anywhere."""
+def _is_positional(layer: object) -> TypeGuard[DynamicLayer]:
+    """Whether a cache layer holds keys and values by position, so that padding can be anywhere."""
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-def _window(config: PretrainedConfig) -> float:
-    """The narrowest stretch of places that attention is held to."""
-    found = [
+def _attention_window(config: PretrainedConfig) -> float:
+    """Return the narrowest attention window or chunk of any layer, in positions."""
+    windows = [
         value
         for name, value in config.to_dict().items()
         if ("window" in name or "chunk" in name)
@@ -211,19 +213,19 @@ def _window(config: PretrainedConfig) -> float:
         and isinstance(value, int)
         and value > 1
     ]
-    return min(found, default=math.inf)
+    return min(windows, default=math.inf)
 
 
-def _frequencies_hold(config: PretrainedConfig) -> float:
-    """Up to which length rotary positions are the same however a text is fed.
+def _max_static_rope_length(config: PretrainedConfig) -> float:
+    """Return the length up to which rotary frequencies do not depend on the sequence length.
 
-    Some kinds turn at other frequencies in a longer text, and look at each piece by itself.
+    Dynamic and LongRoPE frequencies change in longer sequences, and are computed per chunk.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
-    found = [
+    settings = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    limits = [
         each.get("original_max_position_embeddings") or config.max_position_embeddings
-        for each in kinds
+        for each in settings
         if each.get("rope_type") in ("dynamic", "longrope")
     ]
-    return min(found, default=math.inf)
+    return min(limits, default=math.inf)

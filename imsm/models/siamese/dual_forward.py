@@ -1,172 +1,267 @@
-"""One tuner layer over doubled rows: the first half as in the original model, the second as tuned.
+"""Run an adapted model as the original, as the tuned model, or as both in one batch.
 
-Run half by half, a layer reads the weight that it stands around twice. Most layers (LoRA and its
-kin, VeRA, DoRA, (IA)^3 behind attention) hand their input to that base layer as it is and work on
-what comes out. For those the base layer reads all rows at once: the first half of its output is the
-original stream's, the second is what the tuner layer finds when it asks its base layer. Nothing is
-known of the method: a layer that asks with anything but its own input gets a computed answer, and
-goes half by half from then on (`imsm.models.adapters.adapter_check` has seen to that before the first use). Only
-plain LoRA, the most used, has a shorter way where nothing is learned (`imsm.models.siamese.dual_forward`).
+All patching of third-party layers is in this file. `AdapterLayers` finds the tuner layers of a
+model once and can disable them, or make them accept a batch whose first half runs as the original
+model and whose second half runs as the tuned one.
 
-Legend: B rows of each stream.
+In such a batch a tuner layer would read its base weight twice, once per half. Most methods (LoRA
+and its relatives, DoRA, VeRA, (IA)^3 in attention) pass their input unchanged to the base layer.
+For these the base layer runs once on all rows, and the tuner layer receives the second half of
+that output when it calls its base layer with its own input. The check is by object identity, so it
+holds for any method: a layer that calls its base layer with another tensor gets a computed result
+and runs half by half from then on. `imsm.models.adapters.adapter_check` compares both ways before
+first use.
+
+Shapes: B rows per stream; a dual batch has 2B rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
 from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+
+Forward = Callable[..., Any]
+Disable = Callable[[], AbstractContextManager[None]]
+
+# Set directly: `BaseTunerLayer.enable_adapters(True)` would also make frozen adapters trainable.
+_SWITCH = "_disable_adapters"
+# PEFT has no common base class: modules_to_save and trainable tokens are wrappers, not tuner layers.
+_TUNER_LAYERS = BaseTunerLayer | AuxiliaryTrainingWrapper
+# Adaption prompt replaces complete attention modules and has no switch.
+_ADAPTED_ATTENTION = AdaptedAttention | AdaptedAttentionGPT
 
 
 @contextmanager
-def patched_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """While this is open, ``module`` answers every call with ``forward``."""
-    own = module.__dict__.get("forward")
+def patched_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
+    """Replace ``module.forward`` by ``forward`` inside this block."""
+    instance_forward = module.__dict__.get("forward")
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
-        if own is not None:  # somebody else (accelerate's hooks) had replaced it before
-            module.forward = own
+        if instance_forward is not None:  # accelerate's hooks also patch the instance
+            module.forward = instance_forward
 
 
-def try_add_lora_inplace(layer: nn.Module, output: torch.Tensor, rows: torch.Tensor) -> bool:
-    """Add a LoRA layer's update to what its base layer made of its input, in place.
+class AdapterLayers:
+    """The tuner layers of a model.
 
     Args:
-        layer: a tuner layer, its adapter on.
-        output: of its base layer, (..., D_out); changed if True is returned.
-        rows: its input, (..., D_in).
+        model: the model; its outermost tuner layers are used.
+
+    Attributes:
+        layers: the outermost tuner layers.
+        supports_dual: whether `dual` can be used; not for methods that replace attention modules.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = _outermost_tuner_layers(model)
+        self.supports_dual = not any(isinstance(layer, _ADAPTED_ATTENTION) for layer in self.layers)
+        self._disable = {layer: _disable_fn(layer) for layer in self.layers}
+        self._dual_layers = [DualStreamLayer(layer, disable=fn) for layer, fn in self._disable.items()]
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Run every tuner layer as the layer that it wraps."""
+        # PeftModel.disable_adapter() walks all modules and makes frozen adapters trainable on exit
+        with ExitStack() as stack:
+            for disable in self._disable.values():
+                stack.enter_context(disable())
+            yield
+
+    @contextmanager
+    def dual(self) -> Iterator[None]:
+        """Accept batches of 2B rows: the first half original, the second half tuned."""
+        with ExitStack() as stack:
+            for layer in self._dual_layers:
+                stack.enter_context(layer.patched())
+            yield
+
+    @contextmanager
+    def wrapped(self, wrap: Callable[[Disable, Forward], Forward]) -> Iterator[None]:
+        """Replace each layer's forward by ``wrap(disable, forward)``.
+
+        Inside a ``with disable():`` block, ``forward`` is that of the wrapped layer.
+        """
+        with ExitStack() as stack:
+            for layer, disable in self._disable.items():
+                stack.enter_context(patched_forward(layer, wrap(disable, layer.forward)))
+            yield
+
+    def disable_sharing(self) -> None:
+        """Run each half of a dual batch separately through every tuner layer."""
+        for layer in self._dual_layers:
+            layer.shares_base = False
+
+    def copy_sharing(self, other: AdapterLayers) -> None:
+        """Share base layers where ``other``, a view of the same layers, does."""
+        for layer, known in zip(self._dual_layers, other._dual_layers, strict=True):
+            layer.shares_base = known.shares_base
+
+
+class DualStreamLayer:
+    """The forward of one tuner layer on a dual batch.
+
+    Args:
+        layer: the tuner layer.
+        disable: returns a context manager inside which the layer equals its base layer.
+
+    Attributes:
+        shares_base: whether the base layer processes both halves in one call.
+    """
+
+    def __init__(self, layer: nn.Module, *, disable: Disable) -> None:
+        self.layer, self._disable = layer, disable
+        base = getattr(layer, "base_layer", None)
+        # a tuner layer nested in the base layer is switched together with this one
+        plain = isinstance(base, nn.Module) and not any(hasattr(m, _SWITCH) for m in base.modules())
+        self._base = base if plain else None
+        self.shares_base = self._base is not None
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """Let the layer accept 2B rows inside this block."""
+        forward = self.layer.forward
+
+        def dual_forward(*args: Any, **kwargs: Any) -> Any:
+            merged = getattr(self.layer, "merged", False)  # the base weight is not the original's then
+            if self.shares_base and not merged and len(args) == 1 and not kwargs:
+                return self._forward_shared(forward, args[0])
+            return self._forward_halves(forward, *args, **kwargs)
+
+        with patched_forward(self.layer, dual_forward):
+            yield
+
+    def _forward_shared(self, forward: Forward, rows: torch.Tensor) -> Any:
+        """Run (2B, ...) rows with one call of the base layer."""
+        assert self._base is not None
+        base_forward = self._base.forward
+        tuned_rows = rows.chunk(2)[1]
+        output = self._base(rows)
+        if not isinstance(output, torch.Tensor):  # a router returns a tuple
+            self.shares_base = False
+            return self._forward_halves(forward, rows)
+        middle = len(output) // 2
+        tuned_base_output = output[middle:]  # a view: AdaLoRA adds to it in place
+        # an identity or an eval-mode dropout returns its input, which the residual still reads
+        owns_storage = output.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
+        in_place = owns_storage and not torch.is_grad_enabled()
+        if in_place and _try_add_lora_inplace(self.layer, tuned_base_output, tuned_rows):
+            return output
+        calls = 0
+
+        def computed_base_output(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            if len(args) == 1 and not kwargs and args[0] is tuned_rows:
+                calls += 1
+                # the first result may have been changed in place, so a second call is computed
+                return tuned_base_output if calls == 1 else base_forward(tuned_rows)
+            return base_forward(*args, **kwargs)
+
+        with patched_forward(self._base, computed_base_output):
+            tuned = forward(tuned_rows)
+        self.shares_base = calls > 0
+        if not (in_place and tuned.shape == tuned_base_output.shape and tuned.dtype == tuned_base_output.dtype):
+            return torch.cat([output[:middle], tuned])
+        tuned_base_output.copy_(tuned)  # saves one (2B, ...) allocation
+        return output
+
+    def _forward_halves(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        """Run the halves separately, on (2B, ...) or flattened (2BT, ...) rows.
+
+        With a single argument each half runs once. Routers and experts take more arguments, and it
+        is unknown which of them are indexed by row: all rows run twice, and each half is taken from
+        the pass of its stream.
+        """
+        if len(args) == 1 and not kwargs:
+            original_rows, tuned_rows = args[0].chunk(2)
+            with self._disable():
+                original = forward(original_rows)
+            return _map_outputs(lambda a, b: torch.cat([a, b]), original, forward(tuned_rows))
+        with self._disable():
+            original = forward(*args, **kwargs)
+        return _map_outputs(lambda a, b: torch.cat([a.chunk(2)[0], b.chunk(2)[1]]), original, forward(*args, **kwargs))
+
+
+def _map_outputs(join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], original: Any, tuned: Any) -> Any:
+    """Join two outputs of a layer: tensors, or tuples of them."""
+    if isinstance(original, tuple):
+        return tuple(_map_outputs(join, *pair) for pair in zip(original, tuned, strict=True))
+    return join(original, tuned)
+
+
+def _try_add_lora_inplace(layer: nn.Module, output: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Add a plain LoRA update to the base layer's output in place.
+
+    Args:
+        layer: a tuner layer with its adapter enabled.
+        output: base layer output, (..., D_out); modified if True is returned.
+        rows: layer input, (..., D_in).
 
     Returns:
-        Whether this was done; False, and nothing is changed, of any layer that does more than a
-        plain LoRA on a linear layer does.
+        False, with ``output`` unchanged, for anything but one plain LoRA on a linear layer.
     """
+    # the exact type: subclasses (quantized layers) compute something else
     if type(layer) is not Linear or layer.disable_adapters or layer.merged:
         return False
     if len(layer.active_adapters) != 1:
         return False
     (name,) = layer.active_adapters
-    if name not in layer.lora_A or name in layer.lora_variant:  # variants: DoRA and others
+    if name not in layer.lora_A or name in layer.lora_variant:  # `lora_variant`: DoRA and others
         return False
     down, up = layer.lora_A[name], layer.lora_B[name]
     if not (type(down) is nn.Linear and type(up) is nn.Linear and up.bias is None):
         return False
     dropout = layer.lora_dropout[name]
-    still = isinstance(dropout, nn.Identity) or not dropout.training
-    whole = len(up.weight) == output.shape[-1]  # ZeRO-3 may hold a part of it
-    if not (still and whole and output.is_contiguous()):
+    no_dropout = isinstance(dropout, nn.Identity) or not dropout.training
+    gathered = len(up.weight) == output.shape[-1]  # ZeRO-3 may hold only a shard
+    if not (no_dropout and gathered and output.is_contiguous()):
         return False
-    small = down(rows.to(down.weight.dtype))  # (..., r)
+    features = down(rows.to(down.weight.dtype))  # (..., r)
     scaling = layer.scaling[name]
     if up.weight.dtype == output.dtype:
         flat = output.view(-1, output.shape[-1])
-        flat.addmm_(small.reshape(-1, small.shape[-1]), up.weight.t(), alpha=scaling)
-    else:  # the sum is rounded once, as PEFT rounds it
-        output.add_(up(small), alpha=scaling)
+        flat.addmm_(features.reshape(-1, features.shape[-1]), up.weight.t(), alpha=scaling)
+    else:  # add in float32 and round once, as PEFT does
+        output.add_(up(features), alpha=scaling)
     return True
 
 
-SWITCH = "_disable_adapters"
-"""A tuner layer's switch: while it is True the layer is the one that it stands around."""
+def _outermost_tuner_layers(model: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    nested: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, _TUNER_LAYERS | _ADAPTED_ATTENTION) and id(module) not in nested:
+            found.append(module)
+            nested.update(id(child) for child in module.modules())
+    return found
 
 
-class DualStreamLayer:
-    """The doubled pass of one tuner layer.
-
-    Args:
-        layer: it changes what goes through it.
-        off: makes a block in which it does not.
-
-    Attributes:
-        shares: whether its base layer reads both halves at once.
-    """
-
-    def __init__(self, layer: nn.Module, *, off: Callable[[], AbstractContextManager[None]]) -> None:
-        self.layer, self._off = layer, off
-        base = getattr(layer, "base_layer", None)
-        alone = isinstance(base, nn.Module) and not any(hasattr(m, SWITCH) for m in base.modules())
-        self._base = base if alone else None  # a tuner layer below is switched with this one
-        self.shares = self._base is not None
-
-    @contextmanager
-    def patched(self) -> Iterator[None]:
-        """While this is open, the layer takes doubled rows."""
-        tuned = self.layer.forward
-
-        def doubled(*arguments: Any, **named: Any) -> Any:
-            merged = getattr(self.layer, "merged", False)  # its base is no original then
-            if self.shares and not merged and len(arguments) == 1 and not named:
-                return self._shared(tuned, arguments[0])
-            return self._apart(tuned, *arguments, **named)
-
-        with patched_forward(self.layer, doubled):
-            yield
-
-    def _shared(self, tuned: Callable[..., Any], rows: torch.Tensor) -> Any:
-        """(2B, ...) rows with one pass of the base layer."""
-        assert self._base is not None
-        plain = self._base.forward
-        half = rows.chunk(2)[1]
-        both = self._base(rows)
-        if not isinstance(both, torch.Tensor):  # a router's choice of experts
-            self.shares = False
-            return self._apart(tuned, rows)
-        middle = len(both) // 2
-        rest = both[middle:]  # AdaLoRA adds to it in place
-        own = both.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
-        in_place = own and not torch.is_grad_enabled()
-        if in_place and try_add_lora_inplace(self.layer, rest, half):
-            return both
-        asked = 0
-
-        def answer(*arguments: Any, **named: Any) -> Any:
-            nonlocal asked
-            if len(arguments) == 1 and not named and arguments[0] is half:
-                asked += 1
-                return rest if asked == 1 else plain(half)
-            return plain(*arguments, **named)
-
-        with patched_forward(self._base, answer):
-            changed = tuned(half)
-        self.shares = asked > 0
-        alike = changed.shape == rest.shape and changed.dtype == rest.dtype
-        if not (in_place and alike):
-            return torch.cat([both[:middle], changed])
-        rest.copy_(changed)  # a tensor of all rows the less
-        return both
-
-    def _apart(self, tuned: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Half by half, over (2B, ...) rows or flattened (2BT, ...).
-
-        Where the rows are all that it is given, each half goes through once. A router or experts
-        are given more, and nothing tells which of it goes by rows and which only happens to be as
-        long: all of it goes through twice, and of every output the halves are taken.
-        """
-        if len(arguments) == 1 and not named:
-            original_rows, tuned_rows = arguments[0].chunk(2)
-            with self._off():
-                original = tuned(original_rows)
-            return _joined(original, tuned(tuned_rows))
-        with self._off():
-            original = tuned(*arguments, **named)
-        changed = tuned(*arguments, **named)
-        if isinstance(original, tuple):
-            return tuple(map(_halves_of, original, changed))
-        return _halves_of(original, changed)
+def _disable_fn(layer: nn.Module) -> Disable:
+    """Return a factory of context managers inside which ``layer`` equals its base layer."""
+    if isinstance(layer, _ADAPTED_ATTENTION):  # `layer.model` is the wrapped attention module
+        return partial(patched_forward, layer, layer.model.forward)
+    # nested switches: experts have one tuner layer per weight, trained tokens one in a wrapper
+    return partial(_switched_off, [module for module in layer.modules() if hasattr(module, _SWITCH)])
 
 
-def _halves_of(original: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
-    """The original stream's rows of one output, and the tuned stream's of the other."""
-    return torch.cat([original.chunk(2)[0], tuned.chunk(2)[1]])
-
-
-def _joined(original: Any, tuned: Any) -> Any:
-    if isinstance(original, tuple):
-        return tuple(map(_joined, original, tuned))
-    return torch.cat([original, tuned])
+@contextmanager
+def _switched_off(layers: list[nn.Module]) -> Iterator[None]:
+    before = [getattr(layer, _SWITCH) for layer in layers]
+    for layer in layers:
+        setattr(layer, _SWITCH, True)
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            setattr(layer, _SWITCH, value)

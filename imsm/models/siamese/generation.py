@@ -1,4 +1,4 @@
-"""`generate()` over both streams: the prompt is the query, the cache holds both streams."""
+"""`generate()` for a siamese model: the prompt is the query, the cache holds both streams."""
 
 from __future__ import annotations
 
@@ -9,96 +9,113 @@ from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
 from imsm.models.siamese.kv_cache import DualStreamCache, PrefixedCache
-
-if TYPE_CHECKING:
-    from imsm.models.siamese.streams import Stream, StreamRunner
+from imsm.models.siamese.streams import StreamRunner
 
 
 class SiameseGenerationMixin(GenerationMixin):
-    """transformers' generation, told of the query and given a cache of both streams."""
+    """`GenerationMixin` with query masks and the caches of both streams."""
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # members of the model class
         config: Any
         streams: StreamRunner
-
-        @property
-        def stream(self) -> Stream:
-            """Who answers."""
+        stream: Any
+        backbone: Any
+        training: bool
 
     @property
-    def cache_kind(self) -> type[Cache]:
-        """What the chosen stream's cache is; `Cache` stands for all of transformers' own."""
+    def cache_class(self) -> type[Cache]:
+        """Class of the selected stream's cache; `Cache` means any of transformers' own."""
         if self.stream == "interwoven":
             return DualStreamCache
-        virtual = self.stream == "tuned" and self.streams.virtual is not None
-        return PrefixedCache if virtual else Cache
+        has_prefix = self.stream == "tuned" and self.streams.virtual_tokens is not None
+        return PrefixedCache if has_prefix else Cache
 
     def new_cache(self, *, query_mask: torch.Tensor | None = None) -> Cache:
-        """An empty cache of the kind that the chosen stream fills.
+        """Return an empty cache for the selected stream.
 
         Args:
-            query_mask: which positions will be the query's, (B, T_query); None: all of the first
-                piece that is fed. Streams without a gate have no use for it.
+            query_mask: 1 on query positions, (B, T_query); None: the complete first chunk.
+                Ignored by the original and the tuned stream.
         """
         text_config = self.config.get_text_config(decoder=True)
-        if self.cache_kind is DualStreamCache:
-            doubled = self.streams.doubled
-            return DualStreamCache(config=text_config, query_mask=query_mask, doubled=doubled)
+        if self.cache_class is DualStreamCache:
+            return DualStreamCache(config=text_config, query_mask=query_mask, batch_both=self.streams.batch_both)
         plain = DynamicCache(config=text_config)
-        if self.cache_kind is Cache or self.streams.virtual is None:
+        if self.cache_class is Cache or self.streams.virtual_tokens is None:
             return plain
-        return PrefixedCache([plain], virtual=self.streams.virtual.count)
+        return PrefixedCache([plain], num_virtual=self.streams.virtual_tokens.count)
 
-    def generate(  # type: ignore[override]
-        self, inputs: torch.Tensor | None = None, *arguments: Any, **options: Any
-    ) -> torch.Tensor | ModelOutput:
-        """`GenerationMixin.generate`, with the prompt as the query.
-
-        ``query_mask`` (B, T_prompt) may mark a part of the prompt as the query instead (few-shot
-        examples outside it, say); only the interwoven stream reads it. Padding must stand on the
-        left. A backbone that cannot go on from a cache reads the whole text at every step. All
-        other arguments are transformers'.
+    def check_cache(self, cache: Cache) -> None:
+        """Check that ``cache`` can be used by the selected stream.
 
         Raises:
-            ValueError: padding on the right, or a kind of cache that cannot hold two streams.
+            ValueError: it cannot.
         """
-        given = (inputs, options.get("input_ids"), options.get("inputs_embeds"))
-        fed = next((each for each in given if each is not None), None)
-        if fed is not None and self._ends_with_padding(fed, options.get("attention_mask")):
-            raise ValueError("generate needs prompts padded on the left; a row ends with padding")
-        if self.stream == "interwoven" and fed is not None and options.get("query_mask") is None:
-            # padding is taken out by the attention mask, which generate() can infer
-            options["query_mask"] = torch.ones(fed.shape[:2], device=fed.device)
-        if not self.config.cached:
-            options["use_cache"] = False
-        return super().generate(inputs, *arguments, **options)  # type: ignore[misc]
+        if not self.config.supports_cache:
+            raise ValueError(
+                f"past_key_values: {type(self.backbone).__name__} cannot continue from a "
+                f"{type(cache).__name__}; pass complete sequences (use_cache=False)"
+            )
+        cache_class = type(cache) if isinstance(cache, PrefixedCache) else Cache
+        if cache_class is not self.cache_class:
+            raise ValueError(
+                f"past_key_values: a {type(cache).__name__} does not fit the {self.stream} stream; create it "
+                "with new_cache()"
+            )
+        layers = self.backbone.modules()
+        if self.training and any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
+            raise ValueError("past_key_values: not filled by gradient checkpointing in training mode; call eval()")
 
-    def _ends_with_padding(self, fed: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    def generate(  # type: ignore[override]
+        self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor | ModelOutput:
+        """Run `GenerationMixin.generate` with the prompt as the query.
+
+        ``query_mask`` (B, T_prompt) may mark a part of the prompt as the query (to exclude few-shot
+        examples, for instance); only the interwoven stream reads it. Prompts must be padded on the
+        left. A backbone that does not support a cache processes the complete text at every step.
+        All other arguments are those of transformers.
+
+        Raises:
+            ValueError: padding on the right, or a cache class that cannot hold two streams.
+        """
+        candidates = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        prompt = next((value for value in candidates if value is not None), None)
+        if prompt is not None and self._ends_with_padding(prompt, kwargs.get("attention_mask")):
+            raise ValueError("generate: a prompt ends with padding; pad prompts on the left")
+        if self.stream == "interwoven" and prompt is not None and kwargs.get("query_mask") is None:
+            # padding is excluded by the attention mask, which generate() can infer
+            kwargs["query_mask"] = torch.ones(prompt.shape[:2], device=prompt.device)
+        if not self.config.supports_cache:
+            kwargs["use_cache"] = False
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _ends_with_padding(self, prompt: torch.Tensor, mask: torch.Tensor | None) -> bool:
         if mask is not None:
             return bool((mask[:, -1] == 0).any())
         config = self.generation_config
-        ends = config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else ends or []
-        if fed.ndim != 2 or config.pad_token_id is None or config.pad_token_id in ends:
-            return False  # as transformers infers a mask: an end of text may be part of a prompt
-        return bool((fed[:, -1] == config.pad_token_id).any())
+        eos = config.eos_token_id
+        eos = [eos] if isinstance(eos, int) else eos or []
+        if prompt.ndim != 2 or config.pad_token_id is None or config.pad_token_id in eos:
+            return False  # as transformers infers masks: an EOS token can be part of a prompt
+        return bool((prompt[:, -1] == config.pad_token_id).any())
 
     def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *arguments: Any, **options: Any
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        """Give `generate()` the stream's cache wherever it would make a dynamic one."""
+        """Use the stream's own cache wherever `generate()` would create a dynamic one."""
         if (
-            self.cache_kind is Cache
+            self.cache_class is Cache
             or generation_config.use_cache is False
             or model_kwargs.get("past_key_values") is not None
         ):
             super()._prepare_cache_for_generation(  # type: ignore[misc]
-                generation_config, model_kwargs, *arguments, **options
+                generation_config, model_kwargs, *args, **kwargs
             )
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r}: the "
-                f"{self.stream} stream needs a dynamic cache of its own; leave it out"
+                f"cache_implementation={generation_config.cache_implementation!r}: the {self.stream} stream "
+                "has its own dynamic cache; remove this option"
             )
         model_kwargs["past_key_values"] = self.new_cache(query_mask=model_kwargs.get("query_mask"))

@@ -1,6 +1,6 @@
-"""What a pass is fed, and which of its positions are the query's.
+"""Decoder inputs, and the positions that belong to the query.
 
-Legend: B batch, T positions of this pass, D width of a memory.
+Shapes: B batch, T positions of this pass, D hidden size.
 """
 
 from __future__ import annotations
@@ -11,44 +11,45 @@ from transformers import Cache
 
 from imsm.models.siamese.kv_cache import DualStreamCache
 
-IGNORED = -100
-"""The label of a token that is not learned (torch's and transformers' convention)."""
+IGNORE_INDEX = -100
+"""Label of a token without a loss (the convention of torch and transformers)."""
 
 
-def body_inputs(
+def decoder_inputs(
     input_ids: torch.Tensor | None,
     *,
-    inputs_embeds: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
-    cache: Cache | None,
+    inputs_embeds: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    cache: Cache | None = None,
 ) -> dict[str, torch.Tensor]:
-    """A body's inputs by name, positions counted from the mask (padding on the left or right).
+    """Return the decoder's keyword arguments, with positions counted from the mask.
 
     Raises:
-        ValueError: not exactly one of tokens and embeddings, or a mask that is not (B, past + T).
+        ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``, or a mask whose shape is
+            not (B, past + T).
     """
     given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
     inputs = {name: value for name, value in given.items() if value is not None}
     if len(inputs) != 1:
-        raise ValueError("forward needs input_ids or inputs_embeds, one of them")
-    (fed,) = inputs.values()
-    batch, length = fed.shape[:2]
+        raise ValueError("forward needs either input_ids or inputs_embeds")
+    (tokens,) = inputs.values()
+    batch, length = tokens.shape[:2]
     past = cache.get_seq_length() if cache is not None else 0
     mask = attention_mask
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
-        mask = None  # the masks that transformers prepares for a static cache
+        mask = None  # transformers prepares other masks for a static cache
     if mask is not None and mask.shape != (batch, past + length):
         raise ValueError(
-            f"attention_mask has the shape {tuple(mask.shape)}; {past} positions in the "
-            f"cache and {length} new ones need {(batch, past + length)}"
+            f"attention_mask: has shape {tuple(mask.shape)}; {past} cached and {length} new positions "
+            f"need {(batch, past + length)}"
         )
     if position_ids is None and mask is not None:
+        # token counts, not column numbers: padding may be on the left, on the right or inside a prompt
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         position_ids = positions[:, past:]
     elif position_ids is None:
-        steps = torch.arange(past, past + length, device=fed.device)
-        position_ids = steps[None].expand(batch, -1)
+        position_ids = torch.arange(past, past + length, device=tokens.device)[None].expand(batch, -1)
     inputs["position_ids"] = position_ids
     if attention_mask is not None:
         inputs["attention_mask"] = attention_mask
@@ -58,24 +59,24 @@ def body_inputs(
 def query_mask_of_chunk(
     inputs: dict[str, torch.Tensor], *, query_mask: torch.Tensor | None, cache: Cache | None
 ) -> torch.Tensor:
-    """The query's positions (B, T) in the piece that ``inputs`` feeds.
+    """Return the query positions (B, T) in the chunk of ``inputs``.
 
     Raises:
-        ValueError: nothing tells the query from the answer.
+        ValueError: the query positions cannot be inferred.
     """
-    fed = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
-    length = fed.shape[1]
+    tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
+    length = tokens.shape[1]
     if isinstance(cache, DualStreamCache):
-        mask = cache.query_piece(query_mask, fed=fed)
+        mask = cache.next_query_mask(query_mask, tokens=tokens)
     elif query_mask is None:
         raise ValueError(
-            "the gate reads the query, and nothing tells the query from the answer: pass "
-            "query_mask (1 on the query's tokens), labels, or a cache from new_cache()"
+            "query_mask=None: the gate reads the query, whose positions cannot be inferred; pass query_mask "
+            "(1 on query tokens), labels, or a cache from new_cache()"
         )
     elif query_mask.shape[1] > length:
-        raise ValueError(f"query_mask: {query_mask.shape[1]} positions for {length} tokens")
+        raise ValueError(f"query_mask: has {query_mask.shape[1]} positions for {length} tokens")
     else:
-        mask = functional.pad(query_mask.to(fed.device).float(), (0, length - query_mask.shape[1]))
+        mask = functional.pad(query_mask.to(tokens.device).float(), (0, length - query_mask.shape[1]))
     if "attention_mask" in inputs:
         mask = mask * inputs["attention_mask"][:, -length:]
     return mask
@@ -84,12 +85,14 @@ def query_mask_of_chunk(
 def query_mask_from_labels(
     labels: torch.Tensor, *, attention_mask: torch.Tensor | None, query_mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """The query's positions (B, T) of labelled sequences: by default all before the first label.
+    """Return the query positions (B, T) of labelled sequences.
+
+    By default the query is everything before the first label.
 
     Raises:
-        ValueError: a row has no query, or ``query_mask`` reaches into its answer.
+        ValueError: a row has no query, or ``query_mask`` overlaps its answer.
     """
-    answer = (labels != IGNORED).long().cumsum(dim=1) > 0
+    answer = (labels != IGNORE_INDEX).long().cumsum(dim=1) > 0
     query = ~answer
     if query_mask is not None:
         query = functional.pad(query_mask.bool(), (0, labels.shape[1] - query_mask.shape[1]))
@@ -98,16 +101,13 @@ def query_mask_from_labels(
     if attention_mask is not None:
         query = query & attention_mask.bool()
     if not bool(query.any(dim=1).all()):
-        raise ValueError("labels: a row has no query, every one of its tokens is a label")
+        raise ValueError("labels: a row has no query, since each of its tokens is a label")
     return query
 
 
 def select_positions(values: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The positions of ``values`` (B, T, ...) that transformers' ``logits_to_keep`` asks for.
-
-    In memory they lie together: of rows that lie apart torch takes products in another order, and
-    in which one depends on whether the weight is trained.
-    """
+    """Select positions of ``values`` (B, T, ...) as transformers' ``logits_to_keep`` does."""
+    # contiguous: matmuls on strided rows sum in another order, which depends on requires_grad
     if isinstance(logits_to_keep, torch.Tensor):
         return values[:, logits_to_keep].contiguous()
     return values[:, -logits_to_keep:].contiguous() if logits_to_keep else values

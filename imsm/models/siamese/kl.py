@@ -1,11 +1,11 @@
-"""How far an answer's distribution is from the original model's: a penalty on forgetting.
+"""KL divergence to the original model, an optional term of the training loss.
 
-    sum over the N positions of KL(p_o || p),  p = softmax(z)
+    sum over the N label positions of KL(p_o || p),  p = softmax(logits)
 
-The variant of "Mask the Target" (2605.29498) leaves the right token out of both distributions
-and renormalises: what the example teaches is then not held against the model.
+The variant of "Mask the Target" (arXiv 2605.29498) removes the target token from both
+distributions and renormalizes them, so that learning the target is not penalized.
 
-Legend: N answer positions, V vocabulary.
+Shapes: N label positions, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn import functional
 
 @dataclass(frozen=True, kw_only=True)
 class KLRegularizer:
-    """A term of the training loss.
+    """Settings of the KL term.
 
     Args:
-        weight: beta, of the term in the loss.
-        mask_target: whether the right token is left out.
+        weight: factor of the term in the loss (beta).
+        mask_target: whether the target token is removed from both distributions.
     """
 
     weight: float
@@ -30,19 +30,19 @@ class KLRegularizer:
 
 
 def divergence(
-    original: torch.Tensor, answering: torch.Tensor, *, without: torch.Tensor | None = None
+    original_logits: torch.Tensor, logits: torch.Tensor, *, masked_tokens: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The sum of KL(p_o || p) in nats.
+    """Return the sum of KL(p_o || p) over all positions, in nats.
 
     Args:
-        original: the original model's logits, (N, V).
-        answering: the logits that are trained, (N, V).
-        without: a token of each position that both leave out, (N,); None: no token.
+        original_logits: logits of the original model, (N, V).
+        logits: logits of the trained stream, (N, V).
+        masked_tokens: one token per position to remove from both distributions, (N,).
     """
-    logits = [original.float(), answering.float()]
-    if without is not None:
-        # the least finite number: a probability of 0 whose logarithm can still be multiplied by it
-        least = torch.finfo(torch.float32).min
-        logits = [each.scatter(-1, without[:, None], least) for each in logits]
-    one, other = (each.log_softmax(dim=-1) for each in logits)
-    return functional.kl_div(other, one, reduction="sum", log_target=True)
+    both = [original_logits.float(), logits.float()]  # bfloat16 log-probabilities are too coarse
+    if masked_tokens is not None:
+        # the lowest finite value instead of -inf: 0 * -inf would be NaN
+        lowest = torch.finfo(torch.float32).min
+        both = [values.scatter(-1, masked_tokens[:, None], lowest) for values in both]
+    original_log_probs, log_probs = (values.log_softmax(dim=-1) for values in both)
+    return functional.kl_div(log_probs, original_log_probs, reduction="sum", log_target=True)

@@ -1,4 +1,10 @@
-"""Logits of a given memory: the backbone's own head, whatever it does after its projection."""
+"""Logits of given hidden states, computed by the backbone's own head.
+
+The backbone's forward runs with its decoder replaced by the given hidden states. Calling the output
+projection directly would need a table of what each architecture does after it, and configuration
+names do not identify that: ``logits_scaling`` divides in Granite and multiplies in HyperCLOVA X,
+and ``final_logit_softcapping`` is applied in float32 by some models only.
+"""
 
 from __future__ import annotations
 
@@ -12,52 +18,49 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from imsm.models.siamese.dual_forward import patched_forward
 
 
-class _Memory(BaseModelOutputWithPast):
-    """A body's output with a memory and nothing else; whatever a head looks for besides is None."""
+class _DecoderOutput(BaseModelOutputWithPast):
+    """A decoder output with hidden states only; every other field that a head reads is None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
 
 
-def apply_lm_head(backbone: PreTrainedModel, body: nn.Module, memory: torch.Tensor) -> torch.Tensor:
-    """The backbone's logits of memories that are not its own: (B, T, D) -> (B, T, V).
-
-    The backbone's forward runs with its body answering ``memory``, so that heads that scale
-    (Cohere, Granite) or cap (Gemma 2) their logits do so here too.
+def apply_lm_head(backbone: PreTrainedModel, decoder: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return the backbone's logits (B, T, V) of ``hidden_states`` (B, T, D).
 
     Args:
         backbone: a causal language model.
-        body: the part of it that makes memories.
-        memory: (B, T, D).
+        decoder: the part of it that computes hidden states.
+        hidden_states: last hidden states, not necessarily those of ``decoder``.
 
     Raises:
-        RuntimeError: the backbone's forward does not go through ``body``.
+        RuntimeError: the backbone's forward does not call ``decoder`` exactly once.
     """
     calls = 0
 
-    def answer(*_: Any, **__: Any) -> _Memory:
+    def decoder_forward(*_: Any, **__: Any) -> _DecoderOutput:
         nonlocal calls
         calls += 1
-        return _Memory(last_hidden_state=memory)
+        return _DecoderOutput(last_hidden_state=hidden_states)
 
-    with patched_forward(body, answer):
-        logits = _pass(backbone, memory)
+    with patched_forward(decoder, decoder_forward):
+        logits = _backbone_logits(backbone, hidden_states)
     if calls != 1:
         raise RuntimeError(
-            f"{type(backbone).__name__} called its {type(body).__name__} {calls} times for one "
-            "pass of its head: this backbone's head cannot be used on an interwoven memory"
+            f"{type(backbone).__name__} called its {type(decoder).__name__} {calls} times in one forward: "
+            "its head cannot be applied to interwoven hidden states"
         )
     return logits
 
 
-def _pass(backbone: PreTrainedModel, memory: torch.Tensor) -> torch.Tensor:
-    """The logits of a pass whose body answers; what it is fed matters in its shape alone."""
+def _backbone_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Run a backbone whose decoder is replaced; only the shape of its input matters."""
     try:
-        return backbone(inputs_embeds=memory, use_cache=False).logits
+        return backbone(inputs_embeds=hidden_states, use_cache=False).logits
     except RuntimeError as error:
         if "input_ids" not in str(error):
             raise
-        # Gemma 4 looks tokens up twice, and wants to know which ones an embedding stands for
-        tokens = torch.zeros(memory.shape[:2], dtype=torch.long, device=memory.device)
+        # Gemma 4 looks up token ids again and rejects embeddings that match no token
+        tokens = torch.zeros(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
         return backbone(input_ids=tokens, use_cache=False).logits

@@ -1,10 +1,10 @@
-"""Query memories: a stream's memories pooled over the query's positions (paper, eq. 2 and 3).
+"""Query states: a stream's hidden states pooled over the query positions (paper, eq. 2 and 3).
 
-Pooling runs along the sequence: at a position inside the query only the query up to there counts,
-from the query's last token on all of it. So no logit depends on a later token, and a query that
-comes in chunks gives what it gives in one piece.
+Pooling is causal: a position inside the query sees the query up to itself, later positions see all
+of it. So no logit depends on a later token, and a query processed in chunks gives the same result
+as in one pass.
 
-Legend: B batch, T positions, D width of a memory.
+Shapes: B batch, T positions, D hidden size.
 """
 
 from __future__ import annotations
@@ -17,108 +17,113 @@ import torch
 
 @dataclass
 class QueryState:
-    """What is known of the query so far; one row per sequence.
+    """The pooled part of the query so far; one row per sequence.
 
-    ``pooled`` (B, D) float32: the running sum, maximum or last memory. ``count`` (B, 1): positions.
+    Args:
+        pooled: running sum, maximum or last hidden state, (B, D) float32.
+        count: number of query positions, (B, 1).
     """
 
     pooled: torch.Tensor
     count: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> QueryState:
-        """The state of the given rows, in their order (beam search, batch selection)."""
+        """Return the state of the given rows, in their order."""
         return QueryState(self.pooled.index_select(0, rows), self.count.index_select(0, rows))
 
     @staticmethod
-    def joined(states: Sequence[QueryState]) -> QueryState:
-        """The states of several batches as those of one, row after row."""
-        pooled, count = ([getattr(s, name) for s in states] for name in ("pooled", "count"))
-        return QueryState(torch.cat(pooled), torch.cat(count))
+    def concat(states: Sequence[QueryState]) -> QueryState:
+        """Concatenate the rows of several states."""
+        return QueryState(torch.cat([s.pooled for s in states]), torch.cat([s.count for s in states]))
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """One way to pool: along the sequence (``running``, then ``finish``) or at once (``whole``).
+    """One way to pool.
 
-    ``empty`` is the value before the first query token.
+    Args:
+        empty: value before the first query token.
+        running: pooled value at each position, (B, T, D).
+        finish: turns running values and counts into query states.
+        full: query state of a finished query, (B, D).
     """
 
     empty: float
     running: Callable[[torch.Tensor, torch.Tensor, QueryState], torch.Tensor]
     finish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    whole: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    full: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def _running_sum(memory: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
-    return before.pooled[:, None] + memory.masked_fill(mask == 0, 0).cumsum(dim=1)
+def _running_sum(hidden: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
+    return before.pooled[:, None] + hidden.masked_fill(mask == 0, 0).cumsum(dim=1)
 
 
-def _running_maximum(memory: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
-    seen = memory.masked_fill(mask == 0, -torch.inf).cummax(dim=1).values
-    return torch.maximum(before.pooled[:, None], seen)
+def _running_max(hidden: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
+    maximum = hidden.masked_fill(mask == 0, -torch.inf).cummax(dim=1).values
+    return torch.maximum(before.pooled[:, None], maximum)
 
 
-def _running_last(memory: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
-    steps = torch.arange(1, memory.shape[1] + 1, device=memory.device)[None, :, None]
-    newest = (steps * mask).cummax(dim=1).values.long()  # 0: none yet in this piece
-    with_before = torch.cat([before.pooled[:, None], memory], dim=1)
-    return with_before.gather(1, newest.expand(-1, -1, memory.shape[-1]))
+def _running_last(hidden: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
+    steps = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)[None, :, None]
+    newest = (steps * mask).cummax(dim=1).values.long()  # 0: no query position in this chunk yet
+    with_before = torch.cat([before.pooled[:, None], hidden], dim=1)
+    return with_before.gather(1, newest.expand(-1, -1, hidden.shape[-1]))
 
 
-def _whole_mean(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return memory.masked_fill(mask == 0, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden.masked_fill(mask == 0, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-def _whole_maximum(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return memory.masked_fill(mask == 0, -torch.inf).amax(dim=1)
+def _max(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden.masked_fill(mask == 0, -torch.inf).amax(dim=1)
 
 
-def _whole_last(memory: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)  # (B, 1)
-    return memory.gather(1, last[..., None].expand(-1, 1, memory.shape[-1]))[:, 0]
+    return hidden.gather(1, last[..., None].expand(-1, 1, hidden.shape[-1]))[:, 0]
 
 
 POOLINGS = {
-    "mean": Pooling(0.0, _running_sum, lambda pooled, count: pooled / count.clamp(min=1), _whole_mean),
-    "max": Pooling(-torch.inf, _running_maximum, lambda pooled, count: pooled, _whole_maximum),
-    "last": Pooling(0.0, _running_last, lambda pooled, count: pooled, _whole_last),
+    "mean": Pooling(0.0, _running_sum, lambda pooled, count: pooled / count.clamp(min=1), _mean),
+    "max": Pooling(-torch.inf, _running_max, lambda pooled, count: pooled, _max),
+    "last": Pooling(0.0, _running_last, lambda pooled, count: pooled, _last),
 }
 
 
-def empty_state(memory: torch.Tensor, *, pooling: str) -> QueryState:
-    """The state before the first token, for memories of shape (B, T, D)."""
-    batch, _, width = memory.shape
-    pooled = memory.new_full((batch, width), POOLINGS[pooling].empty, dtype=torch.float32)
-    return QueryState(pooled, memory.new_zeros((batch, 1), dtype=torch.float32))
+def empty_state(hidden_states: torch.Tensor, *, pooling: str) -> QueryState:
+    """Return the state before the first token, for hidden states (B, T, D)."""
+    batch, _, width = hidden_states.shape
+    pooled = hidden_states.new_full((batch, width), POOLINGS[pooling].empty, dtype=torch.float32)
+    return QueryState(pooled, hidden_states.new_zeros((batch, 1), dtype=torch.float32))
 
 
 def pool_causal(
-    memory: torch.Tensor, mask: torch.Tensor, *, pooling: str, before: QueryState
+    hidden_states: torch.Tensor, mask: torch.Tensor, *, pooling: str, before: QueryState
 ) -> tuple[torch.Tensor, QueryState]:
-    """The query memory as each position may see it, and the state after the piece.
+    """Return the query state seen at each position, and the state after this chunk.
 
     Args:
-        memory: a stream's memories, (B, T, D).
-        mask: 1 where a position belongs to the query, (B, T).
+        hidden_states: one stream's hidden states, (B, T, D).
+        mask: 1 on query positions, (B, T).
         pooling: "mean" (the paper), "max" or "last".
-        before: the state before this piece.
+        before: the state before this chunk.
 
     Returns:
-        Query memories (B, T, D) in float32, and the state to go on with.
+        Query states (B, T, D) in float32, and the state with which the next chunk continues.
     """
     method = POOLINGS[pooling]
     weights = mask[..., None].to(torch.float32)
-    pooled = method.running(memory.to(torch.float32), weights, before)
+    # float32: running sums over thousands of positions lose digits in half precision
+    pooled = method.running(hidden_states.to(torch.float32), weights, before)
     count = before.count[:, None] + weights.cumsum(dim=1)
     queries = torch.where(count > 0, method.finish(pooled, count), torch.zeros_like(pooled))
     return queries, QueryState(pooled[:, -1], count[:, -1])
 
 
-def pool(memory: torch.Tensor, mask: torch.Tensor, *, pooling: str) -> torch.Tensor:
-    """The query memory of a finished query: (B, D) in float32, from memories (B, T, D).
+def pool(hidden_states: torch.Tensor, mask: torch.Tensor, *, pooling: str) -> torch.Tensor:
+    """Return the query states (B, D) of complete queries, in float32.
 
-    Equal to the last row of ``running_query``, without a value per position; for positions after
-    the query only.
+    Equal to the last position of `pool_causal`, without computing a value per position.
     """
     weights = mask[..., None].to(torch.float32)
-    return POOLINGS[pooling].whole(memory.to(torch.float32), weights)
+    return POOLINGS[pooling].full(hidden_states.to(torch.float32), weights)

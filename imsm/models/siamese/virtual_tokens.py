@@ -1,10 +1,10 @@
-"""Prompt learning: virtual positions that stand before the tuned stream's tokens, and nowhere else.
+"""Prompt learning: virtual tokens before the tokens of the tuned stream.
 
-Prompt tuning and P-tuning put learned embeddings before the tokens, prefix tuning puts learned
-keys and values into the cache. Both move the tokens' positions on by V; the memories of virtual
-positions are cut off, so that gate and query never see them.
+Prompt tuning and P-tuning learn embeddings, prefix tuning learns keys and values. Both shift the
+tokens' positions by V; the hidden states of virtual tokens are removed, so that gate and query
+pooling never see them.
 
-Legend: B batch, T tokens of a pass, V virtual positions, D width of a memory.
+Shapes: B batch, T tokens of a pass, V virtual tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -19,92 +19,91 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from imsm.utils.errors import UserError
 
-DROPPED = (
-    "gradient checkpointing drops the keys and values that prefix tuning learns; set "
-    "trainer.gradient_checkpointing=false"
+CHECKPOINTING_ERROR = (
+    "trainer.gradient_checkpointing=true: gradient checkpointing drops the learned keys and values of prefix "
+    "tuning; set trainer.gradient_checkpointing=false"
 )
 
 
 class VirtualTokens:
-    """The learned positions of a PEFT model that learns prompts.
+    """The virtual tokens of a PEFT model.
 
     Args:
-        adapted: a `PeftModel` of a prompt-learning method.
-        body: the backbone's body.
+        adapted: a `PeftModel` with a prompt-learning method.
+        decoder: the backbone's decoder.
     """
 
-    def __init__(self, adapted: PeftModel, body: nn.Module) -> None:
-        # neither is a submodule of this: weights are listed once, under the model
+    def __init__(self, adapted: PeftModel, decoder: nn.Module) -> None:
+        # this class is no nn.Module, so that parameters are listed once, under the model
         self.adapted = adapted
-        self.body = cast("PreTrainedModel", body)
+        self.decoder = cast("PreTrainedModel", decoder)
         self.count = int(adapted.active_peft_config.num_virtual_tokens)
-        layers = DynamicCache(config=self.body.config.get_text_config(decoder=True)).layers
-        windows = [getattr(each, "sliding_window", None) for each in layers]
-        self.window = min((each for each in windows if each), default=None)
+        layers = DynamicCache(config=self.decoder.config.get_text_config(decoder=True)).layers
+        windows = [getattr(layer, "sliding_window", None) for layer in layers]
+        self.window = min((window for window in windows if window), default=None)
 
     @torch.no_grad()
-    def in_cache(self) -> bool:
-        """Whether keys and values are learned, not embeddings."""
+    def learns_key_values(self) -> bool:
+        """Whether the method learns keys and values rather than embeddings."""
         return isinstance(self.adapted.get_prompt(1), Cache)
 
     def hidden_states(self, inputs: dict[str, torch.Tensor], *, cache: Cache | None) -> torch.Tensor:
-        """The memories (B, T, D) of the tokens in ``inputs``.
+        """Return the hidden states (B, T, D) of the tokens in ``inputs``.
 
         Args:
-            inputs: as `imsm.models.siamese.inputs.body_inputs` makes them, without virtual positions.
-            cache: the body's cache; an empty one gets the virtual positions first.
+            inputs: result of `imsm.models.siamese.inputs.decoder_inputs`, without virtual tokens.
+            cache: the decoder's cache; virtual tokens are added if it is empty.
 
         Raises:
-            ValueError: a mask that is not (B, past + T), or gradient checkpointing with learned
-                keys and values, which transformers would drop without a word.
-            UserError: padding on the left of texts longer than a sliding window.
+            ValueError: a mask whose shape is not (B, past + T), or gradient checkpointing with
+                learned keys and values, which transformers drops silently.
+            UserError: left padding in texts longer than a sliding window.
         """
         inputs = dict(inputs)
         rows = len(next(iter(inputs.values())))
         mask = inputs.get("attention_mask")
         if mask is not None:
             if mask.ndim != 2:
-                raise ValueError("attention_mask: prompt learning needs one of (B, past + T)")
+                raise ValueError("attention_mask: prompt learning needs shape (B, past + T)")
             self._check_window(mask)
             inputs["attention_mask"] = functional.pad(mask, (self.count, 0), value=1)
         inputs["position_ids"] = inputs["position_ids"] + self.count
-        shown = 0
+        prepended = 0
         if cache is None or not cache.get_seq_length():
-            learned = self.adapted.get_prompt(rows)
-            if isinstance(learned, Cache):
-                cache = self._filled(cache, learned)
+            prompt = self.adapted.get_prompt(rows)
+            if isinstance(prompt, Cache):
+                cache = self._fill(cache, prompt)
             else:
-                shown = self.count
-                self._prepend(inputs, learned)
-        outputs = self.body(**inputs, past_key_values=cache, use_cache=cache is not None)
-        return outputs.last_hidden_state[:, shown:]
+                prepended = self.count
+                self._prepend(inputs, prompt)
+        outputs = self.decoder(**inputs, past_key_values=cache, use_cache=cache is not None)
+        return outputs.last_hidden_state[:, prepended:]
 
     def _check_window(self, mask: torch.Tensor) -> None:
-        """A sliding window counts places, so padding after the virtual ones would push them out."""
+        # a sliding window counts columns, so padding after the virtual tokens pushes them out of it
         length = self.count + mask.shape[1]
         if self.window is None or length <= self.window or bool(mask[:, 0].all()):
             return
         raise UserError(
-            f"prompt learning on a backbone with sliding-window attention: padding on the left of "
-            f"{length} positions would push the learned ones out of a window of {self.window}; set "
-            "evaluation.batch_size=1"
+            f"evaluation.batch_size: left padding to {length} positions moves the virtual tokens of prompt "
+            f"learning out of the backbone's sliding window of {self.window}; set evaluation.batch_size=1"
         )
 
-    def _prepend(self, inputs: dict[str, torch.Tensor], learned: torch.Tensor) -> None:
-        """Put learned embeddings (B, V, D) before the tokens' own."""
+    def _prepend(self, inputs: dict[str, torch.Tensor], prompt: torch.Tensor) -> None:
+        """Insert learned embeddings (B, V, D) before those of the tokens."""
         embeddings = inputs.pop("inputs_embeds", None)
         if embeddings is None:
-            embeddings = self.body.get_input_embeddings()(inputs.pop("input_ids"))
-        inputs["inputs_embeds"] = torch.cat([learned.to(embeddings), embeddings], dim=1)
+            embeddings = self.decoder.get_input_embeddings()(inputs.pop("input_ids"))
+        inputs["inputs_embeds"] = torch.cat([prompt.to(embeddings), embeddings], dim=1)
         positions = inputs["position_ids"]
         steps = torch.arange(self.count, device=positions.device)[None].expand(len(positions), -1)
         inputs["position_ids"] = torch.cat([steps, positions], dim=1)
 
-    def _filled(self, cache: Cache | None, learned: Cache) -> Cache:
-        """``cache`` with the learned keys and values in it; without one they are the cache."""
-        modules = self.body.modules()
-        if self.body.training and any(getattr(m, "gradient_checkpointing", False) for m in modules):
-            raise ValueError(DROPPED)
+    def _fill(self, cache: Cache | None, learned: Cache) -> Cache:
+        """Write the learned keys and values into ``cache``, or return them as the cache."""
+        modules = self.decoder.modules()
+        if self.decoder.training and any(getattr(m, "gradient_checkpointing", False) for m in modules):
+            raise ValueError(CHECKPOINTING_ERROR)
         if cache is None:
             return learned
         for index, layer in enumerate(learned.layers):

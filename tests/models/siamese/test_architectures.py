@@ -106,7 +106,7 @@ def reference(
 @pytest.mark.parametrize("case", CASES)
 def test_forward_and_generate_equal_two_plain_passes(case: str) -> None:
     model, plain = built(case)
-    assert model.config.cached != case.endswith("no cache")
+    assert model.config.supports_cache != case.endswith("no cache")
     ids, mask = padded(ROWS, side="left")
     with torch.no_grad():
         logits = model(ids, attention_mask=mask, query_mask=mask).logits

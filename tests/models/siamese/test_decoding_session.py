@@ -176,15 +176,15 @@ BEGINNING = [11, 47, 5, 90, 23, 64, 8]
 def noted() -> Iterator[list[tuple[int, ...]]]:
     """The shapes of what is read."""
     shapes: list[tuple[int, ...]] = []
-    plain = DecodingSession._prefill
+    plain = DecodingSession._forward
 
     def read(self: DecodingSession, tokens: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         shapes.append(tuple(tokens.shape))
         return plain(self, tokens, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DecodingSession, "_prefill", read)
-        patch.setattr("imsm.models.siamese.decoding_session._WORTH", 8)
+        patch.setattr(DecodingSession, "_forward", read)
+        patch.setattr("imsm.models.siamese.decoding_session.MIN_SAVED_POSITIONS", 8)
         yield shapes
 
 
@@ -218,7 +218,7 @@ def test_a_common_beginning_of_other_architectures(case: str) -> None:
 def test_places_are_no_tokens_to_some() -> None:
     """ALiBi by places (MPT): padding inside a text would change its answers."""
     model, _ = built("mpt")
-    assert model.config.cached and not model.config.padded_inside
+    assert model.config.supports_cache and not model.config.padded_inside
     with noted() as shapes:
         check(model, [[*BEGINNING, *row] for row in prompts(4)])
     assert shapes[0] == (4, len(BEGINNING) + max(map(len, prompts(4))))
@@ -292,7 +292,7 @@ PARTS = [(1, 12), (1, 9), (2, 6)]
 @contextmanager
 def in_parts() -> Iterator[list[tuple[int, ...]]]:
     with noted() as shapes, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("imsm.models.siamese.decoding_session._AT_ONCE", 12)
+        patch.setattr("imsm.models.siamese.decoding_session.MAX_PREFILL_TOKENS", 12)
         yield shapes
 
 
@@ -347,8 +347,8 @@ def test_each_part_has_its_own_beginning(stream: str) -> None:
     other = [BEGINNING[0], *BEGINNING[:0:-1]]
     rows = [[*other, 9, 31], [*other, 7, 5, 3], [*BEGINNING, 7], [*BEGINNING, 9, 12, 4]]
     with noted() as shapes, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("imsm.models.siamese.decoding_session._AT_ONCE", 22)
-        patch.setattr("imsm.models.siamese.decoding_session._WORTH", 7)
+        patch.setattr("imsm.models.siamese.decoding_session.MAX_PREFILL_TOKENS", 22)
+        patch.setattr("imsm.models.siamese.decoding_session.MIN_SAVED_POSITIONS", 7)
         check(model, rows)
     assert shapes[:4] == [(1, 7), (2, 3), (1, 7), (2, 3)]
 

@@ -7,8 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from imsm.models.serialization import build_gate
-from imsm.models.siamese.gate import INPUTS, Gate, interweave
+from imsm.models.siamese.gate import INPUTS, Gate, build_gate, interweave
 from imsm.utils.paths import conf_folder
 from tests.helpers.config import config as composed_config
 from tests.models.siamese.tiny import decoded, prompts, tiny_siamese

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from imsm.models.adapters.base import attach_adapter
-from imsm.models.serialization import build_gate
 from imsm.models.siamese.config import SiameseConfig
+from imsm.models.siamese.gate import build_gate
 from imsm.models.siamese.lm_head import apply_lm_head
 from imsm.models.siamese.model import SiameseForCausalLM
 from tests.helpers.adapters import lora

@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel
 
 from imsm.models.adapters.base import attach_adapter
-from imsm.models.serialization import build_gate
 from imsm.models.siamese.config import SiameseConfig
+from imsm.models.siamese.gate import build_gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from tests.models.siamese.tiny import (
     ADAPTERS,

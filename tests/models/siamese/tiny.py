@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from imsm.models.adapters.adalora import adalora
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
 from imsm.models.backbones.loading import disable_dropout
-from imsm.models.serialization import build_gate
 from imsm.models.siamese.config import SiameseConfig
+from imsm.models.siamese.gate import build_gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from tests.helpers.adapters import dora, ia3, lora
 

@@ -157,7 +157,7 @@ def test_logits_of_long_answers_are_computed_in_chunks(
 ) -> None:
     model = meta_model(folder, stream="tuned")
     vocabulary = model.config.vocab_size
-    monkeypatch.setattr("imsm.models.siamese.chunked_loss.LARGEST", 20 * vocabulary)
+    monkeypatch.setattr("imsm.models.siamese.chunked_loss.MAX_LOGITS", 20 * vocabulary)
     found = estimate_step(
         model, rows=4, tokens=64, answer_tokens=8, attention="sdpa", checkpointing=False, sharded_head=sharded_head
     )
