@@ -62,14 +62,14 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
     import torch
     from transformers import AutoTokenizer, TextStreamer
 
-    from imsm.data.tokenization import prompt_tokens
+    from imsm.data.tokenization import encode_prompts
     from imsm.evaluation.generation import eos_token_ids
     from imsm.models.siamese.model import SiameseForCausalLM
     from imsm.training.engines.single_device import choose_device
 
     model = SiameseForCausalLM.from_pretrained(folder, device=choose_device(device))
     tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
-    (ids,) = prompt_tokens(tokenizer, [text], chat=_uses_chat_template(folder))
+    (ids,) = encode_prompts(tokenizer, [text], chat=_uses_chat_template(folder))
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise UserError(
             f"TEXT={text[:80]!r}: has words that are not in the backbone's vocabulary; the bundled tiny model only "

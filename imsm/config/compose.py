@@ -26,7 +26,6 @@ from omegaconf.errors import OmegaConfBaseException
 from imsm.config.overrides import check_key, check_option, check_task_sequence, not_an_override
 from imsm.config.schema import RunConfig
 from imsm.config.sweep import SweepSpec, expand_jobs, shared_run_dir_errors
-from imsm.config.validate import validate
 from imsm.utils.errors import UserError
 from imsm.utils.paths import conf_folder, runs_root
 
@@ -143,6 +142,8 @@ class ConfigComposer:
 
     def _value_errors(self, overrides: Sequence[Override], cfg: DictConfig) -> list[str]:
         """Validate repeatedly without the rejected overrides: a rejected value hides errors that depend on it."""
+        from imsm.config.validate import validate  # imports PEFT, which takes seconds
+
         errors: list[str] = []
         while True:
             result = validate(cfg, config_dir=self.config_dir)

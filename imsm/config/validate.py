@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
-from peft import PrefixTuningConfig
 from pydantic import TypeAdapter, ValidationError
 
-from imsm.config.frozen_adapter import FROZEN_ADAPTER_CHECKS, resolve_frozen_adapter
+from imsm.config.frozen_adapter import frozen_adapter_conflicts, resolve_frozen_adapter
 from imsm.config.interpolation import resolve
 from imsm.config.schema import (
     SHIPPED_GATE,
@@ -179,7 +178,7 @@ def _look_up(sections: dict[str, Any], lookup: TaskLookup) -> dict[str, Any]:
 
 
 def _cross_section_errors(sections: Mapping[str, Any]) -> Iterator[str]:
-    for check in (*_CHECKS, *FROZEN_ADAPTER_CHECKS):
+    for check in _CHECKS:
         names = inspect.signature(check).parameters
         if names.keys() <= sections.keys():
             yield from check(**{name: sections[name] for name in names})
@@ -311,7 +310,7 @@ def _closed_vocabulary(data: DataConfig, backbone: BackboneConfig) -> Iterator[s
 def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> Iterator[str]:
     """Reject prefix tuning with gradient checkpointing, which drops the KV cache that holds the prefix."""
     try:
-        if trainer.gradient_checkpointing and import_target(peft.target) is PrefixTuningConfig:
+        if trainer.gradient_checkpointing and import_target(peft.target).__name__ == "PrefixTuningConfig":
             problem = f"peft={peft.name} trains keys and values, which gradient checkpointing drops"
             yield f"trainer.gradient_checkpointing=true: {problem}; set trainer.gradient_checkpointing=false"
     except UserError:
@@ -389,4 +388,5 @@ _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _training_split,
     _evaluated_run,
     _protocol,
+    frozen_adapter_conflicts,
 )

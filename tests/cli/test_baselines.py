@@ -20,7 +20,7 @@ from imsm.studies.baselines.base import list_baselines
 from imsm.studies.baselines.finished_run import FinishedRun
 from imsm.utils.files import file_lock
 from tests.helpers.paths import ROOT
-from tests.studies.baselines.finished import FORGETTING, ITEMS, finished, make
+from tests.studies.baselines.finished import FORGETTING, ITEMS, finished, write_files
 
 WITH_VALUES = ("logit_mix", "probability_mix", "adapter_scale")
 Tables = dict[str, pandas.DataFrame]
@@ -28,7 +28,7 @@ Tables = dict[str, pandas.DataFrame]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("made"))
+    return write_files(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_every_baseline_writes_a_result_and_a_second_command_generates_nothing(
         assert result["config"]["baseline"]["name"] == name.removesuffix("-0.30")
         assert result["config"]["baseline"]["value"] == (0.3 if name.endswith("0.30") else None)
         for task, table in baseline_predictions(peft, name).items():
-            assert len(table) == ITEMS == result["evaluation"]["tasks"][task]["items"]
+            assert len(table) == ITEMS == result["evaluation"]["tasks"][task]["examples"]
             assert table.reference_loglik.lt(0).all()
         assert name in printed
     # the ensemble of an adapter with itself is that adapter
