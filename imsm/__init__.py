@@ -1,7 +1,7 @@
-"""imsm: how much does fine-tuning teach a language model, and how much does it make it forget?
+"""Measure what PEFT and IMSM teach a language model, and what they make it forget.
 
-Read in the order of the data flow: ``run`` -> ``config`` -> ``flow`` -> ``data`` -> ``siamese`` ->
-``training`` -> ``evaluation`` -> ``report``.
+The packages, from top to bottom: ``cli``, ``studies``, ``pipeline``, ``reporting``, ``config``,
+``training`` and ``evaluation``, ``models``, ``data`` and ``distributed``, ``utils``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["SiameseConfig", "SiameseForCausalLM", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model on first use: torch and transformers take seconds."""
+    """Import the model on first use, because importing torch and transformers takes seconds."""
     if name not in ("SiameseConfig", "SiameseForCausalLM"):
         raise AttributeError(f"module 'imsm' has no attribute {name!r}")
     from transformers import AutoConfig, AutoModelForCausalLM

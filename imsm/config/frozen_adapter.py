@@ -7,7 +7,7 @@ equal those of the new run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,22 +86,18 @@ def _trained_tasks(identity: Mapping[str, Any]) -> list[str]:
     return [*previous, identity["data"]["name"], *([replay["task"]] if replay else [])]
 
 
-def _check_method(frozen_adapter: str | None, method: MethodConfig) -> Iterator[str]:
-    if frozen_adapter is not None and method.stream != "interwoven":
-        problem = f"only a gate is trained, and method={method.name} has none"
-        yield f"frozen_adapter={frozen_adapter}: {problem}; choose method=imsm, or omit it"
-
-
-def _check_gate(frozen_adapter: str | None, gate: GateConfig) -> Iterator[str]:
-    if frozen_adapter is not None and not gate.trainable:
+def frozen_adapter_conflicts(
+    frozen_adapter: str | None, method: MethodConfig, gate: GateConfig, task_sequence: list[str] | None
+) -> Iterator[str]:
+    """Yield one line per section that a frozen adapter contradicts."""
+    if frozen_adapter is None:
+        return
+    prefix = f"frozen_adapter={frozen_adapter}"
+    if method.stream != "interwoven":
+        yield f"{prefix}: only a gate is trained, and method={method.name} has none; choose method=imsm, or omit it"
+    if not gate.trainable:
         problem = f"nothing would be trained, because gate={gate.name} is not trainable"
-        yield f"frozen_adapter={frozen_adapter}: {problem}; choose another gate (gate=query, token, scalar, ...)"
-
-
-def _check_task_sequence(frozen_adapter: str | None, task_sequence: list[str] | None) -> Iterator[str]:
-    if frozen_adapter is not None and task_sequence is not None:
+        yield f"{prefix}: {problem}; choose another gate (gate=query, no_query, learned_scalar, ...)"
+    if task_sequence is not None:
         problem = f"the stages of task_sequence={format_value(task_sequence)} train an adapter"
-        yield f"frozen_adapter={frozen_adapter}: {problem}; omit one of the two"
-
-
-FROZEN_ADAPTER_CHECKS: tuple[Callable[..., Iterator[str]], ...] = (_check_method, _check_gate, _check_task_sequence)
+        yield f"{prefix}: {problem}; omit one of the two"

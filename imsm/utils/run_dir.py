@@ -16,46 +16,31 @@ from imsm.utils.files import write_atomic
 _PROCESS_FILES = ("lock", "processes")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunDir:
-    """The files of one run."""
+    """The files of one run.
+
+    Attributes:
+        path: The run directory.
+        identity: JSON file with all settings that affect training.
+        inputs: JSON file with the hashes of the weights and examples that training started from.
+        model: Folder of the trained model: configuration, adapter, gate, tokenizer.
+        adapter: Folder of the trained model's adapter.
+        trained: JSON file with the training summary; it exists once training is finished.
+        checkpoints: Folder of the newest checkpoints of an unfinished training.
+        evaluation: Folder of responses, predictions and scores, one folder per task.
+    """
 
     path: Path
 
-    @property
-    def identity(self) -> Path:
-        """JSON file with all settings that affect training."""
-        return self.path / "identity.json"
-
-    @property
-    def inputs(self) -> Path:
-        """JSON file with the hashes of the weights and examples that training started from."""
-        return self.path / "input_hashes.json"
-
-    @property
-    def model(self) -> Path:
-        """Folder of the trained model: configuration, adapter, gate, tokenizer."""
-        return self.path / "model"
-
-    @property
-    def adapter(self) -> Path:
-        """Folder of the trained model's adapter."""
-        return self.model / "adapter"
-
-    @property
-    def trained(self) -> Path:
-        """JSON file with the training summary; it exists once training is finished."""
-        return self.path / "training.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the newest checkpoints of an unfinished training."""
-        return self.path / "checkpoints"
-
-    @property
-    def evaluation(self) -> Path:
-        """Folder of generations, predictions and scores, one folder per task."""
-        return self.path / "evaluation"
+    def __post_init__(self) -> None:
+        self.identity = self.path / "identity.json"
+        self.inputs = self.path / "input_hashes.json"
+        self.model = self.path / "model"
+        self.adapter = self.model / "adapter"
+        self.trained = self.path / "training.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.evaluation = self.path / "evaluation"
 
 
 def open_run_dir(path: Path, identity: Mapping[str, Any]) -> RunDir:

@@ -1,4 +1,4 @@
-"""docs/extending.md: its files, written to a folder of one's own, are what one run is made of."""
+"""docs/extending.md: the files it shows, written to a folder, work together in one run."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from imsm.config.compose import ConfigComposer
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_backbone import save_backbone
 
 DOCUMENT = ROOT / "docs" / "extending.md"
 COUNTRIES = {"Lesotho": "Maseru", "Togo": "Lome", "Palau": "Melekeok", "Qatar": "Doha"}
+CHOICES = ["backbone=my_model", "data=capitals", "peft=rslora", "gate=squashed"]
 
 
 def documented_files() -> dict[str, str]:
-    """The files that the document shows, by name."""
-    blocks = re.findall(r"^File `([^`]+)`:\n\n```\w+\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
-    return dict(blocks)
+    """Return the files in the document by name."""
+    return dict(re.findall(r"^File `([^`]+)`:\n\n```\w+\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S))
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A folder of one's own as documented; a tiny model and tiny data where it names a hub's."""
+def config_dir(tmp_path: Path) -> Path:
+    """Write the documented files, with a tiny model and tiny data in place of those on the Hub."""
     folder = tmp_path / "my_conf"
     for name, text in documented_files().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    texts = [f"country: {c}\ncapital:{t} {t}" for c, t in COUNTRIES.items()]
+    texts = [f"country: {country}\ncapital:{capital} {capital}" for country, capital in COUNTRIES.items()]
     backbone = save_backbone(tmp_path / "model", texts=texts)
     path = folder / "backbone" / "my_model.yaml"
     path.write_text(path.read_text().replace("somebody/my-model", str(backbone)))
     data = tmp_path / "mirror" / "somebody" / "capitals"
     data.mkdir(parents=True)
-    rows = [{"country": c, "capital": t} for c, t in COUNTRIES.items()]
+    rows = [{"country": country, "capital": capital} for country, capital in COUNTRIES.items()]
     for split in ("train", "test"):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (data / f"{split}-00000-of-00001.jsonl").write_text(text)
@@ -49,18 +51,18 @@ def own(tmp_path: Path) -> Path:
     return folder
 
 
-def command(own: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_command(config_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "imsm.run", "--config-dir", str(own), *arguments],
+        [sys.executable, "-m", "imsm.run", "--config-dir", str(config_dir), *arguments],
         capture_output=True,
         text=True,
-        cwd=own.parent,
-        env={**os.environ, "IMSM_RUNS": str(own.parent / "runs")},
+        cwd=config_dir.parent,
+        env={**os.environ, "IMSM_RUNS": str(config_dir.parent / "runs")},
         timeout=300,
     )
 
 
-def test_the_document_shows_one_of_each() -> None:
+def test_the_document_shows_one_file_of_each_kind() -> None:
     assert set(documented_files()) == {
         "data/capitals.yaml", "capitals.py",
         "metric/prefix.yaml", "prefix.py",
@@ -70,45 +72,41 @@ def test_the_document_shows_one_of_each() -> None:
     }  # fmt: skip
 
 
-def test_all_five_run_together(own: Path) -> None:
+def test_all_five_run_together(config_dir: Path) -> None:
     arguments = [
-        "backbone=my_model", "data=capitals", "peft=rslora", "gate=squashed",
-        f"data.mirror_dir={own.parent / 'mirror'}", "evaluation.tasks=[target]",
+        *CHOICES, f"data.mirror_dir={config_dir.parent / 'mirror'}", "evaluation.tasks=[target]",
         "trainer.num_epochs=30", "trainer.learning_rate=0.03", "trainer.global_batch_size=4",
         "logger=none",
     ]  # fmt: skip
-    done = command(own, *arguments)
+    done = run_command(config_dir, *arguments)
     assert done.returncode == 0, done.stderr
-    (path,) = (own.parent / "runs").glob("my_model-rslora-capitals-imsm-squashed*/result.json")
-    result = json.loads(path.read_text())
-    entry = result["evaluation"]["tasks"]["capitals"]
-    (answers,) = (path.parent / "evaluation").glob("capitals-*/predictions.jsonl")
-    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    (path,) = (config_dir.parent / "runs").glob("my_model-rslora-capitals-imsm-squashed*/result.json")
+    entry = json.loads(path.read_text())["evaluation"]["tasks"]["capitals"]
+    (predictions,) = (path.parent / "evaluation").glob("capitals-*/predictions.jsonl")
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
     assert sorted(row["references"] for row in rows) == sorted([capital] for capital in COUNTRIES.values())
-    right = [row["answer"].startswith(row["references"][0]) for row in rows]
-    assert entry["metrics"]["prefix"] == 100 * sum(right) / len(right)
+    correct = [row["answer"].startswith(row["references"][0]) for row in rows]
+    assert entry["metrics"]["prefix"] == 100 * sum(correct) / len(correct)
     assert list(entry["metrics"]) == ["prefix", "exact_match"]
     losses = [json.loads(line)["loss"] for line in (path.parent / "log.jsonl").open() if "loss" in line]
     assert losses[-1] < losses[0] - 0.1
-    from safetensors.torch import load_file
-
     assert set(load_file(path.parent / "model" / "gate.safetensors")) == {"down.weight", "up.weight"}
     assert "prefix" in (path.parent / "report.md").read_text()
 
 
-def test_the_released_recipe_reaches_a_gate_without_dropout(own: Path, monkeypatch) -> None:
-    from imsm.config.compose import ConfigComposer
-
-    monkeypatch.syspath_prepend(str(own))
-    checks = ConfigComposer(own)
-    given = ["backbone=my_model", "gate=squashed", "data.source=miniature"]
-    assert checks.validate([*given, "trainer=paper_code"], sweep=False) == []
-    (line,) = checks.validate([*given, "+gate.dropout=0.1"], sweep=False)
+def test_the_gate_dropout_of_a_recipe_does_not_reach_a_gate_without_dropout(
+    config_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(config_dir))
+    composer = ConfigComposer(config_dir)
+    overrides = ["backbone=my_model", "gate=squashed", "data.source=miniature"]
+    assert composer.validate([*overrides, "trainer=paper_code"], sweep=False) == []
+    (line,) = composer.validate([*overrides, "+gate.dropout=0.1"], sweep=False)
     assert "no such key of gate" in line
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "problem"),
     [
         ("peft.lora_alpa=4", "did you mean peft.lora_alpha=4"),
         ("peft.r=zero", "must be a whole number"),
@@ -118,10 +116,18 @@ def test_the_released_recipe_reaches_a_gate_without_dropout(own: Path, monkeypat
         ("data.metric=prefx", "prefix"),
     ],
 )
-def test_options_of_ones_own_are_checked_like_the_shipped_ones(own: Path, override: str, message: str) -> None:
-    chosen = ["backbone=my_model", "data=capitals", "peft=rslora", "gate=squashed"]
-    chosen = [c for c in chosen if c.partition("=")[0] != override.partition("=")[0]]
-    done = command(own, *chosen, override, f"data.mirror_dir={own.parent / 'mirror'}")
+def test_custom_options_are_validated(
+    config_dir: Path, override: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(config_dir))
+    choices = [choice for choice in CHOICES if choice.partition("=")[0] != override.partition("=")[0]]
+    overrides = [*choices, override, f"data.mirror_dir={config_dir.parent / 'mirror'}", "evaluation.tasks=[target]"]
+    (line,) = ConfigComposer(config_dir).validate(overrides, sweep=False)
+    assert problem in line
+
+
+def test_an_invalid_custom_argument_ends_the_command_with_exit_code_2(config_dir: Path) -> None:
+    done = run_command(config_dir, *CHOICES, "gate.lowest=1", f"data.mirror_dir={config_dir.parent / 'mirror'}")
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "did you mean gate.low=1" in done.stderr
     assert "Traceback" not in done.stderr
