@@ -1,9 +1,9 @@
-"""Which PEFT methods and which language models can be interwoven: tried, not claimed.
+"""Test which PEFT methods and which language models can be interwoven.
 
-    python -m scripts.compatibility.__main__
+    python -m scripts.compatibility
 
-Writes docs/compatibility.json (for programs) and docs/compatibility.md (for readers) from one try of
-every tuner of the installed PEFT and of every causal language model of the installed transformers.
+Tests every method of the installed PEFT and every causal language model of the installed
+transformers. Writes docs/compatibility.json (for programs) and docs/compatibility.md (for readers).
 """
 
 from __future__ import annotations
@@ -16,95 +16,91 @@ from pathlib import Path
 from typing import Any
 
 from imsm.utils.files import write_atomic
+from scripts.compatibility import architectures, tuners
 
 DOCS = Path(__file__).parents[2] / "docs"
-Found = dict[str, list[dict[str, Any]]]
-"""Rows by table, as docs/compatibility.json has them."""
+Results = dict[str, list[dict[str, Any]]]
+"""Rows by table, as in docs/compatibility.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One table: what its rows are, and what each column of yes and no means."""
+    """One table: what its rows are, and the meaning of each yes/no column."""
 
     title: str
-    tried: str
+    setup: str
     columns: dict[str, str]
 
 
 TABLES = {
     "tuners": Table(
         title="PEFT methods",
-        tried=(
-            "Every tuner of PEFT on a tiny random Llama, its adapter moved away from its initial "
-            "value (there a wrong stream looks right). `peft=generic peft.peft_type=NAME` takes those that "
-            "train."
+        setup=(
+            "Every method of PEFT on a tiny random Llama, with a perturbed adapter (at the initial values a wrong "
+            "stream would look right). `peft=generic peft.peft_type=NAME` accepts those that train."
         ),
         columns={
-            "original_exact": "with the adapter off the model is the original, bit for bit",
-            "doubled_exact": (
-                "one pass over a doubled batch gives what two passes give, so both streams are "
-                "decoded at once; where not, there are two passes, slower and as exact"
+            "original_exact": "with the adapter disabled the model is the original, bit for bit",
+            "dual_stream_exact": (
+                "one pass over a dual-stream batch equals two passes, so both streams are decoded at once; otherwise "
+                "decoding runs two passes, slower and equally exact"
             ),
-            "trains": "inside IMSM the loss falls",
-            "saves": "saved and loaded again it gives the same tokens",
+            "trains": "the loss of the interwoven stream falls",
+            "saves": "saved and loaded again, the model generates the same tokens",
         },
     ),
     "architectures": Table(
         title="Language models",
-        tried=(
-            "Every architecture that `AutoModelForCausalLM` knows, tiny and random, with LoRA on "
-            "its linear layers. A model whose architecture says no is refused when it is loaded, "
-            "with the same reason."
+        setup=(
+            "Every architecture of `AutoModelForCausalLM`, tiny and random, with LoRA on its linear layers. Loading "
+            "a model of an unsupported architecture fails with the same reason."
         ),
         columns={
             "forward": (
-                "the interwoven logits are those of two plain passes, the gate's formula and the "
-                "model's own head, with and without padding; the original stream is the untouched "
-                "model, bit for bit"
+                "the interwoven logits equal those of two plain passes, the formula of the gate and the model's LM "
+                "head, with and without padding; the original stream is the unmodified model, bit for bit"
             ),
-            "trains": "the loss falls, and the original stream stays what it was",
+            "trains": "the loss falls, and the original stream does not change",
             "generates": (
-                "`generate()` gives a padded batch the tokens of two plain passes per step, without cache or padding"
+                "`generate()` on a padded batch gives the tokens of two plain passes per step without cache or padding"
             ),
         },
     ),
 }
 
 
-def collect() -> Found:
-    """Try everything; some minutes on one core."""
-    from scripts.compatibility import architectures, tuners
-
-    found: Found = {"tuners": tuners.rows(), "architectures": architectures.rows()}
+def collect() -> Results:
+    """Run all tests; takes some minutes on one core."""
+    results: Results = {"tuners": tuners.rows(), "architectures": architectures.rows()}
     return {
         name: [
             {key: row[key] for key in ("name", *table.columns, "reason")}
-            for row in sorted(found[name], key=lambda row: row["name"].lower())
+            for row in sorted(results[name], key=lambda row: row["name"].lower())
         ]
         for name, table in TABLES.items()
     }
 
 
-def page(found: Found) -> str:
-    """The page for readers."""
+def page(results: Results) -> str:
+    """Render docs/compatibility.md."""
     versions = " and ".join(f"{name} {version(name)}" for name in ("peft", "transformers"))
     parts = [
-        "# What can be interwoven",
-        f"Found out by trying, with {versions}; made by `make capabilities`.",
-        "`yes`: seen. `no`: it does not hold, the last column says why. `–`: not tried, since it "
-        "is refused before, or cannot be built tiny. Where all is `yes`, the last column has a "
-        "condition, if there is one.",
-        *(section(table, found[name]) for name, table in TABLES.items()),
+        "# Compatibility",
+        f"Measured with {versions} by `make compatibility`.",
+        "`yes`: verified. `no`: does not hold, for the reason in the last column. `–`: not tested, because the method "
+        "or model is rejected before, or no tiny model can be built. If every column is `yes`, the last column "
+        "contains a condition, if any.",
+        *(section(table, results[name]) for name, table in TABLES.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def section(table: Table, rows: list[dict[str, Any]]) -> str:
-    """One table with its columns explained."""
-    whole = sum(all(row[column] is True for column in table.columns) for row in rows)
+    """Render one table and the meaning of its columns."""
+    complete = sum(all(row[column] is True for column in table.columns) for row in rows)
     trained = sum(row["trains"] is True for row in rows)
     meanings = [f"- **{_title(column)}**: {meaning}" for column, meaning in table.columns.items()]
-    heads = ["name", *map(_title, table.columns), "why, or under which condition"]
+    heads = ["name", *map(_title, table.columns), "reason or condition"]
     lines = [_line(heads), _line(["---", *[":-:"] * len(table.columns), "---"])]
     for row in rows:
         cells = [_cell(row[column]) for column in table.columns]
@@ -112,7 +108,7 @@ def section(table: Table, rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(
         [
             f"## {table.title}",
-            f"{table.tried} Of {len(rows)}, {trained} train and {whole} hold in every column.",
+            f"{table.setup} Of {len(rows)}, {trained} train and {complete} have yes in every column.",
             "\n".join(meanings),
             "\n".join(lines),
         ]
@@ -132,12 +128,12 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def main() -> None:
-    """Write both files."""
-    found = collect()
-    write_atomic(DOCS / "capabilities.json", json.dumps(found, indent=1) + "\n")
-    write_atomic(DOCS / "capabilities.md", page(found))
-    for name, rows in found.items():
-        print(f"{name}: {len(rows)} rows in {DOCS / 'capabilities.md'}")
+    """Run all tests and write both files."""
+    results = collect()
+    write_atomic(DOCS / "compatibility.json", json.dumps(results, indent=1) + "\n")
+    write_atomic(DOCS / "compatibility.md", page(results))
+    for name, rows in results.items():
+        print(f"{name}: {len(rows)} rows in {DOCS / 'compatibility.md'}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Which of transformers' causal language models can be interwoven: one row for each, found out.
+"""Test which causal language models of transformers can be interwoven.
 
     python -m scripts.compatibility.architectures [MODEL_TYPE ...]
 
-Every architecture is built tiny and random. Inside IMSM it has a perturbed LoRA on its linear
-layers, and is compared with a computation of its own (scripts/bench/reference.py).
+Every architecture is built tiny and random, wrapped in a siamese model with a perturbed LoRA on
+its linear layers, and compared with a reference computation (scripts/bench/reference.py).
 """
 
 from __future__ import annotations
@@ -32,18 +32,21 @@ GATE = {
     "rank": 4,
 }
 EXCLUDED = r".*(router|out_proj|conv1d)"
-"""Linear layers that PEFT cannot adapt in some models: a router that is a linear layer and returns
-a tuple (Llama 4, PhiMoE), and what Mamba's kernels read past the layer."""
+"""Linear layers that PEFT cannot adapt in some models: routers that return a tuple (Llama 4, PhiMoE),
+and weights that Mamba kernels read directly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was found out; None where it was not tried.
+    """Result for one architecture; None where it was not tested.
 
-    ``forward``: the interwoven logits are the computed ones, padded on the left; the original
-    stream is the untouched model. ``trains``: the loss falls, and the original stream stays what it
-    was. ``generates``: `generate()` gives a padded batch the tokens that the computation gives each
-    prompt alone. ``reason``: why not, or under which condition.
+    Attributes:
+        name: model type.
+        forward: the interwoven logits equal the reference with left padding, and the original
+            stream is the unmodified model.
+        trains: the loss falls and the original stream does not change.
+        generates: `generate()` on a padded batch gives the reference tokens of each prompt.
+        reason: why a check failed, or a condition.
     """
 
     name: str
@@ -54,87 +57,87 @@ class Row:
 
 
 def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
-    """A row for every architecture, in the order of their names."""
+    """Test the named architectures, by default all of them."""
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
     return [asdict(row(name)) for name in names or ARCHITECTURES]
 
 
 def row(name: str) -> Row:
-    """One architecture's row."""
+    """Test one architecture."""
     try:
         configuration = tiny_configuration(name)
         plain = tiny_backbone(configuration)
-    except Exception as error:  # whatever hinders a model from being built is the row's reason
-        return Row(name=name, reason=f"no tiny model of it can be built ({first_line(error)})")
+    except Exception as error:  # any error of building the model is the reason in the row
+        return Row(name=name, reason=f"no tiny model can be built ({short_error(error)})")
     try:
         case = Case(interwoven(configuration), plain)
     except UserError as error:
         if getattr(configuration, "is_decoder", True):
-            return _refused(name, why(error))
-        return _as_decoder(name, why(error))  # an encoder, unless it is told
+            return _unsupported(name, rejection_reason(error))
+        return _as_decoder(name, rejection_reason(error))
     except Exception as error:
-        return _refused(name, first_line(error))
+        return _unsupported(name, short_error(error))
     return _checked(name, case, "")
 
 
-def _as_decoder(name: str, refusal: str) -> Row:
-    """The row of an encoder that its configuration makes a causal model."""
+def _as_decoder(name: str, reason: str) -> Row:
+    """Test an encoder that its configuration turns into a causal model."""
     try:
         configuration = tiny_configuration(name, is_decoder=True)
         case = Case(interwoven(configuration), tiny_backbone(configuration))
     except UserError as error:
-        second = why(error)
-        return _refused(name, second if second == refusal else f"with is_decoder=true: {second}")
-    except Exception:  # it has no such switch
-        return _refused(name, refusal)
+        second = rejection_reason(error)
+        return _unsupported(name, second if second == reason else f"with is_decoder=true: {second}")
+    except Exception:  # the architecture has no such option
+        return _unsupported(name, reason)
     return _checked(name, case, "with is_decoder=true in its config.json")
 
 
-def _refused(name: str, reason: str) -> Row:
+def _unsupported(name: str, reason: str) -> Row:
     return Row(name=name, forward=False, trains=False, generates=False, reason=reason)
 
 
 def _checked(name: str, case: Case, note: str) -> Row:
     reasons = [note] if note else []
-    found: dict[str, bool] = {}
+    results: dict[str, bool] = {}
     for check in (case.forward, case.generates, case.trains):  # the last one changes the model
         try:
             wrong = check()
-        except Exception as error:  # likewise: a row says what happened
-            wrong = first_line(error)
-        found[check.__name__] = wrong is None
+        except Exception as error:  # any error is a reason in the row
+            wrong = short_error(error)
+        results[check.__name__] = wrong is None
         if wrong is not None:
             reasons.append(f"{check.__name__}: {wrong}")
-    left_out = _left_out(case.model)
-    if left_out:
-        reasons.append(f"PEFT cannot adapt its {', '.join(left_out)}")
+    excluded = _excluded_layers(case.model)
+    if excluded:
+        reasons.append(f"PEFT cannot adapt its {', '.join(excluded)}")
     if not case.model.config.supports_cache:
-        reasons.append("reads the whole text at every step, since it cannot go on from a cache")
-    return Row(name=name, reason="; ".join(reasons), **found)
+        reasons.append("processes the full text at every step, because it cannot continue from a KV cache")
+    return Row(name=name, reason="; ".join(reasons), **results)
 
 
-def _left_out(model: SiameseForCausalLM) -> list[str]:
-    """What the layers are called that LoRA had to leave out."""
+def _excluded_layers(model: SiameseForCausalLM) -> list[str]:
+    """Names of the layers that LoRA had to exclude."""
     excluded = model.adapted.peft_config["default"].exclude_modules
     names = [name for name, _ in model.backbone.named_modules() if excluded]
     return sorted({name.rpartition(".")[2] for name in names if re.fullmatch(excluded, name)})
 
 
 def interwoven(configuration: PretrainedConfig) -> SiameseForCausalLM:
-    """A siamese model with LoRA on every linear layer that takes it, adapter and gate perturbed.
+    """Build a siamese model with LoRA on all supported linear layers; perturb adapter and gate.
 
     Raises:
-        UserError: IMSM refuses the backbone.
+        UserError: the backbone is not supported.
     """
     try:
-        model = _assembled(configuration, excluded=None)
+        model = _build(configuration, excluded=None)
         with torch.no_grad():
             model.adapted(torch.tensor([[3, 4]]))
     except (UserError, AttributeError) as error:
         if isinstance(error, UserError) and "adapter" not in str(error):
             raise
-        model = _assembled(configuration, excluded=EXCLUDED)
+        model = _build(configuration, excluded=EXCLUDED)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -143,7 +146,7 @@ def interwoven(configuration: PretrainedConfig) -> SiameseForCausalLM:
     return model.eval()
 
 
-def _assembled(configuration: PretrainedConfig, *, excluded: str | None) -> SiameseForCausalLM:
+def _build(configuration: PretrainedConfig, *, excluded: str | None) -> SiameseForCausalLM:
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", exclude_modules=excluded, r=4, lora_alpha=8)
     return wrap_backbone(
         tiny_backbone(configuration),
@@ -156,18 +159,18 @@ def _assembled(configuration: PretrainedConfig, *, excluded: str | None) -> Siam
     )
 
 
-def why(refusal: UserError) -> str:
-    """The reason in a refusal, without the model's name and the advice."""
-    reason = str(refusal).partition(" cannot be a backbone: ")[2].partition(". Choose another")[0]
-    return reason or str(refusal)
+def rejection_reason(error: UserError) -> str:
+    """Return the reason in an error message, without the model's name and the advice."""
+    reason = str(error).partition(" cannot be a backbone: ")[2].partition(". Choose another")[0]
+    return reason or str(error)
 
 
-def first_line(error: Exception) -> str:
-    """An error in one line."""
+def short_error(error: Exception) -> str:
+    """Return an error in one line of at most 160 characters."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 
 
 if __name__ == "__main__":
-    for found in rows(sys.argv[1:]):
-        print(found)
+    for result in rows(sys.argv[1:]):
+        print(result)

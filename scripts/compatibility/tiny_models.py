@@ -1,7 +1,7 @@
-"""Tiny random models of transformers' causal language models: what makes each of them small.
+"""Tiny random versions of the causal language models of transformers.
 
-A configuration is a dataclass here: of `SMALL` it takes the fields that it has, `OVERRIDES` says
-what is particular to one architecture.
+A configuration takes those fields of `SMALL` that it has; `OVERRIDES` holds values specific to one
+architecture.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ARCHITECTURES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 MOST_PARAMETERS = 10_000_000
 VOCABULARY = 97
 LAST_SPECIAL = 2
-"""Tokens up to this one are special."""
+"""Tokens up to this id are special."""
 
 _WIDTHS = (
     *("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "backbone_hidden_size"),
@@ -90,7 +90,7 @@ SMALL: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
-"""Small values for the fields that architectures share, by what they mean."""
+"""Small values for the fields that architectures have in common."""
 
 _ATTENTION_LAST = {"layer_types": ["linear_attention", "full_attention"]}
 _LATENT = {"head_dim": 4, "num_key_value_heads": 4}  # the rotary part of a head, in every head
@@ -126,7 +126,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8},
-    "moshi": {"sliding_window": 64},  # its cache knows of a window, its mask does not
+    "moshi": {"sliding_window": 64},  # its cache uses the window, its mask does not
     "qwen4_exp_text": {
         **_ATTENTION_LAST,
         "indexer_n_heads": 4,
@@ -142,15 +142,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3, "num_key_value_heads": 4},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""What `SMALL` does not get right, by architecture."""
+"""Corrections of `SMALL` by architecture."""
 
 
 def tiny_configuration(model_type: str, **particular: Any) -> PretrainedConfig:
-    """A configuration of few parameters; nested ones (a text model's, an image tower's) likewise.
+    """Return a configuration with few parameters, including nested text and vision configurations.
 
     Args:
         model_type: as in `config.json`.
-        particular: fields that go before `SMALL` and `OVERRIDES`.
+        particular: fields that take precedence over `SMALL` and `OVERRIDES`.
     """
     return _small(CONFIG_MAPPING[model_type], {**OVERRIDES.get(model_type, {}), **particular})
 
@@ -160,19 +160,19 @@ def _small(config_class: type[PretrainedConfig], particular: dict[str, Any]) -> 
     names |= set(config_class.attribute_map)
     values = {name: value for name, value in SMALL.items() if name in names}
     if config_class.sub_configs:
-        usual = config_class()
+        defaults = config_class()
         for name in config_class.sub_configs:
-            nested = type(getattr(usual, name))  # of a field that takes any kind, the usual one
+            nested = type(getattr(defaults, name))  # the default type if the field accepts several
             if issubclass(nested, PretrainedConfig):
                 values[name] = _small(nested, OVERRIDES.get(nested.model_type, {}))
     return config_class(**{**values, **particular})
 
 
 def tiny_backbone(configuration: PretrainedConfig) -> PreTrainedModel:
-    """The same random model at every call: frozen, silent, its attention not flat.
+    """Return the same random model in every call: frozen, without dropout, with sharp attention.
 
     Raises:
-        ValueError: it is not tiny; the message has its size.
+        ValueError: the model is not tiny; the message contains its size.
     """
     with torch.device("meta"):
         size = sum(p.numel() for p in AutoModelForCausalLM.from_config(configuration).parameters())

@@ -1,9 +1,9 @@
-"""Every tuner of the installed PEFT inside IMSM, tried on a tiny random Llama.
+"""Test every method of the installed PEFT in a siamese model with a tiny random Llama.
 
     python -m scripts.compatibility.tuners [NAME ...]
 
-Each goes the way of a run: `assemble` with its probe, the training loop, saving, loading, texts.
-What is said of a tuner is measured afterwards, on the trained model; a refused one has its reason.
+Each method is built and checked, trained, saved, loaded and used for generation, as in a run. The
+results are measured on the trained model; a rejected method has the reason.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from transformers.utils import logging
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.adapters.adalora import adalora
 from imsm.models.adapters.base import AdapterSpec
-from imsm.models.adapters.peft_generic import check_arguments, peft_tuner
+from imsm.models.adapters.peft_generic import peft_tuner
 from imsm.models.backbones.loading import load_backbone
 from imsm.models.builder import build_model
 from imsm.models.siamese.kv_cache import DualStreamCache
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training.checkpoint_manager import CheckpointManager
 from imsm.training.engines.single_device import SingleDeviceEngine
-from imsm.training.optimizer import build_optimizer, build_schedule
+from imsm.training.optimizer import build_lr_scheduler, build_optimizer
 from imsm.training.trainer import BatchPlan, train
 from imsm.utils.errors import UserError
 
@@ -65,19 +65,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "VBLORA": {"num_vectors": 16, "vector_length": 8},
     "WAVEFT": {"n_frequency": 64},
 }
-"""What a tuner needs to fit a model that is 32 wide; all else is PEFT's."""
+"""Fields needed for a model of hidden size 32; PEFT's defaults for the others."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "DoRA": {"use_dora": True},
     "rsLoRA": {"use_rslora": True},
-    "orthogonal start": {"init_lora_weights": "orthogonal"},
+    "orthogonal initialization": {"init_lora_weights": "orthogonal"},
     "MiCA": {"init_lora_weights": "mica"},
-    "bias of its own": {"lora_bias": True},
+    "LoRA bias": {"lora_bias": True},
     "embeddings": {"target_modules": [*TARGETS, "embed_tokens"]},
     "modules_to_save: embeddings": {"modules_to_save": ["embed_tokens"]},
     "trainable tokens": {"trainable_token_indices": [5, 6, 7]},
-    "head": {"target_modules": ["lm_head"]},
-    "modules_to_save: head": {"modules_to_save": ["lm_head"]},
-    "the backbone's biases": {"bias": "all"},
+    "LM head": {"target_modules": ["lm_head"]},
+    "modules_to_save: LM head": {"modules_to_save": ["lm_head"]},
+    "backbone biases": {"bias": "all"},
     "PiSSA": {"init_lora_weights": "pissa"},
     "OLoRA": {"init_lora_weights": "olora"},
     "CorDA": {"init_lora_weights": "corda"},
@@ -90,27 +90,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "MonteCLoRA": {"monteclora_config": MontecloraConfig()},
     "layer replication": {"layer_replication": [[0, 2], [1, 2]]},
 }
-"""What LoRA's configuration has besides; ("LORA (DoRA)" is a row's name)."""
+"""Variants of LoRA by name; their rows are named "LORA (DoRA)" and so on."""
 STEPS, BATCH, VOCABULARY = 16, 6, 97
 
 
 @dataclass(kw_only=True)
 class Row:
-    """One tuner in docs/compatibility.json; None where it was refused before it could be seen."""
+    """One method in docs/compatibility.json; None where it was rejected before the test."""
 
     name: str
     original_exact: bool | None = None
-    doubled_exact: bool | None = None
+    dual_stream_exact: bool | None = None
     trains: bool | None = None
     saves: bool | None = None
     reason: str = ""
 
 
 def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
-    """One row per tuner of the installed PEFT, then LoRA's variants; two minutes on one core.
+    """Test all methods of PEFT and the variants of LoRA; takes two minutes on one core.
 
     Args:
-        names: only these rows.
+        names: rows to test; default: all.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -122,22 +122,23 @@ def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def cases() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Each row's PEFT type and its arguments, by the row's name."""
-    types = [str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
-    found = {kind: (kind, ARGUMENTS.get(kind, {})) for kind in types}
-    return found | {f"LORA ({name})": ("LORA", more) for name, more in VARIANTS.items()}
+    """PEFT type and fields of every row by its name, without methods that others registered."""
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    types = [str(kind.value) for kind, config in known if config.__module__.startswith("peft.")]
+    types_with_fields = {kind: (kind, ARGUMENTS.get(kind, {})) for kind in types}
+    return types_with_fields | {f"LORA ({name})": ("LORA", more) for name, more in VARIANTS.items()}
 
 
 def row(name: str, kind: str, arguments: dict[str, Any], *, folder: Path) -> Row:
-    """Put a tuner on the backbone that lies in ``folder``, train it, save it, load it."""
+    """Attach a method to the backbone in ``folder``, train it, save it and load it."""
     backbone = {"name_or_path": str(folder / "backbone"), "dtype": "float32"}
     try:
         adapter = _adapter(kind, arguments)
         model = build_model(backbone=backbone, adapter=adapter, gate=GATE, pooling="mean", stream="interwoven", seed=0)
-    except UserError as refusal:
+    except UserError as error:
         exact = _exact_in_peft(kind, arguments, backbone)
-        return Row(name=name, original_exact=exact, reason=_short(refusal))
-    two_passes = not model.streams.doubled
+        return Row(name=name, original_exact=exact, reason=_short(error))
+    two_passes = not model.streams.batch_both
     before = loss(model)
     values = [p.detach().clone() for p in _adapter_values(model)]
     training(model, adapter, folder=folder / f"{name} checkpoints")
@@ -148,35 +149,37 @@ def row(name: str, kind: str, arguments: dict[str, Any], *, folder: Path) -> Row
     return Row(
         name=name,
         original_exact=original_exact(model, plain),
-        doubled_exact=doubled_exact(model),
+        dual_stream_exact=dual_stream_exact(model),
         trains=moved and loss(model) < before - 0.01,
-        saves=texts(again) == texts(model),
-        reason="decoded by two passes with two caches" if two_passes else "",
+        saves=generated_tokens(again) == generated_tokens(model),
+        reason="decoded in two passes with two KV caches" if two_passes else "",
     )
 
 
 def training(model: SiameseForCausalLM, adapter: AdapterSpec, *, folder: Path) -> None:
-    """The real training loop, some steps over one batch."""
+    """Run the training loop for some steps on one batch."""
     optimizer = build_optimizer(model, name="adamw", learning_rate=2e-2, gate_learning_rate=1e-3, weight_decay=0.0)
-    schedule = build_schedule(optimizer, name="linear", warmup_ratio=0.1, steps=STEPS)
+    schedule = build_lr_scheduler(optimizer, lr_scheduler_type="linear", warmup_ratio=0.1, num_training_steps=STEPS)
     engine = SingleDeviceEngine(
-        model, optimizer=optimizer, schedule=schedule, clip_norm=1.0, device=torch.device("cpu")
+        model, optimizer=optimizer, lr_scheduler=schedule, max_grad_norm=1.0, device=torch.device("cpu")
     )
-    hooks = adapter.callbacks(model.adapted, STEPS) if adapter.callbacks else None
+    callbacks = adapter.callbacks(model.adapted, STEPS) if adapter.callbacks else None
     train(
         model,
         examples(),
         engine=engine,
-        hooks=hooks,
-        batching=BatchPlan(epochs=STEPS, batch_size=BATCH, micro_batch_size=BATCH, seed=0),
-        keeper=CheckpointManager(folder=folder, identity={}, engine=engine, hooks=hooks, minutes=60),
+        callbacks=callbacks,
+        batch_plan=BatchPlan(num_epochs=STEPS, global_batch_size=BATCH, micro_batch_size=BATCH, seed=0),
+        checkpoint_manager=CheckpointManager(
+            folder=folder, identity={}, engine=engine, callbacks=callbacks, save_minutes=60
+        ),
         pad_id=0,
         log=lambda step, measured: None,
     )
 
 
 def examples() -> list[TokenizedExample]:
-    """Random prompts with random answers, of several lengths."""
+    """Random prompts of several lengths with random answers."""
     generator = torch.Generator().manual_seed(1)
 
     def tokens(length: int) -> tuple[int, ...]:
@@ -188,61 +191,61 @@ def examples() -> list[TokenizedExample]:
 
 @torch.no_grad()
 def loss(model: SiameseForCausalLM) -> float:
-    """The interwoven stream's mean loss over the examples, one by one."""
+    """Mean loss of the interwoven stream over the examples, one at a time."""
     losses = []
-    for item in examples():
-        ids = torch.tensor([item.prompt_ids + item.answer_ids])
-        answer = torch.arange(ids.shape[1]) >= len(item.prompt_ids)
+    for example in examples():
+        ids = torch.tensor([example.prompt_ids + example.answer_ids])
+        answer = torch.arange(ids.shape[1]) >= len(example.prompt_ids)
         losses.append(float(model(ids, labels=ids.where(answer, -100)).loss))
     return sum(losses) / len(losses)
 
 
 @torch.no_grad()
 def original_exact(model: SiameseForCausalLM, plain: torch.nn.Module) -> bool:
-    """Whether the trained model's original stream is the untouched backbone, bit for bit."""
+    """Whether the original stream of the trained model is the unmodified backbone, bit for bit."""
     model.stream = "original"
     both = [
-        torch.equal(model(torch.tensor([i.prompt_ids])).logits, plain(torch.tensor([i.prompt_ids])).logits)
-        for i in examples()
+        torch.equal(model(torch.tensor([example.prompt_ids])).logits, plain(torch.tensor([example.prompt_ids])).logits)
+        for example in examples()
     ]
     model.stream = "interwoven"
     return all(both)
 
 
 @torch.no_grad()
-def doubled_exact(model: SiameseForCausalLM) -> bool:
-    """Whether a doubled batch, over a cache, gives the memories of two passes."""
+def dual_stream_exact(model: SiameseForCausalLM) -> bool:
+    """Whether a dual-stream batch with a KV cache gives the hidden states of two passes."""
     ids = torch.tensor([examples()[-1].prompt_ids])
     positions = torch.arange(ids.shape[1])[None]
     alone = [
         model.streams.hidden_states({"input_ids": ids, "position_ids": positions}, stream=s, cache=None)
         for s in ("original", "tuned")
     ]
-    cache = DualStreamCache(config=model.config.get_text_config(decoder=True), doubled=True)
-    pieces = []
+    cache = DualStreamCache(config=model.config.get_text_config(decoder=True), batch_both=True)
+    chunks = []
     try:
-        for piece in (slice(0, 6), slice(6, None)):
-            inputs = {"input_ids": ids[:, piece], "position_ids": positions[:, piece]}
-            pieces.append(model.streams.both_hidden_states(inputs, cache=cache))
+        for chunk in (slice(0, 6), slice(6, None)):
+            inputs = {"input_ids": ids[:, chunk], "position_ids": positions[:, chunk]}
+            chunks.append(model.streams.both_hidden_states(inputs, cache=cache))
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
-    both = [torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True)]
+    both = [torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)]
     return all(torch.allclose(one, two, atol=1e-5) for one, two in zip(both, alone, strict=True))
 
 
-def texts(model: SiameseForCausalLM) -> list[list[int]]:
-    """The tokens that the tuned and the interwoven stream give."""
-    found = []
+def generated_tokens(model: SiameseForCausalLM) -> list[list[int]]:
+    """Tokens generated by the tuned and the interwoven stream."""
+    tokens = []
     for stream in ("tuned", "interwoven"):
         model.stream = stream
-        for item in examples()[:2]:
-            ids = torch.tensor([item.prompt_ids])
-            found.append(model.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist())
-    return found
+        for example in examples()[:2]:
+            ids = torch.tensor([example.prompt_ids])
+            tokens.append(model.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist())
+    return tokens
 
 
 def tiny_llama() -> torch.nn.Module:
-    """A random Llama with sharp attention, so that its answers differ."""
+    """A random Llama with sharp attention, so that its responses differ."""
     torch.manual_seed(11)
     model = AutoModelForCausalLM.from_config(
         LlamaConfig(
@@ -268,13 +271,12 @@ def tiny_llama() -> torch.nn.Module:
 def _adapter(kind: str, arguments: dict[str, Any]) -> AdapterSpec:
     if kind == "ADALORA":
         return _adalora()
-    check_arguments(peft_type=kind, kwargs=arguments)
     return peft_tuner(target_modules=TARGETS, peft_type=kind, kwargs=arguments)
 
 
 @torch.no_grad()
 def _exact_in_peft(kind: str, arguments: dict[str, Any], backbone: dict[str, str]) -> bool | None:
-    """False if a refused tuner is seen to change the original model in PEFT alone, else None."""
+    """False if a rejected method changes the original model when used with PEFT alone, else None."""
     ids = torch.tensor([examples()[0].prompt_ids])
     plain = load_backbone(**backbone)
     logits = plain(ids).logits
@@ -284,21 +286,21 @@ def _exact_in_peft(kind: str, arguments: dict[str, Any], backbone: dict[str, str
         adapted = get_peft_model(plain, config)
         with adapted.disable_adapter():
             return None if torch.equal(adapted(input_ids=ids).logits, logits) else False
-    except Exception:  # PEFT refuses it too, or it needs what IMSM does not have
+    except Exception:  # PEFT rejects it too, or it needs data that is not available here
         return None
 
 
 def _adalora() -> AdapterSpec:
     return adalora(
         target_modules=TARGETS,
-        init_rank=6,
-        target_rank=3,
-        alpha=8,
-        dropout=0.0,
-        warmup_fraction=0.1,
-        final_fraction=0.3,
-        interval=2,
-        orthogonal_weight=0.5,
+        init_r=6,
+        target_r=3,
+        lora_alpha=8,
+        lora_dropout=0.0,
+        tinit_ratio=0.1,
+        tfinal_ratio=0.3,
+        deltaT=2,
+        orth_reg_weight=0.5,
     )
 
 
@@ -306,11 +308,11 @@ def _adapter_values(model: SiameseForCausalLM) -> list[torch.nn.Parameter]:
     return [p for p in model.adapted.parameters() if p.requires_grad]
 
 
-def _short(refusal: UserError) -> str:
-    """The reason in a refusal, without where it was written and the advice."""
-    return str(refusal).removeprefix("peft: ").partition(". Choose another")[0]
+def _short(error: UserError) -> str:
+    """Return the reason in an error message, without its key and the advice."""
+    return str(error).removeprefix("peft: ").partition("; choose another")[0]
 
 
 if __name__ == "__main__":
-    for found in rows(sys.argv[1:]):
-        print(found)
+    for result in rows(sys.argv[1:]):
+        print(result)
