@@ -81,7 +81,7 @@ def test_missing_data_of_the_parent_run_are_rejected_before_training(tmp_path: P
     check_parent_data(run)
     assert len(ids(run)) == 5
     (tmp_path / "train.jsonl").unlink()
-    with pytest.raises(UserError, match="jsonl: the adapter learned from it before"):
+    with pytest.raises(UserError, match="training data of a parent run is not available"):
         check_parent_data(run)
 
 
@@ -95,7 +95,7 @@ def test_cola_has_sixteen_test_rows_in_its_training_split(choice: str) -> None:
             stage.tasks["cola"],
             "test",
             source=DataSource(kind="mirror", path=str(mirror)),
-            prompts="paper",
+            prompt_style="paper",
             limit=None,
         )
         found = find_contamination(test, all_training_examples(stage))

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from imsm.models.adapters.lora import lora
 
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation import inference
@@ -18,6 +17,7 @@ from imsm.models.builder import build_model
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
 from tests.evaluation.bench import ROWS, Bench
+from tests.helpers.adapters import lora
 
 
 def test_gates_are_those_of_each_response(bench: Bench) -> None:

@@ -1,142 +1,85 @@
-"""`imsm predictions`: every arm as a table, against its items and its result."""
+"""Predictions of runs, their originals and baselines as tables."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
 
-from imsm.cli.main import main
-from imsm.evaluation.result import read_result
-from imsm.pipeline.run import run_experiment
-from imsm.reporting.prediction_table import average_over_seeds, prediction_table, summarize_predictions
-from tests.helpers.config import config
-from tests.studies.baselines.finished import ITEMS, choices, finished, make
+from imsm.evaluation.result import read_result, write_result
+from imsm.reporting.prediction_table import as_table, average_over_seeds, prediction_table, summarize_predictions
+from imsm.utils.errors import UserError
+from tests.reporting.factories import N, TASKS, predictions_file, write_run, write_seed
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    made, root = make(tmp_path_factory.mktemp("made")), tmp_path_factory.mktemp("runs")
-    found = [finished(made, root, method=method) for method in ("original", "peft", "imsm")]
-    assert main(["baselines", str(found[1]), "--baselines", "oracle_router,confidence"]) == 0
-    return found[1:]
+def test_every_method_is_included_once(shared_runs: dict[str, Any]) -> None:
+    table = prediction_table([shared_runs["peft"][0], shared_runs["imsm"][0]])
+    summary = summarize_predictions(table)
+    methods = ["original", "peft", "imsm", "logit mix 0.25", "logit mix 0.75"]
+    assert list(dict.fromkeys(summary["method"])) == methods
+    assert len(table) == summary["examples"].sum() == len(methods) * N * len(TASKS)
+    row = summary[(summary["method"] == "imsm") & (summary["task"] == "mrpc")].squeeze()
+    assert row["score"] == pytest.approx(100 * shared_runs["imsm"][2]["mrpc"].mean())
+    assert (row["unparsed"], row["truncated"], row["tokens"], row["reference_loglik"]) == (0, 0, 2, -1.5)
+    assert summary[summary["method"] == "original"]["seed"].isna().all()
+    assert summary[summary["method"] == "peft"]["gate_mean"].isna().all()
+    assert summary[summary["method"] == "imsm"]["gate_mean"].between(0, 1).all()
 
 
-def test_every_arm_is_there_once_with_what_its_result_says(runs: list[Path]) -> None:
-    table = prediction_table(runs)
-    short = summarize_predictions(table)
-    assert list(dict.fromkeys(short["arm"])) == ["original", "peft", "confidence", "oracle router", "imsm"]
-    assert set(short["items"]) == {ITEMS}
-    assert len(table) == short["items"].sum() == 5 * ITEMS * len(set(table["task"]))
-    for folder, label in zip(runs, ("peft", "imsm"), strict=True):
-        for task, entry in read_result(folder)["evaluation"]["tasks"].items():
-            row = short[(short["arm"] == label) & (short["task"] == task)].squeeze()
-            assert row["headline"] == entry["headline"]
-            assert row["unparsed"] == entry["protocols"]["strict"]["unparsed"]
-            assert row["truncated"] == entry["truncated"]
-            assert row["tokens"] == pytest.approx(entry["new_tokens"] / ITEMS)
-            assert row["reference_loglik"] == pytest.approx(entry["reference_loglik"])
-            if entry["headline"] in ("accuracy", "contain", "exact_match"):
-                assert row["score"] == pytest.approx(entry["metrics"][entry["headline"]])
-    assert short[short["arm"] == "original"]["seed"].isna().all()
-    assert short[short["arm"] == "peft"]["gate_mean"].isna().all()
-    assert short[short["arm"] == "imsm"]["gate_mean"].between(0, 1).all()
+def test_originals_on_different_test_sets_are_separate(runs: dict[str, Any]) -> None:
+    folder, record, _ = runs["peft"]
+    original_folder, original, _ = runs["original"]
+    write_run(original_folder, original, 50, others=["webq"])
+    write_run(folder, record, 51, others=["webq"])
+    record["evaluation"]["original"] = original["evaluation"]["tasks"]
+    write_result(folder, record)
+    for order in ([folder, runs["imsm"][0]], [runs["imsm"][0], folder]):
+        summary = summarize_predictions(prediction_table(order))
+        tasks = list(summary[summary["method"] == "original"]["task"])
+        assert tasks.count("webq") == 2 and tasks.count("mrpc") == 1
 
 
-def test_what_is_written_and_shown(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = [str(run) for run in runs]
-    assert main(["predictions", *names]) == 0
-    shown = capsys.readouterr().out
-    assert "oracle router" in shown and "gate_mean" in shown and "nan" not in shown
-    expected = prediction_table(runs)
-    assert main(["predictions", *names, "--full", "--output", str(tmp_path / "new" / "all.csv")]) == 0
-    read = pandas.read_csv(tmp_path / "new" / "all.csv")
-    assert list(read["id"]) == list(expected["id"])
-    assert read["reference_loglik"].to_numpy() == pytest.approx(
-        expected["reference_loglik"].to_numpy(float), rel=1e-5, nan_ok=True
-    )
-    assert main(["predictions", *names, "--seeds", "--output", str(tmp_path / "seeds.md")]) == 0
-    assert "lowest" in (tmp_path / "seeds.md").read_text()
-    for kind in ("md", "jsonl"):
-        assert main(["predictions", *names, "--output", str(tmp_path / f"short.{kind}")]) == 0
-    lines = (tmp_path / "short.md").read_text().splitlines()
-    assert len(lines) == 2 + len(summarize_predictions(expected))
-    assert len(pandas.read_json(tmp_path / "short.jsonl", lines=True)) == len(summarize_predictions(expected))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["nowhere"], "nowhere: no such folder"),
-        (["{run}", "--output", "x.xlsx"], "must end in .csv, .md, .jsonl"),
-        (["{run}", "--full"], "add --output FILE"),
-        (["{run}", "--full", "--output", "x.md"], "must end in .csv or .jsonl"),
-        (["{empty}"], "result.json"),
-    ],
-)
-def test_what_is_refused(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
-) -> None:
-    given = [each.format(run=runs[0], empty=tmp_path) for each in arguments]
-    assert main(["predictions", *given]) == 2
-    error = capsys.readouterr().err
-    assert told in error and len(error.splitlines()) == 1
-
-
-def test_damaged_items_are_named(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
-    shutil.copytree(runs[0].parent, tmp_path / "runs")
-    folder = tmp_path / "runs" / runs[0].name
-    (found, *_) = sorted(folder.glob("evaluation/*/predictions.jsonl"))
-    found.write_text('{"id": 1')
-    assert main(["predictions", str(folder)]) == 2
-    assert "not there or damaged" in capsys.readouterr().err
-
-
-def test_runs_of_different_tests_keep_their_originals(runs: list[Path], tmp_path: Path) -> None:
-    """The original is one, but each run asked it of its own tests."""
-    made, root = make(tmp_path), tmp_path / "runs"
-    root.mkdir()
-    few = finished(made, root, "evaluation.limit=3", "seed=20240101")
-    many = finished(made, root, "seed=1")
-    for order in ([few, many], [many, few]):
-        found = summarize_predictions(prediction_table(order))
-        original = found[found["arm"] == "original"]
-        assert sorted(original["items"]) == [3, 3, ITEMS, ITEMS]
-        assert len(found) == 8
-    other = finished(made, root, "seed=2")
-    short = summarize_predictions(prediction_table([many, other]))
-    means = average_over_seeds(short)
-    assert list(means["seeds"]) == [1, 1, 2, 2]
+def test_seeds_are_averaged_within_a_configuration(runs: dict[str, Any]) -> None:
+    folders = [runs["peft"][0], write_seed(runs, "peft", seed=1)]
+    summary = summarize_predictions(prediction_table(folders))
+    means = average_over_seeds(summary)
+    trained = means[means["method"] == "peft"]
+    assert set(trained["seeds"]) == {2} and set(trained["run"]) == {folders[0].name}
+    assert set(means[means["method"] == "original"]["seeds"]) == {1}
     for row in means.itertuples():
-        chosen = short[(short["arm"] == row.arm) & (short["task"] == row.task)]["score"]
-        assert (row.score, row.lowest, row.highest) == (chosen.mean(), chosen.min(), chosen.max())
-    assert list(means["run"])[2:] == [many.name, many.name]
-    # another configuration, by the same arm's name, is no seed of it
-    third = finished(made, root, "seed=3", "trainer.learning_rate=0.02")
-    apart = average_over_seeds(summarize_predictions(prediction_table([many, other, third])))
-    trained = apart[apart["arm"] == "peft"]
-    assert list(trained["seeds"]) == [2, 2, 1, 1]
-    assert list(trained["run"]) == [many.name] * 2 + [third.name] * 2
-    assert main(["predictions", str(few), "--output", str(tmp_path / "few.csv")]) == 0
-    assert {"20240101", ""} == {line.split(",")[2] for line in (tmp_path / "few.csv").read_text().splitlines()[1:]}
+        scores = summary[(summary["method"] == row.method) & (summary["task"] == row.task)]["score"]
+        assert (row.score, row.lowest, row.highest) == (scores.mean(), scores.min(), scores.max())
+    other = write_seed(runs, "peft", "trainer.learning_rate=0.02", seed=3)
+    means = average_over_seeds(summarize_predictions(prediction_table([*folders, other])))
+    trained = means[means["method"] == "peft"]
+    assert sorted(set(zip(trained["run"], trained["seeds"], strict=True))) == sorted(
+        [(folders[0].name, 2), (other.name, 1)]
+    )
 
 
-def test_a_run_in_a_place_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_damaged_predictions_are_named(runs: dict[str, Any]) -> None:
+    path = predictions_file(runs["peft"], "webq")
+    path.write_text('{"id": 1')
+    with pytest.raises(UserError, match="mode=evaluate") as raised:
+        prediction_table([runs["peft"][0]])
+    assert str(path) in str(raised.value)
+
+
+def test_the_original_of_a_run_in_a_custom_folder_is_in_the_runs_root(
+    runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, root = make(tmp_path), tmp_path / "runs"
-    root.mkdir()
-    folder = tmp_path / "own" / "a[b]"
-    chosen = config(*choices(made, f"run_dir={str(folder)!r}", method="peft"))
-    run_experiment(chosen, runs_root=root)
-    monkeypatch.setenv("IMSM_RUNS", str(root))
-    monkeypatch.setenv("COLUMNS", "60")
-    capsys.readouterr()
-    assert main(["predictions", str(folder)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert {"seed", "task", "score", "gate_mean"} <= set(lines[0].split())
-    assert sum(line.startswith("a[b] ") for line in lines) == 2
-    assert len(lines) == 5
+    folder = tmp_path / "custom" / "a[b]"
+    shutil.copytree(runs["peft"][0], folder)
+    monkeypatch.setenv("IMSM_RUNS", str(runs["root"]))
+    summary = summarize_predictions(prediction_table([folder]))
+    assert list(dict.fromkeys(summary["run"])) == [runs["original"][0].name, "a[b]"]
+    assert read_result(folder)["name"] == runs["peft"][1]["name"]
+
+
+def test_cells_are_rounded_and_missing_values_empty() -> None:
+    frame = pandas.DataFrame({"run": ["r"], "metric": ["f1"], "examples": [3], "score": [12.34], "gate_mean": [None]})
+    table = as_table(frame)
+    assert table.rows == [["r", "f1", "3", "12.3", ""]] and table.text_columns == 2

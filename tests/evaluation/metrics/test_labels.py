@@ -85,5 +85,5 @@ def test_a_constant_answer_scores_0() -> None:
 
 def test_other_references_are_rejected() -> None:
     for name in ("accuracy", "f1", "mcc"):
-        with pytest.raises(UserError, match=r"'a town' is neither yes nor no.*data\.metric="):
+        with pytest.raises(UserError, match=r"reference='a town': .*data\.metric="):
             aggregate(resolve_metric(name), ["yes"], [["a town"]])
