@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,17 +9,15 @@ from pathlib import Path
 import pandas
 import pytest
 from pandas.testing import assert_frame_equal
-from safetensors.torch import load_file, save_file
 
 from imsm.cli.main import main
 from imsm.evaluation import inference
-from imsm.evaluation.predictions import read_predictions
 from imsm.evaluation.result import read_result
 from imsm.studies.baselines.base import list_baselines
 from imsm.studies.baselines.finished_run import FinishedRun
 from imsm.utils.files import file_lock
 from tests.helpers.paths import ROOT
-from tests.studies.baselines.finished import FORGETTING, ITEMS, finished, write_files
+from tests.studies.baselines.finished import ITEMS, finished, original_of, predictions, write_files
 
 WITH_VALUES = ("logit_mix", "probability_mix", "adapter_scale")
 Tables = dict[str, pandas.DataFrame]
@@ -42,23 +39,8 @@ def peft(made: Path, root: Path) -> Path:
     return finished(made, root)
 
 
-@pytest.fixture(scope="module")
-def imsm_run(made: Path, root: Path, peft: Path) -> Path:
-    return finished(made, root, method="imsm")
-
-
 def baselines(folder: Path, *arguments: str) -> int:
     return main(["baselines", str(folder), *arguments])
-
-
-def original_of(folder: Path) -> Path:
-    (original,) = folder.parent.glob("*-original-*")
-    return original
-
-
-def predictions(folder: Path) -> Tables:
-    tasks = read_result(folder)["evaluation"]["tasks"]
-    return {task: read_predictions(folder, task=task, test_set=entry["test_set"]) for task, entry in tasks.items()}
 
 
 def baseline_predictions(folder: Path, name: str) -> Tables:
@@ -69,51 +51,18 @@ def baseline_names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "baselines").iterdir() if path.is_dir())
 
 
-def assert_same_predictions(one: pandas.DataFrame, other: pandas.DataFrame) -> None:
-    """Compare everything but the gate: a router has its own."""
-    columns = [name for name in one.columns if not name.startswith("gate")]
-    assert_frame_equal(one[columns], other[columns])
-
-
 def response_cache(folder: Path) -> dict[Path, bytes]:
     """Return the files next to the runs: the cached responses."""
     files = (path for path in folder.parent.rglob("*.jsonl") if path.name != "predictions.jsonl")
-    return {path: path.read_bytes() for path in files if path.parent.parent == folder.parent and "-" not in path.parent.name}
+    return {
+        path: path.read_bytes()
+        for path in files
+        if path.parent.parent == folder.parent and "-" not in path.parent.name
+    }
 
 
 def forbid_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FinishedRun, "model", lambda run: pytest.fail("a model was loaded"))
-
-
-def test_values_0_and_1_are_the_cached_original_and_tuned_responses(
-    peft: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = response_cache(peft)
-    assert before
-    forbid_models(monkeypatch)
-    assert baselines(peft, "--baselines", ",".join(WITH_VALUES), "--values", "0,1") == 0
-    assert response_cache(peft) == before
-    tuned, original = predictions(peft), predictions(original_of(peft))
-    for task in tuned:
-        assert not tuned[task].response.equals(original[task].response)
-        for name in WITH_VALUES:
-            low, high = (original, tuned) if name == "adapter_scale" else (tuned, original)
-            assert_same_predictions(baseline_predictions(peft, f"{name}-0.00")[task], low[task])
-            assert_same_predictions(baseline_predictions(peft, f"{name}-1.00")[task], high[task])
-    entries = read_result(peft / "baselines" / "logit_mix-1.00")["evaluation"]["tasks"]
-    assert not any(entry["trained_on"] for entry in entries.values())
-
-
-def test_the_oracle_router_forgets_nothing(peft: Path) -> None:
-    assert baselines(peft, "--baselines", "oracle_router") == 0
-    routed = baseline_predictions(peft, "oracle_router")
-    assert_same_predictions(routed["jsonl"], predictions(peft)["jsonl"])
-    assert_same_predictions(routed[FORGETTING], predictions(original_of(peft))[FORGETTING])
-    entries, original = (
-        read_result(folder)["evaluation"]["tasks"] for folder in (peft / "baselines/oracle_router", original_of(peft))
-    )
-    assert entries[FORGETTING]["metrics"] == original[FORGETTING]["metrics"]
-    assert routed[FORGETTING].gate_mean.eq(1).all() and routed["jsonl"].gate_mean.eq(0).all()
 
 
 def test_every_baseline_writes_a_result_and_a_second_command_generates_nothing(
@@ -133,7 +82,7 @@ def test_every_baseline_writes_a_result_and_a_second_command_generates_nothing(
         assert result["config"]["baseline"]["name"] == name.removesuffix("-0.30")
         assert result["config"]["baseline"]["value"] == (0.3 if name.endswith("0.30") else None)
         for task, table in baseline_predictions(peft, name).items():
-            assert len(table) == ITEMS == result["evaluation"]["tasks"][task]["examples"]
+            assert len(table) == ITEMS == result["evaluation"]["tasks"][task]["num_examples"]
             assert table.reference_loglik.lt(0).all()
         assert name in printed
     # the ensemble of an adapter with itself is that adapter
@@ -183,25 +132,6 @@ def test_an_interrupted_command_resumes(peft: Path, tmp_path: Path, monkeypatch:
             assert_frame_equal(table, interrupted[name][task])
 
 
-def test_the_adapter_of_an_imsm_run_is_evaluated_without_its_gate(
-    imsm_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert baselines(imsm_run, "--baselines", "logit_mix,constant_gate", "--values", "0") == 0
-    assert "imsm" in capsys.readouterr().out
-    own = predictions(imsm_run)
-    tuned, mixed = baseline_predictions(imsm_run, "tuned"), baseline_predictions(imsm_run, "logit_mix-0.00")
-    for task in tuned:
-        assert_same_predictions(mixed[task], tuned[task])
-        assert not tuned[task].reference_loglik.equals(own[task].reference_loglik)
-    rows = pandas.concat(own.values())
-    weights = rows.tokens.clip(lower=1)
-    value = round((rows.gate_mean * weights).sum() / weights.sum(), 2)
-    (name,) = (each for each in baseline_names(imsm_run) if each.startswith("constant_gate"))
-    assert name == f"constant_gate-{value:.2f}"
-    for table in baseline_predictions(imsm_run, name).values():
-        assert table.gate_mean.to_numpy() == pytest.approx(value, abs=1e-3)
-
-
 def test_a_baseline_that_does_not_apply_is_skipped_or_rejected(
     made: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,9 +165,7 @@ def test_a_custom_baseline_is_one_file(peft: Path, tmp_path: Path, monkeypatch: 
         assert table.response.equals(expected.response)
 
 
-def test_the_baseline_of_the_documentation_works(
-    peft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_baseline_of_the_documentation_works(peft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     guide = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
     (tmp_path / "documented_baseline.py").write_text(guide.split("```python\n")[1].split("```")[0])
@@ -288,21 +216,6 @@ def test_a_folder_without_an_adapter_is_rejected(
     assert str(peft / "baselines") in capsys.readouterr().err
 
 
-def test_the_other_run_must_differ_only_in_the_seed(
-    made: Path, root: Path, peft: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    limited = finished(made, root, "data.max_train_examples=4", "trainer.num_epochs=1", "seed=1")
-    seed = finished(made, root, "seed=1")
-    capsys.readouterr()
-    assert baselines(peft, "--baselines", "seed_ensemble", "--other", str(limited)) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"imsm: --other {limited}: ")
-    assert "data.max_train_examples is 4, not null" in line and "trainer.num_epochs is 1, not 30" in line
-    assert baselines(peft, "--baselines", "seed_ensemble", "--other", str(seed)) == 0
-    baseline = read_result(peft / "baselines" / "seed_ensemble")["config"]["baseline"]
-    assert seed.name in baseline.values()
-
-
 def test_a_run_is_found_by_its_name(
     peft: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,19 +225,3 @@ def test_a_run_is_found_by_its_name(
     assert main(["baselines", "no-such-run"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("imsm: run") and "no-such-run" in line
-
-
-def test_responses_of_another_adapter_are_not_reused(peft: Path, tmp_path: Path) -> None:
-    shutil.copytree(peft.parent, tmp_path / "runs")
-    folder = tmp_path / "runs" / peft.name
-    arguments = ("--baselines", "logit_mix", "--values", "0.4")
-    result = folder / "baselines/logit_mix-0.40/result.json"
-    assert baselines(folder, *arguments) == 0
-    before = json.loads(result.read_text())
-    old = baseline_predictions(folder, "logit_mix-0.40")
-    path = folder / "model/adapter/adapter_model.safetensors"
-    save_file({name: value + 0.3 for name, value in load_file(path).items()}, path)
-    assert baselines(folder, *arguments) == 0
-    assert before["fingerprints"]["answers"] != json.loads(result.read_text())["fingerprints"]["answers"]
-    for task, table in baseline_predictions(folder, "logit_mix-0.40").items():
-        assert not table.reference_loglik.equals(old[task].reference_loglik)
