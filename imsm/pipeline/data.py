@@ -16,7 +16,7 @@ from imsm.config.schema import ReplayConfig, RunConfig
 from imsm.data.chat_template import use_chat_template
 from imsm.data.example import Example
 from imsm.data.replay import Replay, sample_replay
-from imsm.data.sources import DataSource, Prompts, check_source, load_examples
+from imsm.data.sources import DataSource, PromptStyle, check_source, load_examples
 from imsm.data.task import HubDataset, Task
 from imsm.data.tokenization import TokenizationStats, TokenizedExample, tokenize_training
 from imsm.evaluation.eval_set import EvalSet, hash_examples, load_eval_set
@@ -51,7 +51,7 @@ def training_examples(config: RunConfig) -> list[Example]:
     """Return the training examples of the target task."""
     data = config.data
     source, limit = data.target_source(), data.max_train_examples
-    return load_examples(data, "train", source=source, prompts=data.prompt_style, limit=limit)
+    return load_examples(data, "train", source=source, prompt_style=data.prompt_style, limit=limit)
 
 
 def replay_examples(config: RunConfig, *, target: int) -> Replay | None:
@@ -126,7 +126,7 @@ def tokenized_training_set(
         _warn(f"{task.name} (replay)", replay.warning())
         replayed, stats = _tokenize(config, task, replay.examples, tokenizer)
         tokenized += replayed
-        record["replay"] = asdict(stats) | {"overlapping": replay.overlapping}
+        record["replay"] = asdict(stats) | {"overlapping": replay.num_overlapping}
     return tokenized, record
 
 
@@ -162,7 +162,7 @@ def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Exa
         _task_from_identity(data),
         "train",
         source=DataSource(**data["source"]),
-        prompts=data["prompt_style"],
+        prompt_style=data["prompt_style"],
         limit=data["max_train_examples"],
     )
     if replay is None:
@@ -202,18 +202,18 @@ def _sample_replay(
     replay_source: DataSource,
     target_task: Task | None,
     target_source: DataSource,
-    prompts: Prompts,
+    prompts: PromptStyle,
     target: int,
 ) -> Replay:
-    load = partial(load_examples, prompts=prompts, limit=None)
+    load = partial(load_examples, prompt_style=prompts, limit=None)
     tests = [load(tasks[name], "test", source=replay_source) for name in replay.exclude_tests]
     if target_task is not None and target_task.splits.get("test"):
         tests.append(load(target_task, "test", source=target_source))
     return sample_replay(
         load(tasks[replay.task], "train", source=replay_source),
-        apart_from=chain.from_iterable(tests),
-        share=replay.ratio,
-        target=target,
+        excluded=chain.from_iterable(tests),
+        ratio=replay.ratio,
+        num_target_examples=target,
     )
 
 

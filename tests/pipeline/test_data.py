@@ -44,7 +44,7 @@ def test_no_replayed_question_occurs_in_a_forgetting_test() -> None:
     for name in ("webq", "freebaseqa", "multirc", "mrpc", "gsm8k"):
         task = run.tasks[name]
         source = DataSource(kind="miniature")
-        tests = load_examples(task, "test", source=source, prompts="paper", limit=None)
+        tests = load_examples(task, "test", source=source, prompt_style="paper", limit=None)
         test_questions |= {tuple(example.prompt.lower().replace("?", "").split()) for example in tests}
     assert len(test_questions) > 1000
     replayed = [example for example in training_set()[0] if example.task_type == 1]
@@ -99,10 +99,10 @@ def test_the_micro_batch_size_is_part_of_the_identity_with_the_balancing_loss() 
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("peft.replay.task=gsm8k", "is the target itself"),
-        ("peft.replay.task=freebaseqa", "has no split to learn from"),
+        ("peft.replay.task=gsm8k", "peft.replay.task=gsm8k: "),
+        ("peft.replay.task=freebaseqa", "peft.replay.task=freebaseqa: "),
         ("peft.replay.task=webqq", "did you mean webq"),
-        ("peft.replay.exclude_tests=[webq]", r"apart_from=\[webq,freebaseqa,multirc,mrpc\]"),
+        ("peft.replay.exclude_tests=[webq]", r"exclude_tests=\[webq,freebaseqa,multirc,mrpc\]"),
         ("peft.replay.exclude_tests=[webq,freebaseqa,multirc,mrpc,x]", "peft.replay.exclude_tests=x"),
         ("peft.replay.ratio=0", "peft.replay.ratio=0"),
         ("peft.num_experts=7", "peft.num_experts=8"),

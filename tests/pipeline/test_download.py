@@ -165,7 +165,7 @@ def served(tmp_path: Path) -> Hub:
         datasets[task.hub.path] = MINIATURE / task.hub.path
         for role in ("train", "test"):
             source = DataSource(kind="miniature")
-            found = load_examples(task, role, source=source, prompts="paper", limit=None)
+            found = load_examples(task, role, source=source, prompt_style="paper", limit=None)
             texts += [example.prompt + example.golds[0] for example in found]
     model = save_backbone(tmp_path / "model", texts=texts)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(model)

@@ -76,14 +76,27 @@ def test_deepspeed_runs_in_new_processes_with_the_saved_configuration(
     run_config = config("engine=zero2", "engine.nproc_per_node=2", "engine.device=cpu")
     start_run(run_config, runs_root=tmp_path)
     (launch,) = launches
-    assert (launch["processes"], launch["folder"].parent, runs) == (2, tmp_path, [])
+    assert (launch["nproc_per_node"], launch["run_dir"].parent, runs) == (2, tmp_path, [])
     assert launch["settings"]["config"] == json.loads(json.dumps(run_config.to_dict()))
 
 
 def test_a_missing_deepspeed_is_reported_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launches: list[dict[str, Any]]
 ) -> None:
+    run_config = config("engine=zero2", "engine.device=cpu")
     monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^engine=zero2: requires DeepSpeed; pip install"):
-        start_run(config("engine=zero2", "engine.device=cpu"), runs_root=tmp_path)
+        start_run(run_config, runs_root=tmp_path)
     assert launches == []
+
+
+def test_gpus_are_checked_before_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launches: list[dict[str, Any]]
+) -> None:
+    pytest.importorskip("deepspeed")
+    checks: list[dict[str, Any]] = []
+    monkeypatch.setattr(start, "visible_gpus", lambda: 8)
+    monkeypatch.setattr(start, "check_gpus_free", lambda **keywords: checks.append(keywords))
+    start_run(config("engine=auto"), runs_root=tmp_path)
+    assert [list(check.values()) for check in checks] == [[8, "auto"]]
+    assert (launches[0]["nproc_per_node"], launches[0]["settings"]["device"]) == (8, "cuda")

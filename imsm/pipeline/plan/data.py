@@ -71,7 +71,7 @@ def counted_lengths(
         tokenizer: A `tokenizer.json`; None to estimate tokens from characters.
     """
     try:
-        examples = load_examples(task, role, source=source, prompts=prompts, limit=None, library=False)
+        examples = load_examples(task, role, source=source, prompt_style=prompts, limit=None, use_datasets=False)
     except UserError:
         return None
     prompts_and_answers = ([e.prompt for e in examples], [e.golds[0] for e in examples])

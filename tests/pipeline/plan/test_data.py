@@ -26,7 +26,7 @@ def test_miniature_data_is_counted_with_the_miniature_tokenizer() -> None:
     task, source = shipped_task("webq"), DataSource(kind="miniature")
     file = Path(resolve_path(MINIATURE)) / "tokenizer.json"
     found = counted_lengths(task, "train", source=source, prompts="paper", tokenizer=file)
-    examples = load_examples(task, "train", source=source, prompts="paper", limit=None)
+    examples = load_examples(task, "train", source=source, prompt_style="paper", limit=None)
     tokenizer = load_tokenizer(name_or_path=MINIATURE)
     answers = [len(tokenizer(example.golds[0], add_special_tokens=False)["input_ids"]) + 1 for example in examples]
     assert found is not None and found.mean is not None
