@@ -53,7 +53,7 @@ def load_eval_set(
         closed_vocabulary: Raise an error for unknown words.
         chat: Format each prompt as a user turn of the tokenizer's chat template.
     """
-    examples = load_examples(task, "test", source=source, prompts=prompt_style, limit=limit)
+    examples = load_examples(task, "test", source=source, prompt_style=prompt_style, limit=limit)
     prompts, stats = tokenize_prompts(
         examples, tokenizer, max_prompt_tokens=task.max_prompt_tokens, closed_vocabulary=closed_vocabulary, chat=chat
     )

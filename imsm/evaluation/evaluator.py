@@ -121,16 +121,9 @@ def score_responses(
     output_dir: Path,
     dist_context: DistributedContext,
 ) -> EvalResult:
-    """Extract and score the answers of N responses; rank 0 writes `predictions.jsonl`.
+    """Extract and score the answers; rank 0 writes `predictions.jsonl`.
 
-    Args:
-        eval_set: The N examples.
-        responses: Response rows, as returned by `run_inference`.
-        references: Likelihood rows of the most likely accepted answers, likewise.
-        metrics: Metric names by protocol.
-        protocol: The protocol reported as the result's own.
-        output_dir: Directory of `predictions.jsonl`.
-        dist_context: The process group.
+    ``responses`` and ``references`` are rows as returned by `run_inference`; the rest as in `evaluate`.
     """
     extract = task_module(eval_set.task).extract
     texts = {"strict": [extract(row["text"]) for row in responses], "paper_code": [row["text"] for row in responses]}
@@ -171,7 +164,6 @@ def _prediction(
     answer: str,
     scores: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return an example's row of `predictions.jsonl`."""
     return {
         "id": example.id,
         "group": example.group,

@@ -14,7 +14,7 @@ from functools import cache
 from transformers import PreTrainedTokenizerBase
 
 from imsm.data.batching import evaluation_order
-from imsm.data.tokenization import answer_tokens
+from imsm.data.tokenization import encode_answers
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.generation import generate_responses
@@ -116,7 +116,7 @@ def run_inference(
 def _reference_tokens(eval_set: EvalSet, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenIds]]:
     """Tokenize each example's accepted answers; those without tokens are dropped."""
     return [
-        [ids for ids in dict.fromkeys(answer_tokens(tokenizer, example.golds[:MAX_REFERENCES])) if ids]
+        [ids for ids in dict.fromkeys(encode_answers(tokenizer, example.golds[:MAX_REFERENCES])) if ids]
         for example in eval_set.examples
     ]
 

@@ -22,14 +22,7 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 class SiameseLM(HFLM):
-    """The current stream of a siamese model.
-
-    Args:
-        model: The model, with its ``stream`` set.
-        tokenizer: The backbone's tokenizer.
-        batch_size: Requests per forward pass.
-        max_length: Maximum number of tokens that the backbone reads.
-    """
+    """The current stream of a siamese model; longer sequences than ``max_length`` tokens are cut."""
 
     def __init__(
         self, model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, max_length: int

@@ -22,31 +22,13 @@ from imsm.utils.files import write_atomic
 
 FILE = "predictions.jsonl"
 COLUMNS = (
-    "id",
-    "group",
-    "prompt_hash",
-    "response",
-    "tokens",
-    "ended",
-    "answer",
-    "references",
-    "scores",
-    "reference_loglik",
-    "reference_tokens",
-    "gate_mean",
-    "gate_per_token",
-    "token_texts",
+    *("id", "group", "prompt_hash", "response", "tokens", "ended", "answer", "references", "scores"),
+    *("reference_loglik", "reference_tokens", "gate_mean", "gate_per_token", "token_texts"),
 )
 
 
 def task_dir(folder: Path, *, task: str, test_set: str) -> Path:
-    """Return the predictions' directory of a task.
-
-    Args:
-        folder: Directory of the run or baseline.
-        task: Name of the task.
-        test_set: `EvalSet.fingerprint`, as stored in `result.json`.
-    """
+    """Return a task's directory in a run directory; ``test_set`` is `EvalSet.fingerprint`."""
     return folder / "evaluation" / f"{task}-{test_set[:8]}"
 
 
@@ -68,11 +50,6 @@ def write_predictions(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_predictions(folder: Path, *, task: str, test_set: str) -> pandas.DataFrame:
     """Read a task's predictions, indexed by ``id``, in the order of the evaluation set.
-
-    Args:
-        folder: Directory of the run or baseline.
-        task: Name of the task.
-        test_set: `EvalSet.fingerprint`, as stored in `result.json`.
 
     Returns:
         The columns of ``COLUMNS``, with one column ``score.<metric>`` per metric instead of ``scores``.

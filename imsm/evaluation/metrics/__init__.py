@@ -30,12 +30,7 @@ def load(name: str) -> HFTextMetric:
 
     `load("mcc").compute(predictions=["yes"], references=[["yes"]])` returns {"mcc": value}; each
     reference is the list of an example's accepted answers. The value is not multiplied by INFO.scale.
-
-    Args:
-        name: A name in `conf/metric`, or the dotted name of a metric.
-
-    Raises:
-        UserError: Unknown metric, or INFO or score is missing.
+    ``name`` and errors are those of `resolve_metric`.
     """
     from imsm.evaluation.metrics.hf_metric import HFTextMetric  # importing `evaluate` takes seconds
 

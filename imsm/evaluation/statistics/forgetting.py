@@ -67,12 +67,12 @@ def retention(score: float, original: float, *, chance: float, items: int, error
     """Compute 100 (s − c) / (b − c), in percent; None if b is not two standard errors above c.
 
     Args:
-        score: s, in points.
-        original: b, in points.
-        chance: c, in points.
+        score: s.
+        original: b.
+        chance: c.
         items: Number of examples.
-        error: b's standard error in points, e.g. cluster-robust; None: binomial, at 0 and 100 points
-            that of one example less.
+        error: b's standard error, e.g. cluster-robust; None: binomial, at 0 and 100 points that of one
+            example less.
 
     Raises:
         ValueError: A score that is not finite.

@@ -20,7 +20,7 @@ def as_finite_array(values: ArrayLike) -> Array:
     if array.ndim != 1:
         raise ValueError(f"values of shape {array.shape}: needs one per example, (N,)")
     if not array.size:
-        raise ValueError("there are no values")
+        raise ValueError("got no values")
     if not numpy.isfinite(array).all():
         raise ValueError("a value is not finite")
     return array

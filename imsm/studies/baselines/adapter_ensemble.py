@@ -16,13 +16,7 @@ from imsm.studies.baselines.logit_mixing import LogitMixer, LogitMixingModel, Mi
 
 
 class TwoAdapterStreams(StreamRunner):
-    """Streams of two adapters; "original" selects the second.
-
-    Args:
-        model: The model with the first adapter.
-        decoder: Its decoder.
-        other: The streams of the second adapter's model.
-    """
+    """Streams of two adapters; "original" selects the second, whose streams are ``other``."""
 
     def __init__(self, model: nn.Module, decoder: nn.Module, *, other: StreamRunner) -> None:
         super().__init__(model, decoder)
@@ -49,13 +43,7 @@ class TwoAdapterModel(LogitMixingModel):
 
 
 def build_ensemble(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mix) -> TwoAdapterModel:
-    """Build a model that mixes the logits of two adapters on the same backbone.
-
-    Args:
-        model: The first; shares its weights.
-        other: The second; takes the original's place in ``mix``.
-        mix: How the logits are mixed.
-    """
+    """Build a model that mixes the logits of two adapters; ``other`` takes the original's place in ``mix``."""
     ensemble = derive_model(model, TwoAdapterModel, stream="interwoven", gate=LogitMixer(mix))
     ensemble.streams = TwoAdapterStreams(model.adapted, model.streams.decoder, other=other.streams)
     return ensemble
@@ -63,11 +51,7 @@ def build_ensemble(model: SiameseForCausalLM, other: SiameseForCausalLM, mix: Mi
 
 @torch.no_grad()
 def share_backbone(model: SiameseForCausalLM, other: SiameseForCausalLM) -> int:
-    """Point the backbone weights of ``other`` to those of ``model`` wherever they are equal.
-
-    Returns:
-        Number of values saved.
-    """
+    """Share equal backbone weights of ``model`` with ``other``; return the number of values saved."""
     parameters = {_base_name(name): value for name, value in model.backbone.named_parameters()}
     saved = 0
     for name, value in other.backbone.named_parameters():

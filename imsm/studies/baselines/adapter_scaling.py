@@ -27,13 +27,7 @@ _FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErr
 
 
 class ScaledAdapterStreams(StreamRunner):
-    """Streams whose tuned one scales the adapter.
-
-    Args:
-        model: The model with the adapter.
-        decoder: Its decoder.
-        scale: a.
-    """
+    """Streams whose tuned one has its adapter scaled by ``scale`` (a)."""
 
     def __init__(self, model: nn.Module, decoder: nn.Module, *, scale: float) -> None:
         super().__init__(model, decoder)

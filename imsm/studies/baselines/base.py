@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -31,7 +31,6 @@ from imsm.utils.errors import UserError
 from imsm.utils.options import closest_match
 
 if TYPE_CHECKING:
-    from imsm.models.siamese.model import SiameseForCausalLM
     from imsm.studies.baselines.finished_run import FinishedRun
 
 
@@ -66,18 +65,6 @@ class Baseline(Protocol):
     """The part that every baseline module defines."""
 
     INFO: BaselineInfo
-
-
-class ModelBaseline(Baseline, Protocol):
-    """A baseline that generates with a model."""
-
-    build_model: Callable[[FinishedRun, Any], SiameseForCausalLM]
-
-
-class Router(Baseline, Protocol):
-    """A baseline that chooses between existing responses."""
-
-    route_to_original: Callable[[FinishedRun, Any, str], Sequence[bool]]
 
 
 def list_baselines() -> list[str]:

@@ -17,7 +17,7 @@ from imsm.evaluation.result import build_result, write_result
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import all_training_examples
 from imsm.pipeline.evaluate import metrics_of, result_entry
-from imsm.studies.baselines.base import Baseline, BaselineInfo, ModelBaseline, Router, call_hook
+from imsm.studies.baselines.base import Baseline, BaselineInfo, call_hook
 from imsm.studies.baselines.finished_run import FinishedRun, Responses
 from imsm.utils.hashing import hash_json
 
@@ -66,16 +66,17 @@ def evaluate_baseline(baseline_run: BaselineRun, run: FinishedRun) -> dict[str, 
     Raises:
         UserError: The baseline does not apply to the run's adapter.
     """
-    baseline, info, value = baseline_run.baseline, baseline_run.info, baseline_run.value
+    baseline, info, value = cast(Any, baseline_run.baseline), baseline_run.info, baseline_run.value
     fingerprint = baseline_fingerprint(baseline_run, run)
 
     @cache
     def get_model() -> SiameseForCausalLM:
-        return cast(ModelBaseline, baseline).build_model(run, value)
+        model: SiameseForCausalLM = baseline.build_model(run, value)
+        return model
 
     def responses_to(task: str) -> Responses:
         if hasattr(baseline, "route_to_original"):
-            return run.route(task, cast(Router, baseline).route_to_original(run, value, task))
+            return run.route(task, baseline.route_to_original(run, value, task))
         if value is not None and value in info.ends:
             return run.route(task, [info.ends[value] == "original"] * len(run.eval_sets[task].prompts))
         label = f"{baseline_run.name}: {task}"

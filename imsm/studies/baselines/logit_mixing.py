@@ -70,11 +70,7 @@ def _constant(logits: torch.Tensor, weight: float) -> torch.Tensor:
 
 
 class LogitMixer(nn.Module):
-    """Replaces the gate; mixes logits and ignores the query.
-
-    Args:
-        mix: How the logits are mixed.
-    """
+    """Replaces the gate; mixes logits and ignores the query."""
 
     reads_query = False
 
@@ -103,26 +99,14 @@ class LogitMixingModel(SiameseForCausalLM):
 
 
 def build_mixing_model(model: SiameseForCausalLM, mix: Mix) -> LogitMixingModel:
-    """Build a model that mixes the logits of the original and the tuned stream.
-
-    Args:
-        model: A model with an adapter; it is unchanged and shares its weights.
-        mix: How the logits are mixed.
-    """
+    """Build a model that mixes the logits of both streams of ``model``, which is unchanged."""
     mixing = derive_model(model, LogitMixingModel, stream="interwoven", gate=LogitMixer(mix))
     mixing.streams.copy_capabilities(model.streams)
     return mixing
 
 
 def derive_model(model: SiameseForCausalLM, kind: type[Model], *, stream: str, gate: nn.Module | None) -> Model:
-    """Build another siamese model on the weights of ``model``, which is unchanged.
-
-    Args:
-        model: Provides the backbone and the adapter.
-        kind: Class of the new model.
-        stream: Its stream.
-        gate: Its gate.
-    """
+    """Build another siamese model of class ``kind`` on the weights of ``model``, which is unchanged."""
     config = copy.copy(model.config)
     config.stream = stream
     derived = kind(config, model.adapted, gate)

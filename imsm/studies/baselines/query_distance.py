@@ -83,10 +83,7 @@ def _distances(run: FinishedRun, training: Sequence[TokenizedExample]) -> QueryD
 def measure_distances(training: Matrix, queries: dict[str, Matrix], *, seed: int) -> QueryDistances:
     """Measure distances to a part of the training queries; the held-out rest sets the threshold.
 
-    Args:
-        training: q_o of the training queries, (N, D), at least two.
-        queries: q_o of each task's queries, (N, D).
-        seed: Seed of the held-out choice.
+    Queries are q_o, (N, D); at least two training queries are needed. ``seed`` selects the held-out part.
     """
     (order,) = training_order(len(training), batch_size=len(training), seed=seed, epoch=-2)
     count = max(1, round(HELD_OUT * len(training)))

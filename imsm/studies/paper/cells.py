@@ -75,12 +75,7 @@ def row_average(cells: Mapping[str, TableCell], columns: Sequence[str]) -> Inter
 class CellBuilder:
     """Builds the cells of a table from finished runs.
 
-    Attributes:
-        table: The table.
-        runs: The runs.
-        scale: "mini" or "paper".
-        seeds: Number of seeds, from 0.
-        protocol: "strict" or "paper_code"; they are never mixed.
+    ``scale`` is "mini" or "paper", ``protocol`` "strict" or "paper_code"; seeds 0 to ``seeds`` - 1 are used.
     """
 
     table: PaperTable

@@ -27,15 +27,7 @@ class FilledTable:
 
 
 def build_table(table: PaperTable, runs: RunIndex, *, scale: str, seeds: int, protocol: str) -> FilledTable:
-    """Fill a table from finished runs.
-
-    Args:
-        table: The table.
-        runs: The runs.
-        scale: "mini" or "paper".
-        seeds: Number of seeds, from 0.
-        protocol: "strict" or "paper_code".
-    """
+    """Fill a table from finished runs; the settings are those of `CellBuilder`."""
     spec = table.spec
     builder = CellBuilder(table=table, runs=runs, scale=scale, seeds=seeds, protocol=protocol)
     built: dict[tuple[object, ...], TableCell] = {}
