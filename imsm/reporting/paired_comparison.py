@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 import pandas
 
-from imsm.evaluation.metrics import aggregate, resolve_metric
+from imsm.evaluation.metrics import aggregate, is_mean_of_scores, resolve_metric
 from imsm.evaluation.statistics.bootstrap import standard_error
 from imsm.evaluation.statistics.forgetting import OutcomeTransitions, chance_level, retention, transitions
 from imsm.evaluation.statistics.intervals import (
@@ -177,7 +177,7 @@ def _aggregate_statistic(
 ) -> Callable[[numpy.ndarray], float] | None:
     """Return the metric in points as a function of row indices; None if it is a mean of scores."""
     module = resolve_metric(run.result["config"].get("metrics", {}).get(metric, metric))
-    if not hasattr(module, "aggregate"):
+    if is_mean_of_scores(module):
         return None
     paper_code = run.task_result(task).get("protocols", {}).get("paper_code", {}).get("metrics", {})
     texts = list(predictions["response" if metric in paper_code else "answer"])
