@@ -36,7 +36,11 @@ def opened(
 ) -> HiddenStateCache | None:
     run_config: RunConfig = config(*overrides)
     return open_hidden_state_cache(
-        run_config, model or tiny_siamese(), tiny_examples(), pad_id=0, dist_context=dist_context or DistributedContext()
+        run_config,
+        model or tiny_siamese(),
+        tiny_examples(),
+        pad_id=0,
+        dist_context=dist_context or DistributedContext(),
     )
 
 

@@ -1,0 +1,81 @@
+"""Finished, failed or missing: what a run folder says about its run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from imsm.config.identity import run_identity, run_name
+from imsm.config.stages import final_stage
+from imsm.evaluation.result import write_result
+from imsm.pipeline.run_status import (
+    belongs_to,
+    clear_failure,
+    load_if_finished,
+    read_failure,
+    run_dir_of,
+    sweep_objective,
+    write_failure,
+)
+from tests.helpers.config import config, result
+
+
+def test_the_folder_of_a_run_is_run_dir_or_its_name(tmp_path: Path) -> None:
+    assert run_dir_of(config(), runs_root=tmp_path) == tmp_path / run_name(config())
+    assert run_dir_of(config(f"run_dir={tmp_path / 'mine'}"), runs_root=tmp_path) == tmp_path / "mine"
+    sequence = config("task_sequence=[mrpc,cola]")
+    assert run_dir_of(sequence, runs_root=tmp_path).name == run_name(final_stage(sequence))
+
+
+def test_a_result_counts_only_for_the_same_configuration_and_unchanged_data(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for role in ("train", "test"):
+        (data / f"{role}.jsonl").write_text('{"input": "a", "output": "b"}\n')
+    local = ("data=jsonl", f"data.local_dir={data}")
+    run_config = config("method=peft", *local)
+    assert load_if_finished(run_config, runs_root=tmp_path) is None
+    folder = tmp_path / run_name(run_config)
+    folder.mkdir()
+    write_result(folder, result("peft", *local))
+    assert load_if_finished(run_config, runs_root=tmp_path) is not None
+    assert load_if_finished(config("method=peft", "logger=wandb", *local), runs_root=tmp_path)
+    assert not load_if_finished(config("method=peft", "evaluation.limit=3", *local), runs_root=tmp_path)
+    assert not load_if_finished(config("method=peft", "mode=evaluate", *local), runs_root=tmp_path)
+    later = (folder / "result.json").stat().st_mtime_ns + 10**9
+    os.utime(data / "test.jsonl", ns=(later, later))
+    assert load_if_finished(run_config, runs_root=tmp_path) is None
+
+
+def test_a_failed_run_is_not_finished_until_the_failure_is_cleared(tmp_path: Path) -> None:
+    folder = tmp_path / run_name(config("method=peft"))
+    write_failure(folder, error="x", exit_code=1, command="imsm run")
+    assert not folder.exists()  # a run without a folder gets none
+    folder.mkdir()
+    write_result(folder, result("peft"))
+    write_failure(folder, error="x", exit_code=1, command="imsm run")
+    assert load_if_finished(config("method=peft"), runs_root=tmp_path) is None
+    failure = read_failure(folder)
+    assert failure is not None
+    assert (failure["error"], failure["exit_code"], failure["command"]) == ("x", 1, "imsm run")
+    clear_failure(folder)
+    assert read_failure(folder) is None
+    assert load_if_finished(config("method=peft"), runs_root=tmp_path) is not None
+
+
+def test_a_damaged_failure_record_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "failure.json").write_text("{")
+    assert read_failure(tmp_path) is None
+
+
+def test_a_folder_belongs_to_the_run_with_its_identity(tmp_path: Path) -> None:
+    assert not belongs_to(config(), tmp_path)
+    (tmp_path / "identity.json").write_text(json.dumps(run_identity(config())))
+    assert belongs_to(config(), tmp_path)
+    assert not belongs_to(config("seed=7"), tmp_path)
+
+
+def test_a_search_maximizes_the_headline_score_of_the_target() -> None:
+    assert sweep_objective(result("peft", points=40.0), "gsm8k") == 40.0
+    assert sweep_objective(result("peft"), "ropes") is None
