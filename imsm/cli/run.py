@@ -5,6 +5,7 @@ All overrides are validated before Hydra composes and starts the first run.
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import sys
@@ -112,6 +113,7 @@ def main(arguments: list[str]) -> int:
     if options.help:  # Hydra and its plugins take a second to import
         print(help_text(options.config_dir))
         return 0
+    gc.disable()  # the imports allocate many objects and free few: collecting them takes a second
     config_dir = import_from_config_dir(options.config_dir)
     spec = _sweep_spec(options, config_dir)
     import hydra
@@ -120,6 +122,7 @@ def main(arguments: list[str]) -> int:
     from imsm.config.compose import CONFIG_DIR
     from imsm.pipeline.sweeps.job import SweepJob
 
+    gc.enable()
     sys.argv = ["imsm run", *_hydra_arguments(options)]
     with _sweep_folder(spec, config_dir) as sweep:
         environment = {FOLDER: str(sweep.folder), "HYDRA_FULL_ERROR": "1"}  # Hydra then raises instead of exiting
