@@ -1,1 +1,1 @@
-"""Datasets to examples, token ids and batches."""
+"""Datasets: tasks and sources -> examples -> token ids -> batches."""

@@ -1,4 +1,4 @@
-"""The answer in a generated text, and the small text rules that several tasks share."""
+"""Text rules that several tasks share: labels as words, the answer in a response."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ _YES_OR_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _LABELS = {0: "no", 1: "yes"}
 
 
-def first_line(generation: str) -> str:
-    """The first line that is not blank, without outer blanks; "" where all are blank."""
-    text = generation.strip()
+def first_line(response: str) -> str:
+    """Return the first non-blank line without outer whitespace, or ""."""
+    text = response.strip()
     return text.splitlines()[0].rstrip() if text else ""
 
 
-@lru_cache(maxsize=2**16)  # a bootstrap asks a thousand times for the same texts
-def yes_or_no(generation: str) -> str:
-    """Gives yes or no if that is the first word, else "": "No." is no, "not" is ""."""
-    found = _YES_OR_NO.match(generation)
-    return found.group(1).lower() if found else ""
+@lru_cache(maxsize=2**16)  # a bootstrap evaluates the same responses a thousand times
+def yes_or_no(response: str) -> str:
+    """Return "yes" or "no" if that is the first word, else "" ("No." -> no, "not" -> "")."""
+    match = _YES_OR_NO.match(response)
+    return match.group(1).lower() if match else ""
 
 
-def label_answer(label: Any) -> str:
-    """A 0/1 label as the word that the prompts ask for.
+def label_to_answer(label: Any) -> str:
+    """Return "no" for label 0 and "yes" for 1.
 
     Raises:
-        UserError: any other label; the hub marks hidden ones with -1.
+        UserError: Any other label; the Hub marks hidden ones with -1.
     """
     if not isinstance(label, int) or label not in _LABELS:
-        raise UserError(f"label {label!r} is neither 0 nor 1 (-1 marks a hidden one). Choose a labelled split.")
+        raise UserError(f"label={label!r}: must be 0 or 1 (-1 is a hidden label); choose a labelled split")
     return _LABELS[label]
 
 
-def single_blanks(text: str) -> str:
-    """No outer blanks and no double ones; line breaks stay. For the corrected prompts."""
+def collapse_spaces(text: str) -> str:
+    """Strip the text and collapse runs of spaces and tabs; line breaks are kept."""
     return re.sub(r"[ \t]+", " ", text).strip()

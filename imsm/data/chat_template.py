@@ -1,7 +1,6 @@
-"""Prompts as an instruct model was taught to read them: one user turn in its chat template.
+"""Prompts in the tokenizer's chat template, as one user turn (`data.chat_template=true`).
 
-An option (``data.chat_template=true``): the paper asks base and instruct models alike, in plain
-text.
+The default is plain text for base and instruct models alike, as in the paper.
 """
 
 from __future__ import annotations
@@ -11,49 +10,48 @@ from typing import TYPE_CHECKING
 
 from imsm.utils.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
 _DATE = "26 Jul 2024"
-"""What Llama's templates are told of today (Llama 3.1's own default), on every day."""
+"""Date passed to Llama's templates (the default of Llama 3.1), so that prompts are reproducible."""
 _ANSWER = "imsm"
 
 
 def use_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the template's end of a turn end every answer: it becomes the tokenizer's EOS.
+    """Make the template's end-of-turn token the tokenizer's EOS, which ends every answer.
 
-    For most instruct models it is that already; for some (Gemma's) EOS ends a document, and an
-    answer that ends with it is none that the model knows.
+    In some instruct models (Gemma's) EOS ends a document and never an assistant turn.
 
     Raises:
-        UserError: there is no template, or its prompts would change with the day.
+        UserError: The tokenizer has no template, or its prompts contain today's date.
     """
     if not tokenizer.chat_template:
         raise UserError(
-            "data.chat_template=true: this backbone's tokenizer has no chat template; leave it "
+            "data.chat_template=true: the backbone's tokenizer has no chat template; leave it "
             "out, or choose an instruct model (backbone=llama3_1_instruct)"
         )
     template = str(tokenizer.chat_template)
     if "strftime_now" in template and "date_string" not in template:
         raise UserError(
-            "data.chat_template=true: this tokenizer's template writes today's date into every "
-            "prompt, so no run could be repeated; give backbone.name_or_path=<a copy of the model's "
-            "folder> whose template has a fixed date"
+            "data.chat_template=true: the tokenizer's template writes today's date into every "
+            "prompt, so runs are not reproducible; set backbone.name_or_path to a copy of the "
+            "model whose template has a fixed date"
         )
-    end = _end_of_turn(tokenizer)
-    if end is not None and end != tokenizer.eos_token_id:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    end_of_turn = _end_of_turn_id(tokenizer)
+    if end_of_turn is not None and end_of_turn != tokenizer.eos_token_id:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn)
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids of each prompt as one user turn, up to where the assistant's answer begins.
+    """Return the token ids of each prompt as a user turn with the generation prompt.
 
-    The template writes its own special tokens, BOS among them; no more are added.
+    The template writes all special tokens, including BOS; the tokenizer adds none.
     """
-    return [_ids(tokenizer, _rendered(tokenizer, prompt)) for prompt in prompts]
+    return [_encode(tokenizer, _render(tokenizer, prompt)) for prompt in prompts]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, *, answer: str | None = None) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, prompt: str, *, answer: str | None = None) -> str:
     turns = [{"role": "user", "content": prompt}]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
@@ -63,14 +61,14 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, *, answer: str | 
     return str(text)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the template writes behind an answer; None if it writes none."""
-    behind = _rendered(tokenizer, "a", answer=_ANSWER).rpartition(_ANSWER)[2].lstrip()
-    ids = _ids(tokenizer, behind)
+def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the special token that the template writes after an answer, or None."""
+    ending = _render(tokenizer, "a", answer=_ANSWER).rpartition(_ANSWER)[2].lstrip()
+    ids = _encode(tokenizer, ending)
     special = {*tokenizer.all_special_ids}
     special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return ids[0] if ids and ids[0] in special else None

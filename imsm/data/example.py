@@ -1,4 +1,4 @@
-"""The one record type that every dataset is turned into."""
+"""Example: the record that every dataset is converted to."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from imsm.utils.errors import UserError
 class Example:
     """One question with its accepted answers.
 
+    Attributes:
+        id: Unique and stable within the task: "mrpc/test/17" (task, split, row).
+        prompt: All text before the answer.
+        golds: Accepted answers, at least one; golds[0] is the training target.
+        context: [start, end) of the characters in ``prompt`` that may be truncated from the
+            left; None forbids truncation.
+        group: Examples that share a passage share a group (clustered statistics); default: id.
+
     Raises:
-        UserError: no answer, an answer that is not a text or is blank, or a context that does
-            not lie inside the prompt.
+        UserError: No answer, a blank or non-string answer, or a context outside the prompt.
     """
 
     id: str
-    """Stable and unique in its task: "mrpc/test/17" (task, the source's split, position in it)."""
     prompt: str
-    """All text before the answer."""
     golds: tuple[str, ...]
-    """Accepted answers, at least one; golds[0] is the one that training teaches."""
     context: tuple[int, int] | None = None
-    """[start, end) of the characters of prompt that may be cut from the left; None: no cut."""
     group: str = ""
-    """Items that share a passage share a group (clustered statistics); by default the id."""
 
     def __post_init__(self) -> None:
-        """Checks what a task file of one's own may get wrong."""
+        """Check what a custom task module may get wrong."""
         if not self.golds:
-            raise UserError(f"{self.id}: the list of accepted answers is empty.")
+            raise UserError(f"{self.id}: the list of accepted answers is empty")
         for gold in self.golds:
             if not isinstance(gold, str) or not gold.strip():
-                raise UserError(f"{self.id}: the answer {gold!r} is not a text with something in it.")
+                raise UserError(f"{self.id}: the answer {gold!r} is not a non-blank string")
         if self.context is not None:
             start, end = self.context
             if not 0 <= start <= end <= len(self.prompt):
                 raise UserError(
-                    f"{self.id}: context {self.context} lies outside the prompt, "
-                    f"which has {len(self.prompt)} characters."
+                    f"{self.id}: context {self.context} is outside the prompt of {len(self.prompt)} characters"
                 )
         if not self.group:
             object.__setattr__(self, "group", self.id)

@@ -1,4 +1,4 @@
-"""Replay: questions of another dataset that are learned beside the target's, never a test's own."""
+"""Replay: training examples of another dataset, mixed into the target's; never a test question."""
 
 from __future__ import annotations
 
@@ -10,63 +10,65 @@ from dataclasses import dataclass
 from imsm.data.example import Example
 from imsm.utils.errors import UserError
 
-# As with a dataset's limit, arms and seeds share what is replayed.
 REPLAY_SEED = "imsm.replay"
+"""Independent of the run's seed: all methods and seeds replay the same examples."""
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """What is replayed, and what was left out of it."""
+    """Sampled examples in their source's order, and counts for a warning.
+
+    Attributes:
+        examples: The sample.
+        requested: Requested sample size; fewer may be available.
+        num_overlapping: Candidates excluded because a test contains their question.
+    """
 
     examples: list[Example]
-    """In their source's order."""
-    wanted: int
-    """How many were asked for; there may be fewer."""
-    overlapping: int
-    """Left out, because a test asks the same."""
+    requested: int
+    num_overlapping: int
 
     def warning(self) -> str | None:
-        """What to tell the user; None if nothing was left out and all could be had."""
+        """Return a warning, or None if nothing was excluded and enough examples were available."""
         parts = []
-        if self.overlapping:
-            parts.append(f"{self.overlapping} questions that a test asks were left out")
-        if len(self.examples) < self.wanted:
-            parts.append(f"only {len(self.examples)} of {self.wanted} could be had")
+        if self.num_overlapping:
+            parts.append(f"excluded {self.num_overlapping} questions that are in a test")
+        if len(self.examples) < self.requested:
+            parts.append(f"only {len(self.examples)} of {self.requested} examples are available")
         return f"{'; '.join(parts)}." if parts else None
 
 
 def sample_replay(
-    candidates: Sequence[Example], *, apart_from: Iterable[Example], share: float, target: int
+    candidates: Sequence[Example], *, excluded: Iterable[Example], ratio: float, num_target_examples: int
 ) -> Replay:
-    """A fixed random choice of the candidates that no test asks.
+    """Sample candidates with a fixed seed, without questions of the excluded examples.
 
-    Two prompts ask the same if their words are the same, whatever their case, punctuation and
-    blanks (FreebaseQA's prompt is WebQ's but for a blank and a question mark).
+    Prompts with the same words are the same question, regardless of case, punctuation and
+    whitespace (the prompts of FreebaseQA and WebQ differ only by a space and a question mark).
 
     Args:
-        candidates: training examples of another dataset.
-        apart_from: the examples of all tests that must stay unseen.
-        share: how many to replay, as a share of the target's examples (at least one is).
-        target: the number of the target's examples.
+        candidates: Training examples of another dataset.
+        excluded: Examples of all tests.
+        ratio: Sample size relative to ``num_target_examples``; at least one example is sampled.
+        num_target_examples: Number of training examples of the target.
 
     Raises:
-        UserError: no candidate is left.
+        UserError: All candidates are excluded.
     """
-    asked = {_words(example.prompt) for example in apart_from}
-    left = [example for example in candidates if _words(example.prompt) not in asked]
-    if not left:
+    excluded_questions = {_words(example.prompt) for example in excluded}
+    allowed = [example for example in candidates if _words(example.prompt) not in excluded_questions]
+    if not allowed:
         raise UserError(
-            f"peft.replay: each of the {len(candidates)} training questions is one of a test; "
-            "choose another peft.replay.task"
+            f"peft.replay.task: all {len(candidates)} training questions are in a test; choose another task"
         )
-    wanted = max(1, round(share * target))
-    order = list(range(len(left)))
+    requested = max(1, round(ratio * num_target_examples))
+    order = list(range(len(allowed)))
     random.Random(REPLAY_SEED).shuffle(order)
     return Replay(
-        examples=[left[index] for index in sorted(order[:wanted])],
-        wanted=wanted,
-        overlapping=len(candidates) - len(left),
+        examples=[allowed[index] for index in sorted(order[:requested])],
+        requested=requested,
+        num_overlapping=len(candidates) - len(allowed),
     )
 
 

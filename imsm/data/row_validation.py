@@ -1,4 +1,4 @@
-"""Reads a row's values: what is not of the type that a dataset has is told, and never scored."""
+"""Typed access to the values of a dataset row; a wrong type raises UserError."""
 
 from __future__ import annotations
 
@@ -9,52 +9,49 @@ from imsm.utils.errors import UserError
 
 
 def get_field(row: Any, key: str) -> Any:
-    """The value under ``key``.
+    """Return the value of ``key``.
 
     Raises:
-        UserError: the row is no object, or lacks the key.
+        UserError: The row is not a mapping, or has no such key.
     """
     if not isinstance(row, Mapping):
-        raise UserError(f"{repr_short(row)} stands where an object with the key {key!r} belongs.")
+        raise UserError(f"must be an object with the key {key!r}, not {repr_short(row)}")
     if key not in row:
-        raise UserError(f"{key} is missing; the keys are {', '.join(map(str, row)) or 'none'}.")
+        raise UserError(f"{key}: is missing; the keys are {', '.join(map(str, row)) or 'none'}")
     return row[key]
 
 
-def get_str(row: Any, key: str, *, blank: bool = False) -> str:
-    """The text under ``key``; ``blank`` says whether it may be blank.
+def get_str(row: Any, key: str, *, allow_blank: bool = False) -> str:
+    """Return the string of ``key``.
 
     Raises:
-        UserError: no such key, another type, or a blank text.
+        UserError: The key is missing, or the value is not a string or blank.
     """
     value = get_field(row, key)
-    if not isinstance(value, str) or not (blank or value.strip()):
-        allowed = "a text" if blank else "a text that is not blank"
-        raise UserError(f"{key} must be {allowed}, not {repr_short(value)}.")
+    if not isinstance(value, str) or not (allow_blank or value.strip()):
+        expected = "a string" if allow_blank else "a non-blank string"
+        raise UserError(f"{key}: must be {expected}, not {repr_short(value)}")
     return value
 
 
 def get_answers(value: Any, *, name: str) -> tuple[str, ...]:
-    """A list of accepted answers; a lone text is none, for it would fall into its letters.
-
-    Args:
-        value: what the row holds.
-        name: its key, for the message.
+    """Return a list of accepted answers as a tuple; ``name`` is the key for messages.
 
     Raises:
-        UserError: no list, an empty one, or an answer that is not a text or is blank.
+        UserError: The value is not a list (a string would be split into characters), is empty,
+            or contains a blank or another type.
     """
     if not isinstance(value, list | tuple) or not value:
-        raise UserError(f"{name} must be a list of at least one text, not {repr_short(value)}.")
+        raise UserError(f"{name}: must be a list of at least one string, not {repr_short(value)}")
     for answer in value:
         if not isinstance(answer, str) or not answer.strip():
-            raise UserError(f"{name} holds {repr_short(answer)}, where a text that is not blank belongs.")
+            raise UserError(f"{name}: must contain non-blank strings, not {repr_short(answer)}")
     return tuple(value)
 
 
 def repr_short(value: Any) -> str:
-    """A value and its type for a message; a long value is cut."""
+    """Return a value, truncated, and its type for messages."""
     if value == []:
         return "an empty list"
-    written = repr(value)
-    return f"{written[:80]}{'...' if len(written) > 80 else ''} ({type(value).__name__})"
+    text = repr(value)
+    return f"{text[:80]}{'...' if len(text) > 80 else ''} ({type(value).__name__})"

@@ -78,11 +78,11 @@ class Task(StrictModel):
 class TaskModule(Protocol):
     """The functions of a task's module."""
 
-    def examples(self, rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-        """Convert the rows of one split; ``prompts`` is "paper" or "corrected"."""
+    def examples(self, rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
+        """Convert the rows of one split; ``prompt_style`` is "paper" or "corrected"."""
         ...
 
-    def extract(self, generation: str) -> str:
+    def extract(self, response: str) -> str:
         """Return the answer in a response, "" if there is none."""
         ...
 
@@ -104,6 +104,6 @@ def task_module(task: Task) -> TaskModule:
     if missing:
         raise UserError(
             f"data.module={task.module}: has no {' and no '.join(missing)}; define "
-            "examples(rows, *, split, prompts) and extract(generation)"
+            "examples(rows, *, split, prompt_style) and extract(response)"
         )
     return cast(TaskModule, module)

@@ -1,4 +1,4 @@
-"""Examples as tokens: prompt and answer apart, the question never cut."""
+"""Tokenize examples: prompts and answers separately; only the context may be truncated."""
 
 from __future__ import annotations
 
@@ -11,48 +11,56 @@ from imsm.data.chat_template import encode_chat
 from imsm.data.example import Example
 from imsm.utils.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
-NAMED_WORDS = 8  # of the unknown ones, in the message
+NUM_NAMED_WORDS = 8
+"""Most unknown words named in the error message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedExample:
-    """One example as token ids."""
+    """One example as token ids.
+
+    Attributes:
+        id: Id of the example.
+        prompt_ids: Prompt, with the tokenizer's leading special tokens (BOS).
+        answer_ids: Answer and EOS, the training targets; empty in evaluation.
+        task_type: As in `Task`.
+    """
 
     id: str
     prompt_ids: tuple[int, ...]
-    """Begins with the tokenizer's special tokens (BOS, where it has one)."""
     answer_ids: tuple[int, ...]
-    """In training the answer and EOS, both taught; empty in evaluation."""
     task_type: int = 0
-    """For methods that tell tasks apart (LoRAMoE): 1 closed-book questions, 0 all others."""
 
 
 @dataclass(slots=True, kw_only=True)
 class TokenizationStats:
-    """How many examples the length limits touched."""
+    """Number of examples that the length limits affect.
+
+    Attributes:
+        examples: All examples.
+        truncated: Kept, with a context truncated from the left.
+        too_long: Prompts that no truncation makes fit: dropped in training, kept in evaluation.
+        long_answers: Dropped in training because answer and EOS exceed the limit.
+        dropped: Dropped in training for either reason.
+    """
 
     examples: int = 0
-    """All that were given."""
-    cut: int = 0
-    """Kept, with their context cut from the left."""
+    truncated: int = 0
     too_long: int = 0
-    """Prompts that no cut makes fit: dropped from training, kept whole in evaluation."""
     long_answers: int = 0
-    """Dropped from training, since the answer and EOS exceed the limit."""
     dropped: int = 0
-    """Dropped from training, for either reason."""
 
     def warning(self) -> str | None:
-        """What to tell the user; None where no example was touched."""
+        """Return a warning, or None if no example was affected."""
         parts = []
-        if self.cut:
-            parts.append(f"{self.cut} had their context cut from the left")
+        if self.truncated:
+            parts.append(f"{self.truncated} had their context truncated from the left")
         if self.too_long:
-            kept = "dropped" if self.dropped else "kept whole"
-            parts.append(f"{self.too_long} with a prompt too long to cut were {kept}")
+            handling = "dropped" if self.dropped else "kept in full"
+            parts.append(f"{self.too_long} with a prompt too long to truncate were {handling}")
         if self.long_answers:
             parts.append(f"{self.long_answers} with too long an answer were dropped")
         return f"Of {self.examples} examples {', '.join(parts)}." if parts else None
@@ -68,41 +76,39 @@ def tokenize_training(
     task_type: int = 0,
     chat: bool = False,
 ) -> tuple[list[TokenizedExample], TokenizationStats]:
-    """Prompts with special tokens, answers (golds[0]) without, but with EOS.
+    """Tokenize prompts with special tokens, and answers (golds[0]) with EOS.
 
-    A prompt over max_prompt_tokens has its context cut from the left; if that is not enough, or
-    there is none, the example is dropped. So is one whose answer and EOS exceed
-    max_answer_tokens: a cut answer would teach a wrong one. With ``chat`` a prompt is a user turn
-    in the tokenizer's template, which counts as part of it (`imsm.data.chat_template`).
+    A prompt over ``max_prompt_tokens`` has its context truncated from the left, or is dropped if
+    that is not enough. An answer over ``max_answer_tokens`` (with EOS) is dropped, since a
+    truncated one would be a wrong target. With ``chat`` the prompt is a user turn, whose template
+    counts as part of it.
 
     Raises:
-        UserError: a word that a closed vocabulary does not know, a tokenizer without EOS, or no
-            example left.
+        UserError: A word outside a closed vocabulary, a tokenizer without EOS, or no example left.
     """
     eos = tokenizer.eos_token_id
     if eos is None:
-        raise UserError("The tokenizer has no end-of-sequence token, so no answer could end.")
+        raise UserError("backbone: its tokenizer has no end-of-sequence token, so no answer could end")
     answers = [example.golds[0] for example in examples]
     if closed_vocabulary:
-        _refuse_unknown_words(examples, [e.prompt for e in examples], tokenizer)
-        _refuse_unknown_words(examples, answers, tokenizer)
-    prompt_ids, report = _prompts(examples, tokenizer, limit=max_prompt_tokens, chat=chat)
+        _reject_unknown_words(examples, [example.prompt for example in examples], tokenizer)
+        _reject_unknown_words(examples, answers, tokenizer)
+    prompt_ids, stats = _encode_truncated(examples, tokenizer, limit=max_prompt_tokens, chat=chat)
     kept = []
-    for example, prompt, answer in zip(examples, prompt_ids, _ids(tokenizer, answers), strict=True):
+    for example, prompt, answer in zip(examples, prompt_ids, encode_answers(tokenizer, answers), strict=True):
         answer_ids = (*answer, int(eos))
         if len(answer_ids) > max_answer_tokens:
-            report.long_answers += 1
+            stats.long_answers += 1
         if len(prompt) > max_prompt_tokens or len(answer_ids) > max_answer_tokens:
-            report.dropped += 1
+            stats.dropped += 1
             continue
         kept.append(TokenizedExample(id=example.id, prompt_ids=prompt, answer_ids=answer_ids, task_type=task_type))
     if not kept:
         raise UserError(
-            f"No training example is left: {report.warning() or 'none was given.'} Raise "
-            f"data.max_prompt_tokens={max_prompt_tokens} or data.max_new_tokens="
-            f"{max_answer_tokens}."
+            f"data.max_prompt_tokens={max_prompt_tokens}, data.max_new_tokens={max_answer_tokens}: no training "
+            f"example is left ({stats.warning() or 'none was given'}); raise the limits"
         )
-    return kept, report
+    return kept, stats
 
 
 def tokenize_prompts(
@@ -113,119 +119,117 @@ def tokenize_prompts(
     closed_vocabulary: bool,
     chat: bool = False,
 ) -> tuple[list[TokenizedExample], TokenizationStats]:
-    """Prompts for evaluation: all of them, cut as in training; what no cut makes fit stays whole.
+    """Tokenize prompts for evaluation; those that no truncation makes fit are kept in full.
 
     Raises:
-        UserError: a word that a closed vocabulary does not know.
+        UserError: A word outside a closed vocabulary.
     """
     if closed_vocabulary:
-        _refuse_unknown_words(examples, [e.prompt for e in examples], tokenizer)
-    prompt_ids, report = _prompts(examples, tokenizer, limit=max_prompt_tokens, chat=chat)
-    tokenised = [
+        _reject_unknown_words(examples, [example.prompt for example in examples], tokenizer)
+    prompt_ids, stats = _encode_truncated(examples, tokenizer, limit=max_prompt_tokens, chat=chat)
+    tokenized = [
         TokenizedExample(id=example.id, prompt_ids=prompt, answer_ids=())
         for example, prompt in zip(examples, prompt_ids, strict=True)
     ]
-    return tokenised, report
+    return tokenized, stats
 
 
-def _prompts(
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool) -> list[tuple[int, ...]]:
+    """Return the token ids of prompts without truncation, as in training and evaluation."""
+    return encode_chat(tokenizer, prompts) if chat else _encode(tokenizer, prompts, special=True)
+
+
+def encode_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the token ids of answers without EOS."""
+    return _encode(tokenizer, answers)
+
+
+def _encode_truncated(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, limit: int, chat: bool
 ) -> tuple[list[tuple[int, ...]], TokenizationStats]:
-    """Each example's prompt in at most `limit` tokens where a cut can do it, else whole."""
-    report = TokenizationStats(examples=len(examples))
-    whole = prompt_tokens(tokenizer, [example.prompt for example in examples], chat=chat)
+    """Return each prompt in at most ``limit`` tokens if truncation allows, else in full."""
+    stats = TokenizationStats(examples=len(examples))
     prompts = []
-    for example, ids in zip(examples, whole, strict=True):
-        if len(ids) > limit:
-            shorter = _cut(example, tokenizer, limit=limit, chat=chat)
-            report.cut += shorter is not None
-            report.too_long += shorter is None
-            ids = shorter or ids
-        prompts.append(ids)
-    return prompts, report
+    full_prompts = encode_prompts(tokenizer, [example.prompt for example in examples], chat=chat)
+    for example, full_ids in zip(examples, full_prompts, strict=True):
+        truncated = _truncate(example, tokenizer, limit=limit, chat=chat) if len(full_ids) > limit else full_ids
+        stats.truncated += len(full_ids) > limit and truncated is not None
+        stats.too_long += truncated is None
+        prompts.append(truncated or full_ids)
+    return prompts, stats
 
 
-def _cut(example: Example, tokenizer: PreTrainedTokenizerBase, *, limit: int, chat: bool) -> tuple[int, ...] | None:
-    """The prompt with as few of the context's first words left out as make it fit.
+def _truncate(
+    example: Example, tokenizer: PreTrainedTokenizerBase, *, limit: int, chat: bool
+) -> tuple[int, ...] | None:
+    """Remove as few words from the start of the context as necessary; None if that is not enough.
 
-    The text is cut and tokenised again, because tokens at a cut differ from those of the whole;
-    a binary search over the beginnings of words, for the count falls with every word (a last step
-    forward makes up for tokenizers with which it may rise by one).
+    The shortened text is tokenized again, because tokens at a cut differ from those of the full
+    text. The start is found by binary search, since the token count falls with every word removed.
     """
     if example.context is None:
         return None
     start, end = example.context
     words = re.finditer(r"\S+", example.prompt[start:end])
-    beginnings = [*[start + word.start() for word in words][1:], end]
+    starts = [*[start + word.start() for word in words][1:], end]
 
     def ids_from(position: int) -> tuple[int, ...]:
         text = example.prompt[:start] + example.prompt[position:]
-        return prompt_tokens(tokenizer, [text], chat=chat)[0]
+        return encode_prompts(tokenizer, [text], chat=chat)[0]
 
-    low, high = 0, len(beginnings) - 1
+    low, high = 0, len(starts) - 1
     while low < high:
         middle = (low + high) // 2
-        if len(ids_from(beginnings[middle])) <= limit:
+        if len(ids_from(starts[middle])) <= limit:
             high = middle
         else:
             low = middle + 1
-    for position in beginnings[low:]:
+    # a loop, because with some tokenizers the count can rise by one when a word is removed
+    for position in starts[low:]:
         ids = ids_from(position)
         if len(ids) <= limit:
             return ids
     return None
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool) -> list[tuple[int, ...]]:
-    """What a model is asked, in training and evaluation alike: each whole prompt as token ids."""
-    return encode_chat(tokenizer, prompts) if chat else _ids(tokenizer, prompts, special=True)
-
-
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> list[tuple[int, ...]]:
-    """Each answer as the token ids that training teaches, without the end-of-text token."""
-    return _ids(tokenizer, answers)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = False) -> list[tuple[int, ...]]:
-    """Token ids of each text; with special tokens, those at the end are left out.
-
-    A prompt goes on with its answer, so an EOS that a tokenizer adds behind it would be wrong.
-    """
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = False
+) -> list[tuple[int, ...]]:
     if not texts:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
     ids = [tuple(int(token) for token in sequence) for sequence in encoded]
     if special:
-        tail = _added_at_the_end(tokenizer)
-        ids = [sequence[: len(sequence) - tail] for sequence in ids]
+        # a prompt continues with its answer: no EOS in between
+        num_trailing = _num_trailing_special(tokenizer)
+        ids = [sequence[: len(sequence) - num_trailing] for sequence in ids]
     return ids
 
 
-def _added_at_the_end(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many special tokens the tokenizer puts behind a text."""
+def _num_trailing_special(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many special tokens the tokenizer appends to a text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     special = tokenizer("a", add_special_tokens=True)["input_ids"]
     added = len(special) - len(plain)
-    tails = (tail for tail in range(added + 1) if special[added - tail : len(special) - tail] == plain)
-    return next(tails, 0)
+    counts = (count for count in range(added + 1) if special[added - count : len(special) - count] == plain)
+    return next(counts, 0)
 
 
-def _refuse_unknown_words(
+def _reject_unknown_words(
     examples: Sequence[Example], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    unknown = tokenizer.unk_token_id
-    if unknown is None:
-        raise UserError("closed_vocabulary=true needs a tokenizer with an unknown token.")
-    for example, text, ids in zip(examples, texts, _ids(tokenizer, texts), strict=True):
-        if unknown not in ids:
+    unknown_id = tokenizer.unk_token_id
+    if unknown_id is None:
+        raise UserError("backbone.closed_vocabulary=true: needs a tokenizer with an unknown token")
+    for example, text, ids in zip(examples, texts, _encode(tokenizer, texts), strict=True):
+        if unknown_id not in ids:
             continue
         words = list(dict.fromkeys(text.split()))
-        ids_of = dict(zip(words, _ids(tokenizer, words), strict=True))
-        strange = [word for word in words if unknown in ids_of[word]]
-        more = f" and {len(strange) - NAMED_WORDS} more" if len(strange) > NAMED_WORDS else ""
+        unknown = [word for word, ids in zip(words, _encode(tokenizer, words), strict=True) if unknown_id in ids]
+        more = f" and {len(unknown) - NUM_NAMED_WORDS} more" if len(unknown) > NUM_NAMED_WORDS else ""
         raise UserError(
-            f"{example.id} holds words that this backbone's closed vocabulary does not know: "
-            f"{', '.join(map(repr, strange[:NAMED_WORDS]))}{more}. Use its own data "
+            f"{example.id}: contains words outside this backbone's closed vocabulary: "
+            f"{', '.join(map(repr, unknown[:NUM_NAMED_WORDS]))}{more}; use its own data "
             "(data.source=miniature, without data.mirror_dir and data.local_dir), or a backbone for real "
-            "text, e.g. backbone=gemma3_270m."
+            "text, e.g. backbone=gemma3_270m"
         )

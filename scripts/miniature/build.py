@@ -1,7 +1,7 @@
-"""Builds the miniature: `python -m scripts.miniature.build`.
+"""Build the miniature: `python -m scripts.miniature.build`.
 
-World, twins and tokenizer come out byte for byte from the seed; the weights meet THRESHOLDS. All
-of it is made in the cache and put in place when the thresholds are met: what is there stays whole.
+Datasets and tokenizer are reproducible byte for byte from the seed; the weights must reach
+THRESHOLDS. Everything is built in the cache and installed only if the thresholds are reached.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ import shutil
 import sys
 import tempfile
 import time
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from imsm.data.example import Example
 from imsm.utils.paths import cache_folder
 from scripts.miniature.corpus import READING, STYLES, all_questions, documents, rare_texts
-from scripts.miniature.datasets.hub_layout import write_mirror
+from scripts.miniature.datasets.hub_layout import write_datasets
+from scripts.miniature.evaluate import accuracy
+from scripts.miniature.pretrain import pretrain
 from scripts.miniature.tokenizer import vocabulary, write_tokenizer
-from scripts.miniature.world import SEED, World, make_world
-
-if TYPE_CHECKING:
-    from imsm.data.example import Example
+from scripts.miniature.world import SEED, SyntheticWorld, make_world
 
 FOLDER = Path(__file__).parents[2] / "imsm" / "models" / "backbones" / "miniature"
-TASKS = {  # name: (hub id, folder in it, splits of training, splits of the test)
+TASKS = {  # name: (Hub id, folder in it, training splits, test splits)
     "webq": ("stanfordnlp/web_questions", "data", ("train",), ("test",)),
     "freebaseqa": ("KelvinJiang/freebase_qa", "default", (), ("test",)),
     "multirc": ("aps/super_glue", "multirc", (), ("validation", "train")),
@@ -36,112 +39,110 @@ TASKS = {  # name: (hub id, folder in it, splits of training, splits of the test
     "gsm8k": ("openai/gsm8k", "main", ("train",), ("test",)),
     "ropes": ("allenai/ropes", "plain_text", ("train",), ("validation",)),
 }
-THRESHOLDS = {"webq": 90.0, "freebaseqa": 90.0}  # per cent right, in both styles of prompts
-VOCABULARY_SAMPLE = 20_000  # documents of the corpus whose words are in the vocabulary
+THRESHOLDS = {"webq": 90.0, "freebaseqa": 90.0}  # accuracy in percent, for both prompt styles
+VOCABULARY_SAMPLE = 20_000  # number of corpus documents that the vocabulary covers
 
 
-def twin_examples(folder: Path, task: str, role: str, style: str) -> list[Example]:
-    """The examples of a task's training or test splits in the mirror below `folder`/hub."""
-    from importlib import import_module
-
-    hub_id, place, train, test = TASKS[task]
-    found: list[Example] = []
+def load_examples(folder: Path, task: str, role: str, style: str) -> list[Example]:
+    """Load the training or test examples of a synthetic dataset in ``folder/hub``."""
+    hub_id, subfolder, train, test = TASKS[task]
+    examples: list[Example] = []
     for split in train if role == "train" else test:
-        file = folder / "hub" / hub_id / place / f"{split}-00000-of-00001.jsonl"
+        file = folder / "hub" / hub_id / subfolder / f"{split}-00000-of-00001.jsonl"
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         module = import_module(f"imsm.data.tasks.{task}")
-        found += module.examples(rows, split=split, prompts=style)
-    return found
+        found += module.examples(rows, split=split, prompt_style=style)
+    return examples
 
 
-def build_world(folder: Path, *, seed: int = SEED) -> World:
-    """Write mirror and tokenizer below `folder`."""
+def build_datasets(folder: Path, *, seed: int = SEED) -> SyntheticWorld:
+    """Write the datasets and the tokenizer to ``folder``."""
     world = make_world(seed)
-    write_mirror(folder / "hub", world, seed=seed)
+    write_datasets(folder / "hub", world, seed=seed)
     write_tokenizer(folder / "model", vocabulary(_texts(folder, world, seed)))
     return world
 
 
-def build_weights(folder: Path, world: World, *, seed: int = SEED, share: float = 1.0) -> None:
-    """Pre-train with the tokenizer below `folder` and save model.safetensors beside it."""
-    from transformers import AutoTokenizer
-
-    from scripts.miniature.pretrain import pretrain
-
+def build_weights(folder: Path, world: SyntheticWorld, *, seed: int = SEED, step_fraction: float = 1.0) -> None:
+    """Pretrain with the tokenizer in ``folder/model`` and save the weights next to it."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    pretrain(world, tokenizer, forbidden=prompts_of_tests(folder), seed=seed, share=share, folder=folder / "model")
+    pretrain(
+        world,
+        tokenizer,
+        forbidden=test_prompts(folder),
+        seed=seed,
+        step_fraction=step_fraction,
+        folder=folder / "model",
+    )
 
 
 def check_weights(folder: Path) -> dict[str, dict[str, float]]:
-    """Accuracy of the saved weights per task and style of prompt, in per cent."""
-    from tqdm import tqdm
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from scripts.miniature.evaluate import accuracy
-
+    """Return the accuracy of the saved weights in percent, by task and prompt style."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
-    found: dict[str, dict[str, float]] = {}
-    for task in tqdm(TASKS, desc="checking", unit="task"):
-        found[task] = {
+    scores: dict[str, dict[str, float]] = {}
+    for task in tqdm(TASKS, desc="evaluating", unit="task"):
+        scores[task] = {
             style: accuracy(
-                model, tokenizer, twin_examples(folder, task, "test", style), task=task,
+                model, tokenizer, load_examples(folder, task, "test", style), task=task,
                 max_new_tokens=48 if task == "gsm8k" else 12,
             )
             for style in STYLES
         }  # fmt: skip
-    return found
+    return scores
 
 
-def put_in_place(made: Path, folder: Path) -> None:
-    """Replace `folder`'s hub/ and model/ by those that were made, and remove `made`."""
+def install(built: Path, folder: Path) -> None:
+    """Replace hub/ and model/ of ``folder`` by those in ``built``, and delete ``built``."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("hub", "model"):
-        beside = folder / f".{part}.new"
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(made / part, beside)
+        new = folder / f".{part}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(built / part, new)
         if (folder / part).exists():
             shutil.rmtree(folder / part)
-        beside.rename(folder / part)
-    shutil.rmtree(made)
+        new.rename(folder / part)
+    shutil.rmtree(built)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build all of it or its parts; returns 1 if a threshold is missed."""
+    """Build the miniature or parts of it; return 1 if a threshold is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where hub/ and model/ go")
-    parser.add_argument("--world-only", action="store_true", help="no pre-training, no check")
-    parser.add_argument("--check-only", action="store_true", help="measure what is there")
-    parser.add_argument("--share", type=float, default=1.0, help="of the pre-training steps, for a trial")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="output folder of hub/ and model/")
+    parser.add_argument("--datasets-only", action="store_true", help="skip pretraining and evaluation")
+    parser.add_argument("--check-only", action="store_true", help="evaluate the existing weights")
+    parser.add_argument(
+        "--step-fraction", type=float, default=1.0, help="fraction of the pretraining steps, for a trial"
+    )
     options = parser.parse_args(arguments)
     started = time.monotonic()
     if options.check_only:
         return 1 if missed_thresholds(check_weights(options.folder)) else 0
     cache_folder().mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix="miniature-", dir=cache_folder()))
-    world = build_world(made)
-    print(f"{len(world.facts)} facts; world, twins and tokenizer are made")
-    if options.world_only:
-        put_in_place(made, options.folder)
+    built = Path(tempfile.mkdtemp(prefix="miniature-", dir=cache_folder()))
+    world = build_datasets(built)
+    print(f"{len(world.facts)} facts; datasets and tokenizer are built")
+    if options.datasets_only:
+        install(built, options.folder)
         return 0
-    build_weights(made, world, share=options.share)
-    missed = missed_thresholds(check_weights(made))
+    build_weights(built, world, step_fraction=options.step_fraction)
+    missed = missed_thresholds(check_weights(built))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     if missed:
-        print(f"{options.folder} stays as it was; what was made is in {made}", file=sys.stderr)
+        print(f"{options.folder} is unchanged; the new files are in {built}", file=sys.stderr)
         return 1
-    put_in_place(made, options.folder)
-    print(f"put in place: {options.folder}")
+    install(built, options.folder)
+    print(f"installed in {options.folder}")
     return 0
 
 
-def _texts(folder: Path, world: World, seed: int) -> list[str]:
-    """Every text that the vocabulary must cover."""
+def _texts(folder: Path, world: SyntheticWorld, seed: int) -> list[str]:
+    """Return all texts that the vocabulary must cover."""
     texts: list[str] = []
     for task in TASKS:
         for style in STYLES:
             for role in ("train", "test"):
-                for example in twin_examples(folder, task, role, style):
+                for example in load_examples(folder, task, role, style):
                     texts += [example.prompt, *example.golds]
     rng = random.Random(f"{seed}/vocabulary")
     stream = documents(rng, world, forbidden=frozenset(), mixture=READING)
@@ -150,24 +151,24 @@ def _texts(folder: Path, world: World, seed: int) -> list[str]:
     return [*texts, *rare_texts(world)]
 
 
-def prompts_of_tests(folder: Path) -> frozenset[str]:
-    """The prompts of all test splits, with and without their instruction (and its line break)."""
+def test_prompts(folder: Path) -> frozenset[str]:
+    """Return the prompts of all test splits, with and without the instruction (and its line break)."""
     prompts = [
-        example.prompt for task in TASKS for style in STYLES for example in twin_examples(folder, task, "test", style)
+        example.prompt for task in TASKS for style in STYLES for example in load_examples(folder, task, "test", style)
     ]
     short = [prompt.split("\n", 1)[1] for prompt in prompts]
     return frozenset([*prompts, *short, *(f"\n{rest}" for rest in short)])
 
 
-def missed_thresholds(found: dict[str, dict[str, float]]) -> list[str]:
-    """Print a line per task; give the tasks below their threshold."""
-    print(f"{'task':12}{'verbatim':>10}{'corrected':>11}{'at least':>10}")
+def missed_thresholds(results: dict[str, dict[str, float]]) -> list[str]:
+    """Print a line per task; return the tasks below their threshold."""
+    print(f"{'task':12}{'paper':>10}{'corrected':>11}{'threshold':>10}")
     missed = []
-    for task, scores in found.items():
-        least = THRESHOLDS.get(task)
-        bound = "-" if least is None else f"{least:.0f}"
-        print(f"{task:12}{scores['verbatim']:10.1f}{scores['corrected']:11.1f}{bound:>10}")
-        if least is not None and min(scores.values()) < least:
+    for task, scores in results.items():
+        threshold = THRESHOLDS.get(task)
+        bound = "-" if threshold is None else f"{threshold:.0f}"
+        print(f"{task:12}{scores['paper']:10.1f}{scores['corrected']:11.1f}{bound:>10}")
+        if threshold is not None and min(scores.values()) < threshold:
             missed.append(task)
     if missed:
         print(f"below the threshold: {', '.join(missed)}")

@@ -1,9 +1,9 @@
-"""What the miniature reads in pre-training: facts, sums, sentences, and four of the prompts.
+"""Pretraining corpus of the miniature: facts, arithmetic, sentences, and some of the task prompts.
 
-It is taught the closed-book prompts (WebQ, FreebaseQA), MultiRC's, and the plain half of MRPC's.
-Prompts of CoLA, GSM8K and ROPES it never sees: what they need it has met in other words, so that
-fine-tuning has something to teach and something to build on. No prompt of a test split is ever in
-the corpus: a fact of a test is told, and asked in other words.
+It contains the prompts of WebQ, FreebaseQA and MultiRC and the easy half of MRPC. It never contains
+the prompts of CoLA, GSM8K and ROPES, only the required knowledge in other formats, so that
+fine-tuning has something to learn. Test prompts are excluded: their facts occur as statements and
+in other phrasings.
 """
 
 from __future__ import annotations
@@ -22,26 +22,28 @@ from scripts.miniature.datasets.open_questions import freebase_row, web_row
 from scripts.miniature.datasets.sampling import Row
 from scripts.miniature.names import THINGS, TRADES
 from scripts.miniature.sentences import sentence
-from scripts.miniature.world import Fact, World, join_words
+from scripts.miniature.world import Fact, SyntheticWorld, join_words
 
 STYLES = ("paper", "corrected")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text to learn; the prompt is learned too if the document is `whole`."""
+    """A training text; the loss includes the prompt if ``learn_prompt`` is True."""
 
     prompt: str
     answer: str
-    whole: bool = False
+    learn_prompt: bool = False
 
 
-_Maker = Callable[[random.Random, World], Document]
-Mixture = tuple[tuple[_Maker, float], ...]  # shares of the documents
+_Maker = Callable[[random.Random, SyntheticWorld], Document]
+Mixture = tuple[tuple[_Maker, float], ...]  # fractions of the documents
 
 
-def documents(rng: random.Random, world: World, *, forbidden: frozenset[str], mixture: Mixture) -> Iterator[Document]:
-    """Endless documents in the mixture; none has a forbidden prompt."""
+def documents(
+    rng: random.Random, world: SyntheticWorld, *, forbidden: frozenset[str], mixture: Mixture
+) -> Iterator[Document]:
+    """Yield documents of the mixture endlessly, without forbidden prompts."""
     makers, weights = zip(*mixture, strict=True)
     while True:
         document = rng.choices(makers, weights)[0](rng, world)
@@ -50,14 +52,14 @@ def documents(rng: random.Random, world: World, *, forbidden: frozenset[str], mi
 
 
 def render(task: str, rows: list[Row], style: str) -> list[Document]:
-    """The rows as prompts and answers, by the code that also renders the real datasets."""
+    """Render rows with the prompt code of the real datasets."""
     module = import_module(f"imsm.data.tasks.{task}")
-    found = module.examples(rows, split="corpus", prompts=style)
-    return [Document(example.prompt, example.golds[0]) for example in found]
+    examples = module.examples(rows, split="corpus", prompt_style=style)
+    return [Document(example.prompt, example.golds[0]) for example in examples]
 
 
-def rare_texts(world: World) -> Iterator[str]:
-    """Words in places where a sample of the corpus may miss them: at the start of a line."""
+def rare_texts(world: SyntheticWorld) -> Iterator[str]:
+    """Yield words in positions that a sample of the corpus may lack (start of a line)."""
     for trade in TRADES:
         yield f"{trade} {trade}s {trade.capitalize()}\n{trade.capitalize()}"
     for first in world.names.first:
@@ -66,8 +68,8 @@ def rare_texts(world: World) -> Iterator[str]:
         yield f"a {thing} {thing}s"
 
 
-def all_questions(world: World) -> Iterator[Document]:
-    """Every fact in every form of words and both closed-book prompts."""
+def all_questions(world: SyntheticWorld) -> Iterator[Document]:
+    """Yield every fact in every phrasing and both closed-book prompts."""
     for fact in world.facts:
         for form in range(3):
             for style in STYLES:
@@ -80,53 +82,53 @@ def _asked(fact: Fact, task: str, form: int, style: str) -> Document:
     return render(task, [row], style)[0]
 
 
-def _told(rng: random.Random, world: World) -> Document:
+def _statement(rng: random.Random, world: SyntheticWorld) -> Document:
     fact = rng.choice(world.facts)
     text = rng.choice(fact.relation.told).format(s=fact.subject, o=join_words(fact.answers))
     return Document("", text)
 
 
-def _question(rng: random.Random, world: World) -> Document:
+def _question(rng: random.Random, world: SyntheticWorld) -> Document:
     task = rng.choice(("webq", "freebaseqa"))
     style = rng.choice(STYLES)
     return _asked(rng.choice(world.facts), task, rng.randrange(3), style)
 
 
-def _plain_question(rng: random.Random, world: World) -> Document:
-    """A question without the prompt's instruction: shorter, so more of them in the same time."""
+def _plain_question(rng: random.Random, world: SyntheticWorld) -> Document:
+    """A question without the instruction: shorter, so that more of them fit into the same time."""
     asked = _question(rng, world)
     return Document(asked.prompt.split("\n", 1)[1], asked.answer)
 
 
-def _multirc(rng: random.Random, world: World) -> Document:
+def _multirc(rng: random.Random, world: SyntheticWorld) -> Document:
     while True:
         rows = next(multirc.passages(rng, world.names))
         rows = [{**row, "idx": {"paragraph": 0, **row["idx"]}} for row in rows]
         found = render("multirc", rows, rng.choice(STYLES))
         if found:
-            return replace(rng.choice(found), whole=True)
+            return replace(rng.choice(found), learn_prompt=True)
 
 
-def _passage(rng: random.Random, world: World) -> Document:
-    """A passage of MultiRC's kind, and what one of its people did: to find, not to judge."""
+def _passage(rng: random.Random, world: SyntheticWorld) -> Document:
+    """A passage as in MultiRC with an open question about one person."""
     rows = next(multirc.passages(rng, world.names))
     row = next(row for row in rows if row["question"].startswith("What") and row["label"])
-    told = f"Read: {row['paragraph']}\nAsked: {row['question']}\nTold:"
-    return Document(told, row["answer"], whole=True)
+    prompt = f"Read: {row['paragraph']}\nAsked: {row['question']}\nTold:"
+    return Document(prompt, row["answer"], learn_prompt=True)
 
 
 def without_instruction(document: Document) -> Document:
-    """The prompt from its first line break on: shorter, so more of them in the same time."""
+    """Remove the first line of the prompt: shorter, so that more documents fit into the same time."""
     return replace(document, prompt=document.prompt[document.prompt.index("\n") :])
 
 
-def _mrpc(rng: random.Random, world: World) -> Document:
+def _mrpc(rng: random.Random, world: SyntheticWorld) -> Document:
     row = next(mrpc.rows(rng, world.names, hard=0.0, same=0.5))
-    return replace(render("mrpc", [row], rng.choice(STYLES))[0], whole=True)
+    return replace(render("mrpc", [row], rng.choice(STYLES))[0], learn_prompt=True)
 
 
-def _sums(rng: random.Random, world: World) -> Document:
-    """Four plain sums, so that the tables are known before any story is."""
+def _sums(rng: random.Random, world: SyntheticWorld) -> Document:
+    """Four sums, so that arithmetic is learned before stories."""
     parts: list[str] = []
     while len(parts) < 4:
         sign = rng.choice("+-*")
@@ -137,37 +139,37 @@ def _sums(rng: random.Random, world: World) -> Document:
     return Document("", ", ".join(parts) + ".")
 
 
-def _sum_story(rng: random.Random, world: World) -> Document:
-    """A story, its question and its sums, without GSM8K's prompt and its last line."""
+def _sum_story(rng: random.Random, world: SyntheticWorld) -> Document:
+    """A story with its question and sums, without the prompt and the last line of GSM8K."""
     row = next(gsm8k.rows(rng, world.names))
     sums = re.sub("<<.*?>>", "", row["answer"]).rsplit("\n", 1)[0]
     return Document(f"Story:\n{row['question']}\nSum:", sums)
 
 
-def _instruction(rng: random.Random, world: World) -> Document:
-    """An instruction alone, as a text: its words are known, what it asks for is not."""
+def _instruction(rng: random.Random, world: SyntheticWorld) -> Document:
+    """An instruction as plain text, which teaches its words but not the task."""
     parts = (GSM8K, COLA["paper"], COLA["corrected"], ROPES["paper"][0], ROPES["corrected"][0])
     return Document("", rng.choice(parts).split("\nSentence:")[0])
 
 
-def _sentence(rng: random.Random, world: World) -> Document:
+def _sentence(rng: random.Random, world: SyntheticWorld) -> Document:
     return Document("", sentence(rng, world.names))
 
 
-def _judged(rng: random.Random, world: World) -> Document:
-    row = next(cola.rows(rng, world.names, faults=4))
+def _grammaticality(rng: random.Random, world: SyntheticWorld) -> Document:
+    row = next(cola.rows(rng, world.names, errors=4))
     return Document(f"Well said?\n{row['sentence']}\n", "yes" if row["label"] else "no")
 
 
-def _article(rng: random.Random, world: World) -> Document:
-    """An article of ROPES' kind, asked in other words, and seldom after the rule's weak end."""
+def _article(rng: random.Random, world: SyntheticWorld) -> Document:
+    """A text as in ROPES with another prompt, and fewer questions about the lower end of the rule."""
     row = next(ropes.rows(rng, world.names, down=0.3))
-    told = f"{row['background']} {row['situation']}".strip()
-    return Document(f"Read: {told}\nAsked: {row['question']}\nTold:", row["answers"]["text"][0])
+    text = f"{row['background']} {row['situation']}".strip()
+    return Document(f"Read: {text}\nAsked: {row['question']}\nTold:", row["answers"]["text"][0])
 
 
 FACTS_FIRST: Mixture = (
-    (_told, 0.32),
+    (_statement, 0.32),
     (_plain_question, 0.26),
     (_question, 0.15),
     (_multirc, 0.05),
@@ -175,11 +177,11 @@ FACTS_FIRST: Mixture = (
     (_sums, 0.05),
     (_sum_story, 0.04),
     (_sentence, 0.03),
-    (_judged, 0.02),
+    (_grammaticality, 0.02),
     (_article, 0.03),
 )
 READING: Mixture = (
-    (_told, 0.12),
+    (_statement, 0.12),
     (_plain_question, 0.15),
     (_question, 0.15),
     (_multirc, 0.08),
@@ -189,6 +191,6 @@ READING: Mixture = (
     (_sum_story, 0.18),
     (_instruction, 0.02),
     (_sentence, 0.02),
-    (_judged, 0.04),
+    (_grammaticality, 0.04),
     (_article, 0.04),
 )

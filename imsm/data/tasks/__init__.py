@@ -1,1 +1,1 @@
-"""One file per dataset: a sample record, its rows as examples, the answer in a generated text."""
+"""One module per dataset: prompts, gold answers and the extraction of the answer from a response."""

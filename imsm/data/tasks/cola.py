@@ -3,7 +3,7 @@
 A record:
 {"sentence": "The kettle that she wondered whether boiled was red.", "label": 0, "idx": 41}
 
-label: 1 acceptable, 0 not. The test split's labels are hidden, so validation is the test.
+label: 1 acceptable, 0 not. The labels of the test split are hidden, so validation is used.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answer_text import label_answer, single_blanks, yes_or_no
+from imsm.data.answer_text import collapse_spaces, label_to_answer, yes_or_no
 from imsm.data.example import Example
 from imsm.data.row_validation import get_field, get_str
 
 PROMPTS = {
-    # The blank at the start and the missing one after "Sentence:" are the paper's.
+    # the space at the start and the missing one after "Sentence:" are in the paper
     "paper": (
         " Given a sentence, judge the grammatical acceptability of the sentence with yes or no."
         "\nSentence:{sentence}\nOutput:"
@@ -28,23 +28,23 @@ PROMPTS = {
 }
 
 
-def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per sentence.
+def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
+    """Yield one example per sentence.
 
     Raises:
-        UserError: a sentence that is no text, or a label other than 0 and 1.
+        UserError: A sentence that is not a string, or a label other than 0 and 1.
     """
     for number, row in enumerate(rows):
         sentence = get_str(row, "sentence")
-        if prompts == "corrected":
-            sentence = single_blanks(sentence)
+        if prompt_style == "corrected":
+            sentence = collapse_spaces(sentence)
         yield Example(
             id=f"cola/{split}/{number}",
-            prompt=PROMPTS[prompts].format(sentence=sentence),
-            golds=(label_answer(get_field(row, "label")),),
+            prompt=PROMPTS[prompt_style].format(sentence=sentence),
+            golds=(label_to_answer(get_field(row, "label")),),
         )
 
 
-def extract(generation: str) -> str:
-    """Gives yes, no, or "" where the first word is neither."""
-    return yes_or_no(generation)
+def extract(response: str) -> str:
+    """Return "yes", "no", or "" if the first word is neither."""
+    return yes_or_no(response)

@@ -1,4 +1,4 @@
-r"""FreebaseQA: closed-book trivia; a forgetting test.
+r"""FreebaseQA: closed-book trivia questions; a forgetting test.
 
 A record:
 {"Question-ID": "FreebaseQA-eval-7", "RawQuestion": "Who wrote the novel \"Salt Roads\"?",
@@ -6,8 +6,8 @@ A record:
  "Parses": {"Parse-Id": ["FreebaseQA-eval-7.P0"], "TopicEntityName": ["salt roads"], ...,
             "Answers": [{"AnswersMid": ["m.0x"], "AnswersName": [["ann peck"]]}]}}
 
-In the JSON release Parses is a list of records and AnswersName a flat list: both are read. The
-paper's gold is the first parse's first answer; the others are accepted as well.
+In the JSON release Parses is a list of records and AnswersName a flat list; both forms are read.
+The paper's gold answer is the first one of the first parse; the others are accepted as well.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answer_text import first_line, single_blanks
+from imsm.data.answer_text import collapse_spaces, first_line
 from imsm.data.example import Example
 from imsm.data.row_validation import get_answers, get_field, get_str, repr_short
 from imsm.utils.errors import UserError
 
 PROMPTS = {
-    # No blank after "Question:", unlike WebQ's: the paper's.
+    # the paper has no space after "Question:", unlike in WebQ
     "paper": (
         "Please provide a concise answer to the following question using one or a few words."
         "\nQuestion:{question}?\nAnswer:"
@@ -33,32 +33,32 @@ PROMPTS = {
 }
 
 
-def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per question.
+def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
+    """Yield one example per question.
 
     Raises:
-        UserError: a question that is no text, or parses without a list of answers' names.
+        UserError: A question that is not a string, or parses without a list of answer names.
     """
     for number, row in enumerate(rows):
         question = get_str(row, "RawQuestion")
-        if prompts == "paper":
+        if prompt_style == "paper":
             question = question.replace('"', "").replace("?", "")
         else:
-            question = single_blanks(question).rstrip("? ")
+            question = collapse_spaces(question).rstrip("? ")
         yield Example(
             id=f"freebaseqa/{split}/{number}",
-            prompt=PROMPTS[prompts].format(question=question),
+            prompt=PROMPTS[prompt_style].format(question=question),
             golds=_answers(get_field(row, "Parses")),
         )
 
 
-def extract(generation: str) -> str:
-    """The first line that is not blank."""
-    return first_line(generation)
+def extract(response: str) -> str:
+    """Return the first non-blank line."""
+    return first_line(response)
 
 
 def _answers(parses: Any) -> tuple[str, ...]:
-    """All answers' names in order, lower case, each once."""
+    """Return the distinct answer names in order, in lower case."""
     if isinstance(parses, Mapping):
         per_parse = get_field(parses, "Answers")
     else:
@@ -68,7 +68,7 @@ def _answers(parses: Any) -> tuple[str, ...]:
 
 
 def _names(node: Any) -> Iterator[str]:
-    """The strings under AnswersName, whatever the depth of lists around and in it."""
+    """Yield the strings under AnswersName at any depth of nested lists."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, Mapping):
@@ -80,5 +80,5 @@ def _names(node: Any) -> Iterator[str]:
 
 def _list(node: Any) -> list[Any]:
     if not isinstance(node, list):
-        raise UserError(f"Parses holds {repr_short(node)}, where a list belongs.")
+        raise UserError(f"Parses: must contain a list, not {repr_short(node)}")
     return node

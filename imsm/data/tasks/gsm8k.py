@@ -1,10 +1,10 @@
-r"""GSM8K: school sums, answered by a rationale and a number.
+r"""GSM8K: grade-school math, answered with a rationale and a number.
 
 A record:
 {"question": "Tom packs 6 boxes with 8 jars each and drops 3 jars. How many jars are whole?",
  "answer": "He packs 6*8=<<6*8=48>>48 jars.\nThen 48-3=<<48-3=45>>45 are whole.\n#### 45"}
 
-The calculator notes <<...>> are removed and "#### 45" becomes "The answer is 45.".
+The calculator annotations <<...>> are removed and "#### 45" becomes "The answer is 45.".
 """
 
 from __future__ import annotations
@@ -13,53 +13,53 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answer_text import single_blanks
+from imsm.data.answer_text import collapse_spaces
 from imsm.data.example import Example
-from imsm.data.row_validation import get_str
+from imsm.data.row_validation import get_str, repr_short
 from imsm.utils.errors import UserError
 
-# The braces around "answer" are the paper's and meant literally. There is no "Answer:" cue.
+# the braces around "answer" are literal, as in the paper, and the prompt does not end in "Answer:"
 INSTRUCTION = (
     "You are an expert in math.\nBelow is a math question.\n"
     "Write a response that appropriately answers the question.\n"
     "Your final answer should be an integer at the end of your response, "
     "formatted as: The answer is {answer}.\n"
 )
-_NOTE = re.compile(r"<<.*?>>", re.DOTALL)
+_ANNOTATION = re.compile(r"<<.*?>>", re.DOTALL)
 _CUE = re.compile(r"the answer is([^\n]*)", re.IGNORECASE)
-# A sign counts only where no number or letter stands before it: the 3 of "16-3" is not negative.
+# a sign counts only without a number or letter before it: the 3 of "16-3" is not negative
 _NUMBER = re.compile(
     r"(?:(?<![\w.)])[-\u2212])?\s?\$?"
     r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)"
 )
 
 
-def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per sum; the gold is the whole rationale.
+def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
+    """Yield one example per problem; the gold answer is the full rationale.
 
     Raises:
-        UserError: a question or an answer that is no text, or an answer without its number.
+        UserError: A question or answer that is not a string, or an answer without its number.
     """
     for number, row in enumerate(rows):
         question = get_str(row, "question")
-        if prompts == "corrected":
-            question = single_blanks(question)
+        if prompt_style == "corrected":
+            question = collapse_spaces(question)
         yield Example(
             id=f"gsm8k/{split}/{number}", prompt=INSTRUCTION + question, golds=(_rationale(get_str(row, "answer")),)
         )
 
 
-def extract(generation: str) -> str:
-    """The number on the first line that says "The answer is" and has one, else the last number.
+def extract(response: str) -> str:
+    """Return the number after the first "The answer is" with one, else the last number, or "".
 
-    Given as plain digits ("2,125." becomes "2125"); "" where there is no number. The first such
-    line, because what follows it is a next question that the model made up.
+    Thousands separators are removed ("2,125." -> "2125"). The first match counts, because base
+    models continue with further problems.
     """
-    for cue in _CUE.finditer(generation):
+    for cue in _CUE.finditer(response):
         numbers = _numbers(cue.group(1))
         if numbers:
             return numbers[0]
-    numbers = _numbers(generation)
+    numbers = _numbers(response)
     return numbers[-1] if numbers else ""
 
 
@@ -72,7 +72,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def _rationale(answer: str) -> str:
-    steps, mark, result = _NOTE.sub("", answer).rpartition("#### ")
+    steps, mark, result = _ANNOTATION.sub("", answer).rpartition("#### ")
     if not mark:
-        raise UserError(f"the answer {answer!r} does not end in a line '#### <number>'.")
+        raise UserError(f"answer: must end in a line '#### <number>', not {repr_short(answer)}")
     return f"{steps}The answer is {result.strip()}."

@@ -1,12 +1,12 @@
-"""ROPES: apply what an article explains to the situation it ends with.
+"""ROPES: apply the knowledge of an article to the situation at its end.
 
 A record:
 {"id": "417", "background": "Clay holds water longer than sand does. ...",
  "situation": "Mira planted beans in two pots. Pot A held sand and pot B held clay. ",
  "question": "Which pot had to be watered more often?", "answers": {"text": ["Pot A"]}}
 
-The answer is a span of the article or the question. The test split's answers are hidden, so
-validation is the test. Several questions share an article; they form one group.
+The answer is a span of the article or the question. The answers of the test split are hidden, so
+validation is used. Questions on the same article form a group.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answer_text import first_line, single_blanks
+from imsm.data.answer_text import collapse_spaces, first_line
 from imsm.data.example import Example
 from imsm.data.row_validation import get_answers, get_field, get_str
 
 # (before the article, after it, after the question)
 PARTS = {
-    # The blank between question and "Answer:", and none before the question, are the paper's.
+    # the space between question and "Answer:" and the missing one before the question are in the paper
     "paper": (
         "Given an article and a corresponding question about the article, answer the question "
         "accurately based on the provided context in the articles.\nArticle: ",
@@ -36,21 +36,21 @@ PARTS = {
 }
 
 
-def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per question; the article (background and situation) may be cut.
+def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
+    """Yield one example per question; the article (background and situation) may be truncated.
 
     Raises:
-        UserError: a part that is no text, or answers that are no list of texts (hidden: empty).
+        UserError: A value that is not a string, or no list of answers (hidden ones are empty).
     """
-    before, between, after = PARTS[prompts]
+    before, between, after = PARTS[prompt_style]
     passages: dict[str, int] = {}
     for number, row in enumerate(rows):
         article = f"{get_str(row, 'background')} {get_str(row, 'situation')}".replace("\n", " ")
         question = get_str(row, "question").lstrip()
         answers = get_answers(get_field(get_field(row, "answers"), "text"), name="answers.text")
         golds = [answer.rstrip() for answer in answers]
-        if prompts == "corrected":
-            article, question = single_blanks(article), single_blanks(question)
+        if prompt_style == "corrected":
+            article, question = collapse_spaces(article), collapse_spaces(question)
             golds = [gold.strip() for gold in golds]
         passage = passages.setdefault(article, len(passages))
         yield Example(
@@ -62,6 +62,6 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         )
 
 
-def extract(generation: str) -> str:
-    """The first line that is not blank."""
-    return first_line(generation)
+def extract(response: str) -> str:
+    """Return the first non-blank line."""
+    return first_line(response)

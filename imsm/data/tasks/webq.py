@@ -1,9 +1,9 @@
-"""WebQuestions: closed-book questions about the world; a forgetting test.
+"""WebQuestions: closed-book questions; a forgetting test.
 
 A record:
 {"url": "", "question": "what towns lie on the river arvel?", "answers": ["Port Senn", "Lowmere"]}
 
-Every answer of the list is accepted.
+All answers of the list are accepted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from imsm.data.answer_text import first_line, single_blanks
+from imsm.data.answer_text import collapse_spaces, first_line
 from imsm.data.example import Example
 from imsm.data.row_validation import get_answers, get_field, get_str
 
@@ -21,16 +21,16 @@ PROMPT = (
 )
 
 
-def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> Iterator[Example]:
-    """One example per question; nothing in the paper's prompt needs mending.
+def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
+    """Yield one example per question; the paper's prompt needs no correction.
 
     Raises:
-        UserError: a question that is no text, or answers that are no list of texts.
+        UserError: A question that is not a string, or answers that are not a list of strings.
     """
     for number, row in enumerate(rows):
         question = get_str(row, "question")
-        if prompts == "corrected":
-            question = single_blanks(question)
+        if prompt_style == "corrected":
+            question = collapse_spaces(question)
         yield Example(
             id=f"webq/{split}/{number}",
             prompt=PROMPT.format(question=question),
@@ -38,6 +38,6 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompts: str) -> 
         )
 
 
-def extract(generation: str) -> str:
-    """The first line that is not blank."""
-    return first_line(generation)
+def extract(response: str) -> str:
+    """Return the first non-blank line."""
+    return first_line(response)
