@@ -1,215 +1,201 @@
-"""What a card sets side by side: the same items by the same protocol, whole; the rest is told."""
+"""Which runs are compared, how they are labeled, and how exclusions are explained."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imsm.cli.main import main
-from imsm.evaluation.result import write_result
-from imsm.reporting.report_data import ReportData, build_report_data
-from imsm.reporting.runs import ComparisonSet, build_comparison_set
-from imsm.reporting.score_table import compare
-from imsm.reporting.sections.base import Section
-from imsm.reporting.sections.order import build_sections
+from imsm.evaluation.result import FILE, write_result
+from imsm.reporting.runs import (
+    build_comparison_set,
+    comparable,
+    find_comparable_runs,
+    headline,
+    runs_to_compare,
+    with_labels,
+)
+from imsm.utils.errors import UserError
 from tests.helpers.config import result
-from tests.reporting.factories import items_file, judge_on_others, leave
+from tests.reporting.factories import (
+    cell,
+    evaluate_on_other_examples,
+    predictions_file,
+    report_data,
+    section,
+    three_results,
+    write_run,
+)
 
 
-def beside_of(runs: dict[str, Any]) -> tuple[ComparisonSet, ReportData]:
-    folder, record, _ = runs["imsm"]
-    beside = build_comparison_set(folder, record, runs_root=runs["root"])
-    return beside, build_report_data(beside.arms, beside.controls, beside.seeds)
-
-
-def part(evidence: ReportData, name: str) -> Section:
-    return next(section for section in build_sections(evidence) if section.name == name)
-
-
-def cell(section: Section, column: str, **where: str) -> str:
-    table = section.table
-    assert table is not None
-    for name, value in where.items():
-        table = table[table[name] == value]
-    (found,) = table[column]
-    return str(found)
-
-
-def add_seed(runs: dict[str, Any], method: str, *, seed: int, others: tuple[str, ...] = ()) -> None:
-    record = result(method, f"seed={seed}")
-    folder = runs["root"] / f"{method}-of-seed-{seed}"
-    leave(folder, record, 30 + seed, others=others)
+def write(root: Path, record: dict[str, Any], *, name: str = "", age: int = 0) -> None:
+    folder = root / (name or record["name"])
+    folder.mkdir(parents=True)
     write_result(folder, record)
+    os.utime(folder / FILE, (1e9 - age, 1e9 - age))
 
 
-def test_of_equal_items_nothing_is_left_out(runs: dict[str, Any]) -> None:
-    beside, evidence = beside_of(runs)
-    assert beside.excluded == beside.load_errors == []
-    assert evidence.common == evidence.tasks
-    assert len(evidence.controls) == 2
+def found_results(record: dict[str, Any], root: Path) -> list[dict[str, Any]]:
+    return [found for found, _ in find_comparable_runs(root, record)]
 
 
-def test_other_items_are_in_no_part_of_the_card(runs: dict[str, Any]) -> None:
-    judge_on_others(runs, ["webq", "multirc"])
-    beside, evidence = beside_of(runs)
-    (average,) = [row for row in compare([a.result for a in beside.arms]).headlines
-                  if row.role == "average"]  # fmt: skip
-    averages, controls = part(evidence, "averages"), part(evidence, "controls")
-    for score in average.scores:
-        assert cell(averages, "retention average", arm=score.arm) == f"{score.value:.1f}"
-        assert cell(controls, "retention average", arm=score.arm) == f"{score.value:.1f}"
-    assert cell(averages, "the paper's average", arm="peft") != "–"
-    assert "webq, multirc" in averages.lines[1]
-    for arm in ("peft", "logit mix 0.25", "logit mix 0.75"):
-        assert cell(controls, "webq", arm=arm) == cell(controls, "multirc", arm=arm) == "–"
-        assert cell(controls, "freebaseqa", arm=arm) != "–"
-    assert cell(part(evidence, "scores"), "peft", task="webq") == "–"
-    protocols = part(evidence, "protocols")
-    assert cell(protocols, "peft", task="webq", metric="contain") == "–"
-    assert cell(protocols, "imsm", task="webq", metric="contain") != "–"
-    kept = {(each.task, each.arm) for each in evidence.kept}
-    assert ("webq", "imsm") in kept and ("webq", "peft") not in kept
-    assert {trade.stability for trade in evidence.trades if trade.label == "original"} == {100.0}
+def labels(*results: dict[str, Any]) -> list[str]:
+    return [run.label for run in with_labels([(record, Path()) for record in results])]
 
 
-def test_without_the_target_controls_have_no_place(runs: dict[str, Any]) -> None:
-    judge_on_others(runs, ["gsm8k"])
-    _, evidence = beside_of(runs)
-    assert evidence.curves == []
-    averages = part(evidence, "averages")
-    assert cell(averages, "the paper's average", arm="peft") == "–"
-    assert cell(averages, "plasticity", arm="peft") == "–"
-    (placed,) = [trade for trade in evidence.trades if trade.label == "logit mix 0.25"]
-    assert placed.target is None and not placed.has_position
-    trade = part(evidence, "trade")
-    assert "imsm.studies.baselines.base --run" in trade.lines[-1]
-    trade.pictures[0].draw()
+def test_comparable_runs_differ_only_in_the_method(tmp_path: Path) -> None:
+    original, peft, imsm = three_results()
+    other_gate = result("imsm", "gate=no_query")
+    write(tmp_path, imsm)
+    write(tmp_path, other_gate, name="no_query")
+    write(tmp_path, peft)
+    write(tmp_path, original)
+    for name, other in {
+        "seed": result("peft", "seed=1"),
+        "data": result("peft", "data=mrpc"),
+        "examples": result("peft", "peft=lora", test_set="other"),
+        "backbone": result("original", "backbone=gemma3_270m"),
+    }.items():
+        write(tmp_path, other, name=name, age=100)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / FILE).write_text("{")
+    (tmp_path / "unfinished").mkdir()
+    assert found_results(imsm, tmp_path) == [original, peft, other_gate]
+    assert found_results(peft, tmp_path) == [original, other_gate, imsm]  # by the name of the gate
+    assert find_comparable_runs(tmp_path / "nowhere", imsm) == []
+    assert find_comparable_runs(tmp_path, original) == []
 
 
-def test_what_is_left_out_is_told_with_the_commands(runs: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    judge_on_others(runs, ["webq", "freebaseqa"])
+def test_the_newest_run_of_a_method_is_compared(tmp_path: Path) -> None:
+    write(tmp_path, result("peft", points=10.0), name="old", age=50)
+    write(tmp_path, result("peft", points=20.0), name="new")
+    ((found, _),) = find_comparable_runs(tmp_path, result("imsm"))
+    assert found["evaluation"]["tasks"]["webq"]["metrics"]["contain"] == 20.0
+
+
+def test_a_run_on_the_same_examples_is_preferred_to_a_newer_one(tmp_path: Path) -> None:
+    write(tmp_path, result("peft", points=10.0), name="old", age=50)
+    write(tmp_path, result("peft", points=20.0, test_set="other"), name="new")
+    ((found, _),) = find_comparable_runs(tmp_path, result("imsm"))
+    assert found["evaluation"]["tasks"]["webq"]["metrics"]["contain"] == 10.0
+
+
+def test_results_without_an_identity_are_skipped(tmp_path: Path) -> None:
+    old = result("peft")
+    del old["identity"]
+    write(tmp_path, old)
+    assert find_comparable_runs(tmp_path, result("imsm")) == []
+    assert find_comparable_runs(tmp_path, old) == []
+    with pytest.raises(UserError, match="lacks identity"):
+        runs_to_compare(tmp_path, old | {"identity": None}, runs_root=tmp_path)
+
+
+def test_labels_distinguish_gates_and_baselines() -> None:
+    assert labels(*three_results()) == ["original", "peft", "imsm"]
+    gates = [result("imsm", "gate=no_query"), result("imsm", "gate=no_gate"), result("imsm")]
+    assert labels(*gates) == ["imsm (no_query r8)", "imsm (no_gate)", "imsm (query r8)"]
+    baseline = result("peft")
+    baseline["config"]["baseline"] = {"name": "logit_mix", "value": 0.5}
+    assert labels(baseline) == ["logit mix 0.5"]
+
+
+def test_scores_are_comparable_on_one_test_set_and_protocol() -> None:
+    one, other = result("peft"), result("imsm")
+    assert comparable(one, other, "webq") and not comparable(one, other, "cola")
+    other["evaluation"]["tasks"]["webq"]["protocol"] = "paper_code"
+    assert not comparable(one, other, "webq")
+    assert not comparable(one, result("imsm", test_set="other"), "mrpc")
+
+
+def test_the_headline_falls_back_to_the_first_metric() -> None:
+    entry = {"headline": "f1", "metrics": {"accuracy": 1.0, "f1": 2.0}}
+    assert headline(entry) == "f1" and headline(entry | {"headline": "bleu"}) == "accuracy"
+
+
+def test_on_equal_examples_nothing_is_excluded(shared_runs: dict[str, Any]) -> None:
+    comparison, data = report_data(shared_runs)
+    assert comparison.excluded == comparison.load_errors == []
+    assert len(data.baselines) == 2
+
+
+def test_exclusions_name_tasks_runs_and_commands(runs: dict[str, Any]) -> None:
+    evaluate_on_other_examples(runs, ["webq", "freebaseqa"])
     folder, _, _ = runs["imsm"]
-    beside, _ = beside_of(runs)
-    (line,) = beside.excluded
+    (line,) = report_data(runs)[0].excluded
     assert "webq and freebaseqa of peft, logit mix 0.25, logit mix 0.75." in line
     assert "mode=evaluate 'evaluation.limit_by_task={webq:60,freebaseqa:60}'" in line
     assert f"imsm baselines {shlex.quote(str(folder))}" in line
-    assert main(["report", str(folder)]) == 0
-    assert "Left out" in capsys.readouterr().out
-    assert line in (folder / "report.md").read_text()
-    assert "Left out" in (folder / "report.html").read_text()
+    assert line.endswith(f"imsm report {shlex.quote(str(folder))}.")
 
 
-def test_another_protocol_is_other_scores(runs: dict[str, Any]) -> None:
+def test_another_protocol_is_excluded(runs: dict[str, Any]) -> None:
     folder, record, _ = runs["peft"]
     record["evaluation"]["tasks"]["webq"]["protocol"] = "paper_code"
     record["evaluation"]["settings"]["protocol"] = "paper_code"
     write_result(folder, record)
-    beside, evidence = beside_of(runs)
-    assert "webq" not in evidence.forgetting
-    assert "webq of peft. To compare it" in beside.excluded[0]
-    assert "evaluation.protocol=strict" in beside.excluded[0]
-    assert "imsm.studies.baselines.base" not in beside.excluded[0]
+    comparison, data = report_data(runs)
+    assert "webq" not in data.forgetting
+    (line,) = comparison.excluded
+    assert "webq of peft. To include" in line and "evaluation.protocol=strict" in line
+    assert "imsm baselines" not in line
 
 
-def test_a_run_of_which_nothing_may_be_compared_is_no_arm_but_told(runs: dict[str, Any]) -> None:
+def test_a_run_without_a_comparable_task_is_not_shown(runs: dict[str, Any]) -> None:
     folder, record, _ = runs["peft"]
-    leave(folder, record, 1, others=list(record["evaluation"]["tasks"]))
+    write_run(folder, record, 1, others=list(record["evaluation"]["tasks"]))
     write_result(folder, record)
-    beside, evidence = beside_of(runs)
-    assert [arm.label for arm in beside.arms] == ["original", "imsm"]
-    assert evidence.common == evidence.tasks
-    assert "all of peft." in beside.excluded[0]
+    comparison, data = report_data(runs)
+    assert [run.label for run in comparison.runs] == ["original", "imsm"]
+    assert data.common == data.tasks
+    assert "all tasks of peft." in comparison.excluded[0]
 
 
-def test_seeds_are_compared_on_the_same_items(runs: dict[str, Any]) -> None:
-    for method in ("peft", "imsm"):
-        add_seed(runs, method, seed=1)
-        add_seed(runs, method, seed=2, others=("webq",) if method == "imsm" else ())
-    beside, evidence = beside_of(runs)
-    seeds = part(evidence, "seeds")
-    assert cell(seeds, "seeds", task="webq", arm="imsm") == "2"
-    assert cell(seeds, "seeds", task="webq", arm="peft") == "3"
-    assert cell(seeds, "seeds", task="multirc", arm="imsm") == "3"
-    assert "webq of imsm of seed 2." in beside.excluded[0]
-
-
-def test_seeds_that_all_lack_a_task_have_no_test(runs: dict[str, Any]) -> None:
-    judge_on_others(runs, ["webq"])
-    add_seed(runs, "peft", seed=1)
-    add_seed(runs, "imsm", seed=1)
-    _, evidence = beside_of(runs)
-    seeds = part(evidence, "seeds")
-    assert cell(seeds, "seeds", task="webq", arm="peft") == "0"
-    assert cell(seeds, "mean", task="webq", arm="peft") == "–"
-    assert cell(seeds, "p, Student", task="webq", arm="imsm") == "–"
-
-
-def test_a_gate_that_lacks_a_task_has_its_picture(runs: dict[str, Any]) -> None:
-    record = result("imsm", "gate=no_query")
-    folder = runs["root"] / "token"
-    leave(folder, record, 40, others=("webq",))
-    write_result(folder, record)
-    _, evidence = beside_of(runs)
-    gate = part(evidence, "gate")
-    assert gate.table is not None and len(gate.table) == 5 + 4
-    gate.pictures[0].draw()
-
-
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_text(path.read_text()[:-20])
 
 
-def shorten(path: Path) -> None:
+def drop_a_row(path: Path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"), [(cut, "is damaged"), (shorten, "holds 59 items, not 60"), (Path.unlink, "is not there")]
+    ("damage", "text"), [(truncate, "damaged"), (drop_a_row, "holds 59 predictions, not 60"), (Path.unlink, "")]
 )
-def test_items_that_are_not_whole_are_told(runs: dict[str, Any], harm: Any, told: str) -> None:
-    path = items_file(runs["peft"], "webq")
-    harm(path)
+def test_predictions_that_cannot_be_loaded_are_reported(runs: dict[str, Any], damage: Any, text: str) -> None:
+    path = predictions_file(runs["peft"], "webq")
+    damage(path)
     folder, record, _ = runs["imsm"]
     (line,) = build_comparison_set(folder, record, runs_root=runs["root"]).load_errors
-    assert line.startswith(f"peft: {path}: {told}")
-    assert "judge the run again (the same command with mode=evaluate)" in line
+    assert line.startswith(f"peft: {path}: ") and text in line
+    assert "mode=evaluate" in line
 
 
-def test_items_that_are_not_whole_leave_dashes_and_no_other_number(
-    runs: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = part(beside_of(runs)[1], "averages")
-    cut(items_file(runs["peft"], "webq"))
-    folder, _, _ = runs["imsm"]
-    assert main(["report", str(folder)]) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("imsm: peft: ")
-    assert line.removeprefix("imsm: ") in (folder / "report.md").read_text()
-    assert "is damaged" in (folder / "report.html").read_text()
-    _, evidence = beside_of(runs)
-    averages = part(evidence, "averages")
-    for name in ("stability", "harmonic"):
-        assert cell(averages, name, arm="peft") == "–"
-        assert cell(averages, name, arm="imsm") == cell(whole, name, arm="imsm")
+def test_missing_predictions_become_dashes_and_change_no_other_number(runs: dict[str, Any]) -> None:
+    complete = section(report_data(runs)[1], "averages")
+    truncate(predictions_file(runs["peft"], "webq"))
+    _, data = report_data(runs)
+    averages = section(data, "averages")
+    for name in ("stability", "harmonic mean"):
+        assert cell(averages, name, run="peft") == "–"
+        assert cell(averages, name, run="imsm") == cell(complete, name, run="imsm")
     for name in ("retention average", "plasticity"):
-        assert cell(averages, name, arm="peft") == cell(whole, name, arm="peft")
-    assert evidence.curves == []  # the sweep has lost its end
-    assert cell(part(evidence, "scores"), "peft", task="webq") == "–"
+        assert cell(averages, name, run="peft") == cell(complete, name, run="peft")
+    assert data.curves == []  # an end of the sweep is missing
+    assert cell(section(data, "scores"), "peft", task="webq") == "–"
 
 
-def test_of_a_control_the_fix_is_its_own_command(runs: dict[str, Any]) -> None:
+def test_the_fix_for_a_baseline_is_its_own_command(runs: dict[str, Any]) -> None:
     folder, _, _ = runs["imsm"]
-    place = folder / "baselines" / "logit_mix-0.25"
+    baseline = folder / "baselines" / "logit_mix-0.25"
     for task in ("webq", "freebaseqa"):
-        cut(items_file((place, json.loads((place / "result.json").read_text()), None), task))
-    beside, evidence = beside_of(runs)
-    (line,) = beside.load_errors
-    assert line.startswith("logit mix 0.25: ") and "so it is with freebaseqa" in line
-    assert f"a control: imsm baselines {shlex.quote(str(folder))}" in line
-    (curve,) = evidence.curves
-    assert [trade.value for trade in curve.trades] == [None, 0.75, None]
+        truncate(predictions_file((baseline, json.loads((baseline / FILE).read_text()), None), task))
+    comparison, data = report_data(runs)
+    (line,) = comparison.load_errors
+    assert line.startswith("logit mix 0.25: ") and "(also freebaseqa)" in line
+    assert f"for this baseline: imsm baselines {shlex.quote(str(folder))}" in line
+    (curve,) = data.curves
+    assert [point.value for point in curve.points] == [None, 0.75, None]

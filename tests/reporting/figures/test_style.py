@@ -1,0 +1,21 @@
+"""Styles repeat after the last one, and rows run from top to bottom."""
+
+from __future__ import annotations
+
+from imsm.reporting.figures.style import COLORS, WIDTH, color, error_bar, label_rows, legend_below, line, one_axes
+
+
+def test_styles_repeat() -> None:
+    assert color(len(COLORS)) == color(0)
+
+
+def test_error_bars_lines_and_row_labels() -> None:
+    figure, axes = one_axes(height=2.0)
+    error_bar(axes, 5.0, (6.0, 4.0), 0, style=9, label="a")  # bounds on the wrong side give no negative bar
+    line(axes, range(2), [1.0, 2.0], style=9, label="b", markers=False)
+    label_rows(axes, ["first", "second"])
+    legend_below(figure, axes)
+    assert tuple(figure.get_size_inches()) == (WIDTH, 2.0)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+    assert axes.get_ylim() == (1.5, -0.5)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"a", "b"}
