@@ -126,6 +126,7 @@ def score_responses(
     ``responses`` and ``references`` are rows as returned by `run_inference`; the rest as in `evaluate`.
     """
     extract = task_module(eval_set.task).extract
+    # Always from the raw text, so that a corrected extractor needs no new inference.
     texts = {"strict": [extract(row["text"]) for row in responses], "paper_code": [row["text"] for row in responses]}
     accepted = [example.golds for example in eval_set.examples]
     protocols: dict[str, dict[str, Any]] = {}

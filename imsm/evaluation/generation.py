@@ -71,8 +71,10 @@ def generate_responses(
                 if weights is not None:
                     gates[prompts[row]].append(weights[row])
         unfinished -= find_finished({index: tokens[index] for index in unfinished})
+        # All unfinished rows have the same number of tokens.
         if not unfinished or len(tokens[min(unfinished)]) == max_new_tokens:
             break
+        # Compacting copies the KV cache, so it waits until enough rows are finished.
         if len(unfinished) <= _COMPACT_BELOW * len(prompts):
             rows = [row for row, index in enumerate(prompts) if index in unfinished]
             session.select_rows(rows)

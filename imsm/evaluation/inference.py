@@ -68,7 +68,7 @@ def run_inference(
     settings = [eval_set.task.max_new_tokens, eval_set.task.stop]
     response_keys = [hash_json([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in eval_set.prompts]
     reference_keys = [
-        [hash_json([_VERSION, fingerprint, "gold", prompt.prompt_ids, ids]) for ids in answers]
+        [hash_json([_VERSION, fingerprint, "reference", prompt.prompt_ids, ids]) for ids in answers]
         for prompt, answers in zip(eval_set.prompts, references, strict=True)
     ]
     # The same for every batch, because it decides how prompts are prefilled.

@@ -41,6 +41,7 @@ def log_likelihoods(
         ids = torch.tensor([[*text, *[pad_id] * (width - len(text))] for text in texts])
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
         ids, mask = ids.to(first.device), mask.to(first.device)
+        # The prompt's last logits predict the first token of every answer.
         total = first[list(rows)].gather(1, ids[:, :1])[:, 0]
         if width > 1:
             total = total + _sum_after_first(session.fork(rows), ids, mask)

@@ -96,6 +96,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         UserError: The file is missing, damaged, or of another format.
     """
     path = folder / FILE
+    # Written by other versions too: check everything that readers rely on.
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -81,6 +81,7 @@ def retention(score: float, original: float, *, chance: float, items: int, error
     if items < 1:
         return None
     if error is None:
+        # At 0 and 100 points the binomial error would be 0.
         share = min(max(original / 100, 1 / (items + 1)), items / (items + 1))
         error = 100 * (share * (1 - share) / items) ** 0.5
     if original <= chance + _MIN_STANDARD_ERRORS * error:

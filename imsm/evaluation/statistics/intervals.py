@@ -184,6 +184,7 @@ def seed_ci(
     table = numpy.stack(columns, axis=1)  # (N, S)
     sums, sizes = cluster_sums(table, groups)
     means = bootstrap_means(sums, sizes, resamples=resamples, seed=seed)  # (R, S)
+    # Each column's mean over the same drawn examples; then seeds are drawn for each resample.
     drawn = numpy.random.default_rng([seed, seeds]).integers(seeds, size=means.shape)
     example_effect = means.mean(axis=1)
     seed_effect = numpy.take_along_axis(means, drawn, axis=1).mean(axis=1) - example_effect

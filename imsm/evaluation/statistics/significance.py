@@ -82,6 +82,7 @@ def student_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
     difference = float(first.mean() - second.mean())
     degrees = len(first) + len(second) - 2
     scale = float(numpy.abs(numpy.concatenate([first, second])).max())
+    # Without variation t is infinite, or rounding noise.
     if max(numpy.ptp(first), numpy.ptp(second)) <= NOISE * scale:
         return TTest(difference=difference, t=None, degrees=degrees, p_value=None)
     result = stats.ttest_ind_from_stats(
@@ -105,6 +106,7 @@ def minimum_detectable_difference(
     error, count = standard_error(paired_difference_array(one, other), groups)
     if count < 3 or all_equal(one, other) or not error:
         return None
+    # C groups act as C independent pairs; their standard deviation is error * sqrt(C).
     effect = TTestPower().solve_power(nobs=count, alpha=1 - check_level(level), power=power)
     return float(numpy.squeeze(effect) * error * count**0.5)
 

@@ -123,6 +123,7 @@ def _hidden_states(streams: StreamRunner, tokens: torch.Tensor, *, stream: str) 
 def _lerp(original: Any, tuned: Any, scale: float) -> Any:
     if isinstance(original, tuple):
         return tuple(map(partial(_lerp, scale=scale), original, tuned))
+    # lerp is exact at 0 and 1, unlike original + scale * (tuned - original).
     return original if original is None else torch.lerp(original, tuned, scale)
 
 

@@ -77,6 +77,7 @@ def evaluate_baseline(baseline_run: BaselineRun, run: FinishedRun) -> dict[str, 
     def responses_to(task: str) -> Responses:
         if hasattr(baseline, "route_to_original"):
             return run.route(task, baseline.route_to_original(run, value, task))
+        # At its ends a baseline is one of the streams, whose responses are cached.
         if value is not None and value in info.ends:
             return run.route(task, [info.ends[value] == "original"] * len(run.eval_sets[task].prompts))
         label = f"{baseline_run.name}: {task}"

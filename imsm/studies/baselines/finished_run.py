@@ -40,7 +40,7 @@ Responses = tuple[list[Row], list[Row | None]]
 """A task's response rows and likelihood rows of its references, as returned by `run_inference`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # hashable by identity, for lru_cache
 class FinishedRun:
     """A run directory, opened by `load_finished_run`.
 
@@ -163,6 +163,7 @@ def load_finished_run(folder: Path, *, option: str, other: FinishedRun | None = 
         raise UserError(
             f"{option} {folder}: its configuration is of another version of imsm; run the same command again"
         ) from error
+    # The run's custom modules.
     if config.config_dir is not None and config.config_dir not in sys.path:
         sys.path.insert(0, config.config_dir)
     backbone = config.backbone

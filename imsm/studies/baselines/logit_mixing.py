@@ -36,6 +36,7 @@ def mix_logits(weight: float) -> Mix:
 
 
 def _mix_logits(original: torch.Tensor, tuned: torch.Tensor, *, weight: float) -> Mixed:
+    # lerp is exact at weights 0 and 1.
     return torch.lerp(tuned, original, weight), _constant(tuned, weight)
 
 

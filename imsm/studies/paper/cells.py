@@ -163,7 +163,7 @@ class CellBuilder:
 
 def _interval(compared: Sequence[ComparedRun], task: str, metric: str, scores: Sequence[float]) -> Interval:
     """Over examples with one seed, over seeds and examples with several; a point without predictions."""
-    column = f"score.{metric}"
+    column = f"score.{metric}"  # missing if the metric was added after the evaluation
     frames = [frame for run in compared if (frame := run.predictions(task)) is not None and column in frame]
     if len(frames) < len(compared):
         return _point(fmean(scores))

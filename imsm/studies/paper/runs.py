@@ -162,6 +162,7 @@ def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Call
         prefix, log_file = f"{number}/{len(unfinished)} {run.name}", log_dir / f"{run.name}.log"
         log(prefix)
         started = time.monotonic()
+        # A process per run: its memory is freed, and a crash stays inside.
         with log_file.open("w", encoding="utf-8") as stream:
             command = [sys.executable, "-m", "imsm.run", *run.overrides]
             code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode

@@ -155,13 +155,14 @@ def _measure_model(config: RunConfig, *, device: torch.device) -> dict[str, list
     settings = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, pad_token_id=0)
     seconds: dict[str, list[float]] = {method: [] for method in STREAMS}
     for number in range(ROUNDS + 1):
+        # Alternating, so that a change in background load affects both methods.
         for method, stream in STREAMS.items():
             model.stream = stream  # type: ignore[assignment]
             started = time.perf_counter()
             with torch.inference_mode():
                 output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
             assert isinstance(output, torch.Tensor)
-            output.cpu()  # synchronizes a GPU
+            output.cpu()  # waits for the GPU
             if number:
                 seconds[method].append(time.perf_counter() - started)
     return seconds

@@ -30,7 +30,7 @@ def write_run(run: RunRef, runs: RunIndex, *, known: float, seed: int) -> dict[s
             "role": "target" if name == config.data.name else "forgetting",
             "trained_on": name == config.data.name,
             "test_set": fingerprint,
-            "items": N,
+            "num_examples": N,
             "metrics": metrics,
             "headline": task.metrics[0],
             "protocol": "strict",

@@ -16,7 +16,7 @@ from tests.studies.paper.finished import N, write_run
 
 def test_a_cell_has_an_interval_and_the_mark_of_its_test(runs: RunIndex) -> None:
     table = load_table("table2")
-    found = {run.name.rsplit("-", 1)[0]: run for run in required_runs(table, runs, scale="mini", seeds=1)}
+    found = {"-".join(run.name.split("-")[:4]): run for run in required_runs(table, runs, scale="mini", seeds=1)}
     peft = write_run(found["mini-lora-ropes-peft"], runs, known=0.2, seed=1)
     imsm = write_run(found["mini-lora-ropes-imsm"], runs, known=0.9, seed=2)
     runs.refresh()

@@ -22,7 +22,7 @@ def frame_of(table: Table) -> pandas.DataFrame:
 def test_our_rows_the_papers_rows_and_missing_runs(runs: RunIndex, tmp_path: Path) -> None:
     table = load_table("table2")
     required = required_runs(table, runs, scale="mini", seeds=1)
-    found = {run.name.rsplit("-", 1)[0]: run for run in required}
+    found = {"-".join(run.name.split("-")[:4]): run for run in required}
     peft, imsm = found["mini-lora-ropes-peft"], found["mini-lora-ropes-imsm"]
     write_run(peft, runs, known=0.2, seed=1)
     scores = write_run(imsm, runs, known=0.9, seed=2)
