@@ -1,4 +1,4 @@
-"""The paper's formulas written out for one sequence: two plain models, no cache, no mask."""
+"""The paper's equations for one sequence: two plain models, no cache, no mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.models.siamese.tiny import ADAPTERS, tiny_backbone
 
 
 class Reference:
-    """An untouched backbone, a second one with the adapter, and the gate's two matrices."""
+    """An unmodified backbone, a second one with the adapter, and the gate's two matrices."""
 
     def __init__(self, model: SiameseForCausalLM, architecture: str, method: str) -> None:
         self.original: PreTrainedModel = tiny_backbone(architecture)
@@ -20,16 +20,16 @@ class Reference:
         self.tuned.load_state_dict(model.adapted.state_dict())
         self.down, self.up = model.gate.down.weight, model.gate.up.weight
 
-    def memories(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """h_o and h_t, each (T, D)."""
+    def hidden_states(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return h_o and h_t, each (T, D)."""
         tokens = torch.tensor([ids])
         original = self.original.model(tokens).last_hidden_state[0]
         tuned = self.tuned.base_model.model.model(tokens).last_hidden_state[0]
         return original, tuned
 
     def logits(self, ids: list[int], query: int) -> torch.Tensor:
-        """(T - query + 1, V): what follows the query's last token and each token after it."""
-        original, tuned = self.memories(ids)
+        """Return next-token logits from the query's last token on, (T - query + 1, V)."""
+        original, tuned = self.hidden_states(ids)
         query_original, query_tuned = original[:query].mean(0), tuned[:query].mean(0)
         rows = []
         for h_o, h_t in zip(original[query - 1 :], tuned[query - 1 :], strict=True):
@@ -39,7 +39,7 @@ class Reference:
         return self.original.lm_head(torch.stack(rows))
 
     def greedy(self, prompt: list[int], *, steps: int) -> list[int]:
-        """A plain loop: every step runs both models over the whole sequence."""
+        """Decode greedily; every step runs both models over the complete sequence."""
         ids = list(prompt)
         for _ in range(steps):
             ids.append(int(self.logits(ids, len(prompt))[-1].argmax()))

@@ -1,7 +1,7 @@
-"""Real classes of transformers: two plain passes and the formulas, against the siamese model.
+"""Architectures of transformers: the siamese model against two plain passes and the equations.
 
-Not the computation of scripts/compatibility/architectures.py: memories are the last of the plain models'
-`hidden_states`, and what a head does after its projection is written out here.
+Independent of scripts/compatibility/architectures.py: hidden states are the last of the plain
+models' `hidden_states`, and the operations after a head's projection are written out here.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2, no cache": ("mamba2", {}),
     "openai-gpt, no cache": ("openai-gpt", {}),
 }
-FINISHED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+AFTER_PROJECTION: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gemma2": lambda logits: 3.0 * torch.tanh(logits / 3.0),
     "cohere": lambda logits: 0.3 * logits,
     "granite": lambda logits: logits / 4.0,
 }
-"""What a head does after its projection."""
+"""Operations of a head after its projection."""
 
 
 def built(case: str) -> tuple[SiameseForCausalLM, PreTrainedModel]:
-    """The siamese model with a perturbed LoRA on its linear layers, and an untouched backbone."""
-    name, particular = CASES[case]
-    configuration = tiny_configuration(name, **particular)
+    """Build a siamese model with a perturbed LoRA on its linear layers, and an unmodified backbone."""
+    name, overrides = CASES[case]
+    configuration = tiny_configuration(name, **overrides)
     excluded = EXCLUDED if name in ("phimoe", "mamba2", "bamba") else None
     lora = LoraConfig(target_modules="all-linear", exclude_modules=excluded, r=3, lora_alpha=6)
     model = wrap_backbone(
@@ -88,19 +88,19 @@ def built(case: str) -> tuple[SiameseForCausalLM, PreTrainedModel]:
 def reference(
     model: SiameseForCausalLM, plain: PreTrainedModel, case: str, ids: list[int], query: int
 ) -> torch.Tensor:
-    """Equations 2 to 7 at the positions from the query's last one on, (T - query + 1, V)."""
+    """Return logits by equations 2-7 from the query's last position on, (T - query + 1, V)."""
     tokens = torch.tensor([ids])
     options = {"input_ids": tokens, "use_cache": False, "output_hidden_states": True}
     original = plain(**options).hidden_states[-1][0]
     tuned = model.adapted.get_base_model()(**options).hidden_states[-1][0]
-    assert (original - tuned).abs().max() > 0.05  # the adapter is one that is seen
+    assert (original - tuned).abs().max() > 0.05  # the adapter has an effect
     rows = []
     for h_o, h_t in zip(original[query - 1 :], tuned[query - 1 :], strict=True):
-        read = torch.cat([original[:query].mean(0), h_o, h_t, tuned[:query].mean(0)])
-        gate = torch.sigmoid(model.gate.up.weight @ (model.gate.down.weight @ read))
+        inputs = torch.cat([original[:query].mean(0), h_o, h_t, tuned[:query].mean(0)])
+        gate = torch.sigmoid(model.gate.up.weight @ (model.gate.down.weight @ inputs))
         rows.append(gate * h_o + (1 - gate) * h_t)
     logits = plain.get_output_embeddings()(torch.stack(rows))
-    return FINISHED.get(case, lambda logits: logits)(logits)
+    return AFTER_PROJECTION.get(case, lambda logits: logits)(logits)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -110,14 +110,14 @@ def test_forward_and_generate_equal_two_plain_passes(case: str) -> None:
     ids, mask = padded(ROWS, side="left")
     with torch.no_grad():
         logits = model(ids, attention_mask=mask, query_mask=mask).logits
-    answers = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    generated = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, eos_token_id=None)
     for row, prompt in enumerate(ROWS):
         expected = reference(model, plain, case, prompt, len(prompt))[-1]
         torch.testing.assert_close(logits[row, -1], expected, rtol=1e-4, atol=1e-4)
         text = list(prompt)
         for _ in range(4):
             text.append(int(reference(model, plain, case, text, len(prompt))[-1].argmax()))
-        assert answers[row, ids.shape[1] :].tolist() == text[len(prompt) :]
+        assert generated[row, ids.shape[1] :].tolist() == text[len(prompt) :]
     with torch.no_grad():
         untouched = plain(input_ids=ids[:1], use_cache=False).logits
     model.stream = "original"
@@ -126,7 +126,7 @@ def test_forward_and_generate_equal_two_plain_passes(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_learns_and_its_original_stream_does_not_move(case: str) -> None:
+def test_training_reduces_the_loss_and_keeps_the_original_stream(case: str) -> None:
     model, plain = built(case)
     ids, mask = padded(ROWS, side="right")
     labels = ids.where(mask.bool() & (torch.arange(ids.shape[1]) > 4), -100)
@@ -148,7 +148,7 @@ def test_it_learns_and_its_original_stream_does_not_move(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["bamba, attention behind a state space", "gemma2", "gpt_oss"])
-def test_beams_move_both_streams_of_every_kind_of_layer(case: str) -> None:
+def test_beam_search_reorders_both_streams_in_every_layer_class(case: str) -> None:
     model, _ = built(case)
     ids, mask = padded(ROWS, side="left")
     options = {"attention_mask": mask, "max_new_tokens": 5, "num_beams": 3, "do_sample": False}
@@ -158,25 +158,25 @@ def test_beams_move_both_streams_of_every_kind_of_layer(case: str) -> None:
     assert len({tuple(row) for row in with_cache.tolist()}) == 4
 
 
-def test_without_a_cache_none_is_taken() -> None:
+def test_backbone_without_cache_support_rejects_a_cache() -> None:
     model, _ = built("mamba2, no cache")
     expected = decoded(model, ROWS[0], max_new_tokens=4)
     assert decoded(model, ROWS[0], max_new_tokens=4, use_cache=True) == expected
     ids = torch.tensor(ROWS[:1])
     assert model(ids, query_mask=torch.ones_like(ids), use_cache=True).past_key_values is None
-    with pytest.raises(ValueError, match="cannot go on from a SiameseCache"):
+    with pytest.raises(ValueError, match=r"^past_key_values: .*use_cache=False"):
         model(ids, past_key_values=model.new_cache())
 
 
 @torch.no_grad()
-def test_experts_and_routers_in_a_doubled_batch_equal_two_passes() -> None:
-    """PEFT wraps a layer of experts once per weight, and hands it more than rows."""
+def test_experts_and_routers_in_a_dual_batch_equal_two_passes() -> None:
+    """PEFT wraps a layer of experts once per weight, and passes it more arguments than rows."""
     for case in ("mixtral", "minimax_m2, as many experts as rows", "qwen2_moe"):
         model, _ = built(case)
-        ids = torch.tensor([ROWS[0][:1], ROWS[1][:1]])  # doubled: 4 rows, and 4 experts
+        ids = torch.tensor([ROWS[0][:1], ROWS[1][:1]])  # a dual batch has 4 rows, as many as experts
         inputs = {"input_ids": ids, "position_ids": torch.zeros_like(ids)}
-        doubled = model.streams.both_hidden_states(inputs, cache=None)
-        for stream, both in zip(("original", "tuned"), doubled, strict=True):
+        dual = model.streams.both_hidden_states(inputs, cache=None)
+        for stream, hidden in zip(("original", "tuned"), dual, strict=True):
             alone = model.streams.hidden_states(inputs, stream=stream, cache=None)
-            torch.testing.assert_close(both, alone, rtol=1e-5, atol=1e-5)
-        assert not torch.allclose(*doubled, atol=1e-2)
+            torch.testing.assert_close(hidden, alone, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(*dual, atol=1e-2)

@@ -1,19 +1,23 @@
-"""A doubled batch reads each adapted weight once, and says the same as half by half."""
+"""A dual batch reads each adapted weight once and equals running each half separately."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.pytorch_utils import Conv1D
 
-from imsm.models.siamese.dual_forward import DualStreamLayer
+from imsm.models.siamese.dual_forward import DualStreamLayer, _try_add_lora_inplace
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import StreamRunner
 from imsm.studies.baselines.logit_mixing import build_mixing_model, mix_logits
-from tests.models.siamese.tiny import ADAPTERS, padded, prompts, tiny_siamese
+from tests.models.siamese.tiny import ADAPTERS, padded, perturb, prompts, tiny_siamese
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -23,8 +27,8 @@ def _inputs() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _rows_read(model: SiameseForCausalLM) -> tuple[Counter[str], Callable[[], None]]:
-    """Counts the products with each adapted weight, by the layer's name."""
+def _count_products(model: SiameseForCausalLM) -> tuple[Counter[str], Callable[[], None]]:
+    """Count the matrix products with each adapted base weight, by layer name."""
     counts: Counter[str] = Counter()
     names = {layer.base_layer: name for name, layer in _adapted(model)}
     plain = torch.nn.Linear.forward
@@ -49,24 +53,24 @@ def _adapted(model: SiameseForCausalLM) -> list[tuple[str, torch.nn.Module]]:
 
 @pytest.mark.parametrize("method", ADAPTERS)
 @torch.no_grad()
-def test_shared_reading_equals_half_by_half(method: str) -> None:
+def test_shared_base_layer_equals_separate_halves(method: str) -> None:
     model, inputs = tiny_siamese(method=method), _inputs()
-    together = model.streams.both_hidden_states(inputs, cache=None)
+    shared = model.streams.both_hidden_states(inputs, cache=None)
     model.streams.disable_sharing()
-    apart = model.streams.both_hidden_states(inputs, cache=None)
+    separate = model.streams.both_hidden_states(inputs, cache=None)
     real = inputs["attention_mask"].bool()
-    for one, other in zip(together, apart, strict=True):
+    for one, other in zip(shared, separate, strict=True):
         torch.testing.assert_close(one[real], other[real], **CLOSE)
-    assert not torch.allclose(apart[0][real], apart[1][real], atol=1e-2)
+    assert not torch.allclose(separate[0][real], separate[1][real], atol=1e-2)
 
 
 @pytest.mark.parametrize(("method", "twice"), [("lora", ()), ("adalora", ()), ("ia3", ("down",))])
 @torch.no_grad()
-def test_an_adapted_weight_is_read_once(method: str, twice: tuple[str, ...]) -> None:
-    """But where the adapter works on the layer's input: (IA)^3 in the feed-forward part."""
+def test_base_layer_runs_once(method: str, twice: tuple[str, ...]) -> None:
+    """Except where the adapter changes the layer's input: (IA)^3 in the feed-forward part."""
     model, inputs = tiny_siamese(method=method), _inputs()
-    model.streams.both_hidden_states(inputs, cache=None)  # a layer is found out by its first pass
-    counts, stop = _rows_read(model)
+    model.streams.both_hidden_states(inputs, cache=None)  # the first pass detects which layers can share
+    counts, stop = _count_products(model)
     try:
         model.streams.both_hidden_states(inputs, cache=None)
     finally:
@@ -77,12 +81,10 @@ def test_an_adapted_weight_is_read_once(method: str, twice: tuple[str, ...]) -> 
 
 
 @torch.no_grad()
-def test_a_layer_that_asks_twice_gets_the_same_answer_twice() -> None:
-    """The first answer may be changed in place."""
+def test_base_layer_called_twice_returns_the_same_output() -> None:
+    """Although the first output may be changed in place."""
 
-    class Twice(torch.nn.Module):
-        _disable_adapters = False
-
+    class CallsBaseTwice(torch.nn.Module, BaseTunerLayer):
         def __init__(self, base_layer: torch.nn.Linear) -> None:
             super().__init__()
             self.base_layer = base_layer
@@ -95,7 +97,7 @@ def test_a_layer_that_asks_twice_gets_the_same_answer_twice() -> None:
             return first + self.base_layer(rows)
 
     torch.manual_seed(0)
-    layer = Twice(torch.nn.Linear(4, 4))
+    layer = CallsBaseTwice(torch.nn.Linear(4, 4))
     rows = torch.randn(2, 3, 4)
     with StreamRunner(layer, layer).dual_stream():
         both = layer(torch.cat([rows, rows]))
@@ -103,11 +105,11 @@ def test_a_layer_that_asks_twice_gets_the_same_answer_twice() -> None:
     torch.testing.assert_close(both[2:], 4 * layer.base_layer(rows))
 
 
-def test_gradients_go_through_a_doubled_batch_over_a_cache() -> None:
+def test_gradients_flow_through_a_dual_batch_with_a_cache() -> None:
     gradients = []
-    for apart in (False, True):
+    for separate in (False, True):
         model, inputs = tiny_siamese(method="adalora"), _inputs()
-        if apart:
+        if separate:
             model.streams.disable_sharing()
         tuned = model.streams.both_hidden_states(inputs, cache=model.new_cache())[1]
         tuned[inputs["attention_mask"].bool()].square().mean().backward()
@@ -118,7 +120,7 @@ def test_gradients_go_through_a_doubled_batch_over_a_cache() -> None:
 
 
 @torch.no_grad()
-def test_a_merged_adapter_is_unmerged_for_the_original() -> None:
+def test_merged_adapter_is_unmerged_for_the_original_stream() -> None:
     model, inputs = tiny_siamese(method="lora"), _inputs()
     expected = model.streams.both_hidden_states(inputs, cache=None)
     model.adapted.merge_adapter()
@@ -127,11 +129,11 @@ def test_a_merged_adapter_is_unmerged_for_the_original() -> None:
         torch.testing.assert_close(one[real], other[real], atol=1e-4, rtol=1e-4)
 
 
-def test_a_variant_reads_as_the_probed_model_does() -> None:
+def test_derived_model_copies_the_capabilities() -> None:
     model = tiny_siamese(method="lora")
     model.streams.disable_sharing()
     made = build_mixing_model(model, mix_logits(0.5))
-    counts, stop = _rows_read(model)
+    counts, stop = _count_products(model)
     try:
         with torch.no_grad():
             made.streams.both_hidden_states(_inputs(), cache=None)
@@ -142,12 +144,10 @@ def test_a_variant_reads_as_the_probed_model_does() -> None:
 
 @pytest.mark.parametrize("base", [torch.nn.Identity(), torch.nn.Dropout(0.5), torch.nn.Flatten(0)])
 @torch.no_grad()
-def test_what_a_layer_is_given_stays_as_it_is(base: torch.nn.Module) -> None:
-    """A base layer may hand its input on: the residual reads the same tensor."""
+def test_layer_input_is_not_modified(base: torch.nn.Module) -> None:
+    """A base layer may return its input, which the residual connection reads too."""
 
-    class Louder(torch.nn.Module):
-        _disable_adapters = False
-
+    class Scaled(torch.nn.Module, BaseTunerLayer):
         def __init__(self) -> None:
             super().__init__()
             self.base_layer = base.eval()
@@ -155,10 +155,82 @@ def test_what_a_layer_is_given_stays_as_it_is(base: torch.nn.Module) -> None:
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             return 3 * self.base_layer(rows)
 
-    layer = Louder()
+    layer = Scaled()
     rows = torch.arange(4.0)
-    halves = DualStreamLayer(layer, off=contextlib.nullcontext)  # type: ignore[arg-type]
-    with halves.patched():
+    dual_layer = DualStreamLayer(layer, disable=contextlib.nullcontext)  # type: ignore[arg-type]
+    with dual_layer.patched():
         found = layer(rows)
-    assert found.tolist() == [0, 1, 6, 9] and halves.shares
+    assert found.tolist() == [0, 1, 6, 9] and dual_layer.shares_base
     assert rows.tolist() == [0, 1, 2, 3]
+
+
+def _lora_layer(base: torch.nn.Module | None = None, **options: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(base or torch.nn.Linear(12, 20))
+    config = LoraConfig(target_modules=["0"], r=4, lora_alpha=6, **options)
+    layer = inject_adapter_in_model(config, model).eval()[0]
+    perturb(layer)
+    return layer
+
+
+def _added(layer: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor | None:
+    output = layer.base_layer(rows)
+    before = output.clone()
+    if _try_add_lora_inplace(layer, output, rows):
+        return output
+    assert torch.equal(output, before)
+    return None
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12), (5, 12), (1, 1, 12)])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_dropout": 0.5}, {"bias": "lora_only"}])
+@torch.no_grad()
+def test_inplace_lora_equals_peft(options: dict[str, Any], shape: tuple[int, ...]) -> None:
+    layer = _lora_layer(**options)
+    rows = torch.randn(shape)
+    added = _added(layer, rows)
+    assert added is not None
+    torch.testing.assert_close(added, layer(rows))
+    assert not torch.allclose(added, layer.base_layer(rows), atol=1e-2)
+
+
+@torch.no_grad()
+def test_inplace_lora_on_conv1d() -> None:
+    layer = _lora_layer(Conv1D(20, 12), fan_in_fan_out=True)
+    rows = torch.randn(2, 3, 12)
+    torch.testing.assert_close(_added(layer, rows), layer(rows))
+
+
+@torch.no_grad()
+def test_inplace_lora_in_float32_on_bfloat16_rounds_once() -> None:
+    layer = _lora_layer(torch.nn.Linear(12, 20, dtype=torch.bfloat16))
+    layer.lora_A.float(), layer.lora_B.float()
+    rows = torch.randn(64, 12).bfloat16()
+    added, peft = _added(layer, rows), layer(rows)
+    assert added is not None
+    assert added.dtype == torch.bfloat16
+    assert (added != peft).float().mean() < 0.01  # PEFT rounds the scaled product in float32 too
+    torch.testing.assert_close(added, peft)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
+@torch.no_grad()
+def test_inplace_lora_rejects_variants(options: dict[str, Any]) -> None:
+    assert _added(_lora_layer(**options), torch.randn(2, 3, 12)) is None
+
+
+@torch.no_grad()
+def test_inplace_lora_rejects_other_layer_states() -> None:
+    rows = torch.randn(2, 3, 12)
+    training = _lora_layer(lora_dropout=0.5).train()
+    assert _added(training, rows) is None
+    off = _lora_layer()
+    off.enable_adapters(False)
+    assert _added(off, rows) is None
+    merged = _lora_layer()
+    merged.merge()
+    assert _added(merged, rows) is None
+    two = _lora_layer()
+    two.update_layer("other", r=2, lora_alpha=2, config=LoraConfig(r=2))
+    two.set_adapter(["default", "other"])
+    assert _added(two, rows) is None

@@ -1,4 +1,4 @@
-"""Invariants 5 and 7: `generate()` equals a plain two-pass loop, in any batch and strategy."""
+"""`generate()` equals a plain loop of two passes, for every batch size and decoding strategy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_greedy_equals_a_plain_two_pass_loop(architecture: str, method: str) -> 
     rows = prompts()
     expected = [reference.greedy(row, steps=8) for row in rows]
     assert [decoded(model, row) for row in rows] == expected
-    assert len({token for row in expected for token in row}) > 5  # the test would see a change
+    assert len({token for row in expected for token in row}) > 5  # varied enough to detect a change
     model.stream = "tuned"
     assert [decoded(model, row) for row in rows] != expected
 
@@ -37,37 +37,37 @@ def test_a_batch_of_16_equals_batches_of_1(architecture: str, method: str) -> No
 
 
 @torch.no_grad()
-def test_the_gate_reads_exactly_the_prompts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gate_reads_the_prompt_as_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_siamese("qwen2", "lora")
     reference = Reference(model, "qwen2", "lora")
     rows = prompts()
     ids, mask = padded(rows, side="left")
-    seen: list[tuple[torch.Tensor, ...]] = []
+    calls: list[tuple[torch.Tensor, ...]] = []
     plain = Gate.query_part
 
-    def noted(gate: Gate, *queries: torch.Tensor) -> torch.Tensor | None:
-        seen.append(queries)
+    def recorded(gate: Gate, *queries: torch.Tensor) -> torch.Tensor | None:
+        calls.append(queries)
         return plain(gate, *queries)
 
-    monkeypatch.setattr(Gate, "query_part", noted)
+    monkeypatch.setattr(Gate, "query_part", recorded)
     model.generate(ids, attention_mask=mask, **GREEDY)
-    assert len(seen) == 2
-    for queries in seen:  # the same for the first token of the answer and for all that follow
+    assert len(calls) == 2
+    for queries in calls:  # for the first answer token, and once for all later ones
         for stream in (0, 1):
-            means = [reference.memories(row)[stream].mean(0) for row in rows]
+            means = [reference.hidden_states(row)[stream].mean(0) for row in rows]
             torch.testing.assert_close(queries[stream][:, -1], torch.stack(means), atol=1e-4, rtol=0)
 
 
-def test_padding_on_the_right_is_refused() -> None:
+def test_right_padding_is_rejected() -> None:
     model = tiny_siamese()
     ids, mask = padded(prompts(), side="right")
     with pytest.raises(ValueError, match="left"):
         model.generate(ids, attention_mask=mask, **GREEDY)
     with pytest.raises(ValueError, match="left"):
-        model.generate(ids, **GREEDY)  # as its padding tokens say
+        model.generate(ids, **GREEDY)  # inferred from its padding tokens
     ids, mask = padded(prompts(), side="left")
-    told = model.generate(ids, attention_mask=mask, **GREEDY)
-    assert torch.equal(model.generate(ids, **GREEDY), told)
+    with_mask = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(model.generate(ids, **GREEDY), with_mask)
 
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
@@ -94,18 +94,18 @@ def test_beams_with_cache_equal_beams_without(architecture: str, method: str) ->
 def test_sampling_is_reproducible() -> None:
     model = tiny_siamese("gemma3", "ia3")
     ids, mask = padded(prompts(), side="left")
-    drawn = []
+    samples = []
     for seed, cache in ((1, True), (1, True), (1, False), (2, True)):
         torch.manual_seed(seed)
         options = {"do_sample": True, "max_new_tokens": 8, "use_cache": cache, "temperature": 2.0}
-        drawn.append(model.generate(ids, attention_mask=mask, num_return_sequences=3, **options))
-    assert drawn[0].shape[0] == 9
-    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
-    assert drawn[0].tolist() != drawn[3].tolist()
+        samples.append(model.generate(ids, attention_mask=mask, num_return_sequences=3, **options))
+    assert samples[0].shape[0] == 9
+    assert torch.equal(samples[0], samples[1]) and torch.equal(samples[0], samples[2])
+    assert samples[0].tolist() != samples[3].tolist()
 
 
-def test_prompt_lookup_and_embeddings_equal_greedy() -> None:
-    """Assisted decoding feeds several tokens at once and cuts the cache back."""
+def test_prompt_lookup_and_embeddings_equal_greedy_decoding() -> None:
+    """Assisted decoding processes several tokens at once and crops the cache."""
     model = tiny_siamese()
     row = prompts()[0] * 2
     expected = decoded(model, row, max_new_tokens=16)
@@ -115,7 +115,7 @@ def test_prompt_lookup_and_embeddings_equal_greedy() -> None:
     assert model.generate(inputs_embeds=embedded, **options)[0].tolist() == expected
 
 
-def test_a_query_mask_of_ones_own() -> None:
+def test_custom_query_mask() -> None:
     model = tiny_siamese()
     row = prompts()[0]
     ids, query_mask = torch.tensor([row]), torch.tensor([[0] * 8 + [1] * 4])
@@ -128,7 +128,7 @@ def test_a_query_mask_of_ones_own() -> None:
     assert answer != model.generate(ids, **GREEDY)[0].tolist()
 
 
-def test_caches_of_ones_own() -> None:
+def test_custom_caches() -> None:
     model = tiny_siamese()
     row = prompts()[0]
     expected = decoded(model, row)
@@ -137,7 +137,7 @@ def test_caches_of_ones_own() -> None:
         decoded(model, row, cache_implementation="static")
     used = model.new_cache()
     decoded(model, row, past_key_values=used)
-    with pytest.raises(ValueError, match="other positions"):  # the answer is part of a new query
+    with pytest.raises(ValueError, match=r"^query_mask: "):  # the answer became part of a new query
         decoded(model, row + expected + row, past_key_values=used)
 
 
@@ -150,33 +150,31 @@ def test_streaming_and_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
     model.generate(ids, **GREEDY, streamer=TextStreamer(tokenizer, skip_prompt=True))
     assert capsys.readouterr().out.strip() == text
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    answers = generator(["w5 w17 w33 w8", "w9 w9"], batch_size=2, return_full_text=False, **GREEDY)
-    assert answers[0][0]["generated_text"].strip() == text
+    outputs = generator(["w5 w17 w33 w8", "w9 w9"], batch_size=2, return_full_text=False, **GREEDY)
+    assert outputs[0][0]["generated_text"].strip() == text
 
 
 @pytest.mark.parametrize("chunk", [None, 4])
-def test_the_querys_part_of_the_gate_is_computed_once_for_an_answer(
-    chunk: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_query_part_is_computed_once_per_answer(chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_siamese()
     prompt = torch.tensor(prompts(1))
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "prefill_chunk_size": chunk}
     expected = model.generate(prompt, **options)
-    seen: list[tuple[int, ...]] = []
+    calls: list[tuple[int, ...]] = []
     plain = Gate.query_part
 
     def counted(gate: Gate, *queries: torch.Tensor) -> torch.Tensor | None:
-        seen.append(queries[0].shape)
+        calls.append(queries[0].shape)
         return plain(gate, *queries)
 
     monkeypatch.setattr(Gate, "query_part", counted)
     assert torch.equal(model.generate(prompt, **options), expected)
-    pieces = 1 if chunk is None else 3  # of 12 tokens
-    assert len(seen) == pieces + 1, "each piece of the prompt, then once for all that follows"
+    chunks = 1 if chunk is None else 3  # of 12 tokens
+    assert len(calls) == chunks + 1, "once per prompt chunk, then once for the answer"
 
 
-class _WithoutPart(torch.nn.Module):
-    """A gate of one's own that knows nothing of a query's part."""
+class _GateWithoutQueryPart(torch.nn.Module):
+    """A custom gate without the optional `query_part`."""
 
     reads_query = True
 
@@ -184,15 +182,15 @@ class _WithoutPart(torch.nn.Module):
         super().__init__()
         self.inner = gate
 
-    def forward(self, *memories: torch.Tensor) -> torch.Tensor:
-        assert len(memories) == 4
-        return self.inner(*memories)
+    def forward(self, *hidden_states: torch.Tensor) -> torch.Tensor:
+        assert len(hidden_states) == 4
+        return self.inner(*hidden_states)
 
 
-def test_a_gate_without_a_part_for_the_query_answers_the_same() -> None:
+def test_gate_without_query_part_generates_the_same() -> None:
     model = tiny_siamese()
     ids, mask = padded(prompts(), side="left")
     options = {"attention_mask": mask, "max_new_tokens": 8}
     expected = model.generate(ids, **options)
-    model.gate = _WithoutPart(model.gate)
+    model.gate = _GateWithoutQueryPart(model.gate)
     assert torch.equal(model.generate(ids, **options), expected)

@@ -1,4 +1,4 @@
-"""The doubled cache: reordering, repeating, selecting and cutting sequences."""
+"""`DualStreamCache`: reordering, repeating, selecting and cropping sequences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def model(request: pytest.FixtureRequest) -> SiameseForCausalLM:
 
 
 def filled(model: SiameseForCausalLM) -> tuple[DualStreamCache, torch.Tensor, torch.Tensor]:
-    """A cache that has read three prompts."""
+    """Return a cache filled with three prompts, their ids and mask."""
     ids, mask = padded(prompts(), side="left")
     cache = model.new_cache()
     with torch.no_grad():
@@ -26,14 +26,14 @@ def filled(model: SiameseForCausalLM) -> tuple[DualStreamCache, torch.Tensor, to
 
 @torch.no_grad()
 def check_next(model: SiameseForCausalLM, cache: DualStreamCache, rows: list[int]) -> None:
-    """The next token's logits are those of the given prompts, read alone."""
+    """Check that next-token logits equal those of full passes over the given prompts."""
     ids, mask = padded(prompts(), side="left")
     ids, mask = ids[rows], mask[rows]
     following = torch.arange(5, 5 + len(rows))[:, None]
     longer = torch.cat([mask, torch.ones_like(following)], dim=1)
     after = model(following, attention_mask=longer, past_key_values=cache).logits[:, 0]
-    whole = model(torch.cat([ids, following], 1), attention_mask=longer, query_mask=mask).logits
-    torch.testing.assert_close(after, whole[:, -1], atol=1e-4, rtol=1e-4)
+    full = model(torch.cat([ids, following], 1), attention_mask=longer, query_mask=mask).logits
+    torch.testing.assert_close(after, full[:, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_next_token(model: SiameseForCausalLM) -> None:
@@ -53,7 +53,7 @@ def test_repeat_then_select(model: SiameseForCausalLM) -> None:
     check_next(model, cache, [2, 0, 1])
 
 
-def test_repeat_before_anything_is_fed(model: SiameseForCausalLM) -> None:
+def test_repeat_an_empty_cache(model: SiameseForCausalLM) -> None:
     ids, mask = padded(prompts(), side="left")
     cache = model.new_cache(query_mask=mask)
     cache.batch_repeat_interleave(2)
@@ -66,10 +66,10 @@ def test_repeat_before_anything_is_fed(model: SiameseForCausalLM) -> None:
 def test_crop_keeps_the_query(model: SiameseForCausalLM) -> None:
     cache, ids, mask = filled(model)
     if model.config.text_config.model_type == "gemma3_text":
-        return_only = cache.get_seq_length()
+        length = cache.get_seq_length()
         with pytest.raises(ValueError, match="query"):
             cache.crop(-2)
-        assert cache.get_seq_length() == return_only
+        assert cache.get_seq_length() == length
         return
     longer = torch.cat([mask, torch.ones_like(mask[:, :2])], dim=1)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_crop_keeps_the_query(model: SiameseForCausalLM) -> None:
     check_next(model, cache, [0, 1, 2])
 
 
-def test_reset_forgets_the_query(model: SiameseForCausalLM) -> None:
+def test_reset_clears_the_query(model: SiameseForCausalLM) -> None:
     cache, ids, mask = filled(model)
     cache.reset()
     with torch.no_grad():

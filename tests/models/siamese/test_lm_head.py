@@ -1,4 +1,4 @@
-"""Heads that do more than a projection, and bodies that lie elsewhere than in `model.model`."""
+"""Heads that scale or cap logits, and decoders under other attribute names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HEADS = {
 
 @pytest.mark.parametrize("kind", HEADS)
 @torch.no_grad()
-def test_head_is_the_backbones_own(kind: str) -> None:
+def test_head_equals_the_backbones_own(kind: str) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**COMMON, **HEADS[kind]})
     backbone = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
@@ -44,7 +44,7 @@ def test_head_is_the_backbones_own(kind: str) -> None:
     hidden = backbone(ids, output_hidden_states=True).hidden_states[-1]
     projected = backbone.get_output_embeddings()(hidden)
     special = kind in ("cohere", "granite", "gemma2")
-    assert torch.allclose(plain, projected, atol=1e-4) != special  # the test sees a bare head
+    assert torch.allclose(plain, projected, atol=1e-4) != special  # detects a bare projection
 
     targets = ["c_attn"] if kind == "gpt2" else ["q_proj", "v_proj"]
     adapter = lora(target_modules=targets, r=2, lora_alpha=4, lora_dropout=0.0)
@@ -60,7 +60,7 @@ def test_head_is_the_backbones_own(kind: str) -> None:
 
 @torch.no_grad()
 def test_absolute_positions_are_counted_without_padding() -> None:
-    """Rotary positions forgive a shift; learned ones do not."""
+    """Learned absolute positions, unlike rotary ones, reveal a shift."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("gpt2", **{**COMMON, **HEADS["gpt2"]})
     backbone = AutoModelForCausalLM.from_config(config).requires_grad_(False)
@@ -84,22 +84,22 @@ def test_absolute_positions_are_counted_without_padding() -> None:
         assert answer == single + [0] * (len(answer) - len(single))
 
 
-def test_a_backbone_that_bypasses_its_body_is_refused() -> None:
+def test_backbone_that_bypasses_its_decoder_is_rejected() -> None:
     backbone = tiny_backbone("llama")
-    with pytest.raises(RuntimeError, match="cannot be used"):
+    with pytest.raises(RuntimeError, match="called its Identity 0 times"):
         apply_lm_head(backbone, torch.nn.Identity(), torch.zeros(1, 2, 32))
 
 
 @torch.no_grad()
-def test_the_head_never_reads_rows_that_lie_apart() -> None:
-    """On a CPU torch would copy the head's weight, all of the vocabulary, for each of them."""
+def test_head_receives_contiguous_rows() -> None:
+    """For strided rows torch on a CPU would copy the head's weight for each of them."""
     model = tiny_siamese()
-    seen: list[bool] = []
+    contiguous: list[bool] = []
     head = model.get_output_embeddings()
     assert head is not None
-    head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
+    head.register_forward_pre_hook(lambda _, given: contiguous.append(given[0].is_contiguous()))
     ids, mask = padded(prompts(), side="left")
     for stream in model.available_streams():
         model.stream = stream
         model.generate(ids, attention_mask=mask, max_new_tokens=2)
-    assert len(seen) == 6 and all(seen)
+    assert len(contiguous) == 6 and all(contiguous)

@@ -1,4 +1,4 @@
-"""A backbone in bfloat16, adapter and gate in float32: the paper scale's precision."""
+"""A bfloat16 backbone with adapter and gate in float32."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_bfloat16_backbone(architecture: str, method: str) -> None:
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 def test_streams_are_exact_in_bfloat16(architecture: str, method: str) -> None:
-    """Off is the untouched model; a gate of 1 gives it too, a gate of 0 the tuned stream."""
+    """A disabled adapter and a gate of 1 give the original model, a gate of 0 the tuned stream."""
     model = tiny_siamese(architecture, method, dtype=BF16)
     plain = tiny_backbone(architecture, dtype=BF16)
     ids = torch.tensor(prompts()[:1])

@@ -1,4 +1,4 @@
-"""Invariants 3, 5 and 6: doubled batch, padding, causality."""
+"""The streams: dual batches, gradients, padding and causality."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from imsm.models.siamese.model import SiameseForCausalLM
 from tests.models.siamese.reference import Reference
 from tests.models.siamese.tiny import CASES, marked, padded, prompts, tiny_siamese
 
@@ -15,24 +14,24 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 @torch.no_grad()
-def test_doubled_batch_equals_two_passes(architecture: str, method: str) -> None:
+def test_dual_batch_equals_two_passes(architecture: str, method: str) -> None:
     model = tiny_siamese(architecture, method)
     ids, mask = padded(prompts(), side="left")
-    pieces = [slice(0, 9), slice(9, 10), slice(10, 11), slice(11, 12)]
+    chunks = [slice(0, 9), slice(9, 10), slice(10, 11), slice(11, 12)]
     cache = model.new_cache()
     caches = {stream: DynamicCache(config=model.config.text_config) for stream in ("original", "tuned")}
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    for piece in pieces:
+    for chunk in chunks:
         inputs = {
-            "input_ids": ids[:, piece],
-            "attention_mask": mask[:, : piece.stop],
-            "position_ids": positions[:, piece],
+            "input_ids": ids[:, chunk],
+            "attention_mask": mask[:, : chunk.stop],
+            "position_ids": positions[:, chunk],
         }
         original, tuned = model.streams.both_hidden_states(inputs, cache=cache)
-        for stream, doubled in (("original", original), ("tuned", tuned)):
+        for stream, hidden in (("original", original), ("tuned", tuned)):
             alone = model.streams.hidden_states(inputs, stream=stream, cache=caches[stream])
-            real = mask[:, piece].bool()
-            torch.testing.assert_close(doubled[real], alone[real], **CLOSE)
+            real = mask[:, chunk].bool()
+            torch.testing.assert_close(hidden[real], alone[real], **CLOSE)
         assert not torch.allclose(original, tuned, atol=1e-2)
 
 
@@ -53,14 +52,14 @@ def test_gradient_checkpointing_changes_no_gradient(architecture: str, method: s
 
 
 def test_gradients_through_logits_equal_those_of_the_loss() -> None:
-    """A caller with a loss of its own (no labels), in training mode, with checkpointing."""
+    """A custom loss on logits, in training mode, with checkpointing."""
     row, query = prompts()[0], 5
     ids = torch.tensor([row])
     gradients = []
-    for own in (False, True):
+    for custom_loss in (False, True):
         model = tiny_siamese().train()
         model.activation_checkpointing_enable()
-        if own:
+        if custom_loss:
             logits = model(ids, query_mask=torch.ones(1, query)).logits[0, query - 1 : -1]
             loss = torch.nn.functional.cross_entropy(logits, ids[0, query:])
         else:
@@ -70,7 +69,7 @@ def test_gradients_through_logits_equal_those_of_the_loss() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], **CLOSE)
 
 
-def test_checkpointing_refuses_a_cache_in_training() -> None:
+def test_checkpointing_rejects_a_cache_in_training() -> None:
     model = tiny_siamese().train()
     model.activation_checkpointing_enable()
     with pytest.raises(ValueError, match="eval"):
@@ -100,7 +99,7 @@ def test_padding_changes_nothing(architecture: str, method: str) -> None:
 
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
-@pytest.mark.parametrize("gradients", [False, True], ids=["doubled", "two passes"])
+@pytest.mark.parametrize("gradients", [False, True], ids=["dual batch", "two passes"])
 def test_no_logit_depends_on_a_later_token(architecture: str, method: str, gradients: bool) -> None:
     model = tiny_siamese(architecture, method)
     row = prompts()[0]
@@ -116,68 +115,19 @@ def test_no_logit_depends_on_a_later_token(architecture: str, method: str, gradi
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "last"])
 @torch.no_grad()
-def test_poolings_are_causal_and_chunks_change_nothing(pooling: str) -> None:
+def test_poolings_are_causal_and_independent_of_chunks(pooling: str) -> None:
     model = tiny_siamese("qwen2", "ia3", pooling=pooling)
     rows = prompts()
     ids, mask = padded(rows, side="left")
     query_mask = marked(rows, [len(row) - 2 for row in rows], side="left")
-    whole = model(ids, attention_mask=mask, query_mask=query_mask).logits
+    full = model(ids, attention_mask=mask, query_mask=query_mask).logits
     cache = model.new_cache(query_mask=query_mask)
-    pieces = [
+    chunks = [
         model(ids[:, a:b], attention_mask=mask[:, :b], past_key_values=cache).logits
         for a, b in ((0, 5), (5, 6), (6, 11), (11, 12))
     ]
     real = mask.bool()
-    torch.testing.assert_close(torch.cat(pieces, dim=1)[real], whole[real], **CLOSE)
+    torch.testing.assert_close(torch.cat(chunks, dim=1)[real], full[real], **CLOSE)
     ids[:, 8] = (ids[:, 8] + 1) % 97
     after = model(ids, attention_mask=mask, query_mask=query_mask).logits
-    torch.testing.assert_close(after[:, :8][real[:, :8]], whole[:, :8][real[:, :8]], **CLOSE)
-
-
-def test_a_forward_that_cannot_tell_the_query_raises() -> None:
-    model = tiny_siamese()
-    ids = torch.tensor(prompts()[:1])
-    with pytest.raises(ValueError, match="query_mask"):
-        model(ids)
-    with pytest.raises(ValueError, match="query_mask"):
-        model(ids, attention_mask=torch.ones_like(ids))
-    model(ids, use_cache=True)  # the first piece of a cache is the query
-    for stream in ("original", "tuned"):
-        model.stream = stream
-        model(ids)
-
-
-def refused(model: SiameseForCausalLM, message: str, **arguments: object) -> None:
-    with pytest.raises(ValueError, match=message):
-        model(**arguments)
-
-
-def test_arguments_that_do_not_go_together_are_refused() -> None:
-    model = tiny_siamese()
-    ids = torch.tensor(prompts()[:1])
-    answer = ids.where(torch.arange(ids.shape[1]) > 3, -100)
-    query = torch.ones(1, 4)
-    refused(model, "input_ids or inputs_embeds", query_mask=query)
-    refused(model, "attention_mask", input_ids=ids, attention_mask=ids[:, :3], query_mask=query)
-    refused(model, "query_mask", input_ids=ids, query_mask=torch.ones(1, 40))
-    refused(model, "return_dict", input_ids=ids, query_mask=query, return_dict=False)
-    refused(model, "cache", input_ids=ids, labels=answer, past_key_values=model.new_cache())
-    refused(model, "new_cache", input_ids=ids, query_mask=query, past_key_values=DynamicCache())
-    refused(model, "no label", input_ids=ids, labels=torch.full_like(ids, -100))
-    refused(model, "no query", input_ids=ids, labels=ids)
-    refused(model, "first label", input_ids=ids, labels=answer, query_mask=torch.ones(1, 6))
-    cache = model.new_cache()
-    model.stream = "tuned"
-    refused(model, "new_cache", input_ids=ids, past_key_values=cache)
-
-
-@torch.no_grad()
-def test_a_cache_keeps_to_the_query_it_took() -> None:
-    model = tiny_siamese()
-    row = prompts()[0]
-    ids = torch.tensor([row])
-    cache = model.new_cache()
-    model(ids[:, :6], past_key_values=cache)
-    model(ids[:, 6:7], past_key_values=cache, query_mask=torch.ones(1, 6))  # says the same
-    with pytest.raises(ValueError, match="other positions"):
-        model(ids[:, 7:8], past_key_values=cache, query_mask=torch.ones(1, 7))
+    torch.testing.assert_close(after[:, :8][real[:, :8]], full[:, :8][real[:, :8]], **CLOSE)

@@ -1,4 +1,4 @@
-"""Prompt learning inside IMSM (invariant 4), against PEFT's own pass over unpadded prompts."""
+"""Prompt learning in a siamese model, against PEFT's own pass over unpadded prompts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def siamese(architecture: str, method: str, **more: Any) -> SiameseForCausalLM:
 
 
 class Reference:
-    """The paper's formulas over an untouched backbone and PEFT's own pass, one sequence a time."""
+    """The paper's equations with an unmodified backbone and PEFT's own pass, per sequence."""
 
     def __init__(self, model: SiameseForCausalLM, architecture: str, method: str) -> None:
         self.original = tiny_backbone(architecture)
@@ -47,17 +47,17 @@ class Reference:
         self.tuned.load_state_dict(model.adapted.state_dict())
         self.down, self.up = model.gate.down.weight, model.gate.up.weight
 
-    def memories(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """h_o and h_t of the real tokens, each (T, D)."""
+    def hidden_states(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return h_o and h_t of the real tokens, each (T, D)."""
         tokens = torch.tensor([ids])
         original = self.original.model(tokens).last_hidden_state[0]
-        passed = self.tuned(input_ids=tokens, output_hidden_states=True)
-        return original, passed.hidden_states[-1][0, -len(ids) :]
+        outputs = self.tuned(input_ids=tokens, output_hidden_states=True)
+        return original, outputs.hidden_states[-1][0, -len(ids) :]
 
     @torch.no_grad()
     def logits(self, ids: list[int], query: int) -> torch.Tensor:
-        """(T - query + 1, V): from the query's last token on."""
-        original, tuned = self.memories(ids)
+        """Return logits from the query's last token on, (T - query + 1, V)."""
+        original, tuned = self.hidden_states(ids)
         queries = original[:query].mean(0), tuned[:query].mean(0)
         rows = []
         for h_o, h_t in zip(original[query - 1 :], tuned[query - 1 :], strict=True):
@@ -76,13 +76,13 @@ class Reference:
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 @torch.no_grad()
-def test_logits_equal_the_formulas_under_any_padding(architecture: str, method: str) -> None:
+def test_logits_equal_the_equations_under_any_padding(architecture: str, method: str) -> None:
     model = siamese(architecture, method)
     reference = Reference(model, architecture, method)
     rows = prompts()
     queries = [len(row) - 2 for row in rows]
     expected = [reference.logits(row, query) for row, query in zip(rows, queries, strict=True)]
-    assert not torch.allclose(*map(torch.stack, zip(*[reference.memories(rows[0])], strict=True)), atol=0.1)
+    assert not torch.allclose(*map(torch.stack, zip(*[reference.hidden_states(rows[0])], strict=True)), atol=0.1)
     for side in ("right",) if architecture == "gemma3" else ("left", "right"):
         ids, mask = padded(rows, side=side)
         query_mask = marked(rows, queries, side=side)
@@ -92,7 +92,7 @@ def test_logits_equal_the_formulas_under_any_padding(architecture: str, method: 
 
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
-def test_loss_equals_that_of_the_formulas(architecture: str, method: str) -> None:
+def test_loss_equals_the_equations(architecture: str, method: str) -> None:
     model = siamese(architecture, method)
     reference = Reference(model, architecture, method)
     rows = prompts()
@@ -109,7 +109,7 @@ def test_loss_equals_that_of_the_formulas(architecture: str, method: str) -> Non
 
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
-def test_generate_equals_a_plain_loop_in_any_batch(architecture: str, method: str) -> None:
+def test_generate_equals_a_plain_loop(architecture: str, method: str) -> None:
     model = siamese(architecture, method)
     assert not model.streams.batch_both
     reference = Reference(model, architecture, method)
@@ -117,7 +117,7 @@ def test_generate_equals_a_plain_loop_in_any_batch(architecture: str, method: st
     expected = [reference.greedy(row, steps=8) for row in rows]
     assert [decoded(model, row) for row in rows] == expected
     if architecture == "gemma3":
-        return  # its window is too short for padding: see below
+        return  # padding does not fit into its window, see below
     ids, mask = padded(rows, side="left")
     for options in ({}, {"use_cache": False}, {"prefill_chunk_size": 5}):
         together = model.generate(ids, attention_mask=mask, **GREEDY, **options)
@@ -126,7 +126,7 @@ def test_generate_equals_a_plain_loop_in_any_batch(architecture: str, method: st
 
 
 @torch.no_grad()
-def test_padding_may_not_push_prompts_out_of_a_sliding_window() -> None:
+def test_padding_that_moves_virtual_tokens_out_of_a_window_is_rejected() -> None:
     model = siamese("gemma3", "prefix_tuning")
     rows = [row[:3] for row in prompts()]
     rows[1] = rows[1][:2]
@@ -141,7 +141,7 @@ def test_padding_may_not_push_prompts_out_of_a_sliding_window() -> None:
 
 @pytest.mark.parametrize("stream", ["tuned", "interwoven"])
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_beams_and_samples_need_no_cache(method: str, stream: str) -> None:
+def test_beams_and_samples_are_equal_without_a_cache(method: str, stream: str) -> None:
     model = siamese("llama", method)
     model.stream = stream
     ids, mask = padded(prompts(), side="left")
@@ -149,17 +149,17 @@ def test_beams_and_samples_need_no_cache(method: str, stream: str) -> None:
         {"num_beams": 3, "num_return_sequences": 2, "do_sample": False},
         {"do_sample": True, "temperature": 2.0, "num_return_sequences": 2},
     ):
-        drawn = []
+        outputs = []
         for cache in (True, False):
             torch.manual_seed(1)
             options = {**settings, "max_new_tokens": 8, "use_cache": cache}
-            drawn.append(model.generate(ids, attention_mask=mask, **options))
-        assert len(drawn[0]) == 6 and torch.equal(*drawn)
+            outputs.append(model.generate(ids, attention_mask=mask, **options))
+        assert len(outputs[0]) == 6 and torch.equal(*outputs)
 
 
 @pytest.mark.parametrize(("architecture", "method"), CASES)
 @torch.no_grad()
-def test_the_tuned_stream_is_pefts_model(architecture: str, method: str) -> None:
+def test_tuned_stream_equals_peft(architecture: str, method: str) -> None:
     model = siamese(architecture, method, gate=None)
     plain: Any = attach_adapter(METHODS[method](), tiny_backbone(architecture)).eval()
     plain.load_state_dict(model.adapted.state_dict())
@@ -170,7 +170,7 @@ def test_the_tuned_stream_is_pefts_model(architecture: str, method: str) -> None
         assert torch.equal(model.generate(ids, **GREEDY), plain.generate(input_ids=ids, **GREEDY))
 
 
-def test_prompt_lookup_cuts_both_caches() -> None:
+def test_prompt_lookup_crops_both_caches() -> None:
     for method, stream in product(("prompt_tuning", "prefix_tuning"), ("tuned", "interwoven")):
         model = siamese("llama", method)
         model.stream = stream
@@ -180,7 +180,7 @@ def test_prompt_lookup_cuts_both_caches() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_prompts_learn_and_the_original_stays(method: str) -> None:
+def test_training_reduces_the_loss_and_keeps_the_original_stream(method: str) -> None:
     model = siamese("llama", method).train()
     ids, mask = padded(prompts(), side="right")
     labels = ids.where(mask.bool() & (torch.arange(ids.shape[1]) > 3), -100)
@@ -221,7 +221,7 @@ def test_gradient_checkpointing() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_saved_and_loaded_again(method: str, tmp_path: Path) -> None:
+def test_save_and_load(method: str, tmp_path: Path) -> None:
     tiny_backbone("llama").save_pretrained(tmp_path / "backbone")
     source = {"name_or_path": str(tmp_path / "backbone"), "dtype": "float32"}
     model = siamese("llama", method, source=source)
@@ -242,7 +242,7 @@ def test_saved_and_loaded_again(method: str, tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in again.parameters())
 
 
-def test_a_saved_prompt_cannot_be_trained_further(tmp_path: Path) -> None:
+def test_saved_prompt_cannot_be_trained_further(tmp_path: Path) -> None:
     tiny_backbone("llama").save_pretrained(tmp_path / "backbone")
     source = {"name_or_path": str(tmp_path / "backbone"), "dtype": "float32"}
     siamese("llama", "p_tuning", source=source).save_pretrained(tmp_path / "model")
@@ -251,13 +251,13 @@ def test_a_saved_prompt_cannot_be_trained_further(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_caches_count_tokens_and_fit_their_stream() -> None:
+def test_caches_count_tokens_and_belong_to_a_stream() -> None:
     model = siamese("llama", "prefix_tuning")
     ids = torch.tensor(prompts()[:1])
     both = model.new_cache()
     model(ids, past_key_values=both)
     assert isinstance(both, DualStreamCache) and both.get_seq_length() == ids.shape[1]
-    assert [body.get_seq_length() for body in both.decoder_caches] == [12, 17]
+    assert [cache.get_seq_length() for cache in both.decoder_caches] == [12, 17]
     model.stream = "tuned"
     with pytest.raises(ValueError, match="new_cache"):
         model(ids, past_key_values=both)
@@ -274,7 +274,7 @@ def test_caches_count_tokens_and_fit_their_stream() -> None:
         model(ids, past_key_values=own)
 
 
-def test_adaption_prompts_have_two_passes_and_no_virtual_positions() -> None:
+def test_adaption_prompt_runs_two_passes_without_virtual_tokens() -> None:
     config = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=2)
     model = tiny_siamese("llama", AdapterSpec(config))
     assert model.streams.virtual_tokens is None and not model.streams.batch_both

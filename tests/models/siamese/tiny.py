@@ -1,4 +1,4 @@
-"""Tiny random backbones, adapters perturbed: at its initial value a wrong stream looks right."""
+"""Tiny random backbones with perturbed adapters; an initial adapter would hide wrong streams."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ ADAPTERS = {
     ),
 }
 CASES = list(product(ARCHITECTURES, ADAPTERS))
-"""Every architecture with every PEFT method."""
+"""All pairs of an architecture and a PEFT method."""
 QUERY_GATE = {
     "_target_": "imsm.models.siamese.gate.Gate",
     "inputs": ["query_original", "original", "tuned", "query_tuned"],
@@ -73,7 +73,7 @@ QUERY_GATE = {
 
 
 def tiny_backbone(architecture: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A random model whose attention is sharp and whose answers are not one token over and over."""
+    """Build a random model with sharp attention that does not repeat one token."""
     arguments = dict(ARCHITECTURES[architecture])
     config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
     torch.manual_seed(11)
@@ -89,7 +89,7 @@ def tiny_backbone(architecture: str, *, dtype: torch.dtype = torch.float32) -> P
 
 
 def perturb(model: torch.nn.Module, *, scale: float = 0.3) -> None:
-    """Move every trainable value away from its initial one."""
+    """Add noise to every trainable parameter."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -106,7 +106,7 @@ def tiny_siamese(
     dtype: torch.dtype = torch.float32,
     source: dict | None = None,
 ) -> SiameseForCausalLM:
-    """A siamese model with perturbed adapter and gate."""
+    """Build a siamese model with a perturbed adapter and gate."""
     backbone = tiny_backbone(architecture, dtype=dtype)
     adapter = ADAPTERS[method]() if isinstance(method, str) else method
     torch.manual_seed(12)
@@ -125,7 +125,7 @@ def tiny_siamese(
 
 
 def prompts(batch: int = 3, longest: int = 12) -> list[list[int]]:
-    """Prompts of different lengths, at least 3."""
+    """Return prompts of different lengths, at least 3."""
     generator = torch.Generator().manual_seed(3)
     return [
         torch.randint(3, 97, (longest - 3 * row % (longest - 2),), generator=generator).tolist()
@@ -134,7 +134,7 @@ def prompts(batch: int = 3, longest: int = 12) -> list[list[int]]:
 
 
 def padded(rows: list[list[int]], *, side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, padded with 0 on the given side."""
+    """Return token ids and attention mask, padded with 0 on the given side."""
     width = max(map(len, rows))
     ids, mask = [], []
     for row in rows:
@@ -146,7 +146,7 @@ def padded(rows: list[list[int]], *, side: str) -> tuple[torch.Tensor, torch.Ten
 
 
 def marked(rows: list[list[int]], queries: list[int], *, side: str) -> torch.Tensor:
-    """The query mask of padded rows: the first ``queries[i]`` tokens of row i."""
+    """Return the query mask of padded rows: the first ``queries[i]`` tokens of row i."""
     width = max(map(len, rows))
     masks = []
     for row, query in zip(rows, queries, strict=True):
@@ -156,14 +156,27 @@ def marked(rows: list[list[int]], queries: list[int], *, side: str) -> torch.Ten
     return torch.tensor(masks)
 
 
+ANSWER = 3
+"""Length of the answers of `labelled_batch`."""
+
+
+def labelled_batch(*, side: str) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
+    """Return three rows and their model inputs; the last ``ANSWER`` tokens are labels."""
+    rows = prompts()
+    ids, mask = padded(rows, side=side)
+    query = marked(rows, [len(row) - ANSWER for row in rows], side=side)
+    labels = ids.where((mask - query).bool(), -100)
+    return rows, {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
 def decoded(model: SiameseForCausalLM, row: list[int], **options: Any) -> list[int]:
-    """The tokens that ``generate`` adds to one prompt."""
+    """Return the tokens that ``generate`` adds to one prompt."""
     options = {"max_new_tokens": 8, "do_sample": False, **options}
     return model.generate(torch.tensor([row]), **options)[0, len(row) :].tolist()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Words "w3" ... "w96" for the tokens 3 ... 96."""
+    """Build a tokenizer with the words "w3" ... "w96" for the tokens 3 ... 96."""
     vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2, **{f"w{i}": i for i in range(3, 97)}}
     words = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = Whitespace()

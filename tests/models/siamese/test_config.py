@@ -1,0 +1,32 @@
+"""`SiameseConfig`: round trip, defaults and sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imsm.models.siamese.config import SiameseConfig
+from tests.models.siamese.tiny import QUERY_GATE, tiny_backbone
+
+
+def test_configuration_is_equal_after_saving_and_loading(tmp_path: Path) -> None:
+    config = SiameseConfig(
+        text_config=tiny_backbone("gemma3").config,
+        backbone={"name_or_path": "tiny"},
+        gate=QUERY_GATE,
+        pooling="max",
+        supports_inner_padding=True,
+    )
+    config.save_pretrained(tmp_path)
+    loaded = SiameseConfig.from_pretrained(tmp_path)
+    for name in ("backbone", "gate", "pooling", "stream", "supports_cache", "supports_inner_padding"):
+        assert getattr(loaded, name) == getattr(config, name), name
+    assert (loaded.hidden_size, loaded.vocab_size) == (32, 97)
+    assert loaded.text_config.layer_types == config.text_config.layer_types
+
+
+def test_special_tokens_and_attention_are_those_of_the_backbone() -> None:
+    text_config = tiny_backbone("llama").config
+    config = SiameseConfig(text_config=text_config)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
+    assert config.text_config is not text_config  # transformers writes into nested configurations
+    assert config.tie_word_embeddings is False
