@@ -1,4 +1,4 @@
-"""Real configurations, composed as the command composes them."""
+"""Composed configurations and results of finished runs for tests."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from imsm.utils.paths import conf_folder
 
 @cache
 def composed(*overrides: str) -> DictConfig:
-    """What Hydra makes of these overrides (not to be changed)."""
+    """Return the composed configuration; it is cached, so do not change it."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", list(overrides))
 
 
 def config(*overrides: str, config_dir: Path | None = None) -> RunConfig:
-    """The typed configuration."""
+    """Return the validated configuration."""
     return load_config(composed(*overrides), config_dir=config_dir)
 
 
 def result(method: str, *overrides: str, points: float = 50.0, test_set: str = "a", **changed: Any) -> dict[str, Any]:
-    """A finished run as `result.json` keeps it: every metric of every task has ``points``."""
-    chosen = config(f"method={method}", *overrides)
-    trained = chosen.method.trainable
+    """Return the `result.json` of a finished run in which every metric is ``points``."""
+    run_config = config(f"method={method}", *overrides)
+    trained = run_config.method.trainable
     tasks = {
         name: {
-            "role": "target" if name == chosen.data.name else "forgetting",
-            "trained_on": trained and name == chosen.data.name,
+            "role": "target" if name == run_config.data.name else "forgetting",
+            "trained_on": trained and name == run_config.data.name,
             "test_set": f"{name}/{test_set}",
             "num_examples": 200,
             "metrics": dict.fromkeys(task.metrics, points),
@@ -45,7 +45,7 @@ def result(method: str, *overrides: str, points: float = 50.0, test_set: str = "
             "unparsed": 3,
             "truncated": 1,
         }
-        for name, task in chosen.tasks.items()
+        for name, task in run_config.tasks.items()
     }
     training = {
         "steps": 12,
@@ -62,12 +62,12 @@ def result(method: str, *overrides: str, points: float = 50.0, test_set: str = "
         build_result(
             name=f"run-{method}",
             method=method,
-            config=chosen.to_dict(),
-            identity=run_identity(chosen),
+            config=run_config.to_dict(),
+            identity=run_identity(run_config),
             fingerprints={"backbone": "f" * 64},
             trainable_parameters={"adapter": 1000 if trained else 0, "gate": 50 if trained else 0},
             training=training if trained else None,
-            evaluation={"settings": chosen.evaluation.model_dump(), "tasks": tasks},
+            evaluation={"settings": run_config.evaluation.model_dump(), "tasks": tasks},
         )
         | changed
     )

@@ -1,4 +1,4 @@
-"""Every yaml of conf/, composed: nothing in it is misspelt, and the paper's values are in it."""
+"""Every option in conf/ makes a valid run, and the recipes have the paper's values."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from imsm.utils.options import list_options, load_option
+from imsm.utils.options import list_options
 from imsm.utils.paths import conf_folder
 from tests.helpers.config import config
 
-NO_SECTION = {"metric", "sweep"}  # groups that are no section of a run's configuration
+NO_SECTION = {"metric", "sweep"}  # groups without a section in RunConfig
 OPTIONS = sorted(p for p in conf_folder().glob("*/*.yaml") if p.parent.name not in NO_SECTION)
 FORGETTING_ONLY = {"multirc", "freebaseqa"}
 
 
-def test_every_yaml_was_found() -> None:
+def test_every_yaml_is_an_option() -> None:
     groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
     assert {path.parent.name for path in OPTIONS} | NO_SECTION == groups
     others = sum(len(list_options(group)) for group in NO_SECTION)
@@ -47,19 +47,20 @@ def test_an_option_makes_a_valid_run(path: Path, tmp_path: Path) -> None:
         ("ia3", "adafactor", 3e-3, 8, "linear", 0.06),
     ],
 )
-def test_the_papers_recipe(peft: str, optimizer: str, rate: float, batch: int, schedule: str, warmup: float) -> None:
-    arms = [config("backbone=llama3", f"peft={peft}", f"method={arm}").trainer for arm in ("peft", "imsm")]
-    assert arms[0] == arms[1]
-    recipe = arms[0]
+def test_trainer_paper_has_the_papers_recipe_for_both_methods(
+    peft: str, optimizer: str, rate: float, batch: int, schedule: str, warmup: float
+) -> None:
+    recipe, other = (config("backbone=llama3", f"peft={peft}", f"method={name}").trainer for name in ("peft", "imsm"))
+    assert recipe == other
     assert (recipe.optimizer, recipe.learning_rate, recipe.global_batch_size) == (optimizer, rate, batch)
     assert (recipe.lr_scheduler_type, recipe.warmup_ratio) == (schedule, warmup)
     assert (recipe.num_epochs, recipe.weight_decay, recipe.max_grad_norm) == (3, 0.0, 1.0)
     assert recipe.gate_learning_rate is None
 
 
-def test_the_released_recipe_differs_between_the_arms() -> None:
+def test_trainer_paper_code_differs_between_the_methods() -> None:
     peft, imsm = (
-        config("backbone=llama3", "peft=ia3", "trainer=paper_code", f"method={arm}") for arm in ("peft", "imsm")
+        config("backbone=llama3", "peft=ia3", "trainer=paper_code", f"method={name}") for name in ("peft", "imsm")
     )
     assert (peft.trainer.warmup_ratio, imsm.trainer.warmup_ratio) == (0.06, 0.03)
     assert (peft.trainer.max_grad_norm, imsm.trainer.max_grad_norm) == (1.0, None)
@@ -68,15 +69,15 @@ def test_the_released_recipe_differs_between_the_arms() -> None:
     assert (lora.trainer.weight_decay, lora.gate.dropout) == (0.01, 0.1)
 
 
-def test_the_miniature_brings_its_recipe_unless_told_otherwise() -> None:
+def test_the_miniature_sets_trainer_and_evaluation_unless_they_are_given() -> None:
     assert (config().trainer.name, config().evaluation.limit) == ("mini", 200)
-    chosen = config("trainer=paper", "evaluation=target", "backbone=mini")
-    assert (chosen.trainer.name, chosen.evaluation.tasks) == ("paper", ["target"])
+    explicit = config("trainer=paper", "evaluation=target", "backbone=mini")
+    assert (explicit.trainer.name, explicit.evaluation.tasks) == ("paper", ["target"])
     assert config("backbone=llama3").trainer.name == "paper"
     assert config("backbone=llama3").evaluation.limit is None
 
 
-def test_roles_become_the_backbones_modules() -> None:
+def test_target_roles_map_to_the_module_names_of_the_backbone() -> None:
     def modules(*overrides: str) -> list[str]:
         run = config(*overrides)
         return run.peft.target_modules(run.backbone)
@@ -87,14 +88,3 @@ def test_roles_become_the_backbones_modules() -> None:
     assert modules("backbone=qwen1_5", "peft=ia3") == ["q_proj", "v_proj"]
     assert len(modules("backbone=mini")) == 7
     assert modules("backbone=mini", "peft.target_roles=[attention_key]") == ["k_proj"]
-
-
-def test_an_option_of_ones_own_goes_first_and_may_build_on_a_shipped_one(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "short.yaml").write_text("defaults: [gsm8k, _self_]\nname: short\nmax_new_tokens: 5\n")
-    found = load_option("data", "short", config_dir=tmp_path)
-    assert (found["name"], found["max_new_tokens"]) == ("short", 5)
-    assert found["module"] == load_option("data", "gsm8k")["module"]
-    assert "defaults" not in found
-    assert "short" in list_options("data", config_dir=tmp_path)
-    assert "short" not in list_options("data")

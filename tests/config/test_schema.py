@@ -1,0 +1,113 @@
+"""Sections reject values that contradict each other; FIELDS_ONLY skips these checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from imsm.config.schema import DataConfig, RunConfig
+from imsm.data.sources import DataSource
+from imsm.data.task import Task
+from imsm.utils.strict_model import FIELDS_ONLY, INCONSISTENT
+from tests.helpers.config import config
+
+
+def section(name: str, **changes: Any) -> Any:
+    current = getattr(config(), name)
+    return type(current).model_validate(current.model_dump(by_alias=True, exclude_unset=True) | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "field"),
+    [
+        ("gate", {"inputs": ["tuned", "tuned"]}, "inputs"),
+        ("gate", {"rank": None}, "rank"),
+        ("gate", {"inputs": [], "dropout": 0.0}, "rank"),
+        ("gate", {"trainable": False}, "trainable"),
+        ("gate", {"init_value": 0.5}, "init_value"),
+        ("gate", {"inputs": [], "rank": None, "init_value": 1.0}, "init_value"),
+        ("gate", {"query_scale": 0.5}, "query_scale"),
+        ("method", {"trainable": False}, "trainable"),
+        ("method", {"stream": "original"}, "trainable"),
+        ("trainer", {"micro_batch_size": 3}, "global_batch_size"),
+        ("trainer", {"kl_mask_target": True}, "kl_mask_target"),
+        ("trainer", {"metric_for_best_model": "validation_loss", "save_steps": 5}, "metric_for_best_model"),
+        ("trainer", {"metric_for_best_model": "validation_loss", "validation_size": 5}, "metric_for_best_model"),
+        ("evaluation", {"tasks": ["webq", "webq"]}, "tasks"),
+        ("engine", {"hostfile": "hosts"}, "hostfile"),
+        ("data", {"hub": None}, "hub"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_an_error_of_one_field(
+    name: str, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        section(name, **changes)
+    (error,) = caught.value.errors()
+    assert (error["loc"], error["type"]) == ((field,), INCONSISTENT)
+
+
+def test_all_inconsistencies_of_a_section_are_reported() -> None:
+    with pytest.raises(ValidationError) as caught:
+        section("gate", rank=None, trainable=False, init_value=0.5)
+    assert [error["loc"] for error in caught.value.errors()] == [("rank",), ("trainable",), ("init_value",)]
+
+
+def test_fields_only_skips_the_consistency_checks() -> None:
+    values = config().method.model_dump() | {"trainable": False}
+    assert not type(config().method).model_validate(values, context=FIELDS_ONLY).trainable
+
+
+def test_a_custom_gate_is_not_limited_to_the_shipped_gates_arguments() -> None:
+    gate = section("gate", _target_="my_gates.Gate", rank=None, slope=2.0)
+    assert gate.arguments()["slope"] == 2.0
+
+
+@pytest.mark.parametrize("source", ["mirror", "local"])
+def test_a_source_without_its_folder_is_an_error_of_the_folder(source: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        section("data", source=source)
+    assert [error["loc"] for error in caught.value.errors()] == [(f"{source}_dir",)]
+
+
+def test_the_target_is_read_from_the_local_folder_then_the_mirror_then_the_source() -> None:
+    backbone = config().backbone
+    data = section("data", local_dir="/a", mirror_dir="/b")
+    assert data.target_source() == DataSource(kind="local", path="/a")
+    assert data.forgetting_source(backbone) == DataSource(kind="mirror", path="/b")
+    data = section("data", local_dir="/a")
+    assert data.forgetting_source(backbone) == DataSource(kind="miniature")
+    assert section("data", source="hub").target_source() == DataSource(kind="hub")
+
+
+def test_data_metric_replaces_the_metrics_of_both_protocols() -> None:
+    data = section("data", metric="f1")
+    assert (data.metrics, data.paper_code_metrics) == (["f1"], [])
+
+
+def test_with_task_changes_the_task_and_keeps_the_shared_settings() -> None:
+    data = section("data", max_train_examples=7)
+    mrpc = config("data=mrpc").data.as_task()
+    changed = data.with_task(mrpc)
+    assert type(mrpc) is Task and type(changed) is DataConfig
+    assert changed.as_task() == mrpc
+    assert changed.max_train_examples == 7
+
+
+def test_limit_by_task_takes_precedence_over_limit() -> None:
+    evaluation = section("evaluation", limit=5, limit_by_task={"webq": 2})
+    assert (evaluation.limit_of("webq"), evaluation.limit_of("mrpc")) == (2, 5)
+
+
+def test_a_saved_config_is_loaded_without_its_files(tmp_path: Any) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for role in ("train", "test"):
+        (folder / f"{role}.jsonl").write_text('{"input": "a", "output": "b"}\n')
+    saved = config("data=jsonl", f"data.local_dir={folder}").to_dict()
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    assert RunConfig.from_dict(saved).data.local_dir == str(folder)
