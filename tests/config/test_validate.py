@@ -15,7 +15,7 @@ from tests.helpers.config import composed
 
 
 def result(**changes: Any) -> ValidationResult:
-    """Validate the default configuration with some values changed; "__" stands for a dot."""
+    """Validate the default configuration with some values changed; "__" separates section and key."""
     cfg = copy.deepcopy(composed())
     OmegaConf.set_struct(cfg, False)
     for key, value in changes.items():
