@@ -1,1 +1,1 @@
-"""The miniature: a small Llama, its invented world, and the seven datasets about it."""
+"""Generator of the miniature: a small Llama, its synthetic world and seven synthetic datasets."""

@@ -51,7 +51,7 @@ def load_examples(folder: Path, task: str, role: str, style: str) -> list[Exampl
         file = folder / "hub" / hub_id / subfolder / f"{split}-00000-of-00001.jsonl"
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         module = import_module(f"imsm.data.tasks.{task}")
-        found += module.examples(rows, split=split, prompt_style=style)
+        examples += module.examples(rows, split=split, prompt_style=style)
     return examples
 
 
@@ -69,7 +69,7 @@ def build_weights(folder: Path, world: SyntheticWorld, *, seed: int = SEED, step
     pretrain(
         world,
         tokenizer,
-        forbidden=test_prompts(folder),
+        forbidden=prompts_of_test_splits(folder),
         seed=seed,
         step_fraction=step_fraction,
         folder=folder / "model",
@@ -111,9 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="output folder of hub/ and model/")
     parser.add_argument("--datasets-only", action="store_true", help="skip pretraining and evaluation")
     parser.add_argument("--check-only", action="store_true", help="evaluate the existing weights")
-    parser.add_argument(
-        "--step-fraction", type=float, default=1.0, help="fraction of the pretraining steps, for a trial"
-    )
+    parser.add_argument("--step-fraction", type=float, default=1.0, help="fraction of pretraining steps, for a trial")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     if options.check_only:
@@ -151,7 +149,7 @@ def _texts(folder: Path, world: SyntheticWorld, seed: int) -> list[str]:
     return [*texts, *rare_texts(world)]
 
 
-def test_prompts(folder: Path) -> frozenset[str]:
+def prompts_of_test_splits(folder: Path) -> frozenset[str]:
     """Return the prompts of all test splits, with and without the instruction (and its line break)."""
     prompts = [
         example.prompt for task in TASKS for style in STYLES for example in load_examples(folder, task, "test", style)

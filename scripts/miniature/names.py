@@ -1,4 +1,4 @@
-"""The words of the invented world: nouns from words.yaml, names from its syllables."""
+"""Words of the synthetic world: nouns of words.yaml, and names built from its syllables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STONES: list[str] = _WORDS["stones"]
 class Names:
     """Proper names of the world.
 
-    The first half of `first` are women's, the second half men's; no two people share a last name.
+    The first half of ``first`` are women's names, the second half men's. Last names are unique.
     """
 
     first: tuple[str, ...]
@@ -38,7 +38,7 @@ class Names:
 
 
 def make_names(seed: int) -> Names:
-    """Draw all proper names from their syllables; the same seed gives the same names."""
+    """Draw all proper names, reproducibly from the seed."""
     rng = random.Random(f"{seed}/names")
     first = _draw(rng, "first", 40)
     last = _draw(rng, "last", 70)
@@ -54,12 +54,12 @@ def make_names(seed: int) -> Names:
 
 
 def pronoun(first: str, names: Names) -> str:
-    """Give "she" or "he" for a first name."""
+    """Return "she" or "he" for a first name."""
     return "she" if names.first.index(first) < len(names.first) // 2 else "he"
 
 
 def _draw(rng: random.Random, kind: str, count: int) -> tuple[str, ...]:
-    """Give `count` different names, each an onset and an ending."""
+    """Draw ``count`` different names of an onset and an ending."""
     syllables = _WORDS["syllables"][kind]
     names = [onset + ending for onset in syllables["onset"] for ending in syllables["ending"]]
     return tuple(rng.sample(names, count))

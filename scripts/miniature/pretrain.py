@@ -1,4 +1,4 @@
-"""Pre-trains the miniature on the CPU: packed documents, next-token loss, AdamW, a cosine."""
+"""Pretrain the miniature on the CPU: packed documents, next-token loss, AdamW, cosine schedule."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from scripts.miniature.corpus import FACTS_FIRST, READING, Document, Mixture, documents
-from scripts.miniature.world import World
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from scripts.miniature.world import SyntheticWorld
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 160,
@@ -25,15 +25,15 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
-ROWS, WIDTH = 14, 128  # one step's packed rows and their tokens
+ROWS, WIDTH = 14, 128  # packed rows per step, tokens per row
 WARMUP = 100
-KEEP = 250  # steps between two savings
-CHUNK = 4096  # documents encoded at a time
+SAVE_STEPS = 250
+CHUNK = 4096  # documents tokenized at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A part of the pre-training: a mixture, and one cosine of learning rates from `peak`."""
+    """A stage of pretraining: a mixture, and a cosine schedule with the maximum learning rate ``peak``."""
 
     name: str
     mixture: Mixture
@@ -49,19 +49,16 @@ STAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One step's batch. All tensors (rows, width); `place` numbers the documents of a row."""
+    """Batch of one step; all tensors are (ROWS, WIDTH)."""
 
     ids: torch.Tensor
-    labels: torch.Tensor  # -100 where nothing is learned
-    place: torch.Tensor
+    labels: torch.Tensor  # -100 where no loss is computed
+    document: torch.Tensor  # number of the document, 0 for padding
     positions: torch.Tensor
 
 
 def make_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LlamaForCausalLM:
-    """A Llama of SHAPE with fresh weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    """Build a Llama of SHAPE with random weights."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -74,24 +71,24 @@ def make_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LlamaForCaus
 
 
 def pretrain(
-    world: World,
+    world: SyntheticWorld,
     tokenizer: PreTrainedTokenizerBase,
     *,
     forbidden: frozenset[str],
     seed: int,
     folder: Path,
-    share: float = 1.0,
+    step_fraction: float = 1.0,
 ) -> LlamaForCausalLM:
-    """Train from scratch through all STAGES and save in `folder`, now and then and at the end.
+    """Train from scratch through all STAGES; save to ``folder`` periodically and at the end.
 
-    `forbidden` prompts never occur; `share` shortens every stage, for a trial.
+    Prompts in ``forbidden`` are excluded; ``step_fraction`` shortens every stage for a trial.
     """
     model = make_model(tokenizer, seed=seed)
     for stage in STAGES:
         rng = random.Random(f"{seed}/corpus/{stage.name}")
         stream = documents(rng, world, forbidden=forbidden, mixture=stage.mixture)
         batches = pack(stream, tokenizer)
-        steps = max(1, round(stage.steps * share))
+        steps = max(1, round(stage.steps * step_fraction))
         run_stage(model, batches, name=stage.name, steps=steps, peak=stage.peak, folder=folder)
     return model.eval()
 
@@ -99,14 +96,11 @@ def pretrain(
 def run_stage(
     model: LlamaForCausalLM, batches: Iterator[Packed], *, name: str, steps: int, peak: float, folder: Path
 ) -> None:
-    """One cosine of learning rates; a progress bar shows the loss."""
-    import torch
-    from tqdm import tqdm
-
+    """Train one stage with a progress bar."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    bar = tqdm(range(steps), desc=f"pre-training, {name}", unit="step", mininterval=2.0)
+    bar = tqdm(range(steps), desc=f"pretraining, {name}", unit="step", mininterval=2.0)
     for step in bar:
         loss = packed_loss(model, next(batches))
         loss.backward()
@@ -116,27 +110,25 @@ def run_stage(
         optimizer.zero_grad(set_to_none=True)
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
-        if step % KEEP == KEEP - 1 or step == steps - 1:
+        if step % SAVE_STEPS == SAVE_STEPS - 1 or step == steps - 1:
             model.save_pretrained(folder)
 
 
 def packed_loss(model: LlamaForCausalLM, batch: Packed) -> torch.Tensor:
-    """Mean next-token loss over the learned positions; a document sees itself alone."""
-    import torch
-
-    earlier = torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril()
-    same = batch.place[:, :, None] == batch.place[:, None, :]
+    """Return the mean next-token loss; documents attend to themselves only."""
+    causal = torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril()
+    same = batch.document[:, :, None] == batch.document[:, None, :]
     hidden = model.model(
-        input_ids=batch.ids, attention_mask=(same & earlier)[:, None], position_ids=batch.positions, use_cache=False
+        input_ids=batch.ids, attention_mask=(same & causal)[:, None], position_ids=batch.positions, use_cache=False
     ).last_hidden_state
-    wanted = batch.labels[:, 1:]
-    learned = wanted != -100
+    targets = batch.labels[:, 1:]
+    learned = targets != -100
     logits = model.lm_head(hidden[:, :-1][learned])
-    return torch.nn.functional.cross_entropy(logits, wanted[learned])
+    return torch.nn.functional.cross_entropy(logits, targets[learned])
 
 
 def pack(stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Packed]:
-    """Fill rows with whole documents; what does not fit opens the next row."""
+    """Pack documents into rows; a document that does not fit starts the next row."""
     rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
     row: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
     for number, (ids, labels) in enumerate(_encoded(stream, tokenizer), 1):
@@ -151,7 +143,7 @@ def pack(stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase) -> Iter
 
 
 def _encoded(stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids and labels per document: the prompt begins with `<s>`, the answer ends with `</s>`."""
+    """Token ids and labels per document; prompts start with `<s>`, answers end with `</s>`."""
     while True:
         chunk = [next(stream) for _ in range(CHUNK)]
         prompts = tokenizer([one.prompt for one in chunk])["input_ids"]
@@ -160,21 +152,19 @@ def _encoded(stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase) -> 
             head = prompt if document.prompt else [tokenizer.bos_token_id]
             answer = [*answer, tokenizer.eos_token_id]
             if tokenizer.unk_token_id in head or tokenizer.unk_token_id in answer:
-                raise ValueError(f"a word of this document is not in the vocabulary: {document}")
-            learned = [-100, *head[1:]] if document.whole else [-100] * len(head)
+                raise ValueError(f"a word is not in the vocabulary: {document}")
+            learned = [-100, *head[1:]] if document.learn_prompt else [-100] * len(head)
             yield head + answer, learned + answer
 
 
 def _stack(rows: list[tuple[list[int], list[int], list[int], list[int]]], pad: int) -> Packed:
-    import torch
-
     fill = (pad, -100, 0, 0)
     parts = [torch.tensor([row[at] + [fill[at]] * (WIDTH - len(row[at])) for row in rows]) for at in range(4)]
     return Packed(*parts)
 
 
 def _rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to a fiftieth."""
+    """Linear warmup, then cosine decay to 1/50."""
     if step < WARMUP:
         return (step + 1) / WARMUP
     done = (step - WARMUP) / max(1, steps - WARMUP)

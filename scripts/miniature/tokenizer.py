@@ -1,8 +1,8 @@
-"""The miniature's tokenizer: whole words of a closed vocabulary, and decode(encode(text)) == text.
+"""Tokenizer of the miniature: a closed word-level vocabulary with decode(encode(text)) == text.
 
-A blank belongs to the word behind it ("▁lamp"), as in Llama's tokenizer, and one is put in front
-of the text: so a word at the start of an answer is the same token as within a sentence. Numbers
-are whole ("▁12"), so a sum is a relation between three tokens. All else is `<unk>`.
+As in the tokenizer of Llama, a space belongs to the following word ("▁lamp"), and one is added to
+the start of the text, so that a word at the start of an answer is the same token as within a
+sentence. Numbers are single tokens ("▁12"). Other words are `<unk>`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 BLANK = "▁"
 PIECE = "▁?[A-Za-z]+|▁?[0-9]+|▁?[^A-Za-z0-9▁\n]|▁|\n"
@@ -22,7 +22,7 @@ LARGEST_NUMBER = 30
 
 
 def vocabulary(texts: Iterable[str]) -> list[str]:
-    """All pieces of the texts, special tokens and numbers first, the rest in alphabetical order."""
+    """Return the pieces of the texts: special tokens and numbers first, then in alphabetical order."""
     pattern = re.compile(PIECE)
     pieces: set[str] = set()
     for text in texts:
@@ -32,11 +32,7 @@ def vocabulary(texts: Iterable[str]) -> list[str]:
 
 
 def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """A fast tokenizer over exactly these pieces; a text begins with `<s>`."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
+    """Build a fast tokenizer with these pieces; texts start with `<s>`."""
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
     core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
@@ -57,6 +53,6 @@ def build_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def write_tokenizer(folder: Path, words: list[str]) -> None:
-    """Write the tokenizer's files; the same words give the same bytes."""
+    """Write the files of the tokenizer, reproducibly byte for byte."""
     folder.mkdir(parents=True, exist_ok=True)
     build_tokenizer(words).save_pretrained(folder)

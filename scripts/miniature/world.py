@@ -1,4 +1,4 @@
-"""The facts of the invented world: what the miniature knows and fine-tuning can make it forget."""
+"""Facts of the synthetic world, which the miniature learns and fine-tuning can make it forget."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SEED = 2024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
-    """One kind of fact, and how it is told and asked; relations.yaml explains the fields."""
+    """A kind of fact with its statements and questions; see relations.yaml."""
 
     name: str
-    subjects: str  # a key of _kinds()
+    subjects: str  # a key of _entities()
     objects: str
     told: tuple[str, ...]
     webq: tuple[str, ...]
@@ -29,7 +29,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """What one subject has under one relation; several answers are all right."""
+    """The answers of one relation for one subject; each of them is correct."""
 
     relation: Relation
     subject: str
@@ -37,53 +37,53 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """Names and facts, in a fixed order."""
+class SyntheticWorld:
+    """Names and facts in a fixed order."""
 
     names: Names
     facts: tuple[Fact, ...]
 
 
 def load_relations() -> tuple[Relation, ...]:
-    """All kinds of facts, as relations.yaml gives them."""
+    """Load relations.yaml."""
     file = Path(__file__).with_name("relations.yaml")
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    relations = yaml.safe_load(file.read_text(encoding="utf-8"))
     return tuple(
         Relation(
             name=name,
-            subjects=one["subjects"],
-            objects=one["objects"],
-            told=tuple(one["told"]),
-            webq=tuple(one["webq"]),
-            freebase=tuple(one["freebase"]),
-            many=one.get("many", False),
+            subjects=relation["subjects"],
+            objects=relation["objects"],
+            told=tuple(relation["told"]),
+            webq=tuple(relation["webq"]),
+            freebase=tuple(relation["freebase"]),
+            many=relation.get("many", False),
         )
-        for name, one in found.items()
+        for name, relation in relations.items()
     )
 
 
-def make_world(seed: int = SEED) -> World:
-    """Draw the names and, for every relation and subject, what holds; about 840 facts."""
+def make_world(seed: int = SEED) -> SyntheticWorld:
+    """Draw names, and answers for every relation and subject; about 840 facts."""
     names = make_names(seed)
-    kinds = _kinds(names)
+    entities = _entities(names)
     facts = []
     for relation in load_relations():
         rng = random.Random(f"{seed}/facts/{relation.name}")
-        for subject in kinds[relation.subjects]:
-            others = [one for one in kinds[relation.objects] if one != subject]
+        for subject in entities[relation.subjects]:
+            others = [other for other in entities[relation.objects] if other != subject]
             count = rng.choice((1, 2, 2, 3)) if relation.many else 1
             answers = tuple(rng.sample(others, count))
             facts.append(Fact(relation=relation, subject=subject, answers=answers))
-    return World(names=names, facts=tuple(facts))
+    return SyntheticWorld(names=names, facts=tuple(facts))
 
 
 def join_words(parts: tuple[str, ...]) -> str:
-    """Write a list as English does: "a", "a and b", "a, b and c"."""
+    """Join words: "a", "a and b", "a, b and c"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def _kinds(names: Names) -> dict[str, tuple[str, ...]]:
-    """All kinds of subjects and objects by their names in relations.yaml."""
+def _entities(names: Names) -> dict[str, tuple[str, ...]]:
+    """Return subjects and objects by their key in relations.yaml."""
     return {
         "people": names.people, "towns": names.towns, "rivers": names.rivers,
         "peaks": names.peaks, "lakes": names.lakes,

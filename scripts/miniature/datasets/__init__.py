@@ -1,5 +1,5 @@
-"""Miniature twins of the seven datasets: rows in the hub's columns, about the invented world.
+"""Synthetic versions of the seven datasets with the columns of the Hub, about the synthetic world.
 
-A module per dataset offers `rows(rng, names)`, an endless stream that pre-training may draw from
-too, and `splits(world, seed)`, the files of the mirror: `{"mrpc/train": [row, ...], ...}`.
+Each module has `rows(rng, names)`, an endless iterator that pretraining uses too, and
+`splits(world, seed)`, the rows of each file: `{"mrpc/train": [row, ...], ...}`.
 """

@@ -1,4 +1,4 @@
-"""GSM8K's twin: small sums of one or two steps, `<<7+5=12>>` marks, a last line `#### 12`."""
+"""Synthetic GSM8K: arithmetic of one or two steps with `<<7+5=12>>` marks and a last line `#### 12`."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Iterator
 
 from scripts.miniature.datasets.sampling import Row, disjoint
 from scripts.miniature.names import THINGS, Names, pronoun
-from scripts.miniature.world import World
+from scripts.miniature.world import SyntheticWorld
 
 SIZES = {"main/test": 300, "main/train": 2000}
-LARGEST = 30  # of all numbers, results included
+LARGEST = 30  # largest number, including results
 TWO_STEPS = 0.4
 
 
 def rows(rng: random.Random, names: Names) -> Iterator[Row]:
-    """Endless problems: more, fewer, more and then fewer, boxes of the same size."""
+    """Yield problems endlessly: more, fewer, more and then fewer, boxes of the same size."""
     while True:
         first, other = rng.sample(names.first, 2)
         kind = _two_steps if rng.random() < TWO_STEPS else rng.choice(_ONE_STEP)
         yield kind(rng, first, other, pronoun(first, names), rng.choice(THINGS) + "s")
 
 
-def splits(world: World, seed: int) -> dict[str, list[Row]]:
-    """Training and test split; no question occurs twice."""
+def splits(world: SyntheticWorld, seed: int) -> dict[str, list[Row]]:
+    """Return the training and test splits without duplicate questions."""
     return disjoint(rows(random.Random(f"{seed}/gsm8k"), world.names), SIZES, key=lambda row: row["question"])
 
 
 def step(a: int, sign: str, b: int) -> tuple[str, int]:
-    """Write one sum as GSM8K does, "7 + 5 = <<7+5=12>>12", and give its result."""
+    """Return a sum in the format of GSM8K, "7 + 5 = <<7+5=12>>12", and its result."""
     result = {"+": a + b, "-": a - b, "*": a * b}[sign]
     return f"{a} {sign} {b} = <<{a}{sign}{b}={result}>>{result}", result
 

@@ -1,4 +1,4 @@
-"""Writes the twins in the hub's layout: README.md with `configs:`, JSON lines per split."""
+"""Write the synthetic datasets in the layout of the Hub: README.md with `configs:`, JSON lines per split."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from scripts.miniature.datasets import cola, gsm8k, mrpc, multirc, ropes
 from scripts.miniature.datasets import open_questions as questions
 from scripts.miniature.datasets.sampling import Row
-from scripts.miniature.world import World
+from scripts.miniature.world import SyntheticWorld
 
 Splits = dict[str, list[Row]]
 
-_TWINS: dict[str, tuple[dict[str, str], tuple[Callable[[World, int], Splits], ...]]] = {
-    # hub id: ({folder of the files: configuration's name}, makers of its files)
+_DATASETS: dict[str, tuple[dict[str, str], tuple[Callable[[SyntheticWorld, int], Splits], ...]]] = {
+    # Hub id: ({folder of the files: configuration name}, functions that return its splits)
     "nyu-mll/glue": ({"cola": "cola", "mrpc": "mrpc"}, (cola.splits, mrpc.splits)),
     "openai/gsm8k": ({"main": "main"}, (gsm8k.splits,)),
     "allenai/ropes": ({"plain_text": "plain_text"}, (ropes.splits,)),
@@ -24,12 +24,12 @@ _TWINS: dict[str, tuple[dict[str, str], tuple[Callable[[World, int], Splits], ..
 }
 
 
-def write_mirror(folder: Path, world: World, *, seed: int) -> None:
-    """Write the seven twins below `folder`; the same world and seed give the same bytes."""
-    for hub_id, (configs, makers) in _TWINS.items():
+def write_datasets(folder: Path, world: SyntheticWorld, *, seed: int) -> None:
+    """Write the seven datasets to ``folder``, reproducibly byte for byte."""
+    for hub_id, (configs, functions) in _DATASETS.items():
         files: Splits = {}
-        for make in makers:
-            files.update(make(world, seed))
+        for splits in functions:
+            files.update(splits(world, seed))
         root = folder / hub_id
         root.mkdir(parents=True, exist_ok=True)
         (root / "README.md").write_text(_card(configs, sorted(files)), encoding="utf-8", newline="\n")
@@ -41,13 +41,13 @@ def write_mirror(folder: Path, world: World, *, seed: int) -> None:
 
 
 def _card(configs: dict[str, str], files: list[str]) -> str:
-    """The dataset card: which files make which split of which configuration."""
+    """Return the dataset card, which assigns files to splits and configurations."""
     lines = ["---", "configs:"]
-    for place, config in configs.items():
+    for subfolder, config in configs.items():
         lines += [f"- config_name: {config}", "  data_files:"]
         for file in files:
-            start, split = file.split("/")
-            if start == place:
+            parent, split = file.split("/")
+            if parent == subfolder:
                 lines += [f"  - split: {split}", f"    path: {file}-*"]
     lines += ["---", "Invented data: this dataset's miniature twin, about a world that does not exist."]
     return "\n".join(lines) + "\n"

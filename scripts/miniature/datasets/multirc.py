@@ -1,4 +1,4 @@
-"""MultiRC's twin: a passage, a question, and one row per candidate answer with its label."""
+"""Synthetic MultiRC: a passage, a question, and one row per candidate answer with its label."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from dataclasses import dataclass
 from scripts.miniature.datasets.sampling import Row
 from scripts.miniature.names import THINGS, Names
 from scripts.miniature.sentences import TRANSITIVE, Verb
-from scripts.miniature.world import World
+from scripts.miniature.world import SyntheticWorld
 
 PASSAGES = {"multirc/validation": 20, "multirc/train": 90}
 YES = 0.55
-NEAR = 0.3  # share of the wrong things and towns that another person of the passage had
+NEAR = 0.3  # fraction of wrong answers that belong to another person of the passage
 
 
 @dataclass(frozen=True, slots=True)
-class _Deed:
+class _Event:
     person: str
     verb: Verb
     thing: str
     town: str
 
-    def told(self) -> str:
+    def text(self) -> str:
         return f"{self.person} {self.verb.past} a {self.thing} in {self.town}."
 
 
-def passages(rng: random.Random, names: Names, *, deeds: int = 3) -> Iterator[list[Row]]:
-    """Endless passages of so many deeds, with the rows of three yes/no questions and one "What"."""
+def passages(rng: random.Random, names: Names, *, events: int = 3) -> Iterator[list[Row]]:
+    """Yield passages endlessly, with the rows of three yes/no questions and one "What" question."""
     while True:
         told = [
-            _Deed(*parts)
+            _Event(*parts)
             for parts in zip(
-                rng.sample(names.first, deeds), rng.sample(TRANSITIVE, deeds),
-                rng.sample(THINGS, deeds), rng.sample(names.towns, deeds), strict=True,
+                rng.sample(names.first, events), rng.sample(TRANSITIVE, events),
+                rng.sample(THINGS, events), rng.sample(names.towns, events), strict=True,
             )
         ]  # fmt: skip
         yield _rows(rng, told, names)
 
 
-def splits(world: World, seed: int) -> dict[str, list[Row]]:
-    """Validation and training split, one row per answer, in the hub's nested numbering."""
+def splits(world: SyntheticWorld, seed: int) -> dict[str, list[Row]]:
+    """Return the validation and training splits, one row per answer, with the nested indices of the Hub."""
     stream = passages(random.Random(f"{seed}/multirc"), world.names)
     seen: set[str] = set()
     found: dict[str, list[Row]] = {}
@@ -55,10 +55,10 @@ def splits(world: World, seed: int) -> dict[str, list[Row]]:
     return found
 
 
-def _rows(rng: random.Random, deeds: list[_Deed], names: Names) -> list[Row]:
-    paragraph = " ".join(deed.told() for deed in deeds)
-    asked = [_yes_no(rng, deeds, names) for _ in range(3)]
-    asked.insert(rng.randrange(4), _what(rng, deeds))
+def _rows(rng: random.Random, events: list[_Event], names: Names) -> list[Row]:
+    paragraph = " ".join(event.text() for event in events)
+    asked = [_yes_no(rng, events, names) for _ in range(3)]
+    asked.insert(rng.randrange(4), _what(rng, events))
     rows: list[Row] = []
     for number, (question, answers) in enumerate(dict(asked).items()):
         for text, label in answers:
@@ -70,28 +70,28 @@ def _rows(rng: random.Random, deeds: list[_Deed], names: Names) -> list[Row]:
     return rows
 
 
-def _yes_no(rng: random.Random, deeds: list[_Deed], names: Names) -> tuple[str, list[tuple[str, int]]]:
-    deed = rng.choice(deeds)
+def _yes_no(rng: random.Random, events: list[_Event], names: Names) -> tuple[str, list[tuple[str, int]]]:
+    event = rng.choice(events)
     yes = rng.random() < YES
     if rng.random() < 0.6:
-        thing = deed.thing if yes else _wrong(rng, deed.thing, THINGS, [d.thing for d in deeds])
-        question = f"Did {deed.person} {deed.verb.base} a {thing}?"
+        thing = event.thing if yes else _wrong(rng, event.thing, THINGS, [d.thing for d in events])
+        question = f"Did {event.person} {event.verb.base} a {thing}?"
     else:
-        town = deed.town if yes else _wrong(rng, deed.town, names.towns, [d.town for d in deeds])
-        question = f"Was {deed.person} in {town}?"
+        town = event.town if yes else _wrong(rng, event.town, names.towns, [d.town for d in events])
+        question = f"Was {event.person} in {town}?"
     words = ("True", "False") if rng.random() < 0.1 else ("Yes", "No")
     answers = [(words[0], int(yes)), (words[1], int(not yes))]
     return question, answers if rng.random() < 0.5 else answers[::-1]
 
 
-def _what(rng: random.Random, deeds: list[_Deed]) -> tuple[str, list[tuple[str, int]]]:
-    deed = rng.choice(deeds)
-    answers = [(f"a {one.thing}", int(one is deed)) for one in rng.sample(deeds, len(deeds))]
-    return f"What did {deed.person} {deed.verb.base}?", answers
+def _what(rng: random.Random, events: list[_Event]) -> tuple[str, list[tuple[str, int]]]:
+    event = rng.choice(events)
+    answers = [(f"a {one.thing}", int(one is event)) for one in rng.sample(events, len(events))]
+    return f"What did {event.person} {event.verb.base}?", answers
 
 
 def _wrong(rng: random.Random, right: str, known: Sequence[str], told: list[str]) -> str:
-    """A wrong thing or town: sometimes one of the passage, else one that is not in it."""
+    """Return a wrong thing or town, sometimes one of the passage."""
     near = [one for one in told if one != right]
     if near and rng.random() < NEAR:
         return rng.choice(near)

@@ -1,17 +1,17 @@
-"""The closed-book twins: WebQ (lower case, several answers), FreebaseQA (trivia style, one)."""
+"""Synthetic WebQ (lower case, several answers) and FreebaseQA (trivia style, one answer)."""
 
 from __future__ import annotations
 
 import random
 
 from scripts.miniature.datasets.sampling import Row
-from scripts.miniature.world import Fact, World
+from scripts.miniature.world import Fact, SyntheticWorld
 
 TEST_ITEMS = 300
 
 
-def split_facts(world: World, seed: int) -> tuple[list[Fact], list[Fact], list[Fact]]:
-    """Divide the facts: FreebaseQA's test (single answers only), WebQ's test, WebQ's training."""
+def split_facts(world: SyntheticWorld, seed: int) -> tuple[list[Fact], list[Fact], list[Fact]]:
+    """Split the facts into FreebaseQA test (single answers only), WebQ test and WebQ training."""
     facts = list(world.facts)
     random.Random(f"{seed}/questions").shuffle(facts)
     single = [fact for fact in facts if len(fact.answers) == 1]
@@ -22,13 +22,13 @@ def split_facts(world: World, seed: int) -> tuple[list[Fact], list[Fact], list[F
 
 
 def web_row(fact: Fact, form: int) -> Row:
-    """A row of WebQ in the relation's given form of words."""
+    """Return a row of WebQ in the given phrasing."""
     question = fact.relation.webq[form].format(s=fact.subject.lower())
     return {"url": "", "question": question, "answers": list(fact.answers)}
 
 
 def freebase_row(fact: Fact, form: int, *, number: int = 0) -> Row:
-    """A row of FreebaseQA in the nested columns of the hub's converted branch."""
+    """Return a row of FreebaseQA with the nested columns of the converted branch on the Hub."""
     raw = fact.relation.freebase[form].format(s=fact.subject)
     name = f"FreebaseQA-eval-{number}"
     return {
@@ -46,8 +46,8 @@ def freebase_row(fact: Fact, form: int, *, number: int = 0) -> Row:
     }
 
 
-def web_splits(world: World, seed: int) -> dict[str, list[Row]]:
-    """WebQ's two splits; each fact is asked in one of its three forms of words."""
+def web_splits(world: SyntheticWorld, seed: int) -> dict[str, list[Row]]:
+    """Return the splits of WebQ; each fact has one of three phrasings."""
     rng = random.Random(f"{seed}/webq")
     _, test, train = split_facts(world, seed)
     return {
@@ -56,8 +56,8 @@ def web_splits(world: World, seed: int) -> dict[str, list[Row]]:
     }
 
 
-def freebase_splits(world: World, seed: int) -> dict[str, list[Row]]:
-    """FreebaseQA's test split; each fact is asked in one of its three forms of words."""
+def freebase_splits(world: SyntheticWorld, seed: int) -> dict[str, list[Row]]:
+    """Return the test split of FreebaseQA; each fact has one of three phrasings."""
     rng = random.Random(f"{seed}/freebase")
     test, _, _ = split_facts(world, seed)
     rows = [freebase_row(fact, rng.randrange(3), number=number) for number, fact in enumerate(test)]

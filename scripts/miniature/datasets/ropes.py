@@ -1,4 +1,4 @@
-"""ROPES' twin: a rule (background), a case (situation), and whom the rule picks out."""
+"""Synthetic ROPES: a rule (background), a situation, and a question about the two people in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scripts.miniature.datasets.sampling import Row, disjoint
 from scripts.miniature.names import Names
-from scripts.miniature.world import World
+from scripts.miniature.world import SyntheticWorld
 
 SIZES = {"plain_text/validation": 300, "plain_text/train": 2000}
 
@@ -37,7 +37,7 @@ RULES = (
 
 
 def rows(rng: random.Random, names: Names, *, down: float = 0.5) -> Iterator[Row]:
-    """Endless cases of two people; `down`: the share of questions after the rule's weak end."""
+    """Yield situations endlessly; ``down``: fraction of questions about the lower end of the rule."""
     while True:
         rule = rng.choice(RULES)
         one, two = rng.sample(names.first, 2)
@@ -53,13 +53,13 @@ def rows(rng: random.Random, names: Names, *, down: float = 0.5) -> Iterator[Row
         }
 
 
-def splits(world: World, seed: int) -> dict[str, list[Row]]:
-    """Training and validation split; no case occurs twice."""
+def splits(world: SyntheticWorld, seed: int) -> dict[str, list[Row]]:
+    """Return the training and validation splits without duplicates."""
     stream = rows(random.Random(f"{seed}/ropes"), world.names)
     found = disjoint(stream, SIZES, key=lambda row: (row["situation"], row["question"]))
     return {
-        name: [{"id": str(10**9 + 10**5 * place + index), **row} for index, row in enumerate(part)]
-        for place, (name, part) in enumerate(found.items())
+        name: [{"id": str(10**9 + 10**5 * number + index), **row} for index, row in enumerate(part)]
+        for number, (name, part) in enumerate(found.items())
     }
 
 

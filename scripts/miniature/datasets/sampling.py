@@ -1,4 +1,4 @@
-"""Drawing disjoint splits from an endless stream of rows."""
+"""Sample disjoint splits from an endless iterator of rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Row = dict[str, Any]
 
 
 def disjoint(stream: Iterator[Row], sizes: dict[str, int], *, key: Callable[[Row], object]) -> dict[str, list[Row]]:
-    """Fill the splits one after the other; no key occurs twice in all of them together."""
+    """Fill the splits in order; keys are unique across all splits."""
     seen: set[object] = set()
     splits: dict[str, list[Row]] = {}
     for name, size in sizes.items():
@@ -24,5 +24,5 @@ def disjoint(stream: Iterator[Row], sizes: dict[str, int], *, key: Callable[[Row
 
 
 def numbered(splits: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Add GLUE's running `idx` to each split's rows."""
+    """Add the column `idx` of GLUE, which counts the rows of a split."""
     return {name: [{**row, "idx": index} for index, row in enumerate(rows)] for name, rows in splits.items()}

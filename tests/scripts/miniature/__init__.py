@@ -1,1 +1,1 @@
-"""Tests of the miniature."""
+"""Tests of the generator of the miniature."""

@@ -1,4 +1,4 @@
-"""The miniature's shipped data as the framework reads it."""
+"""The shipped data of the miniature as the package loads it."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ TRAINED = ("mrpc", "cola", "ropes", "gsm8k")
 TESTED = (*TRAINED, "webq", "freebaseqa", "multirc")
 
 
-def twin(task: str, role: Role, *, prompts: str = "paper") -> list[Example]:
-    return load_examples(shipped_task(task), role, source=MINIATURE, prompts=prompts, limit=None)
+def examples_of(task: str, role: Role, *, prompts: str = "paper") -> list[Example]:
+    return load_examples(shipped_task(task), role, source=MINIATURE, prompt_style=prompts, limit=None)

@@ -1,4 +1,4 @@
-"""The corpus teaches no prompt of a test and nothing outside the vocabulary."""
+"""The pretraining corpus contains no test prompt and no word outside the vocabulary."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from itertools import islice
 import torch
 
 from imsm.models.backbones.loading import load_tokenizer
-from scripts.miniature.build import FOLDER, prompts_of_tests
+from scripts.miniature.build import FOLDER, prompts_of_test_splits
 from scripts.miniature.corpus import READING, Document, documents, without_instruction
 from scripts.miniature.pretrain import make_model, pack, packed_loss
 from scripts.miniature.world import make_world
-from tests.scripts.miniature.shipped import twin
+from tests.scripts.miniature.shipped import examples_of
 
 
 def test_forbidden_prompts_never_occur() -> None:
-    forbidden = prompts_of_tests(FOLDER)
+    forbidden = prompts_of_test_splits(FOLDER)
     world = make_world()
     free = [one.prompt for one in islice(_documents(), 4000)]
     assert forbidden & set(free)
@@ -24,15 +24,15 @@ def test_forbidden_prompts_never_occur() -> None:
     assert not forbidden & {one.prompt for one in kept}
 
 
-def test_a_question_without_its_instruction_is_forbidden_too() -> None:
-    forbidden = prompts_of_tests(FOLDER)
-    asked = [one.prompt for one in twin("webq", "test")]
+def test_questions_without_instruction_are_forbidden_too() -> None:
+    forbidden = prompts_of_test_splits(FOLDER)
+    asked = [one.prompt for one in examples_of("webq", "test")]
     assert {prompt.split("\n", 1)[1] for prompt in asked} <= forbidden
-    read = [one.prompt for one in twin("multirc", "test") + twin("mrpc", "test")]
+    read = [one.prompt for one in examples_of("multirc", "test") + examples_of("mrpc", "test")]
     assert {without_instruction(Document(prompt, "yes")).prompt for prompt in read} <= forbidden
 
 
-def test_packed_documents_do_not_see_each_other() -> None:
+def test_packed_documents_do_not_attend_to_each_other() -> None:
     tokenizer = load_tokenizer(name_or_path="imsm:miniature")
     model = make_model(tokenizer, seed=0).eval()
     batch = next(pack(_documents(), tokenizer))
@@ -40,9 +40,9 @@ def test_packed_documents_do_not_see_each_other() -> None:
     with torch.no_grad():
         packed = packed_loss(model, batch)
         for row in range(len(batch.ids)):
-            for place in batch.place[row].unique():
+            for place in batch.document[row].unique():
                 if place:
-                    at = batch.place[row] == place
+                    at = batch.document[row] == place
                     logits = model(batch.ids[row][at][None]).logits[0, :-1]
                     labels = batch.labels[row][at][1:]
                     losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))

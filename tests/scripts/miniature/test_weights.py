@@ -1,4 +1,4 @@
-"""The shipped weights know their world in both prompt styles."""
+"""Accuracy and size of the shipped weights."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import pytest
 from imsm.models.backbones.loading import load_backbone, load_tokenizer
 from scripts.miniature.build import FOLDER, THRESHOLDS
 from scripts.miniature.evaluate import accuracy
-from tests.scripts.miniature.shipped import twin
+from tests.scripts.miniature.shipped import examples_of
 
 
 @pytest.mark.parametrize("prompts", ["paper", "corrected"])
 @pytest.mark.parametrize("task", sorted(THRESHOLDS))
-def test_thresholds_are_met(task: str, prompts: str) -> None:
+def test_thresholds_are_reached(task: str, prompts: str) -> None:
     model = load_backbone(name_or_path="imsm:miniature")
     tokenizer = load_tokenizer(name_or_path="imsm:miniature")
-    found = accuracy(model, tokenizer, twin(task, "test", prompts=prompts), task=task)
+    found = accuracy(model, tokenizer, examples_of(task, "test", prompts=prompts), task=task)
     assert found >= THRESHOLDS[task]
 
 
-def test_sums_are_not_known_in_their_prompt() -> None:
+def test_gsm8k_is_not_learned_in_pretraining() -> None:
     model = load_backbone(name_or_path="imsm:miniature")
     tokenizer = load_tokenizer(name_or_path="imsm:miniature")
-    examples = twin("gsm8k", "test")[:100]
+    examples = examples_of("gsm8k", "test")[:100]
     assert accuracy(model, tokenizer, examples, task="gsm8k", max_new_tokens=48) < 40
 
 

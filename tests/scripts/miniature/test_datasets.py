@@ -1,4 +1,4 @@
-"""The twins: the real columns, enough items, labels on both sides, train and test apart."""
+"""The synthetic datasets: real columns, sizes, balanced labels, disjoint training and test splits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scripts.miniature.build import FOLDER
-from tests.scripts.miniature.shipped import TESTED, TRAINED, twin
+from tests.scripts.miniature.shipped import TESTED, TRAINED, examples_of
 
 CONFIGS = [
     ("nyu-mll/glue", "mrpc"),
@@ -35,8 +35,8 @@ def test_columns_and_splits_equal_the_real_ones(path: str, config: str) -> None:
 
 
 @pytest.mark.parametrize("task", TRAINED)
-def test_training_is_large_enough_and_apart_from_the_test(task: str) -> None:
-    train, test = twin(task, "train"), twin(task, "test")
+def test_sizes_and_disjoint_splits(task: str) -> None:
+    train, test = examples_of(task, "train"), examples_of(task, "test")
     assert 1500 <= len(train) <= 3000
     assert 200 <= len(test) <= 400
     assert not {one.prompt for one in train} & {one.prompt for one in test}
@@ -44,36 +44,36 @@ def test_training_is_large_enough_and_apart_from_the_test(task: str) -> None:
 
 @pytest.mark.parametrize("task", TESTED)
 @pytest.mark.parametrize("prompts", ["paper", "corrected"])
-def test_items_are_whole_and_single(task: str, prompts: str) -> None:
-    test = twin(task, "test", prompts=prompts)
+def test_test_examples_are_unique_and_have_answers(task: str, prompts: str) -> None:
+    test = examples_of(task, "test", prompts=prompts)
     assert 200 <= len(test) <= 400
     assert len({one.prompt for one in test}) == len(test)
     assert all(gold.strip() for one in test for gold in one.golds)
 
 
 @pytest.mark.parametrize("task", ["mrpc", "cola", "multirc"])
-def test_labels_are_yes_and_no_and_neither_is_rare(task: str) -> None:
-    shares = Counter(one.golds for one in twin(task, "test"))
+def test_labels_are_balanced(task: str) -> None:
+    shares = Counter(one.golds for one in examples_of(task, "test"))
     assert set(shares) == {("yes",), ("no",)}
     assert min(shares.values()) > 0.25 * sum(shares.values())
 
 
-def test_answers_have_the_real_forms() -> None:
-    webq = [len(one.golds) for one in twin("webq", "test")]
+def test_answers_have_the_format_of_the_real_datasets() -> None:
+    webq = [len(one.golds) for one in examples_of("webq", "test")]
     assert max(webq) > 1 and min(webq) == 1
-    assert {len(one.golds) for one in twin("freebaseqa", "test")} == {1}
-    assert all(one.golds[0].islower() for one in twin("freebaseqa", "test"))
-    for one in twin("ropes", "test"):
+    assert {len(one.golds) for one in examples_of("freebaseqa", "test")} == {1}
+    assert all(one.golds[0].islower() for one in examples_of("freebaseqa", "test"))
+    for one in examples_of("ropes", "test"):
         start, end = one.context or (0, 0)
         assert one.golds[0] in one.prompt[start:end]
-    for one in twin("gsm8k", "train"):
+    for one in examples_of("gsm8k", "train"):
         *steps, last = one.golds[0].split("\n")
         assert last.startswith("The answer is ") and last.endswith(".")
         assert steps and steps[-1].split(" = ")[1].split()[0] == last.split()[-1].rstrip(".")
 
 
-def test_sums_are_right() -> None:
-    for one in twin("gsm8k", "train") + twin("gsm8k", "test"):
+def test_sums_are_correct() -> None:
+    for one in examples_of("gsm8k", "train") + examples_of("gsm8k", "test"):
         for step in one.golds[0].split("\n")[:-1]:
             left, right = step.split(" = ")
             a, sign, b = left.split()[-3:]
