@@ -1,6 +1,6 @@
 """Paired comparison of two runs on the same examples: intervals, tests, retention.
 
-All numbers are in points (0 to 100) unless a name says otherwise.
+All numbers are in points (0 to 100) unless noted otherwise.
 """
 
 from __future__ import annotations
@@ -31,13 +31,9 @@ CORRECT = 0.5
 
 @dataclass(kw_only=True)
 class PairedComparison:
-    """A run compared with a reference on a task's headline metric.
+    """A run compared with a reference on a task's headline metric; both are given by their labels.
 
     Attributes:
-        task: Name of the task.
-        metric: Its headline metric.
-        run: Label of the run.
-        reference: Label of the reference.
         trained_on: Whether a compared run was trained on this forgetting test.
         difference: Run minus reference.
         test: McNemar's test; None unless every score is 0 or 1.

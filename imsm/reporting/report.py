@@ -27,11 +27,6 @@ def write_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
     The run is compared with its original, with finished runs that differ only in the method, and
     with its training-free baselines. Load errors are also printed to stderr.
 
-    Args:
-        folder: Of the run.
-        result: Of the run.
-        runs_root: Folder of the original and the other runs.
-
     Raises:
         OSError: The folder cannot be written.
         UserError: The result has no scores of its original.

@@ -25,15 +25,8 @@ OWN_ADAPTER = "tuned"
 class TradeoffPoint:
     """The target score in points, and plasticity and stability in percent, of a run.
 
-    Attributes:
-        label: Label of the run.
-        method: Its method.
-        baseline: Name of the baseline; None for a run.
-        value: Value of a swept baseline.
-        target: Score on the target in points.
-        plasticity: Share of PEFT's gain on the target; None where PEFT gained nothing.
-        stability: Mean retention; None where undefined.
-        complete: Whether the predictions of every forgetting test could be loaded.
+    ``baseline`` and ``value`` are a swept baseline's, None for a run; ``complete``: the predictions of
+    every forgetting test could be loaded.
     """
 
     label: str

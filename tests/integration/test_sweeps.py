@@ -284,7 +284,7 @@ def test_a_failed_run_stands_in_the_table_with_its_command() -> None:
         for seed, failure in enumerate(["NaN", None])
     ]  # fmt: skip
     (found,) = sweep_tables(members)
-    assert found.rows[1][-1] == "failed"
+    assert found.table.rows[1][-1] == "failed"
     assert (found.failed, found.missing) == ([("NaN", "seed=0")], ["seed=1"])
     assert "failed: NaN" in render_markdown([found])
 
@@ -307,13 +307,13 @@ def test_a_failed_run_stands_in_the_table_with_its_command() -> None:
 )
 def test_a_wrong_choice_of_sweep_is_told_before_anything_starts(overrides: list[str], sweep: bool, told: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    (problem,) = ConfigComposer(conf=conf_folder()).validate(overrides, sweep=sweep)
+    (problem,) = ConfigComposer().validate(overrides, sweep=sweep)
     assert told in problem and "\n" not in problem
 
 
 @pytest.mark.parametrize("option", ["none", "local", "slurm", "optuna"])
 def test_every_way_to_sweep_composes(option: str) -> None:
-    checks = ConfigComposer(conf=conf_folder())
+    checks = ConfigComposer()
     assert checks.validate([f"sweep={option}", "seed=0,1"], sweep=True) == []
     plan = checks.sweep_spec([f"sweep={option}", "seed=0,1"], sweep=True)
     assert plan.kept == (option != "none")
@@ -328,7 +328,7 @@ def test_a_sweep_whose_plugin_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
     store = ConfigStore.instance()
     kept = {n: v for n, v in store.repo["hydra"]["sweeper"].items() if n != "optuna.yaml"}
     monkeypatch.setitem(store.repo["hydra"], "sweeper", kept)
-    (problem,) = ConfigComposer(conf=conf_folder()).validate(["sweep=optuna"], sweep=True)
+    (problem,) = ConfigComposer().validate(["sweep=optuna"], sweep=True)
     assert problem == (
         "optuna: this sweeper is not installed; pip install -c constraints.txt -e '.[optuna]' brings it"
     )

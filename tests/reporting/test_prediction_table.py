@@ -12,7 +12,7 @@ import pytest
 from imsm.evaluation.result import read_result, write_result
 from imsm.reporting.prediction_table import as_table, average_over_seeds, prediction_table, summarize_predictions
 from imsm.utils.errors import UserError
-from tests.reporting.factories import N, TASKS, predictions_file, write_run, write_seed
+from tests.reporting.factories import TASKS, N, predictions_file, write_run, write_seed
 
 
 def test_every_method_is_included_once(shared_runs: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Section:
         title: Heading.
         paragraphs: Text above the table.
         table: The table, if any.
-        terminal_table: The table shown in a terminal; None leaves the section out there.
+        terminal_table: The table shown in a terminal; None hides the section there.
         notes: Text below the table.
         figures: Figures below the notes.
         heatmaps: Token heatmaps, shown in the HTML page only.
