@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imsm.reporting.render.document import Report, Section
 from imsm.reporting.render.formatting import format_provenance
 from imsm.reporting.render.html import render_html
 from imsm.reporting.render.markdown import render_markdown
 from imsm.reporting.render.terminal import print_report
 from imsm.reporting.report_data import build_report_data
 from imsm.reporting.runs import build_comparison_set
-from imsm.reporting.sections.base import Report, Section
 from imsm.reporting.sections.order import build_sections
 from imsm.utils.files import write_atomic
 

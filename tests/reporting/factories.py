@@ -13,9 +13,9 @@ from imsm.config.identity import run_name
 from imsm.config.schema import RunConfig
 from imsm.evaluation.predictions import FILE, task_dir, write_predictions
 from imsm.evaluation.result import write_result
+from imsm.reporting.render.document import Report, Section
 from imsm.reporting.report_data import ReportData, build_report_data
 from imsm.reporting.runs import ComparisonSet, build_comparison_set, with_labels
-from imsm.reporting.sections.base import Report, Section
 from imsm.reporting.sections.order import build_sections
 from tests.helpers.config import result
 

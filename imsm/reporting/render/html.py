@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from imsm.reporting.sections.base import Report, Section, TokenHeatmap
+from imsm.reporting.render.document import Report, Section, TokenHeatmap
 
 
 @dataclass(frozen=True, kw_only=True)

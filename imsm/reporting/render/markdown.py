@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imsm.reporting.sections.base import Report, Section
+from imsm.reporting.render.document import Report, Section
 
 
 def render_markdown(report: Report) -> str:

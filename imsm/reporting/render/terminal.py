@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from imsm.reporting.render.document import Report
 from imsm.reporting.render.table import print_notes, print_table
-from imsm.reporting.sections.base import Report
 
 
 def print_report(report: Report, *, console: Console | None = None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from imsm.reporting.render.document import Section
 from imsm.reporting.render.formatting import format_number, join_names
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import Section
 
 
 def build(data: ReportData) -> Section | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from imsm.reporting.render.document import Section
 from imsm.reporting.render.formatting import format_number
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import Section
 
 _TEXT = (
     "What both streams, or the adapter alone, achieve without a trained gate. The oracle router is given the task "

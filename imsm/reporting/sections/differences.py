@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from imsm.reporting.figures.report import draw_differences
 from imsm.reporting.paired_comparison import PairedComparison
+from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import MISSING, format_interval, format_number, format_p_value
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import ReportFigure, Section
 
 
 def build(data: ReportData) -> Section | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from imsm.reporting.figures.gate import draw_gate
 from imsm.reporting.gate_stats import gate_table, gate_warnings
 from imsm.reporting.paired_comparison import CORRECT
+from imsm.reporting.render.document import ReportFigure, Section, TokenHeatmap
 from imsm.reporting.render.formatting import format_number
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
-from imsm.reporting.sections.base import ReportFigure, Section, TokenHeatmap
 from imsm.reporting.training_log import read_training_log
 
 _TEXT = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from imsm.reporting.render.document import Section
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.sections import (
     averages,
@@ -18,7 +19,6 @@ from imsm.reporting.sections import (
     training,
     transitions,
 )
-from imsm.reporting.sections.base import Section
 
 _SECTIONS = (
     overview,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from imsm.reporting.render.document import Section
 from imsm.reporting.render.formatting import format_number
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
-from imsm.reporting.sections.base import Section
 
 Score = Callable[[ComparedRun], float | None]
 

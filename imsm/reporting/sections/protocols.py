@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from imsm.reporting.render.document import Section
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
-from imsm.reporting.sections.base import Section
 from imsm.reporting.sections.overview import score_cells, score_columns
 
 _TEXT = (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from imsm.reporting.render.document import Section
 from imsm.reporting.render.formatting import format_number
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
-from imsm.reporting.sections.base import Section
 
 _TEXT = (
     "Truncated responses reached the token limit. The log-likelihood (ln p) of the most likely accepted answer, "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from imsm.reporting.figures.report import draw_scores
+from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import MISSING, format_interval
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import ReportFigure, Section
 
 _TEXT = (
     "Scores in points with 95 % bootstrap intervals over examples, resampled by passage where examples share one. "

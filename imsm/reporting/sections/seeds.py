@@ -7,11 +7,11 @@ from statistics import fmean
 from typing import Any
 
 from imsm.evaluation.statistics.significance import TTest, student_t
+from imsm.reporting.render.document import Section
 from imsm.reporting.render.formatting import MISSING, format_number, format_p_value
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
-from imsm.reporting.sections.base import Section
 
 
 def build(data: ReportData) -> Section | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from imsm.reporting.figures.report import draw_tradeoff
+from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import format_number, format_percent
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import ReportFigure, Section
 from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from imsm.reporting.figures.report import draw_training
+from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import ReportFigure, Section
 from imsm.reporting.training_log import read_training_log
 
 

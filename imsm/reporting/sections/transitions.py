@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from imsm.reporting.figures.report import draw_transitions
+from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import format_number, format_percent
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.base import ReportFigure, Section
 
 _TEXT = (
     "Of the examples that the original answers correctly, a run retains some and forgets the others. Of those that it "

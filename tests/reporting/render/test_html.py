@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 from matplotlib.figure import Figure
 
+from imsm.reporting.render.document import Report, ReportFigure, Section, TokenHeatmap
 from imsm.reporting.render.html import render_html
 from imsm.reporting.render.table import Table
-from imsm.reporting.sections.base import Report, ReportFigure, Section, TokenHeatmap
 
 HOSTILE = '<script>alert("x")</script>'
 

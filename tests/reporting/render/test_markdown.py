@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from imsm.reporting.render.document import Report, ReportFigure, Section
 from imsm.reporting.render.markdown import render_markdown
 from imsm.reporting.render.table import Table
-from imsm.reporting.sections.base import Report, ReportFigure, Section
 
 
 def test_blocks_are_in_order_and_figures_are_linked() -> None:

@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
+from imsm.reporting.render.document import Report, Section
 from imsm.reporting.render.table import Table
 from imsm.reporting.render.terminal import print_report
-from imsm.reporting.sections.base import Report, Section
 from tests.reporting.factories import report_of
 
 

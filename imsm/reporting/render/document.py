@@ -1,4 +1,4 @@
-"""A report and its sections: text, a table, figures, token heatmaps."""
+"""The document model: a report, its sections, figures and token heatmaps."""
 
 from __future__ import annotations
 
