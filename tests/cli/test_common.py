@@ -28,7 +28,7 @@ def test_a_run_is_found_by_path_and_by_name(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "a" / "model" / "config.json").touch()
     (tmp_path / "unfinished").mkdir()
     assert find_run("a") == find_run(str(tmp_path / "a")) == tmp_path / "a"
-    with pytest.raises(UserError, match="run=unfinished: .*finished: a"):
+    with pytest.raises(UserError, match=r"run=unfinished: .*finished: a"):
         find_run("unfinished")
 
 

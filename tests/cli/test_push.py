@@ -1,4 +1,4 @@
-"""A run on the hub: its adapter, its gate, and a card made of what it found."""
+"""`imsm push`: the uploaded files, the model card, and rejected uploads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, ModelCard, RepoUrl
 
-from imsm.cli import push
+from imsm.cli.main import main
 from imsm.evaluation.result import write_result
 from tests.helpers.config import result
 
@@ -27,46 +27,45 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_card_says_what_was_found_and_on_what(
+def test_the_model_is_uploaded_with_a_card(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sent: dict[str, Any] = {}
+    uploaded: dict[str, Any] = {}
 
-    def create(self: HfApi, name: str, *, private: bool, exist_ok: bool) -> RepoUrl:
-        sent["private"] = private
+    def create_repo(self: HfApi, name: str, *, private: bool, exist_ok: bool) -> RepoUrl:
+        uploaded["private"] = private
         return RepoUrl(f"https://huggingface.co/{name}")
 
-    def upload(self: HfApi, *, repo_id: str, folder_path: Path) -> None:
-        sent[repo_id] = sorted(path.name for path in folder_path.iterdir())
+    def upload_folder(self: HfApi, *, repo_id: str, folder_path: Path) -> None:
+        uploaded[repo_id] = sorted(path.name for path in folder_path.iterdir())
 
-    monkeypatch.setattr(HfApi, "create_repo", create)
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    assert push.main(["--run", str(run), "--to", "somebody/arm"]) == 0
-    assert sent == {"private": True, "somebody/arm": ["README.md", "gate.safetensors"]}
-    assert "somebody/arm" in capsys.readouterr().out
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    assert main(["push", str(run), "somebody/model"]) == 0
+    assert uploaded == {"private": True, "somebody/model": ["README.md", "gate.safetensors"]}
+    assert capsys.readouterr().out == "pushed: https://huggingface.co/somebody/model\n"
     card = ModelCard.load(run / "model" / "README.md")
     assert card.data.base_model == "meta-llama/Meta-Llama-3-8B"
     assert card.data.datasets == ["nyu-mll/glue"]
-    rows = [line for line in card.text.splitlines() if line.startswith("| mrpc")]
-    assert [cell.strip() for cell in rows[0].split("|")[1:-1]] == [
-        "mrpc", "accuracy", "200", "70.0", "61.0", "yes",
-    ]  # fmt: skip
-    assert "from_pretrained" in card.text and "It forgets" in card.text
+    assert main(["push", str(run), "somebody/model", "--public"]) == 0
+    assert uploaded["private"] is False
 
 
-def test_what_cannot_be_pushed_is_one_line(
+def test_a_failed_upload_is_one_line(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(self: HfApi, *_: Any, **__: Any) -> None:
+    def create_repo(self: HfApi, *_: Any, **__: Any) -> None:
         raise OSError("no network\nand more")
 
-    monkeypatch.setattr(HfApi, "create_repo", refuse)
-    assert push.main(["--run", str(run), "--to", "somebody/arm"]) == 2
-    assert capsys.readouterr().err == "imsm: --to somebody/arm: the hub refused (no network)\n"
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    assert main(["push", str(run), "somebody/model"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("imsm: somebody/model: ") and "(no network)" in line
+
+
+def test_a_run_without_a_trained_model_is_rejected(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "model" / "gate.safetensors").unlink()
-    (run / "model" / "README.md").unlink()
     (run / "model").rmdir()
-    assert push.main(["--run", str(run), "--to", "somebody/arm"]) == 2
-    assert "nothing was trained" in capsys.readouterr().err
-    assert push.main(["--run", str(run / "no"), "--to", "somebody/arm"]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    for folder in (run, run / "no"):
+        assert main(["push", str(folder), "somebody/model"]) == 2
+        assert str(folder) in capsys.readouterr().err

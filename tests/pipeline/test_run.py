@@ -188,22 +188,3 @@ def test_other_options_run_to_the_end(word_files: Path, tmp_path: Path, override
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished"
     assert imsm.SiameseForCausalLM.from_pretrained(folder).stream == "interwoven"
-
-
-def test_generate_answers_a_custom_prompt_with_a_finished_run(
-    word_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = run_words(word_files, tmp_path)
-    capsys.readouterr()
-    monkeypatch.setenv("IMSM_RUNS", str(tmp_path))
-    assert main(["generate", folder.name, "after red comes"]) == 0
-    labels = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if ":" in line]
-    assert labels == ["original", "tuned", "interwoven"]
-    assert main(["generate", str(folder), "after red comes", "--stream", "interwoven"]) == 0
-    (predictions,) = folder.glob("evaluation/jsonl-*/predictions.jsonl")
-    response = json.loads(predictions.read_text().splitlines()[0])["response"]
-    assert capsys.readouterr().out.strip().startswith(response.strip())
-    assert main(["generate", str(folder), "after lunch comes"]) == 2
-    assert "vocabulary" in capsys.readouterr().err
-    assert main(["generate", "nothing-here", "after red comes"]) == 2
-    assert folder.name in capsys.readouterr().err

@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.cli import cache as cache_command
 from imsm.models.siamese import hidden_state_cache
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache, compute_in_memory
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training import hidden_state_store
 from imsm.training.hidden_state_store import CacheKey, get_or_compute, make_cache_key, open_cache, read_index, verify
 from imsm.training.train_step import model_inputs
-from imsm.utils.errors import UserError
 from tests.helpers.damage import delete, flip_bit, truncate
 from tests.models.siamese.test_hidden_state_cache import TOKEN_GATE
 from tests.models.siamese.test_virtual_tokens import siamese as virtual_siamese
@@ -217,23 +215,6 @@ def test_a_bfloat16_model_trains_from_a_cache(pooling: str) -> None:
     found = model(**model_inputs(CPU, examples, pad_id=0, hidden_state_cache=cache)).loss
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=1e-2)
     found.backward()
-
-
-def test_caches_are_listed_and_cleared(capsys: pytest.CaptureFixture[str]) -> None:
-    cache_command.main(["list"])
-    assert capsys.readouterr().out.startswith("0 ")
-    path, name = computed(), tiny_key().folder_name
-    cache_command.main(["list"])
-    output = capsys.readouterr().out
-    assert "tiny tests" in output and name[:8] in output and "\n1 " in output
-    with pytest.raises(UserError, match="nothing: "):
-        cache_command.main(["clear", "nothing"])
-    assert path.is_dir()
-    cache_command.main(["clear", name[:6]])
-    assert "removed 1 " in capsys.readouterr().out and not path.exists()
-    assert verify(computed()) is None
-    cache_command.main(["clear"])
-    assert not path.exists()
 
 
 @pytest.mark.parametrize(
