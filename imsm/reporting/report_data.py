@@ -28,10 +28,9 @@ REFERENCES = ("original", "peft")
 class ReportData:
     """The runs of a report and what was computed from them.
 
+    ``runs``, ``baselines`` and ``seeds`` are those of `build_report_data`.
+
     Attributes:
-        runs: The original first, the reported run last.
-        baselines: Training-free baselines of the reported run.
-        seeds: By a run's label, results of runs that differ only in the seed.
         target: The task that was learned, if it was evaluated.
         tasks: All tasks, the target first.
         metrics: Headline metric by task.
@@ -97,12 +96,12 @@ class ReportData:
     @cached_property
     def comparisons(self) -> list[PairedComparison]:
         """Paired comparisons of all pairs on all tasks, where predictions exist."""
-        found = [
-            comparison
+        every = [
+            compare_runs(run, reference, task=task, metric=self.metrics[task], trained_on=task in self.trained_on)
             for task in self.tasks
             for run, reference in self.pairs
-            if (comparison := self._compare(run, reference, task)) is not None
         ]
+        found = [comparison for comparison in every if comparison is not None]
         adjust_p_values(found)
         return found
 
@@ -160,11 +159,6 @@ class ReportData:
         known = [value for value in values if value is not None]
         return fmean(known) if known and len(known) == len(values) else None
 
-    def _compare(self, run: ComparedRun, reference: ComparedRun, task: str) -> PairedComparison | None:
-        return compare_runs(
-            run, reference, task=task, metric=self.metrics[task], trained_on=task in self.trained_on
-        )  # fmt: skip
-
 
 def build_report_data(
     runs: Sequence[ComparedRun],
@@ -177,12 +171,12 @@ def build_report_data(
         runs: The original first, the reported run last; only comparable scores
             (`imsm.reporting.runs`).
         baselines: Training-free baselines of the reported run.
-        seeds: By a run's label, results by seed.
+        seeds: By a run's label, results by seed of runs that differ only in the seed.
     """
     entries = runs[-1].result["evaluation"]["tasks"]
-    roles = {name: entry["role"] for name, entry in entries.items()}
-    target = next((name for name, role in roles.items() if role == "target"), None)
+    target = next((name for name, entry in entries.items() if entry["role"] == "target"), None)
     tasks = sorted(entries, key=lambda name: name != target)
+    trained_on = {task for task in tasks for run in runs if run.task_result(task).get("trained_on")}
     return ReportData(
         runs=list(runs),
         baselines=list(baselines),
@@ -190,7 +184,5 @@ def build_report_data(
         target=target,
         tasks=tasks,
         metrics={task: headline(entries[task]) for task in tasks},
-        trained_on={
-            task for task in tasks for run in runs if run.task_result(task).get("trained_on") and task != target
-        },
+        trained_on=trained_on - {target},
     )

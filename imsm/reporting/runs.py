@@ -113,12 +113,7 @@ class ComparisonSet:
 
 
 def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> ComparisonSet:
-    """Collect the comparable runs, baselines and seeds of a run.
-
-    Args:
-        folder: Of the run.
-        result: Of the run.
-        runs_root: Folder of the original and the other runs.
+    """Collect the comparable runs, baselines and seeds of a run; arguments as `runs_to_compare`.
 
     Raises:
         UserError: The result has no scores of its original.
@@ -148,8 +143,8 @@ def runs_to_compare(folder: Path, result: Result, *, runs_root: Path, siblings: 
     """Return the original, finished runs that differ only in the method, and the run itself.
 
     Args:
-        folder: Of the run.
-        result: Of the run.
+        folder: Folder of the run.
+        result: Its `result.json`.
         runs_root: Folder of the original and the other runs.
         siblings: Whether to look for other runs.
 
@@ -167,14 +162,10 @@ def runs_to_compare(folder: Path, result: Result, *, runs_root: Path, siblings: 
 
 
 def find_comparable_runs(runs_root: Path, result: Result) -> list[tuple[dict[str, Any], Path]]:
-    """Return finished runs under ``runs_root`` that differ from a run only in the method.
+    """Return finished runs that differ only in the method, ordered original, PEFT, interwoven.
 
-    Of several runs with one method and gate, the newest is returned, preferring those that share a
-    test set with the run. The original itself has none, because every run on its backbone
-    would qualify.
-
-    Returns:
-        Results and folders, ordered original, PEFT, interwoven.
+    Of several runs with one method and gate, the newest is returned, preferring those that share a test set
+    with the run. For the original the result is empty, because every run on its backbone would qualify.
     """
     own = result.get("identity")
     if own is None or is_original(own):

@@ -99,16 +99,16 @@ def tradeoff_points(
     forgetting: Sequence[str],
     peft_gained: bool,
 ) -> list[TradeoffPoint]:
-    """Return the points of all runs; the original and a PEFT run are among them.
+    """Return the points of all runs and baselines; the original and a PEFT run are among them.
 
     Args:
         runs: Runs and baselines.
         retained: For each run, retention by forgetting test; tests without predictions are absent.
-        target: The task that was learned.
-        metric: Its headline metric.
+        target: The task that was learned, with its headline ``metric``.
+        metric: See ``target``.
         forgetting: The forgetting tests that stability averages over.
-        peft_gained: Whether PEFT's gain on the target has a 95 % interval above 0. Plasticity is
-            undefined otherwise, because a share of no gain means nothing.
+        peft_gained: Whether the 95 % interval of PEFT's gain on the target is above 0; otherwise
+            plasticity is undefined, because a share of no gain means nothing.
     """
     scores = {run.method: run.score(target, metric) for run in runs if run.method != BASELINE}
     before, tuned = scores["original"], scores["peft"] if peft_gained else None
