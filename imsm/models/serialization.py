@@ -208,7 +208,7 @@ def save_adapter(adapted: PeftModel, folder: Path, *, backbone_path: str) -> Non
 
 
 def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool) -> tuple[nn.Module, BackboneSnapshot]:
-    """Attach the adapter in ``folder``; return the adapted model and a snapshot of the backbone.
+    """Attach the adapter in ``folder``; return the model and a snapshot of the backbone.
 
     Raises:
         UserError: the adapter cannot be loaded, or cannot be trained further.
@@ -273,5 +273,5 @@ def _backbone_arguments(config: SiameseConfig) -> dict[str, Any]:
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy tensors to the CPU; safetensors rejects storage shared between layers (RandLoRA's bases)."""
+    # copies: safetensors rejects storage shared between layers (RandLoRA's bases)
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

@@ -1,1 +1,1 @@
-"""The siamese model: two streams over one set of weights, and the gate that interweaves them."""
+"""The siamese model: two streams over one set of weights, and the gate between them."""

@@ -1,4 +1,4 @@
-"""Check on the model itself, in a few forward passes, whether a backbone can be interwoven.
+"""Check on the model itself, in a few passes, whether a backbone can be interwoven.
 
 Not every `AutoModelForCausalLM` satisfies the assumptions of the siamese model: some models attend
 to later tokens, count positions differently or sample in training mode. Such a backbone would raise
@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from imsm.models.siamese.decoder import find_decoder
+from imsm.models.siamese.inputs import decoder_inputs
 from imsm.models.siamese.lm_head import apply_lm_head
 from imsm.utils.errors import UserError, first_line
 
@@ -166,16 +167,12 @@ class _BackboneChecker:
     def _hidden_states(
         self, ids: torch.Tensor, *, mask: torch.Tensor | None = None, cache: DynamicCache | None = None
     ) -> torch.Tensor:
-        """Run the decoder with mask and positions, as `imsm.models.siamese.inputs` does."""
+        """Run the decoder with explicit mask and positions."""
         mask = torch.ones_like(ids) if mask is None else mask
-        outputs = self.decoder(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return outputs.last_hidden_state
+        inputs = decoder_inputs(ids, attention_mask=mask, cache=cache)
+        outputs = self.decoder(**inputs, past_key_values=cache, use_cache=cache is not None)
+        hidden_states: torch.Tensor = outputs.last_hidden_state
+        return hidden_states
 
     def _default_pass(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits and hidden states of the backbone given nothing but tokens."""
@@ -200,7 +197,7 @@ class _BackboneChecker:
 
 
 def _allclose(one: torch.Tensor, other: torch.Tensor, *, every_position: bool = False) -> bool:
-    """Whether two tensors (..., D) agree: at every position in float32, else at the median one."""
+    """Whether (..., D) tensors agree: every position in float32, else the median one."""
     if one.shape != other.shape:
         return False
     every_position = every_position or one.dtype == torch.float32

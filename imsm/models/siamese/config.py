@@ -63,9 +63,9 @@ class SiameseConfig(PretrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Hidden size D of the backbone (read by DeepSpeed and PEFT)."""
-        return self.get_text_config(decoder=True).hidden_size
+        return int(self.get_text_config(decoder=True).hidden_size)
 
     @property
     def vocab_size(self) -> int:
         """Vocabulary size V of the backbone."""
-        return self.get_text_config(decoder=True).vocab_size
+        return int(self.get_text_config(decoder=True).vocab_size)

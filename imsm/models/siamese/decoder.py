@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
 from transformers import PreTrainedModel
 
 
@@ -10,15 +9,12 @@ def find_decoder(backbone: PreTrainedModel) -> PreTrainedModel:
     """Return the part of ``backbone`` that maps tokens (B, T) to hidden states (B, T, D).
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: the head cannot be separated.
     """
     embeddings = backbone.get_input_embeddings()
     # get_decoder() goes by attribute names, which can be wrong: ModernBERT's head is named `decoder`
     for part in (backbone.get_decoder(), backbone.base_model, *backbone.children()):
-        if part is not backbone and _reads_tokens(part, embeddings):
+        holds_embeddings = any(module is embeddings for module in part.modules())
+        if holds_embeddings and isinstance(part, PreTrainedModel) and part is not backbone:
             return part
     raise ValueError(f"{type(backbone).__name__}: has no decoder separate from its head")
-
-
-def _reads_tokens(part: nn.Module, embeddings: nn.Module) -> bool:
-    return isinstance(part, PreTrainedModel) and any(module is embeddings for module in part.modules())

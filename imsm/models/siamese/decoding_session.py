@@ -199,7 +199,7 @@ class DecodingSession:
 
 
 def _is_positional(layer: object) -> TypeGuard[DynamicLayer]:
-    """Whether a cache layer holds keys and values by position, so that padding can be anywhere."""
+    """Whether a cache layer holds keys and values by position, with padding anywhere."""
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
 
 

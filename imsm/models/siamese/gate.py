@@ -69,7 +69,7 @@ class Gate(nn.Module):
         hidden_size: D.
         inputs: the members of ``INPUTS`` to read. Without any, the gate is one value for all
             tokens, learned (``trainable``) or fixed.
-        rank: R; None exactly if there are no inputs.
+        rank: R; required with inputs, None without.
         granularity: "vector" for a gate per dimension, "scalar" for one per token.
         bias: initial value of a bias on the gate's logit; None for no bias, as in the paper.
         init_value: for a gate without inputs, its initial or fixed value: the weight of the

@@ -111,7 +111,7 @@ def compute_hidden_states(
     training = model.training
     model.eval()
     try:
-        for chunk in progress(list(_chunks(examples))):
+        for chunk in progress(list(_chunks(examples))):  # a list has a length, for the progress bar
             on_chunk(_compute_chunk(model, chunk, pad_id=pad_id, device=device))
     finally:
         model.train(training)
@@ -140,6 +140,7 @@ def _compute_chunk(
     query_mask = query_mask_from_labels(labels, attention_mask=mask, query_mask=None)
     queries = pool(hidden_states, query_mask, pooling=model.config.pooling)
     rows, columns = torch.nonzero(labels[:, 1:] != IGNORE_INDEX, as_tuple=True)
+    # chunk by chunk: those of all examples may not fit on the device
     return hidden_states[rows, columns].cpu(), queries.cpu()
 
 

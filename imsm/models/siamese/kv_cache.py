@@ -1,4 +1,4 @@
-"""KV caches of a siamese model: both streams' keys and values, and the query states so far.
+"""KV caches of both streams, with the query states so far.
 
 A decoder's own cache can hold more than the tokens: rows of both streams (of 2B rows the first B
 are the original stream's, the last B the tuned one's), or virtual tokens before the text.

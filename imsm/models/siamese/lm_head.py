@@ -45,7 +45,7 @@ def apply_lm_head(backbone: PreTrainedModel, decoder: nn.Module, hidden_states: 
         return _DecoderOutput(last_hidden_state=hidden_states)
 
     with patched_forward(decoder, decoder_forward):
-        logits = _backbone_logits(backbone, hidden_states)
+        logits: torch.Tensor = _run_backbone(backbone, hidden_states).logits
     if calls != 1:
         raise RuntimeError(
             f"{type(backbone).__name__} called its {type(decoder).__name__} {calls} times in one forward: "
@@ -54,13 +54,13 @@ def apply_lm_head(backbone: PreTrainedModel, decoder: nn.Module, hidden_states: 
     return logits
 
 
-def _backbone_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
+def _run_backbone(backbone: PreTrainedModel, hidden_states: torch.Tensor) -> Any:
     """Run a backbone whose decoder is replaced; only the shape of its input matters."""
     try:
-        return backbone(inputs_embeds=hidden_states, use_cache=False).logits
+        return backbone(inputs_embeds=hidden_states, use_cache=False)
     except RuntimeError as error:
         if "input_ids" not in str(error):
             raise
         # Gemma 4 looks up token ids again and rejects embeddings that match no token
         tokens = torch.zeros(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
-        return backbone(input_ids=tokens, use_cache=False).logits
+        return backbone(input_ids=tokens, use_cache=False)

@@ -49,7 +49,7 @@ from imsm.models.siamese.inputs import (
 from imsm.models.siamese.kl import KLRegularizer, divergence
 from imsm.models.siamese.kv_cache import DualStreamCache
 from imsm.models.siamese.lm_head import apply_lm_head
-from imsm.models.siamese.query_pooling import empty_state, pool, pool_causal
+from imsm.models.siamese.query_pooling import pool, pool_causal
 from imsm.models.siamese.streams import STREAMS, Stream, StreamRunner
 from imsm.models.siamese.virtual_tokens import CHECKPOINTING_ERROR
 from imsm.utils.errors import UserError
@@ -81,8 +81,8 @@ class SiameseOutput(ModelOutput):
 class _LabelPositions:
     """Labels of a batch, and both streams' inputs of gate and head at their positions.
 
-    ``rows`` and ``targets`` are (N,), the other tensors (N, D). ``original`` is None if only one
-    stream runs; ``hidden`` is the hidden state of the selected stream, None for the interwoven one.
+    ``rows`` and ``targets`` are (N,), the other tensors (N, D). ``original`` is set if both streams
+    run, ``hidden`` for the original and the tuned stream, ``gate_inputs`` for the interwoven one.
     """
 
     rows: torch.Tensor
@@ -151,9 +151,9 @@ class SiameseForCausalLM(  # type: ignore[misc]
 
     def available_streams(self) -> tuple[Stream, ...]:
         """Return the streams of this model; the interwoven one needs an adapter and a gate."""
-        has_adapter = self.streams.has_adapter
-        has = {"original": True, "tuned": has_adapter, "interwoven": has_adapter and self.gate is not None}
-        return tuple(stream for stream in STREAMS if has[stream])
+        if not self.streams.has_adapter:
+            return STREAMS[:1]
+        return STREAMS if self.gate is not None else STREAMS[:2]
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the backbone's token embeddings."""
@@ -161,14 +161,11 @@ class SiameseForCausalLM(  # type: ignore[misc]
 
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the backbone's output projection, (V, D)."""
-        return self.backbone.get_output_embeddings()
+        projection: nn.Module | None = self.backbone.get_output_embeddings()
+        return projection
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Enable activation checkpointing as in transformers.
-
-        Raises:
-            UserError: the adapter is prefix tuning, whose keys and values would be dropped.
-        """
+        """Enable activation checkpointing; raise UserError for prefix tuning, which it breaks."""
         if self.streams.virtual_tokens is not None and self.streams.virtual_tokens.learns_key_values():
             raise UserError(CHECKPOINTING_ERROR)
         super().activation_checkpointing_enable(*args, **kwargs)
@@ -206,18 +203,15 @@ class SiameseForCausalLM(  # type: ignore[misc]
             position_ids: (B, T); counted from the mask by default, so padding can be anywhere.
             past_key_values: a cache for the selected stream, see `new_cache`.
             inputs_embeds: (B, T, D), in place of ``input_ids``.
-            labels: (B, T), -100 where there is no loss. Gate and head then run at the label
-                positions only, and the output holds a loss instead of logits.
-            query_mask: 1 on query positions, (B, T_query), from the start of the (cached) sequence;
-                later positions belong to the answer.
-            use_cache: create a cache if none is given. Ignored with labels, and for a backbone
-                without cache support.
-            logits_to_keep: compute only the last n positions (0 for all) or the positions of an
-                index tensor, as in transformers; ignored with labels.
+            labels: (B, T), -100 for positions without a loss. Gate and head then run at the
+                label positions only, and the output holds a loss instead of logits.
+            query_mask: 1 on query positions, (B, T_query), from the start of the cached sequence.
+            use_cache: create a cache if the backbone supports it and none is given.
+            logits_to_keep: last n positions (0: all) or index tensor; ignored with labels.
             num_items_in_batch: divisor of the summed loss; default: the number of labels.
             return_dict: None or True; tuples are not supported.
-            original_hidden_states: with labels, h_o at the positions that predict them, (N, D), row
-                by row (`imsm.models.siamese.hidden_state_cache`). The original stream is skipped.
+            original_hidden_states: with labels, h_o at the positions that predict them, (N, D);
+                the original stream is skipped (`imsm.models.siamese.hidden_state_cache`).
             original_query: with ``original_hidden_states``, q_o, (B, D), if the gate reads it.
 
         Raises:
@@ -280,16 +274,10 @@ class SiameseForCausalLM(  # type: ignore[misc]
         self, original: torch.Tensor, tuned: torch.Tensor, query_mask: torch.Tensor, cache: DualStreamCache | None
     ) -> list[torch.Tensor]:
         """Return q_o and q_t as each position sees them (eq. 2, 3), each (B, T, D)."""
-        pooling = self.config.pooling
         states = cache.queries if cache is not None else None
         pooled = [
-            pool_causal(
-                hidden,
-                query_mask,
-                pooling=pooling,
-                before=states[index] if states else empty_state(hidden, pooling=pooling),
-            )
-            for index, hidden in enumerate((original, tuned))
+            pool_causal(hidden, query_mask, pooling=self.config.pooling, before=state)
+            for hidden, state in zip((original, tuned), states or (None, None), strict=True)
         ]
         if cache is not None:
             cache.queries = (pooled[0][1], pooled[1][1])
@@ -318,12 +306,10 @@ class SiameseForCausalLM(  # type: ignore[misc]
         positions = self._label_positions(inputs, labels, query_mask, cached)
         targets, original = positions.targets, positions.original
         if num_items_in_batch is None and not len(targets):
-            raise ValueError("labels: all are -100, so there is no loss")
+            raise ValueError("labels: all are -100, so no loss can be computed")
         num_items = len(targets) if num_items_in_batch is None else num_items_in_batch
-        gate = None
-        if positions.hidden is not None:
-            hidden = positions.hidden
-        else:
+        hidden, gate = positions.hidden, None
+        if hidden is None:
             hidden, gate = self._interweave(*positions.gate_inputs)  # type: ignore[arg-type]
         kl = self.kl_regularizer if self.training and original is not None else None
         kl_sum = hidden.new_zeros((), dtype=torch.float32)
@@ -331,7 +317,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         def chunk_loss(rows: torch.Tensor, chunk: slice) -> torch.Tensor:
             nonlocal kl_sum
             logits = self.head(rows)
-            # float32: a log-softmax over V entries loses too many digits in half precision
+            # float32: a log-softmax over V entries is too coarse in half precision
             loss = functional.cross_entropy(logits.float(), targets[chunk], reduction="sum")
             if kl is None or original is None:
                 return loss
@@ -373,8 +359,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
             chunk_size: number of positions whose logits are in memory at once.
 
         Returns:
-            Sums of ln p over each answer's tokens, (B,), and whether each of its tokens is the most
-            likely one, (B,).
+            Sums of ln p over each answer, (B,), and whether greedy decoding gives the answer, (B,).
         """
         inputs = decoder_inputs(input_ids, attention_mask=attention_mask)
         positions = self._label_positions(inputs, labels, query_mask)
@@ -435,31 +420,21 @@ class SiameseForCausalLM(  # type: ignore[misc]
     # ------------------------------------------------------------ gate and head
 
     def _mix(
-        self,
-        original: torch.Tensor,
-        tuned: torch.Tensor,
-        query_original: torch.Tensor | None,
-        query_tuned: torch.Tensor | None,
-        query_part: torch.Tensor | None = None,
+        self, original: torch.Tensor, tuned: torch.Tensor, *queries: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (..., V) of both streams, and the original's weight (...), mean over D.
+        """Return logits (..., V) of eq. 4-7, and the original's weight (...), mean over D.
 
-        Eq. 4-7. Untrained baselines override this method to combine the streams in another way.
+        ``queries`` are q_o and q_t, or None, None and the gate's query part. Untrained baselines
+        override this method to combine the streams in another way.
         """
-        hidden, gate = self._interweave(original, tuned, query_original, query_tuned, query_part)
+        hidden, gate = self._interweave(original, tuned, *queries)
         return self.head(hidden), gate
 
     def _interweave(
-        self,
-        original: torch.Tensor,
-        tuned: torch.Tensor,
-        query_original: torch.Tensor | None,
-        query_tuned: torch.Tensor | None,
-        query_part: torch.Tensor | None = None,
+        self, original: torch.Tensor, tuned: torch.Tensor, *queries: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return h (..., D) of eq. 4-6, and the original's weight (...), mean over D."""
-        extra = () if query_part is None else (query_part,)  # custom gates may lack the parameter
-        gate = self._gate(original, tuned, query_original, query_tuned, *extra)
+        gate = self._gate(original, tuned, *queries)
         return interweave(original, tuned, gate), gate.detach().mean(dim=-1)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Query states: a stream's hidden states pooled over the query positions (paper, eq. 2 and 3).
+"""Query states: hidden states pooled over the query positions (paper, eq. 2 and 3).
 
 Pooling is causal: a position inside the query sees the query up to itself, later positions see all
 of it. So no logit depends on a later token, and a query processed in chunks gives the same result
@@ -90,15 +90,8 @@ POOLINGS = {
 }
 
 
-def empty_state(hidden_states: torch.Tensor, *, pooling: str) -> QueryState:
-    """Return the state before the first token, for hidden states (B, T, D)."""
-    batch, _, width = hidden_states.shape
-    pooled = hidden_states.new_full((batch, width), POOLINGS[pooling].empty, dtype=torch.float32)
-    return QueryState(pooled, hidden_states.new_zeros((batch, 1), dtype=torch.float32))
-
-
 def pool_causal(
-    hidden_states: torch.Tensor, mask: torch.Tensor, *, pooling: str, before: QueryState
+    hidden_states: torch.Tensor, mask: torch.Tensor, *, pooling: str, before: QueryState | None = None
 ) -> tuple[torch.Tensor, QueryState]:
     """Return the query state seen at each position, and the state after this chunk.
 
@@ -106,18 +99,25 @@ def pool_causal(
         hidden_states: one stream's hidden states, (B, T, D).
         mask: 1 on query positions, (B, T).
         pooling: "mean" (the paper), "max" or "last".
-        before: the state before this chunk.
+        before: the state before this chunk; None for the start of a sequence.
 
     Returns:
         Query states (B, T, D) in float32, and the state with which the next chunk continues.
     """
     method = POOLINGS[pooling]
+    before = _empty_state(hidden_states, method) if before is None else before
     weights = mask[..., None].to(torch.float32)
     # float32: running sums over thousands of positions lose digits in half precision
     pooled = method.running(hidden_states.to(torch.float32), weights, before)
     count = before.count[:, None] + weights.cumsum(dim=1)
     queries = torch.where(count > 0, method.finish(pooled, count), torch.zeros_like(pooled))
     return queries, QueryState(pooled[:, -1], count[:, -1])
+
+
+def _empty_state(hidden_states: torch.Tensor, method: Pooling) -> QueryState:
+    batch, _, width = hidden_states.shape
+    pooled = hidden_states.new_full((batch, width), method.empty, dtype=torch.float32)
+    return QueryState(pooled, hidden_states.new_zeros((batch, 1), dtype=torch.float32))
 
 
 def pool(hidden_states: torch.Tensor, mask: torch.Tensor, *, pooling: str) -> torch.Tensor:

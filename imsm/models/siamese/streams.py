@@ -67,7 +67,8 @@ class StreamRunner:
             return self.virtual_tokens.hidden_states(inputs, cache=cache)
         with self.adapter_disabled() if stream == "original" else nullcontext():
             outputs = self.decoder(**inputs, past_key_values=cache, use_cache=cache is not None)
-        return outputs.last_hidden_state
+        hidden_states: torch.Tensor = outputs.last_hidden_state
+        return hidden_states
 
     def both_hidden_states(
         self, inputs: dict[str, torch.Tensor], *, cache: DualStreamCache | None

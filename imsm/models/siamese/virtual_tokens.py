@@ -34,7 +34,7 @@ class VirtualTokens:
     """
 
     def __init__(self, adapted: PeftModel, decoder: nn.Module) -> None:
-        # this class is no nn.Module, so that parameters are listed once, under the model
+        # not an nn.Module, so that parameters are listed once, under the model
         self.adapted = adapted
         self.decoder = cast("PreTrainedModel", decoder)
         self.count = int(adapted.active_peft_config.num_virtual_tokens)
@@ -77,7 +77,8 @@ class VirtualTokens:
                 prepended = self.count
                 self._prepend(inputs, prompt)
         outputs = self.decoder(**inputs, past_key_values=cache, use_cache=cache is not None)
-        return outputs.last_hidden_state[:, prepended:]
+        hidden_states: torch.Tensor = outputs.last_hidden_state
+        return hidden_states[:, prepended:]
 
     def _check_window(self, mask: torch.Tensor) -> None:
         # a sliding window counts columns, so padding after the virtual tokens pushes them out of it

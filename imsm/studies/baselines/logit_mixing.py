@@ -88,12 +88,7 @@ class LogitMixingModel(SiameseForCausalLM):
     """A siamese model whose interwoven stream mixes logits instead of hidden states."""
 
     def _mix(
-        self,
-        original: torch.Tensor,
-        tuned: torch.Tensor,
-        query_original: torch.Tensor | None,
-        query_tuned: torch.Tensor | None,
-        query_part: torch.Tensor | None = None,
+        self, original: torch.Tensor, tuned: torch.Tensor, *queries: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logits, weight = self._gate(self.head(original), self.head(tuned))
         return logits, weight
