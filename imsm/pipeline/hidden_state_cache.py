@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -52,7 +51,7 @@ def open_hidden_state_cache(
     if config.hidden_state_cache == "ram":
         request.check_fits()
         return compute_in_memory(model, examples, pad_id=pad_id)
-    found = json.loads(dist_context.run_on_main(request.compute_on_disk))
+    found = dist_context.run_on_main(request.compute_on_disk)
     folder, error = found["folder"], found["error"]
     cache = None
     if folder is not None:
@@ -90,7 +89,7 @@ def precompute_cache(
     Raises:
         UserError: The cache does not fit or cannot be written.
     """
-    found = json.loads(_CacheRequest(config, model, examples, pad_id).compute_on_disk())
+    found = _CacheRequest(config, model, examples, pad_id).compute_on_disk()
     if found["folder"] is None:
         raise UserError(f"hidden_state_cache={config.hidden_state_cache}: {found['error']}")
     folder = Path(found["folder"])
@@ -106,25 +105,25 @@ class _CacheRequest:
     examples: Sequence[TokenizedExample]
     pad_id: int
 
-    def compute_on_disk(self) -> str:
-        """Compute or verify the cache on disk; return JSON with its folder or the error."""
+    def compute_on_disk(self) -> dict[str, str | None]:
+        """Compute or verify the cache on disk; return its folder or the error."""
         key = self._key()
-        error = None if self._exists(key) else self._disk_error()
+        error = None if key.path.exists() else self._disk_error()
         folder = None
         if error is None:
             label = f"{self.config.backbone.name} {self.config.data.name}"
             try:
-                folder = get_or_compute(key, self.model, self.examples, pad_id=self.pad_id, label=label)
+                folder = str(get_or_compute(key, self.model, self.examples, pad_id=self.pad_id, label=label))
             except (OSError, UserError) as exception:
                 error = f"{key.path.parent} could not be written ({exception})"
-        return json.dumps({"folder": None if folder is None else str(folder), "error": error})
+        return {"folder": folder, "error": error}
 
     def check_fits(self) -> None:
         """Raise a UserError if a missing cache would not fit."""
         if self.config.hidden_state_cache == "ram":
             error = self._limit_error(others=0)
         else:
-            error = None if self._exists(self._key()) else self._disk_error()
+            error = None if self._key().path.exists() else self._disk_error()
         if error is not None:
             raise UserError(f"hidden_state_cache={self.config.hidden_state_cache}: {error}")
 
@@ -174,7 +173,3 @@ class _CacheRequest:
             pooling=self.config.gate.pooling,
             device=next(self.model.backbone.parameters()).device,
         )
-
-    @staticmethod
-    def _exists(key: CacheKey) -> bool:
-        return key.path.exists()

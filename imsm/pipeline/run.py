@@ -119,10 +119,7 @@ def _failure_messages(run: RunDir, dist_context: DistributedContext) -> Iterator
         ) from error
     except KeyboardInterrupt:
         if dist_context.is_main:
-            print(
-                f"\ninterrupted; finished steps are kept in {run.path}\nrun the same command again to resume",
-                file=sys.stderr,
-            )
+            print(f"\ninterrupted; finished steps are kept in {run.path}", file=sys.stderr)
         raise
 
 

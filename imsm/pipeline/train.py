@@ -96,7 +96,7 @@ def prepare_training(
         model.activation_checkpointing_enable()
     callbacks = None
     if adapter.callbacks and config.frozen_adapter is None:
-        callbacks = adapter.callbacks(cast("PeftModel", model.adapted), steps)
+        callbacks = adapter.callbacks(cast(PeftModel, model.adapted), steps)
     with build_engine(config, model, steps=steps, device=device, dist_context=dist_context) as engine:
         yield TrainingSetup(
             model=model,

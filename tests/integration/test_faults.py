@@ -22,9 +22,9 @@ from imsm.pipeline.run import run_experiment
 from imsm.utils.errors import UserError
 from scripts.crash_test import differences
 from tests.helpers.config import config
+from tests.helpers.damage import delete, flip_bit, truncate
 from tests.helpers.paths import ROOT
 from tests.helpers.word_run import interrupt_at, run_words, word_overrides
-from tests.helpers.damage import delete, flip_bit, truncate
 
 SAVE_OFTEN = ("trainer.save_steps=1", "trainer.num_epochs=2")
 STEPS = 4

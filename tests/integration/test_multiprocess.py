@@ -90,6 +90,7 @@ def test_an_interrupt_saves_a_checkpoint_that_one_process_resumes(tmp_path: Path
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output[-3000:]
+    assert output.count("finished steps are kept in") == 1
     assert output.count("run the same command again to resume") == 1
     assert "Traceback" not in output
     requested, newest = sorted(only(tmp_path, "imsm").glob("checkpoints/step-*"))

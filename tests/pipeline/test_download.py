@@ -80,7 +80,7 @@ def test_replay_is_downloaded_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_invalid_data_is_reported_before_the_run() -> None:
-    with pytest.raises(UserError, match="No training example is left"):
+    with pytest.raises(UserError, match="no training example is left"):
         download_for("data.max_prompt_tokens=2")
 
 
