@@ -72,6 +72,7 @@ def metrics(root: Path) -> dict[str, str]:
     first = next((number for number, line in enumerate(readme, 1) if line.startswith("```")), 0)
     modules = [f for f in files if f.name not in ("__init__.py", "__main__.py")]
     mirrored = sum(_mirrored(root, file) for file in modules)
+    documented = sum(ast.get_docstring(node) is not None for node in public)
     return {
         "lines of the package": f"{lines:,}",
         "top-level entries of the package": str(len(rooms)),
@@ -81,8 +82,8 @@ def metrics(root: Path) -> dict[str, str]:
         "idioms per 1,000 words": f"{1000 * hits / words:.1f} ({hits} in {words:,})",
         "README words / first code block at line": f"{sum(len(line.split()) for line in readme):,} / {first}",
         "functions over 60 lines": f"{100 * long / len(functions):.1f} % ({long} of {len(functions)})",
-        "docstrings of public names": f"{100 * sum(ast.get_docstring(n) is not None for n in public) / len(public):.0f} %",
-        "modules with a test at the mirrored path": f"{100 * mirrored / len(modules):.0f} % ({mirrored} of {len(modules)})",
+        "docstrings of public names": f"{100 * documented / len(public):.0f} %",
+        "modules with a test at the same path": f"{100 * mirrored / len(modules):.0f} % ({mirrored}/{len(modules)})",
     }
 
 

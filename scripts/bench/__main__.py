@@ -1,11 +1,11 @@
-"""IMSM's bars, each measured beside what it is compared with, in one run.
+"""Measure speed and memory, each row together with what it is compared with.
 
     python -m scripts.bench            # at most 25 minutes on two cores
-    python -m scripts.bench --full     # also how cost grows: plots
+    python -m scripts.bench --full     # also plots of how cost grows
 
-in the checkout. Writes `benchmarks/results/<device>.json`, a page with plots beside it, and prints
-a table. On a GPU: Llama 3 8B's shape with random weights, in bfloat16. What needs a library that
-is not there is left out, and named.
+Run it in the checkout. Writes `benchmarks/results/<device>.json` and a page with plots, and prints a
+table. On a GPU it uses Llama 3 8B's shape with random weights in bfloat16. Rows whose libraries are
+not installed are skipped and listed.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from transformers.utils import logging
 from imsm.utils.paths import conf_folder
 from scripts.bench.comparison import Comparison
 from scripts.bench.curves import Curve, decoding_curve, processes_curve, runs_curve, step_curves
-from scripts.bench.decoding import compare_decoding, compare_released
-from scripts.bench.evaluation import compare_judging
+from scripts.bench.decoding import compare_decoding, compare_paper_code
+from scripts.bench.evaluation import compare_evaluation
 from scripts.bench.memory import compare_memory
 from scripts.bench.report import write_page
 from scripts.bench.result import ROOT, commit, device_name, print_table, write_result
-from scripts.bench.startup import compare_starting
+from scripts.bench.startup import compare_startup
 from scripts.bench.steps import compare_sft, compare_steps, compare_trainer
 from scripts.bench.sweep import compare_sweep
 from scripts.bench.workloads import Setup
 
 SHAPES = {"mrpc": {"prompt_tokens": 80, "answer_tokens": 2}, "gsm8k": {"prompt_tokens": 128, "answer_tokens": 128}}
-"""Tokens of an example: MRPC's answers are a word and the end, GSM8K's are worked out."""
+"""Tokens of an example: MRPC's answers are one word and the end token, GSM8K's are worked solutions."""
 Compare = Callable[[], list[Comparison]]
 Draw = Callable[[], list[Curve]]
 
 
 def comparisons(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Compare]:
-    """What is measured, by name, in this order; ``mini``: the miniature."""
+    """Return the comparisons by name, in order of measurement; ``mini`` is the miniature."""
     return {
         "steps": partial(compare_steps, setup, rounds=rounds),
         "trainer": partial(compare_trainer, setup, rounds=rounds),
         "sft": partial(compare_sft, setup, rounds=rounds),
         "memory": partial(compare_memory, setup),
         "decoding": partial(compare_decoding, setup, rounds=rounds),
-        "paper_code": partial(compare_released, setup),
-        "judging": partial(compare_judging, mini),
+        "paper_code": partial(compare_paper_code, setup),
+        "evaluation": partial(compare_evaluation, mini),
         "sweep": partial(compare_sweep, mini),
-        "starting": compare_starting,
+        "startup": compare_startup,
     }
 
 
 def curves(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Draw]:
-    """What `--full` adds."""
+    """Return what `--full` adds."""
     long = replace(setup, batch=4, **SHAPES["gsm8k"])
 
     def gsm8k() -> list[Comparison]:
@@ -94,11 +94,11 @@ def make_setup(backbone: str, *, device: str, dtype: str, random: bool, batch: i
     )
 
 
-def measure(asked: dict[str, Callable[[], list[Any]]]) -> tuple[list[Any], list[dict[str, str]]]:
-    """All rows, and what was left out with the module that it lacks."""
+def measure(requested: dict[str, Callable[[], list[Any]]]) -> tuple[list[Any], list[dict[str, str]]]:
+    """Return all rows, and the skipped comparisons with the module that they need."""
     found: list[Any] = []
     left_out = []
-    for name, compare in asked.items():
+    for name, compare in requested.items():
         started = time.monotonic()
         try:
             rows = compare()
@@ -106,7 +106,7 @@ def measure(asked: dict[str, Callable[[], list[Any]]]) -> tuple[list[Any], list[
             needs = error.name or str(error)
             if needs.split(".")[0] in ("imsm", "scripts"):
                 raise
-            print(f"{name}: left out, it needs {needs}", file=sys.stderr)
+            print(f"{name}: skipped, needs {needs}", file=sys.stderr)
             left_out.append({"name": name, "needs": needs})
             continue
         found += rows
@@ -121,11 +121,11 @@ def measure(asked: dict[str, Callable[[], list[Any]]]) -> tuple[list[Any], list[
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Measure, write and show; returns the file's path."""
+    """Measure, write and print; return the path of the result file."""
     options = _parser().parse_args(argv)
-    began = commit()
-    logging.disable_progress_bar()  # of loading weights
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of a library about another
+    commit_at_start = commit()
+    logging.disable_progress_bar()  # while weights are loaded
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries
     gpu = options.device.startswith("cuda")
     setup = make_setup(
         options.backbone or ("llama3" if gpu else "gemma3_270m"),
@@ -156,7 +156,13 @@ def main(argv: Sequence[str] | None = None) -> Path:
         "rounds": options.rounds,
     }
     record = write_result(
-        path, rows, curves=drawn, left_out=left_out, device=options.device, settings=settings, began=began
+        path,
+        rows,
+        curves=drawn,
+        left_out=left_out,
+        device=options.device,
+        settings=settings,
+        commit_at_start=commit_at_start,
     )
     print_table(record)
     print(f"written: {path} and {write_page(path, record)}")
@@ -164,13 +170,13 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 def _values(backbone: str) -> dict[str, Any]:
-    """Of conf/backbone, read without Hydra: a bare machine has none."""
+    """Read a YAML file of conf/backbone without Hydra, which a bare GPU machine may lack."""
     text = (conf_folder() / "backbone" / f"{backbone}.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
 
 def _linear(backbone: str) -> list[str]:
-    """All linear layers."""
+    """Return the names of all linear layers."""
     roles = _values(backbone)["module_names"]
     return [name for role, names in roles.items() if not role.endswith("_norm") for name in names]
 
@@ -183,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     names = ["steps", "trainer", "sft", "memory", "decoding", "paper_code"]
-    names += ["judging", "sweep", "starting"]
+    names += ["evaluation", "sweep", "startup"]
     add("--only", nargs="+", choices=names, help="which comparisons; default: all")
     add("--full", action="store_true", help="also GSM8K's shape, and curves")
     backbones = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
@@ -195,10 +201,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--random", action="store_true", help="random weights of that backbone's shape")
     add("--batch", type=int, default=16, help="rows of a training batch")
-    add("--rounds", type=int, default=3, help="measurements that the medians are taken of")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where")
-    add("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the files")
-    add("--name", help="of the files; default: the device's")
+    add("--rounds", type=int, default=3, help="measurements per median")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
+    add("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result files")
+    add("--name", help="name of the result files; default: the device's")
     return parser
 
 

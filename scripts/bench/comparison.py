@@ -1,4 +1,4 @@
-"""A benchmark's rows: ours beside theirs, against a bar that was set beforehand."""
+"""Rows of a benchmark: ours against theirs, with a bar that was set beforehand."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 class Comparison:
     """One row.
 
-    ``bar`` bounds the ratio of ours to theirs: from above, or with ``at_least`` from below. None:
-    no bar is set. ``floor``: the machine forbids the bar, for the measured ``reason``.
+    ``bar`` bounds the ratio of ours to theirs from above, or from below with ``at_least``; None: no
+    bar. ``floor``: the machine cannot meet the bar, for the measured ``reason``.
     """
 
     name: str
@@ -30,13 +30,13 @@ class Comparison:
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio keeps to the bar; None without one."""
+        """Whether the ratio meets the bar; None without a bar."""
         if self.bar is None:
             return None
         return self.ratio >= self.bar if self.at_least else self.ratio <= self.bar
 
     def record(self) -> dict[str, Any]:
-        """As the JSON file keeps it."""
+        """Return the row as stored in the JSON file."""
         return {
             "name": self.name,
             "ours": _rounded(self.ours),

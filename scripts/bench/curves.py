@@ -1,4 +1,4 @@
-"""How cost grows: with the text, the batch, the answer, the gate's rank, processes and runs."""
+"""How cost grows with prompt, batch, answer, gate rank, processes and runs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from scripts.bench.sweep import STEPS, sweep_seconds
 from scripts.bench.timing import decode, interleaved, medians, timed
 from scripts.bench.workloads import Setup, build, random_batch
 
-ARMS = ("IMSM, memory bank filled", "IMSM, no bank", "our PEFT")
+VARIANTS = ("IMSM, hidden-state cache filled", "IMSM, no cache", "our PEFT")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Seconds over something that grows; ``floor``: what the machine needs for PEFT at best."""
+    """Seconds over a growing quantity; ``floor`` is the machine's lower bound for PEFT."""
 
     name: str
     over: str
     at: list[float]
-    arms: dict[str, list[float]]
+    variants: dict[str, list[float]]
     floor: list[float] | None
     floor_of: str | None = None
 
@@ -58,63 +58,63 @@ def step_curves(setup: Setup, *, rounds: int) -> list[Curve]:
 
 
 def _steps(base: Setup, field: str, values: Sequence[int], *, over: str, rate: float, rounds: int) -> Curve:
-    found: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[float]] = {name: [] for name in VARIANTS}
     floor = []
     for value in values:
         setup = replace(base, **{field: value})  # type: ignore[arg-type]
         imsm, peft = build(setup, stream="interwoven"), build(setup, stream="tuned")
         steps = {
-            "IMSM, memory bank filled": train_step(imsm, setup, banked=True),
-            "IMSM, no bank": train_step(imsm, setup),
+            "IMSM, hidden-state cache filled": train_step(imsm, setup, cached=True),
+            "IMSM, no cache": train_step(imsm, setup),
             "our PEFT": train_step(peft, setup),
         }
-        arms = {arm: timed(step, device=setup.device) for arm, step in steps.items()}
-        for arm, seconds in medians(arms, rounds=rounds).items():
-            found[arm].append(seconds)
+        timers = {name: timed(step, device=setup.device) for name, step in steps.items()}
+        for name, seconds in medians(timers, rounds=rounds).items():
+            found[name].append(seconds)
         floor.append(operations(steps["our PEFT"]) / rate)
     return Curve(
         name="a training step",
         over=over,
         at=[float(value) for value in values],
-        arms=found,
+        variants=found,
         floor=floor,
         floor_of=_operations_at(rate),
     )
 
 
 def decoding_curve(setup: Setup, *, rounds: int) -> Curve:
-    """An answer of a growing length, one row, bfloat16."""
+    """A response of growing length, one row, bfloat16."""
     setup = replace(setup, dtype="bfloat16", batch=1)
     imsm, peft = (build(setup, stream=stream).eval() for stream in ("interwoven", "tuned"))
-    rows = random_batch(setup, vocabulary=imsm.config.schema.vocab_size)
+    rows = random_batch(setup, vocabulary=imsm.config.vocab_size)
     prompts = torch.tensor([rows[0].prompt_ids], device=setup.device)
     lengths = [8, 32, 128]
-    arms = {
+    timers = {
         "IMSM": partial(decode, imsm.generate, prompts, tokens=max(lengths), device=setup.device),
         "our PEFT": partial(decode, peft.generate, prompts, tokens=max(lengths), device=setup.device),
     }
-    found = interleaved(arms, rounds=rounds)
+    found = interleaved(timers, rounds=rounds)
     weights = sum(p.numel() * p.element_size() for p in peft.backbone.parameters())
     rate = bandwidth(device=setup.device)
-    times = {arm: _until(seconds, lengths, of=max(lengths)) for arm, seconds in found.items()}
+    times = {name: _until(seconds, lengths, of=max(lengths)) for name, seconds in found.items()}
     return Curve(
         name="an answer, batch 1, bfloat16",
         over="tokens of an answer",
         at=[float(length) for length in lengths],
-        arms=times,
+        variants=times,
         floor=[length * weights / rate for length in lengths],
         floor_of=f"the weights' bytes at {rate / 1e9:,.0f} GB/s",
     )
 
 
 def _until(seconds: list[float], lengths: Sequence[int], *, of: int) -> list[float]:
-    """Median seconds until so many tokens are there."""
+    """Return the median seconds until each length is reached."""
     rounds = [seconds[start : start + of] for start in range(0, len(seconds), of)]
     return [median(sum(each[:length]) for each in rounds) for length in lengths]
 
 
 def runs_curve(setup: Setup) -> Curve:
-    """A sweep's training time, run after run; the bank is filled by the first."""
+    """Training time of a sweep, run after run; the first run computes the cache."""
     ours, theirs = sweep_seconds(setup)
     rate = matrix_rate(dtype=setup.dtype, device=setup.device)
     least = STEPS * operations(train_step(build(setup, stream="tuned"), setup)) / rate
@@ -122,17 +122,17 @@ def runs_curve(setup: Setup) -> Curve:
         name="training all runs of a sweep, 60 steps each",
         over="runs",
         at=[float(number) for number in range(1, len(ours) + 1)],
-        arms={"IMSM, its bank's filling included": ours, "our PEFT": theirs},
+        variants={"IMSM, computing the cache included": ours, "our PEFT": theirs},
         floor=[number * least for number in range(1, len(ours) + 1)],
         floor_of=_operations_at(rate),
     )
 
 
 def processes_curve(setup: Setup) -> Curve:
-    """One epoch of the miniature over processes that share a batch out (ZeRO-2 for two).
+    """One epoch of the miniature over processes that split a batch (ZeRO-2 for two).
 
     Args:
-        setup: of the miniature; a token's operations are those of its batch.
+        setup: the miniature; operations per token are those of its batch.
 
     Raises:
         ImportError: DeepSpeed is missing.
@@ -142,9 +142,9 @@ def processes_curve(setup: Setup) -> Curve:
     found: dict[str, list[float]] = {"IMSM": [], "our PEFT": []}
     tokens = 0
     for processes in (1, 2):
-        for arm, method in {"IMSM": "imsm", "our PEFT": "peft"}.items():
+        for name, method in {"IMSM": "imsm", "our PEFT": "peft"}.items():
             record = _trained(method, processes)
-            found[arm].append(float(record["seconds"]))
+            found[name].append(float(record["seconds"]))
             tokens = int(record["tokens"])
     rate = matrix_rate(dtype=setup.dtype, device=setup.device)
     batch = setup.batch * (setup.prompt_tokens + setup.answer_tokens)
@@ -153,7 +153,7 @@ def processes_curve(setup: Setup) -> Curve:
         name="40 steps of the miniature",
         over="processes",
         at=[1.0, 2.0],
-        arms=found,
+        variants=found,
         floor=[tokens * step / batch / rate] * 2,
         floor_of=_operations_at(rate),
     )
@@ -164,7 +164,7 @@ def _operations_at(rate: float) -> str:
 
 
 def _trained(method: str, processes: int) -> dict[str, Any]:
-    """What a run's own record says of its training."""
+    """Train a run and return its training record."""
     engine = "single" if processes == 1 else "zero2"
     with tempfile.TemporaryDirectory() as folder:
         threads = str(max(1, (os.cpu_count() or 1) // processes))

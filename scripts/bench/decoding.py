@@ -1,4 +1,4 @@
-"""Decoding: tokens per second of IMSM, plain PEFT, two passes, and the released algorithm."""
+"""Decoding: tokens per second of IMSM, plain PEFT, two passes, and the paper code's algorithm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compare_decoding(setup: Setup, *, rounds: int) -> list[Comparison]:
     gpu = setup.device.startswith("cuda")
     imsm = build(setup, stream="interwoven").eval()
     peft = get_peft_model(plain_backbone(setup), lora_config(setup)).eval()
-    prompts = _prompts(setup, vocabulary=imsm.config.schema.vocab_size, tokens=setup.prompt_tokens)
+    prompts = _prompts(setup, vocabulary=imsm.config.vocab_size, tokens=setup.prompt_tokens)
 
     def twice(**options: torch.Tensor) -> torch.Tensor:
         with _two_passes(imsm):
@@ -39,45 +39,45 @@ def compare_decoding(setup: Setup, *, rounds: int) -> list[Comparison]:
         "peft": peft.generate,
         "twice": twice,
     }
-    arms = {
+    timers = {
         name: partial(_later, generate, prompts, tokens=NEW, device=setup.device)
         for name, generate in generates.items()
     }
-    found = interleaved(arms, rounds=rounds)
+    found = interleaved(timers, rounds=rounds)
     speed = {name: 1 / median(seconds) for name, seconds in found.items()}
     return [
         Comparison(
             name=f"decoding, batch 1, bfloat16: IMSM / {against}",
             ours=speed["imsm"],
-            theirs=speed[arm],
+            theirs=speed[name],
             unit="tokens/s",
             bar=gpu_bar if gpu else bar,
             at_least=True,
         )
-        for arm, against, bar, gpu_bar in (
+        for name, against, bar, gpu_bar in (
             ("peft", "PEFT's own generate", 0.70, 0.97),
             ("twice", "two passes with caches", 1.15, 1.7),
         )
     ]
 
 
-def compare_released(setup: Setup) -> list[Comparison]:
-    """The released algorithm: two copies of the weights, whole texts at every token, no cache."""
+def compare_paper_code(setup: Setup) -> list[Comparison]:
+    """The algorithm of the paper's code: two copies of the weights, full sequences at every token, no cache."""
     setup = replace(setup, dtype="bfloat16", batch=1)
     imsm = build(setup, stream="interwoven").eval()
-    prompts = _prompts(setup, vocabulary=imsm.config.schema.vocab_size, tokens=LONG)
+    prompts = _prompts(setup, vocabulary=imsm.config.vocab_size, tokens=LONG)
     copies = plain_backbone(setup), get_peft_model(plain_backbone(setup), lora_config(setup)).eval()
     seconds = {}
     for name, run in {
-        "ours": partial(_whole, imsm, prompts),
-        "theirs": partial(_released, *copies, imsm.gate, prompts),
+        "ours": partial(_generate_long, imsm, prompts),
+        "theirs": partial(_paper_code, *copies, imsm.gate, prompts),
     }.items():
         start = now(setup.device)
         run()
         seconds[name] = now(setup.device) - start
     return [
         Comparison(
-            name=f"decoding {LONG} after {LONG}, batch 1, bfloat16: IMSM / the released algorithm",
+            name=f"decoding {LONG} after {LONG}, batch 1, bfloat16: IMSM / the paper code's algorithm",
             ours=LONG / seconds["ours"],
             theirs=LONG / seconds["theirs"],
             unit="tokens/s",
@@ -88,40 +88,40 @@ def compare_released(setup: Setup) -> list[Comparison]:
 
 
 def _prompts(setup: Setup, *, vocabulary: int, tokens: int) -> torch.Tensor:
-    """(B, T) of random tokens."""
+    """Return random token ids, (B, T)."""
     rows = random_batch(replace(setup, prompt_tokens=tokens), vocabulary=vocabulary)
     return torch.tensor([row.prompt_ids for row in rows], device=setup.device)
 
 
 def _later(generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, tokens: int, device: str) -> list[float]:
-    """Seconds of every new token but the first."""
+    """Return the seconds of each new token except the first."""
     return decode(generate, prompts, tokens=tokens, device=device)[1:]
 
 
-def _whole(model: SiameseForCausalLM, prompts: torch.Tensor) -> None:
+def _generate_long(model: SiameseForCausalLM, prompts: torch.Tensor) -> None:
     decode(model.generate, prompts, tokens=LONG, device=str(model.device))  # type: ignore[arg-type]
 
 
 @contextmanager
 def _two_passes(model: SiameseForCausalLM) -> Iterator[None]:
-    """The same model, each stream in a pass and with a cache of its own."""
-    if not model.streams.doubled:
-        raise RuntimeError("both streams do not run as one batch here: nothing to compare")
-    model.streams.doubled = False
+    """Run each stream in a separate pass with a separate cache."""
+    if not model.streams.batch_both:
+        raise RuntimeError("both streams do not run as one batch: nothing to compare")
+    model.streams.batch_both = False
     try:
         yield
     finally:
-        model.streams.doubled = True
+        model.streams.batch_both = True
 
 
 @torch.inference_mode()
-def _released(original: torch.nn.Module, tuned: torch.nn.Module, gate: torch.nn.Module, ids: torch.Tensor) -> None:
-    """Both copies read the whole text for each token; the head runs at its last position alone."""
+def _paper_code(original: torch.nn.Module, tuned: torch.nn.Module, gate: torch.nn.Module, ids: torch.Tensor) -> None:
+    """Both copies read the full sequence for each token; the head runs at its last position."""
     query = ids.shape[1]
-    bodies = find_decoder(original), find_decoder(tuned.get_base_model())  # type: ignore[operator]
+    decoders = find_decoder(original), find_decoder(tuned.get_base_model())  # type: ignore[operator]
     for _ in range(LONG):
-        memories = [body(input_ids=ids, use_cache=False).last_hidden_state for body in bodies]
-        queries = [memory[:, :query].mean(dim=1, keepdim=True) for memory in memories]
-        mixed = interweave(*memories, gate(*memories, *queries))
+        hidden_states = [decoder(input_ids=ids, use_cache=False).last_hidden_state for decoder in decoders]
+        queries = [states[:, :query].mean(dim=1, keepdim=True) for states in hidden_states]
+        mixed = interweave(*hidden_states, gate(*hidden_states, *queries))
         logits = original.get_output_embeddings()(mixed[:, -1:])  # type: ignore[operator]
         ids = torch.cat([ids, logits.argmax(dim=-1)], dim=1)

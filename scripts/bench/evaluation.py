@@ -1,4 +1,4 @@
-"""Judging all tasks of the miniature, in batches and one item at a time."""
+"""Evaluation of all tasks of the miniature, in batches and one example at a time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TASKS = ("mrpc", "cola", "ropes", "gsm8k", "webq", "freebaseqa", "multirc")
 ITEMS = 200
 
 
-def compare_judging(setup: Setup) -> list[Comparison]:
-    """The interwoven stream's answers and likelihoods, the miniature's own data.
+def compare_evaluation(setup: Setup) -> list[Comparison]:
+    """Time responses and log-likelihoods of the interwoven stream on the miniature's data.
 
     Raises:
-        ImportError: the datasets need pydantic and what else the run's configuration needs.
+        ImportError: pydantic or another library of the run configuration is missing.
     """
     from imsm.utils.options import load_option
 
@@ -30,10 +30,10 @@ def compare_judging(setup: Setup) -> list[Comparison]:
     speed = {batch: len(TASKS) * ITEMS / _seconds(model, batch) for batch in (together, 1)}
     return [
         Comparison(
-            name=f"judging seven tasks, miniature: batches of {together} / one item at a time",
+            name=f"evaluating seven tasks, miniature: batches of {together} / one example at a time",
             ours=speed[together],
             theirs=speed[1],
-            unit="items/s",
+            unit="examples/s",
             bar=6,
             at_least=True,
         )

@@ -1,4 +1,4 @@
-"""What the machine can do at best: its matrix rate and its memory's bandwidth, measured."""
+"""Measured limits of the machine: matrix multiplication rate and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIZE, _BYTES, _ROUNDS = 2048, 2**29, 5
 
 
 def matrix_rate(*, dtype: str, device: str) -> float:
-    """Floating point operations per second of a product of square matrices."""
+    """Return the floating-point operations per second of a product of square matrices."""
     sides = (torch.randn(_SIZE, _SIZE, dtype=getattr(torch, dtype), device=device) for _ in "ab")
     left, right = sides
     seconds = _least(lambda: left @ right, device)
@@ -21,13 +21,13 @@ def matrix_rate(*, dtype: str, device: str) -> float:
 
 
 def bandwidth(*, device: str) -> float:
-    """Bytes per second of reading a tensor that no cache holds."""
+    """Return the bytes per second of reading a tensor that exceeds every cache."""
     values = torch.ones(_BYTES // 4, device=device)
     return _BYTES / _least(values.sum, device)
 
 
 def operations(step: Callable[[], object]) -> int:
-    """Floating point operations of a step: products of matrices and attention, both ways."""
+    """Return the floating-point operations of a step: matrix products and attention, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""Peak memory of training, each arm in a process of its own."""
+"""Peak memory of training, each variant in a separate process."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ STEPS = 2
 
 
 def compare_memory(setup: Setup) -> list[Comparison]:
-    """IMSM, with a filled bank and without, against our vanilla PEFT."""
-    arms: dict[str, tuple[Stream, bool]] = {
+    """IMSM, with a filled hidden-state cache and without, against our vanilla PEFT."""
+    variants: dict[str, tuple[Stream, bool]] = {
         "peft": ("tuned", False),
-        "no bank": ("interwoven", False),
-        "memory bank filled": ("interwoven", True),
+        "no cache": ("interwoven", False),
+        "hidden-state cache filled": ("interwoven", True),
     }
     peaks = {}
-    for name, (stream, banked) in arms.items():
+    for name, (stream, cached) in variants.items():
         command = [sys.executable, "-m", "scripts.bench.memory", setup.written(), stream]
-        command += ["--banked"] if banked else []
+        command += ["--cached"] if cached else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks[name] = int(done.stdout.split()[-1]) / 2**20
     return [
@@ -40,22 +40,22 @@ def compare_memory(setup: Setup) -> list[Comparison]:
             unit="MiB",
             bar=1.05,
         )
-        for name in ("no bank", "memory bank filled")
+        for name in ("no cache", "hidden-state cache filled")
     ]
 
 
 def main() -> None:
-    """Print the peak of one arm, in bytes."""
+    """Print the peak of one variant, in bytes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("setup", type=json.loads, help="JSON of a Setup")
     parser.add_argument("stream", choices=["interwoven", "tuned"])
-    parser.add_argument("--banked", action="store_true", help="read a memory bank")
+    parser.add_argument("--cached", action="store_true", help="read a hidden-state cache")
     arguments = parser.parse_args()
     setup = Setup(**arguments.setup)
     model = build(setup, stream=arguments.stream)
     for parameter in model.parameters():
-        parameter.data = parameter.data.clone()  # out of the file that it is mapped from
-    step = train_step(model, setup, banked=arguments.banked)
+        parameter.data = parameter.data.clone()  # copy out of the mapped file
+    step = train_step(model, setup, cached=arguments.cached)
 
     def steps() -> None:
         for _ in range(STEPS):

@@ -1,4 +1,4 @@
-"""One tiny architecture inside IMSM against a computation of its own: passes, texts, training.
+"""One tiny architecture inside IMSM against an independent computation: passes, texts, training.
 
 The computation shares nothing with the siamese model but the weights: a second, untouched backbone,
 the adapted one alone, one sequence at a time without padding or cache, the gate's formula written

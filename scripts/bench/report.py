@@ -1,4 +1,4 @@
-"""The benchmark's page: its table in Markdown, its plots beside it."""
+"""The benchmark's page: its table in Markdown and its plots."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from scripts.bench.result import row_cells
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STYLES = {"IMSM": ("#0072b2", "o"), "IMSM, no bank": ("#56b4e9", "s"), "our PEFT": ("#e69f00", "d")}
-"""Colour and marker of an arm, the same in every plot; other arms are kinds of IMSM."""
+STYLES = {"IMSM": ("#0072b2", "o"), "IMSM, no cache": ("#56b4e9", "s"), "our PEFT": ("#e69f00", "d")}
+"""Colour and marker of each method in every plot; other names are variants of IMSM."""
 HEAD = ["", "ours", "theirs", "", "ratio", "bar", ""]
 
 
 def write_page(path: Path, record: dict[str, Any]) -> Path:
-    """Write `<name>.md` beside the JSON file, and its plots where matplotlib is there.
+    """Write `<name>.md` next to the JSON file, and its plots if matplotlib is installed.
 
     Args:
         path: the JSON file.
-        record: what is in it.
+        record: its content.
 
     Returns:
         The page's path.
@@ -31,8 +31,8 @@ def write_page(path: Path, record: dict[str, Any]) -> Path:
         f"{record['date'][:10]}, commit {record['commit'] or 'unknown'}, "
         + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         "",
-        "Ours over theirs, both measured in one run: steps and decoding by turns, as medians; "
-        "start-up as a median; the rest one after the other. Where a row does not say otherwise: "
+        "Ratios of ours to theirs, measured in one run: steps and decoding alternate and are medians; "
+        "start-up is a median; the rest is sequential. Unless a row states otherwise: "
         + ", ".join(f"{key} {value}" for key, value in record["settings"].items())
         + ".",
         "",
@@ -45,7 +45,7 @@ def write_page(path: Path, record: dict[str, Any]) -> Path:
         if row["reason"]:
             lines += [f"{row['name']}: {row['reason']}", ""]
     for each in record["left_out"]:
-        lines += [f"Left out: {each['name']}, which needs {each['needs']}.", ""]
+        lines += [f"Skipped: {each['name']}, which needs {each['needs']}.", ""]
     for name in _draw(path.with_suffix(""), record):
         lines += [f"![{name}]({path.stem}/{name}.svg)", ""]
     page = path.with_suffix(".md")
@@ -54,7 +54,7 @@ def write_page(path: Path, record: dict[str, Any]) -> Path:
 
 
 def _draw(folder: Path, record: dict[str, Any]) -> list[str]:
-    """All plots, as `<name>.svg`; their names."""
+    """Draw all plots as `<name>.svg` and return their names."""
     try:
         import matplotlib
     except ImportError:
@@ -81,7 +81,7 @@ def _draw(folder: Path, record: dict[str, Any]) -> list[str]:
 
 
 def _bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """How far each ratio is from its bar: below 1 is better, whichever way the bar bounds."""
+    """Plot each ratio as a share of its bar: below 1 is better for upper and lower bounds."""
     shares = [r["bar"] / r["ratio"] if r["at_least"] else r["ratio"] / r["bar"] for r in rows]
     colours = ["#2c7fb8" if row["met"] else "#d95f0e" for row in rows]
     places = range(len(rows), 0, -1)
@@ -98,9 +98,9 @@ def _bars(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _curve(axes: Axes, curve: dict[str, Any]) -> None:
-    for arm, seconds in curve["arms"].items():
-        colour, marker = STYLES.get(arm, STYLES["IMSM"])
-        axes.plot(curve["at"], seconds, marker=marker, color=colour, label=arm)
+    for name, seconds in curve["variants"].items():
+        colour, marker = STYLES.get(name, STYLES["IMSM"])
+        axes.plot(curve["at"], seconds, marker=marker, color=colour, label=name)
     if curve["floor"]:
         label = f"floor: {curve['floor_of']}"
         axes.plot(curve["at"], curve["floor"], color="grey", linestyle="--", label=label)

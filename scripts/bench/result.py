@@ -1,4 +1,4 @@
-"""The benchmark's file, and its rows as a table in the terminal."""
+"""The benchmark's result file, and its rows as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def write_result(
     left_out: Sequence[dict[str, str]],
     device: str,
     settings: dict[str, Any],
-    began: str | None,
+    commit_at_start: str | None,
 ) -> dict[str, Any]:
-    """Write all that was measured and what it was measured with; returns it.
+    """Write the measurements with device, versions and settings; return the record.
 
-    ``began`` is the commit as measuring began; if another stands there now, the record says so.
+    ``commit_at_start`` is the commit when measuring began; if it has changed since, both are recorded.
     """
     ended = commit()
     record = {
@@ -43,7 +43,7 @@ def write_result(
         "curves": [curve.record() for curve in curves],
         "left_out": list(left_out),
         "device": _described(device),
-        "commit": began if began == ended else f"{began}, at the end {ended}",
+        "commit": commit_at_start if commit_at_start == ended else f"{commit_at_start}, at the end {ended}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
         "settings": settings,
@@ -54,12 +54,12 @@ def write_result(
 
 
 def device_name(device: str) -> str:
-    """The device as a file's name."""
+    """Return the device as a file name."""
     return re.sub(r"\W+", "_", _described(device).lower()).strip("_")
 
 
 def print_table(record: dict[str, Any]) -> None:
-    """The comparisons for a terminal; plain lines where rich is missing."""
+    """Print the comparisons as a table, or as plain lines without rich."""
     rows = [row_cells(row) for row in record["comparisons"]]
     try:
         from rich.console import Console
@@ -74,11 +74,11 @@ def print_table(record: dict[str, Any]) -> None:
 
 
 def row_cells(row: dict[str, Any]) -> list[str]:
-    """A comparison's cells: name, ours, theirs, unit, ratio, bar, verdict."""
+    """Return a comparison's cells: name, ours, theirs, unit, ratio, bar, verdict."""
     sign = "≥" if row["at_least"] else "≤"
     bar = "" if row["bar"] is None else f"{sign} {row['bar']:g}"
     verdict = {None: "", True: "met", False: "floor" if row["floor"] else "not met"}[row["met"]]
-    sizes = [f"{row[arm]:.4g}" for arm in ("ours", "theirs")]
+    sizes = [f"{row[side]:.4g}" for side in ("ours", "theirs")]
     return [row["name"], *sizes, row["unit"], f"{row['ratio']:.2f}", bar, verdict]
 
 
@@ -105,7 +105,7 @@ def _versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, "-dirty" if its code was changed; None outside of git."""
+    """Return the commit of this checkout, with "-dirty" if files changed; None outside git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:

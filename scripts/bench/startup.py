@@ -1,4 +1,4 @@
-"""Start-up: how long until a user sees the help, a plan, the first training step."""
+"""Start-up: seconds until the help, a plan, the first training step."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LIMITS = {"--help": 1.0, "mode=plan backbone=llama3": 10.0, "the first training 
 """Seconds."""
 
 
-def compare_starting() -> list[Comparison]:
-    """Each command as a process of its own; "theirs" is the limit."""
+def compare_startup() -> list[Comparison]:
+    """Run each command in its own process; "theirs" is the limit."""
     measured = {
         "--help": lambda: _ended("--help"),
         "mode=plan backbone=llama3": lambda: _ended("mode=plan", "backbone=llama3"),
@@ -45,7 +45,7 @@ def _ended(*arguments: str) -> float:
 
 
 def _first_step() -> float:
-    """Until the first step of the README's first command stands in the run's log."""
+    """Return the seconds until the first training step is in the run's log."""
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
         environment = {**os.environ, "IMSM_RUNS": str(runs), "IMSM_CACHE": folder}

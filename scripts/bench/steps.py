@@ -1,4 +1,4 @@
-"""A training step: IMSM with and without a memory bank, our PEFT, the libraries' own trainers."""
+"""Training steps: IMSM with and without hidden-state cache, our PEFT, and the libraries' trainers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imsm.data.batching import collate_training
 from imsm.models.siamese.hidden_state_cache import compute_in_memory
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training.engines.single_device import SingleDeviceEngine
-from imsm.training.optimizer import build_optimizer, build_lr_scheduler
+from imsm.training.optimizer import build_lr_scheduler, build_optimizer
 from imsm.training.train_step import model_inputs
 from scripts.bench.comparison import Comparison
 from scripts.bench.timing import medians, timed
@@ -25,11 +25,11 @@ Step = Callable[[], object]
 
 
 def compare_steps(setup: Setup, *, rounds: int) -> list[Comparison]:
-    """IMSM against our vanilla PEFT; "checkpointing" recomputes activations in both arms."""
+    """IMSM against our vanilla PEFT; "checkpointing" recomputes activations in both."""
     gpu = setup.device.startswith("cuda")
     imsm, peft = build(setup, stream="interwoven"), build(setup, stream="tuned")
     steps = {
-        "imsm, bank": train_step(imsm, setup, banked=True),
+        "imsm, cache": train_step(imsm, setup, cached=True),
         "imsm": train_step(imsm, setup),
         "peft": train_step(peft, setup),
         "imsm, checkpointing": train_step(imsm, setup, checkpointing=True),
@@ -47,14 +47,14 @@ def compare_steps(setup: Setup, *, rounds: int) -> list[Comparison]:
         )
 
     return [
-        row("memory bank filled", "imsm, bank", "peft", 1.05 if gpu else 1.10),
-        row("no bank", "imsm", "peft", 1.55),
-        row("no bank, checkpointing", "imsm, checkpointing", "peft, checkpointing", 1.40),
+        row("hidden-state cache filled", "imsm, cache", "peft", 1.05 if gpu else 1.10),
+        row("no cache", "imsm", "peft", 1.55),
+        row("no cache, checkpointing", "imsm, checkpointing", "peft, checkpointing", 1.40),
     ]
 
 
 def compare_trainer(setup: Setup, *, rounds: int) -> list[Comparison]:
-    """Our vanilla PEFT against transformers' `Trainer`, which makes logits of every position."""
+    """Our vanilla PEFT against transformers' `Trainer`, which computes logits at every position."""
     with tempfile.TemporaryDirectory() as folder:
         seconds = _against(setup, trainer_step(setup, folder), rounds=rounds)
     return [
@@ -86,21 +86,21 @@ def compare_sft(setup: Setup, *, rounds: int) -> list[Comparison]:
 
 def _against(setup: Setup, theirs: Step, *, rounds: int) -> dict[str, float]:
     steps = {"ours": train_step(build(setup, stream="tuned"), setup), "theirs": theirs}
-    arms = {name: timed(step, device=setup.device) for name, step in steps.items()}
-    return medians(arms, rounds=rounds)
+    timers = {name: timed(step, device=setup.device) for name, step in steps.items()}
+    return medians(timers, rounds=rounds)
 
 
-def train_step(model: SiameseForCausalLM, setup: Setup, *, banked: bool = False, checkpointing: bool = False) -> Step:
-    """One optimizer step on one batch, as a function without arguments.
+def train_step(model: SiameseForCausalLM, setup: Setup, *, cached: bool = False, checkpointing: bool = False) -> Step:
+    """Return a function that takes one optimizer step on one batch.
 
     Args:
-        model: what is trained.
-        setup: of the batch.
-        banked: whether it reads a memory bank, which is filled here.
+        model: model to train.
+        setup: shape of the batch.
+        cached: whether it reads a hidden-state cache, which is computed here.
         checkpointing: whether activations are recomputed.
     """
     items = random_batch(setup, vocabulary=model.config.vocab_size)
-    bank = compute_in_memory(model, items, pad_id=0) if banked else None
+    cache = compute_in_memory(model, items, pad_id=0) if cached else None
     device = torch.device(setup.device)
     optimizer = build_optimizer(model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0)
     schedule = build_lr_scheduler(optimizer, lr_scheduler_type="constant", warmup_ratio=0.0, num_training_steps=100)
@@ -111,7 +111,7 @@ def train_step(model: SiameseForCausalLM, setup: Setup, *, banked: bool = False,
         if checkpointing:
             model.activation_checkpointing_enable()
         try:
-            batch = model_inputs(device, items, pad_id=0, hidden_state_cache=bank)
+            batch = model_inputs(device, items, pad_id=0, hidden_state_cache=cache)
             engine.backward(model(**batch).loss, last=True)
             engine.step()
         finally:
@@ -133,7 +133,7 @@ def lora_config(setup: Setup) -> LoraConfig:
 
 
 def _quiet(setup: Setup, folder: str) -> dict[str, Any]:
-    """Arguments of both trainers: the recipe of `train_step`, no reports, nothing saved."""
+    """Return arguments of both trainers: the recipe of `train_step`, nothing logged or saved."""
     return {
         "output_dir": folder,
         "per_device_train_batch_size": setup.batch,
@@ -152,10 +152,10 @@ def _quiet(setup: Setup, folder: str) -> dict[str, Any]:
 
 
 def trainer_step(setup: Setup, folder: str) -> Step:
-    """A step of `transformers.Trainer`: its `training_step`, clipping, its optimizer.
+    """Return a step of `transformers.Trainer`: `training_step`, clipping, optimizer.
 
     Raises:
-        ImportError: it needs accelerate.
+        ImportError: accelerate is missing.
     """
     from transformers import Trainer, TrainingArguments
 
@@ -166,7 +166,7 @@ def trainer_step(setup: Setup, folder: str) -> Step:
 
 
 def sft_step(setup: Setup, folder: str) -> Step:
-    """A step of TRL's `SFTTrainer`, likewise; its batch comes from its own collator.
+    """Return a step of TRL's `SFTTrainer`, with a batch from its own collator.
 
     Raises:
         ImportError: TRL or datasets is missing.

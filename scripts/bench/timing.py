@@ -1,4 +1,4 @@
-"""Time and memory that can be compared: by turns in one process, medians, a first round thrown."""
+"""Comparable time and memory: alternating in one process, medians, first round discarded."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ Measured = Callable[[], list[float]]
 """Runs once and returns the seconds that it measured."""
 
 
-def interleaved(arms: Mapping[str, Measured], *, rounds: int) -> dict[str, list[float]]:
-    """All arms by turns, so that a busy moment of the machine meets all; a first round is thrown.
+def interleaved(timers: Mapping[str, Measured], *, rounds: int) -> dict[str, list[float]]:
+    """Measure alternately, so that load on the machine affects all; discard a first round.
 
     Args:
-        arms: what is measured.
-        rounds: how many are kept.
+        timers: functions that measure.
+        rounds: number of rounds that count.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
     for round_ in range(rounds + 1):
-        for name, measured in arms.items():
+        for name, measured in timers.items():
             found = measured()
             if round_:
                 seconds[name] += found
     return seconds
 
 
-def medians(arms: Mapping[str, Measured], *, rounds: int) -> dict[str, float]:
-    """The median seconds of each arm."""
-    return {name: median(each) for name, each in interleaved(arms, rounds=rounds).items()}
+def medians(timers: Mapping[str, Measured], *, rounds: int) -> dict[str, float]:
+    """Return the median seconds of each."""
+    return {name: median(each) for name, each in interleaved(timers, rounds=rounds).items()}
 
 
 def now(device: str) -> float:
-    """Seconds, when the device has done all that it was given."""
+    """Return the time in seconds once the device is idle."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def timed(run: Callable[[], object], *, device: str) -> Measured:
-    """``run`` with its seconds as result."""
+    """Return a function that runs ``run`` and returns its seconds."""
 
     def measured() -> list[float]:
         start = now(device)
@@ -55,26 +55,26 @@ def timed(run: Callable[[], object], *, device: str) -> Measured:
 
 
 class Clock(StoppingCriteria):
-    """Never stops; notes when each new token is there."""
+    """Never stops; records the time of each new token."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
-        """No row is done, (B,)."""
+        """Return False for each row, (B,)."""
         self.times.append(now(self.device))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def decode(generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, tokens: int, device: str) -> list[float]:
-    """Seconds that each new token took; the first one's include reading the prompt.
+    """Return the seconds of each new token; the first includes the prefill.
 
     Args:
-        generate: a model's.
+        generate: method of a model.
         prompts: token ids, (B, T).
-        tokens: how many new ones; the end of the text does not end it.
-        device: where the model is.
+        tokens: number of new tokens; the end token does not stop generation.
+        device: the model's device.
     """
     clock = Clock(device)
     config = GenerationConfig(do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0)
@@ -90,22 +90,22 @@ def decode(generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, toke
 
 
 def peak_of(run: Callable[[], object], *, device: str) -> int:
-    """Bytes at the peak while ``run`` runs, all that was there before included.
+    """Return the peak bytes while ``run`` runs, including what was allocated before.
 
-    On a CPU it is the process's anonymous memory (files that it maps, libraries above all, are
-    not counted): meant for a process of its own. On a GPU it is the allocator's peak.
+    On a CPU this is the process's anonymous memory (mapped files, such as libraries, are not
+    counted); use a separate process. On a GPU it is the allocator's peak.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to what is in use now
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current use
     run()
     return _status("VmHWM") - _status("RssFile")
 
 
 def _status(key: str) -> int:
-    """An entry of this process's status, in bytes (Linux)."""
+    """Return an entry of this process's status, in bytes (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == key:

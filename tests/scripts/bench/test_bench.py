@@ -17,7 +17,7 @@ from imsm.models.siamese.model import SiameseForCausalLM
 from scripts.bench.__main__ import SHAPES, make_setup, measure
 from scripts.bench.comparison import Comparison
 from scripts.bench.curves import Curve, decoding_curve, step_curves
-from scripts.bench.decoding import compare_decoding, compare_released
+from scripts.bench.decoding import compare_decoding, compare_paper_code
 from scripts.bench.hardware import bandwidth, matrix_rate, operations
 from scripts.bench.memory import compare_memory
 from scripts.bench.report import write_page
@@ -67,11 +67,11 @@ def test_a_bar_is_met_up_to_its_value_from_either_side() -> None:
 def test_steps_have_their_bars(setup: Setup) -> None:
     rows = by_name(compare_steps(setup, rounds=1))
     assert [row.bar for row in rows.values()] == [1.10, 1.55, 1.40]
-    banked, unbanked, _ = rows.values()
-    assert banked.theirs == unbanked.theirs
+    cached, uncached, _ = rows.values()
+    assert cached.theirs == uncached.theirs
 
 
-@pytest.mark.parametrize(("options", "passes"), [({}, 2), ({"banked": True}, 1), ({"checkpointing": True}, 2)])
+@pytest.mark.parametrize(("options", "passes"), [({}, 2), ({"cached": True}, 1), ({"checkpointing": True}, 2)])
 def test_a_step_does_what_its_row_says(setup: Setup, options: dict[str, bool], passes: int) -> None:
     model = build(setup, stream="interwoven")
     step = train_step(model, setup, **options)
@@ -83,7 +83,7 @@ def test_a_step_does_what_its_row_says(setup: Setup, options: dict[str, bool], p
 def _counted(model: SiameseForCausalLM) -> list[int]:
     """Grows with every pass through the first layer."""
     passes: list[int] = []
-    first = model.streams.body.layers[0]  # type: ignore[union-attr,index]
+    first = model.streams.decoder.layers[0]  # type: ignore[union-attr,index]
     first.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     return passes
 
@@ -99,7 +99,7 @@ def test_two_passes_are_two_passes(setup: Setup) -> None:
     with decoding._two_passes(model):
         model.generate(ids, max_new_tokens=3, min_new_tokens=3)
     assert len(passes) == 3 + 2 * 3
-    model.streams.doubled = False
+    model.streams.batch_both = False
     with pytest.raises(RuntimeError, match="nothing to compare"), decoding._two_passes(model):
         pass
 
@@ -120,11 +120,11 @@ def test_decoding_rows(setup: Setup) -> None:
         (0.70, True, "tokens/s"),
         (1.15, True, "tokens/s"),
     ]
-    (row,) = compare_released(setup)
+    (row,) = compare_paper_code(setup)
     assert row.bar == 10
 
 
-def test_the_released_algorithm_answers_as_the_model_does(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_paper_code_algorithm_gives_the_tokens_of_the_model(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise its time would be of something else."""
     import scripts.bench.decoding as decoding
 
@@ -135,13 +135,13 @@ def test_the_released_algorithm_answers_as_the_model_does(setup: Setup, monkeypa
     seen: list[torch.Tensor] = []
     body = find_decoder(plain.backbone)
     body.register_forward_pre_hook(lambda _, __, named: seen.append(named["input_ids"]), with_kwargs=True)
-    decoding._released(plain.backbone, plain.adapted, model.gate, ids)
+    decoding._paper_code(plain.backbone, plain.adapted, model.gate, ids)
     expected = model.generate(ids, max_new_tokens=6, min_new_tokens=6)
     assert len(seen) == 2 * 6 and torch.equal(seen[-1], expected[:, :-1])
 
 
 @pytest.mark.slow  # three processes that import torch
-def test_memory_of_the_arms(setup: Setup) -> None:
+def test_memory_of_the_variants(setup: Setup) -> None:
     rows = by_name(compare_memory(setup))
     assert {row.bar for row in rows.values()} == {1.05}
     # anonymous memory of a Python process with torch: some hundred MiB, without its libraries
@@ -164,7 +164,7 @@ def test_curves_have_a_point_for_every_value(setup: Setup) -> None:
     curves = step_curves(replace(setup, shape={**ARCHITECTURES["llama"]}), rounds=1)
     curves.append(decoding_curve(setup, rounds=1))
     for curve in curves:
-        for points in (*curve.arms.values(), curve.floor or []):
+        for points in (*curve.variants.values(), curve.floor or []):
             assert len(points) == len(curve.at) and min(points) > 0
     (batch,) = [curve for curve in curves if curve.over == "examples of a batch"]
     assert batch.floor is not None and batch.floor[-1] > 8 * batch.floor[0]
@@ -203,7 +203,7 @@ def test_the_file_and_its_page(tmp_path: Path) -> None:
         Comparison(name="slow", ours=3, theirs=1, unit="s", bar=1.5, floor=True, reason="because"),
         Comparison(name="fast", ours=30, theirs=2, unit="tokens/s", bar=10, at_least=True),
     ]
-    curve = Curve(name="a step", over="tokens", at=[1.0, 2.0], arms={"IMSM": [1.0, 2.0]}, floor=[0.5, 1.0])
+    curve = Curve(name="a step", over="tokens", at=[1.0, 2.0], variants={"IMSM": [1.0, 2.0]}, floor=[0.5, 1.0])
     record = write_result(
         tmp_path / "it.json",
         rows,
@@ -211,7 +211,7 @@ def test_the_file_and_its_page(tmp_path: Path) -> None:
         left_out=[{"name": "sft", "needs": "trl"}],
         device="cpu",
         settings={"batch": 16},
-        began=commit(),
+        commit_at_start=commit(),
     )
     assert json.loads((tmp_path / "it.json").read_text()) == record
     asked = {"name", "ours", "theirs", "unit", "ratio", "bar", "met", "floor", "reason"}
@@ -253,7 +253,7 @@ bench.main(["--only", "steps", "sft", "--rounds", "1", "--device", "cpu",
     record = json.loads((tmp_path / "bare.json").read_text())
     assert len(record["comparisons"]) == 3
     assert {each["name"] for each in record["left_out"]} == {"sft"}
-    assert "training step, no bank" in done.stdout
+    assert "training step, no cache" in done.stdout
     assert "Left out: sft" in (tmp_path / "bare.md").read_text()
 
 
@@ -264,7 +264,7 @@ def test_a_batch_has_the_asked_shape(setup: Setup) -> None:
     assert all(0 < token < 97 for item in items for token in item.prompt_ids + item.answer_ids)
 
 
-@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"banked": True}])
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"cached": True}])
 def test_a_step_trains_adapter_and_gate(setup: Setup, options: dict[str, bool]) -> None:
     model = tiny_siamese()
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -291,7 +291,7 @@ def test_decoding_gives_a_time_for_every_token(setup: Setup) -> None:
     assert min(seconds) > 0
 
 
-def test_arms_take_turns_and_the_first_round_is_thrown_away() -> None:
+def test_variants_take_turns_and_the_first_round_is_thrown_away() -> None:
     calls: list[str] = []
 
     def arm(name: str) -> list[float]:
