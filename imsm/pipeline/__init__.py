@@ -1,1 +1,1 @@
-"""One run from configuration to report; the only callers with a RunConfig."""
+"""One run from its configuration to its report; the only package, with `config`, that takes a RunConfig."""

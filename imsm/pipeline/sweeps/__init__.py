@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Jobs of a sweep: their execution, launchers and status files."""

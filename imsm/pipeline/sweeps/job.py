@@ -55,44 +55,38 @@ class SweepJob:
         number, overrides = _current_job()
         options = [text for text in overrides if text.partition("=")[0] != "sweep"]
         root = runs_root()
+        skipped, objective = False, None
         try:
             config = load_config(cfg, config_dir=self.config_dir)
+            folder = run_dir_of(config, runs_root=root)
             if config.mode == "plan":
                 plan_stages(config, compact=self.several, overrides=options)
-                return self._finish(JobOutcome(number=number, overrides=overrides, state="done"))
-            folder = run_dir_of(config, runs_root=root)
-            skipped = load_if_finished(config, runs_root=root) is not None
-            clear_failure(folder)
-            if config.mode == "download":
+            elif config.mode == "download":
+                clear_failure(folder)
                 download(config, sys.argv[1:])
-                return self._finish(JobOutcome(number=number, overrides=overrides, state="done"))
-            check_offline_files(config)
-            if config.task_sequence is not None:
-                run_stages(config, runs_root=root, overrides=options)
-            elif not run_distributed(config, runs_root=root, overrides=options):
-                run_experiment(config, runs_root=root)
-            clear_failure(folder)
-            result = load_if_finished(config, runs_root=root)
-            return self._finish(
-                JobOutcome(
-                    number=number,
-                    overrides=overrides,
-                    state="skipped" if skipped else "done",
-                    objective=None if result is None else sweep_objective(result, config.data.name),
-                )
+            else:
+                skipped = load_if_finished(config, runs_root=root) is not None
+                clear_failure(folder)
+                check_offline_files(config)
+                if config.task_sequence is not None:
+                    run_stages(config, runs_root=root, overrides=options)
+                elif not run_distributed(config, runs_root=root, overrides=options):
+                    run_experiment(config, runs_root=root)
+                clear_failure(folder)
+                if (result := load_if_finished(config, runs_root=root)) is not None:
+                    objective = sweep_objective(result, config.data.name)
+            outcome = JobOutcome(
+                number=number, overrides=overrides, state="skipped" if skipped else "done", objective=objective
             )
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
                 raise  # submitit requeues the job
             outcome = self._failed(error, cfg, number, overrides)
-        objective = self._finish(outcome)
-        gc.collect()  # after the except block: its traceback references the failed run's tensors
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        return objective
-
-    def _finish(self, outcome: JobOutcome) -> float | None:
         self.sweep.write_status(outcome)
+        if outcome.state == "failed":
+            gc.collect()  # after the except block: its traceback references the failed run's tensors
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
         return outcome.objective
 
     def _failed(self, error: BaseException, cfg: DictConfig, number: int, overrides: list[str]) -> JobOutcome:
