@@ -106,7 +106,7 @@ def build_engine(
 ) -> Iterator[Engine]:
     """Build the engine that trains ``model`` for ``steps`` optimizer steps.
 
-    Collectives are available inside the block; DeepSpeed leaves the model unusable afterwards.
+    Collectives are available inside the block; a model trained by DeepSpeed is unusable afterwards.
     """
     recipe = config.trainer
     optimizer = build_optimizer(

@@ -1,4 +1,4 @@
-"""Finished, failed or missing: what a run folder says about its run."""
+"""Finished, failed or missing: the status in a run folder."""
 
 from __future__ import annotations
 
