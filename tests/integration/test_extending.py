@@ -67,6 +67,7 @@ def test_the_document_shows_one_file_of_each_kind() -> None:
         "data/capitals.yaml", "capitals.py",
         "metric/prefix.yaml", "prefix.py",
         "peft/rslora.yaml",
+        "peft/scaling.yaml", "scaling.py",
         "gate/squashed.yaml", "squashed.py",
         "backbone/my_model.yaml",
     }  # fmt: skip
@@ -124,6 +125,15 @@ def test_custom_options_are_validated(
     overrides = [*choices, override, f"data.mirror_dir={config_dir.parent / 'mirror'}", "evaluation.tasks=[target]"]
     (line,) = ConfigComposer(config_dir).validate(overrides, sweep=False)
     assert problem in line
+
+
+def test_a_registered_method_is_validated_by_its_fields(config_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(config_dir))
+    composer = ConfigComposer(config_dir)
+    overrides = ["backbone=my_model", "peft=scaling", "data.source=miniature"]
+    assert composer.validate(overrides, sweep=False) == []
+    (line,) = composer.validate([*overrides, "peft.start=high"], sweep=False)
+    assert "peft.start" in line
 
 
 def test_an_invalid_custom_argument_ends_the_command_with_exit_code_2(config_dir: Path) -> None:

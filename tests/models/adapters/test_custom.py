@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 import torch
@@ -15,64 +14,30 @@ from imsm.models.adapters.base import adapter_from_config, attach_adapter
 from imsm.models.adapters.custom import import_custom_method
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import UserError
+from tests.integration.test_extending import documented_files
 from tests.models.siamese.tiny import decoded, prompts, tiny_backbone, tiny_siamese
 
-SOURCE = dedent(
-    """
-    from dataclasses import dataclass
-
-    import torch
-
-    from imsm.models.adapters.custom import CustomConfig, LinearTuner, LinearTunerLayer, register_adapter
-
-
-    @dataclass
-    class Config(CustomConfig):
-        start: float = 1.0
-
-
-    class Layer(LinearTunerLayer):
-        adapter_layer_names = ("factors_out",)
-
-        def __init__(self, base_layer, adapter_name, config):
-            super().__init__(base_layer, adapter_name, config)
-            self.add_parameter("factors_out", self.out_features)
-            torch.nn.init.constant_(self.factors_out[adapter_name], config.start)
-
-        def forward(self, x):
-            result = self.base_layer(x)
-            if self.disable_adapters:
-                return result
-            return (result * self.factors_out[self.adapter_name]).to(result.dtype)
-
-
-    class Tuner(LinearTuner):
-        tuner_layer_cls = Layer
-
-
-    register_adapter("factors", config=Config, tuner=Tuner)
-    """
-)
+SOURCE = documented_files()["scaling.py"]
 
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    """A module outside imsm that registers the method "factors"; PEFT can register a name only once."""
+    """A module outside imsm that registers the method "scaling"; PEFT can register a name only once."""
     folder = tmp_path_factory.mktemp("conf")
-    (folder / "factors.py").write_text(SOURCE)
+    (folder / "scaling.py").write_text(SOURCE)
     sys.path.insert(0, str(folder))
-    yield "factors"
+    yield "scaling"
     sys.path.remove(str(folder))
 
 
 def test_a_saved_model_generates_the_same_tokens(module: str, tmp_path: Path) -> None:
     tiny_backbone("llama").save_pretrained(tmp_path / "backbone")
-    adapter = adapter_from_config(f"{module}.Config", {"start": 1.0}, ["q_proj", "down_proj"])
+    adapter = adapter_from_config(f"{module}.ScalingConfig", {"start": 1.0}, ["q_proj", "down_proj"])
     source = {"name_or_path": str(tmp_path / "backbone"), "dtype": "float32"}
     model = tiny_siamese("llama", adapter, source=source)
     model.save_pretrained(tmp_path / "model")
     saved = json.loads((tmp_path / "model" / "adapter" / "adapter_config.json").read_text())
-    assert (saved["peft_type"], saved["python_module"], saved["start"]) == ("FACTORS", module, 1.0)
+    assert (saved["peft_type"], saved["python_module"], saved["start"]) == ("SCALING", module, 1.0)
     again = SiameseForCausalLM.from_pretrained(tmp_path / "model")
     for stream in model.available_streams():
         model.stream = again.stream = stream
@@ -80,7 +45,9 @@ def test_a_saved_model_generates_the_same_tokens(module: str, tmp_path: Path) ->
 
 
 def test_the_original_stream_is_the_backbone(module: str) -> None:
-    model = tiny_siamese("llama", adapter_from_config(f"{module}.Config", {"start": 2.0}, ["q_proj"]), gate=None)
+    model = tiny_siamese(
+        "llama", adapter_from_config(f"{module}.ScalingConfig", {"start": 2.0}, ["q_proj"]), gate=None
+    )
     ids = torch.tensor(prompts()[:1])
     model.stream = "original"
     assert torch.equal(model(ids).logits, tiny_backbone("llama")(ids).logits)
@@ -88,15 +55,15 @@ def test_the_original_stream_is_the_backbone(module: str) -> None:
 
 def test_its_fields_are_checked_and_only_linear_layers_are_targets(module: str) -> None:
     with pytest.raises(UserError, match="Config"):
-        adapter_from_config(f"{module}.Config", {"stat": 2.0}, ["q_proj"])
+        adapter_from_config(f"{module}.ScalingConfig", {"stat": 2.0}, ["q_proj"])
     backbone = tiny_backbone("llama")
     with pytest.raises(UserError, match="LlamaMLP"):
-        attach_adapter(adapter_from_config(f"{module}.Config", {}, ["q_proj", "mlp"]), backbone)
+        attach_adapter(adapter_from_config(f"{module}.ScalingConfig", {}, ["q_proj", "mlp"]), backbone)
     assert "Linear" in type(backbone.model.layers[0].self_attn.q_proj).__name__
 
 
 def test_loading_imports_the_module_that_registers_the_method(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "late.py").write_text(SOURCE.replace('"factors"', '"late"').replace("factors_out", "late_out"))
+    (tmp_path / "late.py").write_text(SOURCE.replace('"scaling"', '"late"').replace("scaling_factors", "late_factors"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LATE", "python_module": "late"}))
     import_custom_method(tmp_path)
