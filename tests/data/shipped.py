@@ -1,4 +1,4 @@
-"""The tasks that the repository ships, as their yamls describe them."""
+"""The shipped tasks, from their yaml files."""
 
 from __future__ import annotations
 

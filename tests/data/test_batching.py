@@ -1,4 +1,4 @@
-"""Padding sides, masks and labels; every example once, in an order that repeats."""
+"""Padding, masks and labels; a reproducible order with every example once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from imsm.data.batching import collate_prompts, collate_training, evaluation_order, micro_batches, training_order
 from imsm.data.tokenization import TokenizedExample
 
-ITEMS = [
+EXAMPLES = [
     TokenizedExample(id="a", prompt_ids=(1, 5, 6), answer_ids=(7, 2)),
     TokenizedExample(id="b", prompt_ids=(1, 8), answer_ids=(9, 9, 9, 2)),
     TokenizedExample(id="c", prompt_ids=(1,), answer_ids=(2,)),
 ]
 
 
-def test_training_batch_is_padded_on_the_right_and_masks_the_prompt() -> None:
-    batch = collate_training(ITEMS, pad_id=2)  # the pad may be EOS: labels must tell them apart
+def test_training_batches_are_padded_on_the_right_and_ignore_the_prompt() -> None:
+    batch = collate_training(EXAMPLES, pad_id=2)  # padding may be EOS: only the labels differ
     assert batch["input_ids"].tolist() == [[1, 5, 6, 7, 2, 2], [1, 8, 9, 9, 9, 2], [1, 2, 2, 2, 2, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]
     assert batch["labels"].tolist() == [
@@ -30,19 +30,19 @@ def test_training_batch_is_padded_on_the_right_and_masks_the_prompt() -> None:
 
 
 def test_prompts_are_padded_on_the_left() -> None:
-    ids, mask = collate_prompts([item.prompt_ids for item in ITEMS], pad_id=0)
+    ids, mask = collate_prompts([item.prompt_ids for item in EXAMPLES], pad_id=0)
     assert ids.tolist() == [[1, 5, 6], [0, 1, 8], [0, 0, 1]]
     assert mask.tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
     assert {ids.dtype, mask.dtype} == {torch.int64}
 
 
-def test_training_order_has_every_example_once_and_keeps_the_rest() -> None:
+def test_training_order_has_every_example_once_and_a_smaller_last_batch() -> None:
     batches = training_order(10, batch_size=4, seed=1, epoch=0)
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert sorted(index for batch in batches for index in batch) == list(range(10))
 
 
-def test_training_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
+def test_training_order_depends_only_on_seed_and_epoch() -> None:
     state = random.getstate()
     first = training_order(50, batch_size=8, seed=1, epoch=0)
     assert random.getstate() == state
@@ -51,12 +51,12 @@ def test_training_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
     others = [training_order(50, batch_size=8, seed=s, epoch=e) for s, e in [(1, 1), (2, 0), (2, 1)]]
     assert all(other != first for other in others)
     assert others[0] != others[1] != others[2]
-    # A resumed run must find the same order under any version of Python.
+    # a resumed run needs the same order under any version of Python
     assert training_order(6, batch_size=6, seed=0, epoch=0) == [[1, 5, 2, 3, 0, 4]]
 
 
 @pytest.mark.parametrize("n", [1, 7, 50, 999])
-def test_grouped_by_length_has_every_example_once_in_another_order_each_epoch(n: int) -> None:
+def test_grouping_by_length_has_every_example_once_and_the_longest_first(n: int) -> None:
     lengths = [random.Random(i).randint(5, 200) for i in range(n)]
     options = {"batch_size": 8, "seed": 3, "lengths": lengths}
     epochs = [training_order(n, epoch=epoch, **options) for epoch in (0, 1)]
@@ -68,7 +68,7 @@ def test_grouped_by_length_has_every_example_once_in_another_order_each_epoch(n:
     assert training_order(n, epoch=0, **options) == epochs[0]
 
 
-def test_grouped_by_length_pads_little_and_mixes_lengths_over_the_epoch() -> None:
+def test_grouping_by_length_reduces_padding_and_mixes_lengths() -> None:
     lengths = [random.Random(i).randint(5, 200) for i in range(2000)]
 
     def padded(batches: list[list[int]]) -> int:
@@ -86,12 +86,12 @@ def test_evaluation_order_is_longest_first_and_stable() -> None:
     assert evaluation_order([3, 9, 3, 5, 9], batch_size=2) == [[1, 4], [3, 0], [2]]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("size", [1, 5, 16])
-def test_micro_batches_share_a_batch_out(size: int, processes: int) -> None:
+def test_micro_batches_split_a_batch_evenly(size: int, world_size: int) -> None:
     batch = list(range(size))
-    parts = [micro_batches(batch, micro_batch_size=2, rank=rank, processes=processes) for rank in range(processes)]
+    parts = [micro_batches(batch, micro_batch_size=2, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert sorted(item for part in parts for micro in part for item in micro) == batch
-    assert len({len(part) for part in parts}) == 1  # all pass equally often
+    assert len({len(part) for part in parts}) == 1  # the same number of forwards
     assert all(len(micro) <= 2 for part in parts for micro in part)
-    assert len(parts[0]) == -(-size // processes) // 2 + (-(-size // processes)) % 2
+    assert len(parts[0]) == -(-size // world_size) // 2 + (-(-size // world_size)) % 2

@@ -1,4 +1,4 @@
-"""Templates x mirror equal the paper's own rows, all of them (needs the real data's folders)."""
+"""Prompts from a mirror of the real data equal the paper's rows (needs their folders)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ ROWS: list[tuple[str, Role, int]] = [
 
 
 @functools.cache
-def examples_of(name: str, role: Role, prompts: str = "paper") -> list[Example]:
+def examples_of(name: str, role: Role, prompt_style: str = "paper") -> list[Example]:
     source = DataSource(kind="mirror", path=HUB)
-    return load_examples(shipped_task(name), role, source=source, prompts=prompts, limit=None)
+    return load_examples(shipped_task(name), role, source=source, prompt_style=prompt_style, limit=None)
 
 
 def reference_rows(name: str, role: Role) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def reference_rows(name: str, role: Role) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("name", "role", "count"), ROWS)
-def test_rows_equal_byte_for_byte_and_in_order(name: str, role: Role, count: int) -> None:
+def test_rows_are_byte_equal_and_in_order(name: str, role: Role, count: int) -> None:
     expected = reference_rows(name, role)
     assert len(expected) == count
     found = []
@@ -58,35 +58,35 @@ def test_rows_equal_byte_for_byte_and_in_order(name: str, role: Role, count: int
     assert wrong == []
 
 
-def test_multirc_triples_equal_up_to_order_and_blanks() -> None:
+def test_multirc_rows_are_equal_up_to_order_and_spaces() -> None:
     expected = [(" ".join(r["input"].split()), r["output"]) for r in reference_rows("multirc", "test")]
     found = [(" ".join(e.prompt.split()), e.golds[0]) for e in examples_of("multirc", "test")]
     assert len(expected) == 312
     assert sorted(found) == sorted(expected)
 
 
-def test_passages_of_ropes_and_multirc_are_the_groups() -> None:
+def test_groups_are_the_passages_of_ropes_and_multirc() -> None:
     assert len({example.group for example in examples_of("ropes", "test")}) == 203
     assert len({example.group for example in examples_of("multirc", "test")}) == 168
 
 
-def test_freebaseqa_accepts_further_parses_answers_in_lower_case() -> None:
+def test_freebaseqa_accepts_the_answers_of_all_parses_in_lower_case() -> None:
     golds = [example.golds for example in examples_of("freebaseqa", "test")]
     assert sum(len(accepted) > 1 for accepted in golds) > 0
     assert all(gold == gold.lower() for accepted in golds for gold in accepted)
 
 
 @pytest.mark.parametrize("name", ["mrpc", "cola", "gsm8k", "ropes", "webq", "freebaseqa", "multirc"])
-def test_corrected_prompts_have_no_stray_blanks(name: str) -> None:
-    verbatim, corrected = examples_of(name, "test"), examples_of(name, "test", "corrected")
-    assert [e.id for e in corrected] == [e.id for e in verbatim]
+def test_corrected_prompts_have_no_stray_spaces(name: str) -> None:
+    paper, corrected = examples_of(name, "test"), examples_of(name, "test", "corrected")
+    assert [e.id for e in corrected] == [e.id for e in paper]
     for example in corrected:
         assert "  " not in example.prompt
         assert " \n" not in example.prompt
         assert example.prompt == example.prompt.strip()
         assert "Ouput" not in example.prompt
-    # Nothing but blanks, the typo and FreebaseQA's marks differ.
+    # only spaces, the typo and FreebaseQA's punctuation differ
     if name not in ("freebaseqa", "ropes"):
-        for before, after in zip(verbatim, corrected, strict=True):
-            mended = before.prompt.replace("\nOuput:", "\nOutput:")
-            assert "".join(mended.split()) == "".join(after.prompt.split())
+        for before, after in zip(paper, corrected, strict=True):
+            fixed = before.prompt.replace("\nOuput:", "\nOutput:")
+            assert "".join(fixed.split()) == "".join(after.prompt.split())

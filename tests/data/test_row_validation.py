@@ -1,4 +1,4 @@
-"""Rows that are not of the type that a dataset has: told, never scored."""
+"""Rows with values of a wrong type are rejected with the key or value."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from imsm.data.row_validation import get_answers, get_field, get_str, repr_short
 from imsm.data.task import Task, task_module
 from imsm.utils.errors import UserError
 
@@ -14,10 +15,10 @@ MULTIRC_ROW = {
     "paragraph": "p.", "question": "q?", "answer": "yes", "label": 1,
     "idx": {"paragraph": 0, "question": 0, "answer": 0},
 }  # fmt: skip
-WRONG = [
+INVALID = [
     ("webq", {"question": "q?", "answers": "Lowmere"}, "list"),
     ("webq", {"question": "q?", "answers": []}, "list"),
-    ("webq", {"question": "q?", "answers": [3]}, "text"),
+    ("webq", {"question": "q?", "answers": [3]}, "answers: .*3"),
     ("webq", {"question": None, "answers": ["a"]}, "question"),
     ("ropes", {**ROPES, "answers": {"text": "Pot"}}, "list"),
     ("ropes", {**ROPES, "answers": {"text": []}}, "list"),
@@ -35,17 +36,32 @@ def examples(name: str, row: dict[str, Any]) -> list:
         splits={"train": [], "test": ["test"]}, metrics=["contain"],
         max_prompt_tokens=8, max_new_tokens=8, stop=None,
     )  # fmt: skip
-    return list(task_module(task).examples([row], split="test", prompts="paper"))
+    return list(task_module(task).examples([row], split="test", prompt_style="paper"))
 
 
-@pytest.mark.parametrize(("name", "row", "named"), WRONG)
-def test_a_value_of_a_wrong_type_is_refused_and_named(name: str, row: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+@pytest.mark.parametrize(("name", "row", "message"), INVALID)
+def test_a_value_of_a_wrong_type_is_rejected(name: str, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         examples(name, row)
 
 
-def test_what_is_right_passes() -> None:
+def test_valid_rows_pass() -> None:
     (example,) = examples("ropes", {**ROPES, "answers": {"text": ["Pot"]}})
     assert example.golds == ("Pot",)
     (example,) = examples("multirc", MULTIRC_ROW)
     assert example.golds == ("yes",)
+
+
+def test_typed_access() -> None:
+    assert get_field({"a": None}, "a") is None
+    assert get_str({"a": " "}, "a", allow_blank=True) == " "
+    assert get_answers(["b", "c"], name="a") == ("b", "c")
+    with pytest.raises(UserError, match="a: is missing; the keys are b"):
+        get_field({"b": 1}, "a")
+    with pytest.raises(UserError, match=r"must be an object with the key 'a', not 3 \(int\)"):
+        get_field(3, "a")
+
+
+def test_long_values_are_shortened() -> None:
+    assert repr_short("x" * 200) == f"'{'x' * 79}... (str)"
+    assert repr_short([]) == "an empty list"

@@ -1,4 +1,4 @@
-"""Every shipped data yaml is a task whose module and metrics exist."""
+"""Every shipped task has a module and metrics, and opens with a record of its dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from imsm.data.task import Task, task_module
-from imsm.evaluation.metrics import metric_module
+from imsm.evaluation.metrics import resolve_metric
 from imsm.utils.errors import UserError
 from tests.data.shipped import CONF, shipped_names, shipped_task, task_values
 
@@ -27,7 +27,7 @@ def test_yaml_names_its_module_and_metrics(name: str) -> None:
     assert module.extract("") == ""
     for metric in task.metrics:
         values = yaml.safe_load((CONF / "metric" / f"{metric}.yaml").read_text())
-        assert metric_module(values["module"]).INFO.name == metric
+        assert resolve_metric(values["module"]).INFO.name == metric
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_names() if name != "jsonl"])
@@ -37,7 +37,7 @@ def test_task_file_opens_with_a_record_of_its_dataset(name: str) -> None:
     found = re.search(r"^\{.*?\}$", module.__doc__.replace("...,", ""), re.DOTALL | re.MULTILINE)
     assert found is not None
     record = ast.literal_eval(found.group())
-    assert len(list(module.examples([record], split="test", prompts="paper"))) == 1
+    assert len(list(module.examples([record], split="test", prompt_style="paper"))) == 1
 
 
 def test_module_that_is_not_there_or_is_no_task() -> None:

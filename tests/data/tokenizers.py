@@ -1,4 +1,4 @@
-"""Small tokenizers, trained on the spot: word level, byte level, and a slow one."""
+"""Small tokenizers: word level, byte level and slow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_t
 
 
 def word_tokenizer(texts: Sequence[str], *, eos_added: bool = False) -> PreTrainedTokenizerFast:
-    """One token per word or mark of the texts; BOS in front, and EOS behind if asked for."""
+    """Return a tokenizer with one token per word or punctuation mark, BOS and optionally EOS."""
     core = Tokenizer(models.WordLevel(unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL.values()), show_progress=False)
@@ -23,7 +23,7 @@ def word_tokenizer(texts: Sequence[str], *, eos_added: bool = False) -> PreTrain
 
 
 def byte_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without BOS, where a blank belongs to the word behind it."""
+    """Return a byte-level BPE without BOS, where a space belongs to the next word."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -37,7 +37,7 @@ def byte_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 class SlowTokenizer(PreTrainedTokenizer):
-    """One token per character of a few, in plain Python."""
+    """One token per character, in plain Python."""
 
     def __init__(self, **options: Any) -> None:
         self.characters = "~?abcdefghijklmnopqrstuvwxyzQAC:. \n"
