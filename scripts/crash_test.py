@@ -1,15 +1,14 @@
-"""Kill a run at random points, give the same command again, and compare with one left alone.
+"""Kill a run at random times, rerun the same command, and compare with an uninterrupted run.
 
     python -m scripts.crash_test --rounds 20 --seed 0
     python -m scripts.crash_test --rounds 20 --seed 0 --engine zero2 --processes 2
 
-A small run of the miniature is carried out once without any interruption. Each round starts it in
-an empty folder, sends `kill -9` to one of its processes at a random point of that time, looks that
-no process of it is left over, gives the same command again, and compares: the weights bit for
-bit, every line of the evaluation, every step of the log. Exit code 1 if anything differs.
+A small run of the miniature is executed once without interruption. Each round starts it in an empty
+folder, sends SIGKILL to one of its processes at a random time, checks that none of its processes is
+left, reruns the same command and compares: the weights bit for bit, the evaluation line by line, and
+every step of the log. The exit code is 1 if anything differs.
 
-Time is the seconds that the run's processes computed: whatever else the machine does, a run then
-is as far as the one left alone was.
+Time is measured in CPU seconds of the run's processes, so that the load of the machine does not matter.
 """
 
 from __future__ import annotations
@@ -32,112 +31,120 @@ from pathlib import Path
 from typing import Any
 
 SHORT = ("data.max_train_examples=256", "trainer.num_epochs=2", "trainer.save_steps=5", "evaluation.limit=16")
-"""A run of about twenty seconds on two cores, half of them training, a checkpoint a second."""
+"""A run of about 20 s on two cores, half of it training, with a checkpoint per second."""
 MARK = "IMSM_KILLED_RUN"
-"""An environment variable whose value tells a run's processes from all others."""
+"""Environment variable that identifies the processes of a run."""
 WORKER = "imsm.cli.worker"
-"""What stands in the command line of a worker."""
-_PATIENCE = 600
-"""Seconds until a run counts as stuck, and is killed wherever it is."""
+"""Part of a worker's command line."""
+_TIMEOUT = 600
+"""Seconds after which a run is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How one command ended."""
+class CommandResult:
+    """Exit code, wall and CPU seconds, and output (both streams) of a command."""
 
     code: int
     seconds: float
-    computed: float
-    told: str
-    """What it said on both streams."""
+    cpu_seconds: float
+    output: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """One kill: after how many seconds, what the run was doing, and which process it hit."""
+    """One kill.
 
-    seconds: float
+    Attributes:
+        cpu_seconds: CPU seconds of the run before the kill.
+        phase: What the run was doing.
+        target: The process that was killed.
+        orphans: Processes that were left after the grace period; they were killed as well.
+        code: Exit code of the command.
+    """
+
+    cpu_seconds: float
     phase: str
-    whom: str
-    left_over: list[int]
-    """Processes of the run that were there some seconds later; they were then killed too."""
+    target: str
+    orphans: list[int]
     code: int
 
 
 def main() -> None:
-    """Run the command line and exit."""
-    asked = _arguments()
-    root = Path(tempfile.mkdtemp(prefix="imsm-kill-", dir=asked.folder))
-    command = [sys.executable, "-m", "imsm.run", *SHORT, f"engine={asked.engine}"]
-    if asked.engine != "single":
-        command += [f"engine.nproc_per_node={asked.processes}", "engine.device=cpu"]
-    command += asked.overrides
+    """Run the rounds of the command line and exit."""
+    arguments = _parse_arguments()
+    root = Path(tempfile.mkdtemp(prefix="imsm-kill-", dir=arguments.folder))
+    command = [sys.executable, "-m", "imsm.run", *SHORT, f"engine={arguments.engine}"]
+    if arguments.engine != "single":
+        command += [f"engine.nproc_per_node={arguments.processes}", "engine.device=cpu"]
+    command += arguments.overrides
     print(" ".join(command[1:]))
-    whole = carry_out(command, root / "whole")
-    if whole.code != 0:
-        sys.exit(f"the run ends with {whole.code} even if nothing kills it:\n{whole.told}")
-    took = f"{whole.seconds:.1f} s, of computing {whole.computed:.1f} s"
-    print(f"uninterrupted: {took}", flush=True)
-    draw = random.Random(asked.seed)
-    good = 0
-    for number in range(1, asked.rounds + 1):
+    full = run_command(command, root / "full")
+    if full.code != 0:
+        sys.exit(f"the uninterrupted run ends with exit code {full.code}:\n{full.output}")
+    print(f"uninterrupted: {full.seconds:.1f} s, {full.cpu_seconds:.1f} CPU seconds", flush=True)
+    rng = random.Random(arguments.seed)
+    num_equal = 0
+    for number in range(1, arguments.rounds + 1):
         folder = root / f"round-{number:02d}"
-        target = asked.target if asked.target != "both" else ("worker", "launcher")[number % 2]
-        killed = None
-        while killed is None:  # a run may end sooner than its kill
+        target = arguments.target if arguments.target != "both" else ("worker", "launcher")[number % 2]
+        kill = None
+        while kill is None:  # the run can end before it is killed
             shutil.rmtree(folder, ignore_errors=True)
-            after = draw.uniform(0, whole.computed)
-            killed = kill_one(command, folder, after=after, target=target, grace=asked.grace)
-        problems = _go_on(command, folder, root / "whole", killed)
-        said = f"{number:>3}  killed {killed.whom} at {killed.seconds:5.1f} s, {killed.phase}"
-        print(f"{said}: {'; '.join(problems) or 'bit-equal'}", flush=True)
-        good += not problems
-        if not problems:
+            after = rng.uniform(0, full.cpu_seconds)
+            kill = kill_one(command, folder, after=after, target=target, grace=arguments.grace)
+        errors = _rerun(command, folder, root / "full", kill)
+        text = f"{number:>3}  killed {kill.target} at {kill.cpu_seconds:5.1f} s, {kill.phase}"
+        print(f"{text}: {'; '.join(errors) or 'bit-equal'}", flush=True)
+        num_equal += not errors
+        if not errors:
             shutil.rmtree(folder)
-    if good == asked.rounds:
+    if num_equal == arguments.rounds:
         shutil.rmtree(root)
     else:
-        print(f"what differs is kept in {root}")
-    print(f"{good}/{asked.rounds} bit-equal")
-    sys.exit(good < asked.rounds)
+        print(f"differing runs are kept in {root}")
+    print(f"{num_equal}/{arguments.rounds} bit-equal")
+    sys.exit(num_equal < arguments.rounds)
 
 
-def carry_out(command: list[str], runs: Path) -> Ended:
-    """Carry a command out, with its runs below ``runs``, and wait for its end."""
-    mark, started, before = _new_mark(runs), time.monotonic(), _of_children()
+def run_command(command: list[str], runs: Path) -> CommandResult:
+    """Run a command with ``runs`` as the runs root, and wait for its end."""
+    mark, started, before = _new_mark(runs), time.monotonic(), _children_cpu_seconds()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment(runs, mark=mark))
         try:
-            code = process.wait(_PATIENCE)
+            code = process.wait(_TIMEOUT)
         except subprocess.TimeoutExpired:
             for pid in processes_of(mark):
                 _kill(pid)
             code = process.wait()
         output.seek(0)
-        return Ended(
-            code=code, seconds=time.monotonic() - started, computed=_of_children() - before, told=output.read()
+        return CommandResult(
+            code=code,
+            seconds=time.monotonic() - started,
+            cpu_seconds=_children_cpu_seconds() - before,
+            output=output.read(),
         )
 
 
 def kill_one(command: list[str], runs: Path, *, after: float, target: str, grace: float) -> Kill | None:
-    """Start a command and kill one of its processes ``after`` so many seconds.
+    """Start a command and kill one of its processes.
 
     Args:
-        command: what to start.
-        runs: where its runs lie.
-        after: seconds that its processes have computed.
-        target: "worker" (a random one, if there is any yet) or "launcher", the command itself.
-        grace: seconds in which all of its processes have to be gone.
+        command: Command to start.
+        runs: Runs root.
+        after: CPU seconds of its processes at the kill.
+        target: "worker" (a random one, if any has started) or "launcher", the command itself.
+        grace: Seconds within which all of its processes must end.
 
     Returns:
-        What was killed, or None if the command had ended before.
+        The kill, or None if the command ended before.
     """
-    mark, patience = _new_mark(runs), time.monotonic() + _PATIENCE
+    mark, deadline = _new_mark(runs), time.monotonic() + _TIMEOUT
     with (
         tempfile.TemporaryFile() as output,
         subprocess.Popen(command, stdout=output, stderr=output, env=_environment(runs, mark=mark)) as process,
     ):
-        while (computed := computed_by(mark)) < after and time.monotonic() < patience:
+        while (used := cpu_seconds_of(mark)) < after and time.monotonic() < deadline:
             if process.poll() is not None:
                 return None
             time.sleep(0.02)
@@ -146,19 +153,19 @@ def kill_one(command: list[str], runs: Path, *, after: float, target: str, grace
         if target == "worker" and workers:
             index = int(after * 1e6) % len(workers)
             _kill(workers[index])
-            whom = f"worker {index + 1} of {len(workers)}"
+            killed = f"worker {index + 1} of {len(workers)}"
         else:
             process.kill()
-            whom = "the launcher" if workers else "the process"
-        gone = _within(grace, lambda: process.poll() is not None and not processes_of(mark))
-        left_over = [] if gone else processes_of(mark)
-        for pid in left_over:
+            killed = "the launcher" if workers else "the process"
+        all_ended = _within(grace, lambda: process.poll() is not None and not processes_of(mark))
+        orphans = [] if all_ended else processes_of(mark)
+        for pid in orphans:
             _kill(pid)
-        return Kill(seconds=computed, phase=phase, whom=whom, left_over=left_over, code=process.wait(grace))
+        return Kill(cpu_seconds=used, phase=phase, target=killed, orphans=orphans, code=process.wait(grace))
 
 
 def processes_of(mark: str) -> list[int]:
-    """The processes whose environment holds this mark, the oldest first."""
+    """Return the ids of the processes whose environment has this mark, in ascending order."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for folder in Path("/proc").iterdir():
@@ -167,13 +174,13 @@ def processes_of(mark: str) -> list[int]:
         try:
             if wanted in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
-        except OSError:  # it ended meanwhile, or is somebody else's
+        except OSError:  # it has ended, or belongs to another user
             continue
     return sorted(found)
 
 
-def computed_by(mark: str) -> float:
-    """Processor time, in seconds, of a run's processes and of those that they waited for."""
+def cpu_seconds_of(mark: str) -> float:
+    """Return the CPU seconds of a run's processes and of their waited-for children."""
     ticks = 0
     for pid in processes_of(mark):
         with contextlib.suppress(OSError):
@@ -183,60 +190,57 @@ def computed_by(mark: str) -> float:
 
 
 def phase_of(runs: Path) -> str:
-    """What the run below ``runs`` has come to, told from its files."""
+    """Return what the run below ``runs`` is doing, according to its files."""
     (run, *_) = [*runs.glob("*-imsm-*"), None]
     if run is None or not (run / "identity.json").is_file():
         return "starting"
     if (run / "result.json").is_file():
         return "reporting"
     if (run / "training.json").is_file():
-        judged = len([*runs.glob("*/evaluation/*/predictions.jsonl")])
-        return f"evaluation, {judged} tasks of both arms judged"
+        evaluated = len([*runs.glob("*/evaluation/*/predictions.jsonl")])
+        return f"evaluation, {evaluated} tasks of both runs finished"
     if (run / "model").is_dir():
         return "writing the model"
     steps = _steps(run)
     return f"training, after step {steps[-1]}" if steps else "loading"
 
 
-def differences(whole: Path, parts: Path) -> list[str]:
-    """What of the runs below ``parts`` is not as below ``whole``; a line each."""
-    problems = []
-    names = {run.name for run in whole.iterdir()}
-    if names != {run.name for run in parts.iterdir()}:
-        problems.append(f"the runs are not {', '.join(sorted(names))}")
-    kinds = ("model/**/*.safetensors", "evaluation/*/*.jsonl")
-    for pattern in kinds:
-        expected, found = _files(whole, pattern), _files(parts, pattern)
-        problems += [
-            f"{name} is not the same" for name in sorted(expected | found) if (expected.get(name) != found.get(name))
-        ]
+def differences(expected: Path, found: Path) -> list[str]:
+    """Return a line for each difference between the runs below two folders."""
+    lines = []
+    names = {run.name for run in expected.iterdir()}
+    if names != {run.name for run in found.iterdir()}:
+        lines.append(f"the runs are not {', '.join(sorted(names))}")
+    for pattern in ("model/**/*.safetensors", "evaluation/*/*.jsonl"):
+        contents, others = _files(expected, pattern), _files(found, pattern)
+        lines += [f"{name} differs" for name in sorted(contents | others) if contents.get(name) != others.get(name)]
     for run in sorted(names):
-        if _losses(whole / run) != _losses(parts / run):
-            problems.append(f"{run}/log.jsonl: other steps or losses")
-        if _scores(whole / run) != _scores(parts / run):
-            problems.append(f"{run}/result.json: other scores")
-        for file in (parts / run).glob("evaluation/*/*.jsonl"):
+        if _losses(expected / run) != _losses(found / run):
+            lines.append(f"{run}/log.jsonl: other steps or losses")
+        if _scores(expected / run) != _scores(found / run):
+            lines.append(f"{run}/result.json: other scores")
+        for file in (found / run).glob("evaluation/*/*.jsonl"):
             ids = [json.loads(line)["id"] for line in file.open(encoding="utf-8") if line.strip()]
             if len(set(ids)) < len(ids):
-                problems.append(f"{file}: an item twice")
-    return problems
+                lines.append(f"{file}: duplicate predictions")
+    return lines
 
 
-def _go_on(command: list[str], runs: Path, whole: Path, killed: Kill) -> list[str]:
-    """Give the same command again; what is wrong before, with and after it."""
-    problems = []
-    if killed.left_over:
-        problems.append(f"{len(killed.left_over)} processes were left over")
-    if killed.whom.startswith("worker") and killed.code != 1:
-        problems.append(f"the launcher ended with {killed.code} in place of 1")
-    again = carry_out(command, runs)
-    if again.code != 0:
-        last = (again.told.strip().splitlines() or ["nothing was said"])[-1]
-        return [*problems, f"the same command ended with {again.code} ({last})"]
-    return problems + differences(whole, runs)
+def _rerun(command: list[str], runs: Path, full: Path, kill: Kill) -> list[str]:
+    """Rerun the command; return the errors of the kill, of the rerun and of its results."""
+    errors = []
+    if kill.orphans:
+        errors.append(f"{len(kill.orphans)} processes were left")
+    if kill.target.startswith("worker") and kill.code != 1:
+        errors.append(f"the launcher ended with exit code {kill.code} instead of 1")
+    rerun = run_command(command, runs)
+    if rerun.code != 0:
+        last = (rerun.output.strip().splitlines() or ["no output"])[-1]
+        return [*errors, f"the rerun ended with exit code {rerun.code} ({last})"]
+    return errors + differences(full, runs)
 
 
-def _of_children() -> float:
+def _children_cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -246,7 +250,7 @@ def _new_mark(runs: Path) -> str:
 
 
 def _environment(runs: Path, *, mark: str) -> dict[str, str]:
-    """One thread: the order of a sum, and with it the last bits, must not depend on the load."""
+    # one thread, so that the order of sums, and thereby the last bits, do not depend on the load
     return {**os.environ, "IMSM_RUNS": str(runs), "OMP_NUM_THREADS": "1", MARK: mark}
 
 
@@ -272,7 +276,7 @@ def _within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def _files(runs: Path, pattern: str) -> dict[str, bytes]:
-    """The content of each run's files by their names below ``runs``."""
+    """Return the content of the runs' files by relative path."""
     files = (file for run in runs.iterdir() for file in run.glob(pattern))
     return {str(file.relative_to(runs)): file.read_bytes() for file in files}
 
@@ -280,14 +284,13 @@ def _files(runs: Path, pattern: str) -> dict[str, bytes]:
 def _log(run: Path) -> list[dict[str, Any]]:
     if not (run / "log.jsonl").is_file():
         return []
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    found = []
-    for line in lines:
+    records = []
+    for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError:
-            found.append({"step": None, "damaged": line})
-    return found
+            records.append({"step": None, "damaged": line})
+    return records
 
 
 def _steps(run: Path) -> list[int]:
@@ -295,10 +298,10 @@ def _steps(run: Path) -> list[int]:
 
 
 def _losses(run: Path) -> list[tuple[int, float]]:
-    """Every line of a training step, in the file's order; a damaged line is none of them."""
+    """Return (step, loss) of every line in file order, and (-1, 0) per damaged line."""
     log = _log(run)
-    found = [(record["step"], record["loss"]) for record in log if record["step"] is not None]
-    return found + [(-1, 0.0) for record in log if "damaged" in record]
+    losses = [(record["step"], record["loss"]) for record in log if record["step"] is not None]
+    return losses + [(-1, 0.0) for record in log if "damaged" in record]
 
 
 def _scores(run: Path) -> dict[str, Any]:
@@ -308,16 +311,16 @@ def _scores(run: Path) -> dict[str, Any]:
     return {name: (entry["num_examples"], entry["metrics"]) for name, entry in tasks.items()}
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the points of the kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
     parser.add_argument("--engine", default="single", help="single, zero1, zero2, zero3")
-    parser.add_argument("--processes", type=int, default=2, help="of a ZeRO engine")
+    parser.add_argument("--processes", type=int, default=2, help="processes of a ZeRO engine")
     parser.add_argument("--target", choices=("worker", "launcher", "both"), default="both")
     parser.add_argument("--grace", type=float, default=20, help="seconds for all processes to end")
-    parser.add_argument("--folder", type=Path, help="where the runs lie while they are compared")
-    parser.add_argument("overrides", nargs="*", help="more of the run's key=value")
+    parser.add_argument("--folder", type=Path, help="folder for the compared runs")
+    parser.add_argument("overrides", nargs="*", help="further key=value overrides of the run")
     return parser.parse_args()
 
 
