@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     """Print the answers.
 
     Raises:
-        UserError: there is no prompt, or no such run.
+        UserError: the prompt is empty, or the run does not exist.
     """
     options = parser().parse_args(arguments)
     text = options.text if options.text is not None else sys.stdin.read().removesuffix("\n")

@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -120,14 +120,13 @@ def main(arguments: list[str]) -> int:
     from hydra.core.utils import env_override
 
     from imsm.config.compose import CONFIG_DIR
-    from imsm.pipeline.sweeps.job import SweepJob
 
     gc.enable()
     sys.argv = ["imsm run", *_hydra_arguments(options)]
     with _sweep_folder(spec, config_dir) as sweep:
         environment = {FOLDER: str(sweep.folder), "HYDRA_FULL_ERROR": "1"}  # Hydra then raises instead of exiting
         environment |= {} if config_dir is None else {CONFIG_DIR: str(config_dir)}
-        job = SweepJob(config_dir=config_dir, sweep=sweep, several=spec.several)
+        job = _job(options, spec, sweep, config_dir)
         with env_override(environment), _hide_failed_search(spec, sweep):
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
         return _print_summary(spec, sweep, config_dir)
@@ -146,11 +145,10 @@ def _sweep_spec(options: Namespace, config_dir: Path | None) -> SweepSpec:
     if options.hydra_help:
         return SweepSpec()
     composer = ConfigComposer(config_dir)
-    shows_only = options.cfg is not None or options.info is not None
-    errors = composer.validate(options.overrides, sweep=options.multirun, composition_only=shows_only)
+    errors = composer.validate(options.overrides, sweep=options.multirun, composition_only=_prints_only(options))
     if errors:
         raise UserError(format_errors(errors))
-    if shows_only:
+    if _prints_only(options):
         return SweepSpec()
     spec = composer.sweep_spec(options.overrides, sweep=options.multirun)
     if spec.launcher == "submitit_slurm" and shutil.which("sbatch") is None:
@@ -158,6 +156,19 @@ def _sweep_spec(options: Namespace, config_dir: Path | None) -> SweepSpec:
     if spec.keeps_folder and detect_process_group() is not None:
         raise UserError(f"sweep={spec.name}: starts all its jobs itself; run it once, not under torchrun or srun")
     return spec
+
+
+def _job(options: Namespace, spec: SweepSpec, sweep: SweepDir, config_dir: Path | None) -> Callable[..., float | None]:
+    """Return what Hydra calls for each job; nothing is called if Hydra only prints information."""
+    if _prints_only(options):
+        return lambda cfg: None
+    from imsm.pipeline.sweeps.job import SweepJob
+
+    return SweepJob(config_dir=config_dir, sweep=sweep, several=spec.several)
+
+
+def _prints_only(options: Namespace) -> bool:
+    return bool(options.cfg or options.info or options.hydra_help)
 
 
 def _hydra_arguments(options: Namespace) -> list[str]:

@@ -126,7 +126,7 @@ def format_best_trial(folder: Path) -> str:
     """Return the best trial of a search, from the file that Hydra's Optuna sweeper writes."""
     path = folder / "optimization_results.yaml"
     if not path.is_file():
-        return "search: no trial was evaluated on its target task, so there is no best trial"
+        return "search: no trial was evaluated on its target task; no best trial"
     results = yaml.safe_load(path.read_text(encoding="utf-8"))
     values = " ".join(f"{key}={value}" for key, value in results["best_params"].items())
     return f"best: {values} gives {results['best_value']:.1f} points ({path})"
