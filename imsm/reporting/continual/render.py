@@ -40,11 +40,11 @@ def build_tables(records: Sequence[Record], differences: Measures) -> list[Table
     """Return each method's scores, the measures of all methods, and their differences from PEFT."""
     methods = [str(record["method"]) for record in records]
     tables = [_score_table(record) for record in records]
-    tables.append(Table(caption="measures", columns=["measure", *methods], rows=_measure_rows(records)))
+    tables.append(Table(caption="Measures", columns=["measure", *methods], rows=_measure_rows(records)))
     if differences:
         method = next(name for name in reversed(methods) if name != "peft")
         rows = [[name, _value(entry, signed=True)] for name, entry in differences.items()]
-        tables.append(Table(caption="differences", columns=["measure", f"{method} − peft"], rows=rows))
+        tables.append(Table(caption="Differences", columns=["measure", f"{method} − peft"], rows=rows))
     return tables
 
 
@@ -52,7 +52,7 @@ def render_markdown(records: Sequence[Record], differences: Measures) -> str:
     """Return the tables as Markdown."""
     blocks = [f"# Task sequence: {', then '.join(records[0]['task_sequence'])}"]
     for table in build_tables(records, differences):
-        blocks += [f"## {table.caption.capitalize()}", table.to_markdown()]
+        blocks += [f"## {table.caption}", table.to_markdown()]
     blocks += ["![Scores by stage and task](sequence.png)", *_notes(records)]
     return "\n\n".join(blocks) + "\n"
 
