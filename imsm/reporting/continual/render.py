@@ -10,7 +10,7 @@ from rich.console import Console
 
 from imsm.evaluation.statistics.continual import MEASURES
 from imsm.reporting.continual.record import Record
-from imsm.reporting.render.formatting import MISSING, format_number
+from imsm.reporting.render.formatting import MISSING, format_interval, format_number
 from imsm.reporting.render.table import Table, print_notes, print_table
 
 Measures = Mapping[str, Mapping[str, float]]
@@ -115,7 +115,6 @@ def _is_learned(task: Mapping[str, Any], stage: int) -> bool:
 def _value(entry: Mapping[str, float] | None, *, signed: bool = False) -> str:
     if not entry:
         return MISSING
-    text = format_number(entry["value"], signed=signed)
     if "low" in entry:
-        text += f" [{format_number(entry['low'], signed=signed)}, {format_number(entry['high'], signed=signed)}]"
-    return text
+        return format_interval(entry["value"], entry["low"], entry["high"], signed=signed)
+    return format_number(entry["value"], signed=signed)

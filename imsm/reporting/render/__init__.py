@@ -1,1 +1,1 @@
-"""TODO-doc."""
+"""Render tables and reports to a terminal, Markdown, HTML, CSV and LaTeX."""

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imsm.evaluation.statistics.intervals import Interval
-
 MISSING = "–"
 
 
-def format_interval(interval: Interval, *, signed: bool = False) -> str:
+def format_interval(estimate: float, low: float, high: float, *, signed: bool = False) -> str:
     """Return an estimate with its bounds, e.g. ``61.3 [58.0, 64.5]``."""
-    sign = "+" if signed else ""
-    values = [f"{value:{sign}.1f}" for value in (interval.estimate, interval.low, interval.high)]
-    return "{} [{}, {}]".format(*values).replace("-", "−")
+    return "{} [{}, {}]".format(*(format_number(value, signed=signed) for value in (estimate, low, high)))
 
 
 def format_number(value: float | None, *, digits: int = 1, signed: bool = False) -> str:

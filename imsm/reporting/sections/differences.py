@@ -15,19 +15,7 @@ def build(data: ReportData) -> Section | None:
     if not data.comparisons:
         return None
     family = sum(comparison.holm_p_value is not None for comparison in data.comparisons)
-    records = [
-        {
-            "task": data.name(comparison.task),
-            "run − reference": f"{comparison.run} − {comparison.reference}",
-            "difference": format_interval(comparison.difference, signed=True),
-            "better : worse": _counts(comparison),
-            "p, McNemar": format_p_value(comparison.test.p_value if comparison.test else None),
-            "p, Holm": format_p_value(comparison.holm_p_value),
-            "min. detectable difference": format_number(comparison.minimum_detectable),
-        }
-        for comparison in data.comparisons
-    ]
-    table = Table.from_records(records, text_columns=2)
+    table = Table.from_records([_record(data, each) for each in data.comparisons], text_columns=2)
     text = (
         "Both runs on the same examples: difference in points with its 95 % bootstrap interval, clustered by passage; "
         "the numbers of examples that only the run, and only the reference, answers correctly; the exact p-value of "
@@ -50,5 +38,14 @@ def build(data: ReportData) -> Section | None:
     )
 
 
-def _counts(comparison: PairedComparison) -> str:
-    return MISSING if comparison.test is None else f"{comparison.test.better} : {comparison.test.worse}"
+def _record(data: ReportData, comparison: PairedComparison) -> dict[str, str]:
+    difference, test = comparison.difference, comparison.test
+    return {
+        "task": data.name(comparison.task),
+        "run − reference": f"{comparison.run} − {comparison.reference}",
+        "difference": format_interval(difference.estimate, difference.low, difference.high, signed=True),
+        "better : worse": MISSING if test is None else f"{test.better} : {test.worse}",
+        "p, McNemar": format_p_value(test.p_value if test else None),
+        "p, Holm": format_p_value(comparison.holm_p_value),
+        "min. detectable difference": format_number(comparison.minimum_detectable),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from imsm.evaluation.statistics.intervals import Interval
 from imsm.reporting.figures.report import draw_scores
 from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import MISSING, format_interval
@@ -19,11 +20,14 @@ def build(data: ReportData) -> Section | None:
     """Build the section, or None without predictions."""
     if not data.score_intervals:
         return None
-    records = []
-    for task in data.tasks:
-        found = {run.label: data.score_intervals.get((task, run.label)) for run in data.runs}
-        cells = {label: MISSING if value is None else format_interval(value) for label, value in found.items()}
-        records.append({"task": data.name(task), "metric": data.metrics[task], **cells})
+    records = [
+        {
+            "task": data.name(task),
+            "metric": data.metrics[task],
+            **{run.label: _cell(data.score_intervals.get((task, run.label))) for run in data.runs},
+        }
+        for task in data.tasks
+    ]
     figure = ReportFigure(
         name="scores", alt="Scores of all runs by task with 95 % intervals", draw=lambda: draw_scores(data)
     )
@@ -34,3 +38,7 @@ def build(data: ReportData) -> Section | None:
         table=Table.from_records(records, text_columns=2),
         figures=[figure],
     )
+
+
+def _cell(interval: Interval | None) -> str:
+    return MISSING if interval is None else format_interval(interval.estimate, interval.low, interval.high)

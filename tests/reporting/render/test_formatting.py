@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from imsm.evaluation.statistics.intervals import Interval
 from imsm.reporting.render.formatting import (
     format_interval,
     format_number,
@@ -22,9 +21,8 @@ def test_numbers(value: float | None, text: str) -> None:
 
 def test_signs_digits_and_intervals() -> None:
     assert format_number(1.0, digits=3, signed=True) == "+1.000"
-    interval = Interval(estimate=-1.0, low=-2.0, high=3.0, level=0.95)
-    assert format_interval(interval) == "−1.0 [−2.0, 3.0]"
-    assert format_interval(interval, signed=True) == "−1.0 [−2.0, +3.0]"
+    assert format_interval(-1.0, -2.0, 3.0) == "−1.0 [−2.0, 3.0]"
+    assert format_interval(-1.0, -2.0, 3.0, signed=True) == "−1.0 [−2.0, +3.0]"
 
 
 def test_percentages_p_values_and_names() -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from imsm.reporting.sections.baselines import build
-
 from imsm.reporting.report_data import ReportData
+from imsm.reporting.sections.baselines import build
 from tests.reporting.factories import cell, data_of, evaluate_on_other_examples, report_data, section, three_results
 
 

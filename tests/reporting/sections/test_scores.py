@@ -10,8 +10,8 @@ from tests.reporting.factories import cell, evaluate_on_other_examples, report_d
 
 
 def test_cells_are_the_intervals_of_the_data(data: ReportData) -> None:
-    found = section(data, "scores")
-    assert cell(found, "imsm", task="webq") == format_interval(data.score_intervals["webq", "imsm"])
+    found, interval = section(data, "scores"), data.score_intervals["webq", "imsm"]
+    assert cell(found, "imsm", task="webq") == format_interval(interval.estimate, interval.low, interval.high)
     assert "Wilson" in found.paragraphs[0]
 
 
