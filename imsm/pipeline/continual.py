@@ -14,7 +14,6 @@ from imsm.pipeline.plan.plan import print_plan
 from imsm.pipeline.run_status import load_if_finished
 from imsm.pipeline.start import start_run
 from imsm.pipeline.train import check_resumable_method, parent_hash
-from imsm.reporting.continual.report import write_sequence_report
 from imsm.utils.errors import UserError
 from imsm.utils.run_dir import RunDir
 
@@ -40,6 +39,8 @@ def run_stages(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] =
         start_run(stage, runs_root=runs_root, overrides=overrides)
     group = detect_process_group()
     if config.method.trainable and (group is None or group.rank == 0):
+        from imsm.reporting.continual.report import write_sequence_report  # imports matplotlib
+
         write_sequence_report(runs_root / run_name(stages[-1]))
 
 

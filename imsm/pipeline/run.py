@@ -30,7 +30,6 @@ from imsm.pipeline.model import load_run_model
 from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
 from imsm.pipeline.train import frozen_adapter_hash, parent_hash, prepare_training, save_trained
-from imsm.reporting.report import write_report
 from imsm.training.trainer import train
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.files import file_lock
@@ -91,6 +90,8 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         )
         result = evaluate_run(config, inputs, run=run)
         if logger:
+            from imsm.reporting.report import write_report  # matplotlib writes its font cache when imported
+
             write_report(run.path, result, runs_root=runs_root)
             logger.finish(result)
             logger.log_report(run.path)

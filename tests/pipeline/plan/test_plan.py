@@ -228,7 +228,7 @@ def test_the_plan_of_one_run_is_a_page(tmp_path: Path) -> None:
         assert any(line.startswith(f"{part} ") for line in lines), part
     assert any(re.match(r"hidden-state cache +6\.00 GB", line) for line in lines)
     assert any(re.match(r"steps +1,404 ", line) for line in lines)
-    assert "model meta-llama/Meta-Llama-3-8B, about 16.1 GB" in done.stdout
+    assert "model meta-llama/Meta-Llama-3-8B, about 16.06 GB" in done.stdout
     assert done.stderr == ""
     left = {path.name for path in tmp_path.rglob("*")} - {"site", "sitecustomize.py", "here"}
     assert left == set()
@@ -250,7 +250,7 @@ def test_the_plan_of_a_sweep_is_a_block_per_job(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_imports_no_optional_or_slow_library() -> None:
-    libraries = ("datasets", "evaluate", "wandb", "deepspeed", "submitit", "optuna")
+    libraries = ("datasets", "evaluate", "wandb", "deepspeed", "submitit", "optuna", "sklearn", "matplotlib")
     code = f"import imsm.pipeline.sweeps.job, sys; print([m for m in {libraries} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
