@@ -19,7 +19,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,7 @@ def _gather_rng_states(dist_context: DistributedContext) -> dict[str, torch.Tens
 
 def _restore_rng(states: Mapping[str, torch.Tensor], *, rank: int, step: int) -> None:
     """Set this process's random state; a rank without a saved one is seeded by rank and step."""
+    devices: list[tuple[str, Callable[[torch.Tensor], None], Callable[[int], Any]]]
     devices = [("cpu", torch.set_rng_state, torch.manual_seed)]
     if torch.cuda.is_available():
         devices.append(("cuda", torch.cuda.set_rng_state, torch.cuda.manual_seed))

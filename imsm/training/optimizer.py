@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -14,16 +15,16 @@ from transformers.optimization import Adafactor
 from imsm.models.siamese.model import SiameseForCausalLM
 
 
-def _adamw(groups: list[dict], weight_decay: float) -> Optimizer:
+def _adamw(groups: list[dict[str, Any]], weight_decay: float) -> Optimizer:
     return torch.optim.AdamW(groups, weight_decay=weight_decay)
 
 
-def _adafactor(groups: list[dict], weight_decay: float) -> Optimizer:
+def _adafactor(groups: list[dict[str, Any]], weight_decay: float) -> Optimizer:
     # use the configured learning rate: no relative step, no scaling by the parameter's norm
     return Adafactor(groups, weight_decay=weight_decay, scale_parameter=False, relative_step=False, warmup_init=False)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {"adamw": _adamw, "adafactor": _adafactor}
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], Optimizer]] = {"adamw": _adamw, "adafactor": _adafactor}
 ELEMENTWISE = frozenset({"adamw"})
 """Optimizers that update each element independently, so that ZeRO may flatten and shard them.
 
@@ -57,6 +58,7 @@ def build_lr_scheduler(
 ) -> LRScheduler:
     """Return transformers' scheduler; the warmup is a ratio of all training steps."""
     num_warmup_steps = math.ceil(warmup_ratio * num_training_steps)
-    return get_scheduler(
+    lr_scheduler: LRScheduler = get_scheduler(
         lr_scheduler_type, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps
     )
+    return lr_scheduler

@@ -49,7 +49,7 @@ def train_step(
     rates = engine.learning_rates()
     answer_tokens = sum(len(example.answer_ids) for example in batch)
     rank, world_size = engine.dist_context.rank, engine.dist_context.world_size
-    parts = micro_batches(batch, micro_batch_size=micro_batch_size, rank=rank, processes=world_size)
+    parts = micro_batches(batch, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
     loss = auxiliary_loss = gate_mean = divergence = 0.0
     has_auxiliary = has_gate = has_divergence = False
     for number, micro in enumerate(parts, start=1):

@@ -36,7 +36,7 @@ def validation_loss(
     """
     dist_context, was_training = engine.dist_context, model.training
     parts = micro_batches(
-        examples, micro_batch_size=micro_batch_size, rank=dist_context.rank, processes=dist_context.world_size
+        examples, micro_batch_size=micro_batch_size, rank=dist_context.rank, world_size=dist_context.world_size
     )
     answer_tokens = sum(len(example.answer_ids) for example in examples)
     model.eval()

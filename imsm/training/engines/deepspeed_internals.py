@@ -37,7 +37,8 @@ def load_deepspeed(*, device: torch.device, local_rank: int) -> ModuleType:
     # Without this entry DeepSpeed compiles an extension into the home directory; gloo works without it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    return deepspeed
+    module: ModuleType = deepspeed
+    return module
 
 
 def grad_norm_overflowed(zero_optimizer: Any) -> bool:
