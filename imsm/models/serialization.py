@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -138,7 +140,8 @@ class SiameseSerializationMixin:
         if not (folder / CONFIG_NAME).is_file():
             raise UserError(f"{folder}: holds no siamese model (no {CONFIG_NAME}); pass the folder of a finished run")
         if not isinstance(config, SiameseConfig):
-            config = _read_config(folder)
+            with _reading(folder / CONFIG_NAME, "is damaged"):
+                config = SiameseConfig.from_pretrained(folder)
         arguments = _backbone_arguments(config)
         if dtype not in (None, "auto"):  # pipelines pass "auto" by default
             arguments["dtype"] = str(dtype).removeprefix("torch.")
@@ -213,11 +216,9 @@ def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool) ->
     Raises:
         UserError: the adapter cannot be loaded, or cannot be trained further.
     """
-    try:
+    with _reading(folder, "adapter cannot be loaded"):
         import_custom_method(folder)
         config: Any = PeftConfig.from_pretrained(str(folder))
-    except _LOAD_ERRORS as error:
-        raise UserError(f"{folder}: adapter cannot be loaded ({error})") from error
     reject_unsupported(config)
     if trainable and config.is_prompt_learning:
         raise UserError(
@@ -225,7 +226,7 @@ def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool) ->
             "an interrupted run resumes from its checkpoint"
         )
     before = snapshot(backbone, config)
-    try:
+    with _reading(folder, "adapter cannot be loaded"):
         with warnings.catch_warnings():  # PEFT uses a deprecated name of transformers
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             adapted = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
@@ -233,8 +234,6 @@ def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool) ->
         missing -= load_file(folder / _ADAPTER_WEIGHTS).keys()
         if missing:  # PEFT only warns and keeps random values
             raise ValueError(f"no {min(missing)}")
-    except _LOAD_ERRORS as error:
-        raise UserError(f"{folder}: adapter cannot be loaded ({error})") from error
     if not trainable:  # on a bfloat16 backbone PEFT leaves a cast adapter trainable
         return adapted.requires_grad_(False), before
     freeze_buffers(adapted)
@@ -242,27 +241,25 @@ def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool) ->
 
 
 def _load_adapter_weights(adapted: Any, folder: Path) -> None:
-    try:
+    with _reading(folder, "adapter cannot be loaded"):
         values = load_file(folder / _ADAPTER_WEIGHTS)
         if values.keys() != get_peft_model_state_dict(adapted, save_embedding_layers=False).keys():
             raise ValueError("its layers are not those of the model")
         set_peft_model_state_dict(adapted, values)
-    except _LOAD_ERRORS as error:
-        raise UserError(f"{folder}: adapter cannot be loaded ({error})") from error
 
 
 def _load_gate_weights(gate: nn.Module, folder: Path) -> None:
-    try:
+    with _reading(folder / GATE, f"does not fit the gate in {CONFIG_NAME}"):
         gate.load_state_dict(load_file(folder / GATE))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder / GATE}: does not fit the gate in {CONFIG_NAME} ({error})") from error
 
 
-def _read_config(folder: Path) -> SiameseConfig:
+@contextmanager
+def _reading(path: Path, problem: str) -> Iterator[None]:
+    """Report errors while reading ``path`` as a UserError."""
     try:
-        return SiameseConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / CONFIG_NAME}: is damaged ({error})") from error
+        yield
+    except _LOAD_ERRORS as error:
+        raise UserError(f"{path}: {problem} ({error})") from error
 
 
 def _backbone_arguments(config: SiameseConfig) -> dict[str, Any]:

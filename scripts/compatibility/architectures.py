@@ -161,7 +161,7 @@ def _build(configuration: PretrainedConfig, *, excluded: str | None) -> SiameseF
 
 def rejection_reason(error: UserError) -> str:
     """Return the reason in an error message, without the model's name and the advice."""
-    reason = str(error).partition(" cannot be a backbone: ")[2].partition(". Choose another")[0]
+    reason = str(error).partition(" cannot be interwoven: ")[2].partition("; choose a model")[0]
     return reason or str(error)
 
 

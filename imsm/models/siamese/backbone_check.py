@@ -83,8 +83,8 @@ def check_backbone(backbone: PreTrainedModel) -> BackboneCapabilities:
         backbone.train(mode)
     if reason is not None:
         raise UserError(
-            f"{type(backbone).__name__} cannot be a backbone: {reason}. Choose another one "
-            "(docs/compatibility.md lists supported models)"
+            f"backbone={type(backbone).__name__}: cannot be interwoven: {reason}; choose a model listed in "
+            "docs/compatibility.md"
         )
     return BackboneCapabilities(supports_cache=supports_cache, supports_inner_padding=supports_inner_padding)
 

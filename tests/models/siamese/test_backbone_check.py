@@ -41,7 +41,7 @@ RANDOM: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("name", "overrides", "reason"), UNSUITABLE)
 def test_unsuitable_backbone_is_rejected_with_a_reason(name: str, overrides: dict[str, Any], reason: str) -> None:
     backbone = tiny_backbone(tiny_configuration(name, **overrides))
-    with pytest.raises(UserError, match=f"^{type(backbone).__name__} cannot be a backbone: .*{reason}"):
+    with pytest.raises(UserError, match=f"^backbone={type(backbone).__name__}: .*{reason}"):
         check_backbone(backbone)
 
 
