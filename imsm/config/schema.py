@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from imsm.data.sources import DataSource, Kind, Prompts
+from imsm.data.sources import DataSource, Kind, PromptStyle
 from imsm.data.task import Task
 from imsm.utils.instantiate import Count, NotNegative, Positive, Probability
 from imsm.utils.strict_model import StrictModel, Text
@@ -79,7 +79,7 @@ class DataConfig(Task):
     source: Kind
     mirror_dir: str | None
     local_dir: str | None
-    prompt_style: Prompts
+    prompt_style: PromptStyle
     chat_template: bool = False
     max_train_examples: Count | None
     metric: str | None
