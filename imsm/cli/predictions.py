@@ -55,9 +55,7 @@ def main(arguments: list[str]) -> None:
 
     table = prediction_table([resolve_run_dir(run) for run in options.runs])
     if not options.full:
-        table = summarize_predictions(table)
-    if options.seeds:
-        table = average_over_seeds(table)
+        table = average_over_seeds(table) if options.seeds else summarize_predictions(table)
     if output is None:
         print_table(as_table(table), Console())
         return

@@ -11,6 +11,7 @@ import pandas
 
 from imsm.config.identity import identity_without_seed
 from imsm.evaluation.result import read_result
+from imsm.evaluation.statistics.intervals import Interval, seed_ci
 from imsm.reporting.render.table import Table
 from imsm.reporting.runs import BASELINE, ComparedRun, baselines_of, runs_to_compare
 from imsm.utils.errors import UserError
@@ -19,7 +20,7 @@ from imsm.utils.paths import runs_root
 
 _KEYS = ["run", "method", "seed", "configuration", "task", "test_set"]
 _MEANS = ("unparsed", "truncated", "tokens", "reference_loglik", "gate_mean")
-_DIGITS = {name: 1 for name in ("score", "lowest", "highest", "tokens", "unparsed", "truncated")}
+_DIGITS = {name: 1 for name in ("score", "ci_low", "ci_high", "lowest", "highest", "tokens", "unparsed", "truncated")}
 _DIGITS |= {"reference_loglik": 2, "gate_mean": 3}
 
 
@@ -76,23 +77,41 @@ def summarize_predictions(predictions: pandas.DataFrame) -> pandas.DataFrame:
     ).reset_index()
 
 
-def average_over_seeds(summary: pandas.DataFrame) -> pandas.DataFrame:
-    """Average the rows of `summarize_predictions` over runs that differ only in the seed.
+def average_over_seeds(predictions: pandas.DataFrame) -> pandas.DataFrame:
+    """Average `prediction_table` over runs that differ only in the seed.
 
     Returns:
-        ``run``: the first of the runs; ``seeds``: their number; ``score``: mean score, with the
-        ``lowest`` and the ``highest``; the other columns are means over seeds.
+        ``run``: the first of the runs; ``seeds``: their number; ``score``: mean score in points, with
+        its 95 % interval over seeds and examples (``ci_low``, ``ci_high``) and the ``lowest`` and
+        ``highest`` score of a seed; the other columns are means over seeds.
     """
-    keys = ["configuration", "method", "task", "test_set", "metric", "examples"]
-    means = summary.groupby(keys, sort=False).agg(
-        run=("run", "first"),
-        seeds=("score", "size"),
-        score=("score", "mean"),
-        lowest=("score", "min"),
-        highest=("score", "max"),
-        **{name: (name, "mean") for name in _MEANS},
+    keys = ["configuration", "method", "task", "test_set", "metric"]
+    means = (
+        summarize_predictions(predictions)
+        .groupby([*keys, "examples"], sort=False)
+        .agg(
+            run=("run", "first"),
+            seeds=("score", "size"),
+            score=("score", "mean"),
+            lowest=("score", "min"),
+            highest=("score", "max"),
+            **{name: (name, "mean") for name in _MEANS},
+        )
+        .reset_index()
     )
-    return means.reset_index().drop(columns="configuration").set_index("run").reset_index()
+    groups = predictions.groupby(keys, sort=False)
+    intervals = [_interval(groups.get_group(tuple(row))) for row in means[keys].itertuples(index=False)]
+    position = means.columns.get_loc("lowest")
+    means.insert(position, "ci_low", [100 * interval.low for interval in intervals])
+    means.insert(position + 1, "ci_high", [100 * interval.high for interval in intervals])
+    return means.drop(columns="configuration").set_index("run").reset_index()
+
+
+def _interval(predictions: pandas.DataFrame) -> Interval:
+    """Return the interval of the mean score of one configuration, task and metric over its seeds."""
+    scores = predictions.pivot(index="id", columns="run", values="score")
+    groups = predictions.drop_duplicates("id").set_index("id")["group"].reindex(scores.index)
+    return seed_ci([scores[run].to_numpy() for run in scores], groups=list(groups))
 
 
 def as_table(frame: pandas.DataFrame) -> Table:

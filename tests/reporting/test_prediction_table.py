@@ -44,16 +44,18 @@ def test_originals_on_different_test_sets_are_separate(runs: dict[str, Any]) -> 
 
 def test_seeds_are_averaged_within_a_configuration(runs: dict[str, Any]) -> None:
     folders = [runs["peft"][0], write_seed(runs, "peft", seed=1)]
-    summary = summarize_predictions(prediction_table(folders))
-    means = average_over_seeds(summary)
+    predictions = prediction_table(folders)
+    summary = summarize_predictions(predictions)
+    means = average_over_seeds(predictions)
     trained = means[means["method"] == "peft"]
     assert set(trained["seeds"]) == {2} and set(trained["run"]) == {folders[0].name}
     assert set(means[means["method"] == "original"]["seeds"]) == {1}
     for row in means.itertuples():
         scores = summary[(summary["method"] == row.method) & (summary["task"] == row.task)]["score"]
         assert (row.score, row.lowest, row.highest) == (scores.mean(), scores.min(), scores.max())
+        assert row.ci_low < row.score < row.ci_high
     other = write_seed(runs, "peft", "trainer.learning_rate=0.02", seed=3)
-    means = average_over_seeds(summarize_predictions(prediction_table([*folders, other])))
+    means = average_over_seeds(prediction_table([*folders, other]))
     trained = means[means["method"] == "peft"]
     assert sorted(set(zip(trained["run"], trained["seeds"], strict=True))) == sorted(
         [(folders[0].name, 2), (other.name, 1)]
