@@ -58,7 +58,7 @@ def adalora(
             "ranks; their sum must be below 1"
         )
     config = AdaLoraConfig(
-        task_type="CAUSAL_LM",  # type: ignore[arg-type]
+        task_type="CAUSAL_LM",
         target_modules=target_modules,
         init_r=init_r,
         target_r=target_r,
@@ -101,7 +101,7 @@ def adalora_static(
         orth_reg_weight: factor of the orthogonality penalty in the loss; 0 disables it.
     """
     config = AdaLoraConfig(
-        task_type="CAUSAL_LM",  # type: ignore[arg-type]
+        task_type="CAUSAL_LM",
         target_modules=target_modules,
         init_r=init_r,
         target_r=init_r,

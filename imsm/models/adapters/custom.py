@@ -11,7 +11,7 @@ import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftType
@@ -60,11 +60,16 @@ class LinearTunerLayer(nn.Module, BaseTunerLayer):
         value = torch.empty(*shape, dtype=torch.float32, device=self.base_layer.weight.device)
         setattr(self, name, nn.ParameterDict({self.adapter_name: nn.Parameter(value)}))
 
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return a parameter set by `add_parameter`."""
+        value: nn.Parameter = getattr(self, name)[self.adapter_name]
+        return value
+
 
 class LinearTuner(BaseTuner):
     """Wraps every targeted `nn.Linear` in ``tuner_layer_cls(base_layer, adapter_name, config)``."""
 
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         for name, module in model.named_modules():
@@ -82,6 +87,7 @@ class LinearTuner(BaseTuner):
         target_name: str,
         parent: nn.Module,
         current_key: str,
+        parameter_name: str | None = None,
         **_: Any,
     ) -> None:
         layer = self.tuner_layer_cls(target, adapter_name, peft_config)  # type: ignore[call-arg]

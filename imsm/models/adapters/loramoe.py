@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft import PeftConfig
 from torch import nn
 from torch.nn import functional
 
@@ -124,17 +124,17 @@ class LoraMoeLinear(LinearTunerLayer):
     @property
     def router(self) -> torch.Tensor:
         """W_r, (N, in)."""
-        return self.loramoe_router[self.adapter_name]
+        return self.parameter("loramoe_router")
 
     @property
     def down(self) -> torch.Tensor:
         """All A_i, (N·r, in)."""
-        return self.loramoe_A[self.adapter_name]
+        return self.parameter("loramoe_A")
 
     @property
     def up(self) -> torch.Tensor:
         """All B_i, transposed: (N·r, out)."""
-        return self.loramoe_B[self.adapter_name]
+        return self.parameter("loramoe_B")
 
     def reset_parameters(self) -> None:
         """Initialize the router and A as `nn.Linear` does, B with zeros."""
@@ -144,14 +144,14 @@ class LoraMoeLinear(LinearTunerLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out), in the dtype of the base layer."""
-        result = self.base_layer(x)
+        result: torch.Tensor = self.base_layer(x)
         if self.disable_adapters:
             return result
         features = x.to(self.down.dtype)
         gates = self.gates(features)
         if self.routing is not None and self.training and torch.is_grad_enabled():
             self.routing.collect(gates)
-        low = self._project_down(features).unflatten(-1, (self.num_experts, self.r))
+        low: torch.Tensor = self._project_down(features).unflatten(-1, (self.num_experts, self.r))
         weighted = (low * gates[..., None]).flatten(-2)
         return (result + self.scaling * (weighted @ self.up)).to(result.dtype)
 
@@ -160,7 +160,8 @@ class LoraMoeLinear(LinearTunerLayer):
         device = features.device.type
         autocast = torch.amp.is_autocast_available(device)
         with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            return functional.linear(features, self.router).softmax(dim=-1)
+            logits: torch.Tensor = functional.linear(features, self.router)
+            return logits.softmax(dim=-1)
 
     def _project_down(self, features: torch.Tensor) -> torch.Tensor:
         """A_i dropout(x) of all experts, (..., N·r)."""
@@ -175,7 +176,7 @@ class LoraMoeModel(LinearTuner):
 
     tuner_layer_cls = LoraMoeLinear
 
-    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         # Random values are drawn target by target, not in the order of the modules: recorded runs depend on it.
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraMoeLinear)}
         targets = config.target_modules
@@ -271,7 +272,7 @@ def loramoe(
             f"set peft.num_experts={num_experts + 1}, or peft.blc_weight=0 for no constraint"
         )
     config = LoraMoeConfig(
-        task_type="CAUSAL_LM",  # type: ignore[arg-type]
+        task_type="CAUSAL_LM",
         target_modules=target_modules,
         num_experts=num_experts,
         r=r,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -68,7 +68,7 @@ def build_meta_model(configuration: PretrainedConfig, *, dtype: str) -> PreTrain
         raise UserError(f"backbone.architecture: transformers cannot build it ({first_line(error)})") from error
     model.tie_weights()
     disable_dropout(model)
-    return model.requires_grad_(False).eval()
+    return cast(PreTrainedModel, model.requires_grad_(False).eval())
 
 
 def _config_from_keys(architecture: Mapping[str, Any]) -> PretrainedConfig:

@@ -86,7 +86,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.pieces.id_to_piece(index) if 0 <= index < len(self.pieces) else ""
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        return self.pieces.encode(text, out_type=str)
+        pieces: list[str] = self.pieces.encode(text, out_type=str)
+        return pieces
 
     def _encode_plus(  # type: ignore[override]
         self, text: Texts, text_pair: Texts | None = None, **options: Any
@@ -107,7 +108,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to a text."""
-        return self.pieces.decode(tokens)
+        text: str = self.pieces.decode(tokens)
+        return text
 
     def _decode(  # type: ignore[override]
         self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any
