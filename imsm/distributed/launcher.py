@@ -33,13 +33,7 @@ def launch(settings: Mapping[str, Any], *, run_dir: Path, nproc_per_node: int, m
     """Run ``module`` in several worker processes on this machine.
 
     Rank 0 prints to this terminal, the others to files under ``run_dir``/processes, which are
-    deleted after success.
-
-    Args:
-        settings: Settings for the workers: `config`, `runs_root`, `device`.
-        run_dir: Run directory.
-        nproc_per_node: Number of workers.
-        module: Module that the workers run.
+    deleted after success. ``settings`` are passed to the workers: `config`, `runs_root`, `device`.
 
     Raises:
         UserError: Raised by the first worker that failed, or ``run_dir`` is not writable.

@@ -110,12 +110,8 @@ def launch_commands(
 ) -> list[str]:
     """Return lines that explain how to start a run on several nodes.
 
-    Args:
-        command: What follows `python`: `-m imsm.run` and its arguments.
-        hostfile: The hostfile, if one is set.
-        nnodes: Number of nodes.
-        nproc_per_node: Processes per node.
-        settings_path: Where the run's configuration would be saved.
+    ``command`` is what follows `python`: `-m imsm.run` and its arguments. With a hostfile the
+    run's configuration would be saved at ``settings_path``.
     """
     if hostfile is not None:
         line = deepspeed_command(settings_path, hostfile=hostfile, nnodes=nnodes, nproc_per_node=nproc_per_node)
@@ -144,13 +140,7 @@ def launch_nodes(
 ) -> None:
     """Run ``module`` on several nodes; all must see ``run_dir`` at the same path.
 
-    Args:
-        settings: Settings for the workers: `config`, `runs_root`, `device`.
-        run_dir: Run directory.
-        hostfile: Path of the hostfile.
-        nnodes: Number of nodes.
-        nproc_per_node: Processes per node.
-        module: Module that the workers run.
+    ``settings`` are passed to the workers: `config`, `runs_root`, `device`.
 
     Raises:
         UserError: pdsh is missing, ``run_dir`` is not writable, or a worker raised it.

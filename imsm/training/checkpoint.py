@@ -60,15 +60,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint below ``folder`` and return its path.
 
-    Every process must call this; rank 0 writes.
-
-    Args:
-        folder: The run's checkpoint folder.
-        state: Names the checkpoint by its step.
-        metrics: Metrics of the last step; non-finite values are dropped.
-        engine: Source of the trainables and the optimizer state.
-        callbacks: Callbacks of the PEFT method.
-        identity: Settings that determine the training, compared on resume.
+    Every process must call this; rank 0 writes. Non-finite metrics are dropped. ``identity`` holds
+    the settings that determine the training; it is compared on resume.
 
     Raises:
         UserError: The checkpoint cannot be written; earlier checkpoints are unchanged.

@@ -107,14 +107,8 @@ def get_or_compute(
 ) -> Path:
     """Return the folder of an intact cache, computed first if it is missing or damaged.
 
-    Other processes that need the same cache wait.
-
-    Args:
-        key: Key of the cache.
-        model: Any model with the backbone; see `compute_hidden_states`.
-        examples: The examples, in any order.
-        pad_id: Padding token id.
-        label: Name shown by `imsm cache list`.
+    Other processes that need the same cache wait. ``model`` may be any with the backbone, the
+    examples may be in any order, and ``label`` is shown by `imsm cache list`.
 
     Raises:
         OSError: The cache cannot be written.

@@ -27,17 +27,9 @@ def train_step(
 ) -> dict[str, float]:
     """Run one optimizer step; its loss is the mean over all answer tokens of the batch.
 
-    Each process takes its share of the batch in micro-batches. ZeRO requires the same number of
-    forwards everywhere, so a process without examples left runs one with weight zero.
-
-    Args:
-        batch: Global batch, the same in every process.
-        step: Step number, from 1.
-        engine: Training engine.
-        callbacks: Callbacks of the PEFT method.
-        micro_batch_size: Examples per forward.
-        pad_id: Padding token id.
-        hidden_state_cache: Hidden states of the original stream; None runs that stream.
+    ``batch`` is the global batch, the same in every process; each takes its share of it in
+    micro-batches. ZeRO requires the same number of forwards everywhere, so a process without
+    examples left runs one with weight zero. Without a cache the original stream is run.
 
     Returns:
         Metrics over the global batch, by name.

@@ -103,19 +103,10 @@ def train(
 ) -> TrainingSummary:
     """Train adapter and gate, resuming from the checkpoint manager's checkpoint.
 
-    Args:
-        model: The model that ``engine`` wraps.
-        examples: Training examples.
-        engine: Training engine.
-        callbacks: Callbacks of the PEFT method.
-        batch_plan: How examples are batched.
-        checkpoint_manager: Restores and saves checkpoints.
-        pad_id: Padding token id.
-        log: Called after every step.
-        validation_examples: Examples whose loss is measured at every `save_steps` and at the end.
-        get_hidden_state_cache: Returns the original stream's hidden states of all examples, or
-            None to run that stream. The first two steps run it always. The time that the call
-            takes is not counted as training time.
+    ``model`` is the one that ``engine`` wraps. The loss of ``validation_examples`` is measured every
+    `save_steps` and at the end. ``get_hidden_state_cache`` returns the original stream's hidden
+    states of all examples, or None to run that stream, as the first two steps always do; the time
+    it takes is not counted as training time.
 
     Raises:
         RunError: The loss or a gradient is not finite, or memory ran out; the last good state is

@@ -26,13 +26,8 @@ def validation_loss(
 ) -> float:
     """Return the mean cross-entropy over all answer tokens in nats, without dropout.
 
-    Args:
-        model: Evaluated in eval mode; its mode is restored.
-        examples: The same in every process; each evaluates its share.
-        engine: Runs the forwards.
-        micro_batch_size: Examples per forward.
-        pad_id: Padding token id.
-        hidden_state_cache: Hidden states of the original stream; None runs that stream.
+    ``examples`` are the same in every process; each evaluates its share. The model's mode is
+    restored. Without a cache the original stream is run.
     """
     dist_context, was_training = engine.dist_context, model.training
     parts = micro_batches(
