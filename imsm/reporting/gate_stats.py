@@ -1,4 +1,4 @@
-"""Statistics of the gate over examples, positions and tasks, and warnings about them."""
+"""Statistics of the gate over examples, positions and tasks, with warnings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def gate_table(run: ComparedRun, tasks: Sequence[str], *, metrics: Mapping[str, 
 
 
 def gate_by_position(run: ComparedRun, task: str) -> numpy.ndarray | None:
-    """Return the mean gate weight at each generated position (P,); None without gate values.
+    """Return the mean gate weight at each generated position (P,), or None.
 
     Ends at the first position that fewer than a tenth of the responses (or fewer than three) reach.
     """

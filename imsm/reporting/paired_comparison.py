@@ -31,7 +31,7 @@ CORRECT = 0.5
 
 @dataclass(kw_only=True)
 class PairedComparison:
-    """A run compared with a reference on a task's headline metric; both are given by their labels.
+    """A run and its reference (by label) on a task's headline metric.
 
     Attributes:
         trained_on: Whether a compared run was trained on this forgetting test.
@@ -115,7 +115,7 @@ def compare_runs(
 
 
 def adjust_p_values(comparisons: Sequence[PairedComparison]) -> None:
-    """Set Holm's p-values over all comparisons that have a test and are not ``trained_on``."""
+    """Set Holm's p-values over all tests that are not ``trained_on``."""
     family = {
         str(index): comparison.test.p_value
         for index, comparison in enumerate(comparisons)
@@ -126,7 +126,7 @@ def adjust_p_values(comparisons: Sequence[PairedComparison]) -> None:
 
 
 def compute_retention(run: ComparedRun, original: ComparedRun, *, task: str, metric: str) -> Retention | None:
-    """Compare a run's correct answers with the original's; None if predictions are missing."""
+    """Compare correct answers with the original's; None without predictions."""
     pair = _pair(run, original, task, metric)
     if pair is None:
         return None
@@ -151,7 +151,7 @@ def compute_retention(run: ComparedRun, original: ComparedRun, *, task: str, met
 def _pair(
     one: ComparedRun, other: ComparedRun, task: str, metric: str
 ) -> tuple[pandas.DataFrame, pandas.DataFrame] | None:
-    """Return both runs' predictions in one order; None if they are not of the same examples."""
+    """Return both runs' predictions in one order; None if the examples differ."""
     first, second = one.predictions(task), other.predictions(task)
     if first is None or second is None or set(first.index) != set(second.index) or first.empty:
         return None
@@ -171,7 +171,7 @@ def _groups(predictions: pandas.DataFrame) -> list[Any]:
 def _aggregate_statistic(
     run: ComparedRun, task: str, metric: str, predictions: pandas.DataFrame
 ) -> Callable[[numpy.ndarray], float] | None:
-    """Return the metric in points as a function of row indices; None if it is a mean of scores."""
+    """Return the metric as a function of row indices; None for a mean of scores."""
     module = resolve_metric(run.result["config"].get("metrics", {}).get(metric, metric))
     if is_mean_of_scores(module):
         return None

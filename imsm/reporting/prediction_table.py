@@ -25,7 +25,7 @@ _DIGITS |= {"reference_loglik": 2, "gate_mean": 3}
 
 
 def prediction_table(folders: Sequence[Path]) -> pandas.DataFrame:
-    """Return every prediction of some runs, their originals and their training-free baselines.
+    """Return every prediction of runs, their originals and their baselines.
 
     Args:
         folders: Of finished runs. What they share (the original's predictions on one test set) is
@@ -108,7 +108,7 @@ def average_over_seeds(predictions: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _interval(predictions: pandas.DataFrame) -> Interval:
-    """Return the interval of the mean score of one configuration, task and metric over its seeds."""
+    """Return the interval of the mean score over the seeds."""
     scores = predictions.pivot(index="id", columns="run", values="score")
     groups = predictions.drop_duplicates("id").set_index("id")["group"].reindex(scores.index)
     return seed_ci([scores[run].to_numpy() for run in scores], groups=list(groups))

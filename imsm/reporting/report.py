@@ -22,7 +22,7 @@ _DPI = 130
 
 
 def write_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> None:
-    """Write `report.md`, `report.html`, `tables/` and `figures/`, and print the short report.
+    """Write report.md, report.html, tables/ and figures/; print the short report.
 
     The run is compared with its original, with finished runs that differ only in the method, and
     with its training-free baselines. Load errors are also printed to stderr.
@@ -56,7 +56,7 @@ def build_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
 
 
 def write_figures(folder: Path, sections: Sequence[Section]) -> dict[str, bytes]:
-    """Draw every figure into ``folder/figures/<name>.png`` and return the PNG files by name.
+    """Draw every figure into ``figures/<name>.png``; return the files by name.
 
     Raises:
         OSError: The folder cannot be written.

@@ -67,7 +67,7 @@ class ReportData:
 
     @property
     def marked(self) -> set[str]:
-        """Tasks shown with a †: ``trained_on``, and a learned target that is also a forgetting test."""
+        """Tasks shown with a †: ``trained_on``, and a target that is also a test."""
         tests = self.focus.result["evaluation"].get("settings", {}).get("tasks", [])
         learned = any(run.task_result(self.target or "").get("trained_on") for run in self.runs)
         return self.trained_on | {task for task in tests if task == self.target and learned}
@@ -107,7 +107,7 @@ class ReportData:
 
     @cached_property
     def retentions(self) -> list[Retention]:
-        """Retention of the original's correct answers by task and run, where predictions exist."""
+        """Retention by task and run, where predictions exist."""
         return [
             found
             for task in self.tasks

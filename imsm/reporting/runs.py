@@ -32,7 +32,7 @@ Result = Mapping[str, Any]
 
 @dataclass(kw_only=True)
 class ComparedRun:
-    """A run in a report: its label, its `result.json`, and the folder of its predictions."""
+    """A run in a report: label, `result.json` and folder of its predictions."""
 
     label: str
     result: Result
@@ -113,7 +113,7 @@ class ComparisonSet:
 
 
 def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> ComparisonSet:
-    """Collect the comparable runs, baselines and seeds of a run; arguments as `runs_to_compare`.
+    """Collect comparable runs, baselines and seeds; see `runs_to_compare`.
 
     Raises:
         UserError: The result has no scores of its original.
@@ -140,7 +140,7 @@ def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> Co
 
 
 def runs_to_compare(folder: Path, result: Result, *, runs_root: Path, siblings: bool = True) -> list[ComparedRun]:
-    """Return the original, finished runs that differ only in the method, and the run itself.
+    """Return the original, runs that differ only in the method, and the run.
 
     Args:
         folder: Folder of the run.
@@ -162,7 +162,7 @@ def runs_to_compare(folder: Path, result: Result, *, runs_root: Path, siblings: 
 
 
 def find_comparable_runs(runs_root: Path, result: Result) -> list[tuple[dict[str, Any], Path]]:
-    """Return finished runs that differ only in the method, ordered original, PEFT, interwoven.
+    """Return finished runs that differ only in the method, the original first.
 
     Of several runs with one method and gate, the newest is returned, preferring those that share a test set
     with the run. For the original the result is empty, because every run on its backbone would qualify.
@@ -191,7 +191,7 @@ def baselines_of(folder: Path) -> list[ComparedRun]:
 
 
 def seeds_of(runs_root: Path, result: Result) -> dict[int, Result]:
-    """Return finished runs that differ from a run only in the seed, by seed; includes the run."""
+    """Return finished runs that differ only in the seed, by seed."""
     own = identity_without_seed(result["identity"])
     found: dict[int, Result] = {
         int(other["identity"]["seed"]): other
@@ -203,7 +203,7 @@ def seeds_of(runs_root: Path, result: Result) -> dict[int, Result]:
 
 
 def comparable(one: Result, other: Result, task: str) -> bool:
-    """Return whether two results have scores of the same examples and protocol of a task."""
+    """Return whether two results scored the same examples and protocol."""
     entries = [result["evaluation"]["tasks"].get(task) for result in (one, other)]
     if None in entries:
         return False
@@ -212,7 +212,7 @@ def comparable(one: Result, other: Result, task: str) -> bool:
 
 
 def headline(entry: Mapping[str, Any]) -> str:
-    """Return a task's headline metric, or its first metric if that one was not computed."""
+    """Return a task's headline metric, or its first if that was not computed."""
     named = str(entry["headline"])
     return named if named in entry["metrics"] else next(iter(entry["metrics"]))
 
@@ -241,7 +241,7 @@ def _label(result: Result, results: Sequence[Result]) -> str:
 
 
 def _gate_label(gate: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> str:
-    """Return a gate's name, rank, and the keys in which gates of this name and rank differ."""
+    """Return a gate's name, rank, and keys that differ between such gates."""
     rank = f" r{gate['rank']}" if gate.get("rank") else ""
     similar = [other for other in gates if all(other.get(key) == gate.get(key) for key in ("name", "rank"))]
     differing = [key for key in gate if any(other.get(key) != gate[key] for other in similar)]
@@ -249,7 +249,7 @@ def _gate_label(gate: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> 
 
 
 def _original(folder: Path, result: Result, *, runs_root: Path) -> tuple[Result, Path]:
-    """Return the original's result, as a run recorded it, and the folder of its predictions."""
+    """Return the original's result, as recorded by a run, and its folder."""
     try:
         name, identity, config = original_run(result["config"])
     except ValidationError as error:
@@ -291,7 +291,7 @@ def _read_results(paths: Iterable[Path]) -> list[tuple[dict[str, Any], Path]]:
 
 
 def _variant(result: Result) -> str:
-    """Return the key under which only the newest run is compared: method, gate, frozen adapter."""
+    """Return method, gate and frozen adapter; only the newest of each is compared."""
     identity = result["identity"]
     return str([result["method"], sorted(identity.get("gate", {}).items()), "frozen_adapter" in identity])
 
@@ -323,7 +323,7 @@ def _missing_tasks(result: Result, focus: Result) -> list[str]:
 def _explain_excluded(
     results: Mapping[str, Result], baselines: Mapping[str, Result], focus: Result, folder: Path
 ) -> list[str]:
-    """Return one line with what is excluded and the commands that fix it; none if complete."""
+    """Return one line with the exclusions and the commands that fix them."""
     missing = {
         label: tasks
         for label, result in [*results.items(), *baselines.items()]
@@ -349,7 +349,7 @@ def _explain_excluded(
 
 
 def _missing_settings(others: Sequence[Result], focus: Result) -> list[str]:
-    """Return the focus's evaluation settings that another run lacks, as quoted overrides."""
+    """Return the evaluation settings that another run lacks, as overrides."""
     own = focus["evaluation"].get("settings", {})
     return [
         shlex.quote(f"evaluation.{key}={format_value(own[key])}")

@@ -139,7 +139,7 @@ def _entries(run: SweepRun) -> dict[str, Entry]:
 
 
 def _original_entries(run: SweepRun, target: str) -> dict[str, Entry]:
-    """Return the original's entries on a run's examples, as the run's result stores them."""
+    """Return the original's entries as a run's result stores them."""
     if run.result is None:
         return {}
     evaluation = run.result["evaluation"]
@@ -150,7 +150,7 @@ def _original_entries(run: SweepRun, target: str) -> dict[str, Entry]:
 def _score_cells(
     entries: Mapping[str, Entry], reference: Mapping[str, Entry], target: str, forgetting: Sequence[str]
 ) -> list[str]:
-    """Return a run's headline score on every task, and its mean over the forgetting tests."""
+    """Return a run's headline score on every task, and its retention average."""
     cells, scores = [], {}
     for name, expected in reference.items():
         entry = entries.get(name)

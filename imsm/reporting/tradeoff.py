@@ -1,4 +1,4 @@
-"""The trade-off between learning and forgetting: plasticity and stability of all runs."""
+"""Trade-off between learning and forgetting: plasticity and stability."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TradeoffPoint:
         return harmonic_mean(self.plasticity, self.stability)
 
     def cells(self) -> dict[str, str]:
-        """Return plasticity, stability and their harmonic mean as text; a dash if not evaluated."""
+        """Return plasticity, stability and harmonic mean as text."""
         evaluated = self.target is not None
         return {
             "plasticity": format_percent(self.plasticity) if evaluated else MISSING,
@@ -68,7 +68,7 @@ class TradeoffCurve:
 
     @property
     def hypervolume(self) -> float:
-        """Hypervolume of its points over (0, 0); 1 is PEFT's full gain with full retention.
+        """Hypervolume over (0, 0); 1 is PEFT's full gain with full retention.
 
         It can exceed 1: a run may learn more than PEFT or beat the original on a forgetting test.
         """
@@ -99,7 +99,7 @@ def tradeoff_points(
     forgetting: Sequence[str],
     peft_gained: bool,
 ) -> list[TradeoffPoint]:
-    """Return the points of all runs and baselines; the original and a PEFT run are among them.
+    """Return the points of all runs, which include the original and a PEFT run.
 
     Args:
         runs: Runs and baselines.
@@ -137,7 +137,7 @@ def tradeoff_points(
 
 
 def tradeoff_curves(points: Sequence[TradeoffPoint]) -> list[TradeoffCurve]:
-    """Return the swept baselines that have points, each with PEFT and the original as its ends."""
+    """Return the curves of swept baselines, each from PEFT to the original."""
     ends = {point.method: point for point in points if point.baseline is None}
     # an interwoven run's baselines mix its own adapter, not that of the PEFT run
     ends |= dict([("peft", point) for point in points if point.baseline == OWN_ADAPTER])

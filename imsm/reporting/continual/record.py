@@ -140,7 +140,7 @@ def _task(name: str, entry: Mapping[str, Any], sequence: Sequence[str]) -> dict[
 
 
 def _score(result: Mapping[str, Any], task: Mapping[str, Any], *, last: Mapping[str, Any]) -> float | None:
-    """Return a stage's score if it is of the same examples and protocol as the last stage's."""
+    """Return a stage's score if it is comparable with the last stage's."""
     if not comparable(result, last, task["name"]):
         return None
     score = result["evaluation"]["tasks"][task["name"]]["metrics"].get(task["metric"])
@@ -198,7 +198,7 @@ def _statistic(
     scores: Sequence[float | None],
     last: Mapping[str, Any],
 ) -> Statistic | str | None:
-    """Return what reproduces the recorded scores: a column's mean, or the metric itself."""
+    """Return what reproduces the recorded scores: a column, or the metric."""
     column = f"score.{task['metric']}"
     if None in scores or any(column not in frame for frame in frames):
         return None

@@ -17,7 +17,7 @@ Measures = Mapping[str, Mapping[str, float]]
 
 
 def score_frame(record: Record) -> pandas.DataFrame:
-    """Return scores in points: rows are the original and each stage, columns the tasks."""
+    """Return scores in points: the original and each stage by task."""
     return pandas.DataFrame(
         record["scores"],
         index=pandas.Index(row_names(record), name="after"),
@@ -37,7 +37,7 @@ def column_name(task: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def build_tables(records: Sequence[Record], differences: Measures) -> list[Table]:
-    """Return each method's scores, the measures of all methods, and their differences from PEFT."""
+    """Return tables of scores, measures, and differences from PEFT."""
     methods = [str(record["method"]) for record in records]
     tables = [_score_table(record) for record in records]
     tables.append(Table(caption="Measures", columns=["measure", *methods], rows=_measure_rows(records)))

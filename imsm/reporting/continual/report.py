@@ -23,7 +23,7 @@ Built = tuple[dict[str, Any], NDArray[np.float64] | None]
 
 
 def write_sequence_report(*folders: Path) -> None:
-    """Write `sequence.json`, `.csv`, `.md` and `.png` of task sequences, and print the tables.
+    """Write sequence.json, .csv, .md and .png, and print the tables.
 
     The files are written into the last folder. With one folder, comparable sequences of the other
     methods in the same parent folder are included.
@@ -55,7 +55,7 @@ def write_sequence_report(*folders: Path) -> None:
 
 
 def _sequences_of_other_methods(folder: Path, record: dict[str, Any]) -> list[Path]:
-    """Return the newest comparable sequence of each other method in the same parent folder."""
+    """Return the newest comparable sequence of each other method."""
     found: dict[str, Path] = {}
     files = sorted(folder.parent.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
     learned = [task for task in record["tasks"] if task["stage"] is not None]
@@ -87,7 +87,7 @@ def _common_tasks(records: Sequence[dict[str, Any]]) -> set[str]:
 
 
 def _differences_from_peft(sequences: Sequence[Built]) -> dict[str, dict[str, float]]:
-    """Return each measure of the last method minus PEFT's, with its interval on the same draws."""
+    """Return each measure of the last method minus PEFT's, with its interval."""
     found = {record["method"]: (record, resampled) for record, resampled in sequences}
     names = [name for name in found if name != "peft"]
     if "peft" not in found or not names:

@@ -1,4 +1,4 @@
-"""Figure of the gate: over examples, along the response, correct against wrong answers."""
+"""Figure of the gate: over examples, positions, and outcomes."""
 
 from __future__ import annotations
 

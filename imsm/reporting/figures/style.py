@@ -1,4 +1,4 @@
-"""Shared style of the figures, readable in print, in grayscale and by color-blind readers."""
+"""Style of the figures, readable in grayscale and by color-blind readers."""
 
 from __future__ import annotations
 

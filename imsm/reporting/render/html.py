@@ -48,7 +48,7 @@ def _section_values(section: Section, figures: Mapping[str, bytes]) -> dict[str,
 
 
 def _shade(heatmap: TokenHeatmap) -> list[ShadedToken]:
-    """Scale the shades to the range of the response, because weights differ little within one."""
+    """Scale the shades to each response, because weights differ little within it."""
     low, high = min(heatmap.weights), max(heatmap.weights)
     width = (high - low) or 1.0
     return [

@@ -26,7 +26,7 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells as text; the first ``text_columns`` columns are left-aligned, the others right-aligned.
+    """Cells as text; the first ``text_columns`` columns are left-aligned.
 
     ``caption`` and ``notes`` are rendered by `to_latex` and `print_table`; elsewhere the page around
     the table shows them.
@@ -127,6 +127,6 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def print_notes(notes: Sequence[str], console: Console, *, wrap: bool = True) -> None:
-    """Print paragraphs dimmed and without markup; ``wrap=False`` keeps commands in one line."""
+    """Print dimmed paragraphs; ``wrap=False`` keeps commands in one line."""
     for note in notes:
         console.print(note, style="dim", highlight=False, soft_wrap=not wrap, markup=False)

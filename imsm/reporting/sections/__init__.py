@@ -1,1 +1,1 @@
-"""Sections of a report, one module each: `build(data)` returns a `Section` or None."""
+"""Sections of a report: each module's `build(data)` returns one or None."""

@@ -39,7 +39,7 @@ def score_columns(data: ReportData) -> list[str]:
 
 
 def score_cells(data: ReportData, score: Score) -> list[str]:
-    """Return each run's score, then the differences from the original, then those from PEFT."""
+    """Return each run's score, then the differences from original and PEFT."""
     differences = [_difference(score(run), score(other)) for run, other in _pairs(data)]
     return [*(format_number(score(run)) for run in data.runs), *(format_number(d, signed=True) for d in differences)]
 
@@ -57,7 +57,7 @@ def _mean(data: ReportData, tasks: Sequence[str], run: ComparedRun) -> float | N
 
 
 def _lines(data: ReportData) -> list[tuple[str, str, str, Score]]:
-    """Return name, metric, number of examples and scores of each task, then of the average."""
+    """Return name, metric, examples and scores of each task and the average."""
     lines: list[tuple[str, str, str, Score]] = []
     for task in data.tasks:
         examples = str(data.focus.task_result(task)["num_examples"])
