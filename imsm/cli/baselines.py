@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imsm.cli.common import add_config_dir, import_from_config_dir
-from imsm.studies.baselines.base import Baseline, list_baselines, load_baseline
+from imsm.studies.baselines.base import Baseline
+from imsm.studies.baselines.registry import list_baselines, load_baseline
 from imsm.utils.errors import UserError
 from imsm.utils.files import file_lock
 from imsm.utils.paths import resolve_run_dir

@@ -13,8 +13,8 @@ from pandas.testing import assert_frame_equal
 from imsm.cli.main import main
 from imsm.evaluation import inference
 from imsm.evaluation.result import read_result
-from imsm.studies.baselines.base import list_baselines
 from imsm.studies.baselines.finished_run import FinishedRun
+from imsm.studies.baselines.registry import list_baselines
 from imsm.utils.files import file_lock
 from tests.helpers.paths import ROOT
 from tests.studies.baselines.finished import ITEMS, finished, original_of, predictions, write_files

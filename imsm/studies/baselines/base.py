@@ -1,4 +1,4 @@
-"""The interface of a training-free baseline, and its registry.
+"""The interface of a training-free baseline.
 
 A baseline is a module of `imsm.studies.baselines.methods`, or a custom module given by its dotted name. It
 defines
@@ -20,18 +20,9 @@ and may define
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
-
-from imsm.studies.baselines import methods
-from imsm.utils.errors import UserError
-from imsm.utils.options import closest_match
-
-if TYPE_CHECKING:
-    from imsm.studies.baselines.finished_run import FinishedRun
+from typing import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,42 +56,3 @@ class Baseline(Protocol):
     """The part that every baseline module defines."""
 
     INFO: BaselineInfo
-
-
-def list_baselines() -> list[str]:
-    """Return the names of the shipped baselines."""
-    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
-
-
-def load_baseline(name: str) -> Baseline:
-    """Import a baseline.
-
-    Args:
-        name: Name of a shipped baseline, or the dotted name of a module.
-
-    Raises:
-        UserError: Unknown baseline, or the module does not define one.
-    """
-    names = list_baselines()
-    path = f"{methods.__name__}.{name}" if name in names else name
-    try:
-        module = importlib.import_module(path)
-    except (ModuleNotFoundError, TypeError, ValueError) as error:  # TypeError and ValueError: ".x" and ""
-        match = closest_match(name, names)
-        hint = f"; did you mean {match}?" if match else ""
-        raise UserError(
-            f"--baselines {name}: no such baseline; choose from {', '.join(names)}, or give the dotted name of a "
-            f"module{hint}"
-        ) from error
-    if not hasattr(module, "INFO") or not any(hasattr(module, part) for part in ("build_model", "route_to_original")):
-        raise UserError(
-            f"--baselines {name}: the module {path} is not a baseline; define INFO = BaselineInfo(...) and "
-            "build_model(run, value) or route_to_original(run, value, task)"
-        )
-    return cast(Baseline, module)
-
-
-def call_hook(baseline: Baseline, name: str, run: FinishedRun, default: Any) -> Any:
-    """Call an optional function of a baseline, or return the default."""
-    function = getattr(baseline, name, None)
-    return default if function is None else function(run)

@@ -17,7 +17,7 @@ from imsm.evaluation.result import build_result, write_result
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import all_training_examples
 from imsm.pipeline.evaluate import metrics_of, result_entry
-from imsm.studies.baselines.base import Baseline, BaselineInfo, call_hook
+from imsm.studies.baselines.base import Baseline, BaselineInfo
 from imsm.studies.baselines.finished_run import FinishedRun, Responses
 from imsm.utils.hashing import hash_json
 
@@ -155,6 +155,12 @@ def _write_result(
     )
     write_result(folder, result)
     return result
+
+
+def call_hook(baseline: Baseline, name: str, run: FinishedRun, default: Any) -> Any:
+    """Call an optional function of a baseline, or return the default."""
+    function = getattr(baseline, name, None)
+    return default if function is None else function(run)
 
 
 def _format_value(value: float) -> str:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from imsm.evaluation.result import read_result
-from imsm.studies.baselines.base import load_baseline
+from imsm.studies.baselines.base import BaselineInfo
 from imsm.studies.baselines.evaluate import (
     BaselineRun,
     baseline_fingerprint,
     baseline_runs,
+    call_hook,
     evaluate_baseline,
     evaluate_tuned,
 )
 from imsm.studies.baselines.finished_run import FinishedRun, load_finished_run
+from imsm.studies.baselines.registry import load_baseline
 from tests.studies.baselines.finished import assert_same_predictions, original_of, predictions
 
 
@@ -78,3 +81,9 @@ def test_responses_of_another_adapter_are_not_reused(peft_folder: Path, tmp_path
     path = folder / "model/adapter/adapter_model.safetensors"
     save_file({name: value + 0.3 for name, value in load_file(path).items()}, path)
     assert baseline_fingerprint(baseline_run, load_finished_run(folder, option="run")) != before
+
+
+def test_a_missing_hook_returns_the_default() -> None:
+    baseline = SimpleNamespace(INFO=BaselineInfo(name="x", meaning="a test"), values=lambda run: (run,))
+    assert call_hook(baseline, "values", "a run", None) == ("a run",)
+    assert call_hook(baseline, "cache_key", "a run", {}) == {}
