@@ -47,9 +47,11 @@ def test_the_wheel_composes_from_another_folder(installed: Path, tmp_path: Path)
     python = str(installed / "bin" / "python")
     where = run(python, "-c", "import imsm; print(imsm.__file__)", cwd=tmp_path)
     assert where.stdout.startswith(str(installed)), where.stderr
-    shown = run(str(installed / "bin" / "imsm"), "--help", cwd=tmp_path)
+    shown = run(str(installed / "bin" / "imsm"), "run", "--help", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "gemma3_270m" in shown.stdout
+    plugins = run(python, "-c", "import hydra_plugins.imsm_plugins as plugins; print(plugins.__file__)", cwd=tmp_path)
+    assert plugins.stdout.startswith(str(installed)), plugins.stderr
     composed = run(python, "-m", "imsm.run", "--cfg", "job", "peft=dora", cwd=tmp_path)
     assert "use_dora: true" in composed.stdout, composed.stderr
     wrong = run(python, "-m", "imsm.run", "-m", "peft=dora,lroa", cwd=tmp_path)
