@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.data.batching import IGNORED
+from imsm.data.batching import IGNORE_INDEX
 from imsm.training.engines.base import NonFiniteError
 from imsm.training.train_step import model_inputs, train_step
 from tests.models.siamese.tiny import QUERY_GATE
@@ -49,4 +49,4 @@ def test_model_inputs_hold_the_labels_of_the_answers() -> None:
     examples = tiny_examples()[:3]
     inputs = model_inputs(torch.device("cpu"), examples, pad_id=0, hidden_state_cache=None)
     assert inputs.keys() == {"input_ids", "attention_mask", "labels"}
-    assert int((inputs["labels"] != IGNORED).sum()) == sum(len(example.answer_ids) for example in examples)
+    assert int((inputs["labels"] != IGNORE_INDEX).sum()) == sum(len(example.answer_ids) for example in examples)
