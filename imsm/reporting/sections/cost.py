@@ -1,17 +1,32 @@
-"""Section: parameters, time and memory."""
+"""Sections: training curves; parameters, time and memory."""
 
 from __future__ import annotations
 
-from imsm.reporting.render.document import Section
+from imsm.reporting.figures.report import draw_training
+from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import format_number
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
+from imsm.reporting.training_log import read_training_log
 from imsm.utils.formatting import format_bytes, format_duration
 
 
-def build(data: ReportData) -> Section | None:
-    """Build the section."""
+def build_training(data: ReportData) -> Section | None:
+    """Build the section with training curves, or None without a log of two or more steps."""
+    logs = {run.label: read_training_log(run.folder) for run in data.runs if run.result["training"]}
+    # matplotlib draws no line through a single point
+    logs = {label: log for label, log in logs.items() if len(log) > 1}
+    if not logs:
+        return None
+    figure = ReportFigure(
+        name="training", alt="Loss and gate mean over training steps", draw=lambda: draw_training(logs, data)
+    )
+    return Section(name="training", title="Training", figures=[figure])
+
+
+def build_cost(data: ReportData) -> Section:
+    """Build the section with parameters, time and memory."""
     table = Table.from_records([_record(run) for run in data.runs])
     return Section(
         name="cost",
@@ -35,6 +50,7 @@ def _record(run: ComparedRun) -> dict[str, str]:
         "tokens/s": _rate(training.get("tokens_per_second")),
         "memory": format_bytes(training.get("peak_memory_bytes")),
         "evaluation": format_duration(seconds),
+        # seconds of cached responses count too; they are 0 only without evaluated tasks
         "eval tok/s": _rate(tokens / seconds if seconds else None),
     }
 

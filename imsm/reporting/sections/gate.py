@@ -18,23 +18,20 @@ _TEXT = (
 )
 
 
-def build(data: ReportData) -> Section | None:
+def build_gate(data: ReportData) -> Section | None:
     """Build the section, or None without gate values."""
-    gated = [run for run in data.runs if run.result["identity"]["method"]["stream"] == "interwoven"]
     shown: list[ComparedRun] = []
     records, warnings, heatmaps = [], [], []
-    for run in gated:
+    for run in data.runs:
+        # the stream, not the method's name, which may be custom, says whether there is a gate
+        if run.result["identity"]["method"]["stream"] != "interwoven":
+            continue
         stats = gate_table(run, data.tasks, metrics=data.metrics)
         if not stats.empty:
             shown.append(run)
         for row in stats.to_dict("records"):
-            values = {
-                str(key): format_number(value, digits=3)
-                for key, value in row.items()
-                if key not in ("task", "examples")
-            }
-            names = {"task": data.name(row["task"]), "run": run.label, "examples": str(row["examples"])}
-            records.append(names | values)
+            record = {"task": data.name(row.pop("task")), "run": run.label, "examples": str(row.pop("examples"))}
+            records.append(record | {str(key): format_number(value, digits=3) for key, value in row.items()})
         warnings += gate_warnings(run, data.tasks, start=_initial_mean(run))
         heatmaps += _heatmaps(data, run)
     if not records:
@@ -65,19 +62,15 @@ def _heatmaps(data: ReportData, run: ComparedRun) -> list[TokenHeatmap]:
     """Return the first correct and the first wrong response of each task."""
     heatmaps = []
     for task in data.tasks:
-        predictions = run.predictions(task)
-        if predictions is None:
+        if (predictions := run.predictions(task)) is None:
             continue
+        # an empty response, or one from a run without token texts, has nothing to shade
         with_tokens = predictions[[bool(pieces) for pieces in predictions["token_texts"]]]
         correct = with_tokens[f"score.{data.metrics[task]}"] >= CORRECT
         for name, rows in (("correct", with_tokens[correct]), ("wrong", with_tokens[~correct])):
             if len(rows):
                 row = rows.iloc[0]
-                heatmaps.append(
-                    TokenHeatmap(
-                        title=f"{run.label}, {row.name}, {name}",
-                        pieces=list(row["token_texts"]),
-                        weights=list(row["gate_per_token"]),
-                    )
-                )
+                pieces, weights = list(row["token_texts"]), list(row["gate_per_token"])
+                # a row of pandas is named by its index, here the example's id
+                heatmaps.append(TokenHeatmap(title=f"{run.label}, {row.name}, {name}", pieces=pieces, weights=weights))
     return heatmaps

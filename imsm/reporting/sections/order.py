@@ -4,40 +4,26 @@ from __future__ import annotations
 
 from imsm.reporting.render.document import Section
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections import (
-    averages,
-    baselines,
-    cost,
-    differences,
-    gate,
-    overview,
-    protocols,
-    responses,
-    scores,
-    seeds,
-    tradeoff,
-    training,
-    transitions,
-)
+from imsm.reporting.sections import cost, differences, gate, responses, scores, tradeoff
 
-_SECTIONS = (
-    overview,
-    scores,
-    differences,
-    transitions,
-    averages,
-    tradeoff,
-    baselines,
-    seeds,
-    responses,
-    gate,
-    training,
-    protocols,
-    cost,
+# what a reader decides by comes first; the details follow
+_BUILDERS = (
+    scores.build_overview,
+    scores.build_scores,
+    differences.build_differences,
+    differences.build_transitions,
+    tradeoff.build_averages,
+    tradeoff.build_tradeoff,
+    tradeoff.build_baselines,
+    differences.build_seeds,
+    responses.build_responses,
+    gate.build_gate,
+    cost.build_training,
+    scores.build_protocols,
+    cost.build_cost,
 )
 
 
 def build_sections(data: ReportData) -> list[Section]:
     """Build all sections that have content."""
-    found = [module.build(data) for module in _SECTIONS]
-    return [section for section in found if section is not None]
+    return [section for build in _BUILDERS if (section := build(data)) is not None]

@@ -15,7 +15,7 @@ _TEXT = (
 )
 
 
-def build(data: ReportData) -> Section | None:
+def build_responses(data: ReportData) -> Section | None:
     """Build the section."""
     records = [_record(data, run, task) for task in data.tasks for run in data.runs if run.task_result(task)]
     if not records:

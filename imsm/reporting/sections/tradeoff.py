@@ -1,31 +1,109 @@
-"""Section: learning versus forgetting, with the curves of swept baselines."""
+"""Sections: averages, learning versus forgetting, and training-free baselines."""
 
 from __future__ import annotations
 
 from imsm.reporting.figures.report import draw_tradeoff
 from imsm.reporting.render.document import ReportFigure, Section
-from imsm.reporting.render.formatting import format_number, format_percent
+from imsm.reporting.render.formatting import format_number, format_percent, join_names
+from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint
 
 
-def build(data: ReportData) -> Section | None:
-    """Build the section, or None with fewer than two points."""
+def build_averages(data: ReportData) -> Section | None:
+    """Build the section with average scores, or None without a forgetting test."""
+    if all(task == data.target for task in data.tasks):
+        return None
+    points = {point.label: point for point in data.points}
+    # the paper averages over the target and over tests that a run was trained on
+    counted = [task for task in data.tasks if task == data.target or task in data.common]
+    records = [
+        {
+            "run": run.label,
+            "retention average": format_number(data.mean(run, data.forgetting)),
+            "paper's average": format_number(data.mean(run, counted)),
+            **(points[run.label].cells() if points else {}),
+        }
+        for run in data.runs
+    ]
+    table = Table.from_records(records)
+    return Section(name="averages", title="Averages", paragraphs=_average_paragraphs(data), table=table)
+
+
+def build_tradeoff(data: ReportData) -> Section | None:
+    """Build the section with the trade-off figure, or None with fewer than two points."""
     points = [point for point in data.points if point.has_position]
     if len(points) < 2:
         return None
+    # original and PEFT are the ends of every curve, so that a comparison with it says nothing
     runs = [point for point in points if point.baseline is None and point.method not in ("original", "peft")]
     texts = ["Up and to the right is better: more of the target learned, more of the other tasks retained."]
     for curve in data.curves:
         texts += _describe_curve(curve, runs)
     if not data.curves:
         texts.append("Run `imsm baselines RUN` to add the curves of swept baselines.")
-    figure = ReportFigure(
-        name="tradeoff",
-        alt="Plasticity and stability of all runs and baselines",
-        draw=lambda: draw_tradeoff(data),
-    )  # fmt: skip
+    alt = "Plasticity and stability of all runs and baselines"
+    figure = ReportFigure(name="tradeoff", alt=alt, draw=lambda: draw_tradeoff(data))
     return Section(name="tradeoff", title="Learning versus forgetting", paragraphs=texts, figures=[figure])
+
+
+def build_baselines(data: ReportData) -> Section | None:
+    """Build the section with the scores of baselines, or None without baselines."""
+    if not data.baselines:
+        return None
+    text = (
+        "What both streams, or the adapter alone, achieve without a trained gate. The oracle router is given the task "
+        "and retains everything by construction: it is an upper bound, not a method."
+    )
+    points = {point.label: point for point in data.points}
+    records = []
+    for run in [*data.runs, *data.baselines]:
+        record = {"run": run.label}
+        record |= {data.name(task): format_number(data.mean(run, [task])) for task in data.tasks}
+        record["retention average"] = format_number(data.mean(run, data.forgetting))
+        if run.label in points:
+            cells = points[run.label].cells()
+            record |= {name: cells[name] for name in ("plasticity", "stability")}
+        records.append(record)
+    table = Table.from_records(records)
+    # the columns of all tasks do not fit into 80 characters
+    target = [] if data.target is None else [data.name(data.target)]
+    return Section(
+        name="baselines",
+        title="Training-free baselines",
+        paragraphs=[text],
+        table=table,
+        terminal_table=table.select(["run", *target, "retention average", *(["stability"] if points else [])]),
+    )
+
+
+def retention_on_curve(curve: TradeoffCurve, target: float) -> str:
+    """Describe what a curve retains at a target score."""
+    retained = curve.stability_at(target)
+    if retained is not None:
+        return f"retains {retained:.1f} %"
+    # below the whole curve, every point of it learns more than the run
+    if curve.positions and target < min(score for score, _ in curve.positions):
+        best = max(stability for _, stability in curve.positions)
+        return f"scores higher at every point and retains up to {best:.1f} %"
+    return "does not reach it"
+
+
+def _average_paragraphs(data: ReportData) -> list[str]:
+    trained_on = f" and the tasks marked † ({join_names(sorted(data.trained_on))})" if data.trained_on else ""
+    texts = [
+        f"The retention average is over the forgetting tests that no compared run was trained on: "
+        f"{join_names(data.forgetting)}. The paper's average (its tables 2 and 3) includes the target{trained_on}, "
+        "and so mixes learning with retention."
+    ]
+    if incomplete := [task for task in data.tasks if task not in data.common]:
+        texts.append(f"Averages exclude forgetting tests that a run has no score of: {join_names(incomplete)}.")
+    if data.points:
+        texts.append(
+            "Plasticity is the share of PEFT's gain on the target, undefined if the 95 % interval of that gain "
+            "includes 0. Stability is the mean retention, a dash if predictions of a forgetting test are missing."
+        )
+    return texts
 
 
 def _describe_curve(curve: TradeoffCurve, runs: list[TradeoffPoint]) -> list[str]:
@@ -41,14 +119,3 @@ def _describe_curve(curve: TradeoffCurve, runs: list[TradeoffPoint]) -> list[str
             f"{retention_on_curve(curve, run.target)}; {run.label} retains {format_percent(run.stability)}."
         )
     return texts
-
-
-def retention_on_curve(curve: TradeoffCurve, target: float) -> str:
-    """Describe what a curve retains at a target score."""
-    retained = curve.stability_at(target)
-    if retained is not None:
-        return f"retains {retained:.1f} %"
-    if curve.positions and target < min(score for score, _ in curve.positions):
-        best = max(stability for _, stability in curve.positions)
-        return f"scores higher at every point and retains up to {best:.1f} %"
-    return "does not reach it"

@@ -1,8 +1,22 @@
-"""Parameters, time and memory."""
+"""Training curves; parameters, time and memory."""
 
 from __future__ import annotations
 
-from tests.reporting.factories import cell, data_of, section, three_results
+from typing import Any
+
+from imsm.reporting.report_data import ReportData
+from imsm.reporting.sections.cost import build_training
+from tests.reporting.factories import cell, data_of, report_data, section, three_results
+
+
+def test_loss_and_gate_are_drawn(data: ReportData) -> None:
+    found = build_training(data)
+    assert found is not None and len(found.figures[0].draw().axes) == 2
+
+
+def test_a_single_step_is_no_curve(runs: dict[str, Any]) -> None:
+    (runs["imsm"][0] / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    assert build_training(report_data(runs)[1]) is None
 
 
 def test_the_original_has_no_training_cost() -> None:

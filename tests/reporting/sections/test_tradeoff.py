@@ -1,4 +1,4 @@
-"""Learning versus forgetting in words."""
+"""Averages, learning versus forgetting, and training-free baselines."""
 
 from __future__ import annotations
 
@@ -6,10 +6,35 @@ from typing import Any
 
 import pytest
 
-from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections.tradeoff import retention_on_curve
+from imsm.reporting.report_data import ReportData, build_report_data
+from imsm.reporting.runs import runs_to_compare
+from imsm.reporting.sections.tradeoff import build_baselines, retention_on_curve
 from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint
-from tests.reporting.factories import evaluate_on_other_examples, report_data, section
+from tests.reporting.factories import cell, data_of, evaluate_on_other_examples, report_data, section, three_results
+
+
+def test_a_test_that_was_trained_on_is_in_no_retention_average(runs: dict[str, Any]) -> None:
+    folder, record, _ = runs["imsm"]
+    record["evaluation"]["tasks"]["webq"]["trained_on"] = True
+    data = build_report_data(runs_to_compare(folder, record, runs_root=runs["root"]))
+    own = [100 * runs["imsm"][2][task].mean() for task in ("freebaseqa", "multirc", "mrpc")]
+    assert cell(section(data, "averages"), "retention average", run="imsm") == f"{sum(own) / 3:.1f}"
+
+
+def test_other_examples_are_in_no_average(runs: dict[str, Any]) -> None:
+    evaluate_on_other_examples(runs, ["webq", "multirc"])
+    _, data = report_data(runs)
+    averages, overview = section(data, "averages"), section(data, "overview")
+    for run in ("original", "peft", "imsm"):
+        assert cell(averages, "retention average", run=run) == cell(overview, run, task="average")
+    assert cell(averages, "paper's average", run="peft") != "–"
+    assert "webq, multirc" in averages.paragraphs[1]
+
+
+def test_without_the_target_plasticity_is_a_dash(runs: dict[str, Any]) -> None:
+    evaluate_on_other_examples(runs, ["gsm8k"])
+    averages = section(report_data(runs)[1], "averages")
+    assert cell(averages, "paper's average", run="peft") == cell(averages, "plasticity", run="peft") == "–"
 
 
 def test_the_hypervolume_is_not_bounded_by_one(data: ReportData) -> None:
@@ -43,3 +68,21 @@ def test_retention_at_a_target_score(target: float, text: str) -> None:
 
     curve = TradeoffCurve(baseline="logit_mix", symbol="λ", points=[point(80, 40), point(60, 100)])
     assert retention_on_curve(curve, target) == text
+
+
+def test_baselines_are_listed_after_the_runs(data: ReportData) -> None:
+    table = section(data, "baselines").table
+    assert table is not None
+    assert table.column("run") == ["original", "peft", "imsm", "logit mix 0.25", "logit mix 0.75"]
+
+
+def test_scores_of_other_examples_are_dashes(runs: dict[str, Any]) -> None:
+    evaluate_on_other_examples(runs, ["webq", "multirc"])
+    found = section(report_data(runs)[1], "baselines")
+    for run in ("peft", "logit mix 0.25", "logit mix 0.75"):
+        assert cell(found, "webq", run=run) == cell(found, "multirc", run=run) == "–"
+        assert cell(found, "freebaseqa", run=run) != "–"
+
+
+def test_without_baselines_there_is_no_section() -> None:
+    assert build_baselines(data_of(three_results())) is None
