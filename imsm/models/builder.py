@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from imsm.models.adapters.adapter_check import BackboneSnapshot, snapshot
 from imsm.models.adapters.base import AdapterSpec, attach_adapter, freeze_adapter
 from imsm.models.adapters.unsupported import reject_unsupported
 from imsm.models.backbones.loading import load_backbone
-from imsm.models.serialization import load_adapter
+from imsm.models.siamese.adapter_check import BackboneSnapshot, snapshot
 from imsm.models.siamese.backbone_check import BackboneCapabilities, check_backbone
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.gate import build_gate
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.serialization import load_adapter
 
 
 def build_model(
@@ -70,7 +70,7 @@ def wrap_backbone(
         stream: the selected stream.
         seed: seed of the initial values.
         verify_adapter: whether to check the adapter on the model
-            (`imsm.models.adapters.adapter_check`).
+            (`imsm.models.siamese.adapter_check`).
 
     Raises:
         UserError: the backbone is unsuitable, or the adapter does not fit it.

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from imsm.data.tokenization import TokenizedExample
-from imsm.models.adapters.adapter_check import check_adapter, snapshot
 from imsm.models.adapters.base import adapter_from_config
 from imsm.models.backbones.loading import disable_dropout, load_backbone
 from imsm.models.builder import wrap_backbone
+from imsm.models.siamese.adapter_check import check_adapter, snapshot
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import Stream
 

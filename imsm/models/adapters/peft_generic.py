@@ -1,7 +1,7 @@
 """Any method of the installed PEFT by its type: peft=generic peft.peft_type=HRA 'peft.kwargs={r: 8}'.
 
 Whether the method can be interwoven is checked by `imsm.models.adapters.unsupported` and
-`imsm.models.adapters.adapter_check`.
+`imsm.models.siamese.adapter_check`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """PEFT methods that cannot be used with IMSM, recognized by their configuration alone.
 
-`imsm.models.adapters.adapter_check` finds other unusable methods on the model itself.
+`imsm.models.siamese.adapter_check` finds other unusable methods on the model itself.
 """
 
 from __future__ import annotations

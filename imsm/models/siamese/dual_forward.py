@@ -9,7 +9,7 @@ and its relatives, DoRA, VeRA, (IA)^3 in attention) pass their input unchanged t
 For these the base layer runs once on all rows, and the tuner layer receives the second half of
 that output when it calls its base layer with its own input. The check is by object identity, so it
 holds for any method: a layer that calls its base layer with another tensor gets a computed result
-and runs half by half from then on. `imsm.models.adapters.adapter_check` compares both ways before
+and runs half by half from then on. `imsm.models.siamese.adapter_check` compares both ways before
 first use.
 
 Shapes: B rows per stream; a dual batch has 2B rows.

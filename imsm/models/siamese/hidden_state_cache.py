@@ -20,9 +20,9 @@ from itertools import accumulate
 
 import torch
 
-from imsm.data.batching import collate_training
+from imsm.data.batching import IGNORE_INDEX, collate_training
 from imsm.data.tokenization import TokenizedExample
-from imsm.models.siamese.inputs import IGNORE_INDEX, decoder_inputs, query_mask_from_labels
+from imsm.models.siamese.inputs import decoder_inputs, query_mask_from_labels
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.query_pooling import pool
 from imsm.utils.hashing import hash_chunks

@@ -9,10 +9,8 @@ import torch
 from torch.nn import functional
 from transformers import Cache
 
+from imsm.data.batching import IGNORE_INDEX
 from imsm.models.siamese.kv_cache import DualStreamCache
-
-IGNORE_INDEX = -100
-"""Label of a token without a loss (the convention of torch and transformers)."""
 
 
 def decoder_inputs(

@@ -33,23 +33,18 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from imsm.models.serialization import SiameseSerializationMixin
+from imsm.data.batching import IGNORE_INDEX
 from imsm.models.siamese.chunked_loss import chunked_loss_sum, logit_chunk_size
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.decoder import find_decoder
 from imsm.models.siamese.gate import interweave
 from imsm.models.siamese.generation import SiameseGenerationMixin
-from imsm.models.siamese.inputs import (
-    IGNORE_INDEX,
-    decoder_inputs,
-    query_mask_from_labels,
-    query_mask_of_chunk,
-    select_positions,
-)
+from imsm.models.siamese.inputs import decoder_inputs, query_mask_from_labels, query_mask_of_chunk, select_positions
 from imsm.models.siamese.kl import KLRegularizer, divergence
 from imsm.models.siamese.kv_cache import DualStreamCache
 from imsm.models.siamese.lm_head import apply_lm_head
 from imsm.models.siamese.query_pooling import pool, pool_causal
+from imsm.models.siamese.serialization import SiameseSerializationMixin
 from imsm.models.siamese.streams import STREAMS, Stream, StreamRunner
 from imsm.models.siamese.virtual_tokens import CHECKPOINTING_ERROR
 from imsm.utils.errors import UserError

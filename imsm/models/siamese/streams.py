@@ -38,7 +38,7 @@ class StreamRunner:
         adapter_layers: the tuner layers of ``model``.
         virtual_tokens: the virtual tokens of prompt learning, or None.
         batch_both: whether decoding runs both streams as one batch; set by
-            `imsm.models.adapters.adapter_check`. Otherwise each stream has its own pass and cache.
+            `imsm.models.siamese.adapter_check`. Otherwise each stream has its own pass and cache.
     """
 
     def __init__(self, model: nn.Module, decoder: nn.Module) -> None:

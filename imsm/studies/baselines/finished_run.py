@@ -23,8 +23,8 @@ from imsm.evaluation.predictions import read_predictions
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.evaluation.result import read_result
 from imsm.models.backbones.fingerprint import backbone_fingerprint
-from imsm.models.serialization import ADAPTER
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.serialization import ADAPTER
 from imsm.pipeline.data import load_eval_sets, load_run_tokenizer
 from imsm.pipeline.engine import local_device
 from imsm.pipeline.model import load_run_model, model_hash, weight_hashes
@@ -42,25 +42,20 @@ Responses = tuple[list[Row], list[Row | None]]
 
 @dataclass(frozen=True, eq=False)  # hashable by identity, for lru_cache
 class FinishedRun:
-    """A run directory, opened by `load_finished_run`.
-
-    Attributes:
-        folder: The run directory.
-        config: The run's configuration.
-        result: Its `result.json`.
-        other: The same run with another seed, or None.
-    """
+    """A run directory, opened by `load_finished_run`; ``other`` is the same run with another seed."""
 
     folder: Path
     config: RunConfig
     result: dict[str, Any]
     other: FinishedRun | None = None
+    # Containers, because a frozen dataclass cannot assign what is loaded later.
     _models: list[SiameseForCausalLM] = field(default_factory=list)
     _responses: dict[tuple[str, str], Responses] = field(default_factory=dict)
 
     @cached_property
     def runs_root(self) -> Path:
         """Directory of the run, the original and the response cache."""
+        # A run with a custom directory has its cache in the common root.
         return runs_root() if self.config.run_dir else self.folder.parent
 
     @cached_property
@@ -131,6 +126,7 @@ class FinishedRun:
 
     def route(self, task: str, to_original: Sequence[bool]) -> Responses:
         """Take each example's response from the original (True; its gate is 1) or the tuned stream."""
+        # Indexed by the choice: False is the tuned stream, True the original.
         sources = [self.responses(task, stream) for stream in ("tuned", "original")]
         rows: list[Row] = [
             {**sources[choice][0][index], "gate_mean": float(choice), "gate_per_token": None, "token_texts": None}
@@ -140,16 +136,11 @@ class FinishedRun:
 
 
 def load_finished_run(folder: Path, *, option: str, other: FinishedRun | None = None) -> FinishedRun:
-    """Open a run directory.
-
-    Args:
-        folder: The run directory.
-        option: The command-line argument that names it, for messages.
-        other: A second run, which must differ in its seed only.
+    """Open a run directory; ``option`` is the command-line argument that names it, for messages.
 
     Raises:
         UserError: The folder does not contain a finished run with an adapter, the backbone has changed,
-            or the second run differs in more than its seed.
+            or the second run ``other`` differs in more than its seed.
     """
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
@@ -163,7 +154,7 @@ def load_finished_run(folder: Path, *, option: str, other: FinishedRun | None = 
         raise UserError(
             f"{option} {folder}: its configuration is of another version of imsm; run the same command again"
         ) from error
-    # The run's custom modules.
+    # The run may use custom tasks and metrics of its --config-dir.
     if config.config_dir is not None and config.config_dir not in sys.path:
         sys.path.insert(0, config.config_dir)
     backbone = config.backbone

@@ -13,8 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from imsm.models.adapters.adapter_check import check_adapter, snapshot
 from imsm.models.adapters.base import AdapterSpec, attach_adapter
+from imsm.models.siamese.adapter_check import check_adapter, snapshot
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.gate import build_gate
 from imsm.models.siamese.model import SiameseForCausalLM

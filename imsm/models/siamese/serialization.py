@@ -21,11 +21,11 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
-from imsm.models.adapters.adapter_check import BackboneSnapshot, check_adapter, snapshot
 from imsm.models.adapters.base import freeze_buffers
 from imsm.models.adapters.custom import import_custom_method
 from imsm.models.adapters.unsupported import reject_unsupported
 from imsm.models.backbones.loading import load_backbone
+from imsm.models.siamese.adapter_check import BackboneSnapshot, check_adapter, snapshot
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.gate import build_gate
 from imsm.utils.errors import UserError
@@ -68,7 +68,7 @@ class SiameseSerializationMixin:
             before: the backbone before the adapter was attached; None to skip the verification.
 
         Raises:
-            UserError: the adapter fails `imsm.models.adapters.adapter_check`.
+            UserError: the adapter fails `imsm.models.siamese.adapter_check`.
         """
         model: Any = cls(config, adapted, gate)  # type: ignore[call-arg]
         if before is not None:
