@@ -1,10 +1,12 @@
 """The command `imsm`: select the subcommand's module, run it, map errors to exit codes.
 
-Exit codes: 0 success, 1 a run failed, 2 bad input, 130 interrupted.
+Exit codes: 0 success, 1 a run failed, 2 bad input, 130 interrupted, 141 the reader of the output ended.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -45,8 +47,27 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: arguments after `imsm`; those of the process by default.
     """
-    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    code = 0
+    try:
+        try:
+            code = _run_command((sys.argv[1:] if argv is None else argv) or ["--help"])
+        finally:
+            sys.stdout.flush()  # raises here rather than at the interpreter's exit
+    except BrokenPipeError:
+        # A broken pipe to a worker or a server is an error; only that of `imsm ... | head` is expected.
+        if not _output_is_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141  # 128 + SIGPIPE, as a shell reports it
+    if argv is None and "torch" in sys.modules:
+        from imsm.distributed.supervisor import exit_process
+
+        exit_process(code)  # threads of torch and DeepSpeed may abort an orderly exit
+    return code
+
+
+def _run_command(argv: list[str]) -> int:
+    """Run a command, print its expected errors, and return its exit code."""
+    name, *arguments = argv
     try:
         if name in ("-h", "--help"):
             print(help_text())
@@ -55,21 +76,24 @@ def main(argv: list[str] | None = None) -> int:
         elif name in COMMANDS:
             command = COMMANDS[name]
             module = import_module(f"imsm.cli.{command.module}")
-            code = module.main([*arguments, *command.extra]) or 0
+            return module.main([*arguments, *command.extra]) or 0
         else:
             near = get_close_matches(name, COMMANDS, n=1)
             raise UserError(f"{name}: unknown command; " + (f"did you mean {near[0]}?" if near else "see imsm --help"))
     except (UserError, RunError) as error:
         print(f"imsm: {error}", file=sys.stderr)
-        code = 2 if isinstance(error, UserError) else 1
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("imsm: interrupted; run the same command again to resume", file=sys.stderr)
-        code = 130
-    if argv is None and "torch" in sys.modules:
-        from imsm.distributed.supervisor import exit_process
+        return 130
+    return 0
 
-        exit_process(code)  # threads of torch and DeepSpeed may abort an orderly exit
-    return code
+
+def _output_is_closed() -> bool:
+    """Return whether the reader of standard output has ended."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return bool(output.poll(0))
 
 
 def help_text() -> str:

@@ -44,7 +44,8 @@ def load_mirror(mirror: Path, hub: HubDataset, *, split: str) -> Dataset:
                 str(mirror / hub.path), hub.name, split=split, cache_dir=cache, keep_in_memory=True
             )
     except Exception as error:  # a dozen types from three libraries
-        raise UserError(f"data.mirror_dir={mirror}: {_title(hub, split)} cannot be read: {_reason(error)}") from error
+        problem = f"{_title(hub, split)} cannot be read ({_reason(error)})"
+        raise UserError(f"data.mirror_dir={mirror}: {problem}; replace its files in the mirror") from error
 
 
 def _title(hub: HubDataset, split: str) -> str:

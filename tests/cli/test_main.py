@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
@@ -89,6 +90,31 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "imsm.cli.fake", types.SimpleNamespace(main=run))
     monkeypatch.setitem(module.COMMANDS, "fake", Command("fake", ""))
     with pytest.raises(KeyError):
+        main(["fake"])
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["completion", "bash"]])
+def test_closed_output_ends_quietly(arguments: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "imsm", *arguments]
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # argparse ignores the error of an unbuffered write
+
+
+def test_a_broken_pipe_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: list[str]) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setitem(sys.modules, "imsm.cli.fake", types.SimpleNamespace(main=run))
+    monkeypatch.setitem(module.COMMANDS, "fake", Command("fake", ""))
+    with pytest.raises(BrokenPipeError):
         main(["fake"])
 
 
