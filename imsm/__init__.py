@@ -18,13 +18,9 @@ __all__ = ["SiameseConfig", "SiameseForCausalLM", "__version__"]
 
 def __getattr__(name: str) -> Any:
     """Import the model on first use, because importing torch and transformers takes seconds."""
-    if name not in ("SiameseConfig", "SiameseForCausalLM"):
+    if name not in __all__:
         raise AttributeError(f"module 'imsm' has no attribute {name!r}")
-    from transformers import AutoConfig, AutoModelForCausalLM
+    # for both names, because this module registers them with the auto classes of transformers
+    from imsm.models.siamese import model
 
-    from imsm.models.siamese.config import SiameseConfig
-    from imsm.models.siamese.model import SiameseForCausalLM
-
-    AutoConfig.register(SiameseConfig.model_type, SiameseConfig, exist_ok=True)
-    AutoModelForCausalLM.register(SiameseConfig, SiameseForCausalLM, exist_ok=True)
-    return {"SiameseConfig": SiameseConfig, "SiameseForCausalLM": SiameseForCausalLM}[name]
+    return getattr(model, name)

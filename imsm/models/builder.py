@@ -1,7 +1,6 @@
 """Build a siamese model with a new or a finished adapter and a new gate.
 
-Saved models are loaded by `SiameseForCausalLM.from_pretrained`; both use
-`SiameseForCausalLM.from_parts`.
+Saved models are loaded by `SiameseForCausalLM.from_pretrained`; both use `SiameseForCausalLM.from_parts`.
 """
 
 from __future__ import annotations
@@ -29,18 +28,14 @@ def build_model(
 ) -> SiameseForCausalLM:
     """Load a backbone and build a siamese model around it, its adapter verified.
 
-    Args:
-        backbone: arguments of `load_backbone`.
-        adapter: see `wrap_backbone`.
-        device: device of the model; None for the one the backbone is loaded to.
-        options: ``gate``, ``pooling``, ``stream`` and ``seed`` of `wrap_backbone`.
+    ``options`` are ``gate``, ``pooling``, ``stream`` and ``seed`` of `wrap_backbone`.
 
     Raises:
-        UserError: the backbone is not available or unsuitable, or the adapter is unsupported or
-            does not fit it.
+        UserError: the backbone is not available or unsuitable, or the adapter is unsupported or does not fit it.
     """
     if isinstance(adapter, AdapterSpec):
-        reject_unsupported(adapter.config)  # before the weights are loaded
+        # before the weights are loaded, which can take minutes
+        reject_unsupported(adapter.config)
     plain = load_backbone(**backbone)
     if device is not None:
         plain.to(device)  # type: ignore[arg-type]
@@ -60,25 +55,18 @@ def wrap_backbone(
 ) -> SiameseForCausalLM:
     """Build a siamese model around a loaded backbone, which may be on the meta device.
 
-    Args:
-        plain: the backbone.
-        backbone: arguments of `load_backbone` that reproduce it.
-        adapter: the PEFT method of a new adapter; the folder of a finished one, which stays frozen;
-            or None for the original model.
-        gate: ``_target_`` and arguments; None for the original model and plain PEFT.
-        pooling: pooling of the query states.
-        stream: the selected stream.
-        seed: seed of the initial values.
-        verify_adapter: whether to check the adapter on the model
-            (`imsm.models.siamese.adapter_check`).
+    ``backbone`` holds the arguments of `load_backbone` that reproduce ``plain``. ``adapter`` is the
+    PEFT method of a new adapter; the folder of a finished one, which stays frozen; or None for the
+    original model. ``gate`` holds ``_target_`` and arguments; it is None for the original model and
+    plain PEFT. With ``verify_adapter`` the adapter is checked (`imsm.models.siamese.adapter_check`).
 
     Raises:
         UserError: the backbone is unsuitable, or the adapter does not fit it.
     """
-    on_meta = plain.device.type == "meta"  # no values to check
-    capabilities = (
-        BackboneCapabilities(supports_cache=True, supports_inner_padding=False) if on_meta else check_backbone(plain)
-    )
+    # a plan builds the model on the meta device, where no values exist to check
+    capabilities = BackboneCapabilities(supports_cache=True, supports_inner_padding=False)
+    if plain.device.type != "meta":
+        capabilities = check_backbone(plain)
     adapted: nn.Module = plain
     before: BackboneSnapshot | None = None
     if isinstance(adapter, Path):
@@ -93,15 +81,16 @@ def wrap_backbone(
         gate=gate,
         pooling=pooling,
         stream=stream,
-        supports_cache=capabilities.supports_cache,
-        supports_inner_padding=capabilities.supports_inner_padding,
+        **vars(capabilities),
     )
     gate_module = None
     if gate is not None:
-        torch.manual_seed(seed)  # again, so that PEFT and IMSM start from the same adapter
+        # seeded again: the gate's values do not depend on how many random numbers the adapter draws
+        torch.manual_seed(seed)
         gate_module = build_gate(hidden_size=config.hidden_size, **gate)
     model = SiameseForCausalLM.from_parts(config, adapted, gate_module, before)
     if isinstance(adapter, Path):
+        # after the check in from_parts: train() of a frozen adapter has no effect
         freeze_adapter(model.adapted)
     return model
 

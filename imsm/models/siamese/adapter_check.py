@@ -155,7 +155,7 @@ def _check_streams(model: StreamModel, before: BackboneSnapshot, name: str) -> N
                 raise UserError(f"peft: {name} is not causal: later tokens change earlier hidden states")
             _check_own_pass(model, before.tokens, tuned, tolerance=tolerance, name=name)
             if streams.batch_both and not _dual_stream_matches(model, before.tokens, original, tuned, tolerance):
-                streams.disable_sharing()
+                streams.adapter_layers.disable_sharing()
                 streams.batch_both = _dual_stream_matches(model, before.tokens, original, tuned, tolerance)
             if not (streams.batch_both or _dual_stream_matches(model, before.tokens, original, tuned, tolerance)):
                 raise UserError(

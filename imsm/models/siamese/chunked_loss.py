@@ -23,8 +23,7 @@ ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 def logit_chunk_size(backbone: PreTrainedModel) -> int | None:
     """Return how many positions' logits are computed at once; None for all of them.
 
-    All under ZeRO stage 3: its ranks gather a sharded head together, and the number of chunks
-    differs between ranks.
+    All under ZeRO stage 3: its ranks gather a sharded head together, and the number of chunks differs between ranks.
     """
     if any(hasattr(parameter, "ds_id") for parameter in backbone.parameters()):
         return None

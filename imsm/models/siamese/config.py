@@ -19,8 +19,7 @@ class SiameseConfig(PretrainedConfig):
         gate: ``_target_`` (a gate class) and its arguments; None without a gate.
         pooling: pooling of the query states: "mean" (the paper), "max" or "last".
         stream: the stream that is used: "original", "tuned" or "interwoven".
-        supports_cache: whether the backbone can continue from a KV cache
-            (`imsm.models.siamese.backbone_check`).
+        supports_cache: whether the backbone can continue from a KV cache (`imsm.models.siamese.backbone_check`).
         supports_inner_padding: whether it can do so with padding inside the sequence.
     """
 
@@ -40,6 +39,7 @@ class SiameseConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
+            # here too: the configuration of a saved model is read before load_backbone runs
             register_custom_models()
             arguments = dict(text_config)
             text_config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
@@ -55,9 +55,11 @@ class SiameseConfig(PretrainedConfig):
         self.supports_cache = supports_cache
         self.supports_inner_padding = supports_inner_padding
         if text_config is not None:
+            # transformers reads special tokens from the outer configuration only
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(name, getattr(text_config, name, None))
-        kwargs["tie_word_embeddings"] = False  # the backbone ties its own weights
+        # the backbone ties its own weights
+        kwargs["tie_word_embeddings"] = False
         super().__init__(**kwargs)
 
     @property

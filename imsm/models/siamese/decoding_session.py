@@ -1,8 +1,7 @@
 """A prefilled decoding session: KV cache and next-token logits of a batch of prompts.
 
-Prompts are processed once; any number of continuations can be scored or decoded from there. A
-common prefix of all prompts is processed once for the batch. Finished rows can be dropped, so that
-they do not slow down the others.
+Prompts are processed once; any number of continuations can be scored or decoded from there. A common prefix of all
+prompts is processed once for the batch. Finished rows can be dropped, so that they do not slow down the others.
 
 Shapes: B rows, T cached positions, n new positions, V vocabulary size.
 """
@@ -32,13 +31,8 @@ MAX_PREFILL_TOKENS = 2048
 class DecodingSession:
     """The selected stream of a model on a batch of prompts.
 
+    ``prompts`` are token ids; each prompt is its query. At most ``max_new_tokens`` tokens may follow.
     A backbone without cache support processes its sequences from the start at every step.
-
-    Args:
-        model: the model; its ``stream`` is used.
-        prompts: token ids of B prompts, which are the queries.
-        pad_id: the padding token.
-        max_new_tokens: number of tokens that may follow a prompt.
 
     Attributes:
         logits: logits of each row's next token, (B, V).
@@ -79,11 +73,9 @@ class DecodingSession:
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, *, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Append tokens to every row and return the logits after each, (B, n, V).
+        """Append ``tokens`` (B, n) to every row and return the logits after each, (B, n, V).
 
-        Args:
-            tokens: (B, n).
-            mask: 1 on tokens, 0 on right padding, (B, n); None without padding.
+        ``mask`` (B, n) is 1 on tokens and 0 on right padding; None without padding.
         """
         mask = torch.ones_like(tokens) if mask is None else mask
         return self._forward(tokens, mask, logits_to_keep=tokens.shape[1])
@@ -135,6 +127,7 @@ class DecodingSession:
         shortest, longest = min(map(len, prompts)), max(map(len, prompts))
         columns = enumerate(zip(*prompts, strict=False))
         common = next((n for n, tokens in columns if len(set(tokens)) > 1), shortest - 1)
+        # at least one token of each prompt is left, whose logits start the answer
         common = min(common, shortest - 1)
         if common * (len(prompts) - 1) < MIN_SAVED_POSITIONS or self._cache is None:
             return 0
@@ -169,7 +162,8 @@ class DecodingSession:
         self._ids, self.logits = self._ids[indices], self.logits[indices]
         if self.gate is not None:
             self.gate = self.gate[indices]
-        if self._cache is not None:  # reorder_cache is the one selection that all layer classes have
+        # reorder_cache is the only selection of transformers that all cache layers implement
+        if self._cache is not None:
             self._cache.reorder_cache(indices)  # type: ignore[arg-type]
 
     def _forward(
@@ -193,7 +187,8 @@ class DecodingSession:
             logits_to_keep=logits_to_keep,
         )
         logits: torch.Tensor = output.logits
-        self.logits = logits[:, -1].clone()  # a view would keep all logits in memory
+        # a view would keep all logits in memory
+        self.logits = logits[:, -1].clone()
         self.gate = None if output.gate is None else output.gate[:, -1]
         return logits
 

@@ -4,12 +4,11 @@ All patching of third-party layers is in this file. `AdapterLayers` finds the tu
 model once and can disable them, or make them accept a batch whose first half runs as the original
 model and whose second half runs as the tuned one.
 
-In such a batch a tuner layer would read its base weight twice, once per half. Most methods (LoRA
-and its relatives, DoRA, VeRA, (IA)^3 in attention) pass their input unchanged to the base layer.
-For these the base layer runs once on all rows, and the tuner layer receives the second half of
-that output when it calls its base layer with its own input. The check is by object identity, so it
-holds for any method: a layer that calls its base layer with another tensor gets a computed result
-and runs half by half from then on. `imsm.models.siamese.adapter_check` compares both ways before
+In such a batch a tuner layer would read its base weight twice, once per half. Most methods (LoRA and its relatives,
+DoRA, VeRA, (IA)^3 in attention) pass their input unchanged to the base layer. For these the base layer runs once on
+all rows, and the tuner layer receives the second half of that output when it calls its base layer with its own input.
+The check is by object identity, so it holds for any method: a layer that calls its base layer with another tensor gets
+a computed result and runs half by half from then on. `imsm.models.siamese.adapter_check` compares both ways before
 first use.
 
 Shapes: B rows per stream; a dual batch has 2B rows.
@@ -17,7 +16,7 @@ Shapes: B rows per stream; a dual batch has 2B rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -53,11 +52,16 @@ def patched_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
             module.forward = instance_forward
 
 
-class AdapterLayers:
-    """The tuner layers of a model.
+@contextmanager
+def _entered(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
-    Args:
-        model: the model; its outermost tuner layers are used.
+
+class AdapterLayers:
+    """The outermost tuner layers of a model.
 
     Attributes:
         layers: the outermost tuner layers.
@@ -70,33 +74,23 @@ class AdapterLayers:
         self._disable = {layer: _disable_fn(layer) for layer in self.layers}
         self._dual_layers = [DualStreamLayer(layer, disable=fn) for layer, fn in self._disable.items()]
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> AbstractContextManager[None]:
         """Run every tuner layer as the layer that it wraps."""
         # PeftModel.disable_adapter() walks all modules and makes frozen adapters trainable on exit
-        with ExitStack() as stack:
-            for disable in self._disable.values():
-                stack.enter_context(disable())
-            yield
+        return _entered(disable() for disable in self._disable.values())
 
-    @contextmanager
-    def dual(self) -> Iterator[None]:
+    def dual(self) -> AbstractContextManager[None]:
         """Accept batches of 2B rows: the first half original, the second half tuned."""
-        with ExitStack() as stack:
-            for layer in self._dual_layers:
-                stack.enter_context(layer.patched())
-            yield
+        return _entered(layer.patched() for layer in self._dual_layers)
 
-    @contextmanager
-    def wrapped(self, wrap: Callable[[Disable, Forward], Forward]) -> Iterator[None]:
+    def wrapped(self, wrap: Callable[[Disable, Forward], Forward]) -> AbstractContextManager[None]:
         """Replace each layer's forward by ``wrap(disable, forward)``.
 
         Inside a ``with disable():`` block, ``forward`` is that of the wrapped layer.
         """
-        with ExitStack() as stack:
-            for layer, disable in self._disable.items():
-                stack.enter_context(patched_forward(layer, wrap(disable, layer.forward)))
-            yield
+        return _entered(
+            patched_forward(layer, wrap(disable, layer.forward)) for layer, disable in self._disable.items()
+        )
 
     def disable_sharing(self) -> None:
         """Run each half of a dual batch separately through every tuner layer."""
@@ -111,10 +105,6 @@ class AdapterLayers:
 
 class DualStreamLayer:
     """The forward of one tuner layer on a dual batch.
-
-    Args:
-        layer: the tuner layer.
-        disable: returns a context manager inside which the layer equals its base layer.
 
     Attributes:
         shares_base: whether the base layer processes both halves in one call.
@@ -134,7 +124,8 @@ class DualStreamLayer:
         forward = self.layer.forward
 
         def dual_forward(*args: Any, **kwargs: Any) -> Any:
-            merged = getattr(self.layer, "merged", False)  # the base weight is not the original's then
+            # a merged base weight is not the original's
+            merged = getattr(self.layer, "merged", False)
             if self.shares_base and not merged and len(args) == 1 and not kwargs:
                 return self._forward_shared(forward, args[0])
             return self._forward_halves(forward, *args, **kwargs)
@@ -148,11 +139,13 @@ class DualStreamLayer:
         base_forward = self._base.forward
         tuned_rows = rows.chunk(2)[1]
         output = self._base(rows)
-        if not isinstance(output, torch.Tensor):  # a router returns a tuple
+        # a router returns a tuple
+        if not isinstance(output, torch.Tensor):
             self.shares_base = False
             return self._forward_halves(forward, rows)
         middle = len(output) // 2
-        tuned_base_output = output[middle:]  # a view: AdaLoRA adds to it in place
+        # a view: AdaLoRA adds to it in place
+        tuned_base_output = output[middle:]
         # an identity or an eval-mode dropout returns its input, which the residual still reads
         owns_storage = output.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
         in_place = owns_storage and not torch.is_grad_enabled()
@@ -173,15 +166,15 @@ class DualStreamLayer:
         self.shares_base = calls > 0
         if not (in_place and tuned.shape == tuned_base_output.shape and tuned.dtype == tuned_base_output.dtype):
             return torch.cat([output[:middle], tuned])
-        tuned_base_output.copy_(tuned)  # saves one (2B, ...) allocation
+        # in place of torch.cat: saves one (2B, ...) allocation
+        tuned_base_output.copy_(tuned)
         return output
 
     def _forward_halves(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         """Run the halves separately, on (2B, ...) or flattened (2BT, ...) rows.
 
-        With a single argument each half runs once. Routers and experts take more arguments, and it
-        is unknown which of them are indexed by row: all rows run twice, and each half is taken from
-        the pass of its stream.
+        With a single argument each half runs once. Routers and experts take more arguments, and it is unknown which of
+        them are indexed by row: all rows run twice, and each half is taken from the pass of its stream.
         """
         if len(args) == 1 and not kwargs:
             original_rows, tuned_rows = args[0].chunk(2)
@@ -201,15 +194,9 @@ def _map_outputs(join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ori
 
 
 def _try_add_lora_inplace(layer: nn.Module, output: torch.Tensor, rows: torch.Tensor) -> bool:
-    """Add a plain LoRA update to the base layer's output in place.
+    """Add a plain LoRA update of ``rows`` (..., D_in) to the base layer's output (..., D_out).
 
-    Args:
-        layer: a tuner layer with its adapter enabled.
-        output: base layer output, (..., D_out); modified if True is returned.
-        rows: layer input, (..., D_in).
-
-    Returns:
-        False, with ``output`` unchanged, for anything but one plain LoRA on a linear layer.
+    Return False, with ``output`` unchanged, for anything but one plain LoRA on a linear layer.
     """
     # the exact type: subclasses (quantized layers) compute something else
     if type(layer) is not Linear or layer.disable_adapters or layer.merged:
@@ -217,14 +204,16 @@ def _try_add_lora_inplace(layer: nn.Module, output: torch.Tensor, rows: torch.Te
     if len(layer.active_adapters) != 1:
         return False
     (name,) = layer.active_adapters
-    if name not in layer.lora_A or name in layer.lora_variant:  # `lora_variant`: DoRA and others
+    # `lora_variant`: DoRA and others
+    if name not in layer.lora_A or name in layer.lora_variant:
         return False
     down, up = layer.lora_A[name], layer.lora_B[name]
     if not (type(down) is nn.Linear and type(up) is nn.Linear and up.bias is None):
         return False
     dropout = layer.lora_dropout[name]
     no_dropout = isinstance(dropout, nn.Identity) or not dropout.training
-    gathered = len(up.weight) == output.shape[-1]  # ZeRO-3 may hold only a shard
+    # DeepSpeed ZeRO-3 may hold only a shard of the weight outside the layer's own forward
+    gathered = len(up.weight) == output.shape[-1]
     if not (no_dropout and gathered and output.is_contiguous()):
         return False
     features = down(rows.to(down.weight.dtype))  # (..., r)

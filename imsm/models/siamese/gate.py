@@ -115,6 +115,7 @@ class Gate(nn.Module):
         if not 0 <= min_original_weight < 1:
             raise ValueError(f"min_original_weight={min_original_weight}: must be in [0, 1)")
         self.query_scale, self.min_original_weight = query_scale, min_original_weight
+        # in the paper's order: the blocks of W_A do not depend on the order in the yaml
         self.inputs = tuple(name for name in INPUTS if name in inputs)
         channels = hidden_size if granularity == "vector" else 1
         self.dropout = nn.Dropout(dropout)
@@ -136,24 +137,22 @@ class Gate(nn.Module):
     def query_part(self, query_original: torch.Tensor | None, query_tuned: torch.Tensor | None) -> torch.Tensor | None:
         """Return the query's share of the R features: [q_o ; q_t] times its rows of W_A.
 
-        Args:
-            query_original: q_o, (..., D); None if the gate does not read it.
-            query_tuned: q_t, likewise.
-
-        Returns:
-            (..., R); None if the gate reads no query.
+        The query states (..., D) may be None if the gate does not read them. The result is (..., R),
+        or None if it reads no query.
         """
         queries = {"query_original": query_original, "query_tuned": query_tuned}
         part = None
         for name, block in self._blocks().items():
             scale = 1.0
-            if self.query_scale is not None:  # (h + c q) W = h W + c q W
+            if self.query_scale is not None:
+                # (h + c q) W = h W + c q W, so the query's share can be computed once per answer
                 name, scale = f"query_{name}", self.query_scale
             if name in queries:
                 query = queries[name]
                 if query is None:
                     raise ValueError(f"{name}=None: the gate reads it")
                 features = functional.linear(query.to(block.dtype), block)
+                # factor 1 skipped: it saves a kernel, and the result is the same bit for bit
                 features = features if scale == 1.0 else scale * features
                 part = features if part is None else part + features
         return part
@@ -168,22 +167,14 @@ class Gate(nn.Module):
     ) -> torch.Tensor:
         """Return the weight g of the original hidden states (eq. 4 and 5), in float32.
 
-        Args:
-            original: h_o, (..., D).
-            tuned: h_t, (..., D).
-            query_original: q_o, broadcastable to (..., D); None if the gate does not read it.
-            query_tuned: q_t, likewise.
-            query_part: result of `query_part`, used in place of the query states.
-
-        Returns:
-            g in (0, 1): (..., D) for a vector gate, (..., 1) for a scalar one.
+        Hidden states are (..., D), query states broadcastable to them or None if the gate does not
+        read them. ``query_part`` is the result of `query_part`, used in place of the query states.
+        g is in (0, 1): (..., D) for a vector gate, (..., 1) for a scalar one.
         """
         logit = None
         if self.up is not None:
             # [x_1 ; x_2] W_A = x_1 W_A1 + x_2 W_A2, without the concatenated (..., nD) tensor
-            features = query_part
-            if features is None:
-                features = self.query_part(query_original, query_tuned)
+            features = query_part if query_part is not None else self.query_part(query_original, query_tuned)
             hidden_states = {"original": original, "tuned": tuned}
             for name, block in self._blocks().items():
                 if name in hidden_states:

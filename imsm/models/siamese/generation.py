@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, GenerationMixin
@@ -15,12 +15,12 @@ from imsm.models.siamese.streams import StreamRunner
 class SiameseGenerationMixin(GenerationMixin):
     """`GenerationMixin` with query masks and the caches of both streams."""
 
-    if TYPE_CHECKING:  # members of the model class
-        config: Any
-        streams: StreamRunner
-        stream: Any
-        backbone: Any
-        training: bool
+    # members of the model class
+    config: Any
+    streams: StreamRunner
+    stream: Any
+    backbone: Any
+    training: bool
 
     @property
     def cache_class(self) -> type[Cache]:
@@ -33,9 +33,8 @@ class SiameseGenerationMixin(GenerationMixin):
     def new_cache(self, *, query_mask: torch.Tensor | None = None) -> Cache:
         """Return an empty cache for the selected stream.
 
-        Args:
-            query_mask: 1 on query positions, (B, T_query); None: the complete first chunk.
-                Ignored by the original and the tuned stream.
+        ``query_mask`` (B, T_query) is 1 on query positions; None means the complete first chunk. The
+        original and the tuned stream ignore it.
         """
         text_config = self.config.get_text_config(decoder=True)
         if self.cache_class is DualStreamCache:
@@ -46,11 +45,7 @@ class SiameseGenerationMixin(GenerationMixin):
         return PrefixedCache([plain], num_virtual=self.streams.virtual_tokens.count)
 
     def check_cache(self, cache: Cache) -> None:
-        """Check that ``cache`` can be used by the selected stream.
-
-        Raises:
-            ValueError: it cannot.
-        """
+        """Raise ValueError if ``cache`` cannot be used by the selected stream."""
         if not self.config.supports_cache:
             raise ValueError(
                 f"past_key_values: {type(self.backbone).__name__} cannot continue from a "
@@ -71,10 +66,9 @@ class SiameseGenerationMixin(GenerationMixin):
     ) -> torch.Tensor | ModelOutput:
         """Run `GenerationMixin.generate` with the prompt as the query.
 
-        ``query_mask`` (B, T_prompt) may mark a part of the prompt as the query (to exclude few-shot
-        examples, for instance); only the interwoven stream reads it. Prompts must be padded on the
-        left. A backbone that does not support a cache processes the complete text at every step.
-        All other arguments are those of transformers.
+        ``query_mask`` (B, T_prompt) may mark a part of the prompt as the query (to exclude few-shot examples, for
+        instance); only the interwoven stream reads it. Prompts must be padded on the left. A backbone that does not
+        support a cache processes the complete text at every step. All other arguments are those of transformers.
 
         Raises:
             ValueError: padding on the right, or a cache class that cannot hold two streams.
@@ -97,7 +91,8 @@ class SiameseGenerationMixin(GenerationMixin):
         eos = config.eos_token_id
         eos = [eos] if isinstance(eos, int) else eos or []
         if prompt.ndim != 2 or config.pad_token_id is None or config.pad_token_id in eos:
-            return False  # as transformers infers masks: an EOS token can be part of a prompt
+            # as transformers infers masks: an EOS token can be part of a prompt
+            return False
         return bool((prompt[:, -1] == config.pad_token_id).any())
 
     def _prepare_cache_for_generation(  # type: ignore[override]

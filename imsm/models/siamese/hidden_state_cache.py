@@ -1,8 +1,7 @@
 """Hidden states of the original model for all training examples, computed once.
 
-They do not depend on the epoch, the PEFT method, the rank or the seed. For each example the gate
-needs h_o at the positions that predict its answer, and q_o; a training step that receives them runs
-the tuned stream only.
+They do not depend on the epoch, the PEFT method, the rank or the seed. For each example the gate needs h_o at the
+positions that predict its answer, and q_o; a training step that receives them runs the tuned stream only.
 
 The cache is computed in chunks that depend on the examples alone, so the result does not depend on
 which run computes it. A chunk's padding differs from that of a training batch: in float32 losses
@@ -53,9 +52,7 @@ class HiddenStateCache:
     def model_inputs(self, examples: Sequence[TokenizedExample]) -> dict[str, torch.Tensor]:
         """Return the keyword arguments of `SiameseForCausalLM.forward` for a batch.
 
-        Returns:
-            ``original_hidden_states`` (N, D), one answer after the other, and ``original_query``
-            (B, D).
+        They are ``original_hidden_states`` (N, D) in the order of the labels, and ``original_query`` (B, D).
 
         Raises:
             KeyError: an example is not in the cache.
@@ -69,6 +66,7 @@ class HiddenStateCache:
 def canonical_order(examples: Iterable[TokenizedExample]) -> list[TokenizedExample]:
     """Return the distinct examples, longest first, independent of the given order."""
     distinct = {_ids(example): example for example in examples}
+    # longest first, so that memory runs out in the first chunk or never; ties by tokens
     ids = sorted(distinct, key=lambda each: (-len(each[0]) - len(each[1]), each))
     return [distinct[each] for each in ids]
 
@@ -100,18 +98,15 @@ def compute_hidden_states(
 ) -> None:
     """Run the original stream once over examples in `canonical_order`.
 
-    Args:
-        model: any model with the backbone; adapter and gate are not used. Its mode is restored.
-        examples: the examples.
-        pad_id: the padding token.
-        on_chunk: called with each chunk's result, in order.
-        progress: wraps the iteration over the chunks.
+    Adapter and gate of ``model`` are not used; its mode is restored. ``on_chunk`` receives the
+    results of the chunks in order.
     """
     device = next(model.backbone.parameters()).device
     training = model.training
     model.eval()
     try:
-        for chunk in progress(list(_chunks(examples))):  # a list has a length, for the progress bar
+        # a list has a length, for the progress bar
+        for chunk in progress(list(_chunks(examples))):
             on_chunk(_compute_chunk(model, chunk, pad_id=pad_id, device=device))
     finally:
         model.train(training)

@@ -24,8 +24,7 @@ def decoder_inputs(
     """Return the decoder's keyword arguments, with positions counted from the mask.
 
     Raises:
-        ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``, or a mask whose shape is
-            not (B, past + T).
+        ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``, or a mask whose shape is not (B, past + T).
     """
     given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
     inputs = {name: value for name, value in given.items() if value is not None}
@@ -36,7 +35,8 @@ def decoder_inputs(
     past = cache.get_seq_length() if cache is not None else 0
     mask = attention_mask
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
-        mask = None  # transformers prepares other masks for a static cache
+        # transformers prepares other masks for a static cache
+        mask = None
     if mask is not None and mask.shape != (batch, past + length):
         raise ValueError(
             f"attention_mask: has shape {tuple(mask.shape)}; {past} cached and {length} new positions "
@@ -75,6 +75,7 @@ def query_mask_of_chunk(
         raise ValueError(f"query_mask: has {query_mask.shape[1]} positions for {length} tokens")
     else:
         mask = functional.pad(query_mask.to(tokens.device).float(), (0, length - query_mask.shape[1]))
+    # padding counts as query in a default mask of ones, but must not be pooled
     if "attention_mask" in inputs:
         mask = mask * inputs["attention_mask"][:, -length:]
     return mask
@@ -90,6 +91,7 @@ def query_mask_from_labels(
     Raises:
         ValueError: a row has no query, or ``query_mask`` overlaps its answer.
     """
+    # from the first label on: positions inside an answer without a label are not query again
     answer = (labels != IGNORE_INDEX).long().cumsum(dim=1) > 0
     query = ~answer
     if query_mask is not None:

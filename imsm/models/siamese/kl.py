@@ -18,12 +18,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True, kw_only=True)
 class KLRegularizer:
-    """Settings of the KL term.
-
-    Args:
-        weight: factor of the term in the loss (beta).
-        mask_target: whether the target token is removed from both distributions.
-    """
+    """The KL term's factor in the loss (beta), and whether the target token is removed."""
 
     weight: float
     mask_target: bool = False
@@ -32,14 +27,12 @@ class KLRegularizer:
 def divergence(
     original_logits: torch.Tensor, logits: torch.Tensor, *, masked_tokens: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the sum of KL(p_o || p) over all positions, in nats.
+    """Return the sum of KL(p_o || p) over all positions, in nats, for logits (N, V).
 
-    Args:
-        original_logits: logits of the original model, (N, V).
-        logits: logits of the trained stream, (N, V).
-        masked_tokens: one token per position to remove from both distributions, (N,).
+    ``masked_tokens`` (N,) holds one token per position to remove from both distributions.
     """
-    both = [original_logits.float(), logits.float()]  # bfloat16 log-probabilities are too coarse
+    # float32: bfloat16 log-probabilities are too coarse
+    both = [original_logits.float(), logits.float()]
     if masked_tokens is not None:
         # the lowest finite value instead of -inf: 0 * -inf would be NaN
         lowest = torch.finfo(torch.float32).min

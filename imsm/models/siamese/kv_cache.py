@@ -66,9 +66,7 @@ class DualStreamCache(PrefixedCache):
     def next_query_mask(self, query_mask: torch.Tensor | None, *, tokens: torch.Tensor) -> torch.Tensor:
         """Return the query positions (B, T) of the next chunk, as 0 and 1.
 
-        Args:
-            query_mask: query positions from the start of the sequence, (B, T_query), or None.
-            tokens: the next chunk, (B, T) or (B, T, D).
+        ``query_mask`` (B, T_query) counts from the start of the sequence.
 
         Raises:
             ValueError: the mask contradicts the one used for the cached positions.
@@ -98,7 +96,8 @@ class DualStreamCache(PrefixedCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence."""
-        super().batch_repeat_interleave(repeats)  # interleaved, so the two halves stay halves
+        # interleaved, so the two halves of a dual batch stay halves
+        super().batch_repeat_interleave(repeats)
         if self.query_mask is not None:
             rows = torch.arange(len(self.query_mask)).repeat_interleave(repeats)
             self._select_queries(rows)
@@ -163,9 +162,7 @@ class DualStreamCache(PrefixedCache):
 def concat_caches(caches: Sequence[Cache]) -> Cache:
     """Concatenate the sequences of several caches, padding shorter ones on the left.
 
-    Args:
-        caches: caches of the same class whose layers hold keys and values by position, without
-            virtual tokens. They are consumed by this call.
+    The layers hold keys and values by position, without virtual tokens. The caches are consumed.
     """
     first = caches[0]
     width = max(cache.get_seq_length() for cache in caches)
@@ -174,8 +171,9 @@ def concat_caches(caches: Sequence[Cache]) -> Cache:
         for name in ("keys", "values"):
             tensors = [getattr(layer, name) for layer in layers]
             if all(tensor is not None and tensor.numel() for tensor in tensors):
+                # freed first, so that at most one layer is in memory twice
                 for layer in layers:
-                    setattr(layer, name, None)  # at most one layer is in memory twice
+                    setattr(layer, name, None)
                 setattr(layers[0], name, _concat_padded(tensors, width=width, halves=halves))
         if hasattr(layers[0], "cumulative_length"):
             layers[0].cumulative_length = width

@@ -22,6 +22,7 @@ class _DecoderOutput(BaseModelOutputWithPast):
     """A decoder output with hidden states only; every other field that a head reads is None."""
 
     def __getattr__(self, name: str) -> None:
+        # protocols such as copy and pickle rely on AttributeError for missing dunder names
         if name.startswith("__"):
             raise AttributeError(name)
 
@@ -29,10 +30,7 @@ class _DecoderOutput(BaseModelOutputWithPast):
 def apply_lm_head(backbone: PreTrainedModel, decoder: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """Return the backbone's logits (B, T, V) of ``hidden_states`` (B, T, D).
 
-    Args:
-        backbone: a causal language model.
-        decoder: the part of it that computes hidden states.
-        hidden_states: last hidden states, not necessarily those of ``decoder``.
+    ``decoder`` is the part of ``backbone`` that computes hidden states.
 
     Raises:
         RuntimeError: the backbone's forward does not call ``decoder`` exactly once.

@@ -9,8 +9,7 @@
 
 Hidden states are the decoder's last ones, after the final norm; the paper calls them memories.
 
-Names and shapes (B batch, T positions, N labels of a batch, D hidden size, V vocabulary size,
-R gate rank):
+Names and shapes (B batch, T positions, N labels of a batch, D hidden size, V vocabulary size, R gate rank):
 
     original, tuned                h_o, h_t        (B, T, D), or (N, D) at label positions
     query_original, query_tuned    q_o, q_t        (B, T, D) causal, (B, D) of a complete query
@@ -94,11 +93,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
 
     ``model.stream`` selects the stream: "original", "tuned" or "interwoven".
     ``model.kl_regularizer`` adds KL to the original model to the training loss; None adds nothing.
-
-    Args:
-        config: the configuration.
-        adapted: the backbone, a causal language model, with the adapter's layers if it has one.
-        gate: the gate module; None for plain PEFT and for the original model.
+    ``adapted`` is the backbone with the adapter's layers; ``gate`` is None without interweaving.
     """
 
     config_class = SiameseConfig
@@ -118,13 +113,10 @@ class SiameseForCausalLM(  # type: ignore[misc]
         self.generation_config = self.backbone.generation_config
         self.stream = config.stream  # type: ignore[assignment]
 
-    # ------------------------------------------------------------------ parts
-
     @property
     def backbone(self) -> PreTrainedModel:
         """The causal language model, including the adapter's layers."""
-        inner = self.adapted
-        inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+        inner = self.adapted.get_base_model() if isinstance(self.adapted, PeftModel) else self.adapted
         return cast("PreTrainedModel", inner)
 
     @property
@@ -156,8 +148,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
 
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the backbone's output projection, (V, D)."""
-        projection: nn.Module | None = self.backbone.get_output_embeddings()
-        return projection
+        return cast("nn.Module | None", self.backbone.get_output_embeddings())
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Enable activation checkpointing; raise UserError for prefix tuning, which it breaks."""
@@ -167,8 +158,6 @@ class SiameseForCausalLM(  # type: ignore[misc]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: backbone, adapter and gate are already initialized."""
-
-    # ---------------------------------------------------------------- forward
 
     def forward(
         self,
@@ -188,9 +177,8 @@ class SiameseForCausalLM(  # type: ignore[misc]
     ) -> SiameseOutput:
         """Run the selected stream.
 
-        The interwoven stream needs the query positions: from ``query_mask``, from ``labels``
-        (everything before the first label) or from a `DualStreamCache` (its first chunk). The other
-        streams ignore them.
+        The interwoven stream needs the query positions: from ``query_mask``, from ``labels`` (everything before the
+        first label) or from a `DualStreamCache` (its first chunk). The other streams ignore them.
 
         Args:
             input_ids: (B, T).
@@ -287,8 +275,6 @@ class SiameseForCausalLM(  # type: ignore[misc]
             return None, None, query_part(query_original, query_tuned)
         return query_original, query_tuned
 
-    # ------------------------------------------------------ loss and likelihood
-
     def _training_forward(
         self,
         inputs: dict[str, torch.Tensor],
@@ -306,6 +292,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         hidden, gate = positions.hidden, None
         if hidden is None:
             hidden, gate = self._interweave(*positions.gate_inputs)  # type: ignore[arg-type]
+        # not in evaluation: the validation loss stays the cross-entropy
         kl = self.kl_regularizer if self.training and original is not None else None
         kl_sum = hidden.new_zeros((), dtype=torch.float32)
 
@@ -344,17 +331,10 @@ class SiameseForCausalLM(  # type: ignore[misc]
         query_mask: torch.Tensor | None = None,
         chunk_size: int = 256,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-likelihood of given answers under the selected stream.
+        """Return ln p of each answer (B,), and whether greedy decoding gives the answer (B,).
 
-        Args:
-            input_ids: prompts and answers, (B, T).
-            attention_mask: 1 on real tokens, (B, T).
-            labels: the answers' tokens, -100 elsewhere, (B, T).
-            query_mask: as in `forward`.
-            chunk_size: number of positions whose logits are in memory at once.
-
-        Returns:
-            Sums of ln p over each answer, (B,), and whether greedy decoding gives the answer, (B,).
+        Arguments are as in `forward`; ``labels`` (B, T) are the answers' tokens, -100 elsewhere.
+        Logits of ``chunk_size`` positions are in memory at once.
         """
         inputs = decoder_inputs(input_ids, attention_mask=attention_mask)
         positions = self._label_positions(inputs, labels, query_mask)
@@ -368,6 +348,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
             else:
                 logits, _ = self._mix(*(None if x is None else x[chunk] for x in positions.gate_inputs))  # type: ignore[arg-type]
             losses = functional.cross_entropy(logits.float(), targets[chunk], reduction="none")
+            # index_add: an answer may continue in the next chunk
             total.index_add_(0, rows[chunk], -losses)
             misses.index_add_(0, rows[chunk], (logits.argmax(dim=-1) != targets[chunk]).float())
         return total, misses == 0
@@ -383,6 +364,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
 
         With ``cached`` (h_o at these positions, q_o) the original stream is not run.
         """
+        # shifted: the hidden state at position t predicts token t + 1
         rows, columns = torch.nonzero(labels[:, 1:] != IGNORE_INDEX, as_tuple=True)
         targets = labels[rows, columns + 1]
         with_kl = self.stream == "tuned" and self.kl_regularizer is not None and self.training
@@ -411,8 +393,6 @@ class SiameseForCausalLM(  # type: ignore[misc]
         return _LabelPositions(
             rows, targets, original=original_rows, gate_inputs=(original_rows, tuned_rows, *queries)
         )
-
-    # ------------------------------------------------------------ gate and head
 
     def _mix(
         self, original: torch.Tensor, tuned: torch.Tensor, *queries: torch.Tensor | None

@@ -1,8 +1,7 @@
 """Query states: hidden states pooled over the query positions (paper, eq. 2 and 3).
 
-Pooling is causal: a position inside the query sees the query up to itself, later positions see all
-of it. So no logit depends on a later token, and a query processed in chunks gives the same result
-as in one pass.
+Pooling is causal: a position inside the query sees the query up to itself, later positions see all of it. So no logit
+depends on a later token, and a query processed in chunks gives the same result as in one pass.
 
 Shapes: B batch, T positions, D hidden size.
 """
@@ -55,6 +54,7 @@ class Pooling:
 
 
 def _running_sum(hidden: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
+    # masked_fill instead of a product: 0 * inf in a padding position would be NaN
     return before.pooled[:, None] + hidden.masked_fill(mask == 0, 0).cumsum(dim=1)
 
 
@@ -65,7 +65,8 @@ def _running_max(hidden: torch.Tensor, mask: torch.Tensor, before: QueryState) -
 
 def _running_last(hidden: torch.Tensor, mask: torch.Tensor, before: QueryState) -> torch.Tensor:
     steps = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)[None, :, None]
-    newest = (steps * mask).cummax(dim=1).values.long()  # 0: no query position in this chunk yet
+    # 0 means no query position in this chunk yet; it selects the state before the chunk
+    newest = (steps * mask).cummax(dim=1).values.long()
     with_before = torch.cat([before.pooled[:, None], hidden], dim=1)
     return with_before.gather(1, newest.expand(-1, -1, hidden.shape[-1]))
 
@@ -79,7 +80,8 @@ def _max(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)  # (B, 1)
+    # argmax returns the first maximum, so the flipped mask gives the last query position, (B, 1)
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
     return hidden.gather(1, last[..., None].expand(-1, 1, hidden.shape[-1]))[:, 0]
 
 
@@ -93,31 +95,22 @@ POOLINGS = {
 def pool_causal(
     hidden_states: torch.Tensor, mask: torch.Tensor, *, pooling: str, before: QueryState | None = None
 ) -> tuple[torch.Tensor, QueryState]:
-    """Return the query state seen at each position, and the state after this chunk.
+    """Return the query states (B, T, D) in float32, and the state after this chunk.
 
-    Args:
-        hidden_states: one stream's hidden states, (B, T, D).
-        mask: 1 on query positions, (B, T).
-        pooling: "mean" (the paper), "max" or "last".
-        before: the state before this chunk; None for the start of a sequence.
-
-    Returns:
-        Query states (B, T, D) in float32, and the state with which the next chunk continues.
+    ``hidden_states`` (B, T, D) are one stream's; ``mask`` (B, T) is 1 on query positions;
+    ``before`` is the state before this chunk, None for the start of a sequence.
     """
     method = POOLINGS[pooling]
-    before = _empty_state(hidden_states, method) if before is None else before
+    if before is None:
+        pooled = hidden_states.new_full(hidden_states[:, 0].shape, method.empty, dtype=torch.float32)
+        before = QueryState(pooled, hidden_states.new_zeros((len(hidden_states), 1), dtype=torch.float32))
     weights = mask[..., None].to(torch.float32)
     # float32: running sums over thousands of positions lose digits in half precision
     pooled = method.running(hidden_states.to(torch.float32), weights, before)
     count = before.count[:, None] + weights.cumsum(dim=1)
+    # zeros before the first query token, where max pooling would give -inf
     queries = torch.where(count > 0, method.finish(pooled, count), torch.zeros_like(pooled))
     return queries, QueryState(pooled[:, -1], count[:, -1])
-
-
-def _empty_state(hidden_states: torch.Tensor, method: Pooling) -> QueryState:
-    batch, _, width = hidden_states.shape
-    pooled = hidden_states.new_full((batch, width), method.empty, dtype=torch.float32)
-    return QueryState(pooled, hidden_states.new_zeros((batch, 1), dtype=torch.float32))
 
 
 def pool(hidden_states: torch.Tensor, mask: torch.Tensor, *, pooling: str) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Save and load a siamese model: configuration, adapter and gate, but never the backbone.
 
-A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's format)
-and ``gate.safetensors``.
+A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's format) and ``gate.safetensors``.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -44,14 +43,14 @@ _HUB_OPTIONS = {
 class SiameseSerializationMixin:
     """`save_pretrained`, `from_pretrained` and `from_parts` of a siamese model."""
 
-    if TYPE_CHECKING:  # members of the model class
-        config: Any
-        adapted: nn.Module
-        gate: nn.Module | None
-        generation_config: Any
-        parameters: Any
-        stream: Any
-        eval: Any
+    # members of the model class
+    config: Any
+    adapted: nn.Module
+    gate: nn.Module | None
+    generation_config: Any
+    parameters: Any
+    stream: Any
+    eval: Any
 
     @classmethod
     def from_parts(
@@ -59,13 +58,8 @@ class SiameseSerializationMixin:
     ) -> Self:
         """Combine backbone, adapter and gate on the backbone's device, and verify the adapter.
 
-        Every model, new or saved, is built here.
-
-        Args:
-            config: the configuration.
-            adapted: the backbone, with the adapter's layers if it has one.
-            gate: the gate module, or None.
-            before: the backbone before the adapter was attached; None to skip the verification.
+        Every model, new or saved, is built here. Without ``before``, a snapshot of the backbone
+        before the adapter was attached, the adapter is not verified.
 
         Raises:
             UserError: the adapter fails `imsm.models.siamese.adapter_check`.
@@ -81,14 +75,10 @@ class SiameseSerializationMixin:
     ) -> None:
         """Write configuration, adapter and gate, but never the backbone.
 
-        Args:
-            save_directory: the folder; created if missing.
-            is_main_process: whether this process writes.
-            state_dict: None, as passed by transformers' Trainer.
-
         Raises:
             UserError: the configuration does not name the backbone.
         """
+        # accepted for transformers' Trainer, which passes None
         if state_dict is not None:
             raise ValueError("state_dict: not supported; the model's own values are saved")
         if not is_main_process:
@@ -119,13 +109,8 @@ class SiameseSerializationMixin:
     ) -> Self:
         """Load a run folder, or a folder written by `save_pretrained`.
 
-        Args:
-            pretrained_model_name_or_path: the folder.
-            config: configuration in place of the saved one.
-            dtype: dtype of the backbone in place of the saved one; "auto" keeps that.
-            device: device of the model; default: where torch loads it.
-            trainable: whether adapter and gate require gradients.
-            hub_options: Hub options of the auto classes; ignored for local folders.
+        ``config`` and the backbone's ``dtype`` replace the saved ones; "auto" keeps the saved dtype.
+        ``trainable`` makes adapter and gate require gradients. Hub options of the auto classes are ignored.
 
         Raises:
             UserError: the folder holds no siamese model, or its backbone is not available.
@@ -143,7 +128,8 @@ class SiameseSerializationMixin:
             with _reading(folder / CONFIG_NAME, "is damaged"):
                 config = SiameseConfig.from_pretrained(folder)
         arguments = _backbone_arguments(config)
-        if dtype not in (None, "auto"):  # pipelines pass "auto" by default
+        # pipelines of transformers pass "auto" by default
+        if dtype not in (None, "auto"):
             arguments["dtype"] = str(dtype).removeprefix("torch.")
         backbone = load_backbone(**arguments)
         device = backbone.device if device is None else torch.device(device)
@@ -178,8 +164,13 @@ class SiameseSerializationMixin:
         trainable = [p for p in self.parameters() if p.requires_grad]
         with torch.no_grad():
             for parameter in trainable:
-                parameter.fill_(math.nan)  # marks parameters that the files do not contain
-        _load_adapter_weights(self.adapted, folder / ADAPTER)
+                # marks parameters that the files do not contain
+                parameter.fill_(math.nan)
+        with _reading(folder / ADAPTER, "adapter cannot be loaded"):
+            values = load_file(folder / ADAPTER / _ADAPTER_WEIGHTS)
+            if values.keys() != get_peft_model_state_dict(self.adapted, save_embedding_layers=False).keys():
+                raise ValueError("its layers are not those of the model")
+            set_peft_model_state_dict(self.adapted, values)
         if self.gate is not None:
             _load_gate_weights(self.gate, folder)
         if not all(bool(parameter.isfinite().all()) for parameter in trainable):
@@ -227,25 +218,20 @@ def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool) ->
         )
     before = snapshot(backbone, config)
     with _reading(folder, "adapter cannot be loaded"):
-        with warnings.catch_warnings():  # PEFT uses a deprecated name of transformers
+        # PEFT uses a deprecated name of transformers
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             adapted = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
         missing = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
         missing -= load_file(folder / _ADAPTER_WEIGHTS).keys()
-        if missing:  # PEFT only warns and keeps random values
+        # PEFT only warns and keeps random values
+        if missing:
             raise ValueError(f"no {min(missing)}")
-    if not trainable:  # on a bfloat16 backbone PEFT leaves a cast adapter trainable
+    # on a bfloat16 backbone PEFT leaves a cast adapter trainable
+    if not trainable:
         return adapted.requires_grad_(False), before
     freeze_buffers(adapted)
     return adapted, before
-
-
-def _load_adapter_weights(adapted: Any, folder: Path) -> None:
-    with _reading(folder, "adapter cannot be loaded"):
-        values = load_file(folder / _ADAPTER_WEIGHTS)
-        if values.keys() != get_peft_model_state_dict(adapted, save_embedding_layers=False).keys():
-            raise ValueError("its layers are not those of the model")
-        set_peft_model_state_dict(adapted, values)
 
 
 def _load_gate_weights(gate: nn.Module, folder: Path) -> None:

@@ -30,9 +30,7 @@ class StreamRunner:
     Outside a ``with`` block the adapter is enabled, because gradient checkpointing recomputes the
     tuned stream during the backward pass.
 
-    Args:
-        model: the complete model, with its tuner layers.
-        decoder: the part of it that computes hidden states (no head).
+    ``decoder`` is the part of ``model`` that computes hidden states.
 
     Attributes:
         adapter_layers: the tuner layers of ``model``.
@@ -61,6 +59,7 @@ class StreamRunner:
 
     def hidden_states(self, inputs: dict[str, torch.Tensor], *, stream: str, cache: Cache | None) -> torch.Tensor:
         """Return the last hidden states (B, T, D) of the "original" or the "tuned" stream."""
+        # transformers' masks need the decoder's own cache, which counts virtual tokens
         if isinstance(cache, PrefixedCache):
             (cache,) = cache.decoder_caches
         if stream == "tuned" and self.virtual_tokens is not None:
@@ -88,7 +87,7 @@ class StreamRunner:
             return original, self.hidden_states(inputs, stream="tuned", cache=tuned_cache)
         dual_inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         decoder_cache = None if cache is None else cache.decoder_caches[0]
-        with self.dual_stream():
+        with self.adapter_layers.dual():
             outputs = self.decoder(**dual_inputs, past_key_values=decoder_cache, use_cache=cache is not None)
         original, tuned = outputs.last_hidden_state.chunk(2)
         return original, tuned
@@ -98,14 +97,6 @@ class StreamRunner:
         self.batch_both = other.batch_both
         self.adapter_layers.copy_sharing(other.adapter_layers)
 
-    def disable_sharing(self) -> None:
-        """Run each half of a dual batch separately through every tuner layer."""
-        self.adapter_layers.disable_sharing()
-
     def adapter_disabled(self) -> AbstractContextManager[None]:
         """Disable the adapter: the decoder equals the original model bit for bit."""
         return self.adapter_layers.disabled()
-
-    def dual_stream(self) -> AbstractContextManager[None]:
-        """Accept batches of 2B rows: the first half original, the second half tuned."""
-        return self.adapter_layers.dual()

@@ -1,8 +1,7 @@
 """Prompt learning: virtual tokens before the tokens of the tuned stream.
 
-Prompt tuning and P-tuning learn embeddings, prefix tuning learns keys and values. Both shift the
-tokens' positions by V; the hidden states of virtual tokens are removed, so that gate and query
-pooling never see them.
+Prompt tuning and P-tuning learn embeddings, prefix tuning learns keys and values. Both shift the tokens' positions by
+V; the hidden states of virtual tokens are removed, so that gate and query pooling never see them.
 
 Shapes: B batch, T tokens of a pass, V virtual tokens, D hidden size.
 """
@@ -26,18 +25,14 @@ CHECKPOINTING_ERROR = (
 
 
 class VirtualTokens:
-    """The virtual tokens of a PEFT model.
-
-    Args:
-        adapted: a `PeftModel` with a prompt-learning method.
-        decoder: the backbone's decoder.
-    """
+    """The virtual tokens of a `PeftModel` with a prompt-learning method."""
 
     def __init__(self, adapted: PeftModel, decoder: nn.Module) -> None:
         # not an nn.Module, so that parameters are listed once, under the model
         self.adapted = adapted
         self.decoder = cast("PreTrainedModel", decoder)
         self.count = int(adapted.active_peft_config.num_virtual_tokens)
+        # from the cache layers: the name of the window in a configuration differs between models
         layers = DynamicCache(config=self.decoder.config.get_text_config(decoder=True)).layers
         windows = [getattr(layer, "sliding_window", None) for layer in layers]
         self.window = min((window for window in windows if window), default=None)
@@ -48,11 +43,9 @@ class VirtualTokens:
         return isinstance(self.adapted.get_prompt(1), Cache)
 
     def hidden_states(self, inputs: dict[str, torch.Tensor], *, cache: Cache | None) -> torch.Tensor:
-        """Return the hidden states (B, T, D) of the tokens in ``inputs``.
+        """Return the hidden states (B, T, D) of the tokens in ``inputs`` (of `decoder_inputs`).
 
-        Args:
-            inputs: result of `imsm.models.siamese.inputs.decoder_inputs`, without virtual tokens.
-            cache: the decoder's cache; virtual tokens are added if it is empty.
+        Virtual tokens are added if the decoder's ``cache`` is empty or None.
 
         Raises:
             ValueError: a mask whose shape is not (B, past + T), or gradient checkpointing with
@@ -102,6 +95,7 @@ class VirtualTokens:
 
     def _fill(self, cache: Cache | None, learned: Cache) -> Cache:
         """Write the learned keys and values into ``cache``, or return them as the cache."""
+        # checked here too: checkpointing may have been enabled on the backbone itself
         modules = self.decoder.modules()
         if self.decoder.training and any(getattr(m, "gradient_checkpointing", False) for m in modules):
             raise ValueError(CHECKPOINTING_ERROR)

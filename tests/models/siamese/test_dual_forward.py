@@ -56,7 +56,7 @@ def _adapted(model: SiameseForCausalLM) -> list[tuple[str, torch.nn.Module]]:
 def test_shared_base_layer_equals_separate_halves(method: str) -> None:
     model, inputs = tiny_siamese(method=method), _inputs()
     shared = model.streams.both_hidden_states(inputs, cache=None)
-    model.streams.disable_sharing()
+    model.streams.adapter_layers.disable_sharing()
     separate = model.streams.both_hidden_states(inputs, cache=None)
     real = inputs["attention_mask"].bool()
     for one, other in zip(shared, separate, strict=True):
@@ -99,7 +99,7 @@ def test_base_layer_called_twice_returns_the_same_output() -> None:
     torch.manual_seed(0)
     layer = CallsBaseTwice(torch.nn.Linear(4, 4))
     rows = torch.randn(2, 3, 4)
-    with StreamRunner(layer, layer).dual_stream():
+    with StreamRunner(layer, layer).adapter_layers.dual():
         both = layer(torch.cat([rows, rows]))
     torch.testing.assert_close(both[:2], layer.base_layer(rows))
     torch.testing.assert_close(both[2:], 4 * layer.base_layer(rows))
@@ -110,7 +110,7 @@ def test_gradients_flow_through_a_dual_batch_with_a_cache() -> None:
     for separate in (False, True):
         model, inputs = tiny_siamese(method="adalora"), _inputs()
         if separate:
-            model.streams.disable_sharing()
+            model.streams.adapter_layers.disable_sharing()
         tuned = model.streams.both_hidden_states(inputs, cache=model.new_cache())[1]
         tuned[inputs["attention_mask"].bool()].square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
@@ -131,7 +131,7 @@ def test_merged_adapter_is_unmerged_for_the_original_stream() -> None:
 
 def test_derived_model_copies_the_capabilities() -> None:
     model = tiny_siamese(method="lora")
-    model.streams.disable_sharing()
+    model.streams.adapter_layers.disable_sharing()
     made = build_mixing_model(model, mix_logits(0.5))
     counts, stop = _count_products(model)
     try:
