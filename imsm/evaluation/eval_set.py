@@ -44,14 +44,9 @@ def load_eval_set(
 ) -> EvalSet:
     """Load and tokenize the test examples of a task.
 
-    Args:
-        task: The task.
-        source: Where its data are read from.
-        prompt_style: "paper" or "corrected".
-        limit: Number of examples, drawn with a fixed seed; None: all.
-        tokenizer: The backbone's tokenizer.
-        closed_vocabulary: Raise an error for unknown words.
-        chat: Format each prompt as a user turn of the tokenizer's chat template.
+    ``prompt_style`` is "paper" or "corrected". ``limit`` examples are drawn with a fixed seed; None: all.
+    ``closed_vocabulary`` raises an error for unknown words. ``chat`` formats each prompt as a user turn
+    of the tokenizer's chat template.
     """
     examples = load_examples(task, "test", source=source, prompt_style=prompt_style, limit=limit)
     prompts, stats = tokenize_prompts(

@@ -32,12 +32,10 @@ class EvalResult:
     """Result of one stream on one task, as stored in `result.json`.
 
     Attributes:
-        num_examples: Number of evaluated examples.
         protocol: The protocol of ``metrics``, ``headline`` and ``unparsed``.
         metrics: Metric values in points (0 to 100).
         headline: Name of the first metric.
         seconds: Generation time.
-        new_tokens: Number of generated tokens.
         unparsed: Number of responses without an extractable answer.
         truncated: Number of responses that reached the token limit.
         reference_loglik: Mean over examples of ln p of the most likely accepted answer.
@@ -75,19 +73,8 @@ def evaluate(
 ) -> EvalResult:
     """Run inference for uncached prompts, score all responses and write the predictions.
 
-    Args:
-        eval_set: The examples.
-        get_model: Returns the model; called only if a response is missing.
-        stream: "original", "tuned" or "interwoven".
-        tokenizer: The backbone's tokenizer.
-        model_fingerprint: Hash of backbone, adapter, gate, precision and stream.
-        metrics: Metric names by protocol. "strict" scores extracted answers, "paper_code" raw responses.
-        protocol: The protocol reported as the result's own.
-        batch_size: Prompts per forward pass.
-        response_cache_dir: Directory of all response caches.
-        output_dir: Directory of `predictions.jsonl`.
-        label: Text of the progress bar.
-        dist_context: The processes among which the batches are divided; rank 0 writes.
+    The arguments are those of `run_inference` and `score_responses`; ``response_cache_dir`` is the
+    directory of all response caches.
     """
     responses, references = run_inference(
         eval_set,
@@ -121,9 +108,10 @@ def score_responses(
     output_dir: Path,
     dist_context: DistributedContext,
 ) -> EvalResult:
-    """Extract and score the answers; rank 0 writes `predictions.jsonl`.
+    """Extract and score the answers; rank 0 writes `predictions.jsonl` to ``output_dir``.
 
-    ``responses`` and ``references`` are rows as returned by `run_inference`; the rest as in `evaluate`.
+    ``responses`` and ``references`` are rows as returned by `run_inference`. ``metrics`` are names by
+    protocol: "strict" scores extracted answers, "paper_code" raw responses; ``protocol`` is reported.
     """
     extract = task_module(eval_set.task).extract
     # Always from the raw text, so that a corrected extractor needs no new inference.
@@ -139,17 +127,16 @@ def score_responses(
             "unparsed": sum(not text.strip() for text in texts[name]),
         }
         scores = [known | new for known, new in zip(scores, example_scores, strict=True)]
+    # Every rank has all responses, which run_inference gathers; two writers would race.
     if dist_context.is_main:
         columns = (eval_set.examples, eval_set.prompts, responses, references, texts["strict"], scores)
         write_predictions(output_dir, (_prediction(*row) for row in zip(*columns, strict=True)))
     return EvalResult(
         num_examples=len(responses),
         protocol=protocol,
-        metrics=protocols[protocol]["metrics"],
-        headline=protocols[protocol]["headline"],
+        **protocols[protocol],
         seconds=sum(row["seconds"] for row in responses),
         new_tokens=sum(row["tokens"] for row in responses),
-        unparsed=protocols[protocol]["unparsed"],
         truncated=sum(not row["ended"] for row in responses),
         reference_loglik=_mean([row["loglik"] for row in references if row is not None]),
         gate_mean=_mean([row["gate_mean"] for row in responses if row["gate_mean"] is not None]),

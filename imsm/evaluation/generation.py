@@ -50,21 +50,20 @@ def generate_responses(
 ) -> list[Generation]:
     """Decode greedily until every prompt of the session has its response.
 
-    Args:
-        session: The prefilled session; consumed by this call.
-        tokenizer: The backbone's tokenizer.
-        max_new_tokens: Token limit of a response.
-        stop: Regular expression on the generated text; None: stop at EOS only.
+    The session is consumed by this call. ``stop`` is a regular expression on the generated text; None:
+    stop at EOS only.
     """
     eos = eos_token_ids(session.model, tokenizer)
     find_finished = _finished_finder(tokenizer, eos=eos, stop=stop)
     tokens: list[list[int]] = [[] for _ in range(len(session))]
     gates: list[list[float]] = [[] for _ in range(len(session))]
-    prompts = list(range(len(session)))  # the prompt of each row of the session
+    # The prompt of each row of the session; rows are dropped while others are unfinished.
+    prompts = list(range(len(session)))
     unfinished = set(prompts)
     while True:
         next_tokens = session.logits.argmax(dim=-1)
         weights = None if session.gate is None else session.gate.tolist()
+        # Finished rows are decoded until the batch is compacted; their further tokens are ignored.
         for row, token in enumerate(next_tokens.tolist()):
             if prompts[row] in unfinished:
                 tokens[prompts[row]].append(token)
@@ -95,6 +94,7 @@ def _finished_finder(
     def find_finished(rows: dict[int, list[int]]) -> set[int]:
         finished = {index for index, row in rows.items() if row[-1] in eos}
         if pattern is not None:
+            # Decoding complete responses at every step would take time quadratic in their length.
             tails = [row[-_STOP_WINDOW:] for row in rows.values()]
             texts = tokenizer.batch_decode(tails, skip_special_tokens=True)
             finished |= {index for index, text in zip(rows, texts, strict=True) if pattern.search(text)}
@@ -105,6 +105,7 @@ def _finished_finder(
 
 def eos_token_ids(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the EOS tokens of the tokenizer and of the backbone's generation config."""
+    # Chat models list their end-of-turn token in the generation config only.
     configured = model.backbone.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     return sorted({tokenizer.eos_token_id, *(token for token in listed if token is not None)})
@@ -117,6 +118,7 @@ def _generation(
     return Generation(
         text=str(tokenizer.decode(row[:length], skip_special_tokens=True)),
         tokens=length,
+        # EOS as the last allowed token counts as ended, a stop pattern there does not.
         ended=length < limit,
         gate_mean=None if weights is None else round(fmean(weights), _GATE_DECIMALS),
         gate_per_token=None if weights is None else [round(w, _GATE_DECIMALS) for w in weights[:_MAX_GATE_TOKENS]],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 
@@ -48,23 +48,20 @@ def run_inference(
 ) -> tuple[list[Row], list[Row | None]]:
     """Return every example's response and its most likely accepted answer.
 
-    Args:
-        eval_set: The N examples.
-        get_model: Returns the model; called only if a row is missing.
-        stream: "original", "tuned" or "interwoven".
-        tokenizer: The backbone's tokenizer.
-        fingerprint: Hash of backbone, adapter, gate, precision and stream.
-        response_cache: Source of known rows; every new batch is appended at once.
-        batch_size: Prompts per forward pass.
-        label: Text of the progress bar.
-        dist_context: The processes among which the batches are divided.
+    ``fingerprint`` is the hash of backbone, adapter, gate, precision and stream ("original", "tuned" or
+    "interwoven"). ``get_model`` is called only if a row is missing. ``batch_size`` is the number of
+    prompts per forward pass, and ``label`` the text of the progress bar.
 
     Returns:
         N rows {text, tokens, ended, gate_mean, gate_per_token, token_texts, seconds}, and N rows
         {loglik, tokens, seconds} with the sum of ln p over the answer's tokens; None for an example
         whose accepted answers have no tokens.
     """
-    references = _reference_tokens(eval_set, tokenizer)
+    # Without duplicates, and without answers that have no tokens.
+    references: list[list[TokenIds]] = [
+        [ids for ids in dict.fromkeys(encode_answers(tokenizer, example.golds[:MAX_REFERENCES])) if ids]
+        for example in eval_set.examples
+    ]
     settings = [eval_set.task.max_new_tokens, eval_set.task.stop]
     response_keys = [hash_json([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in eval_set.prompts]
     reference_keys = [
@@ -74,6 +71,7 @@ def run_inference(
     # The same for every batch, because it decides how prompts are prefilled.
     max_new_tokens = max([eval_set.task.max_new_tokens, *(len(ids) for answers in references for ids in answers)])
 
+    # Loaded once, and not at all if every row is cached.
     @cache
     def model() -> SiameseForCausalLM:
         loaded = get_model()
@@ -81,24 +79,8 @@ def run_inference(
         return loaded
 
     def compute(indices: Sequence[int], missing: set[str]) -> list[dict[str, Row]]:
-        needs_references = any(not missing.isdisjoint(reference_keys[index]) for index in indices)
-        needs_responses = any(response_keys[index] in missing for index in indices)
-        responses, likelihoods = _prefill_and_decode(
-            model(),
-            tokenizer,
-            eval_set,
-            indices,
-            references=[references[index] for index in indices] if needs_references else None,
-            needs_responses=needs_responses,
-            max_new_tokens=max_new_tokens,
-        )
-        rows: list[dict[str, Row]] = [{} for _ in indices]
-        for position, index in enumerate(indices):
-            if needs_references:
-                rows[position] |= dict(zip(reference_keys[index], likelihoods[position], strict=True))
-            if needs_responses:
-                rows[position][response_keys[index]] = responses[position]
-        return rows
+        keys = response_keys, reference_keys, references
+        return _compute_rows(model(), tokenizer, eval_set, indices, missing, *keys, max_new_tokens=max_new_tokens)
 
     rows = _through_cache(
         [[key, *keys] for key, keys in zip(response_keys, reference_keys, strict=True)],
@@ -113,51 +95,49 @@ def run_inference(
     return [rows[key] for key in response_keys], best
 
 
-def _reference_tokens(eval_set: EvalSet, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenIds]]:
-    """Tokenize each example's accepted answers; those without tokens are dropped."""
-    return [
-        [ids for ids in dict.fromkeys(encode_answers(tokenizer, example.golds[:MAX_REFERENCES])) if ids]
-        for example in eval_set.examples
-    ]
-
-
-def _prefill_and_decode(
+def _compute_rows(
     model: SiameseForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     eval_set: EvalSet,
     indices: Sequence[int],
+    missing: set[str],
+    response_keys: Sequence[str],
+    reference_keys: Sequence[Sequence[str]],
+    references: Sequence[Sequence[TokenIds]],
     *,
-    references: Sequence[Sequence[TokenIds]] | None,
-    needs_responses: bool,
     max_new_tokens: int,
-) -> tuple[list[Row], list[list[Row]]]:
-    """Compute the responses (if needed) and the likelihoods of ``references`` (if given) of one batch.
+) -> list[dict[str, Row]]:
+    """Compute the rows of one batch by key: its responses and its likelihoods, as far as they are missing.
 
     Prefill time counts toward the responses if there are any, else toward the likelihoods.
     """
+    # All rows of a batch or none, so that a row does not depend on which others are cached.
+    needs_references = any(not missing.isdisjoint(reference_keys[index]) for index in indices)
+    needs_responses = any(response_keys[index] in missing for index in indices)
+    rows: list[dict[str, Row]] = [{} for _ in indices]
     started = time.monotonic()
     pad_id = tokenizer.pad_token_id
     prompts = [eval_set.prompts[index].prompt_ids for index in indices]
     session = DecodingSession(model, prompts, pad_id=pad_id, max_new_tokens=max_new_tokens)
-    session.logits[0, 0].item()  # synchronizes the device, so that the times are correct
+    # Synchronizes the device, so that the times are correct.
+    session.logits[0, 0].item()
     prefilled = time.monotonic()
-    likelihoods: list[list[Row]] = []
-    if references is not None:
-        sums = log_likelihoods(session, references, pad_id=pad_id)
+    # Before the responses: generation consumes the session.
+    if needs_references:
+        sums = log_likelihoods(session, [references[index] for index in indices], pad_id=pad_id)
         seconds = time.monotonic() - (prefilled if needs_responses else started)
-        seconds /= max(1, sum(map(len, references)))
-        likelihoods = [
-            [{"loglik": value, "tokens": len(ids), "seconds": seconds} for value, ids in zip(values, own, strict=True)]
-            for values, own in zip(sums, references, strict=True)
-        ]
-    responses: list[Row] = []
+        seconds /= max(1, sum(map(len, sums)))
+        for row, index, values in zip(rows, indices, sums, strict=True):
+            for key, value, ids in zip(reference_keys[index], values, references[index], strict=True):
+                row[key] = {"loglik": value, "tokens": len(ids), "seconds": seconds}
     if needs_responses:
         scored = time.monotonic()
         limit, stop = eval_set.task.max_new_tokens, eval_set.task.stop
         generations = generate_responses(session, tokenizer, max_new_tokens=limit, stop=stop)
         seconds = (prefilled - started + time.monotonic() - scored) / len(indices)
-        responses = [{**asdict(generation), "seconds": seconds} for generation in generations]
-    return responses, likelihoods
+        for row, index, generation in zip(rows, indices, generations, strict=True):
+            row[response_keys[index]] = {**asdict(generation), "seconds": seconds}
+    return rows
 
 
 def _through_cache(
@@ -178,7 +158,9 @@ def _through_cache(
     """
     rows = response_cache.read()
     wanted = dict.fromkeys(key for example_keys in keys for key in example_keys)
+    # Rank 0 decides for all: on a network file system the ranks may read different rows.
     missing = set(dist_context.run_on_main(lambda: [key for key in wanted if key not in rows]))
+    # The batches are sorted by length; taking turns gives every rank about the same work.
     batches = [
         batch
         for batch in evaluation_order(lengths, batch_size=batch_size)
@@ -188,12 +170,19 @@ def _through_cache(
     adaptive = AdaptiveBatchSize(
         lambda indices: compute(indices, missing), what="prompts", key="evaluation.batch_size"
     )
-    for results in _with_progress(batches, adaptive, label=label, shown=dist_context.is_main):
-        new = {key: row for result in results for key, row in result.items()}
-        new = {key: row for key, row in new.items() if key in missing and key not in computed}
-        response_cache.append(new)
-        computed |= new
+    total, shown = sum(map(len, batches)), dist_context.is_main and bool(batches)
+    with progress_bar(total=total, label=label, unit="item", keep=False, shown=shown) as bar:
+        for batch in batches:
+            new = {key: row for result in adaptive(batch) for key, row in result.items()}
+            # Equal prompts share a key, in one batch or in several.
+            new = {key: row for key, row in new.items() if key in missing and key not in computed}
+            # Per batch, so that an interrupted evaluation resumes here.
+            response_cache.append(new)
+            computed |= new
+            bar.update(len(batch))
+    # `missing` is equal on all ranks, so they all enter this collective or none does.
     if missing:
+        # Through JSON, so that computed rows equal rows read from the cache.
         for text in dist_context.all_gather(json.dumps(computed)):
             rows |= json.loads(text)
     if not rows.keys() >= wanted.keys():
@@ -202,19 +191,3 @@ def _through_cache(
             "set IMSM_RUNS to a directory shared by all nodes"
         )
     return rows
-
-
-def _with_progress(
-    batches: Sequence[Sequence[int]],
-    compute: Callable[[Sequence[int]], list[dict[str, Row]]],
-    *,
-    label: str,
-    shown: bool,
-) -> Iterator[list[dict[str, Row]]]:
-    if not batches:
-        return
-    total = sum(map(len, batches))
-    with progress_bar(total=total, label=label, unit="item", keep=False, shown=shown) as bar:
-        for batch in batches:
-            yield compute(batch)
-            bar.update(len(batch))

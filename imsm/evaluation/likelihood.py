@@ -21,19 +21,15 @@ MAX_COPY_BYTES = 2**31
 def log_likelihoods(
     session: DecodingSession, answers: Sequence[Sequence[TokenIds]], *, pad_id: int
 ) -> list[list[float]]:
-    """Sum ln p over the tokens of each answer.
+    """Sum ln p over the tokens of each answer, in the order of ``answers``.
 
-    Args:
-        session: The prefilled session of B prompts; unchanged by this call.
-        answers: For each prompt any number of answers of at least one token.
-        pad_id: Token that pads shorter answers.
-
-    Returns:
-        One value per answer, in the same order.
+    Each of the B prompts has any number of answers of at least one token. The session is unchanged.
     """
     sums: list[list[float]] = [[] for _ in answers]
+    # In float32: bfloat16 has three significant digits, too few for a sum of log-probabilities.
     first = session.logits.float().log_softmax(dim=-1)  # (B, V)
     pairs = [(row, ids) for row, row_answers in enumerate(answers) for ids in row_answers]
+    # At most as many rows as the prefill, whose activations did fit into memory.
     chunk = max(1, min(len(session), MAX_COPY_BYTES // max(1, session.row_bytes())))
     for start in range(0, len(pairs), chunk):
         rows, texts = zip(*pairs[start : start + chunk], strict=True)
@@ -53,12 +49,14 @@ def log_likelihoods(
 def _sum_after_first(session: DecodingSession, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Sum ln p over all tokens but the first; ids and mask (R, T), returns (R,)."""
     total = torch.zeros(len(ids), device=ids.device)
+    # A large vocabulary allows only some positions' float32 logits (R, T, V) at a time.
     chunk = logit_chunk_size(session.model.backbone)
     step = ids.shape[1] if chunk is None else max(1, chunk // len(ids))
     for start in range(0, ids.shape[1] - 1, step):
         stop = min(start + step, ids.shape[1] - 1)
         logits = session.forward(ids[:, start:stop], mask=mask[:, start:stop])
         following = slice(start + 1, stop + 1)
+        # Padding tokens have a log-probability too; the mask removes it.
         log_p = logits.float().log_softmax(dim=-1).gather(2, ids[:, following, None])[..., 0]
         total += (log_p * mask[:, following]).sum(dim=1)
     return total

@@ -54,11 +54,13 @@ class SiameseLM(HFLM):
             )
             for index, total, is_greedy in zip(indices, sums.tolist(), greedy.tolist(), strict=True):
                 results[index] = (total, is_greedy)
+                # lm_eval stores finished requests through this hook (its `use_cache` option).
                 self.cache_hook.add_partial("loglikelihood", requests[index][0], results[index])
         return results
 
     def _example(self, context: Sequence[int], continuation: Sequence[int]) -> TokenizedExample:
-        limit = self.max_length + 1  # the last token is only predicted
+        # The last token is only predicted, not read.
+        limit = self.max_length + 1
         cut = max(0, len(context) + len(continuation) - limit)
         query = context[min(cut, len(context) - 1) :]
         return TokenizedExample(id="", prompt_ids=tuple(query), answer_ids=tuple(continuation[: limit - len(query)]))

@@ -59,6 +59,7 @@ def read_predictions(folder: Path, *, task: str, test_set: str) -> pandas.DataFr
     """
     path = task_dir(folder, task=task, test_set=test_set) / FILE
     try:
+        # Not splitlines(): responses may contain its other separators, such as U+2028.
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         table = [
             {column: row[column] for column in COLUMNS if column != "scores"}
@@ -72,4 +73,5 @@ def read_predictions(folder: Path, *, task: str, test_set: str) -> pandas.DataFr
             f"{path}: is damaged ({type(error).__name__}: {error}); run the same command with mode=evaluate "
             "to rewrite it from the response cache"
         ) from error
+    # pandas gives an empty list no columns, and set_index would fail.
     return pandas.DataFrame(table, columns=None if table else list(COLUMNS)).set_index("id")

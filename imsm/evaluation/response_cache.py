@@ -28,12 +28,7 @@ Row = Mapping[str, Any]
 
 
 class ResponseCache:
-    """The cached rows of one model.
-
-    Args:
-        folder: Directory of all response caches; created by the first write.
-        fingerprint: Hash of backbone, adapter, gate, precision and stream.
-    """
+    """The cached rows of one model; ``fingerprint`` hashes backbone, adapter, gate, precision and stream."""
 
     def __init__(self, folder: Path, *, fingerprint: str) -> None:
         self.folder = folder
@@ -52,7 +47,8 @@ class ResponseCache:
         rows, damaged = _parse(self._text())
         if damaged:
             with self._lock():
-                rows, damaged = _parse(self._text())  # another process may have repaired it meanwhile
+                # Another process may have repaired the file before the lock was free.
+                rows, damaged = _parse(self._text())
                 self._quarantine(damaged)
         return rows
 
@@ -64,11 +60,14 @@ class ResponseCache:
         """
         if not rows:
             return
-        text = "".join(_line(key, row) for key, row in rows.items())
+        entries = ({"check": _checksum(key, row), "key": key, "row": row} for key, row in rows.items())
+        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        # Mode "a" writes at the end of the file, wherever the stream was moved to read.
         with self._lock(), self.path.open("a+b") as stream:
             if stream.tell():
                 stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":  # a process was killed in the middle of a line
+                # Without a line break, a process was killed while it wrote the last line.
+                if stream.read(1) != b"\n":
                     text = "\n" + text
             stream.write(text.encode())
             stream.flush()
@@ -76,6 +75,7 @@ class ResponseCache:
 
     def _text(self) -> str:
         try:
+            # A damaged byte must invalidate its own line only; the checksum finds the replacement.
             return self.path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror or error})") from error
@@ -97,6 +97,7 @@ class ResponseCache:
     def _lock(self) -> Iterator[None]:
         """Lock the file against all other processes; the lock ends with the process."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # A file of its own: write_atomic replaces the cache file, and a lock on it would be lost.
         with self.path.with_suffix(".lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
@@ -106,14 +107,11 @@ def _checksum(key: str, row: Row) -> str:
     return hash_json([key, row])[:_DIGITS]
 
 
-def _line(key: str, row: Row) -> str:
-    return json.dumps({"check": _checksum(key, row), "key": key, "row": row}, ensure_ascii=False) + "\n"
-
-
 def _parse(text: str) -> tuple[dict[str, Row], list[str]]:
     """Return the rows by key, and the damaged lines."""
     rows: dict[str, Row] = {}
     damaged = []
+    # Not splitlines(): JSON strings may contain its other separators, such as U+2028.
     for line in filter(None, text.split("\n")):
         try:
             entry = json.loads(line)
@@ -122,6 +120,7 @@ def _parse(text: str) -> tuple[dict[str, Row], list[str]]:
         except (ValueError, KeyError, TypeError):
             intact = False
         if intact:
+            # Two processes may have computed the same row; every reader must use the same one.
             rows.setdefault(key, row)
         else:
             damaged.append(line)

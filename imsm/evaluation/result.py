@@ -44,15 +44,9 @@ def build_result(
 ) -> dict[str, Any]:
     """Return the record of a finished run.
 
-    Args:
-        name: Name of the run.
-        method: "original", "peft", "imsm", a custom method, or "baseline".
-        config: `RunConfig.to_dict()`.
-        identity: `run_identity(config)`; decides which results may be compared.
-        fingerprints: SHA-256 by input, e.g. "backbone".
-        trainable_parameters: Counts of "adapter" and "gate".
-        training: Training statistics; None if nothing was trained.
-        evaluation: Settings, and results by task.
+    ``method`` is "original", "peft", "imsm", a custom method, or "baseline". ``identity`` is
+    `run_identity(config)`, ``fingerprints`` SHA-256 by input, e.g. "backbone", ``trainable_parameters``
+    the counts of "adapter" and "gate", and ``training`` None if nothing was trained.
     """
     return {
         "format": FORMAT,
@@ -126,6 +120,7 @@ def _non_mappings(result: Mapping[str, Any]) -> list[str]:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
+    # Metadata, because importing all libraries for their versions would take seconds.
     for library in _LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)
@@ -140,11 +135,13 @@ def _git() -> dict[str, Any] | None:
     commit = repository and _git_output(repository, "rev-parse", "HEAD")
     if not repository or commit is None:
         return None
+    # Untracked files, such as runs inside the checkout, do not change the code.
     changes = _git_output(repository, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": bool(changes)}
 
 
 def _git_output(folder: Path, *arguments: str) -> str | None:
+    # With a time limit: a slow network disk must not block a finished run.
     command = ["git", "-C", str(folder), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()

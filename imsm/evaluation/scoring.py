@@ -11,12 +11,7 @@ from imsm.utils.errors import UserError
 def score_predictions(
     metric_names: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Score N predictions with M metrics.
-
-    Args:
-        metric_names: M names of metrics or dotted names of metric modules.
-        predictions: N predictions.
-        references: N lists of accepted answers.
+    """Score N predictions with metrics, given by name or by the dotted name of a module.
 
     Returns:
         {metric: value in points} in the order of ``metric_names``, and N dictionaries {metric: score}

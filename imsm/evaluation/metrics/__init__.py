@@ -38,10 +38,7 @@ def load(name: str) -> HFTextMetric:
 
 
 def resolve_metric(name: str) -> MetricModule:
-    """Import a metric.
-
-    Args:
-        name: A name in `conf/metric`, or the dotted name of a module or of an object in a module.
+    """Import a metric by its name in `conf/metric`, or the dotted name of a module or an object in one.
 
     Raises:
         UserError: Unknown metric, or INFO or score is missing.
@@ -49,6 +46,7 @@ def resolve_metric(name: str) -> MetricModule:
     names = list_options("metric")
     path = str(load_option("metric", name)["module"]) if name in names else name
     try:
+        # Unlike importlib it also finds objects, such as imsm.evaluation.metrics.paper_code.contain.
         metric = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         match = closest_match(name, names)

@@ -7,12 +7,7 @@ from collections.abc import Sequence
 from imsm.evaluation.metrics.base import MetricInfo
 from imsm.evaluation.metrics.labels import predicted_label, reference_label
 
-INFO = MetricInfo(
-    name="accuracy",
-    meaning="fraction of examples whose first word is the correct one of yes and no",
-    higher_is_better=True,
-    scale=100.0,
-)
+INFO = MetricInfo(name="accuracy", meaning="fraction of examples whose first word is the correct one of yes and no")
 
 
 def score(prediction: str, references: Sequence[str]) -> float:

@@ -11,19 +11,12 @@ from imsm.utils.errors import UserError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricInfo:
-    """Description of a metric.
-
-    Attributes:
-        name: Its name in tables and results.
-        meaning: One line.
-        higher_is_better: Direction of improvement.
-        scale: Factor from the metric's value to points.
-    """
+    """Description of a metric; ``scale`` is the factor from its value to points."""
 
     name: str
     meaning: str
-    higher_is_better: bool
-    scale: float
+    higher_is_better: bool = True
+    scale: float = 100.0
 
 
 class MetricModule(Protocol):
@@ -47,6 +40,7 @@ class Metric:
 
 def is_mean_of_scores(metric: MetricModule) -> bool:
     """Return whether the metric's value is the mean of its scores, unlike F1 and correlations."""
+    # A Protocol cannot declare an optional member.
     return getattr(metric, "aggregate", None) is None
 
 

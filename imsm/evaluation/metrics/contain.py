@@ -8,10 +8,7 @@ from imsm.evaluation.metrics.base import MetricInfo
 from imsm.evaluation.metrics.text import ARTICLES, tokens_joined, tokens_split
 
 INFO = MetricInfo(
-    name="contain",
-    meaning="fraction of examples whose text contains all words of an accepted answer in sequence",
-    higher_is_better=True,
-    scale=100.0,
+    name="contain", meaning="fraction of examples whose text contains all words of an accepted answer in sequence"
 )
 
 
@@ -35,5 +32,6 @@ def _contains(words: list[str], wanted: list[str]) -> bool:
     if len(wanted) > 1 and wanted[0] in ARTICLES:
         wanted = wanted[1:]
     length = len(wanted)
+    # An accepted answer without words would be contained in every text.
     starts = range(len(words) - length + 1) if length else range(0)
     return any(words[start : start + length] == wanted for start in starts)

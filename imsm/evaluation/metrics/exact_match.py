@@ -10,8 +10,6 @@ from imsm.evaluation.metrics.text import squad_tokens
 INFO = MetricInfo(
     name="exact_match",
     meaning="fraction of examples whose answer equals an accepted one (ignoring case, articles, punctuation)",
-    higher_is_better=True,
-    scale=100.0,
 )
 
 

@@ -8,11 +8,10 @@ from imsm.evaluation.metrics.accuracy import score
 from imsm.evaluation.metrics.base import MetricInfo
 from imsm.evaluation.metrics.labels import f1_score, predicted_label, reference_label
 
+# F1 has no value per example, so an example is scored by the correctness of its label.
 __all__ = ["INFO", "aggregate", "score"]
 
-INFO = MetricInfo(
-    name="f1", meaning="harmonic mean of precision and recall of the label yes", higher_is_better=True, scale=100.0
-)
+INFO = MetricInfo(name="f1", meaning="harmonic mean of precision and recall of the label yes")
 
 
 def aggregate(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -12,8 +12,6 @@ from imsm.utils.errors import UserError
 INFO = MetricInfo(
     name="gsm8k_accuracy",
     meaning='fraction of examples whose number after "The answer is" (else the last number) is correct',
-    higher_is_better=True,
-    scale=100.0,
 )
 
 
@@ -33,6 +31,7 @@ def score(prediction: str, references: Sequence[str]) -> float:
 def _number(text: str) -> Fraction | None:
     digits = extract(text)
     try:
+        # Exact, unlike floats, and 2125.00 equals 2125, unlike strings.
         return Fraction(digits) if digits else None
     except ZeroDivisionError:
         return None

@@ -37,6 +37,7 @@ def reference_label(references: Sequence[str]) -> str:
 def f1_score(references: Sequence[Hashable], predictions: Sequence[Hashable], *, label: Hashable) -> float:
     """Compute the F1 of one label; 0 where undefined."""
     both = sum(reference == label == predicted for reference, predicted in zip(references, predictions, strict=True))
+    # Equals 2PR / (P + R), but is defined if one of precision and recall is not.
     either = sum(value == label for values in (references, predictions) for value in values)
     return 2 * both / either if either else 0.0
 
@@ -47,6 +48,7 @@ def matthews_correlation(references: Sequence[Hashable], predictions: Sequence[H
     total, reference_counts, predicted_counts = len(references), Counter(references), Counter(predictions)
     chance = sum(count * predicted_counts[label] for label, count in reference_counts.items())
     spread = [total**2 - sum(n**2 for n in counts.values()) for counts in (reference_counts, predicted_counts)]
+    # A side with one label only has no correlation with anything.
     if not all(spread):
         return 0.0
     return float((correct * total - chance) / (spread[0] ** 0.5 * spread[1] ** 0.5))

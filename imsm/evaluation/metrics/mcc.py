@@ -8,13 +8,11 @@ from imsm.evaluation.metrics.accuracy import score
 from imsm.evaluation.metrics.base import MetricInfo
 from imsm.evaluation.metrics.labels import matthews_correlation, predicted_label, reference_label
 
+# MCC has no value per example, so an example is scored by the correctness of its label.
 __all__ = ["INFO", "aggregate", "score"]
 
 INFO = MetricInfo(
-    name="mcc",
-    meaning="Matthews correlation of predicted and correct yes/no, from -1 over 0 (chance) to 1",
-    higher_is_better=True,
-    scale=100.0,
+    name="mcc", meaning="Matthews correlation of predicted and correct yes/no, from -1 over 0 (chance) to 1"
 )
 
 

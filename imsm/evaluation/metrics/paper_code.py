@@ -62,9 +62,7 @@ def _metric(
     score: Callable[[str, Sequence[str]], float],
     aggregate: Callable[[Sequence[str], Sequence[Sequence[str]]], float] | None = None,
 ) -> Metric:
-    info = MetricInfo(
-        name=f"paper_code_{name}", meaning=f"{meaning} (the paper's code)", higher_is_better=True, scale=100.0
-    )
+    info = MetricInfo(name=f"paper_code_{name}", meaning=f"{meaning} (the paper's code)")
     return Metric(INFO=info, score=score, aggregate=aggregate)
 
 

@@ -8,9 +8,11 @@ import string
 ARTICLES = frozenset({"a", "an", "the"})
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+# 1,234 must stay one number where punctuation separates words.
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Punctuation, except a point between digits: without it 1.5 would equal 15.
 _PUNCTUATION = re.compile(rf"(?!(?<=\d)\.(?=\d))[{re.escape(string.punctuation)}]")
+# In a regular expression, an underscore belongs to a word.
 _NOT_A_WORD = re.compile(r"(?!(?<=\d)\.(?=\d))[\W_]")
 
 

@@ -8,12 +8,7 @@ from collections.abc import Sequence
 from imsm.evaluation.metrics.base import MetricInfo
 from imsm.evaluation.metrics.text import squad_tokens
 
-INFO = MetricInfo(
-    name="token_f1",
-    meaning="F1 of the words shared with the best-matching accepted answer",
-    higher_is_better=True,
-    scale=100.0,
-)
+INFO = MetricInfo(name="token_f1", meaning="F1 of the words shared with the best-matching accepted answer")
 
 
 def score(prediction: str, references: Sequence[str]) -> float:
@@ -23,6 +18,7 @@ def score(prediction: str, references: Sequence[str]) -> float:
 
 
 def _overlap(words: list[str], wanted: list[str]) -> float:
+    # As SQuAD: an answer without words equals only another one without words.
     if not words or not wanted:
         return float(words == wanted)
     shared = (Counter(words) & Counter(wanted)).total()

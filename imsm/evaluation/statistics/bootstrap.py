@@ -24,11 +24,9 @@ Statistic = Callable[[pandas.DataFrame], float]
 
 
 def cluster_ids(groups: Sequence[object] | None, count: int) -> NDArray[numpy.int64]:
-    """Number the groups of N examples from 0 (N,).
+    """Number the groups of N examples from 0 (N,); ``count`` is N.
 
-    Args:
-        groups: N labels, None or NaN for an example that is its own group; None: each is.
-        count: N.
+    A label of None or NaN marks an example that is its own group; without labels each is.
 
     Raises:
         ValueError: Unequal numbers of labels and examples.
@@ -39,6 +37,7 @@ def cluster_ids(groups: Sequence[object] | None, count: int) -> NDArray[numpy.in
         raise ValueError(f"{len(groups)} groups for {count} values")
     codes, _ = pandas.factorize(pandas.Series(list(groups), dtype=object))
     ids: NDArray[numpy.int64] = codes.astype(numpy.int64)
+    # pandas gives None and NaN the code -1.
     unlabelled = ids < 0
     ids[unlabelled] = ids.max(initial=-1) + 1 + numpy.arange(unlabelled.sum())
     return ids
@@ -59,11 +58,7 @@ def cluster_sums(values: Array, groups: Sequence[object] | None) -> tuple[Array,
 def bootstrap_means(sums: Array, sizes: Array, *, resamples: int, seed: int) -> Array:
     """Return means over the examples of C drawn groups (R, K); all columns share the draws.
 
-    Args:
-        sums: Sum of each group (C, K).
-        sizes: Size of each group (C,).
-        resamples: R.
-        seed: Seed of the draws.
+    ``sums`` (C, K) and ``sizes`` (C,) are those of `cluster_sums`.
 
     Raises:
         ValueError: R is below 1.
@@ -71,18 +66,21 @@ def bootstrap_means(sums: Array, sizes: Array, *, resamples: int, seed: int) -> 
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: must be at least 1")
     rng = numpy.random.default_rng(seed)
+    # The sizes are one more column: a product gives numerators and denominators of the same draw.
     count, columns = len(sizes), numpy.column_stack([sums, sizes])
     distinct, counts = numpy.unique(columns, axis=0, return_counts=True)
-    if len(distinct) <= _MAX_DISTINCT:  # drawing groups is drawing how often each distinct one occurs
+    if len(distinct) <= _MAX_DISTINCT:
+        # Drawing groups is drawing how often each distinct one occurs.
         totals = rng.multinomial(count, counts / count, size=resamples) @ distinct
-        return numpy.asarray(totals[:, :-1] / totals[:, -1:])
-    parts = []
-    for start in range(0, resamples, step := max(1, _DRAWS_AT_ONCE // count)):
-        rows = min(step, resamples - start)
-        draw = rng.integers(count, size=(rows, count)) + count * numpy.arange(rows)[:, None]
-        times = numpy.bincount(draw.ravel(), minlength=rows * count).reshape(rows, count)
-        parts.append(times.astype(numpy.float64) @ columns)
-    totals = numpy.concatenate(parts)
+    else:
+        parts = []
+        for start in range(0, resamples, step := max(1, _DRAWS_AT_ONCE // count)):
+            rows = min(step, resamples - start)
+            # Each resample counts in its own range of numbers, so that one bincount does for all.
+            draw = rng.integers(count, size=(rows, count)) + count * numpy.arange(rows)[:, None]
+            times = numpy.bincount(draw.ravel(), minlength=rows * count).reshape(rows, count)
+            parts.append(times.astype(numpy.float64) @ columns)
+        totals = numpy.concatenate(parts)
     return numpy.asarray(totals[:, :-1] / totals[:, -1:])
 
 
@@ -93,6 +91,7 @@ def standard_error(values: Array, groups: Sequence[object] | None) -> tuple[floa
     """
     sums, sizes = cluster_sums(values[:, None], groups)
     count = len(sizes)
+    # Equal values: the rounding error of their mean must not count as variation.
     if count < 2 or not numpy.ptp(values):
         return 0.0, count
     residuals = sums[:, 0] - values.mean() * sizes
@@ -108,11 +107,8 @@ def resample_scores(
 ) -> Array:
     """Return the statistic of R resamples for M models on the same examples (R, M).
 
-    Args:
-        frames: Predictions of each model, as returned by `read_predictions`; all share the draws.
-        statistic: A function of the drawn rows, or a column whose mean times 100 is the statistic.
-        resamples: R.
-        generator: Generator of the draws.
+    ``frames`` are as returned by `read_predictions`; all share the draws. ``statistic`` is a function of
+    the drawn rows, or a column whose mean times 100 is the statistic.
 
     Raises:
         ValueError: The models answered different examples.
@@ -125,7 +121,8 @@ def resample_scores(
     ids = cluster_ids(groups.tolist(), len(first))
     count = int(ids.max()) + 1
     drawn = generator.multinomial(count, numpy.full(count, 1 / count), size=resamples)
-    weights = drawn[:, ids]  # how often each example was drawn
+    # How often each example was drawn; a mean then needs no copy of the rows.
+    weights = drawn[:, ids]
     if isinstance(statistic, str):
         values = numpy.stack([frame[statistic].to_numpy(float) for frame in frames], axis=1)
         return numpy.asarray(100 * (weights @ values) / weights.sum(axis=1, keepdims=True))

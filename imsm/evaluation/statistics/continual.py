@@ -41,6 +41,7 @@ def backward_transfer(scores: Scores) -> Scores:
 def forgetting(scores: Scores) -> Scores:
     """Compute FM_j of each task but the last (..., S-1): its best score so far minus its final score."""
     count = _num_tasks(scores)
+    # Without R[0] and R[S]: only scores after a training stage, and before the last.
     best = scores[..., 1:count, : count - 1].max(axis=-2)
     result: Scores = best - scores[..., -1, : count - 1]
     return result
@@ -70,9 +71,7 @@ def general_change(scores: Scores) -> Scores:
 def all_measures(scores: Scores, *, learned: int) -> dict[str, Scores]:
     """Return every measure (...) by its abbreviation; DG only if there are tasks never learned.
 
-    Args:
-        scores: (..., S+1, S+K), the S tasks of the sequence first.
-        learned: S.
+    ``scores`` is (..., S+1, S+K), with the S = ``learned`` tasks of the sequence first.
     """
     square, others = scores[..., :learned], scores[..., learned:]
     measures = {

@@ -66,13 +66,8 @@ def chance_level(references: Sequence[Sequence[str]]) -> float:
 def retention(score: float, original: float, *, chance: float, items: int, error: float | None = None) -> float | None:
     """Compute 100 (s − c) / (b − c), in percent; None if b is not two standard errors above c.
 
-    Args:
-        score: s.
-        original: b.
-        chance: c.
-        items: Number of examples.
-        error: b's standard error, e.g. cluster-robust; None: binomial, at 0 and 100 points that of one
-            example less.
+    ``score`` is s, ``original`` b, ``chance`` c, ``items`` the number of examples. ``error`` is b's
+    standard error, e.g. cluster-robust; None: binomial, at 0 and 100 points that of one example less.
 
     Raises:
         ValueError: A score that is not finite.
@@ -84,6 +79,7 @@ def retention(score: float, original: float, *, chance: float, items: int, error
         # At 0 and 100 points the binomial error would be 0.
         share = min(max(original / 100, 1 / (items + 1)), items / (items + 1))
         error = 100 * (share * (1 - share) / items) ** 0.5
+    # Close to chance the denominator is noise, and retention could have any value.
     if original <= chance + _MIN_STANDARD_ERRORS * error:
         return None
     return 100 * (score - chance) / (original - chance)
@@ -117,7 +113,8 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     as_finite_array([*reference, *(value for point in points for value in point)])
     above = sorted({(x, y) for x, y in points if x > reference[0] and y > reference[1]}, reverse=True)
     area, top = 0.0, reference[1]
-    for x, y in above:  # from the right: only a point higher than all before adds a strip
+    # From the right: only a point that is higher than all before adds a strip.
+    for x, y in above:
         if y > top:
             area += (x - reference[0]) * (y - top)
             top = y
@@ -127,13 +124,8 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
 def retention_at_target(frontier: Sequence[tuple[float, float]], target: float) -> float | None:
     """Return the retention that a swept baseline reaches at a given target score.
 
-    Args:
-        frontier: (target score, retention) of each swept value, in the order of the sweep.
-        target: The score to match.
-
-    Returns:
-        The linear interpolation between neighbors in the sweep; of several crossings the best. None if
-        the sweep does not reach the score.
+    ``frontier`` holds (target score, retention) in the order of the sweep, between whose neighbors the
+    result is interpolated linearly; of several crossings the best. None if the score is not reached.
 
     Raises:
         ValueError: A number that is not finite.

@@ -1,7 +1,8 @@
 """Confidence intervals of means and other statistics, over examples and over seeds.
 
-Symbols: N examples, C groups of examples that share a passage (an example without one is its own
-group), S seeds, R resamples. Values keep their unit.
+Symbols: N examples, C groups of examples that share a passage, S seeds, R resamples. Values keep their
+unit. Common arguments: ``groups`` are N labels, None for an example that is its own group (without
+labels each is); ``level`` is the confidence level; ``resamples`` is R; ``seed`` is that of the draws.
 """
 
 from __future__ import annotations
@@ -54,13 +55,6 @@ def mean_ci(
     `proportion_ci`). If fewer than about ten values differ from the rest, no bootstrap covers well; use
     McNemar's test.
 
-    Args:
-        values: (N,).
-        groups: N labels, None for an example that is its own group; None: each is.
-        level: Confidence level.
-        resamples: R.
-        seed: Seed of the draws.
-
     Raises:
         ValueError: No values, a value that is not finite, unequal numbers of labels and values, or a
             level that is not between 0 and 1.
@@ -84,6 +78,7 @@ def proportion_ci(right: ArrayLike, *, groups: Sequence[object] | None = None, l
     share = float(array.mean())
     error, count = standard_error(array, groups)
     effective = min(share * (1 - share) / error**2, float(len(array))) if error else float(count)
+    # statsmodels accepts the fractional counts of an effective sample size.
     low, high = proportion_confint(share * effective, effective, alpha=1 - check_level(level), method="wilson")
     # Rounding may leave 1e-17 where the bound is the share itself.
     return Interval(estimate=share, low=min(float(low), share), high=max(float(high), share), level=level)
@@ -119,14 +114,8 @@ def bootstrap_statistic_ci(
 ) -> Interval:
     """Bootstrap the difference of two statistics that are not means (Matthews correlation, F1).
 
-    Args:
-        statistic: The first run's statistic of the examples at the given indices.
-        other: The second run's; None: the interval of the first alone.
-        items: N.
-        groups: N labels; None: each example is its own group.
-        level: Confidence level.
-        resamples: R; each resample computes both statistics.
-        seed: Seed of the draws.
+    ``statistic`` and ``other`` compute the runs' statistics of the examples at the given indices, for
+    each resample; without ``other`` the interval is that of the first alone. ``items`` is N.
 
     Raises:
         ValueError: No examples, or a statistic that is not finite.
@@ -160,14 +149,7 @@ def seed_ci(
     another training and other examples. Draws of S seeds vary too little by (S - 1) / S, which is
     corrected; the interval is Student's t times the draws' standard deviation, with Satterthwaite's
     degrees of freedom: near S - 1 if the seeds dominate, near C - 1 if the examples do. With one seed
-    it is `mean_ci`, which covers this one model only.
-
-    Args:
-        differences: S arrays (N,), e.g. one − other of each seed.
-        groups: N labels, the same for all seeds.
-        level: Confidence level.
-        resamples: R.
-        seed: Seed of the draws.
+    it is `mean_ci`, which covers this one model only. ``differences`` are S arrays (N,).
 
     Raises:
         ValueError: No seed, unequal numbers of examples, or as `mean_ci`.
@@ -185,6 +167,7 @@ def seed_ci(
     sums, sizes = cluster_sums(table, groups)
     means = bootstrap_means(sums, sizes, resamples=resamples, seed=seed)  # (R, S)
     # Each column's mean over the same drawn examples; then seeds are drawn for each resample.
+    # With `seed` alone, the generator would repeat the draws of the examples.
     drawn = numpy.random.default_rng([seed, seeds]).integers(seeds, size=means.shape)
     example_effect = means.mean(axis=1)
     seed_effect = numpy.take_along_axis(means, drawn, axis=1).mean(axis=1) - example_effect
@@ -193,6 +176,7 @@ def seed_ci(
     seed_variance = float(seed_effect.var()) * seeds / seed_degrees
     estimate, variance = float(table.mean()), example_variance + seed_variance
     half_width = 0.0
+    # Without variation the share below would be the ratio of two rounding errors.
     if variance**0.5 > NOISE * float(numpy.abs(table).max()):
         share = example_variance / variance
         degrees = 1 / (share**2 / max(example_degrees, 1) + (1 - share) ** 2 / seed_degrees)
@@ -206,11 +190,8 @@ def macro_average_ci(parts: Sequence[Interval], *, tests: Sequence[str]) -> Inte
         low = mean - sqrt(sum_t (sum_{k of t} (estimate_k - low_k))^2) / K        (upper bound likewise)
 
     The method of variance estimates recovery (Zou and Donner 2008): each bound keeps the skewness of
-    its parts. Scores on one evaluation set (accuracy and F1) are treated as fully correlated.
-
-    Args:
-        parts: K intervals of one level.
-        tests: The evaluation set of each.
+    its parts. Scores on one evaluation set (accuracy and F1), named by ``tests``, are treated as fully
+    correlated.
 
     Raises:
         ValueError: No intervals, or several levels.
@@ -230,6 +211,7 @@ def macro_average_ci(parts: Sequence[Interval], *, tests: Sequence[str]) -> Inte
 def _percentile_interval(estimate: float, resampled: Array, *, groups: int, level: float) -> Interval:
     """Hesterberg's expanded percentiles (2015): Phi(sqrt(C / (C - 1)) t(alpha / 2, C - 1))."""
     tail = (1 - check_level(level)) / 2
+    # Plain percentiles have normal tails and divide by C, not C - 1: too narrow for few groups.
     if groups > 1:
         student = float(stats.t.ppf(tail, groups - 1))
         tail = float(stats.norm.cdf((groups / (groups - 1)) ** 0.5 * student))

@@ -55,6 +55,7 @@ def mcnemar(one: ArrayLike, other: ArrayLike) -> McNemar:
     difference = paired_difference_array(as_binary_array(one), as_binary_array(other))
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     discordant = better + worse
+    # Exact: the usual chi-squared approximation fails for few discordant pairs.
     p_value = float(stats.binomtest(better, discordant).pvalue) if discordant else 1.0
     return McNemar(better=better, worse=worse, p_value=p_value)
 
@@ -81,6 +82,7 @@ def student_t(one: Sequence[float], other: Sequence[float]) -> TTest | None:
         return None
     difference = float(first.mean() - second.mean())
     degrees = len(first) + len(second) - 2
+    # Rounding grows with the scores, so the limit is relative to the largest.
     scale = float(numpy.abs(numpy.concatenate([first, second])).max())
     # Without variation t is infinite, or rounding noise.
     if max(numpy.ptp(first), numpy.ptp(second)) <= NOISE * scale:
@@ -108,6 +110,7 @@ def minimum_detectable_difference(
         return None
     # C groups act as C independent pairs; their standard deviation is error * sqrt(C).
     effect = TTestPower().solve_power(nobs=count, alpha=1 - check_level(level), power=power)
+    # statsmodels returns a number or an array of one number.
     return float(numpy.squeeze(effect) * error * count**0.5)
 
 

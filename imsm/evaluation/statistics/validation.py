@@ -21,6 +21,7 @@ def as_finite_array(values: ArrayLike) -> Array:
         raise ValueError(f"values of shape {array.shape}: needs one per example, (N,)")
     if not array.size:
         raise ValueError("got no values")
+    # NumPy would turn one NaN into an interval of NaN without an error.
     if not numpy.isfinite(array).all():
         raise ValueError("a value is not finite")
     return array
