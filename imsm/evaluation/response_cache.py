@@ -97,7 +97,7 @@ class ResponseCache:
     def _lock(self) -> Iterator[None]:
         """Lock the file against all other processes; the lock ends with the process."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A file of its own: write_atomic replaces the cache file, and a lock on it would be lost.
+        # A separate file: write_atomic replaces the cache file, and a lock on it would be lost.
         with self.path.with_suffix(".lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from imsm.evaluation.statistics.intervals import Interval
 from imsm.studies.paper.cells import row_average
-from imsm.studies.paper.spec import PaperTable, RowSpec
+from imsm.studies.paper.spec import PaperTable
 from imsm.studies.paper.table import Cells, FilledTable
 
 _COLORS = ("#BBBBBB", "#E69F00", "#56B4E9", "#0072B2", "#009E73")
@@ -29,6 +28,7 @@ def draw_bars(table: PaperTable, filled: FilledTable) -> Figure:
     constant = {k for k in spec.keys if len({row.values[k] for row, _ in cells}) == 1}
     styles: dict[str, int] = {}
     with matplotlib.rc_context(_STYLE):
+        # Not pyplot: it keeps every figure in global state and may look for a display.
         figure = Figure(figsize=(7.2, 1.3 + 2.5 * len(panels)), layout="constrained")
         missing = f"\nmissing runs (–): {len(filled.missing)}" if filled.missing else ""
         title, _, details = filled.text.caption.partition(" · ")
@@ -36,7 +36,9 @@ def draw_bars(table: PaperTable, filled: FilledTable) -> Figure:
         for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
             rows = [(row, row_cells) for row, row_cells in cells if row.values[key] == panel]
             for index, (row, row_cells) in enumerate(rows):
-                style = styles.setdefault(_label(row, {key, *constant}), len(styles))
+                # Equal rows of different panels have one style and one legend entry.
+                shown = [value for k, value in row.values.items() if value and k not in {key, *constant}]
+                style = styles.setdefault(", ".join(shown).replace("_", " "), len(styles))
                 shift = 0.8 / len(rows) * (index - (len(rows) - 1) / 2)
                 _draw_row(axes, row_cells, spec.averages, width=0.8 / len(rows), shift=shift, style=style)
             _format_axes(axes, list(rows[0][1]), list(spec.averages), title=f"{key.replace('_', ' ')}: {panel}")
@@ -63,17 +65,14 @@ def _draw_row(
 ) -> None:
     intervals = [cell.interval for cell in cells.values()]
     intervals += [row_average(cells, columns) for columns in averages.values()]
-    for position, interval in enumerate(intervals):
-        _draw_bar(axes, position + shift, interval, width=width, style=style)
-
-
-def _draw_bar(axes: Axes, position: float, interval: Interval | None, *, width: float, style: int) -> None:
-    if interval is None:
-        axes.text(position, 1, "–", ha="center")
-        return
-    error = [[max(0.0, interval.estimate - interval.low)], [max(0.0, interval.high - interval.estimate)]]
     options: Any = {"error_kw": {"elinewidth": 0.9, "capsize": 1.5}, **_appearance(style)}
-    axes.bar(position, interval.estimate, width, yerr=error, **options)
+    for position, interval in enumerate(intervals):
+        if interval is None:
+            axes.text(position + shift, 1, "–", ha="center")
+            continue
+        # matplotlib rejects negative errors, which rounding may cause.
+        error = [[max(0.0, interval.estimate - interval.low)], [max(0.0, interval.high - interval.estimate)]]
+        axes.bar(position + shift, interval.estimate, width, yerr=error, **options)
 
 
 def _format_axes(axes: Axes, columns: Sequence[str], averages: Sequence[str], *, title: str) -> None:
@@ -85,12 +84,6 @@ def _format_axes(axes: Axes, columns: Sequence[str], averages: Sequence[str], *,
     axes.spines[["top", "right"]].set_visible(False)
     if averages:
         axes.axvline(len(columns) - 0.5, color="#999999", linewidth=0.8, linestyle=":")
-
-
-def _label(row: RowSpec, hidden: Collection[str]) -> str:
-    """Return the values that distinguish a bar from the others of its panel."""
-    shown = [value for key, value in row.values.items() if key not in hidden]
-    return ", ".join(value.replace("_", " ") for value in shown if value)
 
 
 def _appearance(style: int) -> dict[str, Any]:

@@ -41,7 +41,6 @@ class TableCell:
         interval: The score with its interval; None while a run is missing.
         mark: The test that found a difference from the reference row.
         trained_on: Whether the run was trained on this task, which is not its target.
-        missing: The missing runs.
         test: The evaluated task.
         seeds: Score of each seed.
     """
@@ -107,6 +106,7 @@ class CellBuilder:
 
         None for the original, and if they cannot be counted.
         """
+        # The count is the same for every seed and column.
         run = self._find(row, self.table.spec.columns[0], seed=self.seeds - 1)
         if not run.trained:
             return None
@@ -133,6 +133,7 @@ class CellBuilder:
         for run in others:
             if run.result is not None and column.task in run.result["evaluation"]["original"]:
                 return [self._load(run)[0]], []
+        # One of them suffices, so only one is reported as missing.
         return [], others[:1]
 
     def _load(self, run: RunRef) -> list[ComparedRun]:
@@ -158,12 +159,14 @@ class CellBuilder:
                 return None
             test = student_t(*[[score for score in side if score is not None] for side in scores])
             return "student" if test and test.p_value is not None and test.p_value < ALPHA else None
+        # The original is one run without a variance over seeds.
         return _example_test(compared[0], others[0], column.task, getattr(column, self.protocol))
 
 
 def _interval(compared: Sequence[ComparedRun], task: str, metric: str, scores: Sequence[float]) -> Interval:
     """Over examples with one seed, over seeds and examples with several; a point without predictions."""
-    column = f"score.{metric}"  # missing if the metric was added after the evaluation
+    # The column is missing if the metric was added after the evaluation.
+    column = f"score.{metric}"
     frames = [frame for run in compared if (frame := run.predictions(task)) is not None and column in frame]
     if len(frames) < len(compared):
         return _point(fmean(scores))
@@ -173,12 +176,14 @@ def _interval(compared: Sequence[ComparedRun], task: str, metric: str, scores: S
         return interval
     if not is_mean_of_scores(resolve_metric(metric)):
         return _student_interval(scores)
+    # An example without a passage is a group by itself, named by its id.
     groups = [group or name for name, group in frames[0]["group"].items()]
     return seed_ci([100 * frame[column].to_numpy(float) for frame in frames], groups=groups)
 
 
 def _example_test(run: ComparedRun, reference: ComparedRun, task: str, metric: str) -> Mark | None:
     """Test over examples: McNemar's, or the bootstrap for F1 and correlations."""
+    # KeyError: the predictions are of an evaluation without this metric.
     try:
         comparison = compare_runs(run, reference, task=task, metric=metric)
     except KeyError:

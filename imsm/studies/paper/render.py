@@ -81,4 +81,5 @@ def show_status(
 
 
 def _print_line(console: Console, text: str, *, style: str | None = None) -> None:
+    # Commands and paths must stay copyable: rich would wrap them and read [..] as markup.
     console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)

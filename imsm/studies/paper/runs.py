@@ -47,12 +47,7 @@ class RunRef:
 
 
 class RunIndex:
-    """Finds runs by their overrides, with a cache.
-
-    Args:
-        composer: Composes and validates the overrides.
-        runs_root: Directory of the runs.
-    """
+    """Finds runs by their overrides, with a cache."""
 
     def __init__(self, composer: ConfigComposer, *, runs_root: Path) -> None:
         self.composer, self.runs_root = composer, runs_root
@@ -132,16 +127,10 @@ def _is_done(overrides: tuple[str, ...], runs: RunIndex) -> bool:
 
 
 def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Callable[[str], None]) -> list[str]:
-    """Run unfinished runs, each in its own process; a failure does not stop the others.
+    """Run unfinished runs, each in its own process; return the names of the failed ones.
 
-    Args:
-        wanted: The runs.
-        log_dir: Directory of the processes' output.
-        jobs: Number of runs at a time; they share the cores.
-        log: Called with a line at each start and end.
-
-    Returns:
-        The names of the failed runs.
+    ``jobs`` runs at a time share the cores, and write their output to ``log_dir``; ``log`` is called with
+    a line at each start and end. A failure does not stop the others.
 
     Raises:
         KeyboardInterrupt: Stopped by the user; active runs have saved their state.
@@ -149,6 +138,7 @@ def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Call
     unfinished = [run for run in wanted if run.state != "done"]
     log_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ}
+    # By default each process starts one OpenMP thread per core.
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     failed: list[str] = []
@@ -157,12 +147,13 @@ def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Call
     def execute(numbered: tuple[int, RunRef]) -> None:
         nonlocal interrupted
         number, run = numbered
+        # Ctrl-C reaches the active runs directly, but not those that still wait in the pool.
         if interrupted:
             return
         prefix, log_file = f"{number}/{len(unfinished)} {run.name}", log_dir / f"{run.name}.log"
         log(prefix)
         started = time.monotonic()
-        # A process per run: its memory is freed, and a crash stays inside.
+        # A process per run, so that its memory is freed and a crash does not end the others.
         with log_file.open("w", encoding="utf-8") as stream:
             command = [sys.executable, "-m", "imsm.run", *run.overrides]
             code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
@@ -182,12 +173,14 @@ def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Call
 
 
 def _record_failure(run: RunRef, log_file: Path, code: int) -> None:
+    # The command line reports an error as its last line, which starts with "imsm: ".
     text = log_file.read_text(encoding="utf-8").rpartition("imsm: ")[2]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     error = "; ".join(lines[-_ERROR_LINES:]) or "no output"
+    # subprocess returns -N for a process that was ended by signal N, a shell 128 + N.
     if code < 0:
         name = signal.Signals(-code).name
         error = f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        code = 128 - code  # as a shell reports it
+        code = 128 - code
     run.folder.mkdir(parents=True, exist_ok=True)
     write_failure(run.folder, error=error, exit_code=code, command=run.command)

@@ -26,6 +26,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class _StrictModel(BaseModel):
+    # A misspelled key must be an error, not a default.
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -33,9 +34,7 @@ class ColumnSpec(_StrictModel):
     """A score: of which run, on which task, and by which metric of each protocol.
 
     Attributes:
-        name: Column name.
         overrides: Overrides of this column's run, e.g. [data=mrpc].
-        task: Evaluated task.
         strict: Metric of the strict protocol.
         paper_code: Metric of the paper_code protocol.
         rows: Row values that the column applies to; empty: all rows.
@@ -53,12 +52,9 @@ class TableSpec(_StrictModel):
     """`grid.yaml`.
 
     Attributes:
-        title: Caption.
-        kind: How it is rendered.
         keys: Columns of `paper.csv` that identify a row; the others are the paper's numbers.
         values: Overrides by key and value.
         common: Overrides of every run.
-        columns: The scores.
         averages: Columns averaged, by name; "average" is the paper's own.
         reference: Each row is tested against the row with these values instead.
         untested: Values of rows that are not tested, by key.
@@ -160,6 +156,7 @@ def load_table(name: str) -> PaperTable:
             )
             for line in csv.DictReader(stream)
         ]
+    # An empty value is a row without this choice, such as the original's PEFT method.
     for row in rows:
         for key, value in row.values.items():
             if value and value not in spec.values.get(key, {}):

@@ -39,18 +39,12 @@ _ROW_KEYS = {"overrides", "method", "tokens_per_second", "lowest", "highest"}
 
 
 def measure_speed(table: PaperTable, runs: RunIndex, *, scale: str, log: Callable[[str], None]) -> dict[str, Any]:
-    """Measure all rows and return the content of `speed.json`.
-
-    Returns:
-        device, date, versions, git, and rows {overrides, method, tokens_per_second (the median of the
-        rounds), lowest, highest}.
-    """
+    """Measure all rows; return the content of `speed.json`, with the median speed of the rounds."""
     rows = []
     device = torch.device("cpu")
+    # Rows that differ only in the method share a model, which runs both streams.
     models = {
-        tuple(
-            text for text in table.overrides(row, column, scale=scale, seed=0) if not _is_key(text, "method", "seed")
-        )
+        _without(table.overrides(row, column, scale=scale, seed=0), "method", "seed")
         for row in table.rows
         for column in table.spec.columns
     }
@@ -69,8 +63,9 @@ def measure_speed(table: PaperTable, runs: RunIndex, *, scale: str, log: Callabl
                     "highest": max(speeds),
                 }
             )
+    processor = f"{platform.processor() or platform.machine()} CPU, {os.cpu_count()} cores"
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
         "date": time.strftime("%Y-%m-%d"),
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
@@ -93,9 +88,8 @@ def read_speed(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it") from error
-    if not (_has(measured, _KEYS) and isinstance(measured["rows"], list)) or not all(
-        _has(row, _ROW_KEYS) for row in measured["rows"]
-    ):
+    rows = measured["rows"] if isinstance(measured, dict) and measured.keys() >= _KEYS else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _ROW_KEYS for row in rows):
         raise UserError(f"{path}: is not a speed measurement; remove it")
     return measured
 
@@ -120,7 +114,7 @@ def speed_table(table: PaperTable, measured: dict[str, Any], *, scale: str) -> T
         record = dict(row.values)
         for column in table.spec.columns if scale == "paper" else table.spec.columns[:1]:
             ours, peft = (
-                by_overrides.get(_measured_key(table.overrides(r, column, scale=scale, seed=0)))
+                by_overrides.get(tuple(sorted(_without(table.overrides(r, column, scale=scale, seed=0), "seed"))))
                 for r in (row, peft_row)
             )
             name = "miniature" if scale == "mini" else _model_name(column.name)
@@ -149,9 +143,12 @@ def speed_table(table: PaperTable, measured: dict[str, Any], *, scale: str) -> T
 
 def _measure_model(config: RunConfig, *, device: torch.device) -> dict[str, list[float]]:
     """Return the seconds of each round by method, without the warm-up round."""
+    # The adapter is untrained: the values of the weights do not change the speed.
     model: SiameseForCausalLM = new_model(config, build_adapter(config), device=device).eval()
     generator = torch.Generator().manual_seed(0)
+    # The first ids of many vocabularies are special tokens.
     prompt = torch.randint(8, int(model.config.vocab_size), (1, PROMPT_TOKENS), generator=generator).to(device)
+    # The minimum prevents an early EOS; without a pad token, transformers logs a warning each time.
     settings = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, pad_token_id=0)
     seconds: dict[str, list[float]] = {method: [] for method in STREAMS}
     for number in range(ROUNDS + 1):
@@ -162,30 +159,20 @@ def _measure_model(config: RunConfig, *, device: torch.device) -> dict[str, list
             with torch.inference_mode():
                 output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
             assert isinstance(output, torch.Tensor)
-            output.cpu()  # waits for the GPU
+            # Copying waits for the GPU, whose kernels run asynchronously.
+            output.cpu()
+            # The first round is slower: kernels are loaded and memory is allocated.
             if number:
                 seconds[method].append(time.perf_counter() - started)
     return seconds
 
 
-def _has(values: Any, keys: set[str]) -> bool:
-    return isinstance(values, dict) and keys <= values.keys()
-
-
-def _is_key(override: str, *keys: str) -> bool:
-    return override.partition("=")[0] in keys
-
-
-def _measured_key(overrides: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(text for text in overrides if not _is_key(text, "seed")))
+def _without(overrides: Sequence[str], *keys: str) -> tuple[str, ...]:
+    return tuple(text for text in overrides if text.partition("=")[0] not in keys)
 
 
 def _model_name(column: str) -> str:
     return column.removesuffix("_tokens_per_s")
-
-
-def _processor() -> str:
-    return f"{platform.processor() or platform.machine()} CPU, {os.cpu_count()} cores"
 
 
 def _format_speed(row: dict[str, Any]) -> str:

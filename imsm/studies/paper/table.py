@@ -10,7 +10,7 @@ from imsm.evaluation.statistics.intervals import Interval
 from imsm.reporting.render.table import Table
 from imsm.studies.paper.cells import MARKS, CellBuilder, TableCell, row_average
 from imsm.studies.paper.runs import RunIndex, RunRef, required_runs
-from imsm.studies.paper.spec import ColumnSpec, PaperTable, RowSpec
+from imsm.studies.paper.spec import ColumnSpec, PaperTable, RowSpec, TableSpec
 from imsm.utils.files import write_atomic
 
 FILES = "table.md, table.csv, table.tex"
@@ -60,13 +60,15 @@ def build_table(table: PaperTable, runs: RunIndex, *, scale: str, seeds: int, pr
         records.append(ours)
         if any(value not in ("", "–") for name, value in paper.items() if name in row_cells):
             records.append(paper)
+    ours_are = "ours: the miniature in every row" if scale == "mini" else "ours: the paper's models"
+    over = "seed 0" if seeds == 1 else f"{seeds} seeds"
     return FilledTable(
         text=Table(
             columns=list(records[0]),
             rows=[list(record.values()) for record in records],
             text_columns=len(spec.keys) + 1,
-            caption=_title(table, scale=scale, seeds=seeds, protocol=protocol),
-            notes=_notes(cells, spec_reference=spec.reference, paper_text=spec.paper_text, scale=scale, seeds=seeds),
+            caption=f"{spec.title} · {ours_are} · {over} · {protocol} protocol",
+            notes=_notes(cells, spec, scale=scale, seeds=seeds),
         ),
         cells=cells,
         missing=[run for run in required_runs(table, runs, scale=scale, seeds=seeds) if not run.result],
@@ -93,12 +95,6 @@ def missing_line(run: RunRef) -> str:
     return f"failed ({run.failure}): `{run.command}`" if run.state == "failed" else f"`{run.command}`"
 
 
-def _title(table: PaperTable, *, scale: str, seeds: int, protocol: str) -> str:
-    ours = "ours: the miniature in every row" if scale == "mini" else "ours: the paper's models"
-    over = "seed 0" if seeds == 1 else f"{seeds} seeds"
-    return f"{table.spec.title} · {ours} · {over} · {protocol} protocol"
-
-
 def _format_cell(cell: TableCell) -> str:
     if cell.interval is None:
         failed = any(run.state == "failed" for run in cell.missing)
@@ -112,14 +108,7 @@ def _format_interval(interval: Interval, *, marks: str = "") -> str:
     return f"{interval.estimate:.1f}{marks}{bounds}".replace("-", "−")
 
 
-def _notes(
-    cells: Sequence[tuple[RowSpec, Cells]],
-    *,
-    spec_reference: Mapping[str, str],
-    paper_text: str,
-    scale: str,
-    seeds: int,
-) -> list[str]:
+def _notes(cells: Sequence[tuple[RowSpec, Cells]], spec: TableSpec, *, scale: str, seeds: int) -> list[str]:
     every = [cell for _, row_cells in cells for cell in row_cells.values()]
     notes = []
     if scale == "mini" and any(row.paper for row, _ in cells):
@@ -134,10 +123,10 @@ def _notes(
         else "over seeds and examples (F1, correlations and averages: Student's t over seeds)"
     )
     notes.append(f"[low, high]: 95 % interval, {intervals}.")
-    reference = ", ".join(f"{key} = {value}" for key, value in spec_reference.items())
+    reference = ", ".join(f"{key} = {value}" for key, value in spec.reference.items())
     for name, (symbol, test) in MARKS.items():
         if any(cell.mark == name for cell in every):
             notes.append(f"{symbol} differs from the row with {reference} (p < 0.05, not adjusted): {test}.")
     if any(cell.trained_on for cell in every):
         notes.append("† the run was also trained on this task, which is excluded from averages.")
-    return notes + ([f"The paper: {paper_text}"] if paper_text else [])
+    return notes + ([f"The paper: {spec.paper_text}"] if spec.paper_text else [])
