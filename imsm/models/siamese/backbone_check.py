@@ -95,7 +95,6 @@ class _BackboneChecker:
         vocab_size = min(self.text_config.vocab_size, 1000)
         generator = torch.Generator().manual_seed(0)
         first = torch.randint(vocab_size // 4, vocab_size // 2, (_LENGTH,), generator=generator)
-        # only the last token differs, so a causal model has equal hidden states before it
         second = first.clone()
         second[-1] -= vocab_size // 8
         self.ids = torch.stack([first, second]).to(backbone.device)  # (2, T)
@@ -120,7 +119,7 @@ class _BackboneChecker:
             return "its logits are not a function of its last hidden states alone"
         if not _allclose(self._padded_hidden_states(), self.hidden_states[:1]):
             return "padding changes its hidden states, since it ignores the mask or the position ids"
-        # twice: random depth can leave a single pass unchanged by chance
+        # twice: random depth may not affect a single pass
         self.backbone.train()
         repeated = [self._hidden_states(self.ids) for _ in (1, 2)]
         self.backbone.eval()
@@ -136,7 +135,6 @@ class _BackboneChecker:
         try:
             cache = DynamicCache(config=self.text_config)
             chunks = []
-            # prefill, one token, several tokens after cached ones: models create a mask for each differently
             for start, end in ((0, 5), (5, 6), (6, _LENGTH)):
                 chunks.append(self._hidden_states(self.ids[:, start:end], mask=mask[:, :end], cache=cache))
                 if cache.get_seq_length() != end:

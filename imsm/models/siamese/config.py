@@ -55,7 +55,6 @@ class SiameseConfig(PretrainedConfig):
         self.supports_cache = supports_cache
         self.supports_inner_padding = supports_inner_padding
         if text_config is not None:
-            # transformers reads special tokens from the outer configuration only
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(name, getattr(text_config, name, None))
         # the backbone ties its own weights

@@ -98,8 +98,7 @@ def compute_hidden_states(
 ) -> None:
     """Run the original stream once over examples in `canonical_order`.
 
-    Adapter and gate of ``model`` are not used; its mode is restored. ``on_chunk`` receives the
-    results of the chunks in order.
+    Adapter and gate of ``model`` are not used; its mode is restored. ``on_chunk`` gets the results in order.
     """
     device = next(model.backbone.parameters()).device
     training = model.training

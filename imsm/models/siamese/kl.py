@@ -18,7 +18,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True, kw_only=True)
 class KLRegularizer:
-    """The KL term's factor in the loss (beta), and whether the target token is removed."""
+    """Factor of the KL term in the loss (beta); ``mask_target`` removes the target token from it."""
 
     weight: float
     mask_target: bool = False
