@@ -34,18 +34,10 @@ def adalora(
     deltaT: Count,
     orth_reg_weight: NotNegative,
 ) -> AdapterSpec:
-    """Build AdaLoRA on the given modules.
+    """Build AdaLoRA on the given linear layers; see `peft.AdaLoraConfig` for its arguments.
 
-    Args:
-        target_modules: names of linear layers.
-        init_r: initial rank.
-        target_r: mean final rank.
-        lora_alpha: the update is scaled by lora_alpha / rank.
-        lora_dropout: on the input of the adapter.
-        tinit_ratio: fraction of the steps before the budget starts to fall.
-        tfinal_ratio: fraction of the steps after the budget has reached its target.
-        deltaT: steps between two reductions.
-        orth_reg_weight: factor of the orthogonality penalty in the loss.
+    ``tinit_ratio`` and ``tfinal_ratio`` are the fractions of the training steps before the first
+    reduction of the ranks and after the last one; ``deltaT`` steps are between two reductions.
 
     Raises:
         UserError: the ranks or fractions do not form a schedule.
@@ -66,13 +58,13 @@ def adalora(
         lora_dropout=lora_dropout,
         deltaT=deltaT,
         orth_reg_weight=orth_reg_weight,
-        tinit=0,
-        tfinal=0,
-        total_step=1,  # the number of steps is known in `callbacks` only
+        # PEFT requires a positive value; the number of steps is known in `callbacks` only.
+        total_step=1,
     )
 
     def callbacks(model: nn.Module, steps: int) -> AdaLoraCallback:
         adapted = cast(PeftModel, model)
+        # The allocator of PEFT reads this object in every step, so the schedule is set in place.
         config = cast(AdaLoraConfig, adapted.peft_config["default"])
         config.total_step = steps
         config.tinit = int(tinit_ratio * steps)
@@ -90,16 +82,8 @@ def adalora_static(
     lora_dropout: Probability,
     orth_reg_weight: NotNegative,
 ) -> AdapterSpec:
-    """Build AdaLoRA with constant ranks on the given modules.
-
-    Args:
-        target_modules: names of linear layers.
-        init_r: rank of every module; the authors' code sets r=16, which PEFT ignores, so it trains
-            with PEFT's default init_r=12.
-        lora_alpha: the update is scaled by lora_alpha / init_r.
-        lora_dropout: on the input of the adapter.
-        orth_reg_weight: factor of the orthogonality penalty in the loss; 0 disables it.
-    """
+    """Build AdaLoRA with constant ranks ``init_r``; ``orth_reg_weight=0`` disables the penalty."""
+    # The authors' code sets r=16, which PEFT ignores for AdaLoRA: it trains with PEFT's default init_r=12.
     config = AdaLoraConfig(
         task_type="CAUSAL_LM",
         target_modules=target_modules,
@@ -134,6 +118,7 @@ class OrthogonalPenaltyCallback(TrainingCallbacks):
 class AdaLoraCallback(OrthogonalPenaltyCallback):
     """Runs the rank schedule and adds the orthogonality penalty to the loss."""
 
+    # The importance is |value * gradient| of complete tensors, and pruning writes values.
     needs_full_params = True
 
     def __init__(self, model: PeftModel) -> None:
@@ -145,7 +130,8 @@ class AdaLoraCallback(OrthogonalPenaltyCallback):
 
     def after_backward(self, step: int) -> None:
         """Update the importance, while the gradients belong to the current values."""
-        if step < self.last_reduction or not self.allocator.exp_avg_ipt:  # a run of one step reduces too
+        # A run of one step reduces its ranks too, which needs one update of the importance.
+        if step < self.last_reduction or not self.allocator.exp_avg_ipt:
             self.allocator.update_ipt(self.base)
 
     def after_step(self, step: int) -> None:
@@ -155,7 +141,9 @@ class AdaLoraCallback(OrthogonalPenaltyCallback):
                 self.allocator.mask_using_rank_pattern(self.base, self.config.rank_pattern)
             return
         budget, due = self.allocator.budget_schedule(step)
+        # PEFT reduces after tinit and at multiples of deltaT only; the last reduction must reach the target.
         budget = self.allocator.target_bgt if step == self.last_reduction else budget
+        # PEFT prunes the (init_bgt - budget) least important triplets, and torch.kthvalue rejects k=0.
         if (due or step == self.last_reduction) and budget < self.allocator.init_bgt:
             self.config.rank_pattern = self.allocator.mask_to_budget(self.base, budget)
 
@@ -188,6 +176,7 @@ def orthogonal_penalty(model: nn.Module) -> torch.Tensor:
     penalties = []
     for name, weight in model.named_parameters():
         if "lora_A.default" in name or "lora_B.default" in name:
+            # The smaller product, (rank, rank): A is (rank, in), B is (out, rank).
             gram = weight @ weight.T if "lora_A" in name else weight.T @ weight
             identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
             penalties.append(torch.linalg.matrix_norm(gram - identity))

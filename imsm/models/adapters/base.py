@@ -97,10 +97,8 @@ class AdapterSpec:
 def adapter_from_config(target: str, kwargs: Mapping[str, Any], target_modules: Sequence[str]) -> AdapterSpec:
     """Build the adapter that a yaml in conf/peft describes.
 
-    Args:
-        target: dotted name of a PEFT configuration class, or of a function that returns an `AdapterSpec`.
-        kwargs: its keyword arguments.
-        target_modules: names of the modules to adapt, passed on if the target accepts them.
+    ``target`` is the dotted name of a PEFT configuration class, or of a function that returns an
+    `AdapterSpec`; ``target_modules`` are passed on if it accepts them.
 
     Raises:
         UserError: the target cannot be imported or is of another kind, or rejects its arguments.
@@ -109,7 +107,8 @@ def adapter_from_config(target: str, kwargs: Mapping[str, Any], target_modules: 
     if accepts_target_modules(factory):
         given["target_modules"] = list(target_modules)
     if is_config_class(factory):
-        if isinstance(given.get("feedforward_modules"), list):  # IA3Config accepts a subset of target_modules only
+        # IA3Config accepts a subset of target_modules only, and a backbone may lack some of the modules.
+        if isinstance(given.get("feedforward_modules"), list):
             given["feedforward_modules"] = [n for n in target_modules if n in given["feedforward_modules"]]
         return AdapterSpec(instantiate_config(factory, given, section="peft"))
     adapter: AdapterSpec = factory(**given)
@@ -117,16 +116,11 @@ def adapter_from_config(target: str, kwargs: Mapping[str, Any], target_modules: 
 
 
 def adapter_errors(target: str, kwargs: Mapping[str, Any], target_modules: Sequence[str]) -> list[str]:
-    """Check a conf/peft yaml without loading a model, one line per error.
-
-    Args:
-        target: see `adapter_from_config`.
-        kwargs: see there.
-        target_modules: see there.
-    """
+    """Check the arguments of `adapter_from_config` without loading a model; return one line per error."""
     try:
         factory = _import_factory(target)
         errors = config_argument_errors("peft", factory, kwargs, supplied=["target_modules"])
+        # Values that depend on each other are checked by the constructor only.
         if not errors:
             adapter_from_config(target, kwargs, target_modules)
     except UserError as error:
@@ -136,6 +130,7 @@ def adapter_errors(target: str, kwargs: Mapping[str, Any], target_modules: Seque
 
 def _import_factory(target: str) -> Callable[..., Any]:
     """Import a PEFT configuration class or a function; raise a UserError for anything else."""
+    # Not any callable: the name is saved with a model, and saved models are untrusted.
     try:
         factory = import_target(target)
     except UserError as error:
@@ -173,7 +168,8 @@ def instantiate_config(factory: Callable[..., PeftConfig], kwargs: Mapping[str, 
         UserError: PEFT rejects the values, or `imsm.models.adapters.unsupported` rejects the method.
     """
     try:
-        with warnings.catch_warnings():  # about target modules, which may not be known yet
+        with warnings.catch_warnings():
+            # PEFT warns about target modules, which are not known yet when only a yaml is checked.
             warnings.simplefilter("ignore")
             config = factory(task_type="CAUSAL_LM", **kwargs)
     except (AssertionError, ImportError, LookupError, TypeError, ValueError) as error:
@@ -184,10 +180,7 @@ def instantiate_config(factory: Callable[..., PeftConfig], kwargs: Mapping[str, 
 
 
 def attach_adapter(adapter: AdapterSpec, backbone: PreTrainedModel) -> nn.Module:
-    """Add the layers of the adapter to ``backbone`` in place, trainable in float32.
-
-    Returns:
-        The `PeftModel` to train.
+    """Add the layers of the adapter to ``backbone`` in place, trainable in float32; return the `PeftModel`.
 
     Raises:
         UserError: PEFT rejects the method (missing target modules, for example), it is one of
@@ -199,13 +192,17 @@ def attach_adapter(adapter: AdapterSpec, backbone: PreTrainedModel) -> nn.Module
     before = _sample_weights(backbone)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "`is_gradient_checkpointing`", FutureWarning
-            )  # deprecated; PEFT calls it
-            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # norms
+            # PEFT reads an attribute that transformers has deprecated.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            # PEFT warns about targets that are norms or have no bias, which is intended here.
+            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
             warnings.filterwarnings("ignore", "Detected that the base layer has no", UserWarning)
+            # The adapter is trained in float32: updates at small learning rates vanish in bfloat16.
             adapted = get_peft_model(backbone, adapter.config, autocast_adapter_dtype=True)
-            _check_reloadable(adapter.config)
+            # PEFT completes the configuration; one that it cannot load again must fail before training.
+            with TemporaryDirectory() as folder:
+                adapter.config.save_pretrained(folder)
+                PeftConfig.from_pretrained(folder)
     except (ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the adapter does not fit the backbone: {error}") from error
     after = _sample_weights(backbone)
@@ -221,12 +218,11 @@ def attach_adapter(adapter: AdapterSpec, backbone: PreTrainedModel) -> nn.Module
 
 
 def _check_targets(config: PeftConfig, backbone: PreTrainedModel) -> None:
-    """Raise a UserError if a listed target module does not exist.
-
-    PEFT ignores a name without a match as long as another one matches.
-    """
+    """Raise a UserError if a listed target module does not exist."""
+    # PEFT ignores a name without a match as long as another one matches.
     targets = getattr(config, "target_modules", None) or ()
-    if isinstance(targets, str):  # a regular expression or a keyword of PEFT
+    # A string is a regular expression or a keyword ("all-linear"), which PEFT checks itself.
+    if isinstance(targets, str):
         return
     paths = [f".{name}" for name, _ in backbone.named_modules()]
     missing = [t for t in sorted(targets) if not any(path.endswith(f".{t}") for path in paths)]
@@ -237,13 +233,6 @@ def _check_targets(config: PeftConfig, backbone: PreTrainedModel) -> None:
             f"{', '.join(sorted(linear))}); choose others by peft.target_roles, or add them to "
             "backbone.module_names (docs/extending.md)"
         )
-
-
-def _check_reloadable(config: PeftConfig) -> None:
-    """Raise a ValueError if PEFT cannot load the configuration that it completed, before training starts."""
-    with TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        PeftConfig.from_pretrained(folder)
 
 
 def freeze_buffers(adapted: nn.Module) -> None:
@@ -261,18 +250,16 @@ def freeze_buffers(adapted: nn.Module) -> None:
 
 
 def freeze_adapter(adapted: nn.Module) -> None:
-    """Freeze the adapter and keep it in eval mode.
-
-    ``train()`` of the surrounding model would enable the dropout of the adapter again; the
-    backbone has none.
-    """
+    """Freeze the adapter and keep it in eval mode."""
     adapted.requires_grad_(False).eval()
+    # train() of the surrounding model would enable the dropout of the adapter again; the backbone has none.
     adapted.train = lambda mode=True: adapted  # type: ignore[method-assign]
 
 
 def _sample_weights(backbone: PreTrainedModel, *, count: int = 512) -> dict[str, torch.Tensor]:
     """Return about ``count`` values of every weight, by its name without an adapter."""
     samples = {}
+    # A sample suffices here, with a name for the message; `check_adapter` compares every bit later.
     for name, weight in backbone.state_dict().items():
         if not weight.is_meta:
             plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")

@@ -35,6 +35,7 @@ class CustomConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # PEFT selects the tuner by this field, which its own classes set to a constant.
         self.peft_type = next(kind for kind, known in PEFT_TYPE_TO_CONFIG_MAPPING.items() if known is type(self))
         self.python_module = type(self).__module__
 
@@ -57,7 +58,9 @@ class LinearTunerLayer(nn.Module, BaseTunerLayer):
 
     def add_parameter(self, name: str, *shape: int) -> None:
         """Create an uninitialized float32 parameter on the device of the base layer."""
+        # Values are set after all layers exist, so that a tuner controls the order of the random draws.
         value = torch.empty(*shape, dtype=torch.float32, device=self.base_layer.weight.device)
+        # PEFT finds parameters to save, load and freeze by the adapter's name in a ParameterDict.
         setattr(self, name, nn.ParameterDict({self.adapter_name: nn.Parameter(value)}))
 
     def parameter(self, name: str) -> nn.Parameter:
@@ -69,6 +72,7 @@ class LinearTunerLayer(nn.Module, BaseTunerLayer):
 class LinearTuner(BaseTuner):
     """Wraps every targeted `nn.Linear` in ``tuner_layer_cls(base_layer, adapter_name, config)``."""
 
+    # Read by PEFT where a configuration lists no target modules; IMSM always lists them.
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
@@ -95,13 +99,7 @@ class LinearTuner(BaseTuner):
 
 
 def register_adapter(name: str, *, config: type[CustomConfig], tuner: type[LinearTuner]) -> None:
-    """Add a method to PEFT.
-
-    Args:
-        name: of the method, in lower case; names of its parameters begin with it and "_".
-        config: the configuration class.
-        tuner: the class that wraps the targeted layers.
-    """
+    """Add a method to PEFT; ``name`` is in lower case, and its parameters' names begin with it and "_"."""
     kind = name.upper()
     if kind not in PeftType.__members__:
         # register_peft_method accepts members of PeftType only, and an enum has no public way to add one.
@@ -110,6 +108,7 @@ def register_adapter(name: str, *, config: type[CustomConfig], tuner: type[Linea
         type.__setattr__(PeftType, kind, member)
         PeftType._member_names_.append(kind)
         PeftType._member_map_[kind] = PeftType._value2member_map_[kind] = member
+    # PEFT freezes every parameter of the model whose name does not contain this prefix.
     tuner.prefix = f"{name}_"
     register_peft_method(name=name, config_cls=config, model_cls=tuner)
 
@@ -122,6 +121,7 @@ def import_custom_method(folder: Path) -> None:
         OSError: adapter_config.json cannot be read.
         ValueError: adapter_config.json is invalid, or the module does not register the method.
     """
+    # PeftConfig.from_pretrained fails for a type that is not registered yet, so the file is read here.
     saved = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     module, kind = saved.get("python_module"), saved.get("peft_type")
     if module is None or kind in PEFT_TYPE_TO_CONFIG_MAPPING:

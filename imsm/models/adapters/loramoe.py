@@ -78,8 +78,7 @@ class RoutingRecorder:
                 f"and a layer received {gates[..., 0].numel()}; set peft.blc_weight=0, or choose modules that "
                 "process every token by peft.target_roles"
             )
-        # Gradient checkpointing requires the recomputed layer to repeat the same operations, so the sum is
-        # computed when recording is closed too.
+        # Gradient checkpointing must recompute the same operations: the sum is computed when closed too.
         by_example = gates.reshape(*self._counted.shape, gates.shape[-1])
         mass = (by_example * self._counted[..., None]).sum(dim=1)
         if self._open:
@@ -101,11 +100,7 @@ class RoutingRecorder:
 
 
 class LoraMoeLinear(LinearTunerLayer):
-    """A linear layer with N low-rank experts and a router.
-
-    Attributes:
-        routing: set by `BalancingLossCallback`; records the router outputs.
-    """
+    """A linear layer with N low-rank experts and a router."""
 
     adapter_layer_names = ("loramoe_router", "loramoe_A", "loramoe_B")
 
@@ -115,7 +110,9 @@ class LoraMoeLinear(LinearTunerLayer):
         self.scaling = config.lora_alpha / config.r
         self.dropout = nn.Dropout(config.lora_dropout)
         self.per_expert_dropout = config.per_expert_dropout
+        # Set by `BalancingLossCallback`; None if the constraint is off.
         self.routing: RoutingRecorder | None = None
+        # One matrix for all experts: one large product in place of N small ones.
         self.add_parameter("loramoe_router", self.num_experts, self.in_features)  # W_r
         self.add_parameter("loramoe_A", self.num_experts * self.r, self.in_features)  # all A_i
         self.add_parameter("loramoe_B", self.num_experts * self.r, self.out_features)  # all B_i, transposed
@@ -138,6 +135,7 @@ class LoraMoeLinear(LinearTunerLayer):
 
     def reset_parameters(self) -> None:
         """Initialize the router and A as `nn.Linear` does, B with zeros."""
+        # The router draws first; recorded runs depend on the order.
         for weight in (self.router, self.down):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         nn.init.zeros_(self.up)
@@ -149,15 +147,18 @@ class LoraMoeLinear(LinearTunerLayer):
             return result
         features = x.to(self.down.dtype)
         gates = self.gates(features)
+        # Only a training pass is recorded: gates without gradients could not balance the routers.
         if self.routing is not None and self.training and torch.is_grad_enabled():
             self.routing.collect(gates)
         low: torch.Tensor = self._project_down(features).unflatten(-1, (self.num_experts, self.r))
+        # sum_i g_i B_i (A_i x) as one product with the concatenated B_i: gates weight the rank dimension.
         weighted = (low * gates[..., None]).flatten(-2)
         return (result + self.scaling * (weighted @ self.up)).to(result.dtype)
 
     def gates(self, features: torch.Tensor) -> torch.Tensor:
         """Router probabilities, (..., in) -> (..., N), in float32 under autocast too."""
         device = features.device.type
+        # bfloat16 has 8 significant bits, too few for nearly equal probabilities.
         autocast = torch.amp.is_autocast_available(device)
         with torch.autocast(device, enabled=False) if autocast else nullcontext():
             logits: torch.Tensor = functional.linear(features, self.router)
@@ -165,6 +166,7 @@ class LoraMoeLinear(LinearTunerLayer):
 
     def _project_down(self, features: torch.Tensor) -> torch.Tensor:
         """A_i dropout(x) of all experts, (..., N·r)."""
+        # Without active dropout both variants are equal, and one product is faster.
         if not (self.per_expert_dropout and self.training and self.dropout.p):
             return functional.linear(self.dropout(features), self.down)
         experts = self.down.unflatten(0, (self.num_experts, self.r))
@@ -191,14 +193,7 @@ register_adapter("loramoe", config=LoraMoeConfig, tuner=LoraMoeModel)
 
 
 class BalancingLossCallback(TrainingCallbacks):
-    """Adds the localized balancing constraint to the loss.
-
-    Args:
-        model: contains the `LoraMoeLinear` layers to balance.
-        weight: factor of the constraint in the loss.
-        delta: how far the two halves of the experts are separated, in [0, 1).
-        mask_padding: exclude padding from Q; False: count all positions, as the authors' code does.
-    """
+    """Adds the localized balancing constraint of all `LoraMoeLinear` layers to the loss."""
 
     def __init__(self, model: nn.Module, *, weight: float, delta: float, mask_padding: bool) -> None:
         self.weight, self.delta, self.mask_padding = weight, delta, mask_padding
@@ -210,6 +205,7 @@ class BalancingLossCallback(TrainingCallbacks):
 
     def before_forward(self, attention_mask: torch.Tensor, task_types: torch.Tensor) -> None:
         """Start recording a micro-batch with mask (B, T) and task types (B,)."""
+        # The authors' code counts padding too, hence the option.
         self.routing.open(attention_mask if self.mask_padding else torch.ones_like(attention_mask))
         self._task_types = task_types
 
@@ -221,16 +217,7 @@ class BalancingLossCallback(TrainingCallbacks):
 
 
 def localized_imbalance(masses: torch.Tensor, task_types: torch.Tensor, *, delta: float) -> torch.Tensor:
-    """Compute L_blc per layer.
-
-    Args:
-        masses: Q, (layers, B, N) with an even N.
-        task_types: 0 or 1 per example, (B,).
-        delta: in [0, 1).
-
-    Returns:
-        (layers,).
-    """
+    """Compute L_blc per layer, (layers,), from Q (layers, B, N) and task types 0 or 1 (B,)."""
     experts = masses.shape[-1]
     in_first_half = torch.arange(experts, device=masses.device) < experts // 2
     own = in_first_half == (task_types[:, None] == 1)  # (B, N)
@@ -250,18 +237,10 @@ def loramoe(
     blc_alpha: Probability,
     mask_padding: bool,
 ) -> AdapterSpec:
-    """Build LoRAMoE on the given modules.
+    """Build LoRAMoE on the given linear layers.
 
-    Args:
-        target_modules: names of linear layers.
-        num_experts: as of `LoraMoeConfig`, like the next four.
-        r: see there.
-        lora_alpha: see there.
-        lora_dropout: see there.
-        per_expert_dropout: see there.
-        blc_weight: factor of the balancing constraint in the loss; 0 disables it.
-        blc_alpha: delta of the constraint.
-        mask_padding: exclude padding from the constraint.
+    ``blc_weight`` is the factor of the balancing constraint in the loss (0 disables it), ``blc_alpha``
+    its delta; ``mask_padding`` excludes padding from it. The others are those of `LoraMoeConfig`.
 
     Raises:
         UserError: the constraint needs an even number of experts.

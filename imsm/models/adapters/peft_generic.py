@@ -16,6 +16,7 @@ from imsm.models.adapters.base import AdapterSpec, config_argument_errors, insta
 from imsm.models.adapters.unsupported import reject_unsupported
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import accepts_target_modules
+from imsm.utils.messages import did_you_mean
 from imsm.utils.options import closest_match
 
 _DEFAULT_TARGETS = ("ADAPTION_PROMPT", "LN_TUNING", "TRAINABLE_TOKENS")
@@ -25,18 +26,14 @@ _NEEDS_CALLBACKS = {"ADALORA": "peft=adalora"}
 
 
 def peft_tuner(*, target_modules: list[str], peft_type: str, kwargs: dict[str, Any] | None) -> AdapterSpec:
-    """Build the method of the given type.
-
-    Args:
-        target_modules: names of linear layers, for the types that accept them.
-        peft_type: a `peft.PeftType`, e.g. "HRA".
-        kwargs: fields of the PEFT configuration; None: PEFT's defaults.
+    """Build the method of type ``peft_type``, with ``kwargs`` as fields of its PEFT configuration.
 
     Raises:
         UserError: PEFT has no such type, the type has no such field, a value is invalid, or the
             method is unsupported.
     """
     config_class, given, kind = _config_class(peft_type), dict(kwargs or {}), peft_type.upper()
+    # Before the fields are checked: the reason why a method is unsupported is the more useful error.
     reject_unsupported(SimpleNamespace(**{"peft_type": SimpleNamespace(value=kind), **given}))
     errors = config_argument_errors("peft.kwargs", config_class, given)
     if errors:
@@ -47,11 +44,12 @@ def peft_tuner(*, target_modules: list[str], peft_type: str, kwargs: dict[str, A
 
 
 def _config_class(peft_type: str) -> type[PeftConfig]:
+    # PEFT's own mapping, so that methods of newer versions are available without a change here.
     classes = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = peft_type.upper()
     if kind not in classes:
-        guess = closest_match(kind, classes)
-        hint = f"; did you mean peft.peft_type={guess}?" if guess else ""
+        match = closest_match(kind, classes)
+        hint = did_you_mean(match and f"peft.peft_type={match}")
         raise UserError(f"peft.peft_type={peft_type}: the installed PEFT has {', '.join(classes)}{hint}")
     if kind in _NEEDS_CALLBACKS:
         raise UserError(f"peft.peft_type={peft_type}: needs training callbacks; choose {_NEEDS_CALLBACKS[kind]}")

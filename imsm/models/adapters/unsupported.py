@@ -61,11 +61,13 @@ def unsupported_reason(config: Any) -> str | None:
 
     The reason starts with the type or the field that causes it.
     """
+    # Any attribute may be missing: the argument may be a namespace with only the fields that a user set.
     kind = str(getattr(getattr(config, "peft_type", None), "value", ""))
     if kind in TYPES:
         return f"{kind} {TYPES[kind]}"
     init = str(getattr(config, "init_lora_weights", ""))
     for name, reason in _INITIALIZATIONS.items():
+        # PEFT also accepts the number of iterations in the name: pissa_niter_16.
         if init == name or (name == "pissa" and init.startswith("pissa_niter_")):
             return f"init_lora_weights={init} {reason}"
     for name, reason in _FIELDS.items():
@@ -73,6 +75,7 @@ def unsupported_reason(config: Any) -> str | None:
             return f"{name} {reason}"
     if getattr(config, "bias", "none") not in ("none", False, None):
         return f"bias={config.bias} {_BIASES}"
+    # PEFT marks each context token by its role; multiples of 4 are labels.
     marks = getattr(config, "cpt_tokens_type_mask", None) or ()
     if kind == "CPT" and any(mark % 4 == 0 for mark in marks):
         return "CPT with labels in its context trains on them too, which requires its own loss"

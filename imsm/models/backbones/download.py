@@ -18,15 +18,10 @@ _FORMATS = ("model.safetensors", "pytorch_model.bin")
 
 
 def fetch_backbone(*, name_or_path: str, revision: str | None, local_resolver: str | None) -> Path:
-    """Return the folder of a backbone, downloading its missing files from the Hub.
+    """Return the folder of a backbone, downloading its missing files from the Hub; see `resolve_path`.
 
     Downloads the configuration, the tokenizer and one format of the weights. Other formats, the
     original checkpoint and code are skipped.
-
-    Args:
-        name_or_path: see `resolve_path`.
-        revision: of the Hub id.
-        local_resolver: see `resolve_path`.
 
     Raises:
         UserError: the repository cannot be downloaded, or contains no loadable weights.
@@ -39,17 +34,20 @@ def fetch_backbone(*, name_or_path: str, revision: str | None, local_resolver: s
             raise UserError(missing)
         return cast(Path, cached_folder(source, revision))
     try:
+        # Files are listed at one commit, because a branch may move between two requests.
         commit = HfApi().model_info(source, revision=revision).sha
         names = HfApi().list_repo_files(source, revision=commit)
         wanted = [name for name in names if _is_small(name)]
         single, index = weight_files(names, source=source)
+        # Downloaded by the requested name, not the commit: the Hub cache records branches only this way.
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=[*wanted, index]))
         if index != single:
             snapshot_download(source, revision=revision, allow_patterns=parts_of_index(folder / index))
         return folder
     except UserError:
         raise
-    except Exception as error:  # a dozen types, from the Hub client and its transport
+    # The Hub client and its transport raise a dozen types without a common base class.
+    except Exception as error:
         raise UserError(load_error_message(source, error)) from error
 
 
@@ -82,6 +80,7 @@ def missing_files(source: str, *, revision: str | None) -> str | None:
     folder = cached_folder(source, revision)
     if folder is None:
         return _not_cached(source, "it")
+    # The snapshot folder of an interrupted download exists but lacks files.
     names = {file.name for file in folder.iterdir()}
     try:
         single, first = weight_files(names, source=source)

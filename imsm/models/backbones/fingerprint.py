@@ -13,22 +13,13 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
 
 def backbone_fingerprint(*, name_or_path: str, revision: str | None, local_resolver: str | None) -> str:
-    """Return the SHA-256 of a local folder's weights and configuration, or the commit of a Hub repository.
-
-    Args:
-        name_or_path: see `resolve_path`.
-        revision: requested branch, tag or commit on the Hub.
-        local_resolver: see `resolve_path`.
-    """
+    """Return the SHA-256 of a local folder's weights and configuration, or the commit of a Hub repository."""
     folder = Path(resolve_path(name_or_path, local_resolver=local_resolver))
     if not folder.is_dir():
-        return f"{name_or_path}@{_commit(name_or_path, revision)}"
+        register_custom_models()
+        # transformers records the commit that the revision was resolved to; offline it is the cached one.
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        return f"{name_or_path}@{getattr(config, '_commit_hash', None) or revision or 'main'}"
+    # File names but no folder: a copy of the same weights shares the cached responses.
     files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
     return hash_text("".join(f"{file.name}:{hash_file_cached(file)}\n" for file in files))
-
-
-def _commit(path: str, revision: str | None) -> str:
-    """Return the commit of a repository in the local Hub cache."""
-    register_custom_models()
-    commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
-    return commit or revision or "main"

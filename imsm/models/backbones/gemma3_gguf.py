@@ -38,24 +38,18 @@ _COMPLETE = "complete.json"
 def local_path(path: str = HUB_ID) -> Path | None:
     """Return the folder of the dequantized model and its tokenizer.
 
-    The first call creates it in one or two minutes, while concurrent calls wait; later calls
-    verify it and create it again if it is incomplete.
-
-    Args:
-        path: Hub id of the backbone.
-
-    Returns:
-        The folder; None if ``path`` is not this model's Hub id or the package is not installed.
+    None if ``path`` is not this model's Hub id or the package is not installed. The first call
+    creates the folder in one or two minutes, while concurrent calls wait; later calls verify it and
+    create it again if it is incomplete.
 
     Raises:
         UserError: the package is damaged, `gguf` is not installed, or the disk is full.
     """
-    if path != HUB_ID or importlib.util.find_spec(PACKAGE) is None:
-        return None
-    folder = _folder()
-    if not is_complete(folder):
+    folder = _folder(path)
+    if folder is not None and not is_complete(folder):
         with file_lock(folder.parent, wait=True):
-            if not is_complete(folder):  # another process may have created it while this one waited
+            # Another process may have created it while this one waited.
+            if not is_complete(folder):
                 _create(folder)
     return folder
 
@@ -65,15 +59,17 @@ def local_source(path: str) -> str | None:
 
     Creates no file and checks names only.
     """
-    if path != HUB_ID or importlib.util.find_spec(PACKAGE) is None:
+    folder = _folder(path)
+    if folder is None:
         return None
-    folder = _folder()
     if (folder / _COMPLETE).is_file():
         return f"4-bit weights, dequantized ({folder})"
     return f"4-bit weights of the installed package; dequantized once, 1.1 GB in {folder}"
 
 
-def _folder() -> Path:
+def _folder(path: str) -> Path | None:
+    if path != HUB_ID or importlib.util.find_spec(PACKAGE) is None:
+        return None
     return cache_folder() / "gemma-3-270m-q4_k_m" / "float32"
 
 
@@ -94,6 +90,7 @@ def _create(folder: Path) -> None:
     partial = folder.with_name("partial")
     reason = "is damaged and is created again" if folder.exists() else "is created once"
     print(f"Gemma 3 270M: {folder} {reason}: 4-bit weights to float32, 1.1 GB, 1-2 minutes", file=sys.stderr)
+    # Before the free space is measured, which an interrupted call may have used.
     for old in (partial, folder):
         shutil.rmtree(old, ignore_errors=True)
     free = shutil.disk_usage(folder.parent).free
@@ -105,6 +102,7 @@ def _create(folder: Path) -> None:
     try:
         partial.mkdir()
         _dequantize(_join_package_chunks(partial / "model.gguf"), partial)
+        # Written last and renamed last: an interrupted call leaves no folder that looks complete.
         digests = {file.name: hash_file_cached(file) for file in sorted(partial.iterdir())}
         (partial / _COMPLETE).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
         partial.rename(folder)
@@ -151,16 +149,19 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     """Write ``gguf`` as float32 safetensors and a tokenizer to ``folder``, then delete it."""
     if importlib.util.find_spec("gguf") is None:
         raise UserError("Gemma 3 270M: gguf is needed to read its weights; pip install gguf")
+    # transformers and torch are imported here only: this module is imported to plan a run as well.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The conversion of special tokens differs between versions of transformers, without an error.
     _check(model, tokenizer)
     # The weights are float32 now; with these attributes save_pretrained would treat them as quantized.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
+    # Disk space: the weights are in memory, and the GGUF file is in the package.
     gguf.unlink()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -30,10 +30,8 @@ _RANDOM_RATES = ("drop", "jitter")
 def resolve_path(name_or_path: str, *, local_resolver: str | None = None) -> str:
     """Return the local folder or the Hub id to load.
 
-    Args:
-        name_or_path: a Hub id, a local folder, or "imsm:miniature".
-        local_resolver: dotted name of a function of `imsm.models.backbones` that maps ``name_or_path`` to a local
-            folder that replaces it, or to None.
+    ``name_or_path`` is a Hub id, a local folder, or "imsm:miniature"; ``local_resolver`` the dotted name of a
+    function of `imsm.models.backbones` that maps it to a local folder that replaces it, or to None.
 
     Raises:
         UserError: ``local_resolver`` is another function.
@@ -51,6 +49,7 @@ def _call_resolver(local_resolver: str, name_or_path: str) -> Path | None:
         if not module_name.startswith("imsm.models.backbones."):
             raise ImportError("not a module of imsm.models.backbones")
         function = getattr(importlib.import_module(module_name), name)
+        # A function that such a module only imports is not accepted either.
         if getattr(function, "__module__", None) != module_name:
             raise ImportError(f"{module_name} does not define it")
     except (ImportError, AttributeError) as error:
@@ -76,9 +75,6 @@ def load_backbone(
 ) -> PreTrainedModel:
     """Load a causal language model, frozen, in eval mode and without dropout.
 
-    Gradient checkpointing requires training mode, in which two passes of a frozen model with
-    dropout would differ. Dropout is therefore disabled, so that the mode may change.
-
     Raises:
         UserError: the model cannot be loaded, or some of its weights are missing.
     """
@@ -101,11 +97,13 @@ def load_backbone(
     except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(load_error_message(source, error)) from error
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # transformers initializes them randomly
+    # transformers initializes missing weights randomly and only logs a warning.
+    if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"backbone {source}: its files lack {missing[0]} and {len(missing) - 1} more weights of "
             f"{type(model).__name__}; download them again"
         )
+    # Gradient checkpointing needs training mode, in which two passes of a model with dropout would differ.
     disable_dropout(model)
     model.requires_grad_(False)
     return cast(PreTrainedModel, model.eval())
@@ -129,6 +127,7 @@ def load_tokenizer(
         raise UserError(load_error_message(source, error)) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"backbone {source}: its tokenizer has no end-of-text token")
+    # Padding is always masked, so any existing token will do; a new one would need a new embedding row.
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -143,7 +142,8 @@ def disable_dropout(model: PreTrainedModel) -> None:
     for module in model.modules():
         config = getattr(module, "config", None)
         for holder in (module, config) if isinstance(config, PretrainedConfig) else (module,):
-            holders[id(holder)] = holder  # some layers (Falcon, GPT-J) read the configuration in every pass
+            # Some layers (Falcon, GPT-J) read the configuration in every pass. It is not hashable, hence its id.
+            holders[id(holder)] = holder
     for holder in holders.values():
         if isinstance(holder, _DropoutNd):
             holder.p = 0.0

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 from imsm.models.backbones.download import cached_folder
 from imsm.models.backbones.loading import MINIATURE, disable_dropout, register_custom_models, resolve_path
 from imsm.utils.errors import UserError, first_line
+from imsm.utils.messages import did_you_mean
 from imsm.utils.options import closest_match
 
 
@@ -21,18 +22,14 @@ def find_config(
 ) -> tuple[PretrainedConfig, Path | None]:
     """Return the configuration of a backbone and the file it was read from, without network access.
 
-    Looks for config.json in a local folder, then in the local Hub cache, then uses
-    ``architecture``.
-
-    Args:
-        path: a Hub id, a local folder, or "imsm:miniature".
-        revision: of the Hub id.
-        architecture: the keys of config.json that determine the shape of the model, or None.
+    Looks for config.json in a local folder, then in the local Hub cache, then uses ``architecture``, the
+    keys of config.json that determine the shape of the model.
 
     Raises:
         LookupError: none of the three is available.
         UserError: the configuration does not describe a model.
     """
+    # Without the resolver, which may take minutes: a plan must not create files.
     folder = Path(resolve_path(path)) if path == MINIATURE else Path(path)
     if not folder.is_dir():
         cached = cached_folder(path, revision)
@@ -66,13 +63,14 @@ def build_meta_model(configuration: PretrainedConfig, *, dtype: str) -> PreTrain
             )
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"backbone.architecture: transformers cannot build it ({first_line(error)})") from error
+    # Tied weights must be one tensor, or the head would be counted twice.
     model.tie_weights()
     disable_dropout(model)
     return cast(PreTrainedModel, model.requires_grad_(False).eval())
 
 
 def _config_from_keys(architecture: Mapping[str, Any]) -> PretrainedConfig:
-    """Build a configuration; unknown keys are rejected, since transformers would ignore them."""
+    """Build a configuration; reject unknown keys."""
     keys = dict(architecture)
     model_type = str(keys.pop("model_type"))
     if model_type not in CONFIG_MAPPING:
@@ -83,11 +81,12 @@ def _config_from_keys(architecture: Mapping[str, Any]) -> PretrainedConfig:
         raise UserError(
             f"backbone.architecture.model_type={model_type}: the installed transformers has no such model"
         ) from error
+    # transformers stores unknown keys without an error: a typo would plan the default shape.
     known = {*default.to_dict(), *default.attribute_map}
     for key, value in keys.items():
         if key not in known:
-            guess = closest_match(key, known)
-            hint = f"; did you mean backbone.architecture.{guess}={value}?" if guess else ""
+            match = closest_match(key, known)
+            hint = did_you_mean(match and f"backbone.architecture.{match}={value}")
             raise UserError(f"backbone.architecture.{key}={value}: no key of {model_type}{hint}")
     try:
         return AutoConfig.for_model(model_type, **keys)

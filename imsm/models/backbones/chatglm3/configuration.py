@@ -59,7 +59,8 @@ class ChatGLM3Config(GlmConfig):
         "padded_vocab_size": "vocab_size",
         "seq_length": "max_position_embeddings",
     }
-    base_model_tp_plan = None  # type: ignore[assignment]  # the plans of GLM name other modules
+    # The parallel plans of GLM name modules that do not exist here.
+    base_model_tp_plan = None  # type: ignore[assignment]
     base_model_pp_plan = None  # type: ignore[assignment]
 
     vocab_size: int = _VOCAB_SIZE
@@ -71,6 +72,7 @@ class ChatGLM3Config(GlmConfig):
 
     def __post_init__(self, **published: Any) -> None:
         for key, allowed in _REQUIRED.items():
+            # Popped, so that transformers does not store keys that no code reads.
             value = published.pop(key, getattr(self, key, allowed[0]))
             if value not in allowed:
                 raise ValueError(
@@ -82,6 +84,7 @@ class ChatGLM3Config(GlmConfig):
                 setattr(self, name, published.pop(key))
         for key in _IGNORED:
             published.pop(key, None)
+        # The published config.json lists </s> only; generation would not stop at the end of a turn.
         if self.vocab_size == _VOCAB_SIZE and self.eos_token_id == 2:
             self.eos_token_id = list(_EOS_TOKEN_IDS)
         super().__post_init__(**published)

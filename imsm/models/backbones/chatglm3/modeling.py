@@ -50,6 +50,7 @@ class ChatGLM3Attention(GlmAttention):
     """Grouped-query attention with one matrix for q, k and v: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: ChatGLM3Config, layer_idx: int) -> None:
+        # Not GlmAttention.__init__, which would allocate separate projections.
         nn.Module.__init__(self)
         heads, groups = config.num_attention_heads, config.num_key_value_heads
         size = config.head_dim
@@ -76,11 +77,13 @@ class ChatGLM3Attention(GlmAttention):
         """See `GlmAttention.forward`; ``attention``: further arguments of the attention kernel."""
         assert position_embeddings is not None
         batch, length = hidden_states.shape[:2]
+        # Sizes differ: few key-value heads serve many query heads, so chunk(3) would be wrong.
         parts = self.query_key_value(hidden_states).split(self.widths, dim=-1)
         query, key, value = (  # (B, H or G, T, S)
             part.view(batch, length, -1, self.head_dim).transpose(1, 2) for part in parts
         )
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        # Keys are cached after the rotation, as in GLM of transformers.
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -131,10 +134,8 @@ class ChatGLM3PreTrainedModel(GlmPreTrainedModel):
     config_class = ChatGLM3Config
     base_model_prefix = "transformer"
     _no_split_modules = ["ChatGLM3Block"]  # noqa: RUF012
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": ChatGLM3Block,
-        "attentions": ChatGLM3Attention,
-    }
+    _can_record_outputs = {"hidden_states": ChatGLM3Block, "attentions": ChatGLM3Attention}  # noqa: RUF012
+    # The published files contain this buffer; GlmRotaryEmbedding computes it in float32.
     _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]  # noqa: RUF012
 
 
@@ -172,6 +173,7 @@ class ChatGLM3ForCausalLM(ChatGLM3PreTrainedModel, GlmForCausalLM):
 
     model = _published("transformer")
     lm_head = _published("transformer.output_layer")
+    # The tied weights and parallel plans of GLM name modules that do not exist here.
     _tied_weights_keys = None  # type: ignore[assignment]
     _tp_plan = _pp_plan = _fsdp_plan = None  # type: ignore[assignment]
 
@@ -186,6 +188,7 @@ class ChatGLM3ForCausalLM(ChatGLM3PreTrainedModel, GlmForCausalLM):
         self.transformer.output_layer = new_embeddings
 
 
+# exist_ok, because a second import of this file (a reload in a test) must not fail.
 AutoConfig.register(ChatGLM3Config.model_type, ChatGLM3Config, exist_ok=True)
 AutoModelForCausalLM.register(ChatGLM3Config, ChatGLM3ForCausalLM, exist_ok=True)
 AutoTokenizer.register(ChatGLM3Config, tokenizer_class=ChatGLMTokenizer, exist_ok=True)

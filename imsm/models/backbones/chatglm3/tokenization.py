@@ -30,10 +30,6 @@ silently building another kind of tokenizer from the same file."""
 class ChatGLMTokenizer(PreTrainedTokenizer):
     """A `PreTrainedTokenizer` based on a SentencePiece file, with the published class name.
 
-    Args:
-        vocab_file: the SentencePiece model (`tokenizer.model`).
-        options: values of `tokenizer_config.json`; its special tokens and ids are ignored.
-
     Raises:
         ValueError: ``vocab_file`` is missing, or not a SentencePiece model.
     """
@@ -43,6 +39,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     padding_side = "left"
 
     def __init__(self, vocab_file: str | None = None, **options: Any) -> None:
+        # All set before super().__init__(), which reads the vocabulary.
         self.pieces = _sentencepiece(vocab_file)
         self.vocab_file = vocab_file
         first = len(self.pieces)
@@ -51,6 +48,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             place: AddedToken(token, special=True, normalized=False) for token, place in self.special_ids.items()
         }
         self.prefix_tokens = [self.special_ids["[gMASK]"], self.special_ids["sop"]]
+        # Special tokens and their ids follow from the SentencePiece model; saved values would be added again.
         for key in ("added_tokens_decoder", "bos_token", "additional_special_tokens"):
             options.pop(key, None)
         options |= {
@@ -116,6 +114,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     ) -> str:
         """Decode pieces with SentencePiece and special tokens to their names, or skip these."""
         ids = [token_ids] if isinstance(token_ids, int) else [int(token) for token in token_ids]
+        # SentencePiece decodes runs of pieces: a piece alone would lose the space before it.
         special = set(self.all_special_ids)
         text = ""
         for is_special, run in groupby(ids, special.__contains__):
@@ -136,13 +135,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     ) -> BatchEncoding | list[int]:
         """Encode a conversation: the prefix, then role, metadata, line break and content per message.
 
-        Args:
-            conversation: messages with ``role`` (one of `ROLES`), ``content``, and ``metadata`` for
-                tool calls.
-            add_generation_prompt: append the assistant token.
-            tokenize: must be True, because roles have ids but no text.
-            return_dict: return a `BatchEncoding` with an attention mask.
-            return_tensors: as in transformers.
+        A message has a ``role`` (one of `ROLES`), ``content``, and ``metadata`` for tool calls.
 
         Raises:
             ValueError: unknown role, or ``tokenize=False``.
@@ -154,6 +147,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             if message["role"] not in ROLES:
                 raise ValueError(f"role={message['role']!r}: must be one of {', '.join(ROLES)}")
             ids.append(self.special_ids[f"<|{message['role']}|>"])
+            # Encoded separately, as the published tokenizer does: no piece spans the line break.
             ids += self.pieces.encode(f"{message.get('metadata', '')}\n")
             ids += self.pieces.encode(message["content"])
         if add_generation_prompt:
@@ -168,6 +162,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         name = self.vocab_files_names["vocab_file"]
         target = Path(save_directory) / (f"{filename_prefix}-{name}" if filename_prefix else name)
         assert self.vocab_file is not None
+        # shutil.copyfile raises SameFileError when a model is saved into its own folder.
         if not (target.exists() and target.samefile(self.vocab_file)):
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
