@@ -18,7 +18,8 @@ def first_line(response: str) -> str:
     return text.splitlines()[0].rstrip() if text else ""
 
 
-@lru_cache(maxsize=2**16)  # a bootstrap evaluates the same responses a thousand times
+# a bootstrap evaluates the same responses a thousand times
+@lru_cache(maxsize=2**16)
 def yes_or_no(response: str) -> str:
     """Return "yes" or "no" if that is the first word, else "" ("No." -> no, "not" -> "")."""
     match = _YES_OR_NO.match(response)

@@ -17,8 +17,8 @@ from imsm.data.tokenization import TokenizedExample
 T = TypeVar("T")
 IGNORE_INDEX = -100
 """Label that torch's cross-entropy ignores."""
+# most batches sorted by length together (at most a quarter of the data), so that batches stay random
 _BATCHES_PER_SORT = 32
-"""Most batches sorted by length together (at most a quarter of the data), so that batches stay random."""
 
 
 def collate_training(examples: Sequence[TokenizedExample], *, pad_id: int) -> dict[str, torch.Tensor]:
@@ -29,6 +29,7 @@ def collate_training(examples: Sequence[TokenizedExample], *, pad_id: int) -> di
         int64 of shape (B, T).
     """
     rows = [example.prompt_ids + example.answer_ids for example in examples]
+    # not shifted: the model shifts them, as in transformers
     labels = [(IGNORE_INDEX,) * len(example.prompt_ids) + example.answer_ids for example in examples]
     width = max(map(len, rows))
     return {
@@ -61,16 +62,11 @@ def training_order(
     The order depends only on the arguments, not on the global random state, so it is the same
     after a resume and with another number of processes.
 
-    Args:
-        num_examples: Number of examples.
-        batch_size: Global batch size.
-        seed: Seed of the order, together with ``epoch``.
-        epoch: Epoch, from 0.
-        lengths: Tokens per example: batches then hold examples of similar length, in random
-            order except that the batch with the longest example is first, so that a lack of
-            memory shows at once. None ignores lengths.
+    With ``lengths`` (tokens per example) batches hold examples of similar length, in random order
+    except that the batch with the longest example is first.
     """
     order = list(range(num_examples))
+    # a string seed is hashed by `random` itself, the same in every process and Python version
     shuffle = random.Random(f"imsm.training_order/{seed}/{epoch}").shuffle
     shuffle(order)
     if lengths is None:
@@ -82,7 +78,9 @@ def training_order(
         for batch in _chunks(sorted(part, key=lambda index: -lengths[index]), batch_size)
     ]
     shuffle(batches)
-    batches.sort(key=len, reverse=True)  # the smaller batch is last
+    # the smaller batch is last, as without lengths; sort is stable and keeps the random order
+    batches.sort(key=len, reverse=True)
+    # the longest example is first, so that a lack of memory shows at once
     longest = max(batches, key=lambda batch: max(lengths[index] for index in batch), default=[])
     batches.sort(key=lambda batch: batch is not longest)
     return batches
@@ -93,6 +91,7 @@ def micro_batches(batch: Sequence[T], *, micro_batch_size: int, rank: int, world
 
     Every process gets the same number of micro-batches; the last ones may be empty.
     """
+    # strided, so that sorted batches give every process the same mix of lengths
     share = batch[rank::world_size]
     count = math.ceil(math.ceil(len(batch) / world_size) / micro_batch_size)
     return [share[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]

@@ -13,8 +13,9 @@ from imsm.utils.errors import UserError
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
+# the default of Llama 3.1's template, which otherwise may write today's date
 _DATE = "26 Jul 2024"
-"""Date passed to Llama's templates (the default of Llama 3.1), so that prompts are reproducible."""
+# a word that no template contains
 _ANSWER = "imsm"
 
 
@@ -55,9 +56,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, prompt: str, *, answer: str | No
     turns = [{"role": "user", "content": prompt}]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
-    text = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=answer is None, tokenize=False, date_string=_DATE
-    )
+    is_prompt = answer is None
+    text = tokenizer.apply_chat_template(turns, add_generation_prompt=is_prompt, tokenize=False, date_string=_DATE)
     return str(text)
 
 
@@ -70,5 +70,6 @@ def _end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     ending = _render(tokenizer, "a", answer=_ANSWER).rpartition(_ANSWER)[2].lstrip()
     ids = _encode(tokenizer, ending)
     special = {*tokenizer.all_special_ids}
+    # transformers lists only named special tokens in all_special_ids, not <|eot_id|>
     special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return ids[0] if ids and ids[0] in special else None

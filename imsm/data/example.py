@@ -36,11 +36,8 @@ class Example:
         for gold in self.golds:
             if not isinstance(gold, str) or not gold.strip():
                 raise UserError(f"{self.id}: the answer {gold!r} is not a non-blank string")
-        if self.context is not None:
-            start, end = self.context
-            if not 0 <= start <= end <= len(self.prompt):
-                raise UserError(
-                    f"{self.id}: context {self.context} is outside the prompt of {len(self.prompt)} characters"
-                )
+        length = len(self.prompt)
+        if self.context is not None and not 0 <= self.context[0] <= self.context[1] <= length:
+            raise UserError(f"{self.id}: context {self.context} is outside the prompt of {length} characters")
         if not self.group:
             object.__setattr__(self, "group", self.id)

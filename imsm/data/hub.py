@@ -25,7 +25,8 @@ def load_from_hub(hub: HubDataset, *, split: str) -> Dataset:
     try:
         with _no_cache_warnings():
             return datasets.load_dataset(hub.path, hub.name, split=split, revision=hub.revision)
-    except Exception as error:  # a dozen types from three libraries
+    # a dozen types from three libraries
+    except Exception as error:
         raise UserError(_download_error(hub, split, error)) from error
 
 
@@ -40,9 +41,9 @@ def load_mirror(mirror: Path, hub: HubDataset, *, split: str) -> Dataset:
         # The cache of `datasets` (5.2.0) confuses two folders with the same layout, and a changed file
         # with the old one: the miniature's MRPC would be taken for the real one.
         with TemporaryDirectory(prefix="imsm-mirror-") as cache, _no_progress_bars():
-            return datasets.load_dataset(
-                str(mirror / hub.path), hub.name, split=split, cache_dir=cache, keep_in_memory=True
-            )
+            folder = str(mirror / hub.path)
+            # in memory, because the cache is deleted on return
+            return datasets.load_dataset(folder, hub.name, split=split, cache_dir=cache, keep_in_memory=True)
     except Exception as error:  # a dozen types from three libraries
         problem = f"{_title(hub, split)} cannot be read ({_reason(error)})"
         raise UserError(f"data.mirror_dir={mirror}: {problem}; replace its files in the mirror") from error
@@ -72,6 +73,7 @@ def _download_error(hub: HubDataset, split: str, error: Exception) -> str:
 
 
 def _reason(error: BaseException) -> str:
+    # `datasets` wraps the useful message in a general one
     cause = error.__cause__
     suffix = f" [{type(cause).__name__}: {cause}]" if cause is not None else ""
     return f"{type(error).__name__}: {error}{suffix}"

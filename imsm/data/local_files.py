@@ -23,7 +23,7 @@ def find_file(folder: Path, *, role: str) -> Path:
         raise UserError(
             f"data.local_dir={folder}: is not a directory; give one that contains train.jsonl and test.jsonl"
         )
-    found = [folder / (role + ending) for ending in ENDINGS if (folder / (role + ending)).is_file()]
+    found = [path for ending in ENDINGS if (path := folder / (role + ending)).is_file()]
     if not found:
         present = sorted(path.name for path in folder.iterdir())[:10]
         raise UserError(
@@ -44,11 +44,13 @@ def read_rows(path: Path) -> list[Any]:
     """
     try:
         data = path.read_bytes()
+        # utf-8-sig: editors on Windows write a byte order mark
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     if text.lstrip().startswith("["):
         return list(_parse(text, str(path)))
+    # not splitlines: JSON strings may contain U+2028, which it takes for a line break
     lines = (line for line in text.split("\n") if line.strip())
     return [_parse(line, f"{path}, row {row}") for row, line in enumerate(lines, start=1)]
 

@@ -80,8 +80,9 @@ def _files_by_split(folder: Path, name: str | None) -> dict[str, list[str]] | No
     by_name = {str(entry.get("config_name", "default")): entry for entry in configs}
     if name is not None and name not in by_name:
         raise UserError(f"{folder}: has no configuration {name!r}; it has {', '.join(sorted(by_name))}")
+    # `datasets` decides which one is the default
     if name is None and len(by_name) > 1:
-        return None  # `datasets` decides which one is the default
+        return None
     entry = by_name[name] if name is not None else next(iter(by_name.values()))
     data_files = entry.get("data_files")
     if not isinstance(data_files, list) or not all(isinstance(item, dict) for item in data_files):

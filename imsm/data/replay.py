@@ -17,12 +17,9 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """Sampled examples in their source's order, and counts for a warning.
+    """Sampled examples in their source's order, the requested number, and counts for a warning.
 
-    Attributes:
-        examples: The sample.
-        requested: Requested sample size; fewer may be available.
-        num_overlapping: Candidates excluded because a test contains their question.
+    ``num_overlapping`` candidates were excluded because a test contains their question.
     """
 
     examples: list[Example]
@@ -45,17 +42,12 @@ def sample_replay(
     """Sample candidates with a fixed seed, without questions of the excluded examples.
 
     Prompts with the same words are the same question, regardless of case, punctuation and
-    whitespace (the prompts of FreebaseQA and WebQ differ only by a space and a question mark).
-
-    Args:
-        candidates: Training examples of another dataset.
-        excluded: Examples of all tests.
-        ratio: Sample size relative to ``num_target_examples``; at least one example is sampled.
-        num_target_examples: Number of training examples of the target.
+    whitespace. ``ratio`` is relative to ``num_target_examples``; at least one example is sampled.
 
     Raises:
         UserError: All candidates are excluded.
     """
+    # the prompts of FreebaseQA and WebQ differ only by a space and a question mark
     excluded_questions = {_words(example.prompt) for example in excluded}
     allowed = [example for example in candidates if _words(example.prompt) not in excluded_questions]
     if not allowed:
@@ -63,6 +55,7 @@ def sample_replay(
             f"peft.replay.task: all {len(candidates)} training questions are in a test; choose another task"
         )
     requested = max(1, round(ratio * num_target_examples))
+    # a prefix of one permutation: a smaller ratio replays a subset of a larger one's examples
     order = list(range(len(allowed)))
     random.Random(REPLAY_SEED).shuffle(order)
     return Replay(

@@ -38,9 +38,9 @@ def get_answers(value: Any, *, name: str) -> tuple[str, ...]:
     """Return a list of accepted answers as a tuple; ``name`` is the key for messages.
 
     Raises:
-        UserError: The value is not a list (a string would be split into characters), is empty,
-            or contains a blank or another type.
+        UserError: The value is not a list, is empty, or contains a blank or another type.
     """
+    # a string is a sequence too, and tuple() would split it into characters
     if not isinstance(value, list | tuple) or not value:
         raise UserError(f"{name}: must be a list of at least one string, not {repr_short(value)}")
     for answer in value:

@@ -53,15 +53,9 @@ def load_examples(
 ) -> list[Example]:
     """Return the examples of a role in the source's order.
 
-    Args:
-        task: The task.
-        role: "train" or "test".
-        source: Where the rows come from.
-        prompt_style: "paper" (its exact strings) or "corrected".
-        limit: Number of examples to keep, sampled with a fixed seed; a smaller limit keeps a
-            subset of a larger one's. None keeps all.
-        use_datasets: Read a mirror with the `datasets` library, which supports all formats; False
-            uses `read_mirror`, which starts seconds faster.
+    ``prompt_style`` is "paper" (its exact strings) or "corrected". ``limit`` examples are sampled with
+    a fixed seed; None keeps all. ``use_datasets=False`` reads a mirror with `read_mirror`, which
+    starts seconds faster than the `datasets` library but supports fewer formats.
 
     Raises:
         UserError: Missing data, an empty split, an invalid row or an unknown prompt style.
@@ -78,10 +72,12 @@ def load_examples(
         if not found:
             raise UserError(f"{named}: is empty; it has no example of the task")
         examples += found
+    # predictions and caches are keyed by id
     if len({example.id for example in examples}) < len(examples):
         raise UserError(f"data.module={task.module}: several examples of {task.name} have the same id")
     if limit is None:
         return examples
+    # a prefix of one permutation: a smaller limit keeps a subset of a larger one's
     order = list(range(len(examples)))
     random.Random(LIMIT_SEED).shuffle(order)
     return [examples[index] for index in sorted(order[:limit])]
@@ -136,6 +132,7 @@ def _convert(
     module: TaskModule, rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str, location: str
 ) -> Iterator[Example]:
     """Yield the module's examples; errors name the row."""
+    # the module consumes the rows lazily, so the last row read is the one that failed
     number = 0
 
     def counted() -> Iterator[Mapping[str, Any]]:

@@ -79,7 +79,11 @@ class TaskModule(Protocol):
     """The functions of a task's module."""
 
     def examples(self, rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
-        """Convert the rows of one split; ``prompt_style`` is "paper" or "corrected"."""
+        """Convert the rows of one split; ``prompt_style`` is "paper" or "corrected".
+
+        Raises:
+            UserError: A row lacks a value, or has one of another type or a hidden label.
+        """
         ...
 
     def extract(self, response: str) -> str:

@@ -22,11 +22,8 @@ NUM_NAMED_WORDS = 8
 class TokenizedExample:
     """One example as token ids.
 
-    Attributes:
-        id: Id of the example.
-        prompt_ids: Prompt, with the tokenizer's leading special tokens (BOS).
-        answer_ids: Answer and EOS, the training targets; empty in evaluation.
-        task_type: As in `Task`.
+    ``prompt_ids`` include the tokenizer's leading special tokens (BOS). ``answer_ids`` end in EOS and
+    are the training targets; they are empty in evaluation. ``task_type`` is as in `Task`.
     """
 
     id: str
@@ -79,9 +76,8 @@ def tokenize_training(
     """Tokenize prompts with special tokens, and answers (golds[0]) with EOS.
 
     A prompt over ``max_prompt_tokens`` has its context truncated from the left, or is dropped if
-    that is not enough. An answer over ``max_answer_tokens`` (with EOS) is dropped, since a
-    truncated one would be a wrong target. With ``chat`` the prompt is a user turn, whose template
-    counts as part of it.
+    that is not enough. An answer over ``max_answer_tokens`` (with EOS) is dropped. With ``chat`` the
+    prompt is a user turn, whose template counts as part of it.
 
     Raises:
         UserError: A word outside a closed vocabulary, a tokenizer without EOS, or no example left.
@@ -93,10 +89,12 @@ def tokenize_training(
     if closed_vocabulary:
         _reject_unknown_words(examples, [example.prompt for example in examples], tokenizer)
         _reject_unknown_words(examples, answers, tokenizer)
+    # prompt and answer are tokenized apart, so that the prompt's ids are those of evaluation
     prompt_ids, stats = _encode_truncated(examples, tokenizer, limit=max_prompt_tokens, chat=chat)
     kept = []
     for example, prompt, answer in zip(examples, prompt_ids, encode_answers(tokenizer, answers), strict=True):
         answer_ids = (*answer, int(eos))
+        # a truncated answer would be a wrong target
         if len(answer_ids) > max_answer_tokens:
             stats.long_answers += 1
         if len(prompt) > max_prompt_tokens or len(answer_ids) > max_answer_tokens:
@@ -162,21 +160,19 @@ def _encode_truncated(
 def _truncate(
     example: Example, tokenizer: PreTrainedTokenizerBase, *, limit: int, chat: bool
 ) -> tuple[int, ...] | None:
-    """Remove as few words from the start of the context as necessary; None if that is not enough.
-
-    The shortened text is tokenized again, because tokens at a cut differ from those of the full
-    text. The start is found by binary search, since the token count falls with every word removed.
-    """
+    """Remove as few words from the start of the context as necessary; None if that is not enough."""
     if example.context is None:
         return None
     start, end = example.context
     words = re.finditer(r"\S+", example.prompt[start:end])
     starts = [*[start + word.start() for word in words][1:], end]
 
+    # tokenized again, because tokens at a cut differ from those of the full text
     def ids_from(position: int) -> tuple[int, ...]:
         text = example.prompt[:start] + example.prompt[position:]
         return encode_prompts(tokenizer, [text], chat=chat)[0]
 
+    # binary search: the token count falls with (almost) every word removed
     low, high = 0, len(starts) - 1
     while low < high:
         middle = (low + high) // 2
@@ -208,6 +204,7 @@ def _encode(
 
 def _num_trailing_special(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many special tokens the tokenizer appends to a text."""
+    # measured: in fast tokenizers the post-processor decides, not add_eos_token
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     special = tokenizer("a", add_special_tokens=True)["input_ids"]
     added = len(special) - len(plain)
@@ -224,6 +221,7 @@ def _reject_unknown_words(
     for example, text, ids in zip(examples, texts, _encode(tokenizer, texts), strict=True):
         if unknown_id not in ids:
             continue
+        # word by word, because the tokens do not show which text they replace
         words = list(dict.fromkeys(text.split()))
         unknown = [word for word, ids in zip(words, _encode(tokenizer, words), strict=True) if unknown_id in ids]
         more = f" and {len(unknown) - NUM_NAMED_WORDS} more" if len(unknown) > NUM_NAMED_WORDS else ""

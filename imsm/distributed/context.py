@@ -18,20 +18,15 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the launcher does not ne
 
 T = TypeVar("T")
 _ERRORS: dict[str, type[Exception]] = {"UserError": UserError, "RunError": RunError}
+# a blocking wait would delay Python's signal handlers
 _POLL_SECONDS = 0.02
-"""Pause between reads of the store; a blocking wait would delay Python's signal handlers."""
 
 
 class DistributedContext:
     """This process within its group; by default a group of one.
 
-    All processes must call `run_on_main` and `all_gather` in the same order.
-
-    Args:
-        rank: Global rank.
-        world_size: Number of processes.
-        local_rank: Rank on this node.
-        store: Rendezvous store; required for more than one process.
+    All processes must call `run_on_main` and `all_gather` in the same order. ``local_rank`` is the
+    rank on this node; several processes need the rendezvous ``store``.
     """
 
     def __init__(self, *, rank: int = 0, world_size: int = 1, local_rank: int = 0, store: Store | None = None) -> None:
@@ -65,7 +60,8 @@ class DistributedContext:
             kind = "UserError" if isinstance(error, UserError) else "RunError"
             self._write(key, json.dumps({"error": kind, "text": str(error)}))
             raise
-        except BaseException as error:  # otherwise the other ranks would wait forever
+        # also KeyboardInterrupt: the other ranks would wait forever
+        except BaseException as error:
             text = f"process 0 failed: {type(error).__name__}: {error}"
             self._write(key, json.dumps({"error": "RunError", "text": text}))
             raise
@@ -81,6 +77,7 @@ class DistributedContext:
         return [self._read(f"{key}/{rank}") for rank in range(self.world_size)]
 
     def _next_key(self) -> str:
+        # a new key per call: a slow process may still read the previous one, so none is reused
         self._calls += 1
         return f"imsm/{self._calls}"
 

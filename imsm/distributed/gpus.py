@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from imsm.utils.errors import UserError
 
+# a display or an idle CUDA context uses less
 _BUSY_FRACTION = 0.1
 _QUERY = "index,uuid,name,memory.used,memory.total"
 
@@ -69,6 +70,7 @@ def _query_gpus() -> list[GpuInfo]:
         gpus = [_parse_gpu(line) for line in output.splitlines() if line.strip()]
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
+    # nvidia-smi ignores the variable, whose order is torch's numbering
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return gpus

@@ -46,13 +46,14 @@ def launch(settings: Mapping[str, Any], *, run_dir: Path, nproc_per_node: int, m
         signals = stack.enter_context(SignalForwarder())
         folder = stack.enter_context(worker_dir(run_dir))
         settings_path = write_settings(settings, folder)
+        # port 0: the system chooses a free one, which this process then holds
         store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         common = _worker_environment(nproc_per_node) | {"MASTER_PORT": str(store.port)}
         workers: list[WorkerProcess] = []
-        stack.callback(_kill_all, workers)
+        # before the first start: leave no worker running, whatever goes wrong here
+        stack.callback(lambda: list(map(WorkerProcess.kill, workers)))
         for rank in range(nproc_per_node):
-            worker = _start(rank, module=module, settings_path=settings_path, folder=folder, common=common)
-            workers.append(worker)
+            workers.append(_start(rank, module=module, settings_path=settings_path, folder=folder, common=common))
         killed = supervise(workers, signals)
         _raise_failure(workers, killed=killed)
         shutil.rmtree(folder.parent, ignore_errors=True)
@@ -74,11 +75,13 @@ def worker_dir(run_dir: Path) -> Iterator[Path]:
         raise UserError(f"run_dir={run_dir}: cannot be written ({error.strerror or error})") from None
     try:
         yield folder
-    except (UserError, KeyboardInterrupt):  # the logs hold nothing of interest
+    # neither is a crash, so the logs hold nothing of interest
+    except (UserError, KeyboardInterrupt):
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
         (folder / "run.json").unlink(missing_ok=True)
+        # a folder with logs is not empty and stays
         for path in (folder, *created):
             with suppress(OSError):
                 path.rmdir()
@@ -92,13 +95,15 @@ def write_settings(settings: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _worker_environment(num_workers: int) -> dict[str, str]:
+    # torch would start a thread per core in every worker
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, (cores or 1) // num_workers)
     return {
         "MASTER_ADDR": _HOST,
         "WORLD_SIZE": str(num_workers),
         "LOCAL_WORLD_SIZE": str(num_workers),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # torch's rendezvous then connects to our store
+        # torch's rendezvous then connects to our store instead of creating one
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         LAUNCHER_PID: str(os.getpid()),
     }
@@ -116,15 +121,10 @@ def _start(rank: int, *, module: str, settings_path: Path, folder: Path, common:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            start_new_session=True,  # the terminal's Ctrl-C reaches only the launcher, which forwards it
+            # the terminal's Ctrl-C reaches only the launcher, which forwards it
+            start_new_session=True,
         )
     return WorkerProcess(rank=rank, process=process, log=log, error_file=error_file)
-
-
-def _kill_all(workers: Sequence[WorkerProcess]) -> None:
-    """Leave no worker running, whatever went wrong in the launcher."""
-    for worker in workers:
-        worker.kill()
 
 
 def _raise_failure(workers: Sequence[WorkerProcess], *, killed: bool) -> None:
@@ -137,6 +137,7 @@ def _raise_failure(workers: Sequence[WorkerProcess], *, killed: bool) -> None:
         return
     if failed.stopped:
         raise KeyboardInterrupt
+    # a worker that was killed, or that crashed outside Python, records no error
     failure, name = failed.failure, f"process {failed.rank} of {len(workers)}"
     if failure is None:
         assert failed.code is not None

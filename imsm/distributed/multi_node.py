@@ -21,8 +21,9 @@ from imsm.utils.errors import RunError, UserError
 PORT = 29500
 """Master port in the printed torchrun commands."""
 _HOST_LINE = re.compile(r"(\S+)\s+slots=(\d+)")
+# prefixes of variables to set on every node; DeepSpeed's launcher forwards only a few
 _FORWARDED = ("HF_", "TRANSFORMERS_", "IMSM_", "XDG_")
-"""Prefixes of variables to set on every node; DeepSpeed's launcher forwards only a few."""
+# the variables are written to a file in the run's folder
 _SECRET = ("TOKEN", "KEY")
 
 
@@ -65,6 +66,7 @@ def slots_per_node(path: str, *, nnodes: int, nproc_per_node: int | None) -> int
             f"engine.nnodes={nnodes}: engine.hostfile={path} names {len(hosts)}; set "
             f"engine.nnodes={len(hosts)}, or add hosts"
         )
+    # every node runs the same number of processes, so the smallest one limits them
     host, slots = min(list(hosts.items())[:nnodes], key=lambda host_slots: host_slots[1])
     if nproc_per_node is not None and nproc_per_node > slots:
         raise UserError(
@@ -82,18 +84,6 @@ def deepspeed_command(
         *("python", "-m", "deepspeed.launcher.runner", "--hostfile", hostfile),
         *("--num_nodes", str(nnodes), "--num_gpus", str(nproc_per_node), "--no_local_rank"),
         *("--log_level", "warning", "--module", module, str(settings_path)),
-    ]
-
-
-def torchrun_command(command: Sequence[str], *, nnodes: int, nproc_per_node: int, node_rank: int) -> list[str]:
-    """Return the torchrun command for one node; HOST is a placeholder for node 0's name.
-
-    ``command`` is what follows `python`.
-    """
-    return [
-        *("torchrun", "--nnodes", str(nnodes), "--nproc-per-node", str(nproc_per_node)),
-        *("--node-rank", str(node_rank), "--master-addr", "HOST", "--master-port", str(PORT)),
-        *command,
     ]
 
 
@@ -116,10 +106,8 @@ def launch_commands(
     if hostfile is not None:
         line = deepspeed_command(settings_path, hostfile=hostfile, nnodes=nnodes, nproc_per_node=nproc_per_node)
         return ["imsm.run starts all nodes over ssh with DeepSpeed's launcher:", shlex.join(line)]
-    per_node = [
-        shlex.join(torchrun_command(command, nnodes=nnodes, nproc_per_node=nproc_per_node, node_rank=node_rank))
-        for node_rank in range(nnodes)
-    ]
+    size, port = f"--nnodes {nnodes} --nproc-per-node {nproc_per_node}", f"--master-addr HOST --master-port {PORT}"
+    per_node = [f"torchrun {size} --node-rank {rank} {port} {shlex.join(command)}" for rank in range(nnodes)]
     return [
         "one command per node (HOST: name of the first node):",
         *per_node,
@@ -166,6 +154,7 @@ def launch_nodes(
             [sys.executable, *command[1:]],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            # if this process is killed: DeepSpeed's runner ends the remote workers on SIGTERM
             preexec_fn=partial(kill_on_parent_exit, parent_pid=os.getpid(), signal_number=signal.SIGTERM),
         )
         # every stop signal is sent as SIGTERM, the one that DeepSpeed's runner handles
@@ -174,6 +163,7 @@ def launch_nodes(
             killed = supervise([runner], signals)
         finally:
             runner.kill()
+    # rank 0 has printed its error; only the exit code arrives here
     code = process.returncode
     if killed or runner.stop_requested or code == STOPPED:
         raise KeyboardInterrupt

@@ -16,21 +16,18 @@ def init_process_group(dist_context: DistributedContext, *, device: torch.device
 
     The jobs of a sweep share one group, because DeepSpeed keeps a reference to the first one.
     Loading and tokenization belong before the first collective: a process that waits longer than
-    ``timeout_minutes`` for another one fails.
-
-    Args:
-        dist_context: Context with a store, even for a single process.
-        device: Device of this process.
-        timeout_minutes: Timeout of each collective.
+    ``timeout_minutes`` for another one fails. ``dist_context`` needs a store even for one process.
     """
     if distributed.is_initialized():
         return
     assert dist_context.store is not None
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
+        # a prefix, because torch's keys share the store with our messages
         store=distributed.PrefixStore("imsm-collectives", dist_context.store),
         rank=dist_context.rank,
         world_size=dist_context.world_size,
         timeout=timedelta(minutes=timeout_minutes),
     )
+    # NCCL warns about a process group that is not destroyed
     atexit.register(distributed.destroy_process_group)

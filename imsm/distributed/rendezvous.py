@@ -35,15 +35,7 @@ _real_stderr = 2
 
 @dataclass(frozen=True, kw_only=True)
 class RendezvousInfo:
-    """Rank of this process and address of the rendezvous store.
-
-    Attributes:
-        rank: Global rank.
-        world_size: Number of processes.
-        local_rank: Rank on this node.
-        address: Host of the store.
-        port: Port of the store.
-    """
+    """Rank of this process, globally and on its node, and address of the rendezvous store."""
 
     rank: int
     world_size: int
@@ -76,22 +68,22 @@ def detect_process_group(environment: Mapping[str, str] = os.environ) -> Rendezv
 def join_process_group(group: RendezvousInfo, *, num_gpus: int = 0) -> DistributedContext:
     """Connect to the store; the jobs of a sweep share one context.
 
-    Args:
-        group: Result of `detect_process_group`.
-        num_gpus: GPUs visible to this process; with `srun --gpus-per-task 1` only its own.
+    ``num_gpus`` are the GPUs visible to this process.
 
     Raises:
         UserError: The store cannot be reached, or no GPU is left for this process.
     """
     from torch.distributed import DistError, PrefixStore, rendezvous  # seconds to import
 
+    # with `srun --gpus-per-task 1` each process sees its own GPU only, as number 0
     local_rank = group.local_rank if num_gpus != 1 else 0
     if 0 < num_gpus <= local_rank:
         raise UserError(
             f"process {group.rank} of {group.world_size}: is number {local_rank + 1} on its node, where "
             f"{num_gpus} GPUs are visible; start {num_gpus} processes there"
         )
-    os.environ.update(  # read by DeepSpeed
+    # read by torch's "env://" and by DeepSpeed
+    os.environ.update(
         RANK=str(group.rank),
         WORLD_SIZE=str(group.world_size),
         LOCAL_RANK=str(local_rank),
@@ -115,12 +107,8 @@ def run_in_group(dist_context: DistributedContext, task: Callable[[], None], *, 
     """Run a task in a group that this package's launcher does not supervise.
 
     An error that all processes share is raised. After any other error this process exits, so that
-    torchrun or srun also ends the processes that wait for it.
-
-    Args:
-        dist_context: This process within the group.
-        task: The task.
-        end_timeout: Seconds to wait for the other processes at the end.
+    torchrun or srun also ends the processes that wait for it. At the end it waits ``end_timeout``
+    seconds for the other processes.
     """
     try:
         task()
@@ -135,22 +123,14 @@ def run_in_group(dist_context: DistributedContext, task: Callable[[], None], *, 
         prefix = "" if dist_context.is_main else f"process {dist_context.rank} of {dist_context.world_size}: "
         print_always(f"imsm: {prefix}{error}" if expected else f"{prefix}{traceback.format_exc()}")
         sys.stdout.flush()
+        # not sys.exit: at exit the process group is destroyed, which can wait for the other processes
         os._exit(code)
     _end_together(dist_context, code=0, timeout=end_timeout)
 
 
 def _end_together(dist_context: DistributedContext, *, code: int, text: str = "", timeout: float) -> bool:
-    """Wait for the other processes at the end of a run, because rank 0 may hold the store.
-
-    Args:
-        dist_context: This process within the group.
-        code: Exit code of this process.
-        text: Its error message.
-        timeout: Seconds to wait.
-
-    Returns:
-        Whether all processes ended with the same error message.
-    """
+    """Wait at the end of a run; return whether all processes ended with the same error ``text``."""
+    # the jobs of a sweep share the store, so the keys of each job need their own number
     global _runs_ended
     _runs_ended += 1
     if dist_context.store is None or dist_context.world_size == 1:
@@ -158,6 +138,7 @@ def _end_together(dist_context: DistributedContext, *, code: int, text: str = ""
     keys = [f"ended/{_runs_ended}/{rank}" for rank in range(dist_context.world_size)]
     try:
         dist_context.store.set(keys[dist_context.rank], text)
+        # rank 0 may hold the store and has to end last
         if code == 0 and not dist_context.is_main:
             return True
         deadline = time.monotonic() + timeout
@@ -179,6 +160,7 @@ def silence_other_ranks() -> None:
         return  # raised again when the group is joined
     if group is None or group.rank == 0:
         return
+    # file descriptors, not sys.stdout: libraries in C and child processes print as well
     _real_stderr = os.dup(2)
     devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -201,6 +183,7 @@ def _slurm_step(environment: Mapping[str, str], world_size: int) -> RendezvousIn
         port = _parse_int(environment, "MASTER_PORT")
     else:
         job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        # the same in all processes without communication; jobs on one node get different ports
         port = _FIRST_PORT + (37 * job + step) % _NUM_PORTS
     return RendezvousInfo(
         rank=_parse_int(environment, "SLURM_PROCID"),
@@ -220,6 +203,7 @@ def first_host(nodes: str) -> str:
         names = result.stdout.split()
         if result.returncode == 0 and names:
             return names[0]
+    # without scontrol: the first entry outside brackets, then the first number in them
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
 
 

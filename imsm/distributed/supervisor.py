@@ -14,19 +14,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
 STOPPED = 130
 """Exit code of a process that was stopped by a signal, after a checkpoint."""
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FORWARDED = (*_STOP_SIGNALS, signal.SIGUSR1)
+# time for the other workers to end by themselves after one has failed
 _GRACE_SECONDS = 1.0
-"""Time for the other workers to end by themselves after one has failed."""
+# the same after one was stopped: another one may still be writing the checkpoint
 _GRACE_STOPPED_SECONDS = 60.0
-"""The same after one was stopped: another one may still be writing the checkpoint."""
+# time from SIGTERM to SIGKILL
 _TERM_SECONDS = 5.0
-"""Time from SIGTERM to SIGKILL."""
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -39,6 +39,7 @@ def kill_on_parent_exit(*, parent_pid: int | None = None, signal_number: int = s
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal_number))
+    # the parent may have ended before prctl, and then no signal comes
     if parent_pid is not None and os.getppid() != parent_pid:
         os._exit(1)
 
@@ -49,6 +50,7 @@ def exit_process(code: int) -> NoReturn:
     After collectives it skips the interpreter's shutdown: threads of torch and DeepSpeed can abort
     in it, and a process that had finished its work would be reported as killed by SIGABRT.
     """
+    # not imported here: a process that never used torch would wait seconds for it at its end
     torch = sys.modules.get("torch")
     group = None if torch is None else torch.distributed
     if group is not None and group.is_available() and group.is_initialized():
@@ -60,14 +62,7 @@ def exit_process(code: int) -> NoReturn:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerError:
-    """The error that a worker recorded.
-
-    Attributes:
-        kind: Class name; "UserError" and "RunError" have a message for the user.
-        text: Message.
-        trace: Traceback.
-        time: Seconds since the epoch.
-    """
+    """The error that a worker recorded; ``kind`` is its class and ``time`` in seconds since the epoch."""
 
     kind: str
     text: str
@@ -80,10 +75,7 @@ class WorkerProcess:
     """A worker process, started in its own session.
 
     Attributes:
-        rank: Its rank.
-        process: The process.
         log: Its output file; None if it shares the terminal.
-        error_file: Where it records its error.
         stop_signal: Signal to send in place of any stop signal; other signals are then not sent.
         ended_at: When `poll` first saw that it had ended, in seconds since the epoch.
         stop_requested: Whether a stop signal was forwarded to it.
@@ -127,7 +119,8 @@ class WorkerProcess:
     @property
     def stopped(self) -> bool:
         """Whether it ended on request and not because of an error."""
-        early = (-signal.SIGINT, -signal.SIGTERM)  # before it installed its handlers
+        # before it installed its handlers, the signal itself ends it
+        early = (-signal.SIGINT, -signal.SIGTERM)
         return self.code == STOPPED or (self.stop_requested and self.code in early)
 
     def poll(self) -> bool:
@@ -166,9 +159,7 @@ class SignalForwarder:
                     self._previous[number] = signal.signal(number, self._record)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -190,13 +181,15 @@ def supervise(workers: Sequence[WorkerProcess], signals: SignalForwarder) -> boo
     """
     stops = 0
     killed = False
-    while not _all_ended(workers):
+    # a list, so that every worker is polled: `ended_at` orders the failures
+    while not all([worker.poll() for worker in workers]):
         for number in signals.pop_received():
             stops += number in _STOP_SIGNALS
             if stops > 1 and number in _STOP_SIGNALS:
                 killed = True
             else:
                 for worker in workers:
+                    # the training loop handles SIGTERM; SIGHUP would end a worker without a checkpoint
                     worker.send(signal.SIGTERM if number == signal.SIGHUP else number)
         deadline = _deadline(workers)
         if killed or (deadline is not None and time.time() > deadline + _TERM_SECONDS):
@@ -217,10 +210,6 @@ def first_failed(workers: Sequence[WorkerProcess]) -> WorkerProcess | None:
     failed = [worker for worker in workers if worker.code != 0 and not worker.terminated_by_us]
     not_stopped = [worker for worker in failed if not worker.stopped]
     return min(not_stopped or failed, key=lambda worker: worker.failed_at, default=None)
-
-
-def _all_ended(workers: Sequence[WorkerProcess]) -> bool:
-    return all([worker.poll() for worker in workers])  # a list: every worker is polled
 
 
 def _deadline(workers: Sequence[WorkerProcess]) -> float | None:

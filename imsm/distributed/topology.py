@@ -9,14 +9,9 @@ from imsm.utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """The processes of a run.
+    """The processes of a run; ZeRO ``stage`` 0 is plain torch in one process on "cpu" or "cuda".
 
-    Attributes:
-        stage: ZeRO stage; 0 is plain torch in one process.
-        offload: Whether ZeRO keeps weights and optimizer state in CPU memory.
-        device: "cpu" or "cuda".
-        nproc_per_node: Processes per node.
-        nnodes: Number of nodes.
+    ``offload`` keeps ZeRO's weights and optimizer state in CPU memory.
     """
 
     stage: int
@@ -56,16 +51,9 @@ def resolve_topology(
 ) -> Topology:
     """Resolve the automatic engine settings on this machine.
 
-    Args:
-        name: Engine name for messages.
-        stage: ZeRO stage; None chooses 2 for several processes and 0 for one.
-        offload: As in `Topology`.
-        device: "auto", "cpu" or "cuda".
-        nproc_per_node: Processes per node; None for one per GPU, or one on a CPU.
-        nnodes: Number of nodes.
-        num_gpus: GPUs visible on this machine.
-        world_size: Size of the group that torchrun or srun started; replaces ``nproc_per_node``
-            and ``nnodes``. None if this process is not in a group.
+    ``stage=None`` chooses 2 for several processes and 0 for one; ``nproc_per_node=None`` one process
+    per GPU, or one on a CPU. ``world_size``, the size of a group that torchrun or srun started,
+    replaces ``nproc_per_node`` and ``nnodes``. ``name`` is the engine's, for messages.
 
     Raises:
         UserError: More processes than the engine or the GPUs allow.
@@ -73,6 +61,7 @@ def resolve_topology(
     if device == "cuda" and not num_gpus:
         raise UserError("engine.device=cuda: torch sees no GPU; use engine.device=auto or cpu")
     resolved_device = "cpu" if device == "cpu" or not num_gpus else "cuda"
+    # the launcher decides how many processes there are; the settings are for runs that we launch
     if world_size is not None:
         nproc_per_node, nnodes = world_size, 1
     elif nproc_per_node is None:
@@ -83,6 +72,7 @@ def resolve_topology(
         setting = f"engine.nproc_per_node={nproc_per_node}" if nnodes == 1 else f"engine.nnodes={nnodes}"
         given = f"{world_size} processes were started" if world_size is not None else f"{setting} is set"
         raise UserError(f"engine={name}: runs in one process, but {given}; use engine=zero2 or auto")
+    # several nodes are not checked: only their own GPUs count, which this machine does not see
     if world_size is None and resolved_device == "cuda" and nproc_per_node > num_gpus and nnodes == 1:
         raise UserError(
             f"engine.nproc_per_node={nproc_per_node}: only {num_gpus} GPU{'s are' if num_gpus > 1 else ' is'} "

@@ -29,12 +29,14 @@ def run_worker(settings_path: Path, task: Callable[[dict[str, Any], DistributedC
     launcher = os.environ.get(LAUNCHER_PID)
     # a checkpoint may be requested before training installs its handler
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # SIGTERM before training must stop the worker as Ctrl-C does, with the same exit code
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     kill_on_parent_exit(parent_pid=int(launcher) if launcher else None)
     if launcher is None:
         silence_other_ranks()
     try:
         settings = json.loads(settings_path.read_text(encoding="utf-8"))
+        # before libraries that read them are imported; a node's own values win
         for name, value in settings.get("environment", {}).items():
             os.environ.setdefault(name, value)
         group = detect_process_group()
@@ -62,6 +64,7 @@ def _report_error(error: Exception) -> None:
         kind = "UserError" if isinstance(error, UserError) else type(error).__name__
         record = {"kind": kind, "text": str(error), "trace": trace, "time": time.time()}
         Path(error_file).write_text(json.dumps(record), encoding="utf-8")
-        if os.environ["RANK"] == "0":  # it shares the launcher's terminal, which prints the error
+        # rank 0 shares the terminal of the launcher, which prints the error
+        if os.environ["RANK"] == "0":
             return
     print(f"imsm: {error}" if expected else trace, file=sys.stderr, flush=True)

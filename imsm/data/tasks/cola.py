@@ -15,25 +15,16 @@ from imsm.data.answer_text import collapse_spaces, label_to_answer, yes_or_no
 from imsm.data.example import Example
 from imsm.data.row_validation import get_field, get_str
 
+_INSTRUCTION = "Given a sentence, judge the grammatical acceptability of the sentence with yes or no."
 PROMPTS = {
     # the space at the start and the missing one after "Sentence:" are in the paper
-    "paper": (
-        " Given a sentence, judge the grammatical acceptability of the sentence with yes or no."
-        "\nSentence:{sentence}\nOutput:"
-    ),
-    "corrected": (
-        "Given a sentence, judge the grammatical acceptability of the sentence with yes or no."
-        "\nSentence: {sentence}\nOutput:"
-    ),
+    "paper": " " + _INSTRUCTION + "\nSentence:{sentence}\nOutput:",
+    "corrected": _INSTRUCTION + "\nSentence: {sentence}\nOutput:",
 }
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
-    """Yield one example per sentence.
-
-    Raises:
-        UserError: A sentence that is not a string, or a label other than 0 and 1.
-    """
+    """Yield one example per sentence."""
     for number, row in enumerate(rows):
         sentence = get_str(row, "sentence")
         if prompt_style == "corrected":
@@ -45,6 +36,4 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str
         )
 
 
-def extract(response: str) -> str:
-    """Return "yes", "no", or "" if the first word is neither."""
-    return yes_or_no(response)
+extract = yes_or_no

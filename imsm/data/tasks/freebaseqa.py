@@ -20,25 +20,16 @@ from imsm.data.example import Example
 from imsm.data.row_validation import get_answers, get_field, get_str, repr_short
 from imsm.utils.errors import UserError
 
+_INSTRUCTION = "Please provide a concise answer to the following question using one or a few words."
 PROMPTS = {
     # the paper has no space after "Question:", unlike in WebQ
-    "paper": (
-        "Please provide a concise answer to the following question using one or a few words."
-        "\nQuestion:{question}?\nAnswer:"
-    ),
-    "corrected": (
-        "Please provide a concise answer to the following question using one or a few words."
-        "\nQuestion: {question}?\nAnswer:"
-    ),
+    "paper": _INSTRUCTION + "\nQuestion:{question}?\nAnswer:",
+    "corrected": _INSTRUCTION + "\nQuestion: {question}?\nAnswer:",
 }
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
-    """Yield one example per question.
-
-    Raises:
-        UserError: A question that is not a string, or parses without a list of answer names.
-    """
+    """Yield one example per question."""
     for number, row in enumerate(rows):
         question = get_str(row, "RawQuestion")
         if prompt_style == "paper":
@@ -52,9 +43,7 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str
         )
 
 
-def extract(response: str) -> str:
-    """Return the first non-blank line."""
-    return first_line(response)
+extract = first_line
 
 
 def _answers(parses: Any) -> tuple[str, ...]:

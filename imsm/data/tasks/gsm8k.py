@@ -35,11 +35,7 @@ _NUMBER = re.compile(
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
-    """Yield one example per problem; the gold answer is the full rationale.
-
-    Raises:
-        UserError: A question or answer that is not a string, or an answer without its number.
-    """
+    """Yield one example per problem; the gold answer is the full rationale."""
     for number, row in enumerate(rows):
         question = get_str(row, "question")
         if prompt_style == "corrected":
@@ -52,9 +48,9 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str
 def extract(response: str) -> str:
     """Return the number after the first "The answer is" with one, else the last number, or "".
 
-    Thousands separators are removed ("2,125." -> "2125"). The first match counts, because base
-    models continue with further problems.
+    Thousands separators are removed ("2,125." -> "2125").
     """
+    # the first match counts, because base models continue with further problems
     for cue in _CUE.finditer(response):
         numbers = _numbers(cue.group(1))
         if numbers:
@@ -64,11 +60,8 @@ def extract(response: str) -> str:
 
 
 def _numbers(text: str) -> list[str]:
-    found = []
-    for match in _NUMBER.finditer(text):
-        sign = "-" if match.group(0)[0] in "-\u2212" else ""
-        found.append(sign + match.group(1).replace(",", ""))
-    return found
+    # U+2212, the mathematical minus, is written as well
+    return [("-" if match[0][0] in "-\u2212" else "") + match[1].replace(",", "") for match in _NUMBER.finditer(text)]
 
 
 def _rationale(answer: str) -> str:

@@ -21,11 +21,7 @@ KEYS = ("input", "output")
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
-    """Yield one example per row.
-
-    Raises:
-        UserError: A row without the two keys, or with a value of another type.
-    """
+    """Yield one example per row."""
     del prompt_style  # the rows contain complete prompts
     for number, row in enumerate(rows):
         missing = [key for key in KEYS if key not in row] if isinstance(row, Mapping) else KEYS

@@ -17,25 +17,16 @@ from imsm.data.answer_text import collapse_spaces, label_to_answer, yes_or_no
 from imsm.data.example import Example
 from imsm.data.row_validation import get_field, get_str
 
+_INSTRUCTION = "Determine if the following two sentences are semantically equivalent and output yes or no."
 PROMPTS = {
     # "Ouput" is in the paper
-    "paper": (
-        "Determine if the following two sentences are semantically equivalent and output yes or no."
-        "\nSentence1: {sentence1}\nSentence2: {sentence2}\nOuput:"
-    ),
-    "corrected": (
-        "Determine if the following two sentences are semantically equivalent and output yes or no."
-        "\nSentence1: {sentence1}\nSentence2: {sentence2}\nOutput:"
-    ),
+    "paper": _INSTRUCTION + "\nSentence1: {sentence1}\nSentence2: {sentence2}\nOuput:",
+    "corrected": _INSTRUCTION + "\nSentence1: {sentence1}\nSentence2: {sentence2}\nOutput:",
 }
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
-    """Yield one example per pair of sentences.
-
-    Raises:
-        UserError: A sentence that is not a string, or a label other than 0 and 1.
-    """
+    """Yield one example per pair of sentences."""
     for number, row in enumerate(rows):
         pair = {key: get_str(row, key) for key in ("sentence1", "sentence2")}
         if prompt_style == "corrected":
@@ -47,6 +38,4 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str
         )
 
 
-def extract(response: str) -> str:
-    """Return "yes", "no", or "" if the first word is neither."""
-    return yes_or_no(response)
+extract = yes_or_no

@@ -19,29 +19,18 @@ from imsm.data.answer_text import collapse_spaces, label_to_answer, yes_or_no
 from imsm.data.example import Example
 from imsm.data.row_validation import get_field, get_str
 
+_INSTRUCTION = "Please answer the question according to the contents just with yes or no.\nQuestion: "
 # (before the question, between question and passage, after the passage)
 PARTS = {
     # the spaces before both line breaks are in the paper
-    "paper": (
-        "Please answer the question according to the contents just with yes or no.\nQuestion: ",
-        " \nContent: ",
-        " \nAnswer:",
-    ),
-    "corrected": (
-        "Please answer the question according to the contents just with yes or no.\nQuestion: ",
-        "\nContent: ",
-        "\nAnswer:",
-    ),
+    "paper": (_INSTRUCTION, " \nContent: ", " \nAnswer:"),
+    "corrected": (_INSTRUCTION, "\nContent: ", "\nAnswer:"),
 }
 YES_OR_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
-    """Yield one example per question with a correct yes/no answer; the passage may be truncated.
-
-    Raises:
-        UserError: A value that is not a string, or a label other than 0 and 1.
-    """
+    """Yield one example per question with a correct yes/no answer; the passage may be truncated."""
     before, between, after = PARTS[prompt_style]
     for (paragraph, number), row, gold in _yes_or_no_questions(rows):
         question, passage = get_str(row, "question").strip(), get_str(row, "paragraph").rstrip()
@@ -57,9 +46,7 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str
         )
 
 
-def extract(response: str) -> str:
-    """Return "yes", "no", or "" if the first word is neither."""
-    return yes_or_no(response)
+extract = yes_or_no
 
 
 def _yes_or_no_questions(
@@ -72,6 +59,7 @@ def _yes_or_no_questions(
         number = (get_field(index, "paragraph"), get_field(index, "question"))
         gold = YES_OR_NO.get(get_str(row, "answer", allow_blank=True).strip().lower())
         correct = label_to_answer(get_field(row, "label")) == "yes"
+        # the first correct answer counts; a question may have several with the same meaning
         if correct and gold is not None and number not in seen:
             seen.add(number)
             yield number, row, gold

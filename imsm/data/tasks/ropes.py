@@ -37,11 +37,7 @@ PARTS = {
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
-    """Yield one example per question; the article (background and situation) may be truncated.
-
-    Raises:
-        UserError: A value that is not a string, or no list of answers (hidden ones are empty).
-    """
+    """Yield one example per question; the article (background and situation) may be truncated."""
     before, between, after = PARTS[prompt_style]
     passages: dict[str, int] = {}
     for number, row in enumerate(rows):
@@ -52,6 +48,7 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str
         if prompt_style == "corrected":
             article, question = collapse_spaces(article), collapse_spaces(question)
             golds = [gold.strip() for gold in golds]
+        # the dataset has no id for an article
         passage = passages.setdefault(article, len(passages))
         yield Example(
             id=f"ropes/{split}/{number}",
@@ -62,6 +59,4 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str
         )
 
 
-def extract(response: str) -> str:
-    """Return the first non-blank line."""
-    return first_line(response)
+extract = first_line

@@ -22,11 +22,7 @@ PROMPT = (
 
 
 def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str) -> Iterator[Example]:
-    """Yield one example per question; the paper's prompt needs no correction.
-
-    Raises:
-        UserError: A question that is not a string, or answers that are not a list of strings.
-    """
+    """Yield one example per question; the paper's prompt needs no correction."""
     for number, row in enumerate(rows):
         question = get_str(row, "question")
         if prompt_style == "corrected":
@@ -38,6 +34,4 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str
         )
 
 
-def extract(response: str) -> str:
-    """Return the first non-blank line."""
-    return first_line(response)
+extract = first_line
