@@ -68,6 +68,7 @@ def save_checkpoint(
     """
     path = folder / f"step-{state.step:08d}"
     optimizer_tensors, optimizer_values = engine.optimizer_state_dict()
+    # the state dicts are collective in ZeRO, so every process builds them and only rank 0 writes
     tensors = {
         "trainables": engine.trainable_state_dict(),
         "optimizer": _to_cpu(optimizer_tensors),
@@ -102,6 +103,7 @@ def load_checkpoint(path: Path, *, engine: Engine, callbacks: TrainingCallbacks 
     if callbacks is not None:
         callbacks.load_state(callback_state)
     state = TrainingState(**values["training_state"])
+    # last, so that nothing above can advance it
     _restore_rng(rng, rank=engine.dist_context.rank, step=state.step)
     return state
 
@@ -162,6 +164,7 @@ def check_disk_space(folder: Path, *, size: int) -> str | None:
     """Return a warning if the disk of ``folder`` lacks space for two checkpoints of ``size`` bytes."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
+    # two: an old checkpoint is deleted only after its successor is complete
     if free >= 2 * size:
         return None
     return (
@@ -187,20 +190,22 @@ def _write(path: Path, tensors: Mapping[str, dict[str, torch.Tensor]], values: d
         new.mkdir(parents=True)
         for name, state_dict in tensors.items():
             save_file(state_dict, new / f"{name}.safetensors")
+        # state.json is written last: without it a folder is no checkpoint
         values["files"] = {file.name: hash_file(file) for file in sorted(new.iterdir())}
         values["sha256"] = _hash_values(values)
         (new / STATE_FILE).write_text(json.dumps(values), encoding="utf-8")
+        # without it a power failure could keep the rename and lose the content
         _fsync(new)
         shutil.rmtree(old, ignore_errors=True)
+        # a folder cannot be renamed over a non-empty one
         if path.exists():
             path.rename(old)
         new.rename(path)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
-        earlier = (
-            f"earlier checkpoints are kept in {path.parent}" if list_checkpoints(path.parent) else "there is none"
-        )
+        kept = list_checkpoints(path.parent)
+        earlier = f"earlier checkpoints are kept in {path.parent}" if kept else "there is none"
         raise UserError(
             f"the checkpoint of step {values['training_state']['step']} could not be written ({error}); {earlier}. "
             "Free some space and rerun the same command"
@@ -212,6 +217,7 @@ def _gather_rng_states(dist_context: DistributedContext) -> dict[str, torch.Tens
     local = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         local["cuda"] = torch.cuda.get_rng_state()
+    # as text over the store: NCCL cannot gather CPU tensors
     encoded = json.dumps({k: base64.b64encode(v.numpy().tobytes()).decode() for k, v in local.items()})
     return {
         f"{device}.{rank}": torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8).clone()
@@ -222,14 +228,16 @@ def _gather_rng_states(dist_context: DistributedContext) -> dict[str, torch.Tens
 
 def _restore_rng(states: Mapping[str, torch.Tensor], *, rank: int, step: int) -> None:
     """Set this process's random state; a rank without a saved one is seeded by rank and step."""
-    devices: list[tuple[str, Callable[[torch.Tensor], None], Callable[[int], Any]]]
-    devices = [("cpu", torch.set_rng_state, torch.manual_seed)]
-    if torch.cuda.is_available():
-        devices.append(("cuda", torch.cuda.set_rng_state, torch.cuda.manual_seed))
-    for device, restore, seed in devices:
+    devices: dict[str, tuple[Callable[[torch.Tensor], None], Callable[[int], Any]]] = {
+        # torch.manual_seed also seeds CUDA, so the CPU comes first
+        "cpu": (torch.set_rng_state, torch.manual_seed),
+        **({"cuda": (torch.cuda.set_rng_state, torch.cuda.manual_seed)} if torch.cuda.is_available() else {}),
+    }
+    for device, (restore, seed) in devices.items():
         if f"{device}.{rank}" in states:
             restore(states[f"{device}.{rank}"])
         else:
+            # a hash of integers is the same in every Python process, unlike that of a string
             seed(hash((rank, step)))
 
 
@@ -237,6 +245,7 @@ def _fsync(folder: Path) -> None:
     """Flush a folder and its files to disk before the rename makes them a checkpoint."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
+        # some network file systems reject fsync on a folder
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
         os.close(descriptor)

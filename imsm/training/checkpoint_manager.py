@@ -32,11 +32,8 @@ RESUME_MODES = ("auto", "required", "never")
 def checkpoint_to_resume(resume: str, folder: Path, *, identity: Mapping[str, Any]) -> Path | None:
     """Return the checkpoint to resume from, or None to start from scratch.
 
-    Args:
-        resume: "auto" uses the newest intact checkpoint if any, "required" requires one, "never"
-            uses none; otherwise the path of a checkpoint, of a `checkpoints/` folder or of a run.
-        folder: Checkpoint folder of this run.
-        identity: Settings that determine this run's training.
+    ``resume`` "auto" uses the newest intact checkpoint in ``folder`` if any, "required" requires one,
+    "never" uses none; otherwise it is the path of a checkpoint, of a `checkpoints/` folder or of a run.
 
     Raises:
         UserError: A required checkpoint is missing, all are damaged, or the given path belongs
@@ -77,17 +74,9 @@ def _newest_intact(newest_first: list[Path]) -> Path:
 class CheckpointManager:
     """Save, delete and restore a run's checkpoints.
 
-    Attributes:
-        folder: Checkpoint folder of the run.
-        identity: Settings that determine the training, saved in each checkpoint.
-        engine: Engine to save and restore.
-        callbacks: Callbacks of the PEFT method, saved as well.
-        save_minutes: Minutes between two checkpoints.
-        save_steps: Steps between two checkpoints, in addition to the minutes; None disables this.
-        save_total_limit: Number of newest checkpoints to keep.
-        metric_for_best_model: Metric whose minimum marks the best checkpoint, which is also
-            kept; None keeps the newest ones only.
-        resume_from: Checkpoint to restore; None starts from scratch.
+    ``save_minutes`` and ``save_steps`` are intervals; either may trigger a checkpoint. The
+    ``save_total_limit`` newest checkpoints are kept, and the one with the lowest
+    ``metric_for_best_model``. ``identity`` holds the settings that determine the training.
     """
 
     folder: Path
@@ -131,6 +120,7 @@ class CheckpointManager:
             callbacks=self.callbacks,
             identity=self.identity,
         )
+        # after the write: a slow disk must not make every step a save step
         self._last_save = time.monotonic()
         if self.engine.dist_context.is_main:
             best = self.best()
@@ -143,6 +133,7 @@ class CheckpointManager:
         """Save unless a trainable is not finite or the step is saved already; return the newest."""
         finite = all(bool(value.isfinite().all()) for value in self.engine.trainable_state_dict().values())
         newest = self.newest()
+        # rank 0 decides: on a network file system the others may see the folder later
         saved = self.engine.dist_context.run_on_main(lambda: newest is not None and _step_of(newest) == state.step)
         if finite and state.step and not saved:
             self.save(state, {})
@@ -164,6 +155,7 @@ class CheckpointManager:
                 continue
             if self.metric_for_best_model in metrics:
                 measured.append((metrics[self.metric_for_best_model], _step_of(path), path))
+        # hashed in order of the metric, so that usually only the best one is read in full
         return next((path for *_, path in sorted(measured) if verify(path) is None), None)
 
     def load_best(self) -> dict[str, float]:
@@ -178,6 +170,7 @@ class CheckpointManager:
 
     def _warn_if_disk_full(self) -> None:
         """Print once, in time, that a later checkpoint will not fit."""
+        # every process: in ZeRO the state dict is a collective
         size = sum(value.nbytes for value in self.engine.trainable_state_dict().values())
         warning = check_disk_space(self.folder, size=3 * size)  # values and two Adam moments
         if warning and not self._disk_warning_shown and self.engine.dist_context.is_main:

@@ -42,20 +42,15 @@ from imsm.utils.progress import progress_bar
 FORMAT = 2
 """Increased whenever the same examples would give other values, another row order or other files."""
 INDEX, HIDDEN_STATES, QUERIES = "index.json", "hidden_states", "queries"
-_BUFFER = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKey:
     """Everything that determines the bits of a cache.
 
-    Args:
-        backbone: Hash of the backbone's weights.
-        dtype: Dtype of the backbone.
-        attention: transformers' attention implementation; None for its default.
-        pooling: Pooling of the query states.
-        device: Device that computes them: "cpu" or a GPU's name.
-        examples: Hash of the examples' tokens (`hash_examples`).
+    ``backbone`` is a hash of the weights and ``examples`` of the tokens (`hash_examples`);
+    ``attention`` is transformers' implementation, None for its default; ``device`` is "cpu" or a
+    GPU's name, because GPU models round differently.
     """
 
     backbone: str
@@ -86,13 +81,12 @@ def make_cache_key(
     device: torch.device,
 ) -> CacheKey:
     """Return the key for these examples, in any order; see `CacheKey`."""
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return CacheKey(
         backbone=backbone,
         dtype=dtype,
         attention=attention,
         pooling=pooling,
-        device=device_name,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         examples=hash_examples(canonical_order(examples)),
     )
 
@@ -115,6 +109,7 @@ def get_or_compute(
         UserError: The cache folder cannot be written.
     """
     path = key.path
+    # the lock covers the check as well: a second process must not quarantine what the first one writes
     with file_lock(path.parent, wait=True):
         if path.exists():
             error = verify(path)
@@ -124,6 +119,7 @@ def get_or_compute(
         incomplete = path.with_name("incomplete")
         shutil.rmtree(incomplete, ignore_errors=True)  # from a killed process
         incomplete.mkdir()
+        # renamed only when complete, so that a reader without the lock never sees a part
         try:
             _write(incomplete, key, model, canonical_order(examples), pad_id=pad_id, label=label)
             incomplete.rename(path)
@@ -141,8 +137,10 @@ def open_cache(path: Path, examples: Sequence[TokenizedExample]) -> HiddenStateC
     index = read_index(path)
     num_examples, num_tokens, width = (index[name] for name in ("examples", "tokens", "width"))
     dtype = getattr(torch, index["dtype"])
+    # torch.from_file maps the file: processes share its pages, which are read on demand
     hidden_states = torch.from_file(str(path / HIDDEN_STATES), size=num_tokens * width, dtype=dtype)
     queries = torch.from_file(str(path / QUERIES), size=num_examples * width, dtype=torch.float32)
+    # not stored: they follow from the examples, whose hash is part of the key
     offsets = row_offsets(canonical_order(examples))
     return HiddenStateCache(offsets, hidden_states.view(num_tokens, width), queries.view(num_examples, width))
 
@@ -196,6 +194,7 @@ def _write(
     label: str,
 ) -> None:
     shape: dict[str, Any] = {}
+    # hashed while written, which saves reading gigabytes again
     with _hashed_file(folder / HIDDEN_STATES) as hidden_states, _hashed_file(folder / QUERIES) as queries:
 
         def write_chunk(chunk: ChunkResult) -> None:
@@ -221,12 +220,13 @@ def _write(
 
 
 def _raw_bytes(tensor: torch.Tensor) -> memoryview:
+    # through uint8, because numpy has no bfloat16
     return tensor.contiguous().view(torch.uint8).numpy().data
 
 
 @contextmanager
 def _hashed_file(path: Path) -> Iterator[HashingWriter]:
-    with path.open("wb", buffering=_BUFFER) as stream:
+    with path.open("wb", buffering=2**20) as stream:
         yield HashingWriter(stream)
         stream.flush()
         os.fsync(stream.fileno())

@@ -44,6 +44,7 @@ def build_optimizer(
 
     ``gate_learning_rate=None`` uses ``learning_rate`` for both groups.
     """
+    # sets of parameters compare by identity; `in` on a list would compare tensors element by element
     gate = set(model.gate.parameters()) if model.gate is not None else set()
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -58,7 +59,5 @@ def build_lr_scheduler(
 ) -> LRScheduler:
     """Return transformers' scheduler; the warmup is a ratio of all training steps."""
     num_warmup_steps = math.ceil(warmup_ratio * num_training_steps)
-    lr_scheduler: LRScheduler = get_scheduler(
-        lr_scheduler_type, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps
-    )
-    return lr_scheduler
+    scheduler: LRScheduler = get_scheduler(lr_scheduler_type, optimizer, num_warmup_steps, num_training_steps)
+    return scheduler

@@ -11,6 +11,7 @@ from imsm.data.batching import collate_training, micro_batches
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.adapters.base import TrainingCallbacks
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
+from imsm.models.siamese.model import SiameseOutput
 from imsm.training.engines.base import Engine, NonFiniteError, PartialStepError
 from imsm.utils.oom import is_out_of_memory
 
@@ -28,38 +29,34 @@ def train_step(
     """Run one optimizer step; its loss is the mean over all answer tokens of the batch.
 
     ``batch`` is the global batch, the same in every process; each takes its share of it in
-    micro-batches. ZeRO requires the same number of forwards everywhere, so a process without
-    examples left runs one with weight zero. Without a cache the original stream is run.
-
-    Returns:
-        Metrics over the global batch, by name.
+    micro-batches. Without a cache the original stream is run. Return the global batch's metrics.
 
     Raises:
         NonFiniteError: The loss or the gradient norm is not finite; nothing was updated.
         PartialStepError: Out of memory while the parameters were being updated.
     """
-    rates = engine.learning_rates()
+    rates = engine.learning_rates()  # before the step, which advances the LR scheduler
     answer_tokens = sum(len(example.answer_ids) for example in batch)
     rank, world_size = engine.dist_context.rank, engine.dist_context.world_size
     parts = micro_batches(batch, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
     loss = auxiliary_loss = gate_mean = divergence = 0.0
     has_auxiliary = has_gate = has_divergence = False
     for number, micro in enumerate(parts, start=1):
+        # ZeRO needs the same number of forwards in every process: an empty micro-batch has weight 0
         examples = micro or batch[:1]
         inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
-        if callbacks is not None:
-            types = torch.tensor([example.task_type for example in examples], device=engine.device)
-            callbacks.before_forward(inputs["attention_mask"], types)
-        output = engine.forward(**inputs, num_items_in_batch=answer_tokens)
+        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, answer_tokens=answer_tokens)
         micro_loss = output.loss
         assert micro_loss is not None
         loss += micro_loss.item() if micro else 0.0
         auxiliary = callbacks.auxiliary_loss() if callbacks is not None else None
         if auxiliary is not None:
             has_auxiliary = True
+            # a mean over the micro-batch's examples; the loss is already divided by all answer tokens
             auxiliary = auxiliary * (len(micro) / len(batch))
             auxiliary_loss += auxiliary.item()
             micro_loss = micro_loss + auxiliary
+        # 0 * loss, not a skipped backward: ZeRO's gradient hooks have to run
         engine.backward(micro_loss if micro else 0 * micro_loss, last=number == len(parts))
         if output.gate_mean is not None:
             has_gate = True
@@ -69,6 +66,7 @@ def train_step(
             has_divergence = True
             divergence += output.divergence.item() if micro else 0.0
     loss, auxiliary_loss, gate_mean, divergence = engine.all_reduce_sum([loss, auxiliary_loss, gate_mean, divergence])
+    # checked on the reduced loss, so that all processes raise, and before anything is updated
     if not math.isfinite(loss + auxiliary_loss):
         raise NonFiniteError(f"the loss of step {step} is {loss + auxiliary_loss}")
     metrics = {"loss": loss, "gradient_norm": _optimizer_step(engine, callbacks, step)}
@@ -78,8 +76,23 @@ def train_step(
     return metrics | ({"gate_mean": gate_mean} if has_gate else {})
 
 
+def _forward(
+    examples: Sequence[TokenizedExample],
+    inputs: dict[str, torch.Tensor],
+    *,
+    engine: Engine,
+    callbacks: TrainingCallbacks | None,
+    answer_tokens: int,
+) -> SiameseOutput:
+    if callbacks is not None:
+        types = torch.tensor([example.task_type for example in examples], device=engine.device)
+        callbacks.before_forward(inputs["attention_mask"], types)
+    return engine.forward(**inputs, num_items_in_batch=answer_tokens)
+
+
 def _optimizer_step(engine: Engine, callbacks: TrainingCallbacks | None, step: int) -> float:
     """Step the optimizer between the callbacks; return the gradient norm before clipping."""
+    # gathering sharded tensors costs communication: only for callbacks that read them
     full_callbacks = callbacks if callbacks is not None and callbacks.needs_full_params else None
     try:
         if full_callbacks is not None:

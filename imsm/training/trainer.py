@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from imsm.data.batching import training_order
 from imsm.data.tokenization import TokenizedExample
@@ -27,15 +28,13 @@ from imsm.utils.errors import RunError
 from imsm.utils.oom import is_out_of_memory
 from imsm.utils.progress import progress_bar
 
+# Until a step with a learning rate above 0 (the first or, after a warmup's 0, the second) the
+# adapter is an identity: both streams' hidden states are bit-equal and the gate has no gradient.
+# The cache's rounding would give it one, which Adam scales to a full step in a random direction.
 _UNCACHED_STEPS = 2
-"""First steps that run the original stream in spite of a cache.
-
-Until a step with a learning rate above 0 (the first or, after a warmup's 0, the second) the
-adapter is an identity: both streams' hidden states are bit-equal and the gate has no gradient.
-The cache's rounding would give it one, which Adam scales to a full step in a random direction.
-"""
-GetHiddenStateCache = Callable[[], "HiddenStateCache | None"]
-"""Returns the computed cache; called before the first step that reads it."""
+"""First steps that run the original stream in spite of a cache."""
+GetHiddenStateCache = Callable[[], HiddenStateCache | None]
+"""Returns the hidden states of all examples, or None to run the original stream in every step."""
 Log = Callable[[int, dict[str, float]], None]
 """Receives a step and its metrics."""
 
@@ -84,8 +83,7 @@ class TrainingSummary:
 
     def record(self) -> dict[str, float | int | None]:
         """Return the entries of `result.json`."""
-        rate = self.tokens / self.seconds if self.seconds else None
-        return asdict(self) | {"tokens_per_second": rate}
+        return asdict(self) | {"tokens_per_second": self.tokens / self.seconds if self.seconds else None}
 
 
 def train(
@@ -104,95 +102,57 @@ def train(
     """Train adapter and gate, resuming from the checkpoint manager's checkpoint.
 
     ``model`` is the one that ``engine`` wraps. The loss of ``validation_examples`` is measured every
-    `save_steps` and at the end. ``get_hidden_state_cache`` returns the original stream's hidden
-    states of all examples, or None to run that stream, as the first two steps always do; the time
-    it takes is not counted as training time.
+    `save_steps` and at the end. Computing the hidden-state cache is not counted as training time.
 
     Raises:
-        RunError: The loss or a gradient is not finite, or memory ran out; the last good state is
-            saved.
+        RunError: The loss or a gradient is not finite, or memory ran out; the last good state is saved.
         KeyboardInterrupt: After a signal, when all finished steps are saved.
     """
-    batches = batch_plan.batches(examples)
+    batches, size = batch_plan.batches(examples), batch_plan.micro_batch_size
+    options: dict[str, Any] = {"engine": engine, "micro_batch_size": size, "pad_id": pad_id}
+    # dropout must differ between processes; a resume overwrites this with the checkpoint's own state
     rank, seed = engine.dist_context.rank, batch_plan.seed
-    torch.manual_seed(hash((seed, rank)) if rank else seed)  # for dropout; a checkpoint restores its own
+    torch.manual_seed(hash((seed, rank)) if rank else seed)
     state = initial = checkpoint_manager.restore(total_steps=len(batches))
     reset_peak_memory(engine.device)
     cache: HiddenStateCache | None = None
     model.train()
     started = time.monotonic()
-    with (
-        GracefulShutdown() as shutdown,
-        progress_bar(
-            batches[initial.step :],
-            total=len(batches),
-            done=initial.step,
-            label="training",
-            unit="step",
-            shown=engine.dist_context.is_main,
-        ) as remaining,
-    ):
+    with GracefulShutdown() as shutdown, _progress(batches, engine=engine, done=initial.step) as remaining:
         for step, indices in enumerate(remaining, start=initial.step + 1):
             batch = [examples[index] for index in indices]
             if get_hidden_state_cache is not None and step > _UNCACHED_STEPS:
                 called = time.monotonic()
                 cache = _get_cache(get_hidden_state_cache, shutdown, checkpoint_manager, state)
                 started += time.monotonic() - called
-            with _step_errors(checkpoint_manager, state, micro_batch_size=batch_plan.micro_batch_size):
-                metrics = train_step(
-                    batch,
-                    step=step,
-                    engine=engine,
-                    callbacks=callbacks,
-                    micro_batch_size=batch_plan.micro_batch_size,
-                    pad_id=pad_id,
-                    hidden_state_cache=cache,
-                )
-            state = TrainingState(
-                step=step,
-                seconds=initial.seconds + time.monotonic() - started,
-                tokens=state.tokens + sum(map(_num_tokens, batch)),
-                loss=metrics["loss"],
-            )
-            speed = (state.tokens - initial.tokens) / (state.seconds - initial.seconds)
-            metrics["tokens_per_second"] = speed
+            with _step_errors(checkpoint_manager, state, micro_batch_size=size):
+                metrics = train_step(batch, step=step, callbacks=callbacks, hidden_state_cache=cache, **options)
+            seconds = initial.seconds + time.monotonic() - started
+            tokens = state.tokens + sum(map(_num_tokens, batch))
+            state = TrainingState(step=step, seconds=seconds, tokens=tokens, loss=metrics["loss"])
+            # since the resume only: earlier steps may have run on another machine
+            metrics["tokens_per_second"] = speed = (tokens - initial.tokens) / (seconds - initial.seconds)
             remaining.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
             save_step = checkpoint_manager.is_save_step(step) or step == len(batches)
             if save_step and validation_examples:
-                metrics["validation_loss"] = validation_loss(
-                    model,
-                    validation_examples,
-                    engine=engine,
-                    micro_batch_size=batch_plan.micro_batch_size,
-                    pad_id=pad_id,
-                    hidden_state_cache=cache,
-                )
+                loss = validation_loss(model, validation_examples, hidden_state_cache=cache, **options)
+                metrics["validation_loss"] = loss
             log(step, metrics)
-            # signals and clocks differ between processes: stop or save if any process wants to
-            save = save_step or checkpoint_manager.is_save_time() or shutdown.save_requested
-            stop, save = map(bool, engine.all_reduce_sum([shutdown.requested, save]))
-            if stop or save:
-                checkpoint_manager.save(state, metrics)
-                shutdown.save_requested = False
-            if stop:
-                raise KeyboardInterrupt
+            _save_or_stop(checkpoint_manager, shutdown, state, metrics, save_step=save_step)
         # a signal during the last checkpoint
         if engine.all_reduce_sum([shutdown.requested])[0]:
             raise KeyboardInterrupt
     model.eval()
-    peaks = [int(text) for text in engine.dist_context.all_gather(str(peak_memory(engine.device) or 0))]
-    return TrainingSummary(
-        steps=state.step,
-        seconds=state.seconds,
-        tokens=state.tokens,
-        final_loss=state.loss,
-        peak_memory_bytes=max(peaks) or None,
-        hidden_state_cache=cache is not None,
-    )
+    return _summary(state, engine=engine, used_cache=cache is not None)
 
 
 def _num_tokens(example: TokenizedExample) -> int:
     return len(example.prompt_ids) + len(example.answer_ids)
+
+
+def _progress(batches: list[list[int]], *, engine: Engine, done: int) -> tqdm:
+    shown = engine.dist_context.is_main
+    return progress_bar(batches[done:], total=len(batches), done=done, label="training", unit="step", shown=shown)
 
 
 def _get_cache(
@@ -201,10 +161,8 @@ def _get_cache(
     checkpoint_manager: CheckpointManager,
     state: TrainingState,
 ) -> HiddenStateCache | None:
-    """Return the cache; a signal interrupts its computation in a single process.
-
-    With several processes it is computed before training: others would wait for the one here.
-    """
+    """Return the cache; a signal interrupts its computation in a single process."""
+    # several processes compute it before training: here the others would wait in a collective
     if checkpoint_manager.engine.dist_context.world_size > 1:
         return get_hidden_state_cache()
     try:
@@ -213,6 +171,37 @@ def _get_cache(
     except KeyboardInterrupt:
         checkpoint_manager.save_if_finite(state)
         raise
+
+
+def _save_or_stop(
+    checkpoint_manager: CheckpointManager,
+    shutdown: GracefulShutdown,
+    state: TrainingState,
+    metrics: dict[str, float],
+    *,
+    save_step: bool,
+) -> None:
+    """Save a checkpoint if one is due or requested; raise KeyboardInterrupt after a stop signal."""
+    # signals and clocks differ between processes: stop or save if any process wants to
+    save = save_step or checkpoint_manager.is_save_time() or shutdown.save_requested
+    stop, save = map(bool, checkpoint_manager.engine.all_reduce_sum([shutdown.requested, save]))
+    if stop or save:
+        checkpoint_manager.save(state, metrics)
+        shutdown.save_requested = False
+    if stop:
+        raise KeyboardInterrupt
+
+
+def _summary(state: TrainingState, *, engine: Engine, used_cache: bool) -> TrainingSummary:
+    peaks = [int(text) for text in engine.dist_context.all_gather(str(peak_memory(engine.device) or 0))]
+    return TrainingSummary(
+        steps=state.step,
+        seconds=state.seconds,
+        tokens=state.tokens,
+        final_loss=state.loss,
+        peak_memory_bytes=max(peaks) or None,
+        hidden_state_cache=used_cache,
+    )
 
 
 @contextmanager
@@ -236,12 +225,10 @@ def _step_errors(
         single_process = checkpoint_manager.engine.dist_context.world_size == 1
         intact = single_process and not isinstance(error, PartialStepError)
         newest = checkpoint_manager.save_if_finite(state) if intact else checkpoint_manager.newest()
-        raise RunError(_out_of_memory(micro_batch_size, step=state.step + 1, newest=newest)) from error
-
-
-def _out_of_memory(micro_batch_size: int, *, step: int, newest: Path | None) -> str:
-    fixes = ["trainer.gradient_checkpointing=true", "backbone.dtype=bfloat16"]
-    if micro_batch_size > 1:
-        fixes.insert(0, f"trainer.micro_batch_size={micro_batch_size // 2}")
-    saved = f"; the last checkpoint is {newest}" if newest else ""
-    return f"out of memory at step {step} with micro_batch_size={micro_batch_size}: try {', '.join(fixes)}{saved}"
+        fixes = ["trainer.gradient_checkpointing=true", "backbone.dtype=bfloat16"]
+        if micro_batch_size > 1:
+            fixes.insert(0, f"trainer.micro_batch_size={micro_batch_size // 2}")
+        raise RunError(
+            f"out of memory at step {state.step + 1} with micro_batch_size={micro_batch_size}: try "
+            f"{', '.join(fixes)}{f'; the last checkpoint is {newest}' if newest else ''}"
+        ) from error

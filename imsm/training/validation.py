@@ -29,18 +29,16 @@ def validation_loss(
     ``examples`` are the same in every process; each evaluates its share. The model's mode is
     restored. Without a cache the original stream is run.
     """
-    dist_context, was_training = engine.dist_context, model.training
-    parts = micro_batches(
-        examples, micro_batch_size=micro_batch_size, rank=dist_context.rank, world_size=dist_context.world_size
-    )
+    rank, world_size = engine.dist_context.rank, engine.dist_context.world_size
+    parts = micro_batches(examples, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
     answer_tokens = sum(len(example.answer_ids) for example in examples)
+    was_training = model.training
     model.eval()
     loss = 0.0
     for micro in parts:
         # a process without examples left still has to take part in ZeRO's forward
-        inputs = model_inputs(
-            engine.device, micro or examples[:1], pad_id=pad_id, hidden_state_cache=hidden_state_cache
-        )
+        rows = micro or examples[:1]
+        inputs = model_inputs(engine.device, rows, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
         micro_loss = engine.forward(**inputs, num_items_in_batch=answer_tokens).loss
         assert micro_loss is not None
         loss += micro_loss.item() if micro else 0.0

@@ -49,8 +49,7 @@ class Engine(Protocol):
     def step(self) -> float:
         """Clip, update the parameters, step the LR scheduler and clear the gradients.
 
-        Returns:
-            The gradient norm before clipping.
+        Return the gradient norm before clipping.
 
         Raises:
             NonFiniteError: The gradient norm is not finite.
@@ -71,8 +70,7 @@ class Engine(Protocol):
     def optimizer_state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return optimizer and LR scheduler state, unsharded and independent of the engine.
 
-        Returns:
-            Tensors as "<parameter>.<key>", and values that JSON can hold.
+        The first are tensors as "<parameter>.<key>", the second values that JSON can hold.
         """
 
     def load_optimizer_state_dict(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:

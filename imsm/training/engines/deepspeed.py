@@ -36,16 +36,9 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class DeepSpeedEngine:
     """See `imsm.training.engines.base.Engine`; requires an initialized process group.
 
-    Args:
-        model: Model to train; unusable after `close`.
-        optimizer: Optimizer of its trainable parameters.
-        elementwise: Whether the optimizer updates each element independently. ZeRO then shards
-            its state; otherwise every process updates a full copy of the trainables.
-        lr_scheduler: LR scheduler of the optimizer.
-        max_grad_norm: Gradient clipping; None disables it.
-        config: Result of `deepspeed_config`.
-        device: Device of this process.
-        dist_context: Rank and store of this process.
+    ZeRO shards the state of an ``elementwise`` optimizer; with any other one every process updates
+    a full copy of the trainables. ``max_grad_norm=None`` disables clipping. ``config`` is the result
+    of `deepspeed_config`. The model is unusable after `close`.
 
     Raises:
         UserError: The installed DeepSpeed version is not supported.
@@ -73,6 +66,7 @@ class DeepSpeedEngine:
         zero_optimizer = optimizer
         if not elementwise:
             zero_optimizer = self._use_replicated_optimizer()
+            # ZeRO's no-op optimizer has nothing to clip; `_clip` scales the copies' gradients
             config = {**config, "gradient_clipping": 0.0}
         self._engine, self._zero, *_ = deepspeed.initialize(model=model, optimizer=zero_optimizer, config=config)
         if elementwise:
@@ -87,11 +81,14 @@ class DeepSpeedEngine:
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Accumulate gradients."""
+        # DeepSpeed would count micro-batches itself, but an epoch's last batch has fewer
         self._engine.set_gradient_accumulation_boundary(last)
+        # scale_wrt_gas=False: the loss is already divided by the tokens of the global batch
         self._engine.backward(loss * self.dist_context.world_size, scale_wrt_gas=False)
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Return each value summed over all processes."""
+        # float64, so that counts and losses are not rounded to float32
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
         distributed.all_reduce(summed)
         return [float(value) for value in summed.tolist()]
@@ -112,6 +109,7 @@ class DeepSpeedEngine:
 
     def step(self) -> float:
         """Clip, update the parameters, step the LR scheduler."""
+        # ZeRO's step runs in both cases, because it clears the gradients; with copies it changes nothing else
         norm = self._step_copies() if self._copies else None
         self._engine.step()
         if norm is None:
@@ -155,6 +153,7 @@ class DeepSpeedEngine:
         if self._copies:
             tensors, plain = param_state_dict(self.optimizer, self._copy_names())
             return tensors, {"plain": plain} | schedule
+        # all partitions have the same count: every group takes part in every step
         (step, *_) = [self.optimizer.state[partition]["step"] for partition in self._local_partitions()]
         tensors = {}
         for parameter, name in self._names.items():
@@ -171,6 +170,7 @@ class DeepSpeedEngine:
             load_param_state_dict(self.optimizer, self._copy_names(), {**tensors, **values["plain"]})
             return
         steps = [value for key, value in tensors.items() if key.endswith(".step")]
+        # a parameter that never had a gradient has no count or a lower one in plain torch
         step = max(steps, default=torch.tensor(0.0))
         for partition in self._local_partitions():
             self.optimizer.state[partition]["step"] = step.clone()
@@ -207,6 +207,7 @@ class DeepSpeedEngine:
         """Step the optimizer on the full copies, identically in all processes; return the grad norm."""
         grads = self._full_grads()
         norm = self._clip(list(grads.values()))
+        # the gradients are reduced, so that the copies stay equal without communication
         for parameter, copy in self._copies.items():
             copy.grad = grads[parameter]
         self.optimizer.step()
@@ -224,6 +225,7 @@ class DeepSpeedEngine:
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm}")
         if self.max_grad_norm is not None:
+            # 1e-6 as in torch: the result must equal that of a single process
             scale = min(1.0, self.max_grad_norm / (norm + 1e-6))
             for grad in grads:
                 grad.mul_(scale)

@@ -24,25 +24,17 @@ def deepspeed_config(
     bf16 and fp16 are off: they would also cast adapter and gate, which stay in float32. Stage 3
     shards the frozen weights; trainable parameters stay replicated (the persistence threshold is
     the size of the largest one), and only their gradients and optimizer state are sharded.
-
-    Args:
-        stage: ZeRO stage, 1 to 3.
-        offload: Keep optimizer state, and in stage 3 the sharded weights, in CPU memory.
-        pin_memory: Page-lock the offloaded memory.
-        micro_batch_size: Examples per forward per process.
-        gradient_accumulation_steps: Forwards per process in a full optimizer step.
-        max_grad_norm: Gradient clipping; None disables it.
-        largest_param: Elements of the largest trainable parameter.
-        num_trainable: Elements of all trainable parameters.
-        reduce_bucket_size: Most elements per communication.
-        prefetch_bucket_size: Elements that stage 3 gathers ahead.
-        max_live_parameters: Most gathered elements that stage 3 keeps.
+    ``offload`` keeps optimizer state, and in stage 3 the sharded weights, in CPU memory. Sizes count
+    elements: ``reduce_bucket_size`` per communication, ``prefetch_bucket_size`` gathered ahead and
+    ``max_live_parameters`` kept gathered by stage 3. ``max_grad_norm=None`` disables clipping.
     """
+    # no larger than the trainables, since DeepSpeed allocates the bucket; a parameter must fit in it
     bucket_size = max(largest_param, min(num_trainable, reduce_bucket_size))
     zero: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
-        "overlap_comm": False,  # if True, the loss can be 0 right after a checkpoint
+        # if True, the loss can be 0 right after a checkpoint
+        "overlap_comm": False,
         "reduce_scatter": True,
         "reduce_bucket_size": bucket_size,
         "allgather_bucket_size": bucket_size,

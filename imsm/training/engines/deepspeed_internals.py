@@ -29,11 +29,13 @@ def load_deepspeed(*, device: torch.device, local_rank: int) -> ModuleType:
     if not SUPPORTED.contains(version, prereleases=True):
         raise UserError(f"deepspeed={version}: not supported; install 'deepspeed{SUPPORTED}'")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # deepspeed.initialize requires it
-    os.environ.setdefault("DS_ACCELERATOR", device.type)  # otherwise it is guessed, with a warning
+    # deepspeed.initialize requires LOCAL_RANK, and guesses the accelerator with a warning
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # the import resets the level
+    # the import resets the level
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Without this entry DeepSpeed compiles an extension into the home directory; gloo works without it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

@@ -28,6 +28,7 @@ def load_param_state_dict(optimizer: Optimizer, names: ParamNames, state: Mappin
     """Load `param_state_dict` into an optimizer over parameters of the same names."""
     by_param: dict[str, dict[str, Any]] = {}
     for full_key, value in state.items():
+        # from the right: parameter names contain dots, keys do not
         name, _, key = full_key.rpartition(".")
         by_param.setdefault(name, {})[key] = value
     for group in optimizer.param_groups:
@@ -50,6 +51,7 @@ def schedule_state_dict(optimizer: Optimizer, lr_scheduler: LRScheduler) -> dict
 
 def load_schedule_state_dict(optimizer: Optimizer, lr_scheduler: LRScheduler, state: Mapping[str, Any]) -> None:
     """Load what `schedule_state_dict` returned."""
+    # by name, so that the state does not depend on the order of the groups
     for group in optimizer.param_groups:
         group.update(state["groups"][group["name"]])
     lr_scheduler.load_state_dict(state["schedule"])

@@ -29,19 +29,18 @@ from imsm.utils.errors import UserError
 
 def reset_peak_memory(device: torch.device) -> None:
     """Reset the peak that `peak_memory` reports; a sweep trains several runs in one process."""
+    # an earlier run's tensors in reference cycles would count for this one
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current usage
+        # Linux: 5 resets VmHWM to the current usage
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the peak bytes since the reset, of the GPU allocator or of the process on a CPU.
-
-    None on a CPU outside Linux.
-    """
+    """Return the peak bytes of the GPU allocator or the process; None on a CPU outside Linux."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     with contextlib.suppress(OSError):
@@ -78,12 +77,8 @@ class SingleDeviceEngine:
         max_grad_norm: float | None,
         device: torch.device,
     ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.max_grad_norm = max_grad_norm
-        self.device = device
-        self.dist_context = DistributedContext()
+        self.model, self.optimizer, self.lr_scheduler = model, optimizer, lr_scheduler
+        self.max_grad_norm, self.device, self.dist_context = max_grad_norm, device, DistributedContext()
         self._names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._grad_norm: float | None = None
         """Of the current step; None until its gradients are clipped."""
@@ -148,6 +143,7 @@ class SingleDeviceEngine:
     def _clip(self) -> float:
         if self._grad_norm is None:
             limit = self.max_grad_norm if self.max_grad_norm is not None else math.inf
+            # an infinite limit still measures the norm and changes no gradient
             norm = float(torch.nn.utils.clip_grad_norm_(list(self._names), limit))
             if not math.isfinite(norm):
                 raise NonFiniteError(f"the gradient norm is {norm}")
