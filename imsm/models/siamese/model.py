@@ -175,10 +175,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         original_hidden_states: torch.Tensor | None = None,
         original_query: torch.Tensor | None = None,
     ) -> SiameseOutput:
-        """Run the selected stream.
-
-        The interwoven stream needs the query positions: from ``query_mask``, from ``labels`` (everything before the
-        first label) or from a `DualStreamCache` (its first chunk). The other streams ignore them.
+        """Run the selected stream; raise ValueError if arguments contradict each other.
 
         Args:
             input_ids: (B, T).
@@ -186,19 +183,16 @@ class SiameseForCausalLM(  # type: ignore[misc]
             position_ids: (B, T); counted from the mask by default, so padding can be anywhere.
             past_key_values: a cache for the selected stream, see `new_cache`.
             inputs_embeds: (B, T, D), in place of ``input_ids``.
-            labels: (B, T), -100 for positions without a loss. Gate and head then run at the
-                label positions only, and the output holds a loss instead of logits.
-            query_mask: 1 on query positions, (B, T_query), from the start of the cached sequence.
+            labels: (B, T), -100 without a loss. Gate and head run at label positions only; the output has no logits.
+            query_mask: 1 on query positions, (B, T_query), from the start of the cached sequence; read by the
+                interwoven stream only. Default: all before the first label, or the first chunk of a `DualStreamCache`;
+                ValueError without both.
             use_cache: create a cache if the backbone supports it and none is given.
             logits_to_keep: last n positions (0: all) or index tensor; ignored with labels.
             num_items_in_batch: divisor of the summed loss; default: the number of labels.
             return_dict: None or True; tuples are not supported.
-            original_hidden_states: with labels, h_o at the positions that predict them, (N, D);
-                the original stream is skipped (`imsm.models.siamese.hidden_state_cache`).
+            original_hidden_states: with labels, h_o where they are predicted, (N, D); skips the original stream.
             original_query: with ``original_hidden_states``, q_o, (B, D), if the gate reads it.
-
-        Raises:
-            ValueError: the query cannot be inferred, or arguments contradict each other.
         """
         if return_dict is False:
             raise ValueError("return_dict=False: only a SiameseOutput can be returned")
