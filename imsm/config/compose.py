@@ -38,15 +38,12 @@ _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, O
 
 
 class ConfigComposer:
-    """Composes overrides from the yamls of `conf/` and of the user's folder.
-
-    Args:
-        config_dir: folder of `--config-dir`; its options take precedence over the shipped ones.
-    """
+    """Composes overrides from the yamls of `--config-dir`, which take precedence, and of `conf/`."""
 
     def __init__(self, config_dir: Path | None = None) -> None:
         self.config_dir = config_dir
         environment = {} if config_dir is None else {CONFIG_DIR: str(config_dir)}
+        # Hydra's search path is fixed when the loader is created; the environment is not needed afterwards.
         with env_override(environment), initialize_config_dir(str(conf_folder()), version_base="1.3"):
             self._loader = GlobalHydra.instance().config_loader()
         self._parser = OverridesParser.create(config_loader=self._loader)
@@ -56,16 +53,14 @@ class ConfigComposer:
     def validate(self, overrides: Sequence[str], *, sweep: bool, composition_only: bool = False) -> list[str]:
         """Return one line per error of a command line; all value errors of a run are included.
 
-        Args:
-            overrides: `key=value` arguments.
-            sweep: True if `-m` was given.
-            composition_only: check names but not values (`--cfg`, `--info`).
+        ``sweep`` means `-m`; with ``composition_only`` (`--cfg`, `--info`) values are not checked.
         """
         try:
             spec = self.sweep_spec(overrides, sweep=sweep)
         except UserError as error:
             return [str(error)]
         errors = shared_run_dir_errors(spec)
+        # A plan writes nothing, so it may run on a machine whose runs folder is read-only.
         if not composition_only and not all("mode=plan" in job for job in spec.jobs):
             errors += _runs_root_errors()
         for job in spec.jobs:
@@ -80,16 +75,13 @@ class ConfigComposer:
     def sweep_spec(self, overrides: Sequence[str], *, sweep: bool) -> SweepSpec:
         """Expand a command line into its jobs.
 
-        Args:
-            overrides: `key=value` arguments.
-            sweep: True if `-m` was given.
-
         Raises:
             UserError: an override cannot be parsed, or its sweep is not possible.
         """
         parsed = [self._parse(text) for text in overrides]
         hydra = [override for override in parsed if override.is_hydra_override()]
         own = [override for override in parsed if not override.is_hydra_override()]
+        # Hydra runs a sweep without -m as well if its own mode is overridden; the last override wins.
         sweep = sweep or [o.value() for o in hydra if o.key_or_group == "hydra.mode"][-1:] == [RunMode.MULTIRUN.name]
         options = [override for override in own if override.key_or_group == "sweep"]
         for override in options:
@@ -127,8 +119,9 @@ class ConfigComposer:
                 choices[override.key_or_group] = str(override.input_line)
             else:
                 values.append(override)
+        # Only the choice of options is composed by Hydra, so that jobs with other values reuse it.
         cfg = copy.deepcopy(self._composition(tuple(choices.values())))
-        OmegaConf.set_struct(cfg, False)
+        OmegaConf.set_struct(cfg, False)  # keys are checked below, with better messages than Hydra's
         del cfg["hydra"]
         check_task_sequence(overrides)
         for override in values:
@@ -151,6 +144,7 @@ class ConfigComposer:
             kept = [override for override in overrides if not self._is_rejected(override, result.rejected)]
             if len(kept) == len(overrides):
                 return errors
+            # This ends: each round has fewer overrides.
             overrides, cfg = kept, self._compose(kept)
 
     def _is_rejected(self, override: Override, keys: set[str]) -> bool:
@@ -207,5 +201,6 @@ def _missing_plugin(error: Exception) -> str | None:
 
 def _one_line(error: Exception) -> str:
     """Return a library's error as one line, without links."""
+    # Hydra's messages continue with all options and the search path.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(line for line in lines[:4] if not line.startswith(("See http", "Config search")))

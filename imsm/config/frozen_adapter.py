@@ -24,16 +24,9 @@ _FIX = "give the folder of a finished run of method=peft or method=imsm"
 def resolve_frozen_adapter(
     folder: str, *, backbone: BackboneConfig, peft: PeftConfig, data: DataConfig
 ) -> tuple[FrozenAdapterConfig | None, list[str]]:
-    """Read the run of a frozen adapter and compare it with the new run.
+    """Compare the run in ``folder`` with the sections of the new run.
 
-    Args:
-        folder: Its run directory.
-        backbone: The new run's section.
-        peft: The new run's section.
-        data: The new run's section.
-
-    Returns:
-        The run (None if its adapter cannot be used), and one line per error.
+    Return the run (None if its adapter cannot be used), and one line per error.
     """
     given, run = f"frozen_adapter={folder}", RunDir(Path(folder))
     if not run.path.is_dir():
@@ -43,18 +36,20 @@ def resolve_frozen_adapter(
         original = is_original(identity)
     except FileNotFoundError:
         return None, [f"{given}: contains no run ({run.identity.name} is missing); {_FIX}"]
+    # Any user can edit the file: JSON of another structure is a user's error as well.
     except (OSError, ValueError, LookupError, TypeError) as error:
         return None, [f"{given}: its {run.identity.name} is damaged ({error}); {_FIX}"]
     if original:
         return None, [f"{given}: has no adapter, because nothing was trained; {_FIX}"]
     if not run.trained.is_file():
-        problem = f"its training is not finished ({run.trained.name} is missing)"
-        return None, [f"{given}: {problem}; run its command again first"]
+        unfinished = f"its training is not finished ({run.trained.name} is missing)"
+        return None, [f"{given}: {unfinished}; run its command again first"]
     missing = [name for name in _ADAPTER_FILES if not (run.adapter / name).is_file()]
     if missing:
         problem = f"its adapter is missing ({missing[0]} is not in {run.adapter.relative_to(run.path)})"
         return None, [f"{given}: {problem}; {_FIX}"]
-    identity = identity.get("frozen_adapter", identity)  # the run used a frozen adapter itself
+    # A run with a frozen adapter did not train it; what counts is the training that the adapter is from.
+    identity = identity.get("frozen_adapter", identity)
     wanted = {"backbone": backbone_identity(backbone, data), "peft": peft_identity(peft, backbone=backbone, data=data)}
     return FrozenAdapterConfig(tasks=_trained_tasks(identity), identity=identity), [
         f"{given}: {line}, or give another run" for line in _differences(identity, wanted)
@@ -63,14 +58,17 @@ def resolve_frozen_adapter(
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
     """Yield one line per differing key of backbone and peft; one is enough for another PEFT method."""
+    # Recipes set these per method, and the adapter keeps the values that it was trained with.
     ignored = {f"peft.{key}" for key in saved["peft"].get("method_specific_keys", [])}
     pairs = diff_dicts({key: saved[key] for key in wanted}, wanted)
     other_method = "peft._target_" in pairs
     for key, (old, new) in pairs.items():
         if key in ignored or (other_method and key.startswith("peft.") and key != "peft._target_"):
             continue
+        # The identity has the template under the backbone, because it changes the original's responses.
         if key == "backbone.chat_template":
             key, old, new = "data.chat_template", bool(old), bool(new)
+        # These two keys are the result of an option and of roles; no single override restores them.
         fixes = {
             "peft._target_": "choose that method by peft=",
             "peft.target_modules": "choose them by peft.target_roles",

@@ -26,6 +26,7 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     stage and of the frozen adapter's run are. Without training, the identity is that of the backbone.
     """
     backbone = backbone_identity(config.backbone, config.data)
+    # The original is shared: runs of all methods with one backbone compare with the same baseline.
     if not config.method.trainable:
         return {"backbone": backbone, "method": {"stream": config.method.stream}}
     identity: dict[str, Any] = {
@@ -40,6 +41,7 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
         identity["previous_stage"] = config.previous_stage.identity
     if config.frozen_run is not None:
         identity["frozen_adapter"] = config.frozen_run.identity
+    # Only IMSM has a gate: its settings must not give equal PEFT runs different names.
     if config.method.stream != "interwoven":
         del identity["trainer"]["gate_learning_rate"]
         return identity
@@ -66,6 +68,7 @@ def training_chain(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
 def backbone_identity(backbone: BackboneConfig, data: DataConfig) -> dict[str, Any]:
     """Return the settings that affect the responses of the original model."""
     keys = {"name_or_path", "revision", "dtype", "attn_implementation", "local_resolver"}
+    # The key is omitted at its default, which keeps the names of runs from before it existed.
     values = backbone.model_dump(mode="json", include=keys)
     return values | ({"chat_template": True} if data.chat_template else {})
 
@@ -98,6 +101,7 @@ def run_name(config: RunConfig) -> str:
         parts.append(f"s{config.seed}")
     else:
         parts.append(config.method.name)
+    # The exact text is part of the run name: other separators or an unsorted dict would rename all runs.
     text = json.dumps(run_identity(config), sort_keys=True, ensure_ascii=False)
     parts.append(hash_text(text)[:8])
     return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
@@ -110,10 +114,7 @@ def baseline_config(config: RunConfig) -> RunConfig:
 
 
 def original_run(saved: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Return the name, identity and saved configuration of a run's original.
-
-    Args:
-        saved: `RunConfig.to_dict()` of the run.
+    """Return name, identity and configuration of the original of a run's `RunConfig.to_dict()`.
 
     Raises:
         pydantic.ValidationError: The configuration is of another version.
@@ -128,16 +129,13 @@ def comparable_up_to_method(one: Mapping[str, Any], other: Mapping[str, Any]) ->
     Keys that a recipe or a PEFT method sets per method (`method_specific_keys`) belong to the method.
     The original is comparable to every run with its backbone. A gate on a frozen adapter is
     comparable to the PEFT run that the adapter is from, whatever the gate was trained on, and to
-    jointly trained IMSM with the settings of both trainings.
-
-    Args:
-        one: The `run_identity` of a run.
-        other: That of another run.
+    jointly trained IMSM with the settings of both trainings. The arguments are results of `run_identity`.
     """
     if is_original(one) or is_original(other):
         return bool(one["backbone"] == other["backbone"])
     frozen, joint = (one, other) if "frozen_adapter" in one else (other, one)
     if "frozen_adapter" in frozen and "frozen_adapter" not in joint:
+        # The gate's training and the adapter's are two trainings; joint training has to match both.
         reference = _without_method(joint)
         gate_training = {key: value for key, value in frozen.items() if key != "frozen_adapter"}
         same_adapter = _without_method(frozen["frozen_adapter"]) == reference
@@ -181,7 +179,8 @@ def _trainer_identity(config: RunConfig) -> dict[str, Any]:
     for key in _OMITTED_IF_UNSET:
         if recipe[key] in (None, False):
             del recipe[key]
-    if "metric_for_best_model" in recipe:  # the checkpoints that are compared are those at these steps
+    # The best model is chosen among the checkpoints at these steps, so here they affect the result.
+    if "metric_for_best_model" in recipe:
         recipe["save_steps"] = config.trainer.save_steps
     if config.trainer.method_specific_keys:
         recipe |= {"name": config.trainer.name, "method_specific_keys": list(config.trainer.method_specific_keys)}
@@ -193,9 +192,11 @@ def _micro_batch_identity(arguments: Mapping[str, Any], config: RunConfig) -> di
 
     Dropout draws masks per micro-batch; LoRAMoE's balancing loss is not a sum over examples.
     """
+    # By suffix, because PEFT's methods name the rate differently (lora_dropout, module_dropout, ...).
     dropout = any(rate and not isinstance(rate, bool) for key, rate in arguments.items() if key.endswith("dropout"))
     if not (dropout or arguments.get("blc_weight")):
         return {}
+    # The same value that training derives for one process when the key is null.
     return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.global_batch_size}
 
 
@@ -204,6 +205,7 @@ def _data_identity(config: RunConfig) -> dict[str, Any]:
     keys = {"name", "module", "hub", "prompt_style", "max_train_examples", "max_prompt_tokens", "max_new_tokens"}
     values = config.data.model_dump(mode="json", include=keys)
     source = config.data.target_source()
+    # Local data replaces the Hub dataset, so that its id and revision have no effect.
     if source.kind == "local":
         del values["hub"]
     if config.data.task_type:

@@ -31,6 +31,7 @@ def _get(parent: Any, key: Any, path: str, errors: dict[str, str]) -> tuple[Any,
     """Return a value and whether it could be resolved."""
     try:
         return _plain(parent[key], f"{path}.", errors), True
+    # OmegaConf raises this for the key itself; for an interpolation that points to it, the other error.
     except MissingMandatoryValue:
         errors[path] = f"{path}: is missing; give {path}=..."
     except InterpolationResolutionError as error:

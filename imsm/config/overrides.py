@@ -25,12 +25,9 @@ def not_an_override(text: str, options: Mapping[str, Sequence[str]]) -> str:
 
 
 def check_option(override: Override, names: Sequence[str], choices: Mapping[str, str]) -> None:
-    """Check that an override selects one existing option of a config group.
+    """Check that an override selects one of the group's options, ``names``.
 
-    Args:
-        override: the override of the group.
-        names: the group's options.
-        choices: the line of each override before it, by group.
+    ``choices`` has the line of each previous override by group.
 
     Raises:
         UserError: with the options and the nearest name.
@@ -46,6 +43,7 @@ def check_option(override: Override, names: Sequence[str], choices: Mapping[str,
         raise UserError(f"{line}: must be one option of {group} ({listed})")
     if str(value) not in names:
         raise UserError(unknown_option(group, format_value(value), names))
+    # Hydra silently takes the last of two options; a repeated equal one is harmless.
     if choices.get(group, line) != line:
         raise UserError(f"{line}: conflicts with {choices[group]}; remove one of them")
 
@@ -75,6 +73,7 @@ def check_key(override: Override, tree: Any) -> None:
     if not owner and "did you mean" not in message:
         near = [f"{name}.{written}" for name in names if isinstance(node[name], dict) and parts[0] in node[name]]
         message += f"; did you mean {' or '.join(near)}?" if near else ""
+    # Elsewhere a + would only defer the error: validation rejects the key.
     if owner.startswith(_OPEN_MAPPINGS):
         message += f"; +{written} adds it"
     raise UserError(message)
@@ -85,6 +84,7 @@ def check_task_sequence(overrides: Sequence[Override]) -> None:
     sequence = [override for override in overrides if override.key_or_group == "task_sequence"]
     if not sequence or sequence[-1].value() is None:
         return
+    # Keys such as data.max_train_examples are shared by all tasks of the sequence and stay allowed.
     keys = {f"data.{name}" for name in Task.model_fields}
     for override in overrides:
         if override.key_or_group == "data" or ".".join(override.key_or_group.split(".")[:2]) in keys:

@@ -84,6 +84,7 @@ class DataConfig(Task):
     max_train_examples: Count | None
     metric: str | None
 
+    # Before validation: the section is immutable afterwards.
     @model_validator(mode="before")
     @classmethod
     def _metric_replaces_metrics(cls, values: Any) -> Any:
@@ -94,6 +95,7 @@ class DataConfig(Task):
     @field_validator("mirror_dir", "local_dir")
     @classmethod
     def _set_if_source(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # pydantic validates in the order of the fields, so `source` is in info.data, unless it is invalid.
         kind = str(info.field_name).removesuffix("_dir")
         if value is None and info.data.get("source") == kind:
             raise ValueError(f"data.source={kind} needs a folder; give data.{kind}_dir=FOLDER")
@@ -110,6 +112,7 @@ class DataConfig(Task):
 
     def as_task(self) -> Task:
         """Return the target without the settings that all tasks share."""
+        # Only what was set: defaults would appear in saved configurations and in comparisons of them.
         return Task(**self.model_dump(include=set(Task.model_fields), exclude_unset=True))
 
     def with_task(self, task: Task) -> DataConfig:
@@ -149,6 +152,7 @@ class GateConfig(ComponentConfig):
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the gate, without defaults."""
+        # A default that is passed explicitly would become part of the run's identity and rename old runs.
         return self.model_dump(exclude={"name", "target", "pooling"}, exclude_unset=True)
 
     def check(self) -> Iterator[tuple[str, str]]:
@@ -167,6 +171,7 @@ class GateConfig(ComponentConfig):
         if self.init_value is not None and (self.inputs or self.bias is not None):
             problem = "only a gate without inputs and without a bias has an initial value"
             yield "init_value", f"{problem}; set gate.bias for a gate with inputs, or choose gate=constant"
+        # The gate learns a logit, which is infinite at 0 and 1.
         elif self.init_value in (0, 1) and self.trainable:
             problem = "a trained gate cannot leave 0 or 1"
             yield "init_value", f"{problem}; choose a value between them, or gate=constant"
@@ -306,6 +311,7 @@ class RunConfig(StrictModel):
     """The configuration of one run, with the tasks and metrics that it names."""
 
     mode: Literal["run", "evaluate", "plan", "download"]
+    # NumPy accepts only 32-bit seeds.
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     run_dir: Text | None
     resume: Text
@@ -326,7 +332,8 @@ class RunConfig(StrictModel):
     evaluation: EvaluationConfig
     logger: LoggerConfig
     engine: EngineConfig
-    # set by imsm.config.validate and imsm.config.stages
+    # Not settings: set by imsm.config.validate and imsm.config.stages, saved so that old results can be
+    # loaded after the yamls have changed.
     tasks: dict[str, Task] = Field(default={})
     """The evaluated tasks by name, including the target."""
     replay_tasks: dict[str, Task] = Field(default={})
@@ -343,6 +350,7 @@ class RunConfig(StrictModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types, as saved in `result.json`."""
+        # Unset fields stay unset when loaded again, so that the run's identity and name are the same.
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @classmethod

@@ -18,6 +18,7 @@ def expand_stages(config: RunConfig) -> list[RunConfig]:
     """
     if config.task_sequence is None:
         return [config]
+    # The stages would be the same model; one run avoids evaluating it several times.
     if not config.method.trainable:
         return [_stage(config, config.task_sequence[-1], previous=None)]
     stages: list[RunConfig] = []
@@ -40,6 +41,7 @@ def _stage(config: RunConfig, name: str, *, previous: PreviousStageConfig | None
     """Return the run of one task: the same as composing it with `data=<name>`."""
     data = config.data.with_task(config.stage_tasks[name])
     tasks = config.tasks | config.stage_tasks | {name: data.as_task()}
+    # Not model_copy: validation checks the new sections, and only set fields are saved (`RunConfig.to_dict`).
     values = {key: getattr(config, key) for key in config.model_fields_set - {"stage_tasks", "previous_stage"}}
     values |= {"task_sequence": None, "data": data, "tasks": {key: tasks[key] for key in config.tasks}}
     return RunConfig(**values | ({"previous_stage": previous} if previous is not None else {}))

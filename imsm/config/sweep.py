@@ -19,9 +19,7 @@ class SweepSpec:
         name: option of the group `sweep`, or Hydra's name of the launcher or sweeper.
         launcher: Hydra's name of the launcher; `basic` runs the jobs in this process.
         sweeper: Hydra's name of the sweeper; `basic` runs all combinations.
-        several: True for a sweep (`-m`).
-        overrides: overrides of the command line, without Hydra's own.
-        hydra_overrides: Hydra's own overrides (`hydra.*`, `hydra/*`).
+        hydra_overrides: Hydra's own overrides (`hydra.*`, `hydra/*`), which `overrides` lacks.
         jobs: overrides of each job; for a search, the combinations that bound it.
     """
 
@@ -59,17 +57,21 @@ def expand_jobs(overrides: Sequence[Override], *, sweep: bool, searches: bool) -
         if not override.is_sweep_override():
             texts = [override.get_value_element_as_str()]
         elif override.key_or_group.split(".")[0] == "evaluation":
-            # evaluation settings are not part of a run's name
-            raise UserError(f"{line}: jobs that differ only in evaluation would overwrite each other's result; "
-                            "give one value, and evaluate again with mode=evaluate")  # fmt: skip
+            # Evaluation settings are not part of a run's name.
+            raise UserError(
+                f"{line}: jobs that differ only in evaluation would overwrite each other's result; "
+                "give one value, and evaluate again with mode=evaluate"
+            )
         elif not sweep:
             raise UserError(f"{line}: several values need a sweep; add -m")
         elif isinstance(value, IntervalSweep):
             if not searches:
                 raise UserError(f"{line}: an interval needs sweep=optuna; or list the values")
-            texts = [str(value.start), str(value.end)]  # validation of the endpoints covers the interval
+            # The ranges of the schema are intervals as well: valid endpoints imply valid values between them.
+            texts = [str(value.start), str(value.end)]
         else:
             texts = list(override.sweep_string_iterator())
+        # As in Hydra, the last override of a key wins.
         values[key] = [f"{key}={text}" for text in texts]
     jobs = [list(job) for job in itertools.product(*values.values())]
     if not jobs:

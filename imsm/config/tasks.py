@@ -29,10 +29,7 @@ SHARED_KEYS = set(DataConfig.model_fields) - set(Task.model_fields)
 class TaskLookup:
     """Looks up tasks by name and collects one line per error.
 
-    Attributes:
-        cfg: The composed configuration, for interpolations in the tasks' yamls.
-        config_dir: Folder with custom options.
-        errors: The errors found so far.
+    ``cfg`` is the composed configuration, for interpolations in the tasks' yamls.
     """
 
     cfg: DictConfig
@@ -44,11 +41,8 @@ class TaskLookup:
     ) -> dict[str, Task]:
         """Return the evaluated tasks by name.
 
-        Args:
-            names: Names of tasks; "target" is the run's own.
-            data: The run's target.
-            backbone: Determines the source of the forgetting tests; None skips the check of their files.
-            trained: Whether the target's training split is needed.
+        ``names`` may contain "target". Without a backbone, files are not checked, because their source is
+        unknown; with ``trained``, the target needs all splits.
         """
         tasks: dict[str, Task] = {}
         for name in dict.fromkeys(names):
@@ -89,13 +83,7 @@ class TaskLookup:
         """Return the tasks in `peft.replay` by name: the replayed one, and those whose tests it must not contain.
 
         The training data must not depend on which tasks are evaluated, so `exclude_tests` has to
-        name every evaluated task explicitly.
-
-        Args:
-            replay: The section.
-            data: The run's target.
-            evaluated: Names in `evaluation.tasks`.
-            backbone: Determines the source of these datasets.
+        name every evaluated task explicitly; ``evaluated`` has the names in `evaluation.tasks`.
         """
         if replay.task == data.name:
             self.errors.append(f"peft.replay.task={data.name}: is the target itself; choose another dataset")
@@ -108,12 +96,14 @@ class TaskLookup:
             )
         tasks: dict[str, Task] = {}
         source = data.forgetting_source(backbone)
+        # The replayed task comes second, so that its key is named where a task is in both.
         keys = dict.fromkeys(replay.exclude_tests, "peft.replay.exclude_tests")
         for name, key in {**keys, replay.task: "peft.replay.task"}.items():
             task = self._load(name, key=key)
             if task is None:
                 continue
             tasks[name] = task
+            # Both can be true of one task, and each role is a different file.
             if name == replay.task:
                 if not task.splits.get("train"):
                     self.errors.append(f"{key}={name}: has no training split; choose another dataset")
@@ -128,14 +118,8 @@ class TaskLookup:
     ) -> tuple[dict[str, Any], dict[str, Task]]:
         """Resolve the tasks of a sequence: the last one is the run's target, all of them are evaluated.
 
-        Args:
-            names: Names of the tasks, in order.
-            data: Source of the settings that all tasks share; its own dataset is ignored.
-            evaluation: The section; "target" means the complete sequence.
-            backbone: Determines the source of the datasets; None skips the check of their files.
-
-        Returns:
-            The new sections `data` and `evaluation` (empty if there are errors), and the tasks by name.
+        Return the new sections `data` and `evaluation` (empty if there are errors), and the tasks by name.
+        In `evaluation.tasks`, "target" means the complete sequence. Without a backbone, files are not checked.
         """
         given, before = f"task_sequence={format_value(names)}", len(self.errors)
         for key, value in (("local_dir", data.local_dir), ("metric", data.metric)):
@@ -156,14 +140,12 @@ class TaskLookup:
         if len(self.errors) > before:
             return {}, {}
         evaluated = [*dict.fromkeys(names), *(name for name in evaluation.tasks if name not in (TARGET, *names))]
-        sections = {
-            "data": data.with_task(tasks[names[-1]]),
-            "evaluation": evaluation.model_copy(update={"tasks": evaluated}),
-        }
-        return sections, tasks
+        section = evaluation.model_copy(update={"tasks": evaluated})
+        return {"data": data.with_task(tasks[names[-1]]), "evaluation": section}, tasks
 
     def _load(self, name: str, *, key: str, also: Sequence[str] = ()) -> Task | None:
         """Load a task's yaml, or collect why it cannot be loaded; ``also`` lists other allowed names."""
+        # load_option would report the name without the key that it was given by.
         names = [*also, *list_options("data", config_dir=self.config_dir)]
         if name not in names:
             hint = did_you_mean(closest_match(name, names))
@@ -183,6 +165,7 @@ class TaskLookup:
         """Resolve the interpolations of an option, which may point anywhere into the configuration."""
         if "${" not in str(option):
             return option
+        # _get_node keeps the interpolations of other sections unresolved: only those that are used can fail.
         root = OmegaConf.create({key: self.cfg._get_node(key) for key in self.cfg if key != "data"})
         root["data"] = option
         values, errors = resolve(root)
@@ -210,6 +193,7 @@ class TaskLookup:
 
 
 def _module_exists(name: str) -> bool:
+    # find_spec imports the parents of a dotted name, which may be missing or no package.
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):

@@ -53,10 +53,6 @@ _RESUME = ("auto", "required", "never")
 def load_config(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig:
     """Return the validated configuration of a run.
 
-    Args:
-        cfg: The composed configuration.
-        config_dir: Folder with custom options (`--config-dir`).
-
     Raises:
         UserError: The configuration is invalid; the message lists all errors.
     """
@@ -68,12 +64,9 @@ def load_config(cfg: DictConfig, *, config_dir: Path | None = None) -> RunConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationResult:
-    """A valid configuration, or its errors.
+    """A valid configuration, or its errors, one line each.
 
-    Attributes:
-        config: None if there are errors.
-        errors: One line per error.
-        rejected: Keys whose values are invalid on their own; checks that depend on them were skipped.
+    ``rejected`` has the keys whose values are invalid on their own; checks that depend on them were skipped.
     """
 
     config: RunConfig | None
@@ -82,12 +75,8 @@ class ValidationResult:
 
 
 def validate(cfg: DictConfig, *, config_dir: Path | None = None) -> ValidationResult:
-    """Validate a composed configuration and look up what it names.
-
-    Args:
-        cfg: The composed configuration.
-        config_dir: Folder with custom options.
-    """
+    """Validate a composed configuration and look up what it names."""
+    # Not OmegaConf.resolve, which raises the first failure.
     values, unresolved = resolve(cfg)
     _make_paths_absolute(values)
     fields = {name: field for name, field in RunConfig.model_fields.items() if name not in _DERIVED}
@@ -105,6 +94,7 @@ def validate(cfg: DictConfig, *, config_dir: Path | None = None) -> ValidationRe
             details: list[dict[str, Any]] = [dict(detail) for detail in error.errors()]
             keys = [".".join(map(str, (name, *detail["loc"]))) for detail in details]
             errors += _describe(name, [d for d, key in zip(details, keys, strict=True) if key not in unresolved])
+            # The fields of an inconsistent section are valid one by one, so that cross-section checks can run.
             if all(detail["type"] == INCONSISTENT for detail in details):
                 sections[name] = _adapter(name).validate_python(values[name], strict=True, context=FIELDS_ONLY)
             else:
@@ -117,7 +107,7 @@ def validate(cfg: DictConfig, *, config_dir: Path | None = None) -> ValidationRe
         "tasks": derived.get("tasks", {}),
         "source_is_set": not OmegaConf.is_interpolation(cfg.get("data", {}), "source"),
     }
-    # an argument that could not be resolved is missing for its target as well
+    # An argument that could not be resolved is missing for its target as well: report it once.
     errors += [e for e in _cross_section_errors(sections | context) if e.partition(":")[0] not in unresolved]
     if errors:
         return ValidationResult(config=None, errors=errors, rejected=rejected)
@@ -125,6 +115,7 @@ def validate(cfg: DictConfig, *, config_dir: Path | None = None) -> ValidationRe
     return ValidationResult(config=RunConfig(**sections | derived), errors=[], rejected=set())
 
 
+# Building an adapter takes much longer than a validation, and a sweep validates many jobs.
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
     field = RunConfig.model_fields[name]
@@ -134,12 +125,11 @@ def _adapter(name: str) -> TypeAdapter[Any]:
 
 def _make_paths_absolute(values: dict[str, Any]) -> None:
     """Make a saved configuration independent of the current folder."""
+    # Before validation, because sections are immutable; values may therefore have any type here.
     data, backbone, engine = (values.get(name) for name in ("data", "backbone", "engine"))
     paths = [(values, "run_dir"), (values, "frozen_adapter"), (data, "mirror_dir"), (data, "local_dir")]
     for section, key in [*paths, (backbone, "name_or_path"), (engine, "hostfile")]:
-        if not isinstance(section, dict):
-            continue
-        text = section.get(key)
+        text = section.get(key) if isinstance(section, dict) else None
         if isinstance(text, str) and text and (key != "name_or_path" or is_local_path(text)):
             section[key] = os.path.abspath(Path(text).expanduser())
 
@@ -202,6 +192,7 @@ def _local_resolver(backbone: BackboneConfig, config_dir: Path | None) -> Iterat
     target = backbone.local_resolver
     if target is None:
         return
+    # A saved configuration may come from an untrusted checkpoint: importing runs code.
     if not _is_trusted(target, config_dir):
         yield (
             f"backbone.local_resolver={target}: must be a function of imsm, or of a module in the folder "
@@ -216,6 +207,7 @@ def _local_resolver(backbone: BackboneConfig, config_dir: Path | None) -> Iterat
 
 def _is_trusted(target: str, config_dir: Path | None) -> bool:
     """Return whether a dotted name is part of imsm or of a module in ``config_dir``."""
+    # By file, not by import: the check must not execute the module.
     top = target.partition(".")[0]
     files = (f"{top}.py", f"{top}/__init__.py")
     return top == "imsm" or (config_dir is not None and any((config_dir / name).is_file() for name in files))
@@ -243,11 +235,13 @@ def _peft_arguments(peft: PeftConfig, backbone: BackboneConfig, config_dir: Path
             f"peft._target_={peft.target}: must be a configuration class of PEFT (peft.LoraConfig), a function of "
             "imsm, or one of a module in the folder given by --config-dir"
         )
+    # An unknown role is reported by `_target_roles`, and has no modules to check with.
     elif all(role in backbone.module_names for role in peft.target_roles):
         yield from adapter_errors(peft.target, peft.arguments(), peft.target_modules(backbone))
 
 
 def _gate_arguments(gate: GateConfig) -> Iterator[str]:
+    # The schema has the ranges of the shipped gate; for another class its signature is the schema.
     if gate.target == SHIPPED_GATE:
         known = [name for name in GateConfig.model_fields if name not in ("name", "target")]
         for name, value in (gate.model_extra or {}).items():
@@ -278,6 +272,7 @@ def _data_source(data: DataConfig, source_is_set: bool) -> Iterator[str]:
     """Reject an explicit `data.source` that contradicts the folders."""
     if not source_is_set:
         return
+    # The default source is an interpolation that a folder overrides; only an explicit value can conflict.
     folders = {"mirror": data.mirror_dir, "local": data.local_dir}
     conflicts = {"hub": ("mirror", "local"), "miniature": ("mirror", "local"), "mirror": ("local",), "local": ()}
     for kind in conflicts[data.source]:
@@ -364,12 +359,14 @@ def _protocol(evaluation: EvaluationConfig, tasks: Mapping[str, Task]) -> Iterat
 
 
 def _limit_by_task(evaluation: EvaluationConfig, data: DataConfig) -> Iterator[str]:
+    # Results are stored under the dataset's name, and limits are looked up by it, not by "target".
     evaluated = [data.name if name == TARGET else name for name in evaluation.tasks]
     for name, limit in (evaluation.limit_by_task or {}).items():
         if name not in evaluated:
             yield f"evaluation.limit_by_task.{name}={limit}: {name} is not evaluated ({', '.join(evaluated)})"
 
 
+# The order of the messages; parameters are matched to sections by name.
 _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _backbone_path,
     _local_resolver,

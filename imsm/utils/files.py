@@ -18,11 +18,13 @@ def write_atomic(path: Path, text: str) -> None:
     Raises:
         OSError: The file cannot be written; an existing file is unchanged.
     """
+    # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
+            # Otherwise a power failure after the rename can leave an empty file.
             os.fsync(stream.fileno())
         temporary.replace(path)
     finally:
@@ -31,11 +33,9 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextmanager
 def file_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Lock a folder against other processes; the lock ends with the process.
+    """Lock a folder, created if missing, against other processes, by its file `lock`.
 
-    Args:
-        folder: Created if missing; the lock is its file `lock`.
-        wait: Wait for another process to release the lock, with a log line, instead of raising.
+    With ``wait``, wait until another process releases the lock, with a log line, instead of raising.
 
     Raises:
         UserError: Another process holds the lock, or the folder cannot be written.
@@ -46,6 +46,7 @@ def file_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"run_dir={folder}: cannot be written ({error.strerror or error})") from error
     with stream:
+        # flock, not a file that exists or not: the kernel releases it when the process is killed.
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

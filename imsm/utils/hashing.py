@@ -15,6 +15,7 @@ from imsm.utils.paths import cache_folder
 
 def hash_json(value: Any) -> str:
     """Return the hash of a value's compact JSON."""
+    # Keys are not sorted: hashes that are saved in caches depend on the exact text.
     return hash_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
@@ -51,6 +52,7 @@ def hash_file_cached(path: Path) -> str:
         hashes = {}
     if key not in hashes:
         hashes[key] = hash_file(path)
+        # Two processes may write at once: the last one wins, and the other's hash is computed again.
         with contextlib.suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(cache, json.dumps(hashes))

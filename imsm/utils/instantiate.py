@@ -55,12 +55,8 @@ def argument_errors(
 ) -> list[str]:
     """Check a yaml's arguments against a signature; return one line per error.
 
-    Args:
-        section: Prefix of the keys in the messages, e.g. "peft".
-        factory: Function or class with annotated keyword arguments.
-        arguments: The yaml's values.
-        supplied: Arguments that the run sets itself (`target_modules`, `hidden_size`).
-        annotations: Types that replace those of the signature.
+    ``section`` is the prefix of the keys in the messages. The run sets the arguments ``supplied`` itself
+    (`target_modules`, `hidden_size`). ``annotations`` replace those of the signature.
     """
     excluded, annotations = set(supplied), annotations or {}
     parameters = {
@@ -68,11 +64,8 @@ def argument_errors(
         for name, parameter in inspect.signature(factory).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in excluded
     }
-    errors = [
-        unknown_key_error(section, name, value, parameters)
-        for name, value in arguments.items()
-        if name not in parameters
-    ]
+    unknown = [name for name in arguments if name not in parameters]
+    errors = [unknown_key_error(section, name, arguments[name], parameters) for name in unknown]
     for name, parameter in parameters.items():
         if name in arguments:
             annotation = annotations.get(name) or _evaluate(factory, parameter.annotation)
@@ -93,6 +86,7 @@ def _evaluate(factory: Callable[..., Any], annotation: Any) -> Any:
         return Any
     if not isinstance(annotation, str):
         return annotation
+    # A string under `from __future__ import annotations`; get_type_hints would fail on any unresolvable one.
     function = factory.__init__ if inspect.isclass(factory) else factory
     try:
         return eval(annotation, getattr(function, "__globals__", {}))
@@ -101,6 +95,7 @@ def _evaluate(factory: Callable[..., Any], annotation: Any) -> Any:
 
 
 def _type_errors(key: str, annotation: Any, value: Any) -> list[str]:
+    # pydantic has no schema for arbitrary classes (a torch.dtype, a callback): such a value is not checked.
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
     except PydanticSchemaGenerationError:

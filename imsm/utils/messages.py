@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from imsm.utils.options import closest_match
 from imsm.utils.strict_model import INCONSISTENT
 
-# by pydantic's error type
+# By pydantic's error type; its own messages name Python types, which a yaml does not have.
 _PROBLEMS = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -38,15 +38,13 @@ def format_errors(errors: Iterable[str]) -> str:
 
 
 def validation_errors(section: str, fields: Mapping[str, Any], details: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Describe the validation errors of a section, one line each.
+    """Describe `ValidationError.errors()` of a section ("": the top level), one line each.
 
-    Args:
-        section: Name of the section; "" for the top level.
-        fields: Types of the section's keys, as written in its yaml.
-        details: `ValidationError.errors()`.
+    ``fields`` has the types of the section's keys, as written in its yaml.
     """
     lines = []
     for detail in details:
+        # pydantic's location has indices of lists as well, which are part of no key.
         names = [part for part in detail["loc"] if isinstance(part, str)]
         name = names[0] if names else ""
         key = ".".join([section, *names] if section else names)
@@ -62,12 +60,9 @@ def validation_errors(section: str, fields: Mapping[str, Any], details: Iterable
 
 
 def value_error(key: str, detail: Mapping[str, Any], annotation: Any = None) -> str:
-    """Describe one rejected value.
+    """Describe one entry of `ValidationError.errors()`.
 
-    Args:
-        key: Dotted key of the value.
-        detail: One entry of `ValidationError.errors()`.
-        annotation: Type of the field, for its allowed words and whether it may be null.
+    ``annotation`` is the type of the field, for its allowed words and whether it may be null.
     """
     value, kind, context = detail["input"], detail["type"], detail.get("ctx", {})
     words = allowed_words(annotation)

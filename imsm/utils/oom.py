@@ -16,16 +16,15 @@ _OOM_MESSAGES = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether ``error`` was raised because CPU or GPU memory ran out."""
+    # By message: torch.OutOfMemoryError covers neither CPU allocations nor cuBLAS workspaces.
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OOM_MESSAGES)
 
 
 class AdaptiveBatchSize(Generic[Result]):
     """Compute batches; halve the batch size permanently when memory runs out.
 
-    Args:
-        compute: Returns one result per index of a batch; results must not depend on each other.
-        what: What a batch consists of, e.g. "prompts".
-        key: Config key of the batch size.
+    ``compute`` returns one result per index of a batch; results must not depend on each other. The message
+    names ``what`` a batch consists of (e.g. "prompts") and the config ``key`` of the batch size.
     """
 
     def __init__(self, compute: Callable[[Sequence[int]], list[Result]], *, what: str, key: str) -> None:
@@ -51,7 +50,9 @@ class AdaptiveBatchSize(Generic[Result]):
                     raise RunError(
                         f"{self._key}=1: out of memory; use a smaller backbone or backbone.dtype=bfloat16"
                     ) from error
-            clear_device_cache(garbage_collection=True)  # only here: inside `except`, the error holds the tensors
+            # Only here: inside `except`, the traceback still holds the tensors of the failed batch.
+            clear_device_cache(garbage_collection=True)
+            # Of the failed batch, not of the limit: the last batch of a call may be smaller.
             self.max_batch_size = len(batch) // 2
             print_above_bar(
                 f"out of memory with {len(batch)} {self._what} per batch, retrying with batch size "

@@ -21,12 +21,8 @@ def list_options(group: str, *, config_dir: Path | None = None) -> list[str]:
 def load_option(group: str, name: str, *, config_dir: Path | None = None) -> dict[str, Any]:
     """Return the values of `<group>/<name>.yaml` with unresolved interpolations.
 
-    As in Hydra, options of the same group in its defaults list are merged in.
-
-    Args:
-        group: A folder of conf, e.g. "data".
-        name: An option, e.g. "gsm8k".
-        config_dir: Folder with custom options; they take precedence over the shipped ones.
+    As in Hydra, options of the same group in its defaults list are merged in, and options in
+    ``config_dir`` take precedence over the shipped ones.
 
     Raises:
         UserError: The option does not exist, or its yaml is invalid.
@@ -34,6 +30,7 @@ def load_option(group: str, name: str, *, config_dir: Path | None = None) -> dic
     for folder in _folders(group, config_dir):
         path = folder / f"{name}.yaml"
         if path.is_file():
+            # The cached dict is shared, and merging removes its defaults list.
             values = copy.deepcopy(_read_yaml(path, path.stat().st_mtime_ns))
             return _merge_defaults(values, group=group, name=name, config_dir=config_dir)
     raise UserError(unknown_option(group, name, list_options(group, config_dir=config_dir)))
@@ -78,10 +75,9 @@ def _folders(group: str, config_dir: Path | None) -> Iterator[Path]:
 def _merge_defaults(values: dict[str, Any], *, group: str, name: str, config_dir: Path | None) -> dict[str, Any]:
     """Merge the options in the defaults list; mappings are overrides of other groups and left to Hydra."""
     entries = [entry for entry in values.pop("defaults", []) if isinstance(entry, str)]
-    if "_self_" not in entries:
-        entries.append("_self_")
     merged: dict[str, Any] = {}
-    for entry in entries:
+    # Hydra's default since 1.1: without `_self_`, the option's own values come last and win.
+    for entry in entries if "_self_" in entries else [*entries, "_self_"]:
         if entry == "_self_":
             merged.update(values)
         elif entry != name:

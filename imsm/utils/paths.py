@@ -55,10 +55,12 @@ def resolve_run_dir(name: str, *, option: str | None = None) -> Path:
     if not folder.is_dir():
         prefix = name if option is None else f"{option} {name}"
         raise UserError(f"{prefix}: no such folder, and no run of that name in {runs_root()}")
+    # Not resolve(): a symbolic link keeps the name that the user gave.
     return folder.absolute()
 
 
 def is_local_path(path: str) -> bool:
     """Return whether a backbone's path is a local folder rather than a Hub id."""
+    # "owner/name" may be both; an existing folder wins, as in transformers.
     written = path.startswith(("/", "./", "../", "~")) or path in (".", "..")
     return written or path.count("/") > 1 or (not path.startswith("imsm:") and os.path.isdir(path))

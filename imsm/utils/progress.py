@@ -18,17 +18,11 @@ def progress_bar(
     keep: bool = True,
     shown: bool = True,
 ) -> tqdm:
-    """Return a progress bar on standard error.
+    """Return a progress bar on standard error; without ``steps``, the caller updates it.
 
-    Args:
-        steps: Iterable to wrap, or None if the caller updates the bar.
-        total: Number of steps.
-        done: Number of steps completed before.
-        label: Text on the left.
-        unit: Name of one step.
-        keep: Keep the finished bar on the screen.
-        shown: Set to False on all ranks but rank 0.
+    ``done`` steps were completed before. The finished bar stays on the screen with ``keep``.
     """
+    # In a log file each refresh is a new line: one per 20 s is enough.
     live = sys.stderr.isatty()
     return tqdm(
         steps,
@@ -46,4 +40,5 @@ def progress_bar(
 
 def print_above_bar(text: str) -> None:
     """Print a line to standard error, above any progress bar."""
+    # print() would append to the line of a live bar.
     tqdm.write(f"imsm: {text}", file=sys.stderr)

@@ -50,6 +50,7 @@ def open_run_dir(path: Path, identity: Mapping[str, Any]) -> RunDir:
         UserError: The folder belongs to a run with another identity, or cannot be written.
     """
     run = RunDir(path)
+    # Tuples become lists, as in the saved file.
     identity = json.loads(json.dumps(identity))
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -76,11 +77,7 @@ def open_run_dir(path: Path, identity: Mapping[str, Any]) -> RunDir:
 
 
 def check_input_hashes(run: RunDir, hashes: Mapping[str, str]) -> None:
-    """Save the hashes of a training's inputs, or compare them with the saved ones.
-
-    Args:
-        run: The run directory.
-        hashes: By name, of the backbone's weights and of the training examples.
+    """Save the hashes of a training's inputs by name, or compare them with the saved ones.
 
     Raises:
         UserError: An input changed since the training started.

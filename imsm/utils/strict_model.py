@@ -28,14 +28,11 @@ class StrictModel(BaseModel):
     def _report_inconsistencies(self, info: ValidationInfo) -> Self:
         if info.context == FIELDS_ONLY:
             return self
-        errors: list[InitErrorDetails] = [
-            {
-                "type": PydanticCustomError(INCONSISTENT, "{problem}", {"problem": problem}),
-                "loc": (field,),
-                "input": getattr(self, field),
-            }
-            for field, problem in self.check()
-        ]
+        # A ValueError of a validator would have no field, and would stop at the first problem.
+        errors: list[InitErrorDetails] = []
+        for field, problem in self.check():
+            kind = PydanticCustomError(INCONSISTENT, "{problem}", {"problem": problem})
+            errors.append({"type": kind, "loc": (field,), "input": getattr(self, field)})
         if errors:
             raise ValidationError.from_exception_data(type(self).__name__, errors)
         return self
