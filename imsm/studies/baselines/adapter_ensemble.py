@@ -21,6 +21,7 @@ class TwoAdapterStreams(StreamRunner):
     def __init__(self, model: nn.Module, decoder: nn.Module, *, other: StreamRunner) -> None:
         super().__init__(model, decoder)
         self.other = other
+        # The adapters are in two copies of the decoder, which cannot run as one batch.
         self.batch_both = False
 
     def hidden_states(self, inputs: dict[str, torch.Tensor], *, stream: str, cache: Cache | None) -> torch.Tensor:
@@ -55,8 +56,10 @@ def share_backbone(model: SiameseForCausalLM, other: SiameseForCausalLM) -> int:
     parameters = {_base_name(name): value for name, value in model.backbone.named_parameters()}
     saved = 0
     for name, value in other.backbone.named_parameters():
+        # Not if they differ: some methods train the backbone's own weights, such as biases.
         shared = parameters.get(_base_name(name))
         if shared is not None and not value.requires_grad and torch.equal(value, shared):
+            # Through `.data`, the modules and ties keep their Parameter objects.
             value.data = shared.data
             saved += value.numel()
     return saved

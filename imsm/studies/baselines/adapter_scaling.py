@@ -23,6 +23,7 @@ from imsm.models.siamese.streams import StreamRunner
 from imsm.studies.baselines.logit_mixing import derive_model
 from imsm.utils.errors import UserError
 
+# Custom adapters may fail in any of these ways on the outputs of scaled layers.
 _FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -32,6 +33,7 @@ class ScaledAdapterStreams(StreamRunner):
     def __init__(self, model: nn.Module, decoder: nn.Module, *, scale: float) -> None:
         super().__init__(model, decoder)
         self.scale = scale
+        # The streams differ in their wrapped layers, so they cannot run as one batch.
         self.batch_both = False
 
     def hidden_states(self, inputs: dict[str, torch.Tensor], *, stream: str, cache: Cache | None) -> torch.Tensor:
@@ -43,6 +45,7 @@ class ScaledAdapterStreams(StreamRunner):
 
     def _scaled_forward(self, disable: Disable, forward: Forward) -> Forward:
         def scaled(*arguments: Any, **named: Any) -> Any:
+            # The layer's input is the scaled stream's; only this layer's adapter is disabled.
             with disable():
                 original = forward(*arguments, **named)
             return _lerp(original, forward(*arguments, **named), self.scale)
@@ -51,17 +54,16 @@ class ScaledAdapterStreams(StreamRunner):
 
 
 def build_scaled_model(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
-    """Build a model whose tuned stream scales the adapter; 1 is the trained model.
+    """Build a model on the same weights whose tuned stream scales the adapter.
 
-    Args:
-        model: A model with an adapter; it is unchanged and shares its weights.
-        scale: 0 is the original, bit for bit; values above 1 extrapolate.
+    Scale 0 is the original, 1 the trained model, bit for bit; values above 1 extrapolate.
 
     Raises:
         UserError: The adapter cannot be scaled: it changes no weights, or the scales 0 and 1 do not
             reproduce the original and the tuned model.
     """
-    method = _method(model)
+    config = getattr(model.adapted, "active_peft_config", None)
+    method = "none" if config is None else str(config.peft_type.value)
     virtual = model.streams.virtual_tokens
     if virtual is not None:
         raise UserError(
@@ -83,11 +85,8 @@ def _with_scale(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
 
 @torch.no_grad()
 def _check_ends(model: SiameseForCausalLM, method: str) -> None:
-    """Check that 0 is the original and 1 the tuned model, bit for bit, with and without a cache.
-
-    Raises:
-        UserError: One is not.
-    """
+    """Check that 0 is the original and 1 the tuned model, bit for bit, with and without a cache."""
+    # From the middle of the vocabulary, because special tokens are mostly at its ends.
     vocabulary = model.backbone.config.get_text_config(decoder=True).vocab_size
     tokens = ((vocabulary // 3 + 17 * torch.arange(12, device=model.device)) % vocabulary).view(2, 6)
     for scale, stream in ((0.0, "original"), (1.0, "tuned")):
@@ -125,8 +124,3 @@ def _lerp(original: Any, tuned: Any, scale: float) -> Any:
         return tuple(map(partial(_lerp, scale=scale), original, tuned))
     # lerp is exact at 0 and 1, unlike original + scale * (tuned - original).
     return original if original is None else torch.lerp(original, tuned, scale)
-
-
-def _method(model: SiameseForCausalLM) -> str:
-    config = getattr(model.adapted, "active_peft_config", None)
-    return "none" if config is None else str(config.peft_type.value)

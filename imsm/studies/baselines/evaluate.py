@@ -41,7 +41,11 @@ class BaselineRun:
     @property
     def name(self) -> str:
         """Name of its directory, such as `logit_mix-0.50` or `entropy_mix`."""
-        return self.info.name if self.value is None else f"{self.info.name}-{_format_value(self.value)}"
+        if self.value is None:
+            return self.info.name
+        # The name is a directory, so two values must not be rounded to the same one.
+        short = f"{self.value:.2f}"
+        return f"{self.info.name}-{short if float(short) == self.value else repr(self.value)}"
 
 
 def baseline_runs(baseline: Baseline, run: FinishedRun, values: Sequence[float] | None) -> list[BaselineRun]:
@@ -54,6 +58,7 @@ def baseline_runs(baseline: Baseline, run: FinishedRun, values: Sequence[float] 
     info = baseline.INFO
     if not info.symbol:
         return [BaselineRun(baseline, None)]
+    # Values that follow from the run, such as the gate's mean, take precedence over the user's.
     own_values: Sequence[float] | None = call_hook(baseline, "values", run, None)
     if own_values is None:
         own_values = info.grid if values is None else values
@@ -66,9 +71,11 @@ def evaluate_baseline(baseline_run: BaselineRun, run: FinishedRun) -> dict[str, 
     Raises:
         UserError: The baseline does not apply to the run's adapter.
     """
+    # Any: the functions that only some baselines define are not part of the protocol.
     baseline, info, value = cast(Any, baseline_run.baseline), baseline_run.info, baseline_run.value
     fingerprint = baseline_fingerprint(baseline_run, run)
 
+    # One model for all tasks, and none if every response is cached.
     @cache
     def get_model() -> SiameseForCausalLM:
         model: SiameseForCausalLM = baseline.build_model(run, value)
@@ -161,9 +168,3 @@ def call_hook(baseline: Baseline, name: str, run: FinishedRun, default: Any) -> 
     """Call an optional function of a baseline, or return the default."""
     function = getattr(baseline, name, None)
     return default if function is None else function(run)
-
-
-def _format_value(value: float) -> str:
-    """Format with two decimals, or with all if it has more."""
-    short = f"{value:.2f}"
-    return short if float(short) == value else repr(value)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -32,23 +31,20 @@ def mix_logits(weight: float) -> Mix:
 
     With w = -a it is z_t + a (z_t - z_o), as in DExperts (2105.03023) and proxy tuning (2401.08565).
     """
-    return partial(_mix_logits, weight=weight)
-
-
-def _mix_logits(original: torch.Tensor, tuned: torch.Tensor, *, weight: float) -> Mixed:
     # lerp is exact at weights 0 and 1.
-    return torch.lerp(tuned, original, weight), _constant(tuned, weight)
+    return lambda original, tuned: (torch.lerp(tuned, original, weight), _constant(tuned, weight))
 
 
 def mix_probabilities(weight: float) -> Mix:
     """Return the arithmetic mean p = w p_o + (1 - w) p_t, as ln p; w in 0..1."""
-    return partial(_mix_probabilities, weight=weight)
-
-
-def _mix_probabilities(original: torch.Tensor, tuned: torch.Tensor, *, weight: float) -> Mixed:
+    # As logarithms, because probabilities in float32 underflow; math.log rejects 0.
     log_weights = [math.log(each) if each > 0 else -math.inf for each in (weight, 1 - weight)]
-    parts = [logits.log_softmax(dim=-1) + w for logits, w in zip((original, tuned), log_weights, strict=True)]
-    return torch.logaddexp(*parts), _constant(tuned, weight)
+
+    def mix(original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
+        parts = [logits.log_softmax(dim=-1) + w for logits, w in zip((original, tuned), log_weights, strict=True)]
+        return torch.logaddexp(*parts), _constant(tuned, weight)
+
+    return mix
 
 
 def mix_by_entropy(original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
@@ -81,6 +77,7 @@ class LogitMixer(nn.Module):
 
     def forward(self, original: torch.Tensor, tuned: torch.Tensor) -> Mixed:
         """Mix z_o and z_t, each (..., V); return mixed logits and the original's weight (...)."""
+        # In float32: bfloat16 would make entropies and maxima equal that are not.
         return self.mix(original.float(), tuned.float())
 
 
@@ -103,6 +100,7 @@ def build_mixing_model(model: SiameseForCausalLM, mix: Mix) -> LogitMixingModel:
 
 def derive_model(model: SiameseForCausalLM, kind: type[Model], *, stream: str, gate: nn.Module | None) -> Model:
     """Build another siamese model of class ``kind`` on the weights of ``model``, which is unchanged."""
+    # A copy, because the stream is part of the configuration.
     config = copy.copy(model.config)
     config.stream = stream
     derived = kind(config, model.adapted, gate)

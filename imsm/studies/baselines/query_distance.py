@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -47,7 +47,14 @@ class QueryDistances:
 @lru_cache(maxsize=1)
 def compute_query_distances(run: FinishedRun) -> QueryDistances:
     """Compute the distances of a run's evaluation sets, or read them from `baselines/`."""
-    training = _training_queries(run)
+    data = run.config.data
+    training, _ = tokenize_prompts(
+        training_examples(run.config),
+        run.tokenizer,
+        max_prompt_tokens=data.max_prompt_tokens,
+        closed_vocabulary=run.config.backbone.closed_vocabulary,
+        chat=data.chat_template,
+    )
     key = hash_json(
         [
             _VERSION,
@@ -62,22 +69,17 @@ def compute_query_distances(run: FinishedRun) -> QueryDistances:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored.pop("key") == key:
             return QueryDistances(**stored)
+    # A missing, stale or damaged file is computed again.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # missing, stale or damaged: computed again
-    distances = _distances(run, training)
+        pass
+    states = partial(
+        query_states, run.model(), pad_id=run.tokenizer.pad_token_id, batch_size=run.config.evaluation.batch_size
+    )
+    queries = {name: states(eval_set.prompts, label=name) for name, eval_set in run.eval_sets.items()}
+    distances = measure_distances(states(training, label="training"), queries, seed=run.config.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({"key": key, **asdict(distances)}) + "\n")
     return distances
-
-
-def _distances(run: FinishedRun, training: Sequence[TokenizedExample]) -> QueryDistances:
-    model, pad_id = run.model(), run.tokenizer.pad_token_id
-
-    def states(prompts: Sequence[TokenizedExample], label: str) -> Matrix:
-        return query_states(model, prompts, pad_id=pad_id, batch_size=run.config.evaluation.batch_size, label=label)
-
-    queries = {name: states(eval_set.prompts, name) for name, eval_set in run.eval_sets.items()}
-    return measure_distances(states(training, "training"), queries, seed=run.config.seed)
 
 
 def measure_distances(training: Matrix, queries: dict[str, Matrix], *, seed: int) -> QueryDistances:
@@ -85,6 +87,7 @@ def measure_distances(training: Matrix, queries: dict[str, Matrix], *, seed: int
 
     Queries are q_o, (N, D); at least two training queries are needed. ``seed`` selects the held-out part.
     """
+    # Epochs are counted from 0 and the validation split is -1, so this order is independent of both.
     (order,) = training_order(len(training), batch_size=len(training), seed=seed, epoch=-2)
     count = max(1, round(HELD_OUT * len(training)))
     nearest = NearestNeighbors(n_neighbors=1).fit(training[order[count:]])
@@ -113,15 +116,3 @@ def query_states(
             states[indices] = pool(hidden, mask, pooling="mean").float().cpu().numpy()
             bar.update(len(indices))
     return states
-
-
-def _training_queries(run: FinishedRun) -> list[TokenizedExample]:
-    """Tokenize the prompts of the target's training examples."""
-    prompts, _ = tokenize_prompts(
-        training_examples(run.config),
-        run.tokenizer,
-        max_prompt_tokens=run.config.data.max_prompt_tokens,
-        closed_vocabulary=run.config.backbone.closed_vocabulary,
-        chat=run.config.data.chat_template,
-    )
-    return prompts

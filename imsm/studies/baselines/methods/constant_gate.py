@@ -33,6 +33,7 @@ def values(run: FinishedRun) -> tuple[float]:
     Raises:
         UserError: The run's predictions contain no gate values.
     """
+    # A prediction has its mean over the response, which is weighted by the response's length.
     total = tokens = 0.0
     for predictions in run.predictions().values():
         known = predictions[predictions["gate_mean"].notna()]

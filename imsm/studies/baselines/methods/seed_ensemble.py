@@ -34,6 +34,7 @@ def cache_key(run: FinishedRun) -> dict[str, str]:
 def build_model(run: FinishedRun, value: None) -> SiameseForCausalLM:
     """Return the ensemble; both adapters share the backbone."""
     assert run.other is not None
+    # Each run loads its own backbone; sharing frees the second one's weights.
     model, other = run.model(), run.other.model()
     share_backbone(model, other)
     return build_ensemble(model, other, mix_logits(0.5))
