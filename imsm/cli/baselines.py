@@ -59,13 +59,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _evaluate(run: FinishedRun, chosen: Sequence[Baseline], values: Sequence[float] | None, *, skip: bool) -> None:
-    """Evaluate baselines and print the table.
+    """Evaluate baselines and print the table; ``skip`` those that do not apply instead of raising UserError.
 
-    Args:
-        run: the finished run.
-        chosen: modules of the baselines.
-        values: values to evaluate instead of the baselines' own.
-        skip: skip baselines that do not apply to the run instead of raising UserError.
+    ``values`` replace the baselines' own.
     """
     from imsm.studies.baselines.evaluate import FOLDER, TUNED, baseline_runs, evaluate_baseline, evaluate_tuned
     from imsm.studies.baselines.table import print_table

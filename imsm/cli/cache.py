@@ -4,8 +4,6 @@ A cache holds the original model's hidden states of training examples, for all e
 is stored in the folder IMSM_CACHE.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import time
@@ -77,6 +75,7 @@ def _clear(keys: list[str]) -> None:
         if not any(folder.name.startswith(key) for folder in folders):
             raise UserError(f"KEY={key}: no cache in {caches_dir()} starts with it; see imsm cache list")
     chosen = [folder for folder in folders if not keys or folder.name.startswith(tuple(keys))]
+    # measured before the files are gone
     size = sum(map(folder_size, chosen))
     for folder in chosen:
         try:

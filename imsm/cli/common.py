@@ -1,7 +1,5 @@
 """Arguments and checks that several commands share."""
 
-from __future__ import annotations
-
 import os
 import sys
 from argparse import ArgumentParser
@@ -27,6 +25,7 @@ def import_from_config_dir(folder: Path | None) -> Path | None:
         return None
     if not folder.is_dir():
         raise UserError(f"--config-dir {folder}: no such directory")
+    # absolute, because a worker process may have another working directory
     path = os.path.abspath(folder)
     if path not in sys.path:
         sys.path.insert(0, path)

@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> None:
     runs: dict[str, SweepRun] = {}
     for overrides in _job_overrides(composer, options.overrides):
         key, run = _sweep_run(composer, overrides)
+        # the first row of equal runs is kept, e.g. the original for several values of gate.rank
         runs.setdefault(key, run)
     tables = sweep_tables(list(runs.values()))
     render_terminal(tables)

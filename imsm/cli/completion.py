@@ -3,8 +3,6 @@
 Load it with `eval "$(imsm completion bash)"` (zsh likewise), or `imsm completion fish | source`.
 """
 
-from __future__ import annotations
-
 import argparse
 from importlib import import_module
 

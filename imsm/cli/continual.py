@@ -5,8 +5,6 @@ methods in the same parent folder are shown too. `sequence.json`, `.md`, `.csv` 
 written into the last folder given.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -80,6 +80,7 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
     if stream not in ("all", *available):
         raise UserError(f"--stream {stream}: {folder.name} has {', '.join(available)}")
     streams = [each for each in STREAMS if each in available and stream in ("all", each)]
+    # one model answers for all streams: they share the backbone's weights
     for each in streams:
         model.stream = each
         print(f"{each}: " if len(streams) > 1 else "", end="", flush=True)

@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> None:
     if options.include_path is not None and not options.include_path.is_dir():
         raise UserError(f"--include-path {options.include_path}: no such directory")
     folder = find_run(options.run).absolute()
+    # an evaluation may take hours; a path that cannot be written is reported before it
     _check_writable(options.output or folder / "harness.json")
     task_manager, tasks = _find_tasks(options)
     model = _load_model(folder, options)

@@ -3,8 +3,6 @@
 Exit codes: 0 success, 1 a run failed, 2 bad input, 130 interrupted, 141 the reader of the output ended.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import sys
@@ -42,11 +40,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line and return its exit code.
-
-    Args:
-        argv: arguments after `imsm`; those of the process by default.
-    """
+    """Run the arguments after `imsm` (default: those of the process) and return the exit code."""
     try:
         try:
             code = _run_command((sys.argv[1:] if argv is None else argv) or ["--help"])
@@ -99,13 +93,8 @@ def _output_is_closed() -> bool:
 def help_text() -> str:
     """Return the list of commands."""
     lines = [f"  {name:<12} {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "Usage: imsm COMMAND [ARGUMENTS]",
-            "",
-            "Interweave the hidden states of a fine-tuned language model with those of its original (IMSM).",
-            "",
-            "Commands (`imsm COMMAND --help` shows their arguments)",
-            *lines,
-        ]
+    return (
+        "Usage: imsm COMMAND [ARGUMENTS]\n\n"
+        "Interweave the hidden states of a fine-tuned language model with those of its original (IMSM).\n\n"
+        "Commands (`imsm COMMAND --help` shows their arguments)\n" + "\n".join(lines)
     )

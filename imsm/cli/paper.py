@@ -64,6 +64,7 @@ def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunInd
     from imsm.studies.paper.speed import measure_speed, read_speed, write_speed
 
     for table in tables:
+        # all tables first, so that no run starts if a later table is invalid
         validate_runs(table, runs, scale=options.scale)
     failed: list[str] = []
     started = time.monotonic()
@@ -76,6 +77,7 @@ def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunInd
             continue
         required = required_runs(table, runs, scale=options.scale, seeds=options.seeds)
         failed += run_missing(required, log_dir=runs_root() / "logs", jobs=options.jobs, log=log)
+        # tables share runs: those of this table are not started again for the next one
         runs.refresh()
     print(f"runs: {time.monotonic() - started:.0f} s")
     return failed

@@ -3,8 +3,6 @@
 The model card is made from the run's `result.json`. Log in with `hf auth login` or set HF_TOKEN.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -31,10 +29,7 @@ def main(arguments: list[str]) -> None:
 def push(folder: Path, name: str, *, private: bool) -> str:
     """Upload a run's `model/` with its model card and return its URL.
 
-    Args:
-        folder: the run's folder.
-        name: model repository on the Hub; created if it does not exist.
-        private: whether a new repository is private.
+    The repository is created if it does not exist; ``private`` applies only to a new one.
 
     Raises:
         UserError: the run trained nothing, or the upload failed.

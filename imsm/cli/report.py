@@ -1,7 +1,5 @@
 """`imsm report RUN`: write a finished run's report again, with the runs and baselines added since."""
 
-from __future__ import annotations
-
 import argparse
 
 from imsm.utils.errors import UserError

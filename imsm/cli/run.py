@@ -122,6 +122,7 @@ def main(arguments: list[str]) -> int:
     from imsm.config.compose import CONFIG_DIR
 
     gc.enable()
+    # hydra.main parses sys.argv and takes no argument list
     sys.argv = ["imsm run", *_hydra_arguments(options)]
     with _sweep_folder(spec, config_dir) as sweep:
         environment = {FOLDER: str(sweep.folder), "HYDRA_FULL_ERROR": "1"}  # Hydra then raises instead of exiting
@@ -145,6 +146,7 @@ def _sweep_spec(options: Namespace, config_dir: Path | None) -> SweepSpec:
     if options.hydra_help:
         return SweepSpec()
     composer = ConfigComposer(config_dir)
+    # validated before Hydra, which would report only the first error, and only of the first job
     errors = composer.validate(options.overrides, sweep=options.multirun, composition_only=_prints_only(options))
     if errors:
         raise UserError(format_errors(errors))
@@ -195,6 +197,7 @@ def _sweep_folder(spec: SweepSpec, config_dir: Path | None) -> Iterator[SweepDir
     from imsm.pipeline.sweeps.status import new_attempt, sweep_dir
 
     folder = sweep_dir(runs_root(), name=spec.name, overrides=spec.overrides, config_dir=config_dir)
+    # all attempts share the folder: two at once would start the same jobs
     with file_lock(folder):
         sweep = new_attempt(folder)
         print(f"sweep: its logs are in {sweep.folder}")
@@ -225,4 +228,5 @@ def _print_summary(spec: SweepSpec, sweep: SweepDir, config_dir: Path | None) ->
         print("\n" + "\n".join(summary(jobs, config_dir=config_dir)))
     if spec.searches:
         print(format_best_trial(sweep.folder))
+    # no jobs: Hydra only printed its configuration
     return max((job.exit_code for job in jobs), default=0)

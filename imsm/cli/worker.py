@@ -24,6 +24,7 @@ def run_from_file(settings: dict[str, Any], dist_context: DistributedContext) ->
 
     config = RunConfig.from_dict(settings["config"])
     if config.config_dir is not None:
+        # the launcher starts this process without the import path of the command
         sys.path.insert(0, config.config_dir)
     run_experiment(config, runs_root=Path(settings["runs_root"]), dist_context=dist_context)
 

@@ -1,7 +1,5 @@
 """Task sequences: plan or execute each stage as an ordinary run, then write a summary."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +30,14 @@ def run_stages(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] =
     for number, stage in enumerate(stages, start=1):
         if config.method.trainable:
             print(f"\nstage {number} of {len(stages)}: {stage.data.name}", flush=True)
+        # a finished stage is checked against its parent before it is skipped: its weights may be stale
         if load_if_finished(stage, runs_root=runs_root) is not None:
             _check_parent(stage, runs_root=runs_root)
             print(f"{run_name(stage)}: already finished")
             continue
         start_run(stage, runs_root=runs_root, overrides=overrides)
     group = detect_process_group()
+    # every process of a torchrun group executes this function; one writes the report
     if config.method.trainable and (group is None or group.rank == 0):
         from imsm.reporting.continual.report import write_sequence_report  # imports matplotlib
 

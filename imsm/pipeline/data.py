@@ -1,7 +1,5 @@
 """Training examples and evaluation sets of a configuration."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -85,6 +83,7 @@ def all_training_examples(config: RunConfig) -> list[Example]:
     Raises:
         UserError: The training data of a parent run is not available.
     """
+    # a test example that a parent run was trained on is contaminated, too
     parents = [_parent_examples(identity, config) for identity in parent_trainings(config)]
     return [*chain.from_iterable(parents), *run_examples(config)]
 
@@ -167,6 +166,7 @@ def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Exa
     )
     if replay is None:
         return examples
+    # the parent's own test set was excluded from its replay, so the same sample needs the task here
     known_tasks = {config.data.name: config.data, **config.replay_tasks, **config.tasks}
     sampled = _sample_replay(
         ReplayConfig(**{key: value for key, value in replay.items() if key != "source"}),
@@ -183,6 +183,7 @@ def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Exa
 def _task_from_identity(data: Mapping[str, Any]) -> Task:
     """Return the training task that an identity records; identities contain no metrics."""
     hub = data.get("hub")
+    # model_construct skips validation: an identity has only the fields that affect training
     return Task.model_construct(
         name=data["name"],
         module=data["module"],

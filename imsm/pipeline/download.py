@@ -4,8 +4,6 @@ No run folder is created. With `hidden_state_cache=disk` the cache is computed a
 machine; otherwise no weights are loaded and no GPU is used.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -91,6 +89,7 @@ def check_offline_files(config: RunConfig) -> None:
 def _hub_datasets(config: RunConfig) -> dict[str, HubDataset]:
     """Return the Hub datasets that a run or one of its parents reads, by task."""
     parents = [identity["data"] for identity in parent_trainings(config)]
+    # parents are read again to check the test sets for contamination
     datasets = {data["name"]: HubDataset(**data["hub"]) for data in parents if data["source"]["kind"] == "hub"}
     return datasets | {
         task.name: task.hub for task, source in tasks_read(config) if source.kind == "hub" and task.hub is not None
@@ -130,6 +129,7 @@ def _download_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Non
             "mirror_dir": config.data.mirror_dir,
             "source": config.data.source,
         }
+        # one task per call, so that jobs of a sweep share the tasks that are equal
         only_task = config.model_copy(update={"tasks": {name: task}})
         _once(f"{name} (test)", shared | key, partial(_load_eval_set, only_task, name, tokenizer))
     for name, hub in _hub_datasets(config).items():
@@ -156,6 +156,7 @@ def _precompute(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str:
         return "computed by the first run; hidden_state_cache=disk computes it here"
     transformers.utils.logging.disable_progress_bar()
     examples = tokenized_training_set(config, tokenizer)[0]
+    # the original model is enough: the cache contains no hidden states of the tuned one
     model = new_model(baseline_config(config), None, device=local_device(config, DistributedContext()))
     return precompute_cache(config, model, examples, pad_id=tokenizer.pad_token_id)
 

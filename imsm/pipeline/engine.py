@@ -1,7 +1,5 @@
 """Build the training engine of a run; choose its processes, device and micro-batch size."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +23,8 @@ from imsm.utils.errors import UserError
 def topology_of(config: RunConfig, *, gpus: int, joined: int | None = None, elsewhere: bool = False) -> Topology:
     """Return the processes that a run's engine needs.
 
-    Args:
-        config: Run configuration.
-        gpus: Number of GPUs visible on this machine.
-        joined: Number of processes already started (torchrun, srun); None outside a group.
-        elsewhere: Assume that the run's machines have the GPUs it requests; set for plans.
+    ``gpus`` is the number visible here; ``joined`` the number of processes already started (torchrun, srun),
+    None outside a group. ``elsewhere`` (for plans) assumes that the run's machines have the GPUs it requests.
 
     Raises:
         UserError: Engine, GPUs or hostfile do not allow the number of processes.
@@ -51,6 +46,7 @@ def topology_of(config: RunConfig, *, gpus: int, joined: int | None = None, else
             "start the same number, or leave both keys out"
         )
     if joined is None and elsewhere and (processes is not None or engine.device == "cuda"):
+        # a plan may be made on a login node that has no GPU
         gpus = max(gpus, processes or 1)
     return resolve_topology(
         name=engine.name,
@@ -69,6 +65,7 @@ def local_device(config: RunConfig, dist_context: DistributedContext) -> torch.d
     device = choose_device(config.engine.device)
     if device.type == "cuda" and dist_context.store is not None:
         device = torch.device("cuda", dist_context.local_rank)
+        # NCCL uses the current device; without this every process would use GPU 0
         torch.cuda.set_device(device)
     return device
 
@@ -76,6 +73,7 @@ def local_device(config: RunConfig, dist_context: DistributedContext) -> torch.d
 def micro_batch_size(config: RunConfig, *, processes: int) -> int:
     """Return the number of examples in one forward pass of one process."""
     recipe = config.trainer
+    # ceil: a global batch that does not divide evenly leaves smaller shares to some processes
     per_process = math.ceil(recipe.global_batch_size / processes)
     return min(recipe.micro_batch_size or per_process, per_process)
 
@@ -129,6 +127,7 @@ def build_engine(
         return
     from imsm.training.engines.deepspeed import DeepSpeedEngine  # optional dependency
 
+    # inside the group its size is known, so nothing is inferred from the hostfile
     topology = topology_of(config, gpus=torch.cuda.device_count(), joined=dist_context.world_size)
     init_process_group(dist_context, device=device, timeout_minutes=config.engine.collective_timeout_minutes)
     engine = DeepSpeedEngine(

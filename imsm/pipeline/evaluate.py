@@ -1,7 +1,5 @@
 """Evaluate the original and the trained model, and build the run's result."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -67,6 +65,7 @@ def evaluate_original(config: RunConfig, inputs: EvaluationInputs) -> dict[str, 
     is_main = inputs.dist_context.is_main
     # runs that share the folder of the original wait for each other; its own run holds the lock already
     with nullcontext() if is_own_run or not is_main else file_lock(folder, wait=True):
+        # run_on_main broadcasts JSON, hence the str
         inputs.dist_context.run_on_main(lambda: str(open_run_dir(folder, run_identity(baseline)).path))
         evaluation = _evaluate_tasks(
             config,
@@ -113,6 +112,7 @@ def evaluate_trained(
         fingerprints={**input_hashes, **dict(trained_hashes)},
         trainable_parameters=training["trainable_parameters"],
         training=training,
+        # copied into the result, so that reports never combine scores of two different test sets
         evaluation={**evaluation, "original": original["evaluation"]["tasks"]},
     )
     if inputs.dist_context.is_main:
@@ -124,6 +124,7 @@ def _evaluate_tasks(
     config: RunConfig, inputs: EvaluationInputs, *, stream: str, fingerprint: str, folder: Path
 ) -> dict[str, Any]:
     """Evaluate one stream on every task; return the evaluation section of `result.json`."""
+    # the original was trained on none of these examples, so it has no contamination to report
     trained_on = None if stream == "original" else all_training_examples(config)
     tasks: dict[str, Any] = {}
     for name, eval_set in inputs.eval_sets.items():

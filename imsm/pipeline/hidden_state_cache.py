@@ -1,7 +1,5 @@
 """Decide whether and where training caches the original model's hidden states."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Sequence
@@ -51,6 +49,7 @@ def open_hidden_state_cache(
     if config.hidden_state_cache == "ram":
         request.check_fits()
         return compute_in_memory(model, examples, pad_id=pad_id)
+    # rank 0 computes alone: the other processes read its files, or report that they cannot
     found = dist_context.run_on_main(request.compute_on_disk)
     folder, error = found["folder"], found["error"]
     cache = None
@@ -59,6 +58,7 @@ def open_hidden_state_cache(
             cache = open_cache(Path(folder), examples)
         except (OSError, RuntimeError) as exception:
             error = f"{folder} cannot be read by process {dist_context.rank} ({exception})"
+    # a process that ran the original stream alone would issue other collectives than the rest
     errors = [each for each in dist_context.all_gather(error or "") if each]
     if not errors:
         return cache
@@ -130,6 +130,7 @@ class _CacheRequest:
     def _limit_error(self, *, others: int) -> str | None:
         """Compare with the configured limit; ``others`` is the size of existing caches in bytes."""
         limit = self.config.hidden_state_cache_gb
+        # 1 GB is 1e9 bytes here, as disks are sold, and not 2**30
         if self._size() + others <= limit * 1e9:
             return None
         existing = f" in addition to {format_bytes(others)} of other caches" if others else ""
@@ -143,6 +144,7 @@ class _CacheRequest:
         folder = caches_dir()
         if error := self._limit_error(others=folder_size(folder)):
             return error
+        # shutil.disk_usage needs an existing folder, and the cache's folder is created later
         existing = next(each for each in (folder, *folder.parents) if each.exists())
         free = shutil.disk_usage(existing).free
         if self._size() <= free:

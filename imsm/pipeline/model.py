@@ -1,7 +1,5 @@
 """Build, load and identify the model of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +63,7 @@ def build_kl_regularizer(config: RunConfig) -> KLRegularizer | None:
 
 def needs_original_stream(config: RunConfig) -> bool:
     """Return whether training reads the original's hidden states (interwoven stream or KL penalty)."""
+    # the KL penalty compares with the original's logits, which its hidden states determine
     regularized = config.trainer.kl_beta is not None
     return config.method.trainable and (config.method.stream == "interwoven" or regularized)
 
@@ -77,6 +76,7 @@ def format_trainable(counts: dict[str, int]) -> str:
 
 def weight_hashes(folder: Path) -> list[list[str]]:
     """Return the relative path and SHA-256 of each safetensors file in ``folder``."""
+    # sorted: rglob returns the order of the file system, and the list is hashed
     files = sorted(folder.rglob("*.safetensors"))
     return [[str(file.relative_to(folder)), hash_file_cached(file)] for file in files]
 
@@ -89,4 +89,5 @@ def model_hash(
     ``trained_hashes`` are the `weight_hashes` of adapter and gate.
     """
     parts: list[Any] = [backbone_hash, config.backbone.dtype, stream]
+    # without trained weights the hash is the same in all runs, which share the original's responses
     return hash_json([*parts, trained_hashes] if trained_hashes else parts)

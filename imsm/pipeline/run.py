@@ -5,8 +5,6 @@
 Finished steps are saved and reused, so running a finished command again only prints its report.
 """
 
-from __future__ import annotations
-
 import errno
 import gc
 import sys
@@ -49,6 +47,7 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
     dist_context = dist_context or DistributedContext()
     run = RunDir(run_dir_of(config, runs_root=runs_root))
     with ExitStack() as stack:
+        # locked first: every later step may write to the folder
         dist_context.run_on_main(lambda: _lock_run_dir(config, run, stack))
         stack.enter_context(_failure_messages(run, dist_context))
         transformers.utils.logging.disable_progress_bar()
@@ -58,6 +57,7 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         parent = None if config.previous_stage is None else runs_root / config.previous_stage.run
         hashes = _input_hashes(config, parent=parent)
         if config.method.trainable:
+            # before training: a finished or interrupted training with other inputs must not be mixed with this one
             dist_context.run_on_main(lambda: check_input_hashes(run, hashes))
 
         logger = stack.enter_context(_open_logger(config, run)) if dist_context.is_main else None
@@ -166,6 +166,7 @@ def _model_loader(
     def load() -> SiameseForCausalLM:
         if trained is not None:
             return trained
+        # the partitioned model may be part of a reference cycle; empty_cache frees only unreferenced blocks
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

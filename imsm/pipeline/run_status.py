@@ -1,7 +1,5 @@
 """Whether a run is finished, failed or missing, read from its folder without loading a model."""
 
-from __future__ import annotations
-
 import json
 import time
 from contextlib import suppress
@@ -34,6 +32,7 @@ def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | 
 
     If data, weights or code are local, the result must be newer than all of their files.
     """
+    # mode=evaluate asks for a new evaluation, even if the result exists
     if config.mode != "run":
         return None
     config = final_stage(config)
@@ -42,12 +41,14 @@ def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | 
         result = read_result(folder)
     except UserError:
         return None
+    # the identity leaves out settings that affect only the evaluation, so both are compared
     same_config = _relevant(result["config"]) == _relevant(_as_json(config.to_dict()))
     if not same_config or result.get("identity") != _as_json(run_identity(config)) or read_failure(folder):
         return None
     local_model = config.backbone.name_or_path if is_local_path(config.backbone.name_or_path) else None
     adapter = RunDir(Path(config.frozen_adapter)).adapter if config.frozen_adapter else None
     sources = (local_model, config.data.local_dir, config.data.mirror_dir, config.config_dir, adapter)
+    # local files have no revision; their time stamps are cheaper than hashing them at each start
     finished_ns = (folder / RESULT).stat().st_mtime_ns
     return None if any(_is_newer(Path(source), finished_ns) for source in sources if source) else result
 
@@ -93,6 +94,7 @@ def belongs_to(config: RunConfig, folder: Path) -> bool:
 
 
 def _as_json(value: Any) -> Any:
+    # tuples become lists, as in a file that was written and read
     return json.loads(json.dumps(value))
 
 

@@ -4,8 +4,6 @@ DeepSpeed always runs in new processes, even if it needs only one, so that its g
 affect other jobs of a sweep.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import signal
 import threading
@@ -47,6 +45,7 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
     topology = topology_of(config, gpus=visible_gpus(), joined=group.world_size if group else None)
     if not topology.distributed:
         return False
+    # find_spec does not import DeepSpeed, which takes seconds and logs to the terminal
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"engine={config.engine.name}: requires DeepSpeed; {_INSTALL_DEEPSPEED}")
     if group is not None:
@@ -65,6 +64,7 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
         raise UserError(
             f"engine.nnodes={nodes}: this process cannot start the other nodes; run\n" + "\n".join(commands)
         )
+    # a launched process would fail only after it loaded the weights
     if topology.device == "cuda":
         check_gpus_free(num_processes=processes, engine=config.engine.name)
     launch(settings, run_dir=folder, nproc_per_node=processes)
@@ -76,6 +76,7 @@ def node_commands(config: RunConfig, topology: Topology, *, overrides: Sequence[
     if topology.nnodes == 1:
         return []
     config_dir = ["--config-dir", config.config_dir] if config.config_dir else []
+    # each node executes one run, so the settings that select and start jobs are dropped
     kept = [text for text in overrides if text.partition("=")[0] not in ("mode", "sweep")]
     if config.mode == "evaluate":
         kept.append("mode=evaluate")

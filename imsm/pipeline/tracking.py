@@ -118,6 +118,7 @@ class RunLogger:
         try:
             call(self.backend)
         except Exception as error:
+            # a failed service is not called again: each call could wait for its timeout
             self.backend = None
             self.warn(_failure_warning(event, error, self.path))
 
@@ -169,6 +170,7 @@ class WandbBackend:
     ) -> None:
         """Start a W&B run with its files in ``folder/wandb``."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # set before the import: wandb may read its environment when it is imported
         for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # where artifacts are prepared
             os.environ.setdefault(variable, str(cache_folder() / "wandb"))
         import wandb

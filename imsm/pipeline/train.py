@@ -1,7 +1,5 @@
 """Set up the training of a run, and save the trained model."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator
@@ -86,6 +84,7 @@ def prepare_training(
     if dist_context.is_main:
         print(format_trainable(parameters))
     pad_id = tokenizer.pad_token_id
+    # checked now, because the cache itself is computed lazily at the first training step
     dist_context.run_on_main(lambda: check_cache_fits(config, model, tokenized, pad_id=pad_id))
     get_cache = cache(
         lambda: open_hidden_state_cache(config, model, tokenized, pad_id=pad_id, dist_context=dist_context)
@@ -123,6 +122,7 @@ def save_trained(
     dist_context: DistributedContext,
 ) -> None:
     """Save the best or last model; `training.json`, written last, marks training as finished."""
+    # before saving: replaces the last weights by those of the best checkpoint, if one is selected
     best = setup.checkpoint_manager.load_best()
     with setup.engine.full_params():
         setup.model.save_pretrained(run.model, is_main_process=dist_context.is_main)
@@ -141,6 +141,7 @@ def check_resumable_method(config: RunConfig) -> None:
     """
     method = build_adapter(config).config
     peft_type = getattr(getattr(method, "peft_type", None), "value", None)
+    # PEFT saves the virtual tokens that the encoder computes, and drops the encoder
     if peft_type == "P_TUNING" or getattr(method, "prefix_projection", False):
         raise UserError(
             f"peft={config.peft.name}: trains an encoder that is not saved with the model, so later stages cannot "
@@ -177,6 +178,7 @@ def _initial_model(
     model = new_model(config, adapter, device=device)
     if parent is not None:
         model.load_weights(RunDir(parent).model)
+    # not part of the saved weights, so set after loading them
     model.kl_regularizer = build_kl_regularizer(config)
     parameters = count_trainable(model)
     if config.frozen_adapter is not None and not parameters["gate"]:
@@ -224,6 +226,7 @@ def _find_checkpoint(config: RunConfig, run: RunDir, dist_context: DistributedCo
         if start is None:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
             return None
+        # steps after this one are repeated and would collide with the existing checkpoints
         archive_later(start, run.checkpoints)
         return str(start)
 
@@ -246,6 +249,7 @@ def _split_validation(
         raise UserError(
             f"trainer.validation_size={count}: must be smaller than the number of training examples, {len(examples)}"
         )
+    # epoch=-1 is not a training epoch, so the split shares no random order with any of them
     (order,) = training_order(len(examples), batch_size=len(examples), seed=config.seed, epoch=-1)
     held_out = set(order[:count])
     training = [example for index, example in enumerate(examples) if index not in held_out]

@@ -7,8 +7,6 @@ included.
 Shapes: B examples of a micro-batch, T tokens of the longest, N answer tokens, D hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,12 +44,8 @@ def trace_activations(
 ) -> ActivationTrace:
     """Trace the forward pass of a micro-batch.
 
-    Args:
-        model: Model on the meta device; its stream decides what is trained.
-        rows: B.
-        tokens: T.
-        answers: N, of all rows.
-        fused: Whether attention saves no (T, T) matrices (sdpa, flash), in contrast to eager.
+    ``model`` is on the meta device; ``rows`` is B, ``tokens`` T and ``answers`` N, of all rows. With
+    ``fused`` (sdpa, flash; not eager), attention saves no (T, T) matrices.
 
     Raises:
         RuntimeError: The model's forward reads values.
@@ -78,6 +72,7 @@ def _decoder_forward(model: SiameseForCausalLM, rows: int, tokens: int, *, maske
         inputs["attention_mask"] = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool)
     if not model.streams.layers:  # prompt learning: gradients flow through the input embeddings
         embedded = model.get_input_embeddings()(inputs.pop("input_ids"))
+        # without trainable parameters nothing must be saved, so the inputs need no gradient either
         trainable = any(parameter.requires_grad for parameter in model.adapted.parameters())
         inputs["inputs_embeds"] = embedded.requires_grad_(trainable)
     outputs = model.streams.decoder(**inputs, use_cache=False)
@@ -95,6 +90,7 @@ def _gate_forward(model: SiameseForCausalLM, tuned: torch.Tensor, answers: int) 
 @contextmanager
 def _count_saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
     """Yield the bytes of each storage that autograd saves, except the model's own tensors."""
+    # storages, not tensors: views of one storage are saved once
     own = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
     alive = []
@@ -110,6 +106,7 @@ def _count_saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
         yield saved
 
 
+# transformers calls a registered function without user data, so the recorder is global
 _recorders: list[list[KVCacheLayer]] = []
 
 
@@ -132,13 +129,8 @@ def _fused_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention function that saves query, key, value, mask and output, as fused kernels do.
 
-    Args:
-        module: Attention layer.
-        query: (B, H, T, d).
-        key: (B, G, T, d); repeated to H heads, as transformers does with a mask.
-        value: (B, G, T, d).
-        attention_mask: Ignored; a padded batch has a mask of shape (B, 1, T, T).
-        options: Scale, sliding window and so on.
+    ``query`` is (B, H, T, d), ``key`` and ``value`` are (B, G, T, d), repeated to H heads as transformers
+    does with a mask. ``attention_mask`` is ignored; a padded batch has a mask of shape (B, 1, T, T).
     """
     _recorders[-1].append((2 * key[0, :, 0].nbytes, options.get("sliding_window")))
     groups = query.shape[1] // key.shape[1]

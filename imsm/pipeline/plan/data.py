@@ -63,14 +63,10 @@ def counted_lengths(
 ) -> LengthStats | None:
     """Measure a local split; return None if it cannot be read without the `datasets` library.
 
-    Args:
-        task: Dataset.
-        role: Split.
-        source: Local source of the dataset.
-        prompts: Prompt style.
-        tokenizer: A `tokenizer.json`; None to estimate tokens from characters.
+    ``tokenizer`` is a `tokenizer.json`; None to estimate tokens from characters.
     """
     try:
+        # importing `datasets` takes seconds, and a plan is to be printed at once
         examples = load_examples(task, role, source=source, prompt_style=prompts, limit=None, use_datasets=False)
     except UserError:
         return None
@@ -118,6 +114,7 @@ def split_lengths(config: RunConfig, task: Task, role: Role) -> LengthStats:
     source = source_of(config, task)
     lengths = None
     if source.kind != "hub":
+        # a Hub id is not a folder: its tokenizer would have to be downloaded
         model_folder = Path(resolve_path(config.backbone.name_or_path))
         lengths = counted_lengths(
             task,

@@ -1,7 +1,5 @@
 """What a run downloads, and what is available locally; the network is not accessed."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -19,11 +17,8 @@ def needed_backbone(
 ) -> DownloadItem:
     """Return the download of a backbone's weights.
 
-    Args:
-        path: Hub id, local folder, or "imsm:miniature".
-        revision: Revision of the Hub id.
-        local_source: Description of a local replacement of the Hub's weights, or None.
-        parameters: Number of parameters; assumed to take 2 bytes each on the Hub.
+    ``path`` is a Hub id, local folder, or "imsm:miniature"; ``local_source`` describes a local replacement
+    of the Hub's weights; ``parameters`` are assumed to take 2 bytes each on the Hub.
     """
     if path == MINIATURE:
         return DownloadItem(name="the miniature", location="included in imsm")

@@ -1,7 +1,5 @@
 """Estimate the memory of a run, item by item."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,16 +149,12 @@ def estimate_step(
 ) -> StepMemory:
     """Estimate the memory of a training step, in addition to `count_bytes`.
 
-    Args:
-        model: Model on the meta device.
-        rows: Examples per micro-batch.
-        tokens: Length of the longest example, to which all rows are padded.
-        answer_tokens: Answer tokens per row.
-        attention: Attention implementation; None for transformers' default.
-        checkpointing: Whether activation checkpointing is enabled.
-        sharded_head: Whether ZeRO stage 3 shards the LM head, which disables chunked logits.
+    ``model`` is on the meta device. All ``rows`` of a micro-batch are padded to ``tokens``, of which
+    ``answer_tokens`` per row belong to the answer. With ``sharded_head``, ZeRO stage 3 shards the LM head,
+    which disables chunked logits.
     """
     answers = rows * answer_tokens
+    # a sharded head is gathered for one complete forward pass
     chunk = None if sharded_head else logit_chunk_size(model.backbone)
     fused = attention != "eager" and model.backbone._supports_attention_backend
     try:
@@ -171,6 +165,7 @@ def estimate_step(
     if activations is not None and checkpointing:
         layers = int(model.config.text_config.num_hidden_layers)
         inputs = layers * rows * tokens * int(model.config.hidden_size) * _dtype(model).itemsize
+        # the layer that is recomputed holds its activations while the inputs of all layers are kept
         activations = inputs + activations // layers
     return StepMemory(
         activations=activations,
@@ -191,6 +186,7 @@ def logit_bytes(model: SiameseForCausalLM) -> int:
 
 def kv_cache_bytes(layers: list[KVCacheLayer], *, rows: int, tokens: int, streams: int) -> int:
     """Return the bytes of keys and values of ``rows`` sequences of ``tokens`` tokens."""
+    # a layer with a sliding window keeps the tokens of its window only
     per_row = sum(size * min(tokens, window or tokens) for size, window in layers)
     return streams * rows * per_row
 
@@ -207,6 +203,7 @@ def _training_items(
             _exact("optimizer", static.optimizer, optimizer),
         ]
     frozen = [p for p in model.parameters() if not p.requires_grad]
+    # DeepSpeed counts its buckets in elements, not bytes
     prefetched = config.engine.prefetch_bucket_size * frozen[0].element_size()
     zero = engine_settings(config, model, topology=topology)["zero_optimization"]
     return zero_items(
@@ -230,6 +227,7 @@ def zero_items(
     stage, size = topology.stage, topology.world_size
 
     def sharded(name: str, unsharded: int, basis: str, *, offload: bool) -> MemoryItem:
+        # -(-a // b) rounds up: ZeRO pads the last shard
         where = "in CPU memory" if offload else f"one of {size} shards"
         return _exact(name, 0 if offload else -(-unsharded // size), f"{basis}, {where}")
 
@@ -286,6 +284,7 @@ def _kv_cache_item(
         return tuned + kv_cache_bytes(layers, rows=rows, tokens=tokens, streams=streams - 1)
 
     if layers:
+        # scoring references copies the prompt's cache for each of them, up to a fixed limit
         copies = min(MAX_COPY_BYTES, cache_size(sum(tests[name].longest)))
         size = max(cache_size(longest[name] + new_tokens), cache_size(longest[name]) + copies)
     basis = f"{rows} prompts of {name}, {longest[name]} (longest) + {new_tokens} new tokens"

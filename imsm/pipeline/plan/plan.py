@@ -1,7 +1,5 @@
 """`mode=plan`: what a run would do and need; nothing is loaded, downloaded or written."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +45,7 @@ def print_plan(config: RunConfig, *, compact: bool, overrides: Sequence[str] = (
 
 def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
     """Return the plan of one run; see `print_plan`."""
+    # elsewhere: a plan is often made on a machine without the GPUs of the run
     topology = topology_of(config, gpus=visible_gpus(), elsewhere=True)
     model, notes = build_plan_model(config)
     train = None
@@ -94,6 +93,7 @@ def build_plan_model(config: RunConfig) -> tuple[SiameseForCausalLM | None, list
             model = wrap_backbone(plain, adapter=adapter, **model_kwargs(config))
     except (UserError, RuntimeError) as error:
         # a RuntimeError comes from an operation that meta tensors do not support
+        # build errors are wrapped in a UserError, whose cause tells the two apart
         if not isinstance(error.__cause__ or error, RuntimeError):
             raise
         reason = str(error).strip().splitlines()[0]
@@ -101,6 +101,7 @@ def build_plan_model(config: RunConfig) -> tuple[SiameseForCausalLM | None, list
     if config.frozen_adapter is not None:
         freeze_adapter(model.adapted)
     model.kl_regularizer = build_kl_regularizer(config)
+    # adapters with dropout save its masks, which count as activations, in training mode only
     model.train(config.method.trainable)
     return model, [] if file is not None else _assumed_architecture(config)
 

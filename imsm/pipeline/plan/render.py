@@ -1,7 +1,5 @@
 """Print a plan: a page for one run, a block for a job of a sweep."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from rich.console import Console

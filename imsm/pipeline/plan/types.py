@@ -1,7 +1,5 @@
 """The contents of a plan: memory, downloads and text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

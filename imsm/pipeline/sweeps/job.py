@@ -4,8 +4,6 @@ A failed job prints its error, and records it in its run folder (for `imsm compa
 sweep's folder (for the command that started the sweep).
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import sys
@@ -65,6 +63,7 @@ class SweepJob:
                 clear_failure(folder)
                 download(config, sys.argv[1:])
             else:
+                # before the run, which would make every job look finished
                 skipped = load_if_finished(config, runs_root=root) is not None
                 clear_failure(folder)
                 check_offline_files(config)
@@ -82,6 +81,7 @@ class SweepJob:
             if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
                 raise  # submitit requeues the job
             outcome = self._failed(error, cfg, number, overrides)
+        # also for a failed job: a missing file means that the process died
         self.sweep.write_status(outcome)
         if outcome.state == "failed":
             gc.collect()  # after the except block: its traceback references the failed run's tensors

@@ -5,8 +5,6 @@ not stop the others, and local jobs start when CPUs, GPUs and memory are free. H
 the launchers in `hydra_plugins`, which call this module.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time
@@ -45,12 +43,9 @@ def launch(
 ) -> list[JobReturn]:
     """Run the unfinished jobs of a sweep and wait for all of them.
 
-    Args:
-        launcher: Hydra's launcher, after its `setup`.
-        job_overrides: overrides of each job.
-        first_number: number of the first job.
-        run_jobs: starts jobs, by number, and yields each one when it ends.
+    ``launcher`` is set up by Hydra; ``run_jobs`` starts jobs, by number, and yields each one when it ends.
     """
+    # pickled with the launcher: a job on another node may have another environment
     launcher.runs_root = runs_root()
     overrides = dict(enumerate(map(list, job_overrides), first_number))
     configs = {number: _config(launcher, texts) for number, texts in overrides.items()}
@@ -117,6 +112,7 @@ def run_slurm_jobs(launcher: Launcher, waiting: dict[int, list[str]]) -> Jobs:
         folder=params.pop("submitit_folder"), cluster="slurm", slurm_max_num_timeout=params.pop("max_num_timeout")
     )
     common = set(OmegaConf.structured(BaseQueueConf).keys())
+    # submitit's AutoExecutor rejects SLURM's own parameters without their prefix
     executor.update_parameters(**{key if key in common else f"slurm_{key}": value for key, value in params.items()})
     arguments = [_job_arguments(number, overrides) for number, overrides in waiting.items()]
     running = dict(zip(waiting, executor.map_array(launcher, *zip(*arguments, strict=True)), strict=True))
@@ -151,6 +147,7 @@ def run_local_jobs(launcher: Launcher, waiting: dict[int, list[str]]) -> Jobs:
             time.sleep(_POLL_SECONDS)
     finally:
         for job in running.values():
+            # a job may end between the last poll and this signal
             with suppress(ProcessLookupError):
                 job.cancel()
 
@@ -171,10 +168,7 @@ def _start_local_job(launcher: Launcher, number: int, overrides: list[str], gpus
 def free_slots(cpus_per_task: int | None, gpus_per_node: int | None, mem_gb: int | None) -> list[list[int]]:
     """Return the GPUs of each job that fits on this machine at once; at least one job.
 
-    Args:
-        cpus_per_task: CPUs of one job; None for one.
-        gpus_per_node: GPUs of one job; None for one if the machine has any.
-        mem_gb: memory of one job in GiB; None for no limit.
+    The needs of one job: CPUs (None for one), GPUs (None for one if there is any), GiB (None for no limit).
 
     Raises:
         UserError: one job needs more GPUs than there are.
@@ -186,6 +180,7 @@ def free_slots(cpus_per_task: int | None, gpus_per_node: int | None, mem_gb: int
             f"hydra.launcher.gpus_per_node={per_job}: this machine has {len(gpus)} visible GPUs; "
             f"set at most {len(gpus)}"
         )
+    # not os.cpu_count(): a container or a SLURM allocation may allow fewer CPUs
     slots = len(os.sched_getaffinity(0)) // (cpus_per_task or 1)
     if per_job:
         slots = min(slots, len(gpus) // per_job)
@@ -209,6 +204,7 @@ def _visible_gpus() -> list[int]:
 
 def _config(launcher: Launcher, overrides: list[str]) -> RunConfig:
     cfg = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, overrides)
+    # Hydra returns a struct, from which no key can be deleted
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     return load_config(cfg, config_dir=launcher.task_function.config_dir)

@@ -6,8 +6,6 @@ process that started the sweep reads them.
     sweeps/<name>-<hash of the overrides>/<time>/status/<number>.json
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import time
@@ -69,6 +67,7 @@ class SweepDir:
 
 def sweep_dir(runs_root: Path, *, name: str, overrides: Sequence[str], config_dir: Path | None) -> Path:
     """Return the folder of all attempts at a sweep; equal overrides share one."""
+    # sorted: the order of overrides does not change a sweep
     text = json.dumps([sorted(overrides), str(config_dir)])
     return runs_root / "sweeps" / f"{name}-{hash_text(text)[:8]}"
 
@@ -96,9 +95,7 @@ def job_command(overrides: Sequence[str], *, config_dir: Path | None) -> str:
 def mark_missing_failed(outcomes: Mapping[int, JobOutcome], expected: Sequence[Sequence[str]]) -> list[JobOutcome]:
     """Return the outcomes of all jobs; a job without a status file has failed.
 
-    Args:
-        outcomes: outcomes of the jobs that wrote a status file.
-        expected: overrides of each job, in order; empty for a search.
+    ``expected`` holds the overrides of each job, in order; empty for a search.
     """
     missing = {
         number: JobOutcome(
