@@ -4,8 +4,6 @@ Hydra alone stops at the first error, accepts unknown keys after a `+`, and repo
 third job of a sweep only after the first two have run.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import re
@@ -144,7 +142,6 @@ class ConfigComposer:
             kept = [override for override in overrides if not self._is_rejected(override, result.rejected)]
             if len(kept) == len(overrides):
                 return errors
-            # This ends: each round has fewer overrides.
             overrides, cfg = kept, self._compose(kept)
 
     def _is_rejected(self, override: Override, keys: set[str]) -> bool:
@@ -201,6 +198,5 @@ def _missing_plugin(error: Exception) -> str | None:
 
 def _one_line(error: Exception) -> str:
     """Return a library's error as one line, without links."""
-    # Hydra's messages continue with all options and the search path.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(line for line in lines[:4] if not line.startswith(("See http", "Config search")))

@@ -4,8 +4,6 @@ The run is of method=peft, or of method=imsm without its gate. Its backbone and 
 equal those of the new run.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,7 +34,6 @@ def resolve_frozen_adapter(
         original = is_original(identity)
     except FileNotFoundError:
         return None, [f"{given}: contains no run ({run.identity.name} is missing); {_FIX}"]
-    # Any user can edit the file: JSON of another structure is a user's error as well.
     except (OSError, ValueError, LookupError, TypeError) as error:
         return None, [f"{given}: its {run.identity.name} is damaged ({error}); {_FIX}"]
     if original:

@@ -1,7 +1,5 @@
 """Run identity (all settings that affect training), run name, and comparable runs."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -11,8 +9,7 @@ from typing import Any
 from imsm.config.schema import BackboneConfig, DataConfig, MethodConfig, PeftConfig, RunConfig
 from imsm.utils.hashing import hash_text
 
-# Precision aside, results do not depend on these, so they may change when a run is resumed. With dropout
-# the micro-batch size does matter: see `_micro_batch_identity`.
+# Up to rounding, results do not depend on these (but see `_micro_batch_identity`): a resumed run may change them.
 _UNRELATED = {"name", "method_specific_keys", "micro_batch_size", "gradient_checkpointing"}
 _UNRELATED |= {"save_minutes", "save_steps", "save_total_limit"}
 # Newer options, omitted at their defaults so that the names of finished runs stay stable.
@@ -196,7 +193,6 @@ def _micro_batch_identity(arguments: Mapping[str, Any], config: RunConfig) -> di
     dropout = any(rate and not isinstance(rate, bool) for key, rate in arguments.items() if key.endswith("dropout"))
     if not (dropout or arguments.get("blc_weight")):
         return {}
-    # The same value that training derives for one process when the key is null.
     return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.global_batch_size}
 
 

@@ -1,7 +1,5 @@
 """Resolve the interpolations of a composed configuration, collecting every failure."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf

@@ -1,7 +1,5 @@
 """Checks of single overrides, with the nearest name in the message."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

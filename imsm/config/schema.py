@@ -84,7 +84,6 @@ class DataConfig(Task):
     max_train_examples: Count | None
     metric: str | None
 
-    # Before validation: the section is immutable afterwards.
     @model_validator(mode="before")
     @classmethod
     def _metric_replaces_metrics(cls, values: Any) -> Any:
@@ -291,7 +290,6 @@ class PreviousStageConfig(StrictModel):
     """The stage of a task sequence that a run continues from."""
 
     run: Text
-    """Name of its run directory."""
     tasks: list[Text] = Field(min_length=1)
     """Tasks trained on so far, in order."""
     identity: dict[str, Any]
@@ -304,7 +302,6 @@ class FrozenAdapterConfig(StrictModel):
     tasks: list[Text] = Field(min_length=1)
     """Tasks that the adapter was trained on, in order."""
     identity: dict[str, Any]
-    """Its `run_identity`."""
 
 
 class RunConfig(StrictModel):
@@ -332,17 +329,13 @@ class RunConfig(StrictModel):
     evaluation: EvaluationConfig
     logger: LoggerConfig
     engine: EngineConfig
-    # Not settings: set by imsm.config.validate and imsm.config.stages, saved so that old results can be
-    # loaded after the yamls have changed.
+    # Set by imsm.config.validate and stages; saved, so that results can be loaded after the yamls have changed.
     tasks: dict[str, Task] = Field(default={})
     """The evaluated tasks by name, including the target."""
     replay_tasks: dict[str, Task] = Field(default={})
-    """The tasks in `peft.replay`."""
     stage_tasks: dict[str, Task] = Field(default={})
-    """The tasks in `task_sequence`."""
     previous_stage: PreviousStageConfig | None = None
     frozen_run: FrozenAdapterConfig | None = None
-    """The run in `frozen_adapter`."""
     metrics: dict[str, str] = Field(default={})
     """Modules of the tasks' metrics by name."""
     config_dir: str | None = None

@@ -5,8 +5,6 @@ PEFT state, and is evaluated on all tasks of the sequence and the forgetting tes
 is the ordinary run of its task; sequences with a common beginning share those stages.
 """
 
-from __future__ import annotations
-
 from imsm.config.identity import run_identity, run_name
 from imsm.config.schema import PreviousStageConfig, RunConfig
 

@@ -1,7 +1,5 @@
 """The jobs of a command line: all combinations of the values of a sweep."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

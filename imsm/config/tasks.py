@@ -1,7 +1,5 @@
 """Look up the tasks and metrics that a configuration names."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -71,10 +69,9 @@ class TaskLookup:
                 try:
                     module = str(load_option("metric", metric, config_dir=self.config_dir).get("module"))
                     resolve_metric(module)
+                    modules[metric] = module
                 except UserError as error:
                     self.errors.append(f"{prefix}: {error}")
-                else:
-                    modules[metric] = module
         return modules
 
     def replay_tasks(
@@ -103,7 +100,6 @@ class TaskLookup:
             if task is None:
                 continue
             tasks[name] = task
-            # Both can be true of one task, and each role is a different file.
             if name == replay.task:
                 if not task.splits.get("train"):
                     self.errors.append(f"{key}={name}: has no training split; choose another dataset")
@@ -182,9 +178,9 @@ class TaskLookup:
 
     def _check_files(self, task: Task, source: DataSource, roles: Sequence[Role]) -> None:
         """Check that an existing mirror or folder has the files of a task."""
-        if source.path is not None and not Path(source.path).is_dir():
-            return  # reported once by `imsm.config.validate`
-        if task.hub is None and source.kind != "local":
+        # A missing folder is reported once by `imsm.config.validate`, a target without a source by the schema.
+        missing_folder = source.path is not None and not Path(source.path).is_dir()
+        if missing_folder or (task.hub is None and source.kind != "local"):
             return
         try:
             check_source(task, source=source, roles=roles)

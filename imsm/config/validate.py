@@ -5,8 +5,6 @@ and of files. Each check names the sections that it reads as its arguments; it i
 them is invalid, so that all other errors are still reported.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import re
@@ -125,7 +123,6 @@ def _adapter(name: str) -> TypeAdapter[Any]:
 
 def _make_paths_absolute(values: dict[str, Any]) -> None:
     """Make a saved configuration independent of the current folder."""
-    # Before validation, because sections are immutable; values may therefore have any type here.
     data, backbone, engine = (values.get(name) for name in ("data", "backbone", "engine"))
     paths = [(values, "run_dir"), (values, "frozen_adapter"), (data, "mirror_dir"), (data, "local_dir")]
     for section, key in [*paths, (backbone, "name_or_path"), (engine, "hostfile")]:

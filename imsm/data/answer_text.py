@@ -1,7 +1,5 @@
 """Text rules that several tasks share: labels as words, the answer in a response."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from typing import Any

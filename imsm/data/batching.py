@@ -3,8 +3,6 @@
 Shapes: B examples, T positions of the longest one.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Example: the record that every dataset is converted to."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from imsm.utils.errors import UserError

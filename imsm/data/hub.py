@@ -1,7 +1,5 @@
 """Load splits with the `datasets` library: from the Hub, or from a mirror."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Local datasets (`data.local_dir`): train and test as JSON lines of {"input", "output"}."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib

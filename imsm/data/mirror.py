@@ -3,8 +3,6 @@
 This module does not import `datasets`, which takes seconds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Replay: training examples of another dataset, mixed into the target's; never a test question."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Typed access to the values of a dataset row; a wrong type raises UserError."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

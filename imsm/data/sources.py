@@ -1,7 +1,5 @@
 """Data sources (Hub, mirror, miniature, local files) and the examples of a task."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A dataset's task: the values of its yaml, and the module that reads its rows."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Visible GPUs, and those that other processes are using."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

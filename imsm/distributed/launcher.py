@@ -6,8 +6,6 @@ The launcher holds the rendezvous store, so no other program can take its port. 
 signals to all workers; when one worker ends with an error, it stops the others.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

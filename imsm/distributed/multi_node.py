@@ -1,7 +1,5 @@
 """Runs on several nodes: DeepSpeed's launcher with a hostfile, or torchrun and srun commands."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

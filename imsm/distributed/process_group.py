@@ -1,7 +1,5 @@
 """torch's process group, used for collectives on tensors."""
 
-from __future__ import annotations
-
 import atexit
 from datetime import timedelta
 

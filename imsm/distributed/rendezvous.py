@@ -5,8 +5,6 @@ only for training (`imsm.distributed.process_group`), so that slow work before i
 the timeout of a collective.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Engine settings -> ZeRO stage, device and number of processes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from imsm.utils.errors import UserError

@@ -1,7 +1,5 @@
 """What every worker process does around its task: join the group, report errors, exit."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

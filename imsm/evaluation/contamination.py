@@ -1,7 +1,5 @@
 """Evaluation examples whose prompts are also training prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

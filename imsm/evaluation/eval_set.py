@@ -1,7 +1,5 @@
 """Evaluation sets: the tokenized test examples of a task, with their fingerprint."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@
 Inference runs only for responses that the cache lacks; answer extraction and scoring always run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Batched greedy decoding with a KV cache and stop patterns."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Each prompt is prefilled once, for its accepted answers and its response. N is the number of examples.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Sequence

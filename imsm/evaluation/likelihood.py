@@ -3,8 +3,6 @@
 Shapes: B prompts, R answers scored at once, T tokens of the longest of them, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ marking the context, so likelihoods are computed here, with the context as query
 has no context: its prefix (BOS, or the previous window) is the query.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from lm_eval.models.huggingface import HFLM

@@ -8,8 +8,6 @@ r"""`predictions.jsonl`: one row per example, read by statistics, reports and ta
 The file is rewritten from the response cache by every evaluation; runs are paired by ``id``.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

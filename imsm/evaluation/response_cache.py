@@ -8,8 +8,6 @@ row depends on, so a row never becomes stale. A checksum detects damaged lines, 
 separate file and computed again.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -10,8 +10,6 @@ evaluation {settings, tasks: {name: {role, trained_on, test_set, contamination, 
                                      headline, seconds, new_tokens, unparsed, truncated, ...}}}
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import platform

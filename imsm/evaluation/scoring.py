@@ -1,7 +1,5 @@
 """Score predictions: one value per example and metric, and one per metric."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from imsm.evaluation.metrics import aggregate, resolve_metric

@@ -3,8 +3,6 @@
 Saved models are loaded by `SiameseForCausalLM.from_pretrained`; both use `SiameseForCausalLM.from_parts`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

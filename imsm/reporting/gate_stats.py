@@ -1,7 +1,5 @@
 """Statistics of the gate over examples, positions and tasks, with warnings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy
@@ -18,22 +16,17 @@ UNCHANGED = 0.02
 
 
 def gate_table(run: ComparedRun, tasks: Sequence[str], *, metrics: Mapping[str, str]) -> pandas.DataFrame:
-    """Return statistics of the original's gate weight for each task.
+    """Return statistics of the original's gate weight, one row per task with gate values.
 
-    Args:
-        run: A run with a gate.
-        tasks: In the order of the rows.
-        metrics: Headline metric by task.
-
-    Returns:
-        One row per task with gate values: task, examples, mean, sd (over examples), 5 % and 95 %
-        quantiles, means of correct and wrong answers, and AUC, how well the gate separates them.
+    The columns are task, examples, mean, sd (over examples), 5 % and 95 % quantiles, means of correct and wrong
+    answers by the headline ``metrics``, and AUC, how well the gate separates them.
     """
     rows = []
     for task in tasks:
         predictions = run.predictions(task)
         if predictions is None or predictions["gate_mean"].isna().all():
             continue
+        # an empty response has no gate value
         gated = predictions[predictions["gate_mean"].notna()]
         gate = gated["gate_mean"].to_numpy(float)
         correct = gated[f"score.{metrics[task]}"].to_numpy(float) >= CORRECT
@@ -62,6 +55,7 @@ def gate_by_position(run: ComparedRun, task: str) -> numpy.ndarray | None:
     weights = [] if predictions is None else [gates for gates in predictions["gate_per_token"] if gates]
     if not weights:
         return None
+    # the mean of the few longest responses is noise, and not of the same examples
     minimum = min(max(3, len(weights) // 10), len(weights))
     means = []
     for position in range(max(map(len, weights))):
@@ -75,10 +69,7 @@ def gate_by_position(run: ComparedRun, task: str) -> numpy.ndarray | None:
 def gate_warnings(run: ComparedRun, tasks: Sequence[str], *, start: float | None) -> list[str]:
     """Return what limits the interpretation of the gate, one sentence each.
 
-    Args:
-        run: A run with a gate.
-        tasks: Tasks of the report.
-        start: The gate's mean at the first training step; None if it was not logged.
+    ``start`` is the gate's mean at the first training step, None if it was not logged.
     """
     tables = [table for task in tasks if (table := run.predictions(task)) is not None]
     means = [table["gate_mean"].dropna().to_numpy(float) for table in tables]

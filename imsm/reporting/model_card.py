@@ -1,7 +1,5 @@
 """The Hugging Face model card of a finished run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,17 +53,15 @@ backbone's license and limitations apply to this adapter too. No safety training
 
 
 def model_card(result: Mapping[str, Any]) -> str:
-    """Return the card as Markdown with its YAML header.
-
-    Args:
-        result: `result.json` of a run that trained something.
-    """
+    """Return the card as Markdown with its YAML header; ``result`` is of a run that trained something."""
     config, counts = result["config"], result["trainable_parameters"]
     path = config["backbone"]["name_or_path"]
+    # only datasets on the Hub: the names of synthetic and local ones would link to other data
+    paths = [hub["path"] for _, kind, hub in _training_data(result) if kind not in _NOT_PUBLIC and hub]
     data = ModelCardData(
         library_name="imsm",
         base_model=None if is_local_path(path) or path.startswith(_SHIPPED) else path,
-        datasets=_datasets(result) or None,
+        datasets=list(dict.fromkeys(paths)) or None,
         pipeline_tag="text-generation",
         tags=["imsm", "peft", config["peft"]["name"], result["method"]],
     )
@@ -106,6 +102,7 @@ def _training(result: Mapping[str, Any]) -> str:
     if "previous_stage" in identity:
         part = f"Last stage ({identity['data']['name']}): "
     elif "frozen_adapter" in identity:
+        # without its own rate the gate is trained with the recipe's
         rate, part = recipe.get("gate_learning_rate") or rate, "Gate only: "
     steps, examples = training.get("steps"), training.get("examples")
     return f"{part}{steps} steps on {examples} examples, recipe {recipe['name']}, learning rate {rate}."
@@ -113,18 +110,13 @@ def _training(result: Mapping[str, Any]) -> str:
 
 def _sources(result: Mapping[str, Any]) -> str:
     """Return a paragraph for each kind of data that is not a public dataset."""
+    # dicts as ordered sets: a dataset can occur in several stages
     names_by_kind: dict[str, dict[str, None]] = {}
     for name, kind, _ in _training_data(result):
         names_by_kind.setdefault(kind, {})[name] = None
     return "".join(
         f"{', '.join(names_by_kind[kind])}: {text}.\n\n" for kind, text in _NOT_PUBLIC.items() if kind in names_by_kind
     )
-
-
-def _datasets(result: Mapping[str, Any]) -> list[str]:
-    """Return the Hub ids of the training datasets, without repetitions."""
-    paths = [hub["path"] for _, kind, hub in _training_data(result) if kind not in _NOT_PUBLIC and hub]
-    return list(dict.fromkeys(paths))
 
 
 def _training_data(result: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:

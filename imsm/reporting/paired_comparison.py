@@ -3,8 +3,6 @@
 All numbers are in points (0 to 100) unless noted otherwise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,10 +65,7 @@ class Retention:
 
 
 def score_interval(run: ComparedRun, task: str, metric: str) -> Interval | None:
-    """Return a run's score with its 95 % interval; None without predictions.
-
-    If all scores are 0 or all are 1, a bootstrap has zero width; Wilson's interval is used instead.
-    """
+    """Return a run's score with its 95 % interval (Wilson's if all scores are 0 or 1), or None."""
     predictions = run.predictions(task)
     if predictions is None or f"score.{metric}" not in predictions:
         return None
@@ -79,6 +74,7 @@ def score_interval(run: ComparedRun, task: str, metric: str) -> Interval | None:
     scores = _scores(predictions, metric)
     if statistic is not None:
         return bootstrap_statistic_ci(statistic, None, items=len(predictions), groups=groups)
+    # a bootstrap of equal scores has zero width, which would claim certainty
     if set(scores) in ({0.0}, {1.0}):
         share = proportion_ci(scores, groups=groups)
         return replace(share, low=100 * share.low, estimate=100 * share.estimate, high=100 * share.high)
@@ -100,6 +96,7 @@ def compare_runs(
     else:
         reference_statistic = _aggregate_statistic(reference, task, metric, pair[1])
         difference = bootstrap_statistic_ci(statistic, reference_statistic, items=len(one), groups=groups)
+    # McNemar's test counts correct and wrong answers; a fractional score is neither
     binary = set(numpy.unique(numpy.concatenate([one, other]))) <= {0.0, 1.0}
     return PairedComparison(
         task=task,
@@ -157,6 +154,7 @@ def _pair(
         return None
     if f"score.{metric}" not in first or f"score.{metric}" not in second:
         return None
+    # files may list the examples in another order
     return first, second.loc[first.index]
 
 
@@ -165,6 +163,7 @@ def _scores(predictions: pandas.DataFrame, metric: str) -> numpy.ndarray:
 
 
 def _groups(predictions: pandas.DataFrame) -> list[Any]:
+    # an example without a passage is a cluster by itself
     return [group or name for name, group in zip(predictions.index, predictions["group"], strict=True)]
 
 
@@ -176,6 +175,7 @@ def _aggregate_statistic(
     if is_mean_of_scores(module):
         return None
     paper_code = run.task_result(task).get("protocols", {}).get("paper_code", {}).get("metrics", {})
+    # the published code scores the response, the strict protocol the answer extracted from it
     texts = list(predictions["response" if metric in paper_code else "answer"])
     references = list(predictions["references"])
 

@@ -1,7 +1,5 @@
 """Tables of predictions: one row per example, or one row per method and task."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +23,9 @@ _DIGITS |= {"reference_loglik": 2, "gate_mean": 3}
 
 
 def prediction_table(folders: Sequence[Path]) -> pandas.DataFrame:
-    """Return every prediction of runs, their originals and their baselines.
+    """Return every prediction of finished runs, their originals and their baselines.
 
-    Args:
-        folders: Of finished runs. What they share (the original's predictions on one test set) is
-            included once.
+    What runs share (the original's predictions on one test set) is included once.
 
     Returns:
         One row per prediction: ``run`` (name of the folder), ``method``, ``seed`` (missing for the
@@ -47,6 +43,7 @@ def prediction_table(folders: Sequence[Path]) -> pandas.DataFrame:
                 key = (run.folder, task, entry["test_set"])
                 if key not in found:
                     found[key] = _predictions(run, task)
+    # nullable integers: the original has no seed, and floats would print seed 0 as 0.0
     return pandas.concat(found.values(), ignore_index=True).astype({"seed": "Int64"})
 
 
@@ -65,6 +62,7 @@ def summarize_predictions(predictions: pandas.DataFrame) -> pandas.DataFrame:
         truncated=~predictions["ended"].astype(bool),
         score=100 * predictions["score"],
     )
+    # dropna: pandas would otherwise drop the original, which has no seed
     groups = marked.groupby([*_KEYS, "metric"], sort=False, dropna=False)
     return groups.agg(
         examples=("id", "size"),
@@ -144,22 +142,15 @@ def _predictions(run: ComparedRun, task: str) -> pandas.DataFrame:
     found = run.predictions(task)
     if found is None:
         raise UserError(run.load_error(task) or f"{run.folder}: has no predictions of {task}")
-    metric = run.task_result(task)["headline"]
-    table = found.reset_index()
-    values = [
-        run.folder.name if run.method != BASELINE else run.folder.parent.parent.name,
-        run.label,
-        run.result["identity"].get("seed") if run.method != "original" else None,
-        _configuration_hash(run),
-        task,
-        str(run.task_result(task)["test_set"])[:8],
-    ]
+    entry, identity = run.task_result(task), run.result["identity"]
+    metric, table = entry["headline"], found.reset_index()
+    # a baseline belongs to its run: RUN/baselines/NAME
+    folder = run.folder.parent.parent if run.method == BASELINE else run.folder
+    seed = None if run.method == "original" else identity.get("seed")
+    # equal for everything that trains the same model, baselines of it included
+    trained = identity_without_seed({key: value for key, value in identity.items() if key != "baseline"})
+    configuration = hash_text(json.dumps(trained, sort_keys=True))[:8]
+    values = [folder.name, run.label, seed, configuration, task, str(entry["test_set"])[:8]]
     for position, (name, value) in enumerate(zip(_KEYS, values, strict=True)):
         table.insert(position, name, value)
     return table.assign(metric=metric, score=table[f"score.{metric}"])
-
-
-def _configuration_hash(run: ComparedRun) -> str:
-    """Return a hash of everything that determines a run's training except the seed."""
-    identity = {key: value for key, value in run.result["identity"].items() if key != "baseline"}
-    return hash_text(json.dumps(identity_without_seed(identity), sort_keys=True))[:8]

@@ -1,7 +1,5 @@
 """Write the report of a finished run: report.md, report.html, tables and figures."""
 
-from __future__ import annotations
-
 import io
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,11 +54,7 @@ def build_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
 
 
 def write_figures(folder: Path, sections: Sequence[Section]) -> dict[str, bytes]:
-    """Draw every figure into ``figures/<name>.png``; return the files by name.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
+    """Draw every figure into ``figures/<name>.png``; return the files by name."""
     directory = folder / "figures"
     directory.mkdir(exist_ok=True)
     drawn = {}
@@ -69,6 +63,7 @@ def write_figures(folder: Path, sections: Sequence[Section]) -> dict[str, bytes]
         # without date and version, equal numbers give equal files
         figure.draw().savefig(stream, format="png", dpi=_DPI, metadata={"Software": None, "Title": figure.alt})
         drawn[figure.name] = stream.getvalue()
+        # replaced at once, so that a report never links half a picture
         temporary = directory / f"{figure.name}.png.tmp"
         temporary.write_bytes(drawn[figure.name])
         temporary.replace(directory / f"{figure.name}.png")
@@ -76,11 +71,7 @@ def write_figures(folder: Path, sections: Sequence[Section]) -> dict[str, bytes]
 
 
 def write_tables(folder: Path, sections: Sequence[Section]) -> None:
-    """Write every section's table as ``folder/tables/<name>.csv``.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
+    """Write every section's table as ``folder/tables/<name>.csv``."""
     directory = folder / "tables"
     directory.mkdir(exist_ok=True)
     for section in sections:
@@ -90,10 +81,8 @@ def write_tables(folder: Path, sections: Sequence[Section]) -> None:
 
 def _subtitle(result: Mapping[str, Any], *, compared: bool) -> str:
     config = result["config"]
-    parts = [config["backbone"]["name"]]
+    parts = ["original"]
     if compared:
-        parts += [config["peft"]["name"], f"trained on {config['data']['name']}"]
+        parts = [config["peft"]["name"], f"trained on {config['data']['name']}"]
         parts += [f"recipe {config['trainer']['name']}", f"seed {config['seed']}"]
-    else:
-        parts.append("original")
-    return " · ".join(parts)
+    return " · ".join([config["backbone"]["name"], *parts])

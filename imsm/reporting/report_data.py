@@ -1,7 +1,5 @@
 """Everything that the sections of a report read; each statistic is computed once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +26,7 @@ REFERENCES = ("original", "peft")
 class ReportData:
     """The runs of a report and what was computed from them.
 
-    ``runs``, ``baselines`` and ``seeds`` are those of `build_report_data`.
+    ``runs``, ``baselines`` and ``seeds`` are those of `imsm.reporting.runs.ComparisonSet`.
 
     Attributes:
         target: The task that was learned, if it was evaluated.
@@ -102,6 +100,7 @@ class ReportData:
             for run, reference in self.pairs
         ]
         found = [comparison for comparison in every if comparison is not None]
+        # Holm needs the complete family, so the p-values are adjusted at the end
         adjust_p_values(found)
         return found
 
@@ -120,6 +119,7 @@ class ReportData:
         """Trade-off points of runs and baselines; none without an original and a PEFT run."""
         if self.target is None or not {"original", "peft"} <= self.by_method.keys():
             return []
+        # the interval, not the estimate: a share of a gain by chance means nothing
         found = [c for c in self.comparisons if (c.task, c.reference) == (self.target, "original")]
         peft = self.by_method["peft"].label
         runs = [*self.runs, *self.baselines]
@@ -138,6 +138,7 @@ class ReportData:
         """Trade-off curves of swept baselines."""
         return tradeoff_curves(self.points)
 
+    # points need the baselines too, and forgetting tests in another selection than `retentions`
     @cached_property
     def _all_retentions(self) -> dict[tuple[str, str], Retention | None]:
         original = self.by_method.get("original")
@@ -165,16 +166,10 @@ def build_report_data(
     baselines: Sequence[ComparedRun] = (),
     seeds: Mapping[str, dict[int, Mapping[str, Any]]] | None = None,
 ) -> ReportData:
-    """Select what a report shows.
-
-    Args:
-        runs: The original first, the reported run last; only comparable scores
-            (`imsm.reporting.runs`).
-        baselines: Training-free baselines of the reported run.
-        seeds: By a run's label, results by seed of runs that differ only in the seed.
-    """
+    """Select what a report shows of the runs, baselines and seeds of a `ComparisonSet`."""
     entries = runs[-1].result["evaluation"]["tasks"]
     target = next((name for name, entry in entries.items() if entry["role"] == "target"), None)
+    # the target first; the sort is stable, so the tests keep their order
     tasks = sorted(entries, key=lambda name: name != target)
     trained_on = {task for task in tasks for run in runs if run.task_result(task).get("trained_on")}
     return ReportData(

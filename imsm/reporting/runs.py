@@ -3,8 +3,6 @@
 Scores are compared only if they are of the same examples under the same protocol.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +55,7 @@ class ComparedRun:
 
     def predictions(self, task: str) -> pandas.DataFrame | None:
         """Return a task's predictions; None if they are missing or damaged."""
+        # cached, because many statistics of a report read the same large files
         if task not in self._predictions:
             try:
                 self._predictions[task] = self._load(task)
@@ -84,6 +83,7 @@ class ComparedRun:
             return None
         test_set = entry.get("test_set", "")
         found = read_predictions(self.folder, task=task, test_set=test_set)
+        # an interrupted copy can end between two lines, where every line is valid
         if len(found) != entry["num_examples"]:
             path = task_dir(self.folder, task=task, test_set=test_set) / PREDICTIONS
             raise UserError(
@@ -123,6 +123,7 @@ def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> Co
     runs, baselines = _comparable_part(found, result), _comparable_part(all_baselines, result)
     seeds = {run.label: seeds_of(runs_root, run.result) for run in runs if "seed" in run.result["identity"]}
     results = {run.label: run.result for run in found}
+    # the compared runs are among their own seeds, and would be listed twice
     identities = [run.result["identity"] for run in found]
     for label, by_seed in seeds.items():
         others = {seed: other for seed, other in by_seed.items() if other["identity"] not in identities}
@@ -142,11 +143,7 @@ def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> Co
 def runs_to_compare(folder: Path, result: Result, *, runs_root: Path, siblings: bool = True) -> list[ComparedRun]:
     """Return the original, runs that differ only in the method, and the run.
 
-    Args:
-        folder: Folder of the run.
-        result: Its `result.json`.
-        runs_root: Folder of the original and the other runs.
-        siblings: Whether to look for other runs.
+    ``runs_root`` is the folder of the original and the other runs; without ``siblings`` no other run is searched.
 
     Raises:
         UserError: The result has no scores of its original.
@@ -157,6 +154,7 @@ def runs_to_compare(folder: Path, result: Result, *, runs_root: Path, siblings: 
     if not is_original(result["identity"]):
         others = find_comparable_runs(runs_root, result) if siblings else []
         others = [(other, path) for other, path in others if other["method"] != "original"]
+        # the original that this run recorded: a newer one may be on other examples
         found = [_original(folder, result, runs_root=runs_root), *others, *found]
     return with_labels(found)
 
@@ -182,7 +180,11 @@ def find_comparable_runs(runs_root: Path, result: Result) -> list[tuple[dict[str
         elif variant in with_shared_test_set:
             continue
         found[variant] = (other, path)
-    return sorted(found.values(), key=lambda pair: _sort_key(pair[0]))
+    order = {
+        variant: (_STREAM_ORDER[other["identity"]["method"]["stream"]], other["config"]["gate"]["name"], variant)
+        for variant, (other, _) in found.items()
+    }
+    return [found[variant] for variant in sorted(found, key=order.__getitem__)]
 
 
 def baselines_of(folder: Path) -> list[ComparedRun]:
@@ -199,6 +201,7 @@ def seeds_of(runs_root: Path, result: Result) -> dict[int, Result]:
         if "seed" in other["identity"] and identity_without_seed(other["identity"]) == own
     }
     seed = result["identity"].get("seed")
+    # the given result is preferred to a finished copy of it, which may be older
     return found | ({} if seed is None else {int(seed): result})
 
 
@@ -207,8 +210,8 @@ def comparable(one: Result, other: Result, task: str) -> bool:
     entries = [result["evaluation"]["tasks"].get(task) for result in (one, other)]
     if None in entries:
         return False
-    same = entries[0].get("test_set") == entries[1].get("test_set")
-    return same and entries[0].get("protocol", "strict") == entries[1].get("protocol", "strict")
+    one_key, other_key = ((entry.get("test_set"), entry.get("protocol", "strict")) for entry in entries)
+    return one_key == other_key
 
 
 def headline(entry: Mapping[str, Any]) -> str:
@@ -223,10 +226,7 @@ def with_labels(found: Sequence[tuple[Result, Path]]) -> list[ComparedRun]:
     Runs of one method are distinguished by how their gates differ, and by a frozen adapter.
     """
     results = [result for result, _ in found]
-    return [
-        ComparedRun(label=_label(result, results), result=result, folder=folder)
-        for result, folder in found
-    ]  # fmt: skip
+    return [ComparedRun(label=_label(result, results), result=result, folder=folder) for result, folder in found]
 
 
 def _label(result: Result, results: Sequence[Result]) -> str:
@@ -243,6 +243,7 @@ def _label(result: Result, results: Sequence[Result]) -> str:
 def _gate_label(gate: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> str:
     """Return a gate's name, rank, and keys that differ between such gates."""
     rank = f" r{gate['rank']}" if gate.get("rank") else ""
+    # a key is shown only where name and rank leave two gates equal
     similar = [other for other in gates if all(other.get(key) == gate.get(key) for key in ("name", "rank"))]
     differing = [key for key in gate if any(other.get(key) != gate[key] for other in similar)]
     return f"{gate.get('name', '')}{rank}" + "".join(f" {key}={format_value(gate[key])}" for key in differing)
@@ -276,6 +277,7 @@ def _original(folder: Path, result: Result, *, runs_root: Path) -> tuple[Result,
 
 def _finished(runs_root: Path) -> list[tuple[dict[str, Any], Path]]:
     """Return the finished runs under a root with their folders, the newest last."""
+    # by time: a later run replaces an older one with the same method
     paths = sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
     return [(result, path) for result, path in _read_results(paths) if result.get("identity") is not None]
 
@@ -286,7 +288,8 @@ def _read_results(paths: Iterable[Path]) -> list[tuple[dict[str, Any], Path]]:
         try:
             found.append((read_result(path.parent), path.parent))
         except UserError:
-            continue  # damaged or of an older format
+            # damaged or of an older format: no reason to fail the report of another run
+            continue
     return found
 
 
@@ -296,14 +299,10 @@ def _variant(result: Result) -> str:
     return str([result["method"], sorted(identity.get("gate", {}).items()), "frozen_adapter" in identity])
 
 
-def _sort_key(result: Result) -> tuple[int, str, str]:
-    stream = result["identity"]["method"]["stream"]
-    return _STREAM_ORDER[stream], result["config"]["gate"]["name"], _variant(result)
-
-
 def _comparable_part(runs: Sequence[ComparedRun], focus: Result) -> list[ComparedRun]:
     """Drop the tasks that are not comparable, and runs without a comparable task."""
     tasks = focus["evaluation"]["tasks"]
+    # labels are made again below: without the dropped runs they can be shorter
     kept = [run for run in runs if any(comparable(focus, run.result, task) for task in tasks)]
     return with_labels([(_comparable_tasks(run.result, focus), run.folder) for run in kept])
 

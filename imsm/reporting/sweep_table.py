@@ -5,8 +5,6 @@ with their commands. Scores are in points; a score on a task that the run was tr
 with † and excluded from averages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -47,13 +45,7 @@ class SweepRun:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepTable:
-    """All runs of one target.
-
-    Attributes:
-        table: Its caption, rows and notes.
-        missing: Commands of the runs that are not finished.
-        failed: Error and command of the failed runs.
-    """
+    """All runs of one target, commands of unfinished runs, and error and command of failed ones."""
 
     table: Table
     missing: list[str]
@@ -93,9 +85,10 @@ def render_markdown(tables: Sequence[SweepTable]) -> str:
 def _table(runs: Sequence[SweepRun], keys: Sequence[str]) -> SweepTable:
     target = runs[0].target
     original = next((entries for run in runs if (entries := _original_entries(run, target))), {})
-    trained = [run for run in runs if not _is_original(run)]
-    scored = [original, *(_entries(run) for run in trained)]
-    reference = next((entries for entries in scored if entries), {})
+    trained = [run for run in runs if run.swept.get("method") != "original"]
+    scored = [original, *({} if run.result is None else run.result["evaluation"]["tasks"] for run in trained)]
+    # the first scores decide which examples a column is about
+    reference: dict[str, Entry] = next((entries for entries in scored if entries), {})
     reference = {name: reference[name] for name in sorted(reference, key=lambda name: name != target)}
     trained_on = {name for entries in scored for name in reference if entries.get(name, {}).get("trained_on")}
     forgetting = [name for name in reference if name != target and name not in trained_on]
@@ -130,20 +123,13 @@ def _notes(rows: Sequence[Sequence[str]], reference: Mapping[str, Entry], forget
     return notes + [f"Protocol: {name}." for name in protocols]
 
 
-def _is_original(run: SweepRun) -> bool:
-    return run.swept.get("method") == "original"
-
-
-def _entries(run: SweepRun) -> dict[str, Entry]:
-    return {} if run.result is None else dict(run.result["evaluation"]["tasks"])
-
-
 def _original_entries(run: SweepRun, target: str) -> dict[str, Entry]:
     """Return the original's entries as a run's result stores them."""
     if run.result is None:
         return {}
     evaluation = run.result["evaluation"]
-    found = evaluation["tasks"] if _is_original(run) else evaluation.get("original", {})
+    found = evaluation["tasks"] if run.swept.get("method") == "original" else evaluation.get("original", {})
+    # the original of another target's run lacks this target
     return dict(found) if target in found else {}
 
 
@@ -159,6 +145,7 @@ def _score_cells(
             continue
         scores[name] = float(entry["metrics"][headline(expected)])
         cells.append(format_number(scores[name]) + ("†" if entry["trained_on"] and name != target else ""))
+    # a mean over fewer tests than in the other rows would mislead
     found = [scores[name] for name in forgetting if name in scores]
     return [*cells, format_number(fmean(found) if found and len(found) == len(forgetting) else None)]
 

@@ -1,7 +1,5 @@
 """Trade-off between learning and forgetting: plasticity and stability."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,18 +41,14 @@ class TradeoffPoint:
         """Whether the point can be drawn."""
         return self.target is not None and self.stability is not None
 
-    @property
-    def harmonic(self) -> float | None:
-        """Harmonic mean of plasticity and stability."""
-        return harmonic_mean(self.plasticity, self.stability)
-
     def cells(self) -> dict[str, str]:
         """Return plasticity, stability and harmonic mean as text."""
         evaluated = self.target is not None
+        harmonic = harmonic_mean(self.plasticity, self.stability)
         return {
             "plasticity": format_percent(self.plasticity) if evaluated else MISSING,
             "stability": format_percent(self.stability) if self.complete else MISSING,
-            "harmonic mean": format_percent(self.harmonic) if evaluated and self.complete else MISSING,
+            "harmonic mean": format_percent(harmonic) if evaluated and self.complete else MISSING,
         }
 
 
@@ -72,13 +66,8 @@ class TradeoffCurve:
 
         It can exceed 1: a run may learn more than PEFT or beat the original on a forgetting test.
         """
-        return hypervolume(
-            [
-                (point.plasticity / 100, point.stability / 100)
-                for point in self.points
-                if point.plasticity is not None and point.stability is not None
-            ]
-        )
+        both = [(p.plasticity, p.stability) for p in self.points]
+        return hypervolume([(one / 100, other / 100) for one, other in both if one is not None and other is not None])
 
     @property
     def positions(self) -> list[tuple[float, float]]:
@@ -99,16 +88,11 @@ def tradeoff_points(
     forgetting: Sequence[str],
     peft_gained: bool,
 ) -> list[TradeoffPoint]:
-    """Return the points of all runs, which include the original and a PEFT run.
+    """Return the points of runs and baselines, which include the original and a PEFT run.
 
-    Args:
-        runs: Runs and baselines.
-        retained: For each run, retention by forgetting test; tests without predictions are absent.
-        target: The task that was learned, with its headline ``metric``.
-        metric: See ``target``.
-        forgetting: The forgetting tests that stability averages over.
-        peft_gained: Whether the 95 % interval of PEFT's gain on the target is above 0; otherwise
-            plasticity is undefined, because a share of no gain means nothing.
+    ``retained`` holds for each run its retention by test of ``forgetting``; tests without predictions are absent.
+    ``peft_gained``: whether the 95 % interval of PEFT's gain on the target is above 0. Otherwise plasticity is
+    undefined, because a share of no gain means nothing.
     """
     scores = {run.method: run.score(target, metric) for run in runs if run.method != BASELINE}
     before, tuned = scores["original"], scores["peft"] if peft_gained else None
@@ -148,6 +132,7 @@ def tradeoff_curves(points: Sequence[TradeoffPoint]) -> list[TradeoffCurve]:
         swept = [p for p in points if p.baseline == baseline and p.value is not None and p.has_position]
         if not swept:
             continue
+        # a sweep's end is the PEFT run or the original itself, up to rounding
         inside = [point for point in swept if point.value not in (at_peft, at_original)]
         inside.sort(key=lambda point: point.value or 0.0, reverse=at_peft > at_original)
         curves.append(

@@ -1,7 +1,5 @@
 """Read a run's training log."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -21,10 +19,12 @@ def read_training_log(folder: Path) -> pandas.DataFrame:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # an interrupted run leaves an incomplete last line
+            # an interrupted run leaves an incomplete last line
+            continue
         if isinstance(row, dict) and row.get("step") is not None and "loss" in row:
             rows.append(row)
     table = pandas.DataFrame(rows)
     if table.empty:
         return table
+    # a resumed run logs the steps since its checkpoint again
     return table.drop_duplicates("step", keep="last").sort_values("step").reset_index(drop=True)

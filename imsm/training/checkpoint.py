@@ -11,8 +11,6 @@ A checkpoint is written to a temporary folder, `state.json` last, and then renam
 the final name is complete, and later damage is found through the hashes.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

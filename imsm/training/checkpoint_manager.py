@@ -1,7 +1,5 @@
 """When to save a checkpoint, which to keep and which to resume from."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import time

@@ -10,8 +10,6 @@
 temporary folder and renamed when complete.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Optimizers and LR schedulers by name."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """One optimizer step over a global batch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The training loop; independent of the PEFT method and the dataset."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

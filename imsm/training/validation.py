@@ -1,7 +1,5 @@
 """Validation loss."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

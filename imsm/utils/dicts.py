@@ -1,7 +1,5 @@
 """Flatten and compare nested dicts."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Expected errors; the command line prints their message without a traceback."""
 
-from __future__ import annotations
-
 
 class UserError(ValueError):
     """Invalid input; the message has the form ``key=value: problem; fix``. Exit code 2."""

@@ -1,7 +1,5 @@
 """Atomic writes and folder locks."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Sizes and durations as text."""
 
-from __future__ import annotations
-
 _BYTE_UNITS = (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1))
 
 

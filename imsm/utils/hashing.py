@@ -1,7 +1,5 @@
 """SHA-256 of JSON values, strings and files, as hexadecimal strings."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -52,7 +50,6 @@ def hash_file_cached(path: Path) -> str:
         hashes = {}
     if key not in hashes:
         hashes[key] = hash_file(path)
-        # Two processes may write at once: the last one wins, and the other's hash is computed again.
         with contextlib.suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(cache, json.dumps(hashes))

@@ -4,8 +4,6 @@ The signature is the schema, so custom classes need no registration. Ranges are 
 annotations (`Count`, `Probability`, ...).
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Error messages of the form `key=value: problem; fix`."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin

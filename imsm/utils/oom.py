@@ -1,7 +1,5 @@
 """Retry a batch in smaller parts when memory runs out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 

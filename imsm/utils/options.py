@@ -1,7 +1,5 @@
 """The options of a config group: their names and values."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from collections.abc import Iterable, Iterator

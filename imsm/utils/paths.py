@@ -1,7 +1,5 @@
 """Folders on this machine: shipped yamls, caches and runs."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Progress bars: live in a terminal, occasional lines in a log file."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 
@@ -22,7 +20,6 @@ def progress_bar(
 
     ``done`` steps were completed before. The finished bar stays on the screen with ``keep``.
     """
-    # In a log file each refresh is a new line: one per 20 s is enough.
     live = sys.stderr.isatty()
     return tqdm(
         steps,

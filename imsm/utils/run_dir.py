@@ -1,7 +1,5 @@
 """A run directory: the paths of its files, and checks that it belongs to the current run."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +48,6 @@ def open_run_dir(path: Path, identity: Mapping[str, Any]) -> RunDir:
         UserError: The folder belongs to a run with another identity, or cannot be written.
     """
     run = RunDir(path)
-    # Tuples become lists, as in the saved file.
     identity = json.loads(json.dumps(identity))
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,5 @@
 """Pydantic base class of all configuration sections."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Self
 

@@ -6,8 +6,6 @@ A record:
 label: 1 acceptable, 0 not. The labels of the test split are hidden, so validation is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

@@ -10,8 +10,6 @@ In the JSON release Parses is a list of records and AnswersName a flat list; bot
 The paper's gold answer is the first one of the first parse; the others are accepted as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

@@ -7,8 +7,6 @@ A record:
 The calculator annotations <<...>> are removed and "#### 45" becomes "The answer is 45.".
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

@@ -8,8 +8,6 @@ Records:
 of accepted answers, of which the first is the training target.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

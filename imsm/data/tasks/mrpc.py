@@ -8,8 +8,6 @@ A record:
 label: 1 equivalent, 0 not. The tokenized text ("Monday ,") is used unchanged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

@@ -10,8 +10,6 @@ means yes and false means no. The paper's 312 questions are from validation (52)
 joins sentences with four spaces where the Hub's text has one, so prompts are not byte-equal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

@@ -9,8 +9,6 @@ The answer is a span of the article or the question. The answers of the test spl
 validation is used. Questions on the same article form a group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ A record:
 All answers of the list are accepted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Accuracy of yes/no answers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from imsm.evaluation.metrics.base import MetricInfo

@@ -1,7 +1,5 @@
 """The interface of a metric, and its value over a set of examples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Contain: whether the text contains an accepted answer, word by word."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from imsm.evaluation.metrics.base import MetricInfo

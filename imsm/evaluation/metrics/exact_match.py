@@ -1,7 +1,5 @@
 """Exact match, as defined by SQuAD."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from imsm.evaluation.metrics.base import MetricInfo

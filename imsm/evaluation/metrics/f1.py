@@ -1,7 +1,5 @@
 """F1 of the label yes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from imsm.evaluation.metrics.accuracy import score

@@ -1,7 +1,5 @@
 """GSM8K accuracy: whether the final number is correct."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fractions import Fraction
 

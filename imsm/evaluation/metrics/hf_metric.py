@@ -1,7 +1,5 @@
 """A metric as an `evaluate.Metric`; imported by `metrics.load` only, because importing takes seconds."""
 
-from __future__ import annotations
-
 import datasets
 import evaluate
 

@@ -1,7 +1,5 @@
 """Yes/no answers as labels, and the statistics that accuracy, F1 and MCC compute from them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Hashable, Sequence
 

@@ -5,8 +5,6 @@ matches substrings ("no" in "not"), `exact_match` the complete response includin
 answer, `token_f1` sets of words; for `f1` and `mcc` a text without the letters "yes" is a no.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from imsm.data.tasks import gsm8k

@@ -1,7 +1,5 @@
 """Text normalization: the words that metrics compare."""
 
-from __future__ import annotations
-
 import re
 import string
 

@@ -1,7 +1,5 @@
 """F1 of shared words, as defined by SQuAD."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Examples that share a passage form a group and are drawn together; an example wi
 its own group. Symbols: N examples, C groups, K columns, M models, R resamples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy

@@ -13,8 +13,6 @@ matrices (leading dimensions ...), such as bootstrap resamples; those of R raise
 S at least 2 columns and S+1 rows.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

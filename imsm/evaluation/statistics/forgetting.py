@@ -3,8 +3,6 @@
 Symbols: b the original's score on a task, s the tuned run's, c the chance level, T the target.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

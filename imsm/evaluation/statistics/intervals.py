@@ -5,8 +5,6 @@ unit. Common arguments: ``groups`` are N labels, None for an example that is its
 labels each is); ``level`` is the confidence level; ``resamples`` is R; ``seed`` is that of the draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

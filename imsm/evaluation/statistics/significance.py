@@ -4,8 +4,6 @@ Symbols: N examples, C groups of examples that share a passage, S seeds. Interva
 `imsm.evaluation.statistics.intervals`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

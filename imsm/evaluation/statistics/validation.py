@@ -1,7 +1,5 @@
 """Input checks of the statistics: one finite value per example, and pairs of them."""
 
-from __future__ import annotations
-
 import numpy
 from numpy.typing import ArrayLike, NDArray
 

@@ -8,8 +8,6 @@ important triplets are set to zero. A penalty keeps P and Q near orthogonal.
 `update_and_allocate`, so no rank changes.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

@@ -1,7 +1,5 @@
 """Adapter methods: building one from its configuration, and attaching it to a backbone."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence

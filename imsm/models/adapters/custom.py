@@ -5,8 +5,6 @@ configuration (`CustomConfig`), a layer (`LinearTunerLayer`) and a tuner that na
 (`LinearTuner`). `imsm.models.adapters.loramoe` is one; docs/extending.md shows a shorter one.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 from dataclasses import dataclass

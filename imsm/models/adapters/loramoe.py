@@ -11,8 +11,6 @@ where Q_be is the routing weight of expert e summed over the positions of exampl
 blc_weight=0, as in the script of the authors' code.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass

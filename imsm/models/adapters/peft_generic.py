@@ -4,8 +4,6 @@ Whether the method can be interwoven is checked by `imsm.models.adapters.unsuppo
 `imsm.models.siamese.adapter_check`.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

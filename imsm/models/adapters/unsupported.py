@@ -3,8 +3,6 @@
 `imsm.models.siamese.adapter_check` finds other unusable methods on the model itself.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from imsm.utils.errors import UserError

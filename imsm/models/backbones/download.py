@@ -1,7 +1,5 @@
 """Download the files of a backbone without loading it, with one format of the weights only."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection
 from pathlib import Path

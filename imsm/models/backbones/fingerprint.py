@@ -1,7 +1,5 @@
 """Identify the weights of a backbone, so that cached responses of other weights are never reused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from transformers import AutoConfig

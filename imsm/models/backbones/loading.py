@@ -1,7 +1,5 @@
 """Load a backbone and its tokenizer from the Hub, a local folder or the shipped miniature."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 from pickle import UnpicklingError

@@ -1,7 +1,5 @@
 """Build the architecture of a backbone on the "meta" device: no download, no memory."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast

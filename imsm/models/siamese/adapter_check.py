@@ -13,8 +13,6 @@ perturbed during the check and restored bit for bit.
 Legend: B batch, T positions, D hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

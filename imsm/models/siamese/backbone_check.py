@@ -7,8 +7,6 @@ no error and every result would be wrong.
 Shapes: T positions of the probe, D hidden size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

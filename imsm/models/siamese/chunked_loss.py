@@ -6,8 +6,6 @@ together with its logits, which are then freed; nothing is computed twice.
 Shapes: N label positions, D hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

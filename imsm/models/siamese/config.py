@@ -1,7 +1,5 @@
 """The configuration saved next to an adapter and a gate (``config.json``)."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, ClassVar
 

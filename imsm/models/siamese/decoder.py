@@ -1,7 +1,5 @@
 """Find the decoder of a causal language model: the part before the head."""
 
-from __future__ import annotations
-
 from transformers import PreTrainedModel
 
 

@@ -19,8 +19,6 @@ A custom gate is a module with ``reads_query`` and ``forward`` as in `Gate`; it 
 receives its result, computed once per answer, in place of the query states.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

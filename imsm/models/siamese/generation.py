@@ -1,7 +1,5 @@
 """`generate()` for a siamese model: the prompt is the query, the cache holds both streams."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -10,8 +10,6 @@ agree with those of a training without the cache to 1e-5.
 Shapes: E examples, A answer tokens of all examples, N answer tokens of a batch of B, D hidden size.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

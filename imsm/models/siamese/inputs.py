@@ -3,8 +3,6 @@
 Shapes: B batch, T positions of this pass, D hidden size.
 """
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional
 from transformers import Cache

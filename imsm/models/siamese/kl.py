@@ -8,8 +8,6 @@ distributions and renormalizes them, so that learning the target is not penalize
 Shapes: N label positions, V vocabulary size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -6,8 +6,6 @@ names do not identify that: ``logits_scaling`` divides in Granite and multiplies
 and ``final_logit_softcapping`` is applied in float32 by some models only.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

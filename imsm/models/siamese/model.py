@@ -19,8 +19,6 @@ Names and shapes (B batch, T positions, N labels of a batch, D hidden size, V vo
     logits                                         (B, T, V) or (N, V)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast

@@ -3,8 +3,6 @@
 A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's format) and ``gate.safetensors``.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator

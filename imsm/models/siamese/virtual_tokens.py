@@ -6,8 +6,6 @@ V; the hidden states of virtual tokens are removed, so that gate and query pooli
 Shapes: B batch, T tokens of a pass, V virtual tokens, D hidden size.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

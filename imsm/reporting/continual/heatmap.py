@@ -1,7 +1,5 @@
 """Heat map of a task sequence: tasks across, stages down, one panel per method."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from imsm.reporting.continual.record import Record
 from imsm.reporting.continual.render import column_name, row_names
 from imsm.reporting.render.formatting import MISSING, format_number
 
-_COLORMAP = "Greys"  # unchanged when printed in grayscale
+# unchanged when printed in grayscale
+_COLORMAP = "Greys"
 _DARK = 0.55
 """Text is white above this fraction of the color scale."""
 
@@ -31,6 +30,7 @@ def draw_heatmap(records: Sequence[Record], path: Path) -> None:
     size = (2.4 + 1.05 * num_tasks, 1.3 + len(records) * (0.75 + 0.5 * num_rows))
     figure = Figure(figsize=size, layout="constrained")
     scores = [value for record in records for row in record["scores"] for value in row]
+    # one scale for all panels; a correlation can be negative
     low = min([0.0, *(value for value in scores if value is not None)])
     panels = figure.subplots(len(records), 1, squeeze=False)[:, 0]
     images = [_draw_panel(axes, record, low=low, high=100.0) for axes, record in zip(panels, records, strict=True)]
@@ -47,6 +47,7 @@ def _draw_panel(axes: Axes, record: Record, *, low: float, high: float) -> Any:
     num_learned = len(record["task_sequence"])
     values = np.array([[np.nan if value is None else value for value in row] for row in record["scores"]], float)
     lefts = [column + (0.25 if column >= num_learned else 0.0) for column in range(values.shape[1])]
+    # an image that is too small to see: it provides the color scale, the cells are patches
     image = axes.imshow(np.zeros((1, 1)), cmap=_COLORMAP, vmin=low, vmax=high, extent=(0, 0.001, 0, 0.001))
     for row, scores in enumerate(values):
         for column, score in enumerate(scores):
@@ -55,6 +56,7 @@ def _draw_panel(axes: Axes, record: Record, *, low: float, high: float) -> Any:
             _draw_cell(axes, image, (lefts[column], row), score, difference, framed=framed)
     axes.set_xlim(-0.02, lefts[-1] + 1.02)
     axes.set_ylim(len(values) + 0.02, -0.02)
+    # imshow made the aspect equal
     axes.set_aspect("auto")
     columns = ["\n".join(column_name(task)) for task in record["tasks"]]
     axes.set_xticks([left + 0.5 for left in lefts], columns, fontsize=8)
@@ -75,13 +77,11 @@ def _draw_cell(
     face = "none" if missing else image.cmap(image.norm(score))
     axes.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="0.6", linewidth=0.8))
     if framed:
+        # black and white, so that the frame is visible on light and on dark cells
         axes.add_patch(Rectangle((left + 0.04, top + 0.06), 0.92, 0.88, fill=False, edgecolor="black", linewidth=2))
         axes.add_patch(Rectangle((left + 0.06, top + 0.09), 0.88, 0.82, fill=False, edgecolor="white", linewidth=0.8))
-    style: Any = {
-        "ha": "center",
-        "va": "center",
-        "color": "black" if missing or image.norm(score) < _DARK else "white",
-    }
+    ink = "black" if missing or image.norm(score) < _DARK else "white"
+    style: Any = {"ha": "center", "va": "center", "color": ink}
     if missing:
         axes.text(left + 0.5, top + 0.5, MISSING, **style)
         return

@@ -8,8 +8,6 @@ measures {BWT, FM, OP, FWT, DG: {value, low, high}}; intervals only if predictio
 forgetting {task: {value, low, high}}           FM of each task except the last
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 import zlib
@@ -44,11 +42,7 @@ Record = Mapping[str, Any]
 def build_record(
     folder: Path, *, only: Collection[str] | None = None
 ) -> tuple[dict[str, Any], NDArray[np.float64] | None]:
-    """Build the record of the sequence whose last stage is in ``folder``.
-
-    Args:
-        folder: Of the last stage.
-        only: Names of the tasks to include; None includes all evaluated tasks.
+    """Build the record of the sequence whose last stage is in ``folder``, with all tasks or ``only`` some.
 
     Returns:
         The record, and resampled scores (N, S+1, tasks) that use the same draws for every method;
@@ -67,10 +61,12 @@ def build_record(
         )
     names = [*sequence, *(name for name in entries if name not in sequence)]
     tasks = [_task(name, entries[name], sequence) for name in names if only is None or name in only]
+    # the last stage re-evaluates the original on every task; earlier stages may lack some
     original = {"evaluation": {"tasks": last["evaluation"]["original"]}}
     results = [original, *(result for _, result in stages)]
     scores = [[_score(result, task, last=last) for task in tasks] for result in results]
     folders = [folder.parent / original_run(last["config"])[0], *(path for path, _ in stages)]
+    # measures compare columns over all stages, so a task counts only if every stage has its score
     complete = [index for index in range(len(tasks)) if all(row[index] is not None for row in scores)]
     resampled = None
     measures: dict[str, Any] = {"measures": {}, "forgetting": {}}
@@ -152,22 +148,18 @@ def _measures(
 ) -> dict[str, Any]:
     """Return every measure with its interval."""
     count = len(sequence)
-    matrix = np.array(scores, float)
-    spread = {} if resampled is None else all_measures(resampled, learned=count)
-    per_task = forgetting(matrix[:, :count])
-    per_task_spread = None if resampled is None else forgetting(resampled[..., :count])
+
+    def values(matrix: NDArray[np.float64]) -> tuple[dict[str, Any], dict[str, Any]]:
+        per_task = forgetting(matrix[..., :count])
+        # the last task cannot be forgotten: no stage follows it
+        by_task = {name: per_task[..., index] for index, name in enumerate(sequence[:-1])}
+        return dict(all_measures(matrix, learned=count)), by_task
+
+    spreads = ({}, {}) if resampled is None else values(resampled)
+    parts = zip(("measures", "forgetting"), values(np.array(scores, float)), spreads, strict=True)
     return {
-        "measures": {
-            name: {"value": float(value), **percentile_bounds(spread.get(name))}
-            for name, value in all_measures(matrix, learned=count).items()
-        },
-        "forgetting": {
-            name: {
-                "value": float(per_task[index]),
-                **percentile_bounds(None if per_task_spread is None else per_task_spread[:, index]),
-            }
-            for index, name in enumerate(sequence[:-1])
-        },
+        part: {name: {"value": float(value), **percentile_bounds(spread.get(name))} for name, value in found.items()}
+        for part, found, spread in parts
     }
 
 
@@ -187,6 +179,7 @@ def _resampled_scores(
         statistic = _statistic(frames, task, [row[index] for row in scores], last)
         if statistic is None:
             return None
+        # seeded by the test set: every method sees the same draws, so that differences are paired
         generator = np.random.default_rng([_SEED, zlib.crc32(task["test_set"].encode())])
         columns.append(resample_scores(frames, statistic, resamples=_RESAMPLES, generator=generator))
     return np.stack(columns, axis=-1)
@@ -204,6 +197,7 @@ def _statistic(
         return None
     if all(_close(100 * frame[column].mean(), score) for frame, score in zip(frames, scores, strict=True)):
         return column
+    # an aggregate such as F1 is not a mean of scores and has to be computed for each draw
     module = resolve_metric(last["config"]["metrics"].get(task["metric"], task["metric"]))
     statistic = partial(_aggregate, module)
     if all(_close(statistic(frame), score) for frame, score in zip(frames, scores, strict=True)):
@@ -219,4 +213,5 @@ def _aggregate(module: Any, rows: pandas.DataFrame) -> float:
 
 
 def _close(one: float, other: float | None) -> bool:
+    # recorded scores are points; a sum in another order differs by rounding only
     return other is not None and abs(one - other) < 1e-6

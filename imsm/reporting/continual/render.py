@@ -1,7 +1,5 @@
 """Tables of a task sequence: scores after each stage, and the measures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +40,7 @@ def build_tables(records: Sequence[Record], differences: Measures) -> list[Table
     tables = [_score_table(record) for record in records]
     tables.append(Table(caption="Measures", columns=["measure", *methods], rows=_measure_rows(records)))
     if differences:
+        # the last one, as in the differences themselves
         method = next(name for name in reversed(methods) if name != "peft")
         rows = [[name, _value(entry, signed=True)] for name, entry in differences.items()]
         tables.append(Table(caption="Differences", columns=["measure", f"{method} − peft"], rows=rows))
@@ -66,17 +65,16 @@ def render_terminal(records: Sequence[Record], differences: Measures, *, console
 
 
 def _score_table(record: Record) -> Table:
-    cells = [
-        [
-            MISSING if value is None else f"{format_number(value)}{'*' if _is_learned(task, stage) else ''}"
-            for task, value in zip(record["tasks"], row, strict=True)
-        ]
-        for stage, row in enumerate(record["scores"])
-    ]
+    rows = []
+    for stage, (name, scores) in enumerate(zip(row_names(record), record["scores"], strict=True)):
+        # row 0 is the original, so the row's number is that of the stage
+        learned = ["*" if task["stage"] and task["stage"] <= stage else "" for task in record["tasks"]]
+        cells = [v if v == MISSING else v + mark for v, mark in zip(map(format_number, scores), learned, strict=True)]
+        rows.append([name, *cells])
     return Table(
         caption=f"{record['method']}: scores after each stage",
         columns=["after", *(" ".join(column_name(task)) for task in record["tasks"])],
-        rows=[[name, *row] for name, row in zip(row_names(record), cells, strict=True)],
+        rows=rows,
     )
 
 
@@ -106,10 +104,6 @@ def _notes(records: Sequence[Record]) -> list[str]:
     if any(not record["measures"] for record in records):
         lines.append(f"{MISSING} not evaluated on the same examples at every stage; run the sequence again.")
     return lines
-
-
-def _is_learned(task: Mapping[str, Any], stage: int) -> bool:
-    return task["stage"] is not None and task["stage"] <= stage
 
 
 def _value(entry: Mapping[str, float] | None, *, signed: bool = False) -> str:

@@ -1,7 +1,5 @@
 """Write the tables and the heat map of a finished task sequence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,8 @@ Built = tuple[dict[str, Any], NDArray[np.float64] | None]
 def write_sequence_report(*folders: Path) -> None:
     """Write sequence.json, .csv, .md and .png, and print the tables.
 
-    The files are written into the last folder. With one folder, comparable sequences of the other
-    methods in the same parent folder are included.
-
-    Args:
-        folders: Of the sequences' last stages.
+    ``folders`` are those of the sequences' last stages; the files are written into the last one. With one folder,
+    comparable sequences of the other methods in the same parent folder are included.
 
     Raises:
         UserError: A folder has no finished sequence, or the sequences are not comparable.
@@ -37,10 +32,12 @@ def write_sequence_report(*folders: Path) -> None:
     own = Path(folders[-1]).absolute()
     built = build_record(own)
     record = built[0]
+    # before the others are read: the record is of all tasks, not of the common ones
     write_record(own, record)
     others = [Path(folder).absolute() for folder in folders[:-1]] or _sequences_of_other_methods(own, record)
     sequences: list[Built] = [built, *(build_record(other) for other in others)]
     common = _common_tasks([found for found, _ in sequences])
+    # the measures average over tasks, so that they are comparable over the same tasks only
     for index, folder in enumerate([own, *others]):
         if len(sequences[index][0]["tasks"]) > len(common):
             sequences[index] = build_record(folder, only=common)
@@ -57,6 +54,7 @@ def write_sequence_report(*folders: Path) -> None:
 def _sequences_of_other_methods(folder: Path, record: dict[str, Any]) -> list[Path]:
     """Return the newest comparable sequence of each other method."""
     found: dict[str, Path] = {}
+    # the newest last, so that it replaces older ones of its method
     files = sorted(folder.parent.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
     learned = [task for task in record["tasks"] if task["stage"] is not None]
     for file in files:
@@ -98,6 +96,7 @@ def _differences_from_peft(sequences: Sequence[Built]) -> dict[str, dict[str, fl
     spread: dict[str, NDArray[np.float64]] = {}
     if resampled is not None and peft_resampled is not None:
         count = len(record["task_sequence"])
+        # row i of both was resampled with the same draws: the difference is paired
         one, other = (all_measures(values, learned=count) for values in (resampled, peft_resampled))
         spread = {name: one[name] - other[name] for name in one}
     return {

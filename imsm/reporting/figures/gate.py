@@ -1,7 +1,5 @@
 """Figure of the gate: over examples, positions, and outcomes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib
@@ -36,6 +34,7 @@ def _draw_histograms(axes: Axes, run: ComparedRun, tasks: Sequence[str]) -> None
     values = [_gate_means(run, task) for task in tasks]
     low = min(each.min() for each in values if each.size)
     high = max(each.max() for each in values if each.size)
+    # one binning for all tasks; the margin keeps the bins distinct if every gate is equal
     bins = numpy.linspace(low - 1e-3, high + 1e-3, 21).tolist()
     for style, (task, each) in enumerate(zip(tasks, values, strict=True)):
         dashes = LINES[style % len(LINES)]
@@ -69,6 +68,7 @@ def _draw_outcomes(axes: Axes, run: ComparedRun, tasks: Sequence[str], data: Rep
             if len(part):
                 low, median, high = numpy.quantile(part["gate_mean"].to_numpy(float), [0.25, 0.5, 0.75])
                 error_bar(axes, median, (low, high), row + shift, style=style, label=name)
+    # every task adds the same two labels
     handles, names = axes.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     axes.legend(unique.values(), unique.keys(), fontsize=7)

@@ -1,7 +1,5 @@
 """Figures of scores, differences, transitions, trade-off and training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,17 +34,11 @@ _OUTCOMES = {
 def draw_scores(data: ReportData) -> Figure:
     """Draw each task's scores with their intervals."""
     labels = [run.label for run in data.runs]
-    names = [f"{task}\n{data.metrics[task]}" for task in data.tasks]
     intervals = {
         (data.tasks.index(task), labels.index(label)): value for (task, label), value in data.score_intervals.items()
     }
-    with matplotlib.rc_context(STYLE):
-        figure, axes = one_axes(height=1.2 + 0.24 * len(data.tasks) * len(labels))
-        _draw_intervals(axes, intervals, labels, first_style=0)
-        label_rows(axes, names)
-        axes.set_xlabel("points")
-        legend_below(figure, axes)
-    return figure
+    rows = [f"{task}\n{data.metrics[task]}" for task in data.tasks]
+    return _draw_intervals(intervals, rows, labels, first_style=0, xlabel="points")
 
 
 def draw_differences(data: ReportData) -> Figure:
@@ -57,32 +49,42 @@ def draw_differences(data: ReportData) -> Figure:
         (tasks.index(each.task), labels.index(f"{each.run} − {each.reference}")): each.difference
         for each in data.comparisons
     }
-    with matplotlib.rc_context(STYLE):
-        figure, axes = one_axes(height=1.2 + 0.24 * len(tasks) * len(labels))
-        axes.axvline(0, color="black", linewidth=0.8)
-        _draw_intervals(axes, intervals, labels, first_style=1)
-        label_rows(axes, tasks)
-        axes.set_xlabel("difference in points, 95 % interval")
-        legend_below(figure, axes)
-    return figure
+    xlabel = "difference in points, 95 % interval"
+    # from style 1 on: gray, style 0, is the original's everywhere
+    return _draw_intervals(intervals, tasks, labels, first_style=1, xlabel=xlabel, zero_line=True)
 
 
 def _draw_intervals(
-    axes: Axes, intervals: Mapping[tuple[int, int], Interval], labels: list[str], *, first_style: int
-) -> None:
+    intervals: Mapping[tuple[int, int], Interval],
+    rows: list[str],
+    labels: list[str],
+    *,
+    first_style: int,
+    xlabel: str,
+    zero_line: bool = False,
+) -> Figure:
     """Draw intervals by row and index of their label, each label once in the legend."""
     step = 0.8 / len(labels)
     unlabeled = set(range(len(labels)))
-    for (row, index), interval in intervals.items():
-        error_bar(
-            axes,
-            interval.estimate,
-            (interval.low, interval.high),
-            row + step * (index - (len(labels) - 1) / 2),
-            style=first_style + index,
-            label=labels[index] if index in unlabeled else None,
-        )
-        unlabeled.discard(index)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = one_axes(height=1.2 + 0.24 * len(rows) * len(labels))
+        if zero_line:
+            axes.axvline(0, color="black", linewidth=0.8)
+        for (row, index), interval in intervals.items():
+            error_bar(
+                axes,
+                interval.estimate,
+                (interval.low, interval.high),
+                row + step * (index - (len(labels) - 1) / 2),
+                style=first_style + index,
+                # not simply the first row: a run may lack the first task
+                label=labels[index] if index in unlabeled else None,
+            )
+            unlabeled.discard(index)
+        label_rows(axes, rows)
+        axes.set_xlabel(xlabel)
+        legend_below(figure, axes)
+    return figure
 
 
 def draw_transitions(data: ReportData) -> Figure:
@@ -93,17 +95,10 @@ def draw_transitions(data: ReportData) -> Figure:
             left = 0.0
             for outcome, (name, fill, hatch, ink) in _OUTCOMES.items():
                 share = 100 * getattr(retention.counts, outcome) / max(1, retention.counts.items)
-                axes.barh(
-                    row,
-                    share,
-                    left=left,
-                    height=0.72,
-                    color=fill,
-                    hatch=hatch,
-                    edgecolor="white",
-                    linewidth=0.5,
-                    label=name if row == 0 else None,
-                )
+                label = name if row == 0 else None
+                style: Any = {"color": fill, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+                axes.barh(row, share, left=left, height=0.72, label=label, **style)
+                # a number does not fit into a narrower part
                 if share >= 7:
                     box = {"facecolor": fill, "edgecolor": "none", "pad": 0.8}
                     text, center = f"{share:.0f}", left + share / 2
@@ -119,6 +114,7 @@ def draw_transitions(data: ReportData) -> Figure:
 
 def draw_tradeoff(data: ReportData) -> Figure:
     """Draw stability over the target score: runs as markers, swept baselines as lines."""
+    # a point without predictions of every forgetting test has no stability
     positions = {
         p.label: (p.target, p.stability) for p in data.points if p.target is not None and p.stability is not None
     }
@@ -126,6 +122,7 @@ def draw_tradeoff(data: ReportData) -> Figure:
     target = data.target or ""
     with matplotlib.rc_context(STYLE):
         figure, axes = one_axes(height=4.4)
+        # styles 0 to 2 are the original's, PEFT's and IMSM's
         for style, curve in enumerate(data.curves, start=3):
             points = [point for point in curve.points if point.label in positions]
             x, y = zip(*(positions[point.label] for point in points), strict=True)
@@ -142,7 +139,8 @@ def draw_tradeoff(data: ReportData) -> Figure:
                 marker=MARKERS[style % len(MARKERS)],
                 markersize=9 if is_run else 6,
                 color=color(style),
-                markerfacecolor=color(style) if is_run else "none",  # coinciding points stay visible
+                # hollow, so that coinciding points stay visible
+                markerfacecolor=color(style) if is_run else "none",
                 linestyle="none",
                 zorder=3,
                 label=point.label,
@@ -162,14 +160,9 @@ def _add_plasticity_axis(axes: Axes, data: ReportData) -> None:
     if by_method["peft"].plasticity is None or low is None or high is None:
         return
     gain = high - low
-
-    def to_share(points: Any) -> Any:
-        return 100 * (points - low) / gain
-
-    def to_points(share: Any) -> Any:
-        return low + share * gain / 100
-
-    top = axes.secondary_xaxis("top", functions=(to_share, to_points))
+    # matplotlib needs both directions, and calls them with arrays
+    both = (lambda points: 100 * (points - low) / gain, lambda share: low + share * gain / 100)
+    top = axes.secondary_xaxis("top", functions=both)
     top.set_xlabel("plasticity: share of PEFT's gain (%)")
 
 
@@ -181,9 +174,11 @@ def draw_training(logs: Mapping[str, pandas.DataFrame], data: ReportData) -> Fig
         figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
         panels = figure.subplots(1, 2 if gated else 1, squeeze=False)[0]
         for label, log in logs.items():
+            # the loss of a step is that of one batch: the noise hides the trend
             smooth = log["loss"].rolling(max(1, len(log) // 20), min_periods=1).mean()
             panels[0].plot(log["step"], log["loss"], color=color(styles[label]), alpha=0.25, linewidth=0.8)
             line(panels[0], log["step"], smooth, style=styles[label], label=label, markers=False)
+        # from 0, so that the height of the curve is the loss and not its change
         panels[0].set(xlabel="step", ylabel="loss (nats per token)", title="loss", ylim=(0, None))
         panels[0].legend(fontsize=8)
         for label, log in gated.items():

@@ -1,7 +1,5 @@
 """Style of the figures, readable in grayscale and by color-blind readers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +39,7 @@ def error_bar(
 ) -> None:
     """Draw an estimate with a horizontal error bar."""
     low, high = bounds
+    # matplotlib refuses negative lengths; rounding can place an estimate outside its interval
     axes.errorbar(
         [estimate],
         [y],
@@ -79,6 +78,7 @@ def line(
 def label_rows(axes: Axes, names: Sequence[str]) -> None:
     """Label rows 0, 1, ... on the y axis, from top to bottom."""
     axes.set_yticks(range(len(names)), names)
+    # inverted, so that row 0 is at the top as in the tables
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
@@ -87,6 +87,7 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Place the legend below the axes."""
     handles, names = axes.get_legend_handles_labels()
+    # "outside" is placed by the constrained layout only, which keeps the axes clear of it
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, max(1, len(names))))
 
 

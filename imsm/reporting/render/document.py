@@ -1,7 +1,5 @@
 """The document model: a report, its sections, figures and token heatmaps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,9 +32,7 @@ class Section:
 
     Attributes:
         name: File name of its table, and its anchor in the page.
-        title: Heading.
         paragraphs: Text above the table.
-        table: The table, if any.
         terminal_table: The table shown in a terminal; None hides the section there.
         notes: Text below the table.
         figures: Figures below the notes.
@@ -55,16 +51,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that a report shows.
-
-    Attributes:
-        title: Name of the run.
-        subtitle: Backbone, PEFT method, target, recipe and seed.
-        excluded: What was excluded from the comparison.
-        load_errors: Predictions that could not be loaded.
-        sections: In order.
-        provenance: Versions, commit and fingerprints.
-    """
+    """Everything that a report shows; ``provenance`` lists versions, commit and fingerprints."""
 
     title: str
     subtitle: str

@@ -1,7 +1,5 @@
 """Format numbers, intervals and p-values as report text."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +13,10 @@ def format_interval(estimate: float, low: float, high: float, *, signed: bool = 
 
 def format_number(value: float | None, *, digits: int = 1, signed: bool = False) -> str:
     """Return a rounded number; a dash for None and NaN."""
+    # NaN is the only number that differs from itself
     if value is None or value != value:
         return MISSING
+    # the minus sign U+2212 is as wide as the plus sign
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 

@@ -1,10 +1,7 @@
 """Render a report as one HTML page without external resources, `report.html`."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,22 +10,9 @@ from markupsafe import Markup
 from imsm.reporting.render.document import Report, Section, TokenHeatmap
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShadedToken:
-    """A token's text with its gate weight and the opacity of its background."""
-
-    text: str
-    weight: str
-    shade: str
-
-
 def render_html(report: Report, figures: Mapping[str, bytes]) -> str:
-    """Return the page; all text is escaped and the figures are embedded.
-
-    Args:
-        report: What the page shows.
-        figures: PNG files by figure name.
-    """
+    """Return the page; all text is escaped and the figures (PNG by name) are embedded."""
+    # jinja2 escapes all text, responses of a model included; undefined names are errors, not empty text
     environment = Environment(
         loader=PackageLoader("imsm.reporting.render", ""), autoescape=True, undefined=StrictUndefined
     )
@@ -39,6 +23,7 @@ def render_html(report: Report, figures: Mapping[str, bytes]) -> str:
 def _section_values(section: Section, figures: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "section": section,
+        # the table escapes its own cells
         "table": None if section.table is None else Markup(section.table.to_html()),
         "figures": [
             {"alt": figure.alt, "data": base64.b64encode(figures[figure.name]).decode()} for figure in section.figures
@@ -47,15 +32,17 @@ def _section_values(section: Section, figures: Mapping[str, bytes]) -> dict[str,
     }
 
 
-def _shade(heatmap: TokenHeatmap) -> list[ShadedToken]:
-    """Scale the shades to each response, because weights differ little within it."""
+def _shade(heatmap: TokenHeatmap) -> list[dict[str, str]]:
+    """Return text, gate weight and opacity of the background of each token."""
+    # scaled to each response, because weights differ little within it
     low, high = min(heatmap.weights), max(heatmap.weights)
     width = (high - low) or 1.0
     return [
-        ShadedToken(
-            text=piece.replace("\n", "⏎\n") or "∅",
-            weight=f"{weight:.3f}",
-            shade=f"{0.05 + 0.6 * (weight - low) / width:.2f}",
-        )
+        # a token without text, e.g. one byte of a character, needs something to shade
+        {
+            "text": piece.replace("\n", "⏎\n") or "∅",
+            "weight": f"{weight:.3f}",
+            "shade": f"{0.05 + 0.6 * (weight - low) / width:.2f}",
+        }
         for piece, weight in zip(heatmap.pieces, heatmap.weights, strict=True)
     ]

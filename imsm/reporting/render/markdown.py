@@ -1,7 +1,5 @@
 """Render a report as Markdown, `report.md`."""
 
-from __future__ import annotations
-
 from imsm.reporting.render.document import Report, Section
 
 

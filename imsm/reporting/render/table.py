@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rich import box
@@ -29,7 +29,7 @@ class Table:
     """Cells as text; the first ``text_columns`` columns are left-aligned.
 
     ``caption`` and ``notes`` are rendered by `to_latex` and `print_table`; elsewhere the page around
-    the table shows them.
+    the table shows them. ``bold_rows`` are indices of rows that are bold in a terminal.
     """
 
     columns: Sequence[str]
@@ -37,10 +37,12 @@ class Table:
     text_columns: int = 1
     caption: str = ""
     notes: Sequence[str] = ()
+    bold_rows: Collection[int] = ()
 
     @classmethod
     def from_records(cls, records: Sequence[Mapping[str, str]], *, text_columns: int = 1) -> Table:
         """Build a table from rows by column name; a missing cell is a dash."""
+        # in the order of first occurrence: a later record may have more columns
         columns = list(dict.fromkeys(name for record in records for name in record))
         rows = [[record.get(name, MISSING) for name in columns] for record in records]
         return cls(columns=columns, rows=rows, text_columns=text_columns)
@@ -61,20 +63,22 @@ class Table:
         header, *rows = (
             [cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (self.columns, *self.rows)
         )
+        # tabulate refuses alignments of a table without rows
         align = ["right" if self._is_number(index) else "left" for index in range(len(header))] if rows else None
+        # disable_numparse: tabulate would turn 61.0 into 61
         return tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True)
 
     def to_html(self) -> str:
         """Return an HTML table with escaped cells; numbers have the class ``n``."""
-        head = "".join(
-            f'<th scope="col"{self._html_class(i)}>{html.escape(c)}</th>' for i, c in enumerate(self.columns)
-        )
-        body = [
-            "".join(f"<td{self._html_class(i)}>{html.escape(cell)}</td>" for i, cell in enumerate(row))
-            for row in self.rows
-        ]
-        lines = [f"<thead><tr>{head}</tr></thead>", "<tbody>", *(f"<tr>{cells}</tr>" for cells in body), "</tbody>"]
-        return "\n".join(["<table>", *lines, "</table>"])
+
+        def cells(row: Sequence[str], tag: str, attributes: str = "") -> str:
+            classes = [' class="n"' if self._is_number(index) else "" for index in range(len(row))]
+            parts = zip(classes, map(html.escape, row), strict=True)
+            return "".join(f"<{tag}{attributes}{name}>{text}</{tag}>" for name, text in parts)
+
+        head = cells(self.columns, "th", ' scope="col"')
+        body = [f"<tr>{cells(row, 'td')}</tr>" for row in self.rows]
+        return "\n".join(["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>", *body, "</tbody>", "</table>"])
 
     def to_csv(self) -> str:
         """Return comma-separated values with a header."""
@@ -87,31 +91,21 @@ class Table:
         header, *rows = (" & ".join(cell.translate(_LATEX) for cell in row) for row in (self.columns, *self.rows))
         layout = "".join("r" if self._is_number(index) else "l" for index in range(len(self.columns)))
         caption = [rf"\caption{{{self.caption.translate(_LATEX)}}}"] if self.caption else []
-        lines = [
-            r"\begin{table}",
-            *caption,
-            rf"\begin{{tabular}}{{{layout}}}",
-            r"\toprule",
-            rf"{header} \\",
-            r"\midrule",
-        ]
-        lines += [rf"{row} \\" for row in rows]
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+        rules = [r"\toprule", rf"{header} \\", r"\midrule", *(rf"{row} \\" for row in rows), r"\bottomrule"]
+        lines = [*caption, rf"\begin{{tabular}}{{{layout}}}", *rules, r"\end{tabular}"]
+        return "\n".join([r"\begin{table}", *lines, r"\end{table}", ""])
 
     def to_terminal(self) -> RichTable:
         """Return a rich table with escaped cells."""
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for index, name in enumerate(self.columns):
             table.add_column(escape(name), justify="right" if self._is_number(index) else "left", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*map(escape, row))
+        for index, row in enumerate(self.rows):
+            table.add_row(*map(escape, row), style="bold" if index in self.bold_rows else None)
         return table
 
     def _is_number(self, index: int) -> bool:
         return index >= self.text_columns
-
-    def _html_class(self, index: int) -> str:
-        return ' class="n"' if self._is_number(index) else ""
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -129,4 +123,5 @@ def print_table(table: Table, console: Console) -> None:
 def print_notes(notes: Sequence[str], console: Console, *, wrap: bool = True) -> None:
     """Print dimmed paragraphs; ``wrap=False`` keeps commands in one line."""
     for note in notes:
+        # markup would read [58.0, 64.5] as a style
         console.print(note, style="dim", highlight=False, soft_wrap=not wrap, markup=False)

@@ -1,7 +1,5 @@
 """Print the short form of a report."""
 
-from __future__ import annotations
-
 from rich.console import Console
 
 from imsm.reporting.render.document import Report

@@ -1,7 +1,5 @@
 """Sections: training curves; parameters, time and memory."""
 
-from __future__ import annotations
-
 from imsm.reporting.figures.report import draw_training
 from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import format_number

@@ -1,7 +1,5 @@
 """Sections: paired differences, retained and forgotten examples, and seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any

@@ -1,7 +1,5 @@
 """Section: statistics of the gate."""
 
-from __future__ import annotations
-
 from imsm.reporting.figures.gate import draw_gate
 from imsm.reporting.gate_stats import gate_table, gate_warnings
 from imsm.reporting.paired_comparison import CORRECT

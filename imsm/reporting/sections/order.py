@@ -1,7 +1,5 @@
 """The sections of a report in their order."""
 
-from __future__ import annotations
-
 from imsm.reporting.render.document import Section
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.sections import cost, differences, gate, responses, scores, tradeoff

@@ -1,7 +1,5 @@
 """Section: response lengths, unparsed answers and reference likelihoods."""
 
-from __future__ import annotations
-
 from imsm.reporting.render.document import Section
 from imsm.reporting.render.formatting import format_number
 from imsm.reporting.render.table import Table

@@ -1,8 +1,6 @@
 """Sections: scores with differences, confidence intervals, and all metrics by protocol."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from imsm.reporting.figures.report import draw_scores
 from imsm.reporting.render.document import ReportFigure, Section
@@ -11,15 +9,16 @@ from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
 
-Score = Callable[[ComparedRun], float | None]
+Scores = Mapping[str, float | None]
+"""A score by the label of its run."""
 
 
 def build_overview(data: ReportData) -> Section:
     """Build the section with headline scores and differences from the original and PEFT."""
     rows, terminal_rows = [], []
-    for name, metric, examples, score in _lines(data):
-        rows.append([name, metric, examples, *_score_cells(data, score)])
-        terminal_rows += _terminal_rows(data, name, metric, examples, score)
+    for name, metric, examples, scores in _lines(data):
+        rows.append([name, metric, examples, *_score_cells(data, scores)])
+        terminal_rows += _terminal_rows(data, name, metric, examples, scores)
     references = dict.fromkeys(reference.label for _, reference in data.pairs)
     terminal_columns = ["task", "metric", "run", "points", *(f"to {reference}" for reference in references)]
     return Section(
@@ -69,10 +68,10 @@ def build_protocols(data: ReportData) -> Section | None:
     for task in data.tasks:
         for protocol, metrics in _metrics_by_protocol(data.focus, task).items():
             for metric in metrics:
-                scores = {id(run): _metrics_by_protocol(run, task).get(protocol, {}).get(metric) for run in data.runs}
-                # the default binds this iteration's scores; a closure would see those of the last one
-                cells = _score_cells(data, lambda run, scores=scores: scores[id(run)])
-                rows.append([data.name(task), protocol, metric, *cells])
+                scores = {
+                    run.label: _metrics_by_protocol(run, task).get(protocol, {}).get(metric) for run in data.runs
+                }
+                rows.append([data.name(task), protocol, metric, *_score_cells(data, scores)])
     if not rows:
         return None
     return Section(
@@ -88,10 +87,11 @@ def _score_columns(data: ReportData) -> list[str]:
     return [*(run.label for run in data.runs), *(f"{run.label} − {other.label}" for run, other in _pairs(data))]
 
 
-def _score_cells(data: ReportData, score: Score) -> list[str]:
+def _score_cells(data: ReportData, scores: Scores) -> list[str]:
     """Return each run's score, then the differences from original and PEFT."""
-    differences = [_difference(score(run), score(other)) for run, other in _pairs(data)]
-    return [*(format_number(score(run)) for run in data.runs), *(format_number(d, signed=True) for d in differences)]
+    differences = [_difference(scores, run, other) for run, other in _pairs(data)]
+    own = [format_number(scores[run.label]) for run in data.runs]
+    return own + [format_number(value, signed=True) for value in differences]
 
 
 def _pairs(data: ReportData) -> list[tuple[ComparedRun, ComparedRun]]:
@@ -99,26 +99,28 @@ def _pairs(data: ReportData) -> list[tuple[ComparedRun, ComparedRun]]:
     return sorted(data.pairs, key=lambda pair: pair[1].method != "original")
 
 
-def _difference(one: float | None, other: float | None) -> float | None:
+def _difference(scores: Scores, run: ComparedRun, reference: ComparedRun) -> float | None:
+    one, other = scores[run.label], scores[reference.label]
     return None if one is None or other is None else one - other
 
 
-def _lines(data: ReportData) -> list[tuple[str, str, str, Score]]:
+def _lines(data: ReportData) -> list[tuple[str, str, str, Scores]]:
     """Return name, metric, examples and scores of each task and the average."""
-    lines: list[tuple[str, str, str, Score]] = []
+    lines: list[tuple[str, str, str, Scores]] = []
     for task in data.tasks:
         examples = str(data.focus.task_result(task)["num_examples"])
-        lines.append((data.name(task), data.metrics[task], examples, lambda run, task=task: data.mean(run, [task])))
+        scores = {run.label: data.mean(run, [task]) for run in data.runs}
+        lines.append((data.name(task), data.metrics[task], examples, scores))
     if len(data.forgetting) > 1:
-        metric = f"{len(data.forgetting)} forgetting tests"
-        lines.append(("average", metric, "", lambda run: data.mean(run, data.forgetting)))
+        scores = {run.label: data.mean(run, data.forgetting) for run in data.runs}
+        lines.append(("average", f"{len(data.forgetting)} forgetting tests", "", scores))
     return lines
 
 
-def _terminal_rows(data: ReportData, name: str, metric: str, examples: str, score: Score) -> list[list[str]]:
+def _terminal_rows(data: ReportData, name: str, metric: str, examples: str, scores: Scores) -> list[list[str]]:
     """Return one row for each run, which fits into 80 columns, and an empty row."""
     references = dict.fromkeys(reference.label for _, reference in data.pairs)
-    differences = {(run.label, other.label): _difference(score(run), score(other)) for run, other in data.pairs}
+    differences = {(run.label, other.label): _difference(scores, run, other) for run, other in data.pairs}
     # task, metric and count share the first columns of a task's rows; the original alone has one row
     heads = [(name, metric), ("", f"{examples} examples" if examples else "")]
     if len(data.runs) == 1 and examples:
@@ -129,7 +131,7 @@ def _terminal_rows(data: ReportData, name: str, metric: str, examples: str, scor
         # empty, not a dash: a run has no difference from itself
         cells = ["" if value is None else format_number(value, signed=True) for value in found]
         head = heads[index] if index < len(heads) else ("", "")
-        rows.append([*head, run.label, format_number(score(run)), *cells])
+        rows.append([*head, run.label, format_number(scores[run.label]), *cells])
     return [*rows, [""] * len(rows[0])]
 
 

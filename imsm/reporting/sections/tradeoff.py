@@ -1,7 +1,5 @@
 """Sections: averages, learning versus forgetting, and training-free baselines."""
 
-from __future__ import annotations
-
 from imsm.reporting.figures.report import draw_tradeoff
 from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import format_number, format_percent, join_names

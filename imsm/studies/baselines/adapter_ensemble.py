@@ -4,8 +4,6 @@ It costs as much as two streams, without the original: it separates the effect o
 of "the original stream".
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from transformers import Cache

@@ -8,8 +8,6 @@ not linear (LoRAMoE's routed experts), the layer's update is scaled. Exact at a 
 bfloat16.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

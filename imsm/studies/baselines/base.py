@@ -18,8 +18,6 @@ and may define
     cache_key(run) -> dict            further inputs of its responses besides the run and the value
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol

@@ -3,8 +3,6 @@
 Each writes <run>/baselines/<name>/result.json and evaluation/<task>-<fingerprint>/predictions.jsonl.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

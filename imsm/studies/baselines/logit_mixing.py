@@ -7,8 +7,6 @@ With a linear head, mixing hidden states by a constant weight gives the same log
 logits (Gemma 2) is not linear, so the logits are mixed here. V is the vocabulary size.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -5,8 +5,6 @@
 Shapes: N queries, T positions, D hidden size; q_o is the mean of a query's original hidden states (eq. 2).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

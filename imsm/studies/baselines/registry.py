@@ -1,7 +1,5 @@
 """The shipped baselines by name, and custom ones by dotted name."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from typing import cast

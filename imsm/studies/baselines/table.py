@@ -1,19 +1,17 @@
 """Print baselines in one table: a column per task, differences below the scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from imsm.reporting.render.table import Table
+from imsm.reporting.render.table import print_table as print_text_table
 from imsm.reporting.runs import headline
 
 TaskResults = Mapping[str, Mapping[str, Any]]
 """`evaluation.tasks` of a result."""
-_MEAN = "mean of\nforgetting"
 
 
 def print_table(
@@ -21,35 +19,27 @@ def print_table(
 ) -> None:
     """Print scores in points, with differences to the adapter alone and to the original below them.
 
-    Args:
-        runs: Task results by run, "original" among them.
-        tuned: Name of the run that is the adapter alone.
-        focus: Names of the runs that are not baselines, printed in bold.
-        console: Output; None: the terminal.
+    ``runs`` are task results by run, "original" and the adapter alone (``tuned``) among them; the runs of
+    ``focus`` are printed in bold.
     """
     tasks = runs[tuned]
+    columns = {
+        f"{name}{' *' if entry['role'] == 'target' else ''}\n{headline(entry)}": [name]
+        for name, entry in tasks.items()
+    }
     forgetting = [name for name, entry in tasks.items() if not entry["trained_on"]]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", no_wrap=True)
-    for name, entry in tasks.items():
-        mark = " *" if entry["role"] == "target" else ""
-        table.add_column(f"{name}{mark}\n{headline(entry)}", justify="right", no_wrap=True)
-    columns = [[name] for name in tasks]
     if len(forgetting) > 1:
-        table.add_column(_MEAN, justify="right", no_wrap=True)
-        columns.append(forgetting)
-    for run in runs:
-        cells = [_cell(runs, run, column, tuned) for column in columns]
-        table.add_row(run, *cells, style="bold" if run in focus else None)
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 40 + 16 * (len(tasks) + 1))
-    console.print(table)
-    console.print(
-        f"* target; in points; below: the difference to {tuned}, to the original; without intervals: "
-        "differences of a few examples are chance",
-        style="dim",
+        columns["mean of\nforgetting"] = forgetting
+    table = Table(
+        columns=["run", *columns],
+        rows=[[run, *(_cell(runs, run, names, tuned) for names in columns.values())] for run in runs],
+        bold_rows=[index for index, run in enumerate(runs) if run in focus],
+        notes=[
+            f"* target; in points; below: the difference to {tuned}, to the original; without intervals: "
+            "differences of a few examples are chance"
+        ],
     )
+    print_text_table(table, console or Console())
 
 
 def _cell(runs: Mapping[str, TaskResults], run: str, tasks: Sequence[str], tuned: str) -> str:

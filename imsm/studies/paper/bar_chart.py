@@ -1,7 +1,5 @@
 """Figures 3 and 4 of the paper as bar charts: one panel per target or PEFT method, one bar per method."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

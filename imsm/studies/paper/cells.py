@@ -3,8 +3,6 @@
 Scores are in points. A cell is the mean over seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean

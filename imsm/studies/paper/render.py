@@ -1,7 +1,5 @@
 """Print a table and write its files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """The runs of a table: their state, and running the missing ones."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -6,8 +6,6 @@ experiments/table6/
   README.md    how to read it, and its cost
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ One model per PEFT method runs both the tuned and the interwoven stream, so that
 background load are the same for both.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Build a table: our scores with intervals, the paper's numbers below them, and the missing runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Engine protocol: backward, optimizer step and state, on one process or several."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol

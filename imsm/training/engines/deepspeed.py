@@ -5,8 +5,6 @@ every loss is multiplied by the number of processes. Parameters and optimizer st
 written unsharded through DeepSpeed's `safe_get_full_*` and `safe_set_full_*`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The DeepSpeed configuration of a run; `mode=plan` prints it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -1,7 +1,5 @@
 """Every use of DeepSpeed that is not public API, with its reason; the version range is checked."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import logging
 import os

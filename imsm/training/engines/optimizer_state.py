@@ -1,7 +1,5 @@
 """Optimizer state keyed by parameter name, so that any engine can load it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Single-process engine: plain torch on one device."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import math

@@ -3,8 +3,6 @@
 The model type "chatglm" is used by several architectures; only that of ChatGLM3-6B is accepted.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict

@@ -14,8 +14,6 @@ Legend: B batch, T positions, D hidden size, H query heads, G key-value heads, S
 vocabulary size.
 """
 
-from __future__ import annotations
-
 from operator import attrgetter
 from typing import Any
 

@@ -7,8 +7,6 @@ any other text (``split_special_tokens`` of transformers, which is the default h
 Source: behavior of the published tokenizer (zai-org/chatglm3-6b), whose SentencePiece model is used.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from itertools import groupby

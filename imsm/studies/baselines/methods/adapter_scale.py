@@ -1,7 +1,5 @@
 """Scale the adapter of a single stream (WiSE-FT); costs as much as one model."""
 
-from __future__ import annotations
-
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.studies.baselines.adapter_scaling import build_scaled_model
 from imsm.studies.baselines.base import BaselineInfo

@@ -3,8 +3,6 @@
 The constant is the mean weight of the original stream over all tokens that the interwoven run generated.
 """
 
-from __future__ import annotations
-
 from imsm.models.siamese.gate import Gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.studies.baselines.base import BaselineInfo

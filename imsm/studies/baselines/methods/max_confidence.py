@@ -1,7 +1,5 @@
 """Take each token from the stream whose most likely token is more likely."""
 
-from __future__ import annotations
-
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.studies.baselines.base import BaselineInfo
 from imsm.studies.baselines.finished_run import FinishedRun

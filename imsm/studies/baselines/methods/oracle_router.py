@@ -3,8 +3,6 @@
 The upper bound of any choice between the two streams by task; it forgets nothing by construction.
 """
 
-from __future__ import annotations
-
 from imsm.studies.baselines.base import BaselineInfo
 from imsm.studies.baselines.finished_run import FinishedRun
 

@@ -1,7 +1,5 @@
 """Mix the probabilities of both streams with one constant weight."""
 
-from __future__ import annotations
-
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.studies.baselines.base import BaselineInfo
 from imsm.studies.baselines.finished_run import FinishedRun

@@ -6,8 +6,6 @@
 It needs the original stream only, before generation: a siamese model with a detector instead of a gate.
 """
 
-from __future__ import annotations
-
 from imsm.studies.baselines.base import BaselineInfo
 from imsm.studies.baselines.finished_run import FinishedRun
 from imsm.studies.baselines.query_distance import compute_query_distances

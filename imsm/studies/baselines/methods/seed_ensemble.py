@@ -3,8 +3,6 @@
 It costs as much as two streams, so it shows whether any two streams suffice.
 """
 
-from __future__ import annotations
-
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.studies.baselines.adapter_ensemble import build_ensemble, share_backbone
 from imsm.studies.baselines.base import BaselineInfo
