@@ -126,7 +126,9 @@ def _make_paths_absolute(values: dict[str, Any]) -> None:
     data, backbone, engine = (values.get(name) for name in ("data", "backbone", "engine"))
     paths = [(values, "run_dir"), (values, "frozen_adapter"), (data, "mirror_dir"), (data, "local_dir")]
     for section, key in [*paths, (backbone, "name_or_path"), (engine, "hostfile")]:
-        text = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            continue
+        text = section.get(key)
         if isinstance(text, str) and text and (key != "name_or_path" or is_local_path(text)):
             section[key] = os.path.abspath(Path(text).expanduser())
 
