@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 a run failed, 2 bad input, 130 interrupted, 141 the rea
 import os
 import select
 import sys
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
@@ -43,9 +44,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run the arguments after `imsm` (default: those of the process) and return the exit code."""
     try:
         try:
-            code = _run_command((sys.argv[1:] if argv is None else argv) or ["--help"])
+            function, arguments = _select((sys.argv[1:] if argv is None else argv) or ["--help"])
+            code = function(arguments) or 0
         finally:
-            sys.stdout.flush()  # raises here rather than at the interpreter's exit
+            sys.stdout.flush()  # a closed output raises here rather than at the interpreter's exit
+    except (UserError, RunError) as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("imsm: interrupted; run the same command again to resume", file=sys.stderr)
+        code = 130
     except BrokenPipeError:
         # A broken pipe to a worker or a server is an error; only that of `imsm ... | head` is expected.
         if not _output_is_closed():
@@ -59,28 +67,22 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _run_command(argv: list[str]) -> int:
-    """Run a command, print its expected errors, and return its exit code."""
+def _select(argv: list[str]) -> tuple[Callable[[list[str]], int | None], list[str]]:
+    """Return the function of a command and its arguments.
+
+    Raises:
+        UserError: the command is unknown.
+    """
     name, *arguments = argv
-    try:
-        if name in ("-h", "--help"):
-            print(help_text())
-        elif name == "--version":
-            print(import_module("imsm").__version__)
-        elif name in COMMANDS:
-            command = COMMANDS[name]
-            module = import_module(f"imsm.cli.{command.module}")
-            return module.main([*arguments, *command.extra]) or 0
-        else:
-            near = get_close_matches(name, COMMANDS, n=1)
-            raise UserError(f"{name}: unknown command; " + (f"did you mean {near[0]}?" if near else "see imsm --help"))
-    except (UserError, RunError) as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("imsm: interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
-    return 0
+    if name in ("-h", "--help"):
+        return lambda _: print(help_text()), arguments
+    if name == "--version":
+        return lambda _: print(import_module("imsm").__version__), arguments
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        raise UserError(f"{name}: unknown command; " + (f"did you mean {near[0]}?" if near else "see imsm --help"))
+    command = COMMANDS[name]
+    return import_module(f"imsm.cli.{command.module}").main, [*arguments, *command.extra]
 
 
 def _output_is_closed() -> bool:
