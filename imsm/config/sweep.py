@@ -11,23 +11,15 @@ from imsm.utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec:
-    """The jobs of a command line and how they are started.
+    """The jobs of a command line and how they are started."""
 
-    Attributes:
-        name: option of the group `sweep`, or Hydra's name of the launcher or sweeper.
-        launcher: Hydra's name of the launcher; `basic` runs the jobs in this process.
-        sweeper: Hydra's name of the sweeper; `basic` runs all combinations.
-        hydra_overrides: Hydra's own overrides (`hydra.*`, `hydra/*`), which `overrides` lacks.
-        jobs: overrides of each job; for a search, the combinations that bound it.
-    """
-
-    name: str = "none"
-    launcher: str = "basic"
-    sweeper: str = "basic"
+    name: str = "none"  # option of the group `sweep`, or Hydra's name of the launcher or sweeper
+    launcher: str = "basic"  # hydra's name of the launcher; `basic` runs the jobs in this process
+    sweeper: str = "basic"  # hydra's name of the sweeper; `basic` runs all combinations
     several: bool = False
     overrides: Sequence[str] = ()
-    hydra_overrides: Sequence[str] = ()
-    jobs: Sequence[Sequence[str]] = ()
+    hydra_overrides: Sequence[str] = ()  # hydra's own overrides (`hydra.*`, `hydra/*`), which `overrides` lacks
+    jobs: Sequence[Sequence[str]] = ()  # overrides of each job; for a search, the combinations that bound it
 
     @property
     def keeps_folder(self) -> bool:

@@ -72,24 +72,16 @@ class WorkerError:
 
 @dataclass(kw_only=True)
 class WorkerProcess:
-    """A worker process, started in its own session.
-
-    Attributes:
-        log: Its output file; None if it shares the terminal.
-        stop_signal: Signal to send in place of any stop signal; other signals are then not sent.
-        ended_at: When `poll` first saw that it had ended, in seconds since the epoch.
-        stop_requested: Whether a stop signal was forwarded to it.
-        terminated_by_us: Whether it was stopped because another worker failed.
-    """
+    """A worker process, started in its own session."""
 
     rank: int
     process: subprocess.Popen[bytes]
-    log: Path | None = None
+    log: Path | None = None  # its output file; None if it shares the terminal
     error_file: Path | None = None
-    stop_signal: int | None = None
-    ended_at: float | None = None
-    stop_requested: bool = False
-    terminated_by_us: bool = False
+    stop_signal: int | None = None  # signal to send in place of any stop signal; other signals are then not sent
+    ended_at: float | None = None  # when `poll` first saw that it had ended, in seconds since the epoch
+    stop_requested: bool = False  # whether a stop signal was forwarded to it
+    terminated_by_us: bool = False  # whether it was stopped because another worker failed
 
     @property
     def code(self) -> int | None:

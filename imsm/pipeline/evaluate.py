@@ -27,23 +27,14 @@ from imsm.utils.run_dir import RunDir, open_run_dir
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInputs:
-    """What the evaluation of the original and of the trained model share.
+    """What the evaluation of the original and of the trained model share."""
 
-    Attributes:
-        eval_sets: Evaluation set of each task.
-        get_model: Loads the model; called only if a response is not cached.
-        tokenizer: Tokenizer of the backbone.
-        backbone_hash: Hash of the backbone's weights.
-        runs_root: Parent folder of all runs and of the response cache.
-        dist_context: Processes of the run.
-    """
-
-    eval_sets: dict[str, EvalSet]
-    get_model: Callable[[], SiameseForCausalLM]
-    tokenizer: PreTrainedTokenizerBase
-    backbone_hash: str
-    runs_root: Path
-    dist_context: DistributedContext
+    eval_sets: dict[str, EvalSet]  # evaluation set of each task
+    get_model: Callable[[], SiameseForCausalLM]  # loads the model; called only if a response is not cached
+    tokenizer: PreTrainedTokenizerBase  # tokenizer of the backbone
+    backbone_hash: str  # hash of the backbone's weights
+    runs_root: Path  # parent folder of all runs and of the response cache
+    dist_context: DistributedContext  # processes of the run
 
 
 def evaluate_run(config: RunConfig, inputs: EvaluationInputs, *, run: RunDir) -> dict[str, Any]:

@@ -29,25 +29,17 @@ CORRECT = 0.5
 
 @dataclass(kw_only=True)
 class PairedComparison:
-    """A run and its reference (by label) on a task's headline metric.
-
-    Attributes:
-        trained_on: Whether a compared run was trained on this forgetting test.
-        difference: Run minus reference.
-        test: McNemar's test; None unless every score is 0 or 1.
-        holm_p_value: The test's p-value, adjusted over the report; None if ``trained_on``.
-        minimum_detectable: Difference that this number of examples detects with a power of 80 %.
-    """
+    """A run and its reference (by label) on a task's headline metric."""
 
     task: str
     metric: str
     run: str
     reference: str
-    trained_on: bool
-    difference: Interval
-    test: McNemar | None
-    holm_p_value: float | None
-    minimum_detectable: float | None
+    trained_on: bool  # whether a compared run was trained on this forgetting test
+    difference: Interval  # run minus reference
+    test: McNemar | None  # mcNemar's test; None unless every score is 0 or 1
+    holm_p_value: float | None  # the test's p-value, adjusted over the report; None if ``trained_on``
+    minimum_detectable: float | None  # difference that this number of examples detects with a power of 80 %
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,21 +27,15 @@ class ReportData:
     """The runs of a report and what was computed from them.
 
     ``runs``, ``baselines`` and ``seeds`` are those of `imsm.reporting.runs.ComparisonSet`.
-
-    Attributes:
-        target: The task that was learned, if it was evaluated.
-        tasks: All tasks, the target first.
-        metrics: Headline metric by task.
-        trained_on: Forgetting tests that a compared run was trained on.
     """
 
     runs: list[ComparedRun]
     baselines: list[ComparedRun]
     seeds: dict[str, dict[int, Mapping[str, Any]]]
-    target: str | None
-    tasks: list[str]
-    metrics: dict[str, str]
-    trained_on: set[str]
+    target: str | None  # the task that was learned, if it was evaluated
+    tasks: list[str]  # all tasks, the target first
+    metrics: dict[str, str]  # headline metric by task
+    trained_on: set[str]  # forgetting tests that a compared run was trained on
 
     @property
     def focus(self) -> ComparedRun:

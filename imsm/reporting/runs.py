@@ -95,21 +95,13 @@ class ComparedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSet:
-    """The runs, baselines and seeds of a report, reduced to comparable scores.
+    """The runs, baselines and seeds of a report, reduced to comparable scores."""
 
-    Attributes:
-        runs: The original first, the reported run last.
-        baselines: Training-free baselines of the reported run.
-        seeds: By a run's label, the results of runs that differ only in the seed.
-        excluded: What was excluded and the commands that make it comparable, one line each.
-        load_errors: Predictions that could not be loaded, one line for each run.
-    """
-
-    runs: list[ComparedRun]
-    baselines: list[ComparedRun]
-    seeds: dict[str, dict[int, Result]]
-    excluded: list[str]
-    load_errors: list[str]
+    runs: list[ComparedRun]  # the original first, the reported run last
+    baselines: list[ComparedRun]  # training-free baselines of the reported run
+    seeds: dict[str, dict[int, Result]]  # by a run's label, the results of runs that differ only in the seed
+    excluded: list[str]  # what was excluded and the commands that make it comparable, one line each
+    load_errors: list[str]  # predictions that could not be loaded, one line for each run
 
 
 def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> ComparisonSet:

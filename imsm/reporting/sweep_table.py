@@ -24,23 +24,14 @@ _COMPARABLE = ("test_set", "protocol")
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRun:
-    """A run of a sweep.
+    """A run of a sweep."""
 
-    Attributes:
-        swept: Values of the swept keys, e.g. {"peft": "lora", "method": "imsm"}.
-        target: Name of its dataset.
-        about: Other parts of the caption by key, e.g. {"backbone": "mini", "seed": "seed 0"}.
-        command: Shell command that runs it, e.g. `imsm run peft=lora`.
-        result: Its `result.json`; None if the run is not finished.
-        failure: Error message of a failed run, in one line.
-    """
-
-    swept: Mapping[str, str]
-    target: str
-    about: Mapping[str, str]
-    command: str
-    result: Mapping[str, Any] | None
-    failure: str | None = None
+    swept: Mapping[str, str]  # values of the swept keys, e.g. {"peft": "lora", "method": "imsm"}
+    target: str  # name of its dataset
+    about: Mapping[str, str]  # other parts of the caption by key, e.g. {"backbone": "mini", "seed": "seed 0"}
+    command: str  # shell command that runs it, e.g. `imsm run peft=lora`
+    result: Mapping[str, Any] | None  # its `result.json`; None if the run is not finished
+    failure: str | None = None  # error message of a failed run, in one line
 
 
 @dataclass(frozen=True, kw_only=True)

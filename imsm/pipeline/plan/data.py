@@ -23,19 +23,12 @@ CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True, kw_only=True)
 class LengthStats:
-    """Number of examples of a split and their lengths in tokens.
+    """Number of examples of a split and their lengths in tokens."""
 
-    Attributes:
-        examples: Number of examples; None if unknown.
-        mean: Mean length of prompt and answer; None if only limits are known.
-        longest: Longest prompt and answer; the answer includes its end-of-text token.
-        source: How the numbers are known.
-    """
-
-    examples: int | None
-    mean: tuple[float, float] | None
-    longest: tuple[int, int]
-    source: str
+    examples: int | None  # number of examples; None if unknown
+    mean: tuple[float, float] | None  # mean length of prompt and answer; None if only limits are known
+    longest: tuple[int, int]  # longest prompt and answer; the answer includes its end-of-text token
+    source: str  # how the numbers are known
 
     def limited(self, examples: int | None) -> LengthStats:
         """Return the statistics of at most ``examples`` examples."""

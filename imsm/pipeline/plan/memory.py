@@ -77,21 +77,13 @@ def estimate_memory(
 
 @dataclass(frozen=True, kw_only=True)
 class StaticMemory:
-    """Memory that follows from shapes and dtypes, in bytes.
+    """Memory that follows from shapes and dtypes, in bytes."""
 
-    Attributes:
-        frozen_parameters: Number of frozen parameters, shared ones counted once.
-        weights: Frozen parameters and buffers.
-        trainables: Trainable parameters.
-        gradients: Gradients of the trainable parameters.
-        optimizer: Optimizer state.
-    """
-
-    frozen_parameters: int
-    weights: int
-    trainables: int
-    gradients: int
-    optimizer: int
+    frozen_parameters: int  # number of frozen parameters, shared ones counted once
+    weights: int  # frozen parameters and buffers
+    trainables: int  # trainable parameters
+    gradients: int  # gradients of the trainable parameters
+    optimizer: int  # optimizer state
 
 
 def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> StaticMemory:
@@ -124,17 +116,11 @@ OPTIMIZER_BYTES: dict[str, Callable[[torch.Tensor], int]] = {"adamw": _adamw, "a
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Memory of one step with the longest micro-batch, in bytes.
+    """Memory of one step with the longest micro-batch, in bytes."""
 
-    Attributes:
-        activations: Activations saved for the backward pass; None if the forward cannot be traced.
-        logits: Logits of the loss.
-        kv_cache: Keys and values of each attention layer.
-    """
-
-    activations: int | None
-    logits: int
-    kv_cache: list[KVCacheLayer]
+    activations: int | None  # activations saved for the backward pass; None if the forward cannot be traced
+    logits: int  # logits of the loss
+    kv_cache: list[KVCacheLayer]  # keys and values of each attention layer
 
 
 def estimate_step(

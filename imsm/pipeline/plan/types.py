@@ -6,61 +6,36 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryItem:
-    """One part of a run's memory.
+    """One part of a run's memory."""
 
-    Attributes:
-        name: What the memory is used for.
-        size: Bytes; None if unknown.
-        basis: What the number is based on.
-        exact: Whether it follows from shapes alone; otherwise it is an estimate.
-    """
-
-    name: str
-    size: int | None
-    basis: str
-    exact: bool = False
+    name: str  # what the memory is used for
+    size: int | None  # bytes; None if unknown
+    basis: str  # what the number is based on
+    exact: bool = False  # whether it follows from shapes alone; otherwise it is an estimate
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadItem:
-    """A model or dataset that a run reads.
+    """A model or dataset that a run reads."""
 
-    Attributes:
-        name: Kind and name, e.g. "dataset openai/gsm8k (main)".
-        location: Where it is available; None if it must be downloaded.
-        size: Approximate bytes; None if unknown.
-    """
-
-    name: str
-    location: str | None
-    size: float | None = None
+    name: str  # kind and name, e.g. "dataset openai/gsm8k (main)"
+    location: str | None  # where it is available; None if it must be downloaded
+    size: float | None = None  # approximate bytes; None if unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run would do and need.
+    """What a run would do and need."""
 
-    Attributes:
-        name: Name of the run folder.
-        settings: One line of values per configuration group.
-        trainable: Trainable parameters of adapter and gate; None if the architecture is unknown.
-        notes: Remarks on the numbers.
-        memory: Memory items by title; titles of device memory begin with "memory".
-        steps: Length of the training, as text.
-        evaluation: Number of examples per task, as text.
-        downloads: Models and datasets that the run reads.
-        start: Lines that explain how to start the run on several machines.
-    """
-
-    name: str
-    settings: dict[str, str]
-    trainable: dict[str, int] | None
-    notes: list[str]
-    memory: dict[str, list[MemoryItem]]
-    steps: str
-    evaluation: str
-    downloads: list[DownloadItem]
-    start: list[str] = field(default_factory=list)
+    name: str  # name of the run folder
+    settings: dict[str, str]  # one line of values per configuration group
+    trainable: dict[str, int] | None  # trainable parameters of adapter and gate; None if the architecture is unknown
+    notes: list[str]  # remarks on the numbers
+    memory: dict[str, list[MemoryItem]]  # memory items by title; titles of device memory begin with "memory"
+    steps: str  # length of the training, as text
+    evaluation: str  # number of examples per task, as text
+    downloads: list[DownloadItem]  # models and datasets that the run reads
+    start: list[str] = field(default_factory=list)  # lines that explain how to start the run on several machines
 
 
 def total(items: Sequence[MemoryItem]) -> int | None:

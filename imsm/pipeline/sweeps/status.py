@@ -25,23 +25,14 @@ FOLDER = "IMSM_SWEEP_DIR"
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """How a job ended.
+    """How a job ended."""
 
-    Attributes:
-        number: index in the sweep.
-        overrides: its Hydra overrides.
-        state: `skipped` if the run was finished before the sweep started.
-        exit_code: exit code that the job alone would have.
-        error: error message in one line.
-        objective: value that a search maximizes.
-    """
-
-    number: int
-    overrides: list[str]
-    state: Literal["done", "skipped", "failed"]
-    exit_code: int = 0
-    error: str | None = None
-    objective: float | None = None
+    number: int  # index in the sweep
+    overrides: list[str]  # its Hydra overrides
+    state: Literal["done", "skipped", "failed"]  # `skipped` if the run was finished before the sweep started
+    exit_code: int = 0  # exit code that the job alone would have
+    error: str | None = None  # error message in one line
+    objective: float | None = None  # value that a search maximizes
 
 
 @dataclass(frozen=True, kw_only=True)

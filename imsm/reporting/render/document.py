@@ -28,25 +28,16 @@ class TokenHeatmap:
 
 @dataclass(kw_only=True)
 class Section:
-    """A section of a report.
+    """A section of a report."""
 
-    Attributes:
-        name: File name of its table, and its anchor in the page.
-        paragraphs: Text above the table.
-        terminal_table: The table shown in a terminal; None hides the section there.
-        notes: Text below the table.
-        figures: Figures below the notes.
-        heatmaps: Token heatmaps, shown in the HTML page only.
-    """
-
-    name: str
+    name: str  # file name of its table, and its anchor in the page
     title: str
-    paragraphs: list[str] = field(default_factory=list)
+    paragraphs: list[str] = field(default_factory=list)  # text above the table
     table: Table | None = None
-    terminal_table: Table | None = None
-    notes: list[str] = field(default_factory=list)
-    figures: list[ReportFigure] = field(default_factory=list)
-    heatmaps: list[TokenHeatmap] = field(default_factory=list)
+    terminal_table: Table | None = None  # the table shown in a terminal; None hides the section there
+    notes: list[str] = field(default_factory=list)  # text below the table
+    figures: list[ReportFigure] = field(default_factory=list)  # figures below the notes
+    heatmaps: list[TokenHeatmap] = field(default_factory=list)  # token heatmaps, shown in the HTML page only
 
 
 @dataclass(frozen=True, kw_only=True)

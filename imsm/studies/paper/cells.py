@@ -33,22 +33,14 @@ MARKS: Mapping[Mark, tuple[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """A score.
+    """A score."""
 
-    Attributes:
-        interval: The score with its interval; None while a run is missing.
-        mark: The test that found a difference from the reference row.
-        trained_on: Whether the run was trained on this task, which is not its target.
-        test: The evaluated task.
-        seeds: Score of each seed.
-    """
-
-    interval: Interval | None
-    mark: Mark | None
-    trained_on: bool
+    interval: Interval | None  # the score with its interval; None while a run is missing
+    mark: Mark | None  # the test that found a difference from the reference row
+    trained_on: bool  # whether the run was trained on this task, which is not its target
     missing: list[RunRef]
-    test: str
-    seeds: Sequence[float] = ()
+    test: str  # the evaluated task
+    seeds: Sequence[float] = ()  # score of each seed
 
 
 def row_average(cells: Mapping[str, TableCell], columns: Sequence[str]) -> Interval | None:

@@ -29,48 +29,30 @@ class _StrictModel(BaseModel):
 
 
 class ColumnSpec(_StrictModel):
-    """A score: of which run, on which task, and by which metric of each protocol.
-
-    Attributes:
-        overrides: Overrides of this column's run, e.g. [data=mrpc].
-        strict: Metric of the strict protocol.
-        paper_code: Metric of the paper_code protocol.
-        rows: Row values that the column applies to; empty: all rows.
-    """
+    """A score: of which run, on which task, and by which metric of each protocol."""
 
     name: Text
-    overrides: list[Text] = []
+    overrides: list[Text] = []  # overrides of this column's run, e.g. [data=mrpc]
     task: str = ""
-    strict: str = ""
-    paper_code: str = ""
-    rows: dict[str, str] = {}
+    strict: str = ""  # metric of the strict protocol
+    paper_code: str = ""  # metric of the paper_code protocol
+    rows: dict[str, str] = {}  # row values that the column applies to; empty: all rows
 
 
 class TableSpec(_StrictModel):
-    """`grid.yaml`.
-
-    Attributes:
-        keys: Columns of `paper.csv` that identify a row; the others are the paper's numbers.
-        values: Overrides by key and value.
-        common: Overrides of every run.
-        averages: Columns averaged, by name; "average" is the paper's own.
-        reference: Each row is tested against the row with these values instead.
-        untested: Values of rows that are not tested, by key.
-        panel: The key that separates the panels of a bar chart.
-        paper_text: The paper's text about it, if its numbers cannot be read.
-    """
+    """`grid.yaml`."""
 
     title: Text
     kind: Literal["table", "bars", "speed"] = "table"
-    keys: list[Text]
-    values: dict[str, dict[str, list[Text]]]
-    common: list[Text] = []
+    keys: list[Text]  # columns of `paper.csv` that identify a row; the others are the paper's numbers
+    values: dict[str, dict[str, list[Text]]]  # overrides by key and value
+    common: list[Text] = []  # overrides of every run
     columns: list[ColumnSpec]
-    averages: dict[str, list[Text]] = {}
-    reference: dict[str, str]
-    untested: dict[str, list[str]] = {}
-    panel: str | None = None
-    paper_text: str = ""
+    averages: dict[str, list[Text]] = {}  # columns averaged, by name; "average" is the paper's own
+    reference: dict[str, str]  # each row is tested against the row with these values instead
+    untested: dict[str, list[str]] = {}  # values of rows that are not tested, by key
+    panel: str | None = None  # the key that separates the panels of a bar chart
+    paper_text: str = ""  # the paper's text about it, if its numbers cannot be read
 
 
 @dataclass(frozen=True, kw_only=True)

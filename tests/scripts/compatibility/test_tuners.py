@@ -10,7 +10,11 @@ from scripts.compatibility.tuners import cases, rows
 
 
 def test_every_tuner_of_the_installed_peft_has_a_row() -> None:
-    known = {str(kind.value) for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if config.__module__.startswith("peft.")}
+    known = {
+        str(kind.value)
+        for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        if config.__module__.startswith("peft.")
+    }
     assert len(known) > 40 and known <= cases().keys()
 
 
