@@ -38,10 +38,17 @@ from imsm.models.adapters.base import adapter_errors
 from imsm.models.backbones.loading import MINIATURE
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import accepts_target_modules, argument_errors, import_target
-from imsm.utils.messages import did_you_mean, format_errors, format_value, unknown_key_error, validation_errors
+from imsm.utils.messages import (
+    INCONSISTENT,
+    did_you_mean,
+    format_errors,
+    format_value,
+    unknown_key_error,
+    validation_errors,
+)
 from imsm.utils.options import closest_match
 from imsm.utils.paths import is_local_path
-from imsm.utils.strict_model import FIELDS_ONLY, INCONSISTENT
+from imsm.utils.strict_model import FIELDS_ONLY
 
 _DERIVED = {"tasks", "replay_tasks", "stage_tasks", "previous_stage", "frozen_run", "metrics", "config_dir"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from imsm.utils.errors import UserError
 from imsm.utils.messages import did_you_mean, unknown_key_error, value_error
@@ -94,6 +93,9 @@ def _evaluate(factory: Callable[..., Any], annotation: Any) -> Any:
 
 def _type_errors(key: str, annotation: Any, value: Any) -> list[str]:
     # pydantic has no schema for arbitrary classes (a torch.dtype, a callback): such a value is not checked.
+    # a bare GPU machine that only measures speed has no pydantic
+    from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
     except PydanticSchemaGenerationError:

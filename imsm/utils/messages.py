@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from imsm.utils.options import closest_match
-from imsm.utils.strict_model import INCONSISTENT
+
+INCONSISTENT = "inconsistent"
+"""Pydantic's error type for what `StrictModel.check` yields."""
 
 # By pydantic's error type; its own messages name Python types, which a yaml does not have.
 _PROBLEMS = {

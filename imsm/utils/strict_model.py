@@ -6,11 +6,11 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from imsm.utils.messages import INCONSISTENT
+
 Text = Annotated[str, Field(min_length=1)]
 FIELDS_ONLY = "fields_only"
 """Validation context that skips `StrictModel.check`."""
-INCONSISTENT = "inconsistent"
-"""Pydantic's error type for what `StrictModel.check` yields."""
 
 
 class StrictModel(BaseModel):

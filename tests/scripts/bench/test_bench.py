@@ -154,7 +154,7 @@ def test_a_sweep_gets_longer_with_every_member(setup: Setup, monkeypatch: pytest
 
     monkeypatch.setattr(sweep, "STEPS", 4)
     monkeypatch.setenv("IMSM_CACHE", str(tmp_path))
-    for seconds in sweep_seconds(setup, members=3):
+    for seconds in sweep_seconds(setup, num_runs=3):
         assert len(seconds) == 3 and seconds == sorted(seconds) and seconds[0] > 0
     assert not list(tmp_path.iterdir())  # its bank lay elsewhere
 
@@ -195,7 +195,7 @@ def test_what_lacks_a_library_is_left_out_and_named(capsys: pytest.CaptureFixtur
     found, left_out = measure({"sft": lacking, "steps": lambda: [row]})
     assert found == [row]
     assert left_out == [{"name": "sft", "needs": "no_such_library"}]
-    assert "sft: left out, it needs no_such_library" in capsys.readouterr().err
+    assert "sft: skipped, needs no_such_library" in capsys.readouterr().err
 
 
 def test_the_file_and_its_page(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ bench.main(["--only", "steps", "sft", "--rounds", "1", "--device", "cpu",
     assert len(record["comparisons"]) == 3
     assert {each["name"] for each in record["left_out"]} == {"sft"}
     assert "training step, no cache" in done.stdout
-    assert "Left out: sft" in (tmp_path / "bare.md").read_text()
+    assert "Skipped: sft" in (tmp_path / "bare.md").read_text()
 
 
 def test_a_batch_has_the_asked_shape(setup: Setup) -> None:
