@@ -59,7 +59,6 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         if config.method.trainable:
             # before training: a finished or interrupted training with other inputs must not be mixed with this one
             dist_context.run_on_main(lambda: check_input_hashes(run, hashes))
-
         logger = stack.enter_context(_open_logger(config, run)) if dist_context.is_main else None
         model = None
         if config.method.trainable and not dist_context.run_on_main(run.trained.is_file):
