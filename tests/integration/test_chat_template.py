@@ -59,7 +59,7 @@ def choices(made: Path, *more: str) -> list[str]:
     ]
 
 
-def test_training_judging_and_answering_use_the_template(
+def test_training_evaluation_and_generation_use_the_template(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_experiment(config(*choices(made, "data.chat_template=true")), runs_root=tmp_path)

@@ -36,7 +36,7 @@ def test_a_run_is_given_as_a_folder_or_as_a_name(tmp_path: Path, monkeypatch: py
     [("owner/name", False), ("gpt2", False), ("imsm:miniature", False), ("./name", True), ("~/m", True), ("/a", True),
      ("a/b/c", True), ("folder", True)],
 )  # fmt: skip
-def test_local_paths_are_told_from_hub_ids(
+def test_local_paths_are_distinguished_from_hub_ids(
     path: str, local: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "folder").mkdir()

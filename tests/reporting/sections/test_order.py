@@ -20,7 +20,7 @@ def test_a_complete_report_has_every_section_but_seeds(data: ReportData) -> None
     ]  # fmt: skip
 
 
-def test_sections_without_content_are_left_out(runs: dict[str, Any]) -> None:
+def test_sections_without_content_are_omitted(runs: dict[str, Any]) -> None:
     for method in ("original", "peft", "imsm"):
         for path in runs[method][0].glob("evaluation/*/predictions.jsonl"):
             path.unlink()

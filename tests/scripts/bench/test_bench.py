@@ -184,7 +184,7 @@ def test_a_machines_limits_are_positive(monkeypatch: pytest.MonkeyPatch) -> None
     assert bandwidth(device="cpu") > 1e6
 
 
-def test_what_lacks_a_library_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_without_its_library_is_skipped_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
     row = Comparison(name="a", ours=1, theirs=2, unit="s")
 
     def lacking() -> list[Comparison]:
@@ -257,7 +257,7 @@ bench.main(["--only", "steps", "sft", "--rounds", "1", "--device", "cpu",
     assert "Skipped: sft" in (tmp_path / "bare.md").read_text()
 
 
-def test_a_batch_has_the_asked_shape(setup: Setup) -> None:
+def test_a_batch_has_the_requested_shape(setup: Setup) -> None:
     items = random_batch(setup, vocabulary=97)
     assert [(len(item.prompt_ids), len(item.answer_ids)) for item in items] == [(9, 2)] * 3
     assert len({item.prompt_ids for item in items}) == 3
