@@ -41,7 +41,6 @@ COMMANDS = (
     "peft.r=0",
     "peft.rank=8",
     "peft=generic",
-    "peft=generic peft.peft_type=LOFTQ",
     "peft=generic peft.peft_type=HRA peft.kwargs={rr:8}",
     "peft=prompt_tuning peft.target_roles=[attention_query]",
     "peft=adalora peft.target_r=99",
