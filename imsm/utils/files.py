@@ -1,7 +1,9 @@
 """Atomic writes and folder locks."""
 
+import contextlib
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,8 @@ def write_atomic(path: Path, text: str) -> None:
         OSError: The file cannot be written; an existing file is unchanged.
     """
     # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # A random part as well, because threads and processes on other hosts may write the same file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
             stream.write(text)
@@ -27,6 +30,27 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # some network file systems reject fsync on a folder
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush a folder and everything below it to disk, so that a power failure loses none of it."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        fsync(path)
+    fsync(folder)
+    # the folder's own name is an entry of its parent
+    fsync(folder.parent)
 
 
 @contextmanager
