@@ -7,7 +7,7 @@ from typing import Any
 
 from imsm.utils.errors import UserError
 
-_NAMES = {dict: "a mapping", list: "a list"}
+_NAMES: dict[type, str] = {dict: "a mapping", list: "a list"}
 
 
 def read_json(path: Path, *, fix: str, expect: type = dict) -> Any:
@@ -25,7 +25,7 @@ def read_json(path: Path, *, fix: str, expect: type = dict) -> Any:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is damaged ({error}); {fix}") from error
     if not isinstance(value, expect):
-        raise UserError(f"{path}: is damaged (must contain {_NAMES.get(expect, expect.__name__)}); {fix}")
+        raise UserError(f"{path}: is damaged (must contain {_NAMES.get(expect, "another type")}); {fix}")
     return value
 
 
