@@ -6,16 +6,18 @@ By default each method that the run has answers: the original model, the tuned o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imsm.cli.common import find_run
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import UserError
-from imsm.utils.run_dir import RunDir
+from imsm.utils.run_dir import RunDir, read_identity
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TextStreamer
+
     from imsm.models.siamese.streams import Stream
 
 STREAMS: tuple[Stream, ...] = ("original", "tuned", "interwoven")
@@ -60,7 +62,7 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
         UserError: the run lacks the stream, or the prompt has words outside a closed vocabulary.
     """
     import torch
-    from transformers import AutoTokenizer, TextStreamer
+    from transformers import AutoTokenizer
 
     from imsm.data.tokenization import encode_prompts
     from imsm.evaluation.generation import eos_token_ids
@@ -91,14 +93,24 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
             do_sample=False,
             eos_token_id=eos_token_ids(model, tokenizer),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=_streamer(tokenizer),
         )
+
+
+def _streamer(tokenizer: PreTrainedTokenizerBase) -> TextStreamer:
+    """Return a streamer to standard output that writes no control characters to a terminal."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(escape_controls(text) if sys.stdout.isatty() else text, stream_end)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def _uses_chat_template(folder: Path) -> bool:
     """Return whether the run used a chat template; False for a model without the run's files."""
-    try:
-        identity = json.loads(RunDir(folder).identity.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    run = RunDir(folder)
+    if not run.trained.exists() and not run.identity.exists():
         return False
-    return bool(identity["backbone"].get("chat_template", False))
+    return bool(read_identity(run, {"backbone": dict})["backbone"].get("chat_template", False))

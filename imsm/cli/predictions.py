@@ -65,9 +65,11 @@ def main(arguments: list[str]) -> None:
 
 def _format(table: pandas.DataFrame, suffix: str) -> str:
     from imsm.reporting.prediction_table import as_table
+    from imsm.reporting.render.escaping import csv_cell
 
     if suffix == ".csv":
-        text = table.to_csv(index=False, float_format="%.6g")
+        safe = table.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
+        text = safe.rename(columns=csv_cell).to_csv(index=False, float_format="%.6g")
     elif suffix == ".md":
         text = as_table(table).to_markdown() + "\n"
     else:

@@ -6,9 +6,11 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from imsm.config.identity import training_chain
+from imsm.reporting.render.escaping import markdown_text
 from imsm.reporting.render.formatting import format_number, format_provenance
 from imsm.reporting.render.table import Table
 from imsm.reporting.runs import headline
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.paths import is_local_path
 
 _SHIPPED = "imsm:"
@@ -67,19 +69,19 @@ def model_card(result: Mapping[str, Any]) -> str:
     )
     gate = f" and the gate ({counts['gate']:,})" if counts["gate"] else ""
     text = _TEMPLATE.format(
-        name=result["name"],
-        backbone=config["backbone"]["name"],
-        peft=config["peft"]["name"],
-        learned=_learned(result),
-        method=result["method"],
+        name=markdown_text(result["name"]),
+        backbone=markdown_text(config["backbone"]["name"]),
+        peft=markdown_text(config["peft"]["name"]),
+        learned=markdown_text(_learned(result)),
+        method=markdown_text(result["method"]),
         seed=config["seed"],
         contents=f"the adapter ({counts['adapter']:,} parameters){gate}",
         scores=_scores(result).to_markdown(),
         training=_training(result),
         sources=_sources(result),
-        provenance="\n".join(f"- {line}" for line in format_provenance(result)),
+        provenance="\n".join(f"- {markdown_text(line)}" for line in format_provenance(result)),
     )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}"))
+    return str(ModelCard(escape_controls(f"---\n{data.to_yaml()}\n---\n{text}")))
 
 
 def _learned(result: Mapping[str, Any]) -> str:

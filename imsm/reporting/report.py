@@ -14,6 +14,7 @@ from imsm.reporting.render.terminal import print_report
 from imsm.reporting.report_data import build_report_data
 from imsm.reporting.runs import build_comparison_set
 from imsm.reporting.sections.order import build_sections
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.files import write_atomic
 
 _DPI = 130
@@ -36,7 +37,7 @@ def write_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
     write_atomic(folder / "report.html", render_html(report, figures))
     print_report(report)
     for error in report.load_errors:
-        print(f"imsm: {error}", file=sys.stderr)
+        print(escape_controls(f"imsm: {error}"), file=sys.stderr)
     print(f"report: {folder / 'report.html'} (also report.md, tables/, figures/)")
 
 

@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
+from imsm.cli.generate import _streamer
 from imsm.cli.main import main
 from tests.helpers.word_run import run_words
 
@@ -58,3 +62,16 @@ def test_bad_input_is_one_line(run: Path, arguments: list[str], part: str, capsy
     assert main(["generate", *(each.format(run=run.name) for each in arguments)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("imsm: ") and part.format(run=run.name) in line
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "a\tb\n" + r"\x1b[2J\u202e"), (False, "a\tb\n\x1b[2J\u202e")])
+def test_a_terminal_gets_no_control_characters_of_a_response(
+    terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdout = io.StringIO()
+    monkeypatch.setattr(stdout, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    _streamer(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))).on_finalized_text(
+        "a\tb\n\x1b[2J\u202e"
+    )
+    assert stdout.getvalue() == shown

@@ -65,3 +65,8 @@ def test_a_run_of_one_task(name: str) -> None:
     assert f"trained on {name} (method imsm, seed 0)" in found.text
     assert "\n12 steps on 100 examples, recipe" in found.text
     assert "| webq" in found.text and "- backbone ffff" in found.text
+
+
+def test_names_are_text_without_control_characters() -> None:
+    record = result("imsm", name="<b>\x1b[2J")
+    assert r"# &lt;b>\x1b[2J" in model_card(record) and "\x1b" not in model_card(record)

@@ -10,6 +10,7 @@ from imsm.evaluation.statistics.continual import MEASURES
 from imsm.reporting.continual.record import Record
 from imsm.reporting.render.formatting import MISSING, format_interval, format_number
 from imsm.reporting.render.table import Table, print_notes, print_table
+from imsm.utils.control_characters import escape_controls
 
 Measures = Mapping[str, Mapping[str, float]]
 
@@ -53,7 +54,7 @@ def render_markdown(records: Sequence[Record], differences: Measures) -> str:
     for table in build_tables(records, differences):
         blocks += [f"## {table.caption}", table.to_markdown()]
     blocks += ["![Scores by stage and task](sequence.png)", *_notes(records)]
-    return "\n\n".join(blocks) + "\n"
+    return escape_controls("\n\n".join(blocks) + "\n")
 
 
 def render_terminal(records: Sequence[Record], differences: Measures, *, console: Console | None = None) -> None:

@@ -12,6 +12,7 @@ from imsm.evaluation.statistics.continual import all_measures
 from imsm.reporting.continual.heatmap import draw_heatmap
 from imsm.reporting.continual.record import FILE, build_record, percentile_bounds, read_record, write_record
 from imsm.reporting.continual.render import render_markdown, render_terminal, score_frame
+from imsm.reporting.render.escaping import csv_cell
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 
@@ -45,7 +46,8 @@ def write_sequence_report(*folders: Path) -> None:
     records = [found for found, _ in sequences]
     differences = _differences_from_peft(sequences)
     draw_heatmap(records, own / "sequence.png")
-    write_atomic(own / "sequence.csv", score_frame(record).to_csv(float_format="%.6g"))
+    scores = score_frame(record).rename(index=csv_cell, columns=csv_cell)
+    write_atomic(own / "sequence.csv", scores.to_csv(float_format="%.6g"))
     write_atomic(own / "sequence.md", render_markdown(records, differences))
     render_terminal(records, differences)
     print(f"sequence: {own / 'sequence.md'} (also sequence.json, .csv, .png)")

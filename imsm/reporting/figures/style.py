@@ -23,6 +23,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # names may contain dollar signs
 }
 WIDTH = 7.2
 """Width of a figure in inches."""

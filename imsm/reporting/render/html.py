@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from imsm.reporting.render.document import Report, Section, TokenHeatmap
+from imsm.utils.control_characters import escape_controls
 
 
 def render_html(report: Report, figures: Mapping[str, bytes]) -> str:
@@ -17,7 +18,8 @@ def render_html(report: Report, figures: Mapping[str, bytes]) -> str:
         loader=PackageLoader("imsm.reporting.render", ""), autoescape=True, undefined=StrictUndefined
     )
     sections = [_section_values(section, figures) for section in report.sections]
-    return environment.get_template("report.html.jinja").render(report=report, sections=sections)
+    page = environment.get_template("report.html.jinja").render(report=report, sections=sections)
+    return escape_controls(page)
 
 
 def _section_values(section: Section, figures: Mapping[str, bytes]) -> dict[str, Any]:

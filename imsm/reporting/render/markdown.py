@@ -1,18 +1,22 @@
 """Render a report as Markdown, `report.md`."""
 
 from imsm.reporting.render.document import Report, Section
+from imsm.reporting.render.escaping import markdown_text
+from imsm.utils.control_characters import escape_controls
 
 
 def render_markdown(report: Report) -> str:
     """Return the report; its figures are linked as ``figures/<name>.png``."""
-    blocks = [f"# {report.title}", report.subtitle, *report.excluded, *report.load_errors]
+    blocks = [f"# {markdown_text(report.title)}"]
+    blocks += map(markdown_text, [report.subtitle, *report.excluded, *report.load_errors])
     for section in report.sections:
         blocks += _section_blocks(section)
-    blocks += ["## Provenance", "\n".join(f"- {line}" for line in report.provenance)]
-    return "\n\n".join(blocks) + "\n"
+    blocks += ["## Provenance", "\n".join(f"- {markdown_text(line)}" for line in report.provenance)]
+    return escape_controls("\n\n".join(blocks) + "\n")
 
 
 def _section_blocks(section: Section) -> list[str]:
     table = [] if section.table is None else [section.table.to_markdown()]
     figures = [f"![{figure.alt}](figures/{figure.name}.png)" for figure in section.figures]
-    return [f"## {section.title}", *section.paragraphs, *table, *section.notes, *figures]
+    above, below = (list(map(markdown_text, lines)) for lines in (section.paragraphs, section.notes))
+    return [f"## {markdown_text(section.title)}", *above, *table, *below, *figures]

@@ -14,19 +14,16 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from tabulate import tabulate
 
+from imsm.reporting.render.escaping import csv_cell, latex_text, markdown_cell
 from imsm.reporting.render.formatting import MISSING
-
-_LATEX = str.maketrans(
-    {char: rf"\{char}" for char in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " "}
-    | {"−": "$-$", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "°": r"$^\circ$", "·": r"$\cdot$"}
-    | {"λ": r"$\lambda$", "α": r"$\alpha$", "<": "$<$", ">": "$>$"}
-)
+from imsm.utils.control_characters import escape_controls
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Cells as text; the first ``text_columns`` columns are left-aligned.
+
+    Control characters of the text become visible escapes, so that no renderer can output them.
 
     ``caption`` and ``notes`` are rendered by `to_latex` and `print_table`; elsewhere the page around
     the table shows them. ``bold_rows`` are indices of rows that are bold in a terminal.
@@ -38,6 +35,13 @@ class Table:
     caption: str = ""
     notes: Sequence[str] = ()
     bold_rows: Collection[int] = ()
+
+    def __post_init__(self) -> None:
+        """Escape control characters in all text."""
+        object.__setattr__(self, "columns", [escape_controls(name) for name in self.columns])
+        object.__setattr__(self, "rows", [[escape_controls(cell) for cell in row] for row in self.rows])
+        object.__setattr__(self, "caption", escape_controls(self.caption))
+        object.__setattr__(self, "notes", [escape_controls(note) for note in self.notes])
 
     @classmethod
     def from_records(cls, records: Sequence[Mapping[str, str]], *, text_columns: int = 1) -> Table:
@@ -60,9 +64,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return a GitHub table."""
-        header, *rows = (
-            [cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (self.columns, *self.rows)
-        )
+        header, *rows = (list(map(markdown_cell, row)) for row in (self.columns, *self.rows))
         # tabulate refuses alignments of a table without rows
         align = ["right" if self._is_number(index) else "left" for index in range(len(header))] if rows else None
         # disable_numparse: tabulate would turn 61.0 into 61
@@ -81,16 +83,17 @@ class Table:
         return "\n".join(["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>", *body, "</tbody>", "</table>"])
 
     def to_csv(self) -> str:
-        """Return comma-separated values with a header."""
+        """Return comma-separated values with a header; text is never a spreadsheet's formula."""
         stream = io.StringIO()
-        csv.writer(stream, lineterminator="\n").writerows([self.columns, *self.rows])
+        rows = [list(map(csv_cell, row)) for row in (self.columns, *self.rows)]
+        csv.writer(stream, lineterminator="\n").writerows(rows)
         return stream.getvalue()
 
     def to_latex(self) -> str:
         """Return a booktabs table; LaTeX's special characters are escaped."""
-        header, *rows = (" & ".join(cell.translate(_LATEX) for cell in row) for row in (self.columns, *self.rows))
+        header, *rows = (" & ".join(map(latex_text, row)) for row in (self.columns, *self.rows))
         layout = "".join("r" if self._is_number(index) else "l" for index in range(len(self.columns)))
-        caption = [rf"\caption{{{self.caption.translate(_LATEX)}}}"] if self.caption else []
+        caption = [rf"\caption{{{latex_text(self.caption)}}}"] if self.caption else []
         rules = [r"\toprule", rf"{header} \\", r"\midrule", *(rf"{row} \\" for row in rows), r"\bottomrule"]
         lines = [*caption, rf"\begin{{tabular}}{{{layout}}}", *rules, r"\end{tabular}"]
         return "\n".join([r"\begin{table}", *lines, r"\end{table}", ""])
@@ -124,4 +127,4 @@ def print_notes(notes: Sequence[str], console: Console, *, wrap: bool = True) ->
     """Print dimmed paragraphs; ``wrap=False`` keeps commands in one line."""
     for note in notes:
         # markup would read [58.0, 64.5] as a style
-        console.print(note, style="dim", highlight=False, soft_wrap=not wrap, markup=False)
+        console.print(escape_controls(note), style="dim", highlight=False, soft_wrap=not wrap, markup=False)

@@ -4,16 +4,17 @@ from rich.console import Console
 
 from imsm.reporting.render.document import Report
 from imsm.reporting.render.table import print_notes, print_table
+from imsm.utils.control_characters import escape_controls
 
 
 def print_report(report: Report, *, console: Console | None = None) -> None:
     """Print the sections that have a terminal table, and what was excluded."""
     console = console or Console()
     console.print()
-    console.print(report.subtitle, style="bold", highlight=False, markup=False)
+    console.print(escape_controls(report.subtitle), style="bold", highlight=False, markup=False)
     print_notes(report.excluded, console, wrap=False)
     for section in report.sections:
         if section.terminal_table is not None:
-            console.print(section.title, style="bold", highlight=False, markup=False)
+            console.print(escape_controls(section.title), style="bold", highlight=False, markup=False)
             print_table(section.terminal_table, console)
             print_notes(section.notes, console)

@@ -9,6 +9,7 @@ from imsm.studies.paper.runs import RunIndex, required_runs
 from imsm.studies.paper.spec import PaperTable
 from imsm.studies.paper.speed import read_speed, speed_table
 from imsm.studies.paper.table import FILES, build_table, missing_line, write_table
+from imsm.utils.control_characters import escape_controls
 
 
 def show_table(
@@ -80,4 +81,4 @@ def show_status(
 
 def _print_line(console: Console, text: str, *, style: str | None = None) -> None:
     # Commands and paths must stay copyable: rich would wrap them and read [..] as markup.
-    console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+    console.print(escape_controls(text), style=style, soft_wrap=True, highlight=False, markup=False)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imsm.evaluation.statistics.intervals import Interval
+from imsm.reporting.render.escaping import markdown_text
 from imsm.reporting.render.table import Table
 from imsm.studies.paper.cells import MARKS, CellBuilder, TableCell, row_average
 from imsm.studies.paper.runs import RunIndex, RunRef, required_runs
 from imsm.studies.paper.spec import ColumnSpec, PaperTable, RowSpec, TableSpec
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.files import write_atomic
 
 FILES = "table.md, table.csv, table.tex"
@@ -80,10 +82,10 @@ def write_table(table: Table, folder: Path, *, missing: Sequence[RunRef] = ()) -
         OSError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paragraphs = [f"# {table.caption}", table.to_markdown(), *table.notes]
+    paragraphs = [f"# {markdown_text(table.caption)}", table.to_markdown(), *map(markdown_text, table.notes)]
     if missing:
-        paragraphs += ["## Missing", "\n".join(f"- {missing_line(run)}" for run in missing)]
-    write_atomic(folder / "table.md", "\n\n".join(paragraphs) + "\n")
+        paragraphs += ["## Missing", "\n".join(f"- {markdown_text(missing_line(run))}" for run in missing)]
+    write_atomic(folder / "table.md", escape_controls("\n\n".join(paragraphs) + "\n"))
     write_atomic(folder / "table.csv", table.to_csv())
     write_atomic(folder / "table.tex", table.to_latex())
 

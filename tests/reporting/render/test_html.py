@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from imsm.reporting.render.document import Report, ReportFigure, Section, TokenHeatmap
 from imsm.reporting.render.html import render_html
+from imsm.reporting.render.markdown import render_markdown
 from imsm.reporting.render.table import Table
 
 HOSTILE = '<script>alert("x")</script>'
@@ -63,3 +64,13 @@ def test_shades_are_scaled_to_the_response() -> None:
     text = render_html(report, {})
     assert re.findall(r"rgba\(0, 114, 178, ([\d.]+)\)", text) == ["0.05", "0.65", "0.05"]
     assert 'title="0.600"' in text and "⏎\n" in text
+
+
+def test_control_characters_are_visible_escapes() -> None:
+    text = "\x1b]0;x\x07 \u202e \u2028"
+    section = Section(
+        name="a", title=text, paragraphs=[text], heatmaps=[TokenHeatmap(title=text, pieces=[text], weights=[0.5])]
+    )
+    report = Report(title=text, subtitle=text, excluded=[text], load_errors=[], sections=[section], provenance=[text])
+    for page in (render_html(report, {}), render_markdown(report)):
+        assert not set(page) & set("\x1b\x07\u202e\u2028") and r"\x1b]0;x\x07 \u202e \u2028" in page

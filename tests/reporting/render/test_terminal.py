@@ -45,3 +45,12 @@ def test_three_runs_fit_into_a_terminal(width: int) -> None:
         assert sum(all(cell in line for cell in (run, points, to_original, to_peft)) for line in lines) == 5
     text = "\n".join(lines)
     assert "1,000" in text and "1m 15s" in text and "810.0 MB" in text and "† mrpc" in text
+
+
+def test_control_characters_are_visible_escapes() -> None:
+    text = "\x1b[2J\u202e"
+    table = Table(columns=[text], rows=[[text]], caption=text)
+    section = Section(name="a", title=text, table=table, terminal_table=table, notes=[text])
+    report = Report(title=text, subtitle=text, excluded=[text], load_errors=[], sections=[section], provenance=[])
+    shown = printed(report)
+    assert not set(shown) & set("\x1b\u202e") and shown.count(r"\x1b[2J\u202e") == 7
