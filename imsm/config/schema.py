@@ -144,15 +144,17 @@ class GateConfig(ComponentConfig):
     granularity: Literal["vector", "scalar"] = "vector"
     bias: float | None = None
     init_value: Annotated[float, Field(ge=0, le=1)] | None = None
-    query_scale: NotNegative | None = None
+    query_share: Probability | None = None
     min_original_weight: Probability = 0.0
     dropout: Probability = 0.0
     trainable: bool = True
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the gate, without defaults."""
+    output_dropout: Probability = 0.0
         # A default that is passed explicitly would become part of the run's identity and rename old runs.
-        return self.model_dump(exclude={"name", "target", "pooling"}, exclude_unset=True)
+        excluded = {"name", "target", "pooling"} | ({"output_dropout"} if not self.output_dropout else set())
+        return self.model_dump(exclude=excluded, exclude_unset=True)
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (field, problem) for arguments of the shipped gate that contradict each other."""
@@ -174,10 +176,10 @@ class GateConfig(ComponentConfig):
         elif self.init_value in (0, 1) and self.trainable:
             problem = "a trained gate cannot leave 0 or 1"
             yield "init_value", f"{problem}; choose a value between them, or gate=constant"
-        if self.query_scale is not None and set(self.inputs) not in ({"original"}, {"tuned"}, {"original", "tuned"}):
+        if self.query_share is not None and set(self.inputs) not in ({"original"}, {"tuned"}, {"original", "tuned"}):
             problem = "the query is added to the hidden states of the streams"
             fix = "choose gate.inputs=[original], [tuned] or both, or gate=additive"
-            yield "query_scale", f"{problem}; {fix}"
+            yield "query_share", f"{problem}; {fix}"
 
 
 class MethodConfig(StrictModel):

@@ -12,7 +12,7 @@ import torch
 from peft import get_peft_model
 
 from imsm.models.siamese.decoder import find_decoder
-from imsm.models.siamese.gate import interweave
+from imsm.models.siamese.gate import apply_gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from scripts.bench.comparison import Comparison
 from scripts.bench.steps import lora_config
@@ -122,6 +122,6 @@ def _paper_code(original: torch.nn.Module, tuned: torch.nn.Module, gate: torch.n
     for _ in range(LONG):
         hidden_states = [decoder(input_ids=ids, use_cache=False).last_hidden_state for decoder in decoders]
         queries = [states[:, :query].mean(dim=1, keepdim=True) for states in hidden_states]
-        mixed = interweave(*hidden_states, gate(*hidden_states, *queries))
+        mixed, _ = apply_gate(gate, *hidden_states, *queries)
         logits = original.get_output_embeddings()(mixed[:, -1:])  # type: ignore[operator]
         ids = torch.cat([ids, logits.argmax(dim=-1)], dim=1)

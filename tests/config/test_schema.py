@@ -28,7 +28,7 @@ def section(name: str, **changes: Any) -> Any:
         ("gate", {"trainable": False}, "trainable"),
         ("gate", {"init_value": 0.5}, "init_value"),
         ("gate", {"inputs": [], "rank": None, "init_value": 1.0}, "init_value"),
-        ("gate", {"query_scale": 0.5}, "query_scale"),
+        ("gate", {"query_share": 0.5}, "query_share"),
         ("method", {"trainable": False}, "trainable"),
         ("method", {"stream": "original"}, "trainable"),
         ("trainer", {"micro_batch_size": 3}, "global_batch_size"),

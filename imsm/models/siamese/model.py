@@ -34,7 +34,7 @@ from imsm.data.batching import IGNORE_INDEX
 from imsm.models.siamese.chunked_loss import chunked_loss_sum, logit_chunk_size
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.decoder import find_decoder
-from imsm.models.siamese.gate import interweave
+from imsm.models.siamese.gate import apply_gate
 from imsm.models.siamese.generation import SiameseGenerationMixin
 from imsm.models.siamese.inputs import decoder_inputs, query_mask_from_labels, query_mask_of_chunk, select_positions
 from imsm.models.siamese.kl import KLRegularizer, divergence
@@ -263,9 +263,8 @@ class SiameseForCausalLM(  # type: ignore[misc]
     ) -> tuple[torch.Tensor | None, ...]:
         """Return the query arguments of `_mix` for a complete query, computed once per answer."""
         query_part = getattr(self._gate, "query_part", None)
-        if query_part is not None:
-            return None, None, query_part(query_original, query_tuned)
-        return query_original, query_tuned
+        part = None if query_part is None else query_part(query_original, query_tuned)
+        return (query_original, query_tuned) if part is None else (None, None, part)
 
     def _training_forward(
         self,
@@ -401,8 +400,8 @@ class SiameseForCausalLM(  # type: ignore[misc]
         self, original: torch.Tensor, tuned: torch.Tensor, *queries: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return h (..., D) of eq. 4-6, and the original's weight (...), mean over D."""
-        gate = self._gate(original, tuned, *queries)
-        return interweave(original, tuned, gate), gate.detach().mean(dim=-1)
+        hidden, gate = apply_gate(self._gate, original, tuned, *queries)
+        return hidden, gate.detach().mean(dim=-1)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the backbone's logits (..., V) of hidden states (..., D), adapter off (eq. 7)."""

@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface
 
-from imsm.models.siamese.gate import interweave
+from imsm.models.siamese.gate import apply_gate
 from imsm.models.siamese.model import SiameseForCausalLM
 
 KVCacheLayer = tuple[int, int | None]
@@ -84,7 +84,7 @@ def _gate_forward(model: SiameseForCausalLM, tuned: torch.Tensor, answers: int) 
     """Run gate and interweaving at the answer positions, (N, D)."""
     hidden = tuned.new_empty(answers, tuned.shape[-1]).requires_grad_(True)
     assert model.gate is not None
-    interweave(hidden, hidden, model.gate(hidden, hidden, hidden, hidden))
+    apply_gate(model.gate, hidden, hidden, hidden, hidden)
 
 
 @contextmanager

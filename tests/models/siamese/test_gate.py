@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from imsm.models.siamese.gate import INPUTS, Gate, build_gate, interweave
+from imsm.models.siamese.gate import INPUTS, Gate, apply_gate, build_gate, interweave
 from imsm.utils.errors import UserError
 from imsm.utils.paths import conf_folder
 from tests.helpers.config import config as composed_config
@@ -174,16 +174,19 @@ def test_variant_equals_its_equation(name: str) -> None:
         "constant": lambda: torch.tensor(0.5).double(),
         "learned_scalar": lambda: torch.sigmoid(gate.bias),
         "learned_vector": lambda: torch.sigmoid(gate.bias),
-        "residual": lambda: 0.5 + 0.5 * through(q_o, h_o, h_t, q_t),
-        "additive": lambda: through(h_o + 0.5 * q_o, h_t + 0.5 * q_t),
+        "residual": lambda: 0.5 + 0.5 * through(h_o, h_t),
+        "additive": lambda: through(0.5 * h_o + 0.5 * q_o, 0.5 * h_t + 0.5 * q_t),
     }
-    found = gate_values(gate, given)
+    mixed, found = apply_gate(gate, h_o, h_t, q_o, q_t)
     torch.testing.assert_close(found, equations[name]().expand_as(found))
+    if name == "additive":
+        h_o, h_t = (h_o + q_o) / 2, (h_t + q_t) / 2
+    torch.testing.assert_close(mixed, found * h_o + (1 - found) * h_t)
     learned = {"no_gate": 0, "constant": 0, "learned_scalar": 1, "learned_vector": 8, "no_query": 2 * 64 + 64,
                "query_only": 2 * 64 + 64, "additive": 2 * 64 + 64, "query": 4 * 64 + 64,
-               "residual": 4 * 64 + 64}  # fmt: skip
+               "residual": 2 * 64 + 64}  # fmt: skip
     assert sum(p.numel() for p in gate.parameters() if p.requires_grad) == learned[name]
-    assert gate.reads_query == (name in ("query", "query_only", "residual", "additive"))
+    assert gate.reads_query == (name in ("query", "query_only", "additive"))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -216,8 +219,8 @@ def test_constant_gate_is_its_value(value: float) -> None:
         ({"inputs": [], "rank": None, "init_value": 1.0}, "init_value=1.0"),
         ({"inputs": [], "rank": None, "init_value": 0.3, "bias": 0.0}, "init_value=0.3"),
         ({"inputs": ["tuned"], "rank": 2, "init_value": 0.3}, "init_value=0.3"),
-        ({"inputs": INPUTS, "rank": 2, "query_scale": 0.5}, "query_scale=0.5"),
-        ({"inputs": [], "rank": None, "query_scale": 0.5}, "query_scale=0.5"),
+        ({"inputs": INPUTS, "rank": 2, "query_share": 0.5}, "query_share=0.5"),
+        ({"inputs": [], "rank": None, "query_share": 0.5}, "query_share=0.5"),
         ({"inputs": ["tuned"], "rank": 2, "min_original_weight": 1.0}, "min_original_weight=1.0"),
     ],
 )

@@ -145,7 +145,7 @@ def test_loramoe_on_chatglm3_adapts_the_fused_mlp() -> None:
         ("no_gate", 0),
         ("query", 8 * (4 * 4096 + 4096)),
         ("query_only", 8 * (2 * 4096 + 4096)),
-        ("residual", 8 * (4 * 4096 + 4096)),
+        ("residual", 8 * (2 * 4096 + 4096)),
         ("learned_scalar", 1),
         ("no_query", 8 * (2 * 4096 + 4096)),
         ("learned_vector", 4096),
