@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from imsm.utils import stop_signals
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests first (`--dist loadfile` hands files out in this order)."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True)
+def no_signal_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last stop signal determines the exit code and the message of a command in this process."""
+    monkeypatch.setattr(stop_signals, "_received", [])
+    monkeypatch.setattr(stop_signals, "_kept", [])
 
 
 @pytest.fixture(scope="session")

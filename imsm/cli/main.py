@@ -1,17 +1,18 @@
 """The command `imsm`: select the subcommand's module, run it, map errors to exit codes.
 
-Exit codes: 0 success, 1 a run failed, 2 bad input, 130 interrupted, 141 the reader of the output ended.
+Exit codes: 0 success, 1 a run failed or the output could not be written, 2 bad input, 129, 130 or 143
+interrupted by SIGHUP, SIGINT or SIGTERM, 141 the reader of the output ended.
 """
 
-import os
-import select
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
 
+from imsm.utils import stop_signals
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import RunError, UserError
+from imsm.utils.streams import is_broken_pipe, output_error, protect_standard_streams
 
 
 class Command(NamedTuple):
@@ -42,29 +43,41 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the arguments after `imsm` (default: those of the process) and return the exit code."""
+    if argv is not None:
+        return _run(argv)
+    # before the imports of the command, which take seconds
+    stop_signals.install()
+    protect_standard_streams()
     try:
-        try:
-            function, arguments = _select((sys.argv[1:] if argv is None else argv) or ["--help"])
-            code = function(arguments) or 0
-        finally:
-            sys.stdout.flush()  # a closed output raises here rather than at the interpreter's exit
-    except (UserError, RunError) as error:
-        print(f"imsm: {error}", file=sys.stderr)
-        code = 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("imsm: interrupted; run the same command again to resume", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        # A broken pipe to a worker or a server is an error; only that of `imsm ... | head` is expected.
-        if not _output_is_closed():
+        code = _run(sys.argv[1:])
+    except SystemExit as end:  # of argparse
+        if not isinstance(end.code, int):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141  # 128 + SIGPIPE, as a shell reports it
-    if argv is None and "torch" in sys.modules:
+        code = end.code
+    error = output_error()
+    if error is not None:
+        code = code or (141 if is_broken_pipe(error) else 1)  # 141 is 128 + SIGPIPE, as in a shell
+        if not is_broken_pipe(error):
+            print(f"imsm: standard output: cannot be written ({error.strerror}); files are complete", file=sys.stderr)
+    stop_signals.ignore()
+    if "torch" in sys.modules:
         from imsm.distributed.supervisor import exit_process
 
         exit_process(code)  # threads of torch and DeepSpeed may abort an orderly exit
     return code
+
+
+def _run(argv: list[str]) -> int:
+    """Run a command and return its exit code."""
+    try:
+        function, arguments = _select(argv or ["--help"])
+        return function(arguments) or 0
+    except (UserError, RunError) as error:
+        print(escape_controls(f"imsm: {error}"), file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print(stop_signals.message(), file=sys.stderr)
+        return stop_signals.exit_code()
 
 
 def _select(argv: list[str]) -> tuple[Callable[[list[str]], int | None], list[str]]:
@@ -79,17 +92,12 @@ def _select(argv: list[str]) -> tuple[Callable[[list[str]], int | None], list[st
     if name == "--version":
         return lambda _: print(import_module("imsm").__version__), arguments
     if name not in COMMANDS:
+        from difflib import get_close_matches
+
         near = get_close_matches(name, COMMANDS, n=1)
         raise UserError(f"{name}: unknown command; " + (f"did you mean {near[0]}?" if near else "see imsm --help"))
     command = COMMANDS[name]
     return import_module(f"imsm.cli.{command.module}").main, [*arguments, *command.extra]
-
-
-def _output_is_closed() -> bool:
-    """Return whether the reader of standard output has ended."""
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)
-    return bool(output.poll(0))
 
 
 def help_text() -> str:

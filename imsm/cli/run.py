@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import wrap
@@ -19,11 +21,12 @@ from typing import TYPE_CHECKING
 
 from imsm.cli.common import add_config_dir, import_from_config_dir
 from imsm.distributed.rendezvous import detect_process_group, silence_other_ranks
-from imsm.pipeline.sweeps.status import FOLDER, SweepDir, format_best_trial, mark_missing_failed, summary
+from imsm.pipeline.sweeps.status import FOLDER, TEMPORARY, SweepDir, format_best_trial, mark_missing_failed, summary
 from imsm.utils.errors import UserError
 from imsm.utils.files import file_lock
 from imsm.utils.options import list_options
 from imsm.utils.paths import conf_folder, runs_root
+from imsm.utils.stop_signals import on_stop
 
 if TYPE_CHECKING:
     from imsm.config.sweep import SweepSpec
@@ -191,8 +194,9 @@ def _sweep_folder(spec: SweepSpec, config_dir: Path | None) -> Iterator[SweepDir
         UserError: the same sweep is running already.
     """
     if not spec.keeps_folder:
-        with TemporaryDirectory(prefix="imsm-sweep-") as temporary:
-            yield SweepDir(folder=Path(temporary))
+        # the process id, so that another command can remove what a killed one left
+        with TemporaryDirectory(prefix=f"{TEMPORARY}{os.getpid()}-") as name, on_stop(partial(shutil.rmtree, name)):
+            yield SweepDir(folder=Path(name))
         return
     from imsm.pipeline.sweeps.status import new_attempt, sweep_dir
 

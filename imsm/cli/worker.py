@@ -1,4 +1,4 @@
-"""Entry point of the processes of a distributed run: `python -m imsm.cli.worker FILE`.
+"""Entry point of the processes of a distributed run: `python -m imsm.cli.worker FILE [--config-dir FOLDER]`.
 
 FILE is the run's configuration, saved by `imsm.distributed.launcher`: a worker never parses Hydra's
 command line, which would start the whole sweep again.
@@ -6,28 +6,52 @@ command line, which would start the whole sweep again.
 
 from __future__ import annotations
 
-import sys
+import argparse
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from imsm.distributed.supervisor import exit_process
-from imsm.distributed.worker import run_worker
+from imsm.cli.common import add_config_dir, import_from_config_dir
+from imsm.utils import stop_signals
+from imsm.utils.streams import protect_standard_streams
 
 if TYPE_CHECKING:
     from imsm.distributed.context import DistributedContext
 
 
-def run_from_file(settings: dict[str, Any], dist_context: DistributedContext) -> None:
-    """Run the experiment of saved settings in this process group."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of a worker's command line."""
+    parser = argparse.ArgumentParser(prog="imsm.cli.worker", description="Run one process of a distributed run.")
+    parser.add_argument("settings", type=Path, metavar="FILE", help="settings saved by the launcher")
+    add_config_dir(parser)
+    return parser
+
+
+def run_from_file(settings: dict[str, Any], dist_context: DistributedContext, *, options: argparse.Namespace) -> None:
+    """Run the experiment of saved settings in this process group.
+
+    Raises:
+        UserError: the settings name a module that is not trusted, or the run fails.
+    """
     from imsm.config.schema import RunConfig
     from imsm.pipeline.run import run_experiment
 
-    config = RunConfig.from_dict(settings["config"])
-    if config.config_dir is not None:
-        # the launcher starts this process without the import path of the command
-        sys.path.insert(0, config.config_dir)
+    config_dir = import_from_config_dir(options.config_dir)
+    config = RunConfig.from_file(settings["config"], source=options.settings, config_dir=config_dir)
     run_experiment(config, runs_root=Path(settings["runs_root"]), dist_context=dist_context)
 
 
+def main() -> NoReturn:
+    """Run a worker process and exit."""
+    # before the imports of torch; the launcher prints the message itself
+    stop_signals.install(silent=True)
+    protect_standard_streams()
+    from imsm.distributed.supervisor import exit_process
+    from imsm.distributed.worker import run_worker
+
+    options = parser().parse_args()
+    exit_process(run_worker(options.settings, partial(run_from_file, options=options)))
+
+
 if __name__ == "__main__":
-    exit_process(run_worker(Path(sys.argv[1]), run_from_file))
+    main()

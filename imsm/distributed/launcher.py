@@ -20,6 +20,7 @@ from typing import Any
 
 from imsm.distributed.supervisor import SignalForwarder, WorkerProcess, first_failed, supervise
 from imsm.distributed.worker import ERROR_FILE, LAUNCHER_PID
+from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError
 
 WORKER = "imsm.cli.worker"
@@ -27,11 +28,19 @@ _HOST = "127.0.0.1"
 _RESUME_HINT = "the last checkpoint is kept; rerun the same command to resume"
 
 
-def launch(settings: Mapping[str, Any], *, run_dir: Path, nproc_per_node: int, module: str = WORKER) -> None:
+def launch(
+    settings: Mapping[str, Any],
+    *,
+    run_dir: Path,
+    nproc_per_node: int,
+    module: str = WORKER,
+    worker_arguments: Sequence[str] = (),
+) -> None:
     """Run ``module`` in several worker processes on this machine.
 
     Rank 0 prints to this terminal, the others to files under ``run_dir``/processes, which are
-    deleted after success. ``settings`` are passed to the workers: `config`, `runs_root`, `device`.
+    deleted after success. ``settings`` are passed to the workers in a file: `config`, `runs_root`, `device`;
+    ``worker_arguments`` follow the file on their command line.
 
     Raises:
         UserError: Raised by the first worker that failed, or ``run_dir`` is not writable.
@@ -41,6 +50,7 @@ def launch(settings: Mapping[str, Any], *, run_dir: Path, nproc_per_node: int, m
     from torch.distributed import TCPStore  # seconds to import; not needed to import this module
 
     with ExitStack() as stack:
+        stack.enter_context(stop_signals.keeping(f"finished steps are kept in {run_dir}"))
         signals = stack.enter_context(SignalForwarder())
         folder = stack.enter_context(worker_dir(run_dir))
         settings_path = write_settings(settings, folder)
@@ -51,7 +61,8 @@ def launch(settings: Mapping[str, Any], *, run_dir: Path, nproc_per_node: int, m
         # before the first start: leave no worker running, whatever goes wrong here
         stack.callback(lambda: list(map(WorkerProcess.kill, workers)))
         for rank in range(nproc_per_node):
-            workers.append(_start(rank, module=module, settings_path=settings_path, folder=folder, common=common))
+            command = [sys.executable, "-m", module, str(settings_path), *worker_arguments]
+            workers.append(_start(rank, command=command, folder=folder, common=common))
         killed = supervise(workers, signals)
         _raise_failure(workers, killed=killed)
         shutil.rmtree(folder.parent, ignore_errors=True)
@@ -107,14 +118,14 @@ def _worker_environment(num_workers: int) -> dict[str, str]:
     }
 
 
-def _start(rank: int, *, module: str, settings_path: Path, folder: Path, common: Mapping[str, str]) -> WorkerProcess:
+def _start(rank: int, *, command: Sequence[str], folder: Path, common: Mapping[str, str]) -> WorkerProcess:
     error_file = folder / f"{rank}.json"
     log = folder / f"{rank}.log" if rank > 0 else None
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank), ERROR_FILE: str(error_file)}
     with ExitStack() as stack:
         stream = stack.enter_context(log.open("wb")) if log else None
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(settings_path)],
+            command,
             env={**os.environ, **common, **own},
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -129,7 +140,6 @@ def _raise_failure(workers: Sequence[WorkerProcess], *, killed: bool) -> None:
     """Raise the error of the worker that failed first; the others failed because of it."""
     failed = first_failed(workers)
     if killed:
-        print(f"killed; {_RESUME_HINT}", file=sys.stderr)
         raise KeyboardInterrupt
     if failed is None:
         return

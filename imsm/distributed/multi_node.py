@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from imsm.distributed.launcher import WORKER, worker_dir, write_settings
-from imsm.distributed.supervisor import STOPPED, SignalForwarder, WorkerProcess, kill_on_parent_exit, supervise
+from imsm.distributed.supervisor import SignalForwarder, WorkerProcess, kill_on_parent_exit, supervise
+from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError
 
 PORT = 29500
@@ -75,13 +76,19 @@ def slots_per_node(path: str, *, nnodes: int, nproc_per_node: int | None) -> int
 
 
 def deepspeed_command(
-    settings_path: Path | str, *, hostfile: str, nnodes: int, nproc_per_node: int, module: str = WORKER
+    settings_path: Path | str,
+    *,
+    hostfile: str,
+    nnodes: int,
+    nproc_per_node: int,
+    module: str = WORKER,
+    worker_arguments: Sequence[str] = (),
 ) -> list[str]:
     """Return the command that starts the workers of all nodes over ssh."""
     return [
         *("python", "-m", "deepspeed.launcher.runner", "--hostfile", hostfile),
         *("--num_nodes", str(nnodes), "--num_gpus", str(nproc_per_node), "--no_local_rank"),
-        *("--log_level", "warning", "--module", module, str(settings_path)),
+        *("--log_level", "warning", "--module", module, str(settings_path), *worker_arguments),
     ]
 
 
@@ -123,10 +130,12 @@ def launch_nodes(
     nnodes: int,
     nproc_per_node: int,
     module: str = WORKER,
+    worker_arguments: Sequence[str] = (),
 ) -> None:
     """Run ``module`` on several nodes; all must see ``run_dir`` at the same path.
 
-    ``settings`` are passed to the workers: `config`, `runs_root`, `device`.
+    ``settings`` are passed to the workers in a file: `config`, `runs_root`, `device`; ``worker_arguments`` follow the
+    file on their command line.
 
     Raises:
         UserError: pdsh is missing, ``run_dir`` is not writable, or a worker raised it.
@@ -143,10 +152,16 @@ def launch_nodes(
         for name, value in os.environ.items()
         if name.startswith(_FORWARDED) and not any(word in name for word in _SECRET)
     }
-    with SignalForwarder() as signals, worker_dir(run_dir) as folder:
+    kept = stop_signals.keeping(f"finished steps are kept in {run_dir}")
+    with kept, SignalForwarder() as signals, worker_dir(run_dir) as folder:
         path = write_settings({**settings, "environment": forwarded}, folder)
         command = deepspeed_command(
-            path, hostfile=hostfile, nnodes=nnodes, nproc_per_node=nproc_per_node, module=module
+            path,
+            hostfile=hostfile,
+            nnodes=nnodes,
+            nproc_per_node=nproc_per_node,
+            module=module,
+            worker_arguments=worker_arguments,
         )
         process = subprocess.Popen(
             [sys.executable, *command[1:]],
@@ -155,15 +170,15 @@ def launch_nodes(
             # if this process is killed: DeepSpeed's runner ends the remote workers on SIGTERM
             preexec_fn=partial(kill_on_parent_exit, parent_pid=os.getpid(), signal_number=signal.SIGTERM),
         )
-        # every stop signal is sent as SIGTERM, the one that DeepSpeed's runner handles
-        runner = WorkerProcess(rank=0, process=process, stop_signal=signal.SIGTERM)
+        # DeepSpeed's runner handles SIGTERM and dies from SIGUSR1
+        runner = WorkerProcess(rank=0, process=process, forwards_all=False)
         try:
             killed = supervise([runner], signals)
         finally:
             runner.kill()
     # rank 0 has printed its error; only the exit code arrives here
     code = process.returncode
-    if killed or runner.stop_requested or code == STOPPED:
+    if killed or runner.stop_requested or runner.stopped:
         raise KeyboardInterrupt
     if code == 2:
         raise UserError("the run was rejected (see above)")

@@ -17,10 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from imsm.utils.stop_signals import EXIT_CODES, STOP_SIGNALS, record
+
 STOPPED = 130
-"""Exit code of a process that was stopped by a signal, after a checkpoint."""
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_FORWARDED = (*_STOP_SIGNALS, signal.SIGUSR1)
+"""Exit code of a process group that was stopped by a signal, after a checkpoint."""
+_FORWARDED = (*STOP_SIGNALS, signal.SIGUSR1)
 # time for the other workers to end by themselves after one has failed
 _GRACE_SECONDS = 1.0
 # the same after one was stopped: another one may still be writing the checkpoint
@@ -78,7 +79,7 @@ class WorkerProcess:
     process: subprocess.Popen[bytes]
     log: Path | None = None  # its output file; None if it shares the terminal
     error_file: Path | None = None
-    stop_signal: int | None = None  # signal to send in place of any stop signal; other signals are then not sent
+    forwards_all: bool = True  # whether it receives other signals than stop signals
     ended_at: float | None = None  # when `poll` first saw that it had ended, in seconds since the epoch
     stop_requested: bool = False  # whether a stop signal was forwarded to it
     terminated_by_us: bool = False  # whether it was stopped because another worker failed
@@ -112,8 +113,7 @@ class WorkerProcess:
     def stopped(self) -> bool:
         """Whether it ended on request and not because of an error."""
         # before it installed its handlers, the signal itself ends it
-        early = (-signal.SIGINT, -signal.SIGTERM)
-        return self.code == STOPPED or (self.stop_requested and self.code in early)
+        return self.code in EXIT_CODES or (self.stop_requested and self.code == -signal.SIGTERM)
 
     def poll(self) -> bool:
         """Return whether it has ended."""
@@ -122,12 +122,15 @@ class WorkerProcess:
         return self.ended_at is not None
 
     def send(self, number: int) -> None:
-        """Forward a signal."""
+        """Forward a signal; every stop signal is sent as SIGTERM."""
         if not self.poll():
-            stop = number in _STOP_SIGNALS
+            stop = number in STOP_SIGNALS
             self.stop_requested |= stop
-            if stop or self.stop_signal is None:
-                self.process.send_signal(self.stop_signal or number)
+            if stop:
+                # SIGINT would print a traceback of a worker that has not installed its handlers yet
+                self.process.send_signal(signal.SIGTERM)
+            elif self.forwards_all:
+                self.process.send_signal(number)
 
     def kill(self) -> None:
         """Kill it and its children."""
@@ -163,6 +166,8 @@ class SignalForwarder:
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
+        if number in STOP_SIGNALS:
+            record(number)
 
 
 def supervise(workers: Sequence[WorkerProcess], signals: SignalForwarder) -> bool:
@@ -176,13 +181,12 @@ def supervise(workers: Sequence[WorkerProcess], signals: SignalForwarder) -> boo
     # a list, so that every worker is polled: `ended_at` orders the failures
     while not all([worker.poll() for worker in workers]):
         for number in signals.pop_received():
-            stops += number in _STOP_SIGNALS
-            if stops > 1 and number in _STOP_SIGNALS:
+            stops += number in STOP_SIGNALS
+            if stops > 1 and number in STOP_SIGNALS:
                 killed = True
             else:
                 for worker in workers:
-                    # the training loop handles SIGTERM; SIGHUP would end a worker without a checkpoint
-                    worker.send(signal.SIGTERM if number == signal.SIGHUP else number)
+                    worker.send(number)
         deadline = _deadline(workers)
         if killed or (deadline is not None and time.time() > deadline + _TERM_SECONDS):
             for worker in workers:

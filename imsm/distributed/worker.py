@@ -13,7 +13,8 @@ from typing import Any
 from imsm.distributed.context import DistributedContext
 from imsm.distributed.gpus import visible_gpus
 from imsm.distributed.rendezvous import detect_process_group, join_process_group, run_in_group, silence_other_ranks
-from imsm.distributed.supervisor import STOPPED, kill_on_parent_exit
+from imsm.distributed.supervisor import kill_on_parent_exit
+from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError
 
 LAUNCHER_PID = "IMSM_LAUNCHER"
@@ -27,8 +28,6 @@ def run_worker(settings_path: Path, task: Callable[[dict[str, Any], DistributedC
     launcher = os.environ.get(LAUNCHER_PID)
     # a checkpoint may be requested before training installs its handler
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # SIGTERM before training must stop the worker as Ctrl-C does, with the same exit code
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     kill_on_parent_exit(parent_pid=int(launcher) if launcher else None)
     if launcher is None:
         silence_other_ranks()
@@ -46,7 +45,7 @@ def run_worker(settings_path: Path, task: Callable[[dict[str, Any], DistributedC
         else:
             task(settings, dist_context)
     except KeyboardInterrupt:
-        return STOPPED
+        return stop_signals.exit_code()
     except Exception as error:
         _report_error(error)
         return 2 if isinstance(error, UserError) else 1

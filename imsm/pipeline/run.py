@@ -7,11 +7,13 @@ Finished steps are saved and reused, so running a finished command again only pr
 
 import errno
 import gc
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -29,7 +31,8 @@ from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
 from imsm.pipeline.train import frozen_adapter_hash, parent_hash, prepare_training, save_trained
 from imsm.training.trainer import train
-from imsm.utils.errors import RunError, UserError
+from imsm.utils import stop_signals
+from imsm.utils.errors import RunError, UserError, first_line
 from imsm.utils.files import file_lock
 from imsm.utils.run_dir import RunDir, check_input_hashes, open_run_dir
 
@@ -49,7 +52,8 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
     with ExitStack() as stack:
         # locked first: every later step may write to the folder
         dist_context.run_on_main(lambda: _lock_run_dir(config, run, stack))
-        stack.enter_context(_failure_messages(run, dist_context))
+        stack.enter_context(stop_signals.keeping(f"finished steps are kept in {run.path}"))
+        stack.enter_context(_failure_messages(run))
         transformers.utils.logging.disable_progress_bar()
         device = local_device(config, dist_context)
         tokenizer = load_run_tokenizer(config)
@@ -60,6 +64,8 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
             # before training: a finished or interrupted training with other inputs must not be mixed with this one
             dist_context.run_on_main(lambda: check_input_hashes(run, hashes))
         logger = stack.enter_context(_open_logger(config, run)) if dist_context.is_main else None
+        if logger:
+            stack.enter_context(stop_signals.on_stop(partial(logger.__exit__, KeyboardInterrupt, None, None)))
         model = None
         if config.method.trainable and not dist_context.run_on_main(run.trained.is_file):
             with prepare_training(config, run, parent, tokenizer, device, dist_context) as setup:
@@ -84,16 +90,34 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
             get_model=_model_loader(config, run, model, device=device),
             tokenizer=tokenizer,
             backbone_hash=hashes["backbone"],
+            device=device,
             runs_root=runs_root,
             dist_context=dist_context,
         )
         result = evaluate_run(config, inputs, run=run)
         if logger:
-            from imsm.reporting.report import write_report  # matplotlib writes its font cache when imported
+            _report(run, result, logger, runs_root=runs_root)
 
-            write_report(run.path, result, runs_root=runs_root)
-            logger.finish(result)
-            logger.log_report(run.path)
+
+def _report(run: RunDir, result: dict[str, Any], logger: RunLogger, *, runs_root: Path) -> None:
+    """Write and log the report; the run is finished, so an error is only a warning."""
+    from imsm.reporting.report import write_report  # matplotlib writes its font cache when imported
+
+    steps = (
+        ("report", lambda: write_report(run.path, result, runs_root=runs_root)),
+        ("scores in log.jsonl", lambda: logger.finish(result)),
+    )
+    for name, write in steps:
+        try:
+            write()
+        except Exception as error:
+            kind = "" if isinstance(error, UserError | OSError) else f"{type(error).__name__}: "
+            print(
+                f"imsm: warning: the run is finished, but its {name} could not be written ({kind}{first_line(error)});"
+                f" write the report again with: imsm report {shlex.quote(str(run.path))}",
+                file=sys.stderr,
+            )
+    logger.log_report(run.path)
 
 
 def _lock_run_dir(config: RunConfig, run: RunDir, stack: ExitStack) -> None:
@@ -106,8 +130,8 @@ def _lock_run_dir(config: RunConfig, run: RunDir, stack: ExitStack) -> None:
 
 
 @contextmanager
-def _failure_messages(run: RunDir, dist_context: DistributedContext) -> Iterator[None]:
-    """Turn a full disk into a UserError, and report on an interrupt what is kept."""
+def _failure_messages(run: RunDir) -> Iterator[None]:
+    """Turn a full disk into a UserError."""
     try:
         yield
     except Exception as error:
@@ -117,10 +141,6 @@ def _failure_messages(run: RunDir, dist_context: DistributedContext) -> Iterator
             f"{run.path}: cannot be written ({error}); finished steps are kept. Free some space and run the same "
             "command again"
         ) from error
-    except KeyboardInterrupt:
-        if dist_context.is_main:
-            print(f"\ninterrupted; finished steps are kept in {run.path}", file=sys.stderr)
-        raise
 
 
 def _is_disk_full(error: Exception) -> bool:

@@ -1,6 +1,6 @@
 """Graceful shutdown: signals take effect at the end of a training step.
 
-SIGINT and SIGTERM end training after a checkpoint; SIGUSR1 requests a checkpoint.
+SIGINT, SIGTERM and SIGHUP end training after a checkpoint; SIGUSR1 requests a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 from imsm.distributed.worker import LAUNCHER_PID
+from imsm.utils.stop_signals import STOP_SIGNALS, record, stop_now
 
 
 class GracefulShutdown:
-    """Within this context the first SIGINT or SIGTERM only sets ``requested``.
+    """Within this context the first SIGINT, SIGTERM or SIGHUP only sets ``requested``.
 
-    A second one raises KeyboardInterrupt immediately. SIGUSR1 sets ``save_requested``, which the
-    training loop resets. Outside the main thread no handler is installed.
+    A second one ends the process (see `imsm.utils.stop_signals`). SIGUSR1 sets ``save_requested``, which the
+    training loop resets. Ignored signals (nohup) stay ignored; outside the main thread no handler is installed.
     """
 
     def __init__(self) -> None:
@@ -33,8 +34,9 @@ class GracefulShutdown:
         """Install the handlers."""
         # Python allows signal.signal in the main thread only
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._request)
             self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._request_save)
         return self
 
@@ -60,7 +62,10 @@ class GracefulShutdown:
             # a cluster signals every process and the launcher forwards its own signal: both arrive
             # here, so a second signal is not a second request; the launcher kills on one
             return
-        deferred, self.requested = self._deferred and not self.requested, True
-        if not deferred:
+        if self.requested:
+            stop_now(number)
+        record(number)
+        self.requested = True
+        if not self._deferred:
             raise KeyboardInterrupt
         print("\nstopping after this step (signal again to stop immediately)", file=sys.stderr, flush=True)

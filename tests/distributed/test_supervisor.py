@@ -12,6 +12,7 @@ import pytest
 
 from imsm.distributed import supervisor
 from imsm.distributed.supervisor import STOPPED, SignalForwarder, WorkerProcess, first_failed, supervise
+from imsm.utils.stop_signals import EXIT_CODES, STOP_SIGNALS
 
 
 def start(script: str, *, rank: int = 0, **options) -> WorkerProcess:
@@ -46,10 +47,11 @@ def test_a_worker_that_ignores_sigterm_is_killed_with_its_children(monkeypatch: 
             subprocess.run(["sleep", "0.05"], check=True)
 
 
-def test_a_hangup_is_forwarded_as_sigterm_and_is_a_stop() -> None:
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_stop_signal_is_forwarded_as_sigterm(number: int) -> None:
     worker = start("sleep 60")
     with SignalForwarder() as signals:
-        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), number)
         assert supervise([worker], signals) is False
     assert worker.code == -signal.SIGTERM
     assert worker.stop_requested and worker.stopped
@@ -65,13 +67,18 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_fixed_stop_signal_replaces_stop_signals_and_blocks_others() -> None:
-    worker = start("sleep 60", stop_signal=signal.SIGTERM)
+def test_a_process_can_receive_stop_signals_only() -> None:
+    worker = start("sleep 60", forwards_all=False)
     worker.send(signal.SIGUSR1)
     assert not worker.stop_requested
     worker.send(signal.SIGINT)
     worker.process.wait()
     assert worker.code == -signal.SIGTERM and worker.stop_requested
+
+
+@pytest.mark.parametrize("code", EXIT_CODES)
+def test_the_exit_code_of_any_stop_signal_is_no_failure(code: int) -> None:
+    assert ended(code, rank=0, at=1.0).stopped
 
 
 def test_a_killed_worker_failed_before_those_that_noticed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from imsm.utils.errors import RunError, UserError
 @pytest.fixture
 def settings_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Prepare a worker's environment without rendezvous and parent-death signal."""
-    previous = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGUSR1,)}
     monkeypatch.setattr(worker, "kill_on_parent_exit", lambda **options: None)
     monkeypatch.setattr(worker, "detect_process_group", lambda: "group")
     monkeypatch.setattr(worker, "join_process_group", lambda group, num_gpus: DistributedContext())

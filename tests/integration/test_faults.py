@@ -5,6 +5,7 @@ Each has its own message; finished steps are kept, and the same command resumes 
 
 from __future__ import annotations
 
+import errno
 import json
 import pkgutil
 import resource
@@ -81,8 +82,6 @@ MODEL = "imsm.models.siamese.model.SiameseForCausalLM.save_pretrained"
         ("imsm.evaluation.response_cache.ResponseCache.append", 2, 700, True),
         ("imsm.evaluation.evaluator.write_predictions", 2, 50, True),
         ("imsm.pipeline.evaluate.write_result", 1, 500, True),
-        ("imsm.reporting.report.write_atomic", 1, 50, True),
-        ("imsm.pipeline.tracking.RunLogger.finish", 1, 10, True),
     ],
 )
 def test_after_a_full_disk_the_same_command_resumes(
@@ -110,6 +109,30 @@ def test_after_a_full_disk_the_same_command_resumes(
     run_words(word_files, tmp_path, *SAVE_OFTEN)
     assert len(steps) < STEPS or not (trained or call > 1 or function == MODEL)
     assert differences(undisturbed, tmp_path) == []
+
+
+@pytest.mark.parametrize("function", ["imsm.reporting.report.write_report", "imsm.pipeline.tracking.RunLogger.finish"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), UnicodeEncodeError("ascii", "−", 0, 1, "no"), KeyError("x")],
+)
+def test_a_finished_run_is_not_failed_by_its_report_or_log(
+    word_files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    function: str,
+    error: Exception,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(function, fail)
+        folder = run_words(word_files, tmp_path, method="original")
+    assert (folder / "result.json").is_file()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith("imsm: warning: the run is finished") and f"imsm report {folder}" in line
 
 
 def interrupt_run(word_files: Path, root: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> Path:

@@ -18,6 +18,7 @@ from imsm.models.siamese.model import SiameseForCausalLM, SiameseOutput
 from imsm.pipeline import run as pipeline_run
 from imsm.pipeline.run import run_experiment
 from imsm.training import trainer
+from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError
 from tests.helpers.config import config
 from tests.helpers.word_run import WORDS, interrupt_at, run_words, word_overrides
@@ -119,14 +120,14 @@ def test_a_finished_run_is_not_trained_again(
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(
-    word_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    word_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uninterrupted = run_words(word_files, tmp_path / "uninterrupted")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             run_words(word_files, tmp_path / "resumed")
-    assert "finished steps are kept in" in capsys.readouterr().err
+    assert "finished steps are kept in" in stop_signals.message()
     resumed = run_words(word_files, tmp_path / "resumed")
     for file in ("adapter/adapter_model.safetensors", "gate.safetensors"):
         assert (resumed / "model" / file).read_bytes() == (uninterrupted / "model" / file).read_bytes()

@@ -16,7 +16,7 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_deferred_and_the_second_interrupts(number: int, capsys) -> None:
     before = signal.getsignal(number)
     with GracefulShutdown() as shutdown:
@@ -41,6 +41,16 @@ def test_in_an_immediate_block_the_first_signal_interrupts() -> None:
         with pytest.raises(KeyboardInterrupt), shutdown.immediate():
             send(signal.SIGINT)
         assert shutdown.requested
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with GracefulShutdown() as shutdown:
+            send(signal.SIGHUP)
+            assert not shutdown.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigusr1_requests_a_checkpoint_only() -> None:

@@ -24,8 +24,10 @@ from imsm.distributed.gpus import visible_gpus
 from imsm.pipeline.run_status import load_if_finished, sweep_objective
 from imsm.pipeline.sweeps.job import SweepJob, record_failure
 from imsm.pipeline.sweeps.status import JobOutcome
+from imsm.utils import stop_signals
 from imsm.utils.errors import UserError
 from imsm.utils.paths import runs_root
+from imsm.utils.trust import trust_folder
 
 Launcher = Any  # hydra-submitit-launcher has no types
 Job = submitit.Job[JobReturn]
@@ -65,9 +67,10 @@ def launch(
 
 def prepare_job_process(launcher: Launcher) -> None:
     """Set the runs' folder and the import path of a job's process, whose environment may differ."""
+    stop_signals.install()
     os.environ["IMSM_RUNS"] = str(launcher.runs_root)
     if launcher.task_function.config_dir is not None:
-        sys.path.insert(0, str(launcher.task_function.config_dir))
+        trust_folder(launcher.task_function.config_dir)
 
 
 class _Reporter:
@@ -117,14 +120,11 @@ def run_slurm_jobs(launcher: Launcher, waiting: dict[int, list[str]]) -> Jobs:
     arguments = [_job_arguments(number, overrides) for number, overrides in waiting.items()]
     running = dict(zip(waiting, executor.map_array(launcher, *zip(*arguments, strict=True)), strict=True))
     print(f"{len(running)} jobs in SLURM's queue, from {next(iter(running.values())).job_id} on")
-    try:
+    with stop_signals.keeping("the jobs stay in SLURM's queue (scancel removes them)"):
         while running:
             for number in [number for number, job in running.items() if job.done()]:
                 yield number, running.pop(number)
             time.sleep(_POLL_SECONDS)
-    except BaseException:
-        print("the jobs stay in SLURM's queue; scancel removes them", file=sys.stderr)
-        raise
 
 
 def run_local_jobs(launcher: Launcher, waiting: dict[int, list[str]]) -> Jobs:
@@ -135,21 +135,27 @@ def run_local_jobs(launcher: Launcher, waiting: dict[int, list[str]]) -> Jobs:
     running: dict[int, Job] = {}
     if queue:
         print(f"{len(queue)} jobs to run, {min(len(queue), len(free))} at once", flush=True)
-    try:
-        while queue or running:
-            while queue and free:
-                number = queue.pop(0)
-                slots[number] = free.pop(0)
-                running[number] = _start_local_job(launcher, number, waiting[number], slots[number])
-            for number in [number for number, job in running.items() if job.done()]:
-                yield number, running.pop(number)
-                free.append(slots[number])
-            time.sleep(_POLL_SECONDS)
-    finally:
+
+    def cancel() -> None:
         for job in running.values():
             # a job may end between the last poll and this signal
             with suppress(ProcessLookupError):
                 job.cancel()
+
+    try:
+        with stop_signals.on_stop(cancel):
+            while queue or running:
+                while queue and free:
+                    number = queue.pop(0)
+                    slots[number] = free.pop(0)
+                    with stop_signals.deferred():
+                        running[number] = _start_local_job(launcher, number, waiting[number], slots[number])
+                for number in [number for number, job in running.items() if job.done()]:
+                    yield number, running.pop(number)
+                    free.append(slots[number])
+                time.sleep(_POLL_SECONDS)
+    finally:
+        cancel()
 
 
 def _start_local_job(launcher: Launcher, number: int, overrides: list[str], gpus: list[int]) -> Job:

@@ -21,6 +21,8 @@ from imsm.utils.hashing import hash_text
 
 FOLDER = "IMSM_SWEEP_DIR"
 """Environment variable from which conf/config.yaml reads `hydra.sweep.dir`."""
+TEMPORARY = "imsm-sweep-"
+"""Prefix of the temporary folder of a sweep that leaves none; the process id follows."""
 
 
 @dataclass(frozen=True, kw_only=True)

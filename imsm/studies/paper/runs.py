@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,17 @@ from typing import Any, Literal
 from imsm.config.compose import ConfigComposer
 from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
+from imsm.distributed.supervisor import SignalForwarder
 from imsm.pipeline.run_status import load_if_finished, read_failure, run_dir_of, write_failure
 from imsm.pipeline.sweeps.status import job_command
 from imsm.studies.paper.spec import PaperTable
+from imsm.utils import stop_signals
 from imsm.utils.errors import UserError
 
 State = Literal["done", "missing", "failed"]
-_INTERRUPTED = (130, -signal.SIGINT)
+_INTERRUPTED = (*stop_signals.EXIT_CODES, *(-number for number in stop_signals.STOP_SIGNALS))
 """Exit codes of a run stopped by the user; any other signal (such as out-of-memory) is a failure."""
+_POLL_SECONDS = 0.2
 _ERROR_LINES = 3
 """Number of last log lines reported as the error of a failed run."""
 
@@ -140,12 +143,12 @@ def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Call
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     failed: list[str] = []
+    active: set[subprocess.Popen[bytes]] = set()
     interrupted = False
 
     def execute(numbered: tuple[int, RunRef]) -> None:
         nonlocal interrupted
         number, run = numbered
-        # Ctrl-C reaches the active runs directly, but not those that still wait in the pool.
         if interrupted:
             return
         prefix, log_file = f"{number}/{len(unfinished)} {run.name}", log_dir / f"{run.name}.log"
@@ -154,7 +157,13 @@ def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Call
         # A process per run, so that its memory is freed and a crash does not end the others.
         with log_file.open("w", encoding="utf-8") as stream:
             command = [sys.executable, "-m", "imsm.run", *run.overrides]
-            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
+            # In its own session, so that a signal of the terminal reaches it only once, forwarded from here.
+            process = subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+            active.add(process)
+            code = process.wait()
+            active.remove(process)
         if code in _INTERRUPTED:
             interrupted = True
         elif code:
@@ -163,8 +172,15 @@ def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Call
         outcome = f"exit code {code}" if code else "done"
         log(f"{prefix}: {outcome}, {time.monotonic() - started:.0f} s")
 
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        list(pool.map(execute, enumerate(unfinished, start=1)))
+    with SignalForwarder() as signals, ThreadPoolExecutor(max_workers=jobs) as pool:
+        futures = [pool.submit(execute, numbered) for numbered in enumerate(unfinished, start=1)]
+        while wait(futures, timeout=_POLL_SECONDS).not_done:
+            for number in signals.pop_received():
+                interrupted = interrupted or number in stop_signals.STOP_SIGNALS
+                for process in tuple(active):
+                    process.send_signal(signal.SIGTERM if number in stop_signals.STOP_SIGNALS else number)
+    for future in futures:
+        future.result()
     if interrupted:
         raise KeyboardInterrupt
     return failed
