@@ -7,6 +7,7 @@ is shown with its command. For a search (`sweep=optuna`), the trials of its late
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +76,7 @@ def _sweep_run(composer: ConfigComposer, overrides: Sequence[str]) -> tuple[str,
     from imsm.config.identity import run_name
     from imsm.config.stages import final_stage
     from imsm.config.validate import load_config
-    from imsm.evaluation.result import read_result
+    from imsm.evaluation.result import FILE, read_result
     from imsm.pipeline.run_status import read_failure, run_dir_of
     from imsm.reporting.sweep_table import SweepRun
 
@@ -85,8 +86,11 @@ def _sweep_run(composer: ConfigComposer, overrides: Sequence[str]) -> tuple[str,
     failure = read_failure(folder)
     try:
         result = read_result(folder)
-    except UserError:
+    except UserError as error:
         result = None
+        # a damaged result is shown like a failed run, a missing one as not run
+        if failure is None and os.path.lexists(folder / FILE):
+            failure = {"error": str(error)}
     values = {key: value for key, _, value in (text.partition("=") for text in overrides)}
     # the original model is one run for all targets, but has a row in each target's table
     key = name if config.method.trainable else f"{name}/{config.data.name}"

@@ -1,6 +1,5 @@
 """Task sequences: plan or execute each stage as an ordinary run, then write a summary."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from imsm.pipeline.run_status import load_if_finished
 from imsm.pipeline.start import start_run
 from imsm.pipeline.train import check_resumable_method, parent_hash
 from imsm.utils.errors import UserError
-from imsm.utils.run_dir import RunDir
+from imsm.utils.run_dir import RunDir, read_input_hashes
 
 
 def run_stages(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> None:
@@ -68,8 +67,7 @@ def _check_parent(stage: RunConfig, *, runs_root: Path) -> None:
         return
     run = RunDir(runs_root / run_name(stage))
     parent = runs_root / stage.previous_stage.run
-    hashes = json.loads(run.inputs.read_text(encoding="utf-8"))
-    if hashes.get("start") != parent_hash(parent):
+    if read_input_hashes(run, ["start"])["start"] != parent_hash(parent):
         raise UserError(
             f"{run.path}: {parent.name} was trained again since this stage started from it; remove this folder to "
             "train the stage again"

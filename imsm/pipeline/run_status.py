@@ -1,6 +1,8 @@
 """Whether a run is finished, failed or missing, read from its folder without loading a model."""
 
 import json
+import os
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +16,9 @@ from imsm.evaluation.result import read_result
 from imsm.reporting.runs import headline
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
+from imsm.utils.json_files import read_json
 from imsm.utils.paths import is_local_path
-from imsm.utils.run_dir import RunDir
+from imsm.utils.run_dir import RunDir, read_identity
 
 FAILURE = "failure.json"
 # Settings that change no result; frozen_adapter is a path whose content is part of the identity.
@@ -41,6 +44,9 @@ def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | 
         result = read_result(folder)
     except UserError:
         return None
+    run = RunDir(folder)
+    if run.trained.exists() and not run.model.exists():
+        return None  # the model was removed and is trained again
     # the identity leaves out settings that affect only the evaluation, so both are compared
     same_config = _relevant(result["config"]) == _relevant(_as_json(config.to_dict()))
     if not same_config or result.get("identity") != _as_json(run_identity(config)) or read_failure(folder):
@@ -71,26 +77,30 @@ def write_failure(folder: Path, *, error: str, exit_code: int, command: str) -> 
 
 def read_failure(folder: Path) -> dict[str, Any] | None:
     """Return the record of `write_failure`, or None if the run did not fail."""
-    try:
-        record = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    path = folder / FAILURE
+    if not os.path.lexists(path):
         return None
-    return record if isinstance(record, dict) and "error" in record else None
+    try:
+        record: dict[str, Any] = read_json(path, fix="run its command again", shape={"error": str})
+    except UserError as error:
+        # the run failed, whatever its message was
+        return {"error": str(error)}
+    return record
 
 
 def clear_failure(folder: Path) -> None:
     """Delete the record of an earlier failure."""
+    path = folder / FAILURE
     with suppress(OSError):
-        (folder / FAILURE).unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def belongs_to(config: RunConfig, folder: Path) -> bool:
     """Return whether ``folder`` contains this run, and not another one or other files."""
     try:
-        identity = json.loads(RunDir(folder).identity.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return bool(read_identity(RunDir(folder)) == _as_json(run_identity(config)))
+    except UserError:
         return False
-    return bool(identity == _as_json(run_identity(config)))
 
 
 def _as_json(value: Any) -> Any:

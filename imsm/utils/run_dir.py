@@ -1,7 +1,8 @@
 """A run directory: the paths of its files, and checks that it belongs to the current run."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from imsm.utils.dicts import format_diff
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
+from imsm.utils.json_files import read_json
 
 # Written by the processes of a run, possibly before identity.json.
 _PROCESS_FILES = ("lock", "processes")
@@ -22,7 +24,7 @@ class RunDir:
         path: The run directory.
         identity: JSON file with all settings that affect training.
         inputs: JSON file with the hashes of the weights and examples that training started from.
-        model: Folder of the trained model: configuration, adapter, gate, tokenizer.
+        model: Folder of the trained model: configuration, adapter, gate, tokenizer, `hashes.json`.
         adapter: Folder of the trained model's adapter.
         trained: JSON file with the training summary; it exists once training is finished.
         checkpoints: Folder of the newest checkpoints of an unfinished training.
@@ -53,39 +55,66 @@ def open_run_dir(path: Path, identity: Mapping[str, Any]) -> RunDir:
         path.mkdir(parents=True, exist_ok=True)
         for temporary in path.glob(f"{run.identity.name}.*.tmp"):  # of a killed process
             temporary.unlink()
-        if not run.identity.is_file():
+        # lexists: a folder or a broken link in its place is damage, not a new run
+        if not os.path.lexists(run.identity):
             if any(entry.name not in _PROCESS_FILES for entry in path.iterdir()):
-                raise UserError(f"run_dir={path}: contains files but no run; set run_dir= to an empty or new folder")
+                raise UserError(
+                    f"run_dir={path}: contains files but no run ({run.identity.name} is missing); set run_dir= to an "
+                    "empty or new folder, or restore that file"
+                )
             write_atomic(run.identity, json.dumps(identity, indent=2) + "\n")
             return run
-        text = run.identity.read_bytes()
     except OSError as error:
         raise UserError(f"run_dir={path}: cannot be written ({error.strerror or error})") from error
-    try:
-        saved = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{run.identity}: is damaged ({error}); remove it or the folder") from error
+    saved = read_identity(run)
+    if not saved.keys() & identity.keys():
+        raise UserError(f"{run.identity}: is damaged (describes no run); {_restore(run)}")
     if saved != identity:
         raise UserError(
-            f"run_dir={path}: contains a run with another configuration; set run_dir= to another folder, "
-            f"or leave it out\n{format_diff(saved, identity)}"
+            f"run_dir={path}: contains a run with another configuration ({run.identity.name}); set run_dir= to "
+            f"another folder, or leave it out\n{format_diff(saved, identity)}"
         )
     return run
+
+
+def read_identity(run: RunDir, shape: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """Return the content of `identity.json`; ``shape`` as in `read_json`.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    identity: dict[str, Any] = read_json(run.identity, fix=_restore(run), shape=shape)
+    return identity
+
+
+def _restore(run: RunDir) -> str:
+    return f"restore the file, or remove the folder {run.path} and run its command again"
 
 
 def check_input_hashes(run: RunDir, hashes: Mapping[str, str]) -> None:
     """Save the hashes of a training's inputs by name, or compare them with the saved ones.
 
     Raises:
-        UserError: An input changed since the training started.
+        UserError: An input changed since the training started, or the saved hashes are lost.
     """
-    if not run.inputs.is_file():
+    started = run.trained.exists() or run.checkpoints.exists()
+    if not started and not os.path.lexists(run.inputs):
         write_atomic(run.inputs, json.dumps(dict(hashes), indent=2) + "\n")
         return
-    saved = json.loads(run.inputs.read_text(encoding="utf-8"))
-    changed = [name for name, value in hashes.items() if saved.get(name) != value]
+    saved = read_input_hashes(run, hashes)
+    changed = [name for name, value in hashes.items() if saved[name] != value]
     if changed:
         raise UserError(
-            f"run_dir={run.path}: the {' and the '.join(changed)} changed since this run started; remove that "
-            "folder to train again, or set run_dir= to another one"
+            f"run_dir={run.path}: the {' and the '.join(changed)} changed since this run started "
+            f"({run.inputs.name}); remove that folder to train again, or set run_dir= to another one"
         )
+
+
+def read_input_hashes(run: RunDir, names: Iterable[str] = ("backbone",)) -> dict[str, str]:
+    """Return the saved hashes of a training's inputs, at least those of ``names``.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    hashes: dict[str, str] = read_json(run.inputs, fix=_restore(run), shape=dict.fromkeys(names, str))
+    return hashes

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from imsm.config.identity import run_identity, run_name
 from imsm.config.stages import final_stage
 from imsm.evaluation.result import write_result
@@ -19,6 +21,7 @@ from imsm.pipeline.run_status import (
     write_failure,
 )
 from tests.helpers.config import config, result
+from tests.helpers.damage import DAMAGES
 
 
 def test_the_folder_of_a_run_is_run_dir_or_its_name(tmp_path: Path) -> None:
@@ -43,6 +46,9 @@ def test_a_result_counts_only_for_the_same_configuration_and_unchanged_data(tmp_
     assert load_if_finished(config("method=peft", "logger=wandb", *local), runs_root=tmp_path)
     assert not load_if_finished(config("method=peft", "evaluation.limit=3", *local), runs_root=tmp_path)
     assert not load_if_finished(config("method=peft", "mode=evaluate", *local), runs_root=tmp_path)
+    (folder / "training.json").write_text("{}")
+    assert load_if_finished(run_config, runs_root=tmp_path) is None  # its model was removed
+    (folder / "training.json").unlink()
     later = (folder / "result.json").stat().st_mtime_ns + 10**9
     os.utime(data / "test.jsonl", ns=(later, later))
     assert load_if_finished(run_config, runs_root=tmp_path) is None
@@ -64,8 +70,13 @@ def test_a_failed_run_is_not_finished_until_the_failure_is_cleared(tmp_path: Pat
     assert load_if_finished(config("method=peft"), runs_root=tmp_path) is not None
 
 
-def test_a_damaged_failure_record_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / "failure.json").write_text("{")
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"missing", "flipped"}))
+def test_a_damaged_failure_record_still_is_a_failure_and_can_be_cleared(tmp_path: Path, damage: str) -> None:
+    write_failure(tmp_path, error="x", exit_code=1, command="imsm run")
+    DAMAGES[damage](tmp_path / "failure.json")
+    failure = read_failure(tmp_path)
+    assert failure is not None and "failure.json" in failure["error"] and "\n" not in failure["error"]
+    clear_failure(tmp_path)
     assert read_failure(tmp_path) is None
 
 

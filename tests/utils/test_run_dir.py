@@ -8,6 +8,7 @@ import pytest
 
 from imsm.utils.errors import UserError
 from imsm.utils.run_dir import RunDir, check_input_hashes, open_run_dir
+from tests.helpers.damage import DAMAGES
 
 IDENTITY = {"seed": 0, "peft": {"r": 4}}
 
@@ -56,3 +57,25 @@ def test_changed_inputs_are_rejected_by_name(tmp_path: Path) -> None:
     check_input_hashes(run, {"backbone": "a", "examples": "b"})
     with pytest.raises(UserError, match="the examples changed since this run started"):
         check_input_hashes(run, {"backbone": "a", "examples": "c"})
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"flipped", "missing"}))
+@pytest.mark.parametrize("name", ["identity", "inputs"])
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path, name: str, damage: str) -> None:
+    run = open_run_dir(tmp_path, IDENTITY)
+    check_input_hashes(run, {"backbone": "a"})
+    path = getattr(run, name)
+    DAMAGES[damage](path)
+    with pytest.raises(UserError) as caught:
+        open_run_dir(tmp_path, IDENTITY)
+        check_input_hashes(run, {"backbone": "a"})
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["trained", "checkpoints"])
+def test_lost_input_hashes_of_a_started_training_are_not_replaced(tmp_path: Path, name: str) -> None:
+    run = open_run_dir(tmp_path, IDENTITY)
+    getattr(run, name).mkdir()
+    with pytest.raises(UserError, match=r"input_hashes\.json: is missing"):
+        check_input_hashes(run, {"backbone": "a"})
+    assert not run.inputs.exists()

@@ -1,0 +1,262 @@
+"""A damaged file never ends in a traceback or in other numbers.
+
+Every file of a finished run and of its neighbours is damaged in turn, and every command is run on it in this
+process. `python -m tests.integration.test_corruption [NAME ...]` prints the table of all trials (or of the files
+with a NAME in their path), with `--list` each trial that is not `unaffected`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+from imsm.cli.main import main
+from tests.helpers.damage import DAMAGES
+from tests.helpers.word_run import word_overrides, write_word_files
+
+RUN, PEFT, ORIGINAL = "runs/*-imsm-*", "runs/*-peft-*", "runs/*-original-*"
+FILES = (
+    f"{RUN}/identity.json",
+    f"{RUN}/input_hashes.json",
+    f"{RUN}/training.json",
+    f"{RUN}/result.json",
+    f"{RUN}/log.jsonl",
+    f"{RUN}/failure.json",
+    f"{RUN}/evaluation/*/predictions.jsonl",
+    f"{RUN}/model/config.json",
+    f"{RUN}/model/generation_config.json",
+    f"{RUN}/model/hashes.json",
+    f"{RUN}/model/gate.safetensors",
+    f"{RUN}/model/tokenizer.json",
+    f"{RUN}/model/tokenizer_config.json",
+    f"{RUN}/model/adapter/adapter_config.json",
+    f"{RUN}/model/adapter/adapter_model.safetensors",
+    f"{RUN}/baselines/logit_mix-0.50/result.json",
+    f"{RUN}/baselines/query_distances.json",
+    f"{RUN}/report.html",
+    f"{RUN}/tables/scores.csv",
+    f"{PEFT}/result.json",
+    f"{PEFT}/evaluation/*/predictions.jsonl",
+    f"{ORIGINAL}/identity.json",
+    f"{ORIGINAL}/result.json",
+    f"{ORIGINAL}/evaluation/*/predictions.jsonl",
+    "cache/fingerprints.json",
+    "backbone/config.json",
+    "backbone/tokenizer.json",
+    "backbone/model.safetensors",
+)
+COMMANDS = ("run", "evaluate", "report", "baselines", "predictions", "generate", "compare")
+FINE = ("repaired", "clear error", "named", "unaffected")
+"""Outcomes: the file was written again; one line with its name, exit code 1 or 2; the same with exit code 0, e.g. a
+part that a report leaves out; the numbers of the undamaged run. The others are `traceback` and `silent`."""
+_VOLATILE = ("seconds", "tokens_per_second", "peak_memory_bytes", "versions", "git", "machine", "created", "sha256")
+
+
+class Trial(NamedTuple):
+    """A file (as a pattern of `FILES`), how it is damaged, and the command that runs then."""
+
+    file: str
+    damage: str
+    command: str
+
+
+@dataclass(kw_only=True)
+class World:
+    """Finished runs of each method, in a folder that is restored before each trial."""
+
+    root: Path  # backbone, data, runs and cache; the runs have been given this path
+    intact: Path  # copies of runs, cache and backbone
+    numbers: dict[str, Any] = field(default_factory=dict)  # by command, without damage
+
+    def path(self, pattern: str) -> Path:
+        """Return the file of a pattern."""
+        (found,) = self.root.glob(pattern)
+        return found
+
+    def restore(self) -> None:
+        """Undo everything that a trial changed."""
+        for folder in ("runs", "cache", "backbone"):
+            shutil.rmtree(self.root / folder, ignore_errors=True)
+            shutil.copytree(self.intact / folder, self.root / folder)
+
+    def arguments(self, command: str) -> list[str]:
+        """Return the arguments of `imsm`."""
+        run = str(self.path(RUN))
+        return {
+            "run": ["run", *word_overrides(self.root)],
+            "evaluate": ["run", *word_overrides(self.root), "mode=evaluate"],
+            "report": ["report", run],
+            "baselines": ["baselines", run, "--baselines", "logit_mix,query_router", "--values", "0.5"],
+            "predictions": ["predictions", run, "--full", "--output", str(self.root / "predictions.csv")],
+            "generate": ["generate", run, "after red comes", "--max-new-tokens", "3", "--device", "cpu"],
+            "compare": ["compare", "method=original,peft,imsm", *word_overrides(self.root)[:-1]],
+        }[command]
+
+    def call(self, command: str) -> tuple[int, str, str, Any]:
+        """Return exit code, output, errors and numbers of a command."""
+        output, errors = io.StringIO(), io.StringIO()
+        (self.root / "predictions.csv").unlink(missing_ok=True)
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            try:
+                code = main(self.arguments(command))
+            except SystemExit as error:
+                code = int(error.code or 0)
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+        numbers = self._numbers(command, output.getvalue()) if code == 0 else None
+        return code, output.getvalue(), errors.getvalue(), numbers
+
+    def _numbers(self, command: str, output: str) -> Any:
+        """Return what a command is run for, without times."""
+        run = self.path(RUN)
+        if command == "predictions":
+            return (self.root / "predictions.csv").read_text(encoding="utf-8")
+        if command in ("run", "evaluate", "report"):
+            tables = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.glob("tables/*.csv"))}
+            tables.pop("cost.csv", None)
+            return [tables, _without_times(json.loads((run / "result.json").read_text(encoding="utf-8")))]
+        return output
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(each) for key, each in value.items() if key not in _VOLATILE}
+    return value
+
+
+@contextlib.contextmanager
+def build_world(root: Path) -> Iterator[World]:
+    """Train and evaluate the runs; within the block, commands use only the world's folders."""
+    world = World(root=root / "work", intact=root / "intact")
+    world.root.mkdir(parents=True)
+    write_word_files(world.root)
+    environment = {"IMSM_RUNS": str(world.root / "runs"), "IMSM_CACHE": str(world.root / "cache")}
+    with mock.patch.dict(os.environ, environment), _fast():
+        for method in ("original", "peft", "imsm"):
+            assert main(["run", *word_overrides(world.root, method=method)]) == 0
+        assert world.call("baselines")[0] == 0
+        for folder in ("runs", "cache", "backbone"):
+            shutil.copytree(world.root / folder, world.intact / folder)
+        failure = {"error": "out of memory", "exit_code": 1, "time": "now", "command": "imsm run"}
+        (world.path(RUN) / "failure.json").write_text(json.dumps(failure))
+        shutil.copy(world.path(RUN) / "failure.json", world.intact / world.path(RUN).relative_to(world.root))
+        for command in COMMANDS:
+            world.restore()
+            code, _, errors, world.numbers[command] = world.call(command)
+            assert code == 0, errors
+        gc.collect()
+        gc.freeze()  # statsmodels collects in each call, which takes half a second with torch's objects
+        yield world
+        gc.unfreeze()
+
+
+@contextlib.contextmanager
+def _fast() -> Iterator[None]:
+    """Compose each command line once, and draw no figures."""
+    load, compositions = ConfigLoaderImpl.load_configuration, {}
+
+    def composed(loader: Any, *arguments: Any, **keywords: Any) -> Any:
+        key = repr((arguments, sorted(keywords.items())))
+        if key not in compositions:
+            compositions[key] = load(loader, *arguments, **keywords)
+        return copy.deepcopy(compositions[key])
+
+    def no_figures(folder: Path, sections: Any) -> dict[str, bytes]:
+        return {figure.name: b"" for section in sections for figure in section.figures}
+
+    threads, argv, path = torch.get_num_threads(), list(sys.argv), list(sys.path)
+    torch.set_num_threads(1)
+    with (
+        mock.patch.object(ConfigLoaderImpl, "load_configuration", composed),
+        mock.patch("imsm.reporting.report.write_figures", no_figures),
+    ):
+        yield
+    torch.set_num_threads(threads)
+    sys.argv, sys.path = argv, path
+
+
+def run_trial(world: World, trial: Trial) -> tuple[str, str]:
+    """Return the outcome of a trial, and the lines that were printed."""
+    world.restore()
+    path = world.path(trial.file)
+    DAMAGES[trial.damage](path)
+    damaged = _content(path)
+    code, output, errors, numbers = world.call(trial.command)
+    printed = "\n".join(line for line in (output + errors).splitlines() if path.name in line or "imsm: " in line)
+    outcome = _outcome(path.name, code, output + errors, same=numbers == world.numbers[trial.command])
+    if outcome == "unaffected" and _content(path) != damaged:
+        outcome = "repaired"
+    return outcome, printed or errors
+
+
+def _outcome(name: str, code: int, printed: str, *, same: bool) -> str:
+    if "Traceback (most recent call last)" in printed:
+        return "traceback"
+    lines = printed.splitlines()
+    errors = [line for line in lines if line.startswith("imsm: ")]
+    if code != 0:
+        return "clear error" if len(errors) == 1 and name in errors[0] else "unclear error"
+    if same:
+        return "unaffected"
+    return "named" if any(name in line for line in lines) else "silent"
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Finished runs, whose files are damaged and restored."""
+    with build_world(tmp_path_factory.mktemp("world")) as built:
+        yield built
+
+
+def _print_table(world: World, files: list[str], *, show: bool) -> bool:
+    """Run all trials of some files, print the counts, and return whether all outcomes are fine."""
+    counts: dict[str, Counter[str]] = {}
+    for file in files:
+        for damage in DAMAGES:
+            for command in COMMANDS:
+                outcome, printed = run_trial(world, Trial(file, damage, command))
+                counts.setdefault(command, Counter())[outcome] += 1
+                if (show and outcome != "unaffected") or outcome not in FINE:
+                    print(f"{file} {damage} {command}: {outcome}\n    {printed.strip()[-700:]}", flush=True)
+    kinds = [
+        *FINE,
+        *sorted({kind for counter in counts.values() for kind in counter} - set(FINE) | {"traceback", "silent"}),
+    ]
+    print(f"| command | trials | {' | '.join(kinds)} |\n|{'---|' * (len(kinds) + 2)}")
+    counts["total"] = sum(counts.values(), Counter())
+    for command, counter in counts.items():
+        print(f"| {command} | {counter.total()} | {' | '.join(str(counter[kind]) for kind in kinds)} |")
+    return set(counts["total"]) <= set(FINE)
+
+
+if __name__ == "__main__":
+    words = [word for word in sys.argv[1:] if word != "--list"]
+    chosen = [file for file in FILES if not words or any(word in file for word in words)]
+    with tempfile.TemporaryDirectory() as temporary, build_world(Path(temporary)) as finished:
+        sys.exit(not _print_table(finished, chosen, show="--list" in sys.argv))
