@@ -1,13 +1,13 @@
 """Arguments and checks that several commands share."""
 
 import os
-import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 from imsm.utils.paths import runs_root
+from imsm.utils.trust import trust_folder
 
 
 def add_config_dir(parser: ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def add_config_dir(parser: ArgumentParser) -> None:
 
 
 def import_from_config_dir(folder: Path | None) -> Path | None:
-    """Make the modules next to the user's yamls importable and return the absolute folder.
+    """Trust the modules next to the user's yamls, make them importable, and return the absolute folder.
 
     Raises:
         UserError: the folder does not exist.
@@ -25,11 +25,9 @@ def import_from_config_dir(folder: Path | None) -> Path | None:
         return None
     if not folder.is_dir():
         raise UserError(f"--config-dir {folder}: no such directory")
+    trust_folder(folder)
     # absolute, because a worker process may have another working directory
-    path = os.path.abspath(folder)
-    if path not in sys.path:
-        sys.path.insert(0, path)
-    return Path(path)
+    return Path(os.path.abspath(folder))
 
 
 def find_run(name: str) -> Path:

@@ -7,14 +7,18 @@ sections and of files are in `imsm.config.validate`. Only config/ and pipeline/ 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from imsm.data.sources import DataSource, Kind, PromptStyle
 from imsm.data.task import Task
+from imsm.utils import trust
+from imsm.utils.errors import UserError
 from imsm.utils.instantiate import Count, NotNegative, Positive, Probability
 from imsm.utils.strict_model import StrictModel, Text
+from imsm.utils.trust import check_trusted
 
 GateInput = Literal["query_original", "original", "tuned", "query_tuned"]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
@@ -147,11 +151,11 @@ class GateConfig(ComponentConfig):
     query_share: Probability | None = None
     min_original_weight: Probability = 0.0
     dropout: Probability = 0.0
+    output_dropout: Probability = 0.0
     trainable: bool = True
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the gate, without defaults."""
-    output_dropout: Probability = 0.0
         # A default that is passed explicitly would become part of the run's identity and rename old runs.
         excluded = {"name", "target", "pooling"} | ({"output_dropout"} if not self.output_dropout else set())
         return self.model_dump(exclude=excluded, exclude_unset=True)
@@ -188,6 +192,8 @@ class MethodConfig(StrictModel):
     name: Text
     stream: Literal["original", "tuned", "interwoven"]
     trainable: bool
+    recipes: dict[str, dict[str, Any]] = Field(default={})
+    """Values that a recipe (the option of trainer) sets for this method."""
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (field, problem) for fields that contradict each other."""
@@ -220,6 +226,13 @@ class TrainerConfig(StrictModel):
     metric_for_best_model: Literal["validation_loss"] | None = None
     kl_beta: Positive | None = None
     kl_mask_target: bool = False
+    loss_reduction: Literal["tokens", "micro_batches"] = "tokens"
+    carry_over: bool = False
+    warmup_rounding: Literal["up", "down"] = "up"
+    truncation: Literal["context", "right"] = "context"
+    max_prompt_tokens: Count | None = None
+    max_answer_tokens: Count | None = None
+    mixed_precision: Literal["fp16"] | None = None
     method_specific_keys: list[str] = Field(default=[])
 
     def check(self) -> Iterator[tuple[str, str]]:
@@ -233,6 +246,10 @@ class TrainerConfig(StrictModel):
             yield "metric_for_best_model", "compares checkpoints at fixed steps; set trainer.save_steps as well"
         if self.metric_for_best_model is not None and self.validation_size is None:
             yield "metric_for_best_model", "needs validation examples; set trainer.validation_size as well"
+        if self.carry_over and self.loss_reduction != "micro_batches":
+            yield "carry_over", "carries micro-batches over; set trainer.loss_reduction=micro_batches as well"
+        if self.loss_reduction == "micro_batches" and micro is None:
+            yield "loss_reduction", "needs the size of a micro-batch; set trainer.micro_batch_size as well"
         if self.kl_mask_target and self.kl_beta is None:
             yield "kl_mask_target", "has no effect without the KL term; set trainer.kl_beta as well"
 
@@ -349,6 +366,41 @@ class RunConfig(StrictModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Load the result of `to_dict`, without looking up tasks or files again."""
-        return cls.model_validate(values)
+    def from_dict(cls, values: Mapping[str, Any], *, config_dir: Path | None = None) -> RunConfig:
+        """Load the result of `to_dict`, without looking up tasks or files again.
+
+        ``config_dir`` is the folder given by `--config-dir` on this command line; the saved one is not used, because
+        its modules would be imported. A configuration that is more than compared is loaded by `from_file`.
+        """
+        return cls.model_validate({**values, "config_dir": None if config_dir is None else str(config_dir)})
+
+    @classmethod
+    def from_file(cls, values: Mapping[str, Any], *, source: Path, config_dir: Path | None = None) -> RunConfig:
+        """Load a configuration that the file ``source`` contains; see `from_dict`.
+
+        Raises:
+            UserError: It is invalid, or names a module that is not trusted (`imsm.utils.trust`).
+        """
+        try:
+            config = cls.from_dict(values, config_dir=config_dir)
+        except (TypeError, ValidationError) as error:
+            raise UserError(
+                f"{source}: its configuration is damaged or of another version of imsm; run the same command again"
+            ) from error
+        for key, name, package in config._module_names():
+            check_trusted(name, within=package, key=f"config.{key}", source=source)
+        return config
+
+    def _module_names(self) -> Iterator[tuple[str, str, str]]:
+        """Yield key, value and package of everything that is imported by name."""
+        if not self.peft.target.startswith("peft."):  # an attribute of PEFT is not imported
+            yield "peft._target_", self.peft.target, trust.ADAPTERS
+        if self.backbone.local_resolver is not None:
+            yield "backbone.local_resolver", self.backbone.local_resolver, trust.RESOLVERS
+        yield "gate._target_", self.gate.target, trust.GATES
+        yield "data.module", self.data.module, trust.TASKS
+        for key in ("tasks", "replay_tasks", "stage_tasks"):
+            for name, task in getattr(self, key).items():
+                yield f"{key}.{name}.module", task.module, trust.TASKS
+        for name, module in self.metrics.items():
+            yield f"metrics.{name}", module, trust.METRICS

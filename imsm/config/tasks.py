@@ -17,6 +17,7 @@ from imsm.evaluation.metrics import resolve_metric
 from imsm.utils.errors import UserError
 from imsm.utils.messages import did_you_mean, format_value, validation_errors
 from imsm.utils.options import closest_match, list_options, load_option
+from imsm.utils.trust import TASKS, check_trusted
 
 TARGET = "target"
 SHARED_KEYS = set(DataConfig.model_fields) - set(Task.model_fields)
@@ -169,12 +170,15 @@ class TaskLookup:
         return values["data"]
 
     def _check_modules(self, tasks: Iterable[Task]) -> None:
-        self.errors += [
-            f"data.module={task.module} of data={task.name}: no such module; put a custom one into the "
-            "folder given by --config-dir"
-            for task in tasks
-            if not _module_exists(task.module)
-        ]
+        for task in tasks:
+            try:
+                check_trusted(task.module, within=TASKS, key=f"data={task.name} data.module")
+            except UserError as error:
+                self.errors.append(str(error))
+                continue
+            if not _module_exists(task.module):
+                problem = "no such module; put a custom one into the folder given by --config-dir"
+                self.errors.append(f"data.module={task.module} of data={task.name}: {problem}")
 
     def _check_files(self, task: Task, source: DataSource, roles: Sequence[Role]) -> None:
         """Check that an existing mirror or folder has the files of a task."""

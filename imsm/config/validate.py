@@ -34,21 +34,23 @@ from imsm.config.schema import (
 from imsm.config.tasks import TARGET, TaskLookup
 from imsm.data.task import Task
 from imsm.distributed.multi_node import slots_per_node
-from imsm.models.adapters.base import adapter_errors
+from imsm.models.adapters.base import adapter_errors, import_factory
 from imsm.models.backbones.loading import MINIATURE
 from imsm.utils.errors import UserError
-from imsm.utils.instantiate import accepts_target_modules, argument_errors, import_target
+from imsm.utils.instantiate import accepts_target_modules, argument_errors
 from imsm.utils.messages import (
     INCONSISTENT,
     did_you_mean,
     format_errors,
     format_value,
+    shorten,
     unknown_key_error,
     validation_errors,
 )
 from imsm.utils.options import closest_match
 from imsm.utils.paths import is_local_path
 from imsm.utils.strict_model import FIELDS_ONLY
+from imsm.utils.trust import GATES, RESOLVERS, import_trusted, trust_folder
 
 _DERIVED = {"tasks", "replay_tasks", "stage_tasks", "previous_stage", "frozen_run", "metrics", "config_dir"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -80,10 +82,18 @@ class ValidationResult:
 
 
 def validate(cfg: DictConfig, *, config_dir: Path | None = None) -> ValidationResult:
-    """Validate a composed configuration and look up what it names."""
+    """Validate a composed configuration and look up what it names.
+
+    ``config_dir`` is the folder given by `--config-dir`; its modules are trusted (`imsm.utils.trust`).
+    """
+    if config_dir is not None:
+        trust_folder(config_dir)
     # Not OmegaConf.resolve, which raises the first failure.
     values, unresolved = resolve(cfg)
-    _make_paths_absolute(values)
+    unusable = _make_paths_absolute(values)
+    if unusable:
+        # every later check would fail on such a path with an error of the operating system
+        return ValidationResult(config=None, errors=list(unusable.values()), rejected=set(unusable))
     fields = {name: field for name, field in RunConfig.model_fields.items() if name not in _DERIVED}
     errors = list(unresolved.values())
     errors += [unknown_key_error("", name, value, fields) for name, value in values.items() if name not in fields]
@@ -128,8 +138,9 @@ def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(annotated)
 
 
-def _make_paths_absolute(values: dict[str, Any]) -> None:
-    """Make a saved configuration independent of the current folder."""
+def _make_paths_absolute(values: dict[str, Any]) -> dict[str, str]:
+    """Make a saved configuration independent of the current folder; return an error for each unusable path."""
+    errors: dict[str, str] = {}
     data, backbone, engine = (values.get(name) for name in ("data", "backbone", "engine"))
     paths = [(values, "run_dir"), (values, "frozen_adapter"), (data, "mirror_dir"), (data, "local_dir")]
     for section, key in [*paths, (backbone, "name_or_path"), (engine, "hostfile")]:
@@ -137,7 +148,22 @@ def _make_paths_absolute(values: dict[str, Any]) -> None:
             continue
         text = section.get(key)
         if isinstance(text, str) and text and (key != "name_or_path" or is_local_path(text)):
-            section[key] = os.path.abspath(Path(text).expanduser())
+            section[key] = os.path.abspath(os.path.expanduser(text))
+            name = next((f"{group}.{key}" for group, each in values.items() if each is section), key)
+            if reason := _unusable(section[key]):
+                errors[name] = f"{name}={shorten(text)}: {reason}; give another path"
+    return errors
+
+
+def _unusable(path: str) -> str | None:
+    """Return why the operating system rejects a path, or None; it need not exist."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        return str(getattr(error, "strerror", None) or error)
+    return None
 
 
 def _describe(name: str, details: list[dict[str, Any]]) -> list[str]:
@@ -188,35 +214,19 @@ def _backbone_path(backbone: BackboneConfig) -> Iterator[str]:
         if not _HUB_ID.fullmatch(path):
             fix = "give a Hub id (owner/name), a local folder, or imsm:miniature"
             yield f"{prefix}: is neither a Hub id nor an existing folder; {fix}"
-    elif not Path(path).is_dir():
-        yield f"{prefix}: no such folder"
+    elif problem := _folder_problem(path):
+        yield f"{prefix}: {problem}"
     elif not (Path(path) / "config.json").is_file():
         yield f"{prefix}: contains no model (config.json is missing)"
 
 
-def _local_resolver(backbone: BackboneConfig, config_dir: Path | None) -> Iterator[str]:
-    target = backbone.local_resolver
-    if target is None:
-        return
-    # A saved configuration may come from an untrusted checkpoint: importing runs code.
-    if not _is_trusted(target, config_dir):
-        yield (
-            f"backbone.local_resolver={target}: must be a function of imsm, or of a module in the folder "
-            "given by --config-dir"
-        )
+def _local_resolver(backbone: BackboneConfig) -> Iterator[str]:
+    if backbone.local_resolver is None:
         return
     try:
-        import_target(target)
+        import_trusted(backbone.local_resolver, within=RESOLVERS, key="backbone.local_resolver")
     except UserError as error:
-        yield f"backbone.local_resolver={error}"
-
-
-def _is_trusted(target: str, config_dir: Path | None) -> bool:
-    """Return whether a dotted name is part of imsm or of a module in ``config_dir``."""
-    # By file, not by import: the check must not execute the module.
-    top = target.partition(".")[0]
-    files = (f"{top}.py", f"{top}/__init__.py")
-    return top == "imsm" or (config_dir is not None and any((config_dir / name).is_file() for name in files))
+        yield str(error)
 
 
 def _target_roles(peft: PeftConfig, backbone: BackboneConfig) -> Iterator[str]:
@@ -226,7 +236,7 @@ def _target_roles(peft: PeftConfig, backbone: BackboneConfig) -> Iterator[str]:
             hint = did_you_mean(closest_match(role, available))
             yield f"{roles}: backbone={backbone.name} has no modules for {role} ({', '.join(available)}){hint}"
     try:
-        accepted = accepts_target_modules(import_target(peft.target))
+        accepted = accepts_target_modules(import_factory(peft.target))
     except UserError:
         return  # reported by `_peft_arguments`
     if accepted and not peft.target_roles:
@@ -235,14 +245,9 @@ def _target_roles(peft: PeftConfig, backbone: BackboneConfig) -> Iterator[str]:
         yield f"{roles}: peft={peft.name} has no target modules; omit peft.target_roles"
 
 
-def _peft_arguments(peft: PeftConfig, backbone: BackboneConfig, config_dir: Path | None) -> Iterator[str]:
-    if not (peft.target.startswith("peft.") or _is_trusted(peft.target, config_dir)):
-        yield (
-            f"peft._target_={peft.target}: must be a configuration class of PEFT (peft.LoraConfig), a function of "
-            "imsm, or one of a module in the folder given by --config-dir"
-        )
+def _peft_arguments(peft: PeftConfig, backbone: BackboneConfig) -> Iterator[str]:
     # An unknown role is reported by `_target_roles`, and has no modules to check with.
-    elif all(role in backbone.module_names for role in peft.target_roles):
+    if all(role in backbone.module_names for role in peft.target_roles):
         yield from adapter_errors(peft.target, peft.arguments(), peft.target_modules(backbone))
 
 
@@ -254,9 +259,10 @@ def _gate_arguments(gate: GateConfig) -> Iterator[str]:
             yield unknown_key_error("gate", name, value, known)
         return
     try:
-        yield from argument_errors("gate", import_target(gate.target), gate.arguments(), supplied=["hidden_size"])
+        gate_class = import_trusted(gate.target, within=GATES, key="gate._target_")
+        yield from argument_errors("gate", gate_class, gate.arguments(), supplied=["hidden_size"])
     except UserError as error:
-        yield f"gate._target_={error}"
+        yield str(error)
 
 
 def _hostfile(engine: EngineConfig) -> Iterator[str]:
@@ -270,8 +276,14 @@ def _hostfile(engine: EngineConfig) -> Iterator[str]:
 
 def _data_folders(data: DataConfig) -> Iterator[str]:
     for key, path in (("mirror_dir", data.mirror_dir), ("local_dir", data.local_dir)):
-        if path is not None and not Path(path).is_dir():
-            yield f"data.{key}={path}: no such folder"
+        if path is not None and (problem := _folder_problem(path)):
+            yield f"data.{key}={path}: {problem}"
+
+
+def _folder_problem(path: str) -> str | None:
+    if os.path.isdir(path):
+        return None
+    return "is a file; give the folder that contains it" if os.path.exists(path) else "no such folder"
 
 
 def _data_source(data: DataConfig, source_is_set: bool) -> Iterator[str]:
@@ -311,7 +323,7 @@ def _closed_vocabulary(data: DataConfig, backbone: BackboneConfig) -> Iterator[s
 def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> Iterator[str]:
     """Reject prefix tuning with gradient checkpointing, which drops the KV cache that holds the prefix."""
     try:
-        if trainer.gradient_checkpointing and import_target(peft.target).__name__ == "PrefixTuningConfig":
+        if trainer.gradient_checkpointing and import_factory(peft.target).__name__ == "PrefixTuningConfig":
             problem = f"peft={peft.name} trains keys and values, which gradient checkpointing drops"
             yield f"trainer.gradient_checkpointing=true: {problem}; set trainer.gradient_checkpointing=false"
     except UserError:
@@ -319,10 +331,10 @@ def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> Iterator[
 
 
 def _resume(resume: str) -> Iterator[str]:
-    if resume not in _RESUME and not Path(resume).is_dir():
+    if resume not in _RESUME and not os.path.isdir(resume):
         match = closest_match(resume, _RESUME)
         hint = did_you_mean(match and f"resume={match}")
-        yield f"resume={resume}: must be {', '.join(_RESUME)} or the folder of a checkpoint{hint}"
+        yield f"resume={shorten(resume)}: must be {', '.join(_RESUME)} or the folder of a checkpoint{hint}"
 
 
 def _task_sequence(
@@ -353,7 +365,7 @@ def _training_split(data: DataConfig, method: MethodConfig) -> Iterator[str]:
 
 
 def _evaluated_run(mode: str, run_dir: str | None) -> Iterator[str]:
-    if mode == "evaluate" and run_dir is not None and not Path(run_dir).is_dir():
+    if mode == "evaluate" and run_dir is not None and not os.path.isdir(run_dir):
         yield f"run_dir={run_dir}: no such run to evaluate"
 
 

@@ -1,6 +1,5 @@
 """A dataset's task: the values of its yaml, and the module that reads its rows."""
 
-import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Protocol, cast
@@ -11,6 +10,7 @@ from imsm.data.example import Example
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import Count
 from imsm.utils.strict_model import StrictModel, Text
+from imsm.utils.trust import TASKS, import_trusted_module
 
 Role = Literal["train", "test"]
 ROLES: tuple[Role, ...] = ("train", "test")
@@ -93,15 +93,9 @@ def task_module(task: Task) -> TaskModule:
     """Import a task's module.
 
     Raises:
-        UserError: The module cannot be imported, or lacks `examples` or `extract`.
+        UserError: The module is not trusted, cannot be imported, or lacks `examples` or `extract`.
     """
-    try:
-        module = importlib.import_module(task.module)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"data.module={task.module}: {error}; give the dotted name of an importable module, e.g. "
-            "imsm.data.tasks.mrpc, or my_task for my_task.py on the PYTHONPATH"
-        ) from error
+    module = import_trusted_module(task.module, within=TASKS, key="data.module")
     missing = [name for name in ("examples", "extract") if not hasattr(module, name)]
     if missing:
         raise UserError(

@@ -55,9 +55,17 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
         return True
     folder = run_dir_of(config, runs_root=runs_root)
     settings = {"config": config.to_dict(), "runs_root": str(runs_root), "device": topology.device}
+    arguments = _config_dir_arguments(config)
     nodes, processes, hostfile = topology.nnodes, topology.nproc_per_node, config.engine.hostfile
     if nodes > 1 and hostfile is not None:
-        launch_nodes(settings, run_dir=folder, hostfile=hostfile, nnodes=nodes, nproc_per_node=processes)
+        launch_nodes(
+            settings,
+            run_dir=folder,
+            hostfile=hostfile,
+            nnodes=nodes,
+            nproc_per_node=processes,
+            worker_arguments=arguments,
+        )
         return True
     if nodes > 1:
         commands = node_commands(config, topology, overrides=overrides, runs_root=runs_root)
@@ -67,7 +75,7 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
     # a launched process would fail only after it loaded the weights
     if topology.device == "cuda":
         check_gpus_free(num_processes=processes, engine=config.engine.name)
-    launch(settings, run_dir=folder, nproc_per_node=processes)
+    launch(settings, run_dir=folder, nproc_per_node=processes, worker_arguments=arguments)
     return True
 
 
@@ -75,18 +83,21 @@ def node_commands(config: RunConfig, topology: Topology, *, overrides: Sequence[
     """Return the commands that start a run on several nodes; empty for a single node."""
     if topology.nnodes == 1:
         return []
-    config_dir = ["--config-dir", config.config_dir] if config.config_dir else []
     # each node executes one run, so the settings that select and start jobs are dropped
     kept = [text for text in overrides if text.partition("=")[0] not in ("mode", "sweep")]
     if config.mode == "evaluate":
         kept.append("mode=evaluate")
     return launch_commands(
-        ["-m", "imsm.run", *config_dir, *kept],
+        ["-m", "imsm.run", *_config_dir_arguments(config), *kept],
         hostfile=config.engine.hostfile,
         nnodes=topology.nnodes,
         nproc_per_node=topology.nproc_per_node,
         settings_path=run_dir_of(config, runs_root=runs_root) / "processes" / "run.json",
     )
+
+
+def _config_dir_arguments(config: RunConfig) -> list[str]:
+    return ["--config-dir", config.config_dir] if config.config_dir else []
 
 
 def _keep_checkpoint_signal_harmless() -> None:

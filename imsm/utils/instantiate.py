@@ -1,45 +1,21 @@
-"""Import the `_target_` of a yaml and check the yaml's arguments against its signature.
+"""Check the arguments in a yaml against the signature of its `_target_`.
 
 The signature is the schema, so custom classes need no registration. Ranges are part of the
 annotations (`Count`, `Probability`, ...).
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval
 
-from imsm.utils.errors import UserError
-from imsm.utils.messages import did_you_mean, unknown_key_error, value_error
-from imsm.utils.options import closest_match
+from imsm.utils.messages import unknown_key_error, value_error
 
 Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, lt=1)]
-
-
-def import_target(target: str) -> Callable[..., Any]:
-    """Import a function or class by its dotted name.
-
-    Raises:
-        UserError: The module cannot be imported, or has no such function or class.
-    """
-    module_name, _, name = target.rpartition(".")
-    if not module_name:
-        raise UserError(f"{target}: must be a dotted name, <module>.<function>")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"{target}: {error}; put a custom module into the folder given by --config-dir") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        match = closest_match(name, vars(module))
-        hint = did_you_mean(match and f"{module_name}.{match}")
-        raise UserError(f"{target}: {module_name} has no function or class {name}{hint}")
-    return found
 
 
 def argument_errors(

@@ -1,10 +1,12 @@
-"""Import modules that a file of a run or model folder names, only if they are trusted.
+"""Import the modules that configurations and saved files name, only if they are trusted.
 
-A downloaded folder is data: it may name modules of imsm and modules of the `--config-dir` that was given on this
-command line, nothing else. Names on the command line and in yamls are imported by `imsm.utils.instantiate`.
+A dotted name is trusted if its module belongs to a given package of imsm or to the `--config-dir` of this command
+line. The rule is the same for the command line, yamls, and files of run and model folders: a downloaded folder is
+data, so it cannot name other code. Every import by name goes through `import_trusted` or `import_trusted_module`.
 """
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +15,14 @@ from types import ModuleType
 from typing import Any
 
 from imsm.utils.errors import UserError
+from imsm.utils.messages import did_you_mean
+from imsm.utils.options import closest_match
+
+ADAPTERS = "imsm.models.adapters"
+GATES = "imsm.models"
+METRICS = "imsm.evaluation.metrics"
+RESOLVERS = "imsm.models.backbones"
+TASKS = "imsm.data.tasks"
 
 _trusted_folders: list[Path] = []
 
@@ -27,59 +37,83 @@ def trust_folder(folder: Path) -> None:
         sys.path.insert(0, str(path))
 
 
-def check_trusted(name: str, *, source: Path | str, key: str) -> None:
-    """Check, without importing anything, that the module or dotted name ``name`` is trusted.
+def check_trusted(name: Any, *, within: str, key: str, source: Path | None = None) -> None:
+    """Check, without importing anything, that a module or dotted name is trusted.
 
-    ``source`` is the file that names it, under ``key``.
+    ``within`` is the package of imsm that it may belong to, ``source`` the file that names it under ``key``.
 
     Raises:
-        UserError: The name is neither part of imsm nor of a trusted folder.
+        UserError: The name belongs neither to ``within`` nor to a trusted folder.
     """
-    if not isinstance(name, str) or not _is_trusted(name):
+    if not isinstance(name, str) or not _is_trusted(name, within):
         raise UserError(
-            f"{source}: {key}={name}: is not part of imsm, and a file of a run or model folder may not name other "
-            "code; if you trust it, give the folder that contains the module with --config-dir"
+            f"{_prefix(source, key, name)}: is neither part of {within} nor of a module in the folder given by "
+            "--config-dir; if you trust it, give the folder that contains the module with --config-dir"
         )
 
 
-def import_trusted_module(name: str, *, source: Path | str, key: str) -> ModuleType:
-    """Import a module named by a file; see `check_trusted`.
+def import_trusted_module(name: str, *, within: str, key: str, source: Path | None = None) -> ModuleType:
+    """Import a module by its dotted name; see `check_trusted`.
 
     Raises:
         UserError: The module is not trusted, or cannot be imported.
     """
-    check_trusted(name, source=source, key=key)
+    check_trusted(name, within=within, key=key, source=source)
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{source}: {key}={name}: {error}") from error
+        raise UserError(
+            f"{_prefix(source, key, name)}: {error}; put a custom module into the folder given by --config-dir"
+        ) from error
 
 
-def import_trusted(target: str, *, source: Path | str, key: str) -> Callable[..., Any]:
-    """Import a function or class named by a file as ``<module>.<name>``; see `check_trusted`.
+def import_trusted(target: str, *, within: str, key: str, source: Path | None = None) -> Callable[..., Any]:
+    """Import a function or class by its dotted name ``<module>.<name>``; see `check_trusted`.
 
     Raises:
         UserError: The module is not trusted, cannot be imported, or has no such function or class.
     """
-    module_name, _, name = str(target).rpartition(".")
-    module = import_trusted_module(module_name, source=source, key=key)
+    check_trusted(target, within=within, key=key, source=source)
+    prefix = _prefix(source, key, target)
+    module_name, _, name = target.rpartition(".")
+    if not module_name:
+        raise UserError(f"{prefix}: must be a dotted name, <module>.<name>")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"{prefix}: {error}; put a custom module into the folder given by --config-dir") from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise UserError(f"{source}: {key}={target}: {module_name} has no function or class {name}")
+        match = closest_match(name, vars(module))
+        hint = did_you_mean(match and f"{module_name}.{match}")
+        raise UserError(f"{prefix}: {module_name} has no function or class {name}{hint}")
+    # A module of imsm also holds what it imports: functions that were not written for such arguments.
+    defined_in = str(getattr(inspect.unwrap(found), "__module__", ""))
+    if _belongs_to(module_name, within) and not _belongs_to(defined_in, within):
+        raise UserError(f"{prefix}: {module_name} only imports it; give the module that defines it")
     return found
 
 
-def _is_trusted(name: str) -> bool:
+def _prefix(source: Path | None, key: str, name: Any) -> str:
+    return f"{key}={name}" if source is None else f"{source}: {key}={name}"
+
+
+def _is_trusted(name: str, within: str) -> bool:
     parts = name.split(".")
-    if not all(part.isidentifier() for part in parts):
+    # private names, __main__ among them, are not written to be named
+    if any(not part.isidentifier() or part.startswith("_") for part in parts):
         return False
-    if parts[0] == "imsm":
+    if _belongs_to(name, within):
         return True
-    # An imported module with the same name, e.g. of the working directory, would be returned instead of the file.
+    # An imported module of that name, e.g. of the working directory, would be used instead of the folder's file.
     loaded = sys.modules.get(parts[0])
-    return any(
-        _has_module(folder, parts[0]) and (loaded is None or _is_below(loaded, folder)) for folder in _trusted_folders
+    return any(_has_module(folder, parts[0]) for folder in _trusted_folders) and (
+        loaded is None or any(_is_below(loaded, folder) for folder in _trusted_folders)
     )
+
+
+def _belongs_to(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def _has_module(folder: Path, name: str) -> bool:

@@ -22,7 +22,8 @@ def test_a_worker_runs_the_saved_configuration(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("imsm.pipeline.run.run_experiment", lambda config, **rest: calls.extend([config, rest]))
     monkeypatch.setattr(sys, "path", list(sys.path))
     dist_context = DistributedContext()
-    worker.run_from_file(settings, dist_context)
+    options = worker.parser().parse_args(["run.json", "--config-dir", str(tmp_path)])
+    worker.run_from_file(settings, dist_context, options=options)
     assert calls == [expected, {"runs_root": tmp_path / "runs", "dist_context": dist_context}]
     assert calls[0].replay_tasks and calls[0].metrics
     assert sys.path[0] == str(tmp_path)

@@ -44,4 +44,4 @@ def test_module_that_is_not_there_or_is_no_task() -> None:
     with pytest.raises(UserError, match=r"data\.module=my_missing_task"):
         task_module(Task(**{**task_values("mrpc"), "module": "my_missing_task"}))
     with pytest.raises(UserError, match="has no examples and no extract"):
-        task_module(Task(**{**task_values("mrpc"), "module": "json"}))
+        task_module(Task(**{**task_values("mrpc"), "module": "imsm.data.tasks"}))

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import pytest
 from annotated_types import Ge
 
-from imsm.utils.errors import UserError
-from imsm.utils.instantiate import Count, Probability, accepts_target_modules, argument_errors, import_target
+from imsm.utils.instantiate import Count, Probability, accepts_target_modules, argument_errors
 
 
 def build(target_modules: list[str], rank: Count, dropout: Probability = 0.0, unresolved: Undefined = 1) -> None:  # type: ignore[name-defined]  # noqa: F821
@@ -57,21 +56,3 @@ def test_the_signature_of_a_class_is_that_of_its_constructor() -> None:
 
 def test_accepts_target_modules() -> None:
     assert accepts_target_modules(build) and not accepts_target_modules(Gate)
-
-
-@pytest.mark.parametrize(
-    ("target", "problem"),
-    [
-        ("factory", "must be a dotted name"),
-        ("imsm.nothing.factory", "--config-dir"),
-        ("imsm.utils.paths.run_root", r"did you mean imsm\.utils\.paths\.runs_root\?"),
-        ("imsm.utils.paths.PACKAGE", "no function or class PACKAGE"),
-    ],
-)
-def test_a_target_that_cannot_be_imported_is_a_user_error(target: str, problem: str) -> None:
-    with pytest.raises(UserError, match=problem):
-        import_target(target)
-
-
-def test_a_target_is_imported_by_its_dotted_name() -> None:
-    assert import_target("imsm.utils.instantiate.import_target") is import_target

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 from imsm.evaluation.metrics.base import Metric, MetricInfo, MetricModule, aggregate, is_mean_of_scores
 from imsm.utils.errors import UserError
 from imsm.utils.options import closest_match, list_options, load_option
+from imsm.utils.trust import METRICS, check_trusted
 
 if TYPE_CHECKING:
     from imsm.evaluation.metrics.hf_metric import HFTextMetric
@@ -38,19 +39,22 @@ def load(name: str) -> HFTextMetric:
 
 
 def resolve_metric(name: str) -> MetricModule:
-    """Import a metric by its name in `conf/metric`, or the dotted name of a module or an object in one.
+    """Import a metric by its name in `conf/metric`, or the dotted name of a trusted module or an object in one.
 
     Raises:
-        UserError: Unknown metric, or INFO or score is missing.
+        UserError: Unknown or untrusted metric, or INFO or score is missing.
     """
     names = list_options("metric")
     path = str(load_option("metric", name)["module"]) if name in names else name
+    match = closest_match(name, names)
+    hint = f"; did you mean {match}?" if match else ""
     try:
+        check_trusted(path, within=METRICS, key="metric")
         # Unlike importlib it also finds objects, such as imsm.evaluation.metrics.paper_code.contain.
         metric = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        match = closest_match(name, names)
-        hint = f"; did you mean {match}?" if match else ""
+    except UserError as error:
+        raise UserError(f"{error}{hint}") from None
+    except (ImportError, AttributeError) as error:
         raise UserError(
             f"metric={name}: cannot be found ({error}); choose one of {', '.join(names)} or give the dotted name "
             f"of a module{hint}"

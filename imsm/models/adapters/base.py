@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
+import peft
 import torch
 from annotated_types import Ge
 from peft import PeftConfig, get_peft_model
@@ -17,7 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from imsm.models.adapters.unsupported import reject_unsupported
 from imsm.utils.errors import UserError, first_line
-from imsm.utils.instantiate import Count, Positive, Probability, accepts_target_modules, argument_errors, import_target
+from imsm.utils.instantiate import Count, Positive, Probability, accepts_target_modules, argument_errors
+from imsm.utils.messages import did_you_mean
+from imsm.utils.options import closest_match
+from imsm.utils.trust import ADAPTERS, import_trusted
 
 RUN_FIELDS = (
     "auto_mapping",
@@ -101,7 +105,7 @@ def adapter_from_config(target: str, kwargs: Mapping[str, Any], target_modules: 
     Raises:
         UserError: the target cannot be imported or is of another kind, or rejects its arguments.
     """
-    factory, given = _import_factory(target), dict(kwargs)
+    factory, given = import_factory(target), dict(kwargs)
     if accepts_target_modules(factory):
         given["target_modules"] = list(target_modules)
     if is_config_class(factory):
@@ -116,7 +120,7 @@ def adapter_from_config(target: str, kwargs: Mapping[str, Any], target_modules: 
 def adapter_errors(target: str, kwargs: Mapping[str, Any], target_modules: Sequence[str]) -> list[str]:
     """Check the arguments of `adapter_from_config` without loading a model; return one line per error."""
     try:
-        factory = _import_factory(target)
+        factory = import_factory(target)
         errors = config_argument_errors("peft", factory, kwargs, supplied=["target_modules"])
         # Values that depend on each other are checked by the constructor only.
         if not errors:
@@ -126,17 +130,24 @@ def adapter_errors(target: str, kwargs: Mapping[str, Any], target_modules: Seque
     return errors
 
 
-def _import_factory(target: str) -> Callable[..., Any]:
-    """Import a PEFT configuration class or a function; raise a UserError for anything else."""
-    # Not any callable: the name is saved with a model, and saved models are untrusted.
-    try:
-        factory = import_target(target)
-    except UserError as error:
-        raise UserError(f"peft._target_={error}") from error
-    if not is_config_class(factory) and (inspect.isclass(factory) or target.startswith("peft.")):
+def import_factory(target: str) -> Callable[..., Any]:
+    """Return the PEFT configuration class, or import the trusted function, that ``target`` names.
+
+    Raises:
+        UserError: It names anything else.
+    """
+    package, _, name = target.rpartition(".")
+    hint = ""
+    if package == peft.__name__:
+        factory: Any = getattr(peft, name, None)
+        match = closest_match(name, (each for each, value in vars(peft).items() if is_config_class(value)))
+        hint = did_you_mean(match and f"{package}.{match}")
+    else:
+        factory = import_trusted(target, within=ADAPTERS, key="peft._target_")
+    if not is_config_class(factory) and (package == peft.__name__ or inspect.isclass(factory)):
         raise UserError(
             f"peft._target_={target}: must be a configuration class of PEFT (peft.LoraConfig), or a function that "
-            "returns an AdapterSpec"
+            f"returns an AdapterSpec{hint}"
         )
     return factory
 

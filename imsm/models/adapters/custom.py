@@ -5,7 +5,6 @@ configuration (`CustomConfig`), a layer (`LinearTunerLayer`) and a tuner that na
 (`LinearTuner`). `imsm.models.adapters.loramoe` is one; docs/extending.md shows a shorter one.
 """
 
-import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import CONFIG_NAME, register_peft_method
 from torch import nn
+
+from imsm.utils.trust import ADAPTERS, import_trusted_module
 
 
 @dataclass
@@ -115,7 +116,7 @@ def import_custom_method(folder: Path) -> None:
     """Import the module that registers the method of the adapter in ``folder``, if it names one.
 
     Raises:
-        ImportError: the module cannot be imported.
+        UserError: the module is not trusted (`imsm.utils.trust`), or cannot be imported.
         OSError: adapter_config.json cannot be read.
         ValueError: adapter_config.json is invalid, or the module does not register the method.
     """
@@ -124,6 +125,6 @@ def import_custom_method(folder: Path) -> None:
     module, kind = saved.get("python_module"), saved.get("peft_type")
     if module is None or kind in PEFT_TYPE_TO_CONFIG_MAPPING:
         return
-    importlib.import_module(module)
+    import_trusted_module(module, within=ADAPTERS, key="python_module", source=folder / CONFIG_NAME)
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(f"{module} does not register the adapter method {kind}")

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from imsm.utils.errors import UserError, first_line
+from imsm.utils.trust import RESOLVERS, import_trusted
 
 MINIATURE = "imsm:miniature"
 CUSTOM_MODELS = ("imsm.models.backbones.chatglm3.modeling",)
@@ -29,10 +30,10 @@ def resolve_path(name_or_path: str, *, local_resolver: str | None = None) -> str
     """Return the local folder or the Hub id to load.
 
     ``name_or_path`` is a Hub id, a local folder, or "imsm:miniature"; ``local_resolver`` the dotted name of a
-    function of `imsm.models.backbones` that maps it to a local folder that replaces it, or to None.
+    trusted function (`imsm.utils.trust`) that maps it to a local folder that replaces it, or to None.
 
     Raises:
-        UserError: ``local_resolver`` is another function.
+        UserError: ``local_resolver`` is not trusted.
     """
     if name_or_path == MINIATURE:
         return str(Path(__file__).parent / "miniature" / "model")
@@ -41,20 +42,13 @@ def resolve_path(name_or_path: str, *, local_resolver: str | None = None) -> str
 
 
 def _call_resolver(local_resolver: str, name_or_path: str) -> Path | None:
-    # The name is saved with a model, and saved models are untrusted: only functions of this package are called.
-    module_name, _, name = local_resolver.rpartition(".")
+    function = import_trusted(local_resolver, within=RESOLVERS, key="backbone.local_resolver")
     try:
-        if not module_name.startswith("imsm.models.backbones."):
-            raise ImportError("not a module of imsm.models.backbones")
-        function = getattr(importlib.import_module(module_name), name)
-        # A function that such a module only imports is not accepted either.
-        if getattr(function, "__module__", None) != module_name:
-            raise ImportError(f"{module_name} does not define it")
-    except (ImportError, AttributeError) as error:
+        return cast("Path | None", function(name_or_path))
+    except TypeError as error:
         raise UserError(
-            f"backbone.local_resolver={local_resolver}: {error}; set a function of imsm.models.backbones, or null"
+            f"backbone.local_resolver={local_resolver}: does not map a name to a folder ({error}); set null"
         ) from error
-    return cast("Path | None", function(name_or_path))
 
 
 def register_custom_models() -> None:

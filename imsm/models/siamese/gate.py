@@ -192,8 +192,8 @@ class Gate(nn.Module):
         """Return the weight g of the original hidden states (eq. 4 and 5), in float32.
 
         Hidden states are (..., D), those of `with_query`; query states are broadcastable to them, or
-        None if the gate does not read them. ``query_part`` is the result of `query_part`, used in place of the query states.
-        g is in (0, 1): (..., D) for a vector gate, (..., 1) for a scalar one.
+        None if the gate does not read them. ``query_part`` is the result of `query_part`, used in
+        place of the query states. g is in (0, 1): (..., D) for a vector gate, (..., 1) for a scalar one.
         """
         logit = None
         if self.up is not None:

@@ -1,6 +1,5 @@
 """`mode=plan`: what a run would do and need; nothing is loaded, downloaded or written."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,14 @@ from imsm.pipeline.plan.data import format_evaluation, format_steps, split_lengt
 from imsm.pipeline.plan.downloads import needed_backbone, needed_dataset
 from imsm.pipeline.plan.memory import estimate_memory
 from imsm.pipeline.plan.render import show_block, show_page
+from imsm.pipeline.plan.time import estimate_time
 from imsm.pipeline.plan.types import DownloadItem, Plan
 from imsm.pipeline.start import node_commands
 from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value
 from imsm.utils.options import load_option
 from imsm.utils.paths import runs_root
+from imsm.utils.trust import RESOLVERS, import_trusted_module
 
 
 def print_plan(config: RunConfig, *, compact: bool, overrides: Sequence[str] = ()) -> None:
@@ -52,9 +53,11 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
     if config.method.trainable:
         train = split_lengths(config, config.data, "train").limited(config.data.max_train_examples)
     tests = {name: split_lengths(config, task, "test") for name, task in evaluated_tasks(config).items()}
+    estimates = {}
     memory = {}
     if model is not None:
         memory = estimate_memory(config, model, train=train, tests=tests, topology=topology)
+        estimates["time"] = estimate_time(config, model, train=train, tests=tests, topology=topology)
     settings = _settings(config, topology)
     if topology.distributed and model is not None and config.method.trainable:
         deepspeed = engine_settings(config, model, topology=topology)
@@ -71,6 +74,7 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
         evaluation=format_evaluation(config, tests),
         downloads=_downloads(config, model),
         start=node_commands(config, topology, overrides=overrides, runs_root=runs_root()),
+        **estimates,
     )
 
 
@@ -123,7 +127,8 @@ def _downloads(config: RunConfig, model: SiameseForCausalLM | None) -> list[Down
     backbone = config.backbone
     local_source = None
     if backbone.local_resolver is not None:
-        module = importlib.import_module(backbone.local_resolver.rpartition(".")[0])
+        name = backbone.local_resolver.rpartition(".")[0]
+        module = import_trusted_module(name, within=RESOLVERS, key="backbone.local_resolver")
         describe = getattr(module, "stand_in", None)
         local_source = describe(backbone.name_or_path) if describe is not None else None
     parameters = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from pydantic import ValidationError
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import identity_without_seed, run_identity
@@ -21,18 +19,19 @@ from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.inference import GetModel, run_inference
 from imsm.evaluation.predictions import read_predictions
 from imsm.evaluation.response_cache import ResponseCache, Row
+from imsm.evaluation.result import FILE as RESULT
 from imsm.evaluation.result import read_result
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.models.siamese.serialization import ADAPTER
 from imsm.pipeline.data import load_eval_sets, load_run_tokenizer
 from imsm.pipeline.engine import local_device
-from imsm.pipeline.model import load_run_model, model_hash, weight_hashes
+from imsm.pipeline.model import inference_settings, load_run_model, model_hash
 from imsm.utils.dicts import diff_dicts
 from imsm.utils.errors import UserError
+from imsm.utils.manifest import verify_run_model
 from imsm.utils.messages import format_value
 from imsm.utils.paths import runs_root
-from imsm.utils.run_dir import RunDir, check_input_hashes
+from imsm.utils.run_dir import RunDir, check_input_hashes, read_input_hashes
 
 _MAX_DIFFERENCES = 3
 """Number of settings listed when two runs differ."""
@@ -68,11 +67,15 @@ class FinishedRun:
         """The run's evaluation sets by task."""
         return load_eval_sets(self.config, self.tokenizer)
 
+    @cached_property
+    def device(self) -> torch.device:
+        """Device of the run's model."""
+        return local_device(self.config, DistributedContext())
+
     def model(self) -> SiameseForCausalLM:
         """Return the run's model, loaded once."""
         if not self._models:
-            device = local_device(self.config, DistributedContext())
-            self._models.append(load_run_model(self.config, RunDir(self.folder), device=device))
+            self._models.append(load_run_model(self.config, RunDir(self.folder), device=self.device))
         return self._models[0]
 
     def predictions(self) -> dict[str, pandas.DataFrame]:
@@ -82,23 +85,31 @@ class FinishedRun:
             UserError: A file is missing or damaged.
         """
         return {
-            task: read_predictions(self.folder, task=task, test_set=eval_set.fingerprint)
+            task: read_predictions(
+                self.folder,
+                task=task,
+                test_set=eval_set.fingerprint,
+                sha256=self.result["evaluation"]["tasks"].get(task, {}).get("predictions_sha256"),
+            )
             for task, eval_set in self.eval_sets.items()
         }
 
     def fingerprint(self, stream: str) -> str:
         """Return the model hash of the "original" or the "tuned" stream, which excludes the gate."""
-        hashes = self._adapter_hashes if stream == "tuned" else ()
-        return model_hash(self.config, stream, backbone_hash=self._backbone_hash, trained_hashes=hashes)
+        files = self._files if stream == "tuned" else None
+        return model_hash(stream, backbone_hash=self._backbone_hash, settings=self._settings, files=files)
 
     @cached_property
-    def _adapter_hashes(self) -> list[list[str]]:
-        hashes = weight_hashes(RunDir(self.folder).model)
-        return [each for each in hashes if Path(each[0]).parts[0] == ADAPTER]
+    def _files(self) -> dict[str, str]:
+        return verify_run_model(RunDir(self.folder))
+
+    @cached_property
+    def _settings(self) -> dict[str, str]:
+        return inference_settings(self.config, device=self.device)
 
     @cached_property
     def _backbone_hash(self) -> str:
-        return str(json.loads(RunDir(self.folder).inputs.read_text(encoding="utf-8"))["backbone"])
+        return read_input_hashes(RunDir(self.folder))["backbone"]
 
     def responses(self, task: str, stream: str) -> Responses:
         """Return the responses of the original or the tuned stream, from the cache if they are there."""
@@ -148,15 +159,7 @@ def load_finished_run(folder: Path, *, option: str, other: FinishedRun | None = 
     result = read_result(folder)
     if result["method"] == "original" or not RunDir(folder).trained.is_file():
         raise UserError(f"{option} {folder}: has no adapter; give a finished run of method=peft or method=imsm")
-    try:
-        config = RunConfig.from_dict(result["config"])
-    except ValidationError as error:
-        raise UserError(
-            f"{option} {folder}: its configuration is of another version of imsm; run the same command again"
-        ) from error
-    # The run may use custom tasks and metrics of its --config-dir.
-    if config.config_dir is not None and config.config_dir not in sys.path:
-        sys.path.insert(0, config.config_dir)
+    config = RunConfig.from_file(result["config"], source=folder / RESULT)
     backbone = config.backbone
     backbone_hash = backbone_fingerprint(
         name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver

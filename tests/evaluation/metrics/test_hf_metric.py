@@ -10,6 +10,7 @@ import pytest
 
 from imsm.evaluation.metrics import load
 from imsm.evaluation.scoring import score_predictions
+from imsm.utils.trust import trust_folder
 from tests.helpers.paths import ROOT
 
 CUSTOM = '''"""Length."""
@@ -26,7 +27,8 @@ def score(prediction, references):
 @pytest.fixture
 def custom_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "letters_metric.py").write_text(CUSTOM)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    trust_folder(tmp_path)
     return "letters_metric"
 
 

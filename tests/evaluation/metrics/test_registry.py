@@ -27,9 +27,10 @@ def test_a_metric_is_found_inside_a_module() -> None:
     ("name", "message"),
     [
         ("exact_mach", "metric=exact_mach: .*did you mean exact_match"),
-        ("string", "metric=string: lacks INFO and score"),
+        ("string", "metric=string: .*--config-dir"),
         ("imsm.evaluation.metrics.paper_code.missing", "metric=.*missing: cannot be found"),
-        ("", "metric=: cannot be found"),
+        ("imsm.evaluation.metrics.base", "lacks INFO and score"),
+        ("", "metric=: "),
     ],
 )
 def test_an_unknown_metric_is_rejected(name: str, message: str) -> None:

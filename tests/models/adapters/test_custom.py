@@ -14,6 +14,7 @@ from imsm.models.adapters.base import adapter_from_config, attach_adapter
 from imsm.models.adapters.custom import import_custom_method
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import UserError
+from imsm.utils.trust import trust_folder
 from tests.integration.test_extending import documented_files
 from tests.models.siamese.tiny import decoded, prompts, tiny_backbone, tiny_siamese
 
@@ -25,7 +26,7 @@ def module(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     """A module outside imsm that registers the method "scaling"; PEFT can register a name only once."""
     folder = tmp_path_factory.mktemp("conf")
     (folder / "scaling.py").write_text(SOURCE)
-    sys.path.insert(0, str(folder))
+    trust_folder(folder)
     yield "scaling"
     sys.path.remove(str(folder))
 
@@ -64,7 +65,8 @@ def test_its_fields_are_checked_and_only_linear_layers_are_targets(module: str) 
 
 def test_loading_imports_the_module_that_registers_the_method(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "late.py").write_text(SOURCE.replace('"scaling"', '"late"').replace("scaling_factors", "late_factors"))
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    trust_folder(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LATE", "python_module": "late"}))
     import_custom_method(tmp_path)
     assert type(PeftConfig.from_pretrained(str(tmp_path))).__module__ == "late"
