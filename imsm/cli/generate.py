@@ -111,6 +111,6 @@ def _streamer(tokenizer: PreTrainedTokenizerBase) -> TextStreamer:
 def _uses_chat_template(folder: Path) -> bool:
     """Return whether the run used a chat template; False for a model without the run's files."""
     run = RunDir(folder)
-    if not run.trained.exists() and not run.identity.exists():
+    if not run.is_trained and not run.identity.exists():
         return False
     return bool(read_identity(run, {"backbone": dict})["backbone"].get("chat_template", False))

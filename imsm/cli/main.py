@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from imsm.utils import stop_signals
 from imsm.utils.control_characters import escape_controls
-from imsm.utils.errors import RunError, UserError
+from imsm.utils.errors import RunError, UserError, file_error
 from imsm.utils.streams import is_broken_pipe, output_error, protect_standard_streams
 
 
@@ -72,9 +72,12 @@ def _run(argv: list[str]) -> int:
     try:
         function, arguments = _select(argv or ["--help"])
         return function(arguments) or 0
-    except (UserError, RunError) as error:
-        print(escape_controls(f"imsm: {error}"), file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+    except (UserError, RunError, OSError) as error:
+        if isinstance(error, OSError) and file_error(error) is None:
+            raise
+        known = file_error(error) or error
+        print(escape_controls(f"imsm: {known}"), file=sys.stderr)
+        return 2 if isinstance(known, UserError) else 1
     except KeyboardInterrupt:
         print(stop_signals.message(), file=sys.stderr)
         return stop_signals.exit_code()
@@ -94,6 +97,8 @@ def _select(argv: list[str]) -> tuple[Callable[[list[str]], int | None], list[st
     if name not in COMMANDS:
         from difflib import get_close_matches
 
+        if "=" in name or name.startswith("-"):
+            raise UserError(f"{name}: unknown command; did you mean imsm run {' '.join(argv)}?")
         near = get_close_matches(name, COMMANDS, n=1)
         raise UserError(f"{name}: unknown command; " + (f"did you mean {near[0]}?" if near else "see imsm --help"))
     command = COMMANDS[name]

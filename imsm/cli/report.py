@@ -2,7 +2,7 @@
 
 import argparse
 
-from imsm.utils.errors import UserError
+from imsm.utils.errors import UserError, file_error
 from imsm.utils.paths import resolve_run_dir, runs_root
 
 
@@ -30,4 +30,4 @@ def main(arguments: list[str]) -> None:
     try:
         write_report(folder, result, runs_root=root)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise file_error(error) or UserError(f"{folder}: cannot be written ({error.strerror or error})") from error

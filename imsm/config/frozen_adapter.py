@@ -4,7 +4,7 @@ The run is of method=peft, or of method=imsm without its gate. Its backbone and 
 equal those of the new run.
 """
 
-import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ from typing import Any
 from imsm.config.identity import backbone_identity, is_original, peft_identity
 from imsm.config.schema import BackboneConfig, DataConfig, FrozenAdapterConfig, GateConfig, MethodConfig, PeftConfig
 from imsm.utils.dicts import diff_dicts
+from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value
-from imsm.utils.run_dir import RunDir
+from imsm.utils.run_dir import RunDir, read_identity
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_SHAPE = {"backbone": dict, "method": dict, "method.stream": str}
+_TRAINED_SHAPE = _SHAPE | {"peft": dict, "data": dict, "data.name": str}
 _FIX = "give the folder of a finished run of method=peft or method=imsm"
 
 
@@ -29,16 +32,16 @@ def resolve_frozen_adapter(
     given, run = f"frozen_adapter={folder}", RunDir(Path(folder))
     if not run.path.is_dir():
         return None, [f"{given}: no such folder; {_FIX}"]
-    try:
-        identity = json.loads(run.identity.read_bytes())
-        original = is_original(identity)
-    except FileNotFoundError:
+    if not os.path.lexists(run.identity):
         return None, [f"{given}: contains no run ({run.identity.name} is missing); {_FIX}"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        return None, [f"{given}: its {run.identity.name} is damaged ({error}); {_FIX}"]
+    try:
+        original = is_original(read_identity(run, _SHAPE))
+        identity = read_identity(run, _SHAPE if original else _TRAINED_SHAPE)
+    except UserError as error:
+        return None, [f"{given}: {error}"]
     if original:
         return None, [f"{given}: has no adapter, because nothing was trained; {_FIX}"]
-    if not run.trained.is_file():
+    if not run.is_trained:
         unfinished = f"its training is not finished ({run.trained.name} is missing)"
         return None, [f"{given}: {unfinished}; run its command again first"]
     missing = [name for name in _ADAPTER_FILES if not (run.adapter / name).is_file()]

@@ -7,6 +7,7 @@ Finished steps are saved and reused, so running a finished command again only pr
 
 import errno
 import gc
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         if logger:
             stack.enter_context(stop_signals.on_stop(partial(logger.__exit__, KeyboardInterrupt, None, None)))
         model = None
-        if config.method.trainable and not dist_context.run_on_main(run.trained.is_file):
+        if config.method.trainable and not dist_context.run_on_main(lambda: run.is_trained):
             with prepare_training(config, run, parent, tokenizer, device, dist_context) as setup:
                 summary = train(
                     setup.model,
@@ -122,11 +123,21 @@ def _report(run: RunDir, result: dict[str, Any], logger: RunLogger, *, runs_root
 
 def _lock_run_dir(config: RunConfig, run: RunDir, stack: ExitStack) -> None:
     """Open and lock the run folder until ``stack`` is closed."""
-    if config.mode == "evaluate" and config.method.trainable and not run.trained.is_file():
+    if config.mode == "evaluate" and config.method.trainable and not run.is_trained:
         raise UserError(f"mode=evaluate: training of {run.path} is not finished; run the same command with mode=run")
     stack.enter_context(file_lock(run.path))
     open_run_dir(run.path, run_identity(config))
     print(f"{run.path.name}  ({run.path})")
+    if run.is_trained and not os.path.lexists(run.model):
+        _forget_training(config, run)
+
+
+def _forget_training(config: RunConfig, run: RunDir) -> None:
+    """Mark a training as unfinished, because its model was removed."""
+    if config.mode == "evaluate":
+        raise UserError(f"mode=evaluate: {run.model} is missing; run the same command with mode=run to train it again")
+    print(f"warning: {run.model} is missing; training it again", file=sys.stderr)
+    run.trained.unlink()
 
 
 @contextmanager

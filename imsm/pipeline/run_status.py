@@ -45,7 +45,7 @@ def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | 
     except UserError:
         return None
     run = RunDir(folder)
-    if run.trained.exists() and not run.model.exists():
+    if run.is_trained and not run.model.exists():
         return None  # the model was removed and is trained again
     # the identity leaves out settings that affect only the evaluation, so both are compared
     same_config = _relevant(result["config"]) == _relevant(_as_json(config.to_dict()))

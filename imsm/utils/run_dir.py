@@ -10,10 +10,12 @@ from typing import Any
 from imsm.utils.dicts import format_diff
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
-from imsm.utils.json_files import read_json
+from imsm.utils.json_files import read_hashed_json, read_json
 
 # Written by the processes of a run, possibly before identity.json.
 _PROCESS_FILES = ("lock", "processes")
+MODEL_HASH = "model_hash"
+"""Key of the hash of `model/hashes.json` in `training.json`."""
 
 
 @dataclass
@@ -41,6 +43,11 @@ class RunDir:
         self.trained = self.path / "training.json"
         self.checkpoints = self.path / "checkpoints"
         self.evaluation = self.path / "evaluation"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether `training.json` exists, readable or not."""
+        return os.path.lexists(self.trained)
 
 
 def open_run_dir(path: Path, identity: Mapping[str, Any]) -> RunDir:
@@ -87,6 +94,16 @@ def read_identity(run: RunDir, shape: Mapping[str, type] | None = None) -> dict[
     return identity
 
 
+def read_training(run: RunDir) -> dict[str, Any]:
+    """Return the content of `training.json`, without its hash.
+
+    Raises:
+        UserError: The file is missing, damaged, or was changed since it was written.
+    """
+    shape = {"trainable_parameters": dict, MODEL_HASH: str}
+    return read_hashed_json(run.trained, fix=_restore(run), shape=shape)
+
+
 def _restore(run: RunDir) -> str:
     return f"restore the file, or remove the folder {run.path} and run its command again"
 
@@ -97,7 +114,7 @@ def check_input_hashes(run: RunDir, hashes: Mapping[str, str]) -> None:
     Raises:
         UserError: An input changed since the training started, or the saved hashes are lost.
     """
-    started = run.trained.exists() or run.checkpoints.exists()
+    started = run.is_trained or run.checkpoints.exists()
     if not started and not os.path.lexists(run.inputs):
         write_atomic(run.inputs, json.dumps(dict(hashes), indent=2) + "\n")
         return

@@ -96,7 +96,7 @@ def test_folders_without_a_trained_run_are_errors(tmp_path: Path) -> None:
     for text in ("{", "[]", "{}", '{"method": 3}'):
         (tmp_path / "damaged" / "identity.json").write_text(text)
         (line,) = errors(given)
-        assert "identity.json is damaged" in line
+        assert "identity.json: is damaged" in line
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ FILES = (
     f"{ORIGINAL}/identity.json",
     f"{ORIGINAL}/result.json",
     f"{ORIGINAL}/evaluation/*/predictions.jsonl",
-    "cache/fingerprints.json",
+    "cache/file_hashes/*.json",
     "backbone/config.json",
     "backbone/tokenizer.json",
     "backbone/model.safetensors",
@@ -88,8 +88,7 @@ class World:
 
     def path(self, pattern: str) -> Path:
         """Return the file of a pattern."""
-        (found,) = self.root.glob(pattern)
-        return found
+        return min(self.root.glob(pattern))
 
     def restore(self) -> None:
         """Undo everything that a trial changed."""

@@ -30,7 +30,7 @@ from imsm.pipeline.run_status import (
 )
 from imsm.pipeline.start import run_distributed
 from imsm.pipeline.sweeps.status import JobOutcome, SweepDir, job_command
-from imsm.utils.errors import RunError, UserError
+from imsm.utils.errors import RunError, UserError, file_error
 from imsm.utils.paths import runs_root
 
 
@@ -91,6 +91,7 @@ class SweepJob:
 
     def _failed(self, error: BaseException, cfg: DictConfig, number: int, overrides: list[str]) -> JobOutcome:
         """Print the error, record it in the run folder, and return the job's outcome."""
+        error = file_error(error) or error
         if isinstance(error, UserError | RunError):
             message = str(error)
             print(f"imsm: {message}", file=sys.stderr)
