@@ -3,15 +3,18 @@
 format, status, name, method, config           what was run
 identity                                        which results may be compared with it
 versions, git, fingerprints                     provenance
+machine {device, device_name, cpu, threads}     where the responses were computed or read from the cache
 trainable_parameters {adapter, gate}
 training {steps, seconds, tokens, tokens_per_second, peak_memory_bytes, final_loss,
-          examples, cut, dropped, ...} or null
+          examples, cut, dropped, hidden_state_cache, machine, ...} or null
 evaluation {settings, tasks: {name: {role, trained_on, test_set, contamination, num_examples, metrics,
-                                     headline, seconds, new_tokens, unparsed, truncated, ...}}}
+                                     headline, seconds, new_tokens, unparsed, truncated,
+                                     predictions_sha256, ...}}}
+sha256                                          of all of the above
 """
 
 import importlib.metadata
-import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -19,13 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from imsm.utils.errors import UserError
-from imsm.utils.files import write_atomic
-from imsm.utils.paths import checkout
+from imsm.utils.json_files import HASH_KEY, hash_values, read_json, write_hashed_json
+from imsm.utils.paths import check_path_name, checkout
 
-FORMAT = 2
+FORMAT = 3
 FILE = "result.json"
-_LIBRARIES = ("imsm", "torch", "transformers", "peft", "datasets", "evaluate", "scikit-learn")
-_MAPPINGS = ("config", "versions", "fingerprints", "trainable_parameters", "evaluation")
+REWRITE = "run the same command with mode=evaluate to write it again from the response cache"
+"""How to replace a changed result or predictions."""
+_LIBRARIES = (
+    *("imsm", "torch", "transformers", "peft", "datasets", "evaluate", "scikit-learn"),
+    *("accelerate", "deepspeed", "numpy", "safetensors", "tokenizers"),
+)
+_MAPPINGS = ("config", "versions", "fingerprints", "machine", "trainable_parameters", "evaluation")
 _KEYS = {"format", "status", "name", "method", "git", "training", *_MAPPINGS}
 
 
@@ -36,6 +44,7 @@ def build_result(
     config: Mapping[str, Any],
     identity: Mapping[str, Any],
     fingerprints: Mapping[str, str],
+    machine: Mapping[str, Any],
     trainable_parameters: Mapping[str, int],
     training: Mapping[str, Any] | None,
     evaluation: Mapping[str, Any],
@@ -43,8 +52,9 @@ def build_result(
     """Return the record of a finished run.
 
     ``method`` is "original", "peft", "imsm", a custom method, or "baseline". ``identity`` is
-    `run_identity(config)`, ``fingerprints`` SHA-256 by input, e.g. "backbone", ``trainable_parameters``
-    the counts of "adapter" and "gate", and ``training`` None if nothing was trained.
+    `run_identity(config)`, ``fingerprints`` SHA-256 by input, e.g. "backbone", ``machine`` is
+    `imsm.utils.machine.describe_machine`, ``trainable_parameters`` the counts of "adapter" and "gate", and
+    ``training`` None if nothing was trained.
     """
     return {
         "format": FORMAT,
@@ -55,6 +65,7 @@ def build_result(
         "identity": dict(identity),
         **provenance(),
         "fingerprints": dict(fingerprints),
+        "machine": dict(machine),
         "trainable_parameters": dict(trainable_parameters),
         "training": None if training is None else dict(training),
         "evaluation": dict(evaluation),
@@ -62,12 +73,12 @@ def build_result(
 
 
 def provenance() -> dict[str, Any]:
-    """Return the software versions and the git commit."""
+    """Return the library versions and the git commit."""
     return {"versions": _versions(), "git": _git()}
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
-    """Write `result.json` atomically and return its path.
+    """Write `result.json` with its own hash, atomically, and return its path.
 
     Raises:
         ValueError: Keys are missing.
@@ -77,7 +88,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
     if missing:
         raise ValueError(f"a result needs {sorted(missing)}")
     path = folder / FILE
-    write_atomic(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_hashed_json(path, result)
     return path
 
 
@@ -85,23 +96,45 @@ def read_result(folder: Path) -> dict[str, Any]:
     """Read the result of a run directory.
 
     Raises:
-        UserError: The file is missing, damaged, or of another format.
+        UserError: The file is missing, damaged, of another format, or was changed since it was written.
     """
     path = folder / FILE
+    if not os.path.lexists(path):
+        raise UserError(f"{folder}: holds no finished run ({FILE} is missing)")
+    result: dict[str, Any] = read_json(path, fix=REWRITE)
     # Written by other versions too: check everything that readers rely on.
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: holds no finished run ({FILE} is missing)") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise UserError(f"{path}: is not of format {FORMAT}; run the same command again")
+    if (found := result.get("format")) != FORMAT:
+        raise UserError(f"{path}: is of format {found}, not {FORMAT} (another version of imsm); {REWRITE}")
+    if result.pop(HASH_KEY, None) != hash_values(result):
+        raise UserError(f"{path}: changed since it was written (its hash differs); {REWRITE}")
     if missing := _KEYS - set(result):
-        raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; run the same command again")
+        raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; {REWRITE}")
     if invalid := _non_mappings(result):
-        raise UserError(f"{path}: {invalid[0]} is not a mapping; run the same command again")
+        raise UserError(f"{path}: {invalid[0]} is not a mapping; {REWRITE}")
+    _check_path_names(result, path)
     return result
+
+
+def result_error(folder: Path) -> str | None:
+    """Return why the `result.json` of a folder cannot be used, or None if it can or does not exist."""
+    if not os.path.lexists(folder / FILE):
+        return None
+    try:
+        read_result(folder)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _check_path_names(result: Mapping[str, Any], path: Path) -> None:
+    """Raise a UserError if a name that becomes part of a path is not one."""
+    names = {"name": result["name"], "method": result["method"]}
+    names |= {f"evaluation.tasks.{task}": task for task in result["evaluation"]["tasks"]}
+    previous = result["config"].get("previous_stage")
+    if isinstance(previous, dict):
+        names["config.previous_stage.run"] = previous.get("run")
+    for key, name in names.items():
+        check_path_name(name, key=key, source=path)
 
 
 def _non_mappings(result: Mapping[str, Any]) -> list[str]:

@@ -1,12 +1,12 @@
 """Evaluate the original and the trained model, and build the run's result."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import baseline_config, run_identity, run_name, training_chain
@@ -20,9 +20,11 @@ from imsm.evaluation.predictions import task_dir
 from imsm.evaluation.result import build_result, write_result
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import all_training_examples
-from imsm.pipeline.model import model_hash, weight_hashes
+from imsm.pipeline.model import inference_settings, model_hash
 from imsm.utils.files import file_lock
-from imsm.utils.run_dir import RunDir, open_run_dir
+from imsm.utils.machine import describe_machine
+from imsm.utils.manifest import verify_run_model
+from imsm.utils.run_dir import RunDir, open_run_dir, read_input_hashes, read_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class EvaluationInputs:
     eval_sets: dict[str, EvalSet]  # evaluation set of each task
     get_model: Callable[[], SiameseForCausalLM]  # loads the model; called only if a response is not cached
     tokenizer: PreTrainedTokenizerBase  # tokenizer of the backbone
-    backbone_hash: str  # hash of the backbone's weights
+    backbone_hash: str  # hash of the backbone's files
+    device: torch.device  # device of the model
     runs_root: Path  # parent folder of all runs and of the response cache
     dist_context: DistributedContext  # processes of the run
 
@@ -54,23 +57,20 @@ def evaluate_original(config: RunConfig, inputs: EvaluationInputs) -> dict[str, 
     if is_own_run and config.run_dir:
         folder = Path(config.run_dir)
     is_main = inputs.dist_context.is_main
+    settings = _inference_settings(config, inputs)
+    fingerprint = model_hash("original", backbone_hash=inputs.backbone_hash, settings=settings)
     # runs that share the folder of the original wait for each other; its own run holds the lock already
     with nullcontext() if is_own_run or not is_main else file_lock(folder, wait=True):
         # run_on_main broadcasts JSON, hence the str
         inputs.dist_context.run_on_main(lambda: str(open_run_dir(folder, run_identity(baseline)).path))
-        evaluation = _evaluate_tasks(
-            config,
-            inputs,
-            stream="original",
-            fingerprint=model_hash(config, "original", backbone_hash=inputs.backbone_hash),
-            folder=folder,
-        )
+        evaluation = _evaluate_tasks(config, inputs, stream="original", fingerprint=fingerprint, folder=folder)
         result = build_result(
             name=folder.name,
             method="original",
             identity=run_identity(baseline),
             config=baseline.to_dict(),
-            fingerprints={"backbone": inputs.backbone_hash},
+            fingerprints={"backbone": inputs.backbone_hash, **settings, "responses": fingerprint},
+            machine=describe_machine(inputs.device),
             trainable_parameters={"adapter": 0, "gate": 0},
             training=None,
             evaluation=evaluation,
@@ -83,24 +83,23 @@ def evaluate_original(config: RunConfig, inputs: EvaluationInputs) -> dict[str, 
 def evaluate_trained(
     config: RunConfig, inputs: EvaluationInputs, *, run: RunDir, original: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write and return the trained model's result, with the original's scores on the same examples."""
-    trained_hashes = weight_hashes(run.model)
-    training = json.loads(run.trained.read_text(encoding="utf-8"))
-    input_hashes = json.loads(run.inputs.read_text(encoding="utf-8"))
-    stream = config.method.stream
-    evaluation = _evaluate_tasks(
-        config,
-        inputs,
-        stream=stream,
-        fingerprint=model_hash(config, stream, backbone_hash=input_hashes["backbone"], trained_hashes=trained_hashes),
-        folder=run.path,
-    )
+    """Write and return the trained model's result, with the original's scores on the same examples.
+
+    Raises:
+        UserError: A file of the run changed since its training.
+    """
+    files = verify_run_model(run)
+    training, input_hashes = read_training(run), read_input_hashes(run)
+    stream, settings = config.method.stream, _inference_settings(config, inputs)
+    fingerprint = model_hash(stream, backbone_hash=input_hashes["backbone"], settings=settings, files=files)
+    evaluation = _evaluate_tasks(config, inputs, stream=stream, fingerprint=fingerprint, folder=run.path)
     result = build_result(
         name=run.path.name,
         method=config.method.name,
         identity=run_identity(config),
         config=config.to_dict(),
-        fingerprints={**input_hashes, **dict(trained_hashes)},
+        fingerprints={**input_hashes, **files, **settings, "responses": fingerprint},
+        machine=describe_machine(inputs.device),
         trainable_parameters=training["trainable_parameters"],
         training=training,
         # copied into the result, so that reports never combine scores of two different test sets
@@ -109,6 +108,12 @@ def evaluate_trained(
     if inputs.dist_context.is_main:
         write_result(run.path, result)
     return result
+
+
+def _inference_settings(config: RunConfig, inputs: EvaluationInputs) -> dict[str, str]:
+    # of rank 0 for all: processes with other keys would wait for each other forever
+    found: dict[str, str] = inputs.dist_context.run_on_main(lambda: inference_settings(config, device=inputs.device))
+    return found
 
 
 def _evaluate_tasks(

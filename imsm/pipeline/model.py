@@ -1,18 +1,28 @@
 """Build, load and identify the model of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from imsm.config.schema import RunConfig
 from imsm.models.adapters.base import AdapterSpec, adapter_from_config
+from imsm.models.backbones.fingerprint import attention_implementation
 from imsm.models.builder import build_model
 from imsm.models.siamese.kl import KLRegularizer
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.utils.hashing import hash_file_cached, hash_json
+from imsm.models.siamese.serialization import ADAPTER
+from imsm.utils.hashing import hash_json
+from imsm.utils.machine import device_name
+from imsm.utils.manifest import verify_run_model
 from imsm.utils.run_dir import RunDir
+
+_VERSION = 2
+"""Version of the content of `model_hash`."""
+_TUNED_FILES = (f"{ADAPTER}/", GENERATION_CONFIG_NAME)
+"""Starts of the names of files that the tuned stream reads; gate, pooling and tokenizer do not change its answers."""
 
 
 def build_adapter(config: RunConfig) -> AdapterSpec:
@@ -41,10 +51,15 @@ def new_model(config: RunConfig, adapter: AdapterSpec | None, *, device: torch.d
     """Build the model as it is before training; without an adapter, the original model.
 
     With `frozen_adapter`, the adapter is loaded from that run instead.
+
+    Raises:
+        UserError: As for `build_model`, or the frozen adapter changed since it was saved.
     """
     source: AdapterSpec | Path | None = adapter
     if adapter is not None and config.frozen_adapter is not None:
-        source = RunDir(Path(config.frozen_adapter)).adapter
+        frozen = RunDir(Path(config.frozen_adapter))
+        verify_run_model(frozen)
+        source = frozen.adapter
     return build_model(adapter=source, device=device, **model_kwargs(config))
 
 
@@ -74,20 +89,30 @@ def format_trainable(counts: dict[str, int]) -> str:
     return f"trainable parameters: {adapter + gate:,} (adapter {adapter:,}, gate {gate:,})"
 
 
-def weight_hashes(folder: Path) -> list[list[str]]:
-    """Return the relative path and SHA-256 of each safetensors file in ``folder``."""
-    # sorted: rglob returns the order of the file system, and the list is hashed
-    files = sorted(folder.rglob("*.safetensors"))
-    return [[str(file.relative_to(folder)), hash_file_cached(file)] for file in files]
+def inference_settings(config: RunConfig, *, device: torch.device) -> dict[str, str]:
+    """Return what changes the answers of a model besides its files: precision, attention and device.
+
+    Reduced precision rounds differently on every model of GPU or processor, so its name counts as well.
+    """
+    backbone = config.backbone
+    attention = attention_implementation(
+        name_or_path=backbone.name_or_path,
+        revision=backbone.revision,
+        local_resolver=backbone.local_resolver,
+        dtype=backbone.dtype,
+        attn_implementation=backbone.attn_implementation,
+    )
+    name = "" if backbone.dtype == "float32" else f" {device_name(device)}"
+    return {"dtype": backbone.dtype, "attention": attention, "device": f"{device.type}{name}"}
 
 
 def model_hash(
-    config: RunConfig, stream: str, *, backbone_hash: str, trained_hashes: Sequence[Sequence[str]] = ()
+    stream: str, *, backbone_hash: str, settings: Mapping[str, str], files: Mapping[str, str] | None = None
 ) -> str:
-    """Return the hash that identifies the responses of a model: weights, dtype and stream.
+    """Return the hash that identifies the responses of a stream of a model.
 
-    ``trained_hashes`` are the `weight_hashes` of adapter and gate.
+    ``settings`` are `inference_settings`, and ``files`` the hashes of the files of a trained model. The tuned stream
+    depends on some of them only, and the original on none: its responses are shared by all runs.
     """
-    parts: list[Any] = [backbone_hash, config.backbone.dtype, stream]
-    # without trained weights the hash is the same in all runs, which share the original's responses
-    return hash_json([*parts, trained_hashes] if trained_hashes else parts)
+    used = {name: each for name, each in (files or {}).items() if stream != "tuned" or name.startswith(_TUNED_FILES)}
+    return hash_json([_VERSION, backbone_hash, sorted(settings.items()), stream, sorted(used.items())])

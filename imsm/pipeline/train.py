@@ -1,6 +1,5 @@
 """Set up the training of a run, and save the trained model."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,19 +19,24 @@ from imsm.data.tokenization import TokenizedExample
 from imsm.distributed.context import DistributedContext
 from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
 from imsm.models.builder import count_trainable
+from imsm.models.siamese.hidden_state_cache import HiddenStateCache
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.serialization import ADAPTER
 from imsm.pipeline.data import tokenized_training_set
-from imsm.pipeline.engine import build_engine, micro_batch_size
+from imsm.pipeline.engine import batch_plan_of, build_engine, local_device
 from imsm.pipeline.hidden_state_cache import check_cache_fits, open_hidden_state_cache
-from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, new_model, weight_hashes
+from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, new_model
 from imsm.training.checkpoint import archive_later
 from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
 from imsm.training.engines.base import Engine
 from imsm.training.trainer import BatchPlan, GetHiddenStateCache, TrainingSummary
 from imsm.utils.errors import UserError
-from imsm.utils.files import write_atomic
+from imsm.utils.files import fsync_tree
 from imsm.utils.hashing import hash_json
-from imsm.utils.run_dir import RunDir
+from imsm.utils.json_files import write_hashed_json
+from imsm.utils.machine import describe_machine
+from imsm.utils.manifest import verify_run_model, write_manifest
+from imsm.utils.run_dir import MODEL_HASH, RunDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +74,13 @@ def prepare_training(
     tokenized, statistics = tokenized_training_set(config, tokenizer)
     examples, validation = _split_validation(config, tokenized)
     recipe = config.trainer
-    batch_plan = BatchPlan(
-        num_epochs=recipe.num_epochs,
-        global_batch_size=recipe.global_batch_size,
-        micro_batch_size=micro_batch_size(config, processes=dist_context.world_size),
-        seed=config.seed,
-        group_by_length=recipe.group_by_length,
-    )
+    batch_plan = batch_plan_of(config, processes=dist_context.world_size)
     steps = batch_plan.num_steps(len(examples))
+    if not steps:
+        raise UserError(
+            f"trainer.carry_over=true: {len(examples)} examples fill no batch of {recipe.global_batch_size}; set "
+            "trainer.carry_over=false"
+        )
     resume_from = _find_checkpoint(config, run, dist_context)
     adapter = build_adapter(config)
     model, parameters = _initial_model(config, adapter, parent=parent, device=device)
@@ -86,9 +89,15 @@ def prepare_training(
     pad_id = tokenizer.pad_token_id
     # checked now, because the cache itself is computed lazily at the first training step
     dist_context.run_on_main(lambda: check_cache_fits(config, model, tokenized, pad_id=pad_id))
-    get_cache = cache(
-        lambda: open_hidden_state_cache(config, model, tokenized, pad_id=pad_id, dist_context=dist_context)
-    )
+    statistics |= {"trainable_parameters": parameters, "hidden_state_cache": "off"}
+
+    @cache
+    def get_cache() -> HiddenStateCache | None:
+        found = open_hidden_state_cache(config, model, tokenized, pad_id=pad_id, dist_context=dist_context)
+        if found is not None:
+            statistics["hidden_state_cache"] = "ram" if config.hidden_state_cache == "ram" else "disk"
+        return found
+
     if dist_context.store is not None:
         get_cache()  # DeepSpeed partitions the model, so the cache is computed before
     if recipe.gradient_checkpointing:
@@ -96,7 +105,8 @@ def prepare_training(
     callbacks = None
     if adapter.callbacks and config.frozen_adapter is None:
         callbacks = adapter.callbacks(cast(PeftModel, model.adapted), steps)
-    with build_engine(config, model, steps=steps, device=device, dist_context=dist_context) as engine:
+    scheduled = batch_plan.num_scheduled_steps(len(examples))
+    with build_engine(config, model, scheduled_steps=scheduled, device=device, dist_context=dist_context) as engine:
         yield TrainingSetup(
             model=model,
             examples=examples,
@@ -108,7 +118,7 @@ def prepare_training(
                 config, run, engine=engine, callbacks=callbacks, resume_from=resume_from
             ),
             get_hidden_state_cache=get_cache,
-            statistics=statistics | {"trainable_parameters": parameters},
+            statistics=statistics,
         )
 
 
@@ -124,10 +134,13 @@ def save_trained(
     """Save the best or last model; `training.json`, written last, marks training as finished."""
     # before saving: replaces the last weights by those of the best checkpoint, if one is selected
     best = setup.checkpoint_manager.load_best()
+    # files of an earlier, interrupted save
+    dist_context.run_on_main(lambda: shutil.rmtree(run.model, ignore_errors=True))
     with setup.engine.full_params():
         setup.model.save_pretrained(run.model, is_main_process=dist_context.is_main)
     record = summary.record() | setup.statistics | best
     record |= {"engine": config.engine.name, "processes": dist_context.world_size}
+    record |= {"machine": describe_machine(local_device(config, dist_context))}
     dist_context.run_on_main(lambda: _finish_run_dir(config, run, tokenizer, record))
     if config.trainer.gradient_checkpointing:
         setup.model.activation_checkpointing_disable()
@@ -150,10 +163,10 @@ def check_resumable_method(config: RunConfig) -> None:
 
 
 def parent_hash(parent: Path) -> str:
-    """Return the hash of the adapter and gate weights of the previous stage.
+    """Return the hash of the model of the previous stage.
 
     Raises:
-        UserError: The previous stage has not finished training.
+        UserError: The previous stage has not finished training, or its model changed since.
     """
     run = RunDir(parent)
     if not run.trained.is_file():
@@ -161,14 +174,19 @@ def parent_hash(parent: Path) -> str:
             f"{parent}: the previous stage has not finished training; run the complete task_sequence, which trains "
             "its stages in order"
         )
-    return hash_json(weight_hashes(run.model))
+    return hash_json(sorted(verify_run_model(run).items()))
 
 
 def frozen_adapter_hash(config: RunConfig) -> str | None:
-    """Return the hash of the frozen adapter's weights, or None without `frozen_adapter`."""
+    """Return the hash of the frozen adapter's files, or None without `frozen_adapter`.
+
+    Raises:
+        UserError: The adapter changed since it was saved.
+    """
     if config.frozen_adapter is None:
         return None
-    return hash_json(weight_hashes(RunDir(Path(config.frozen_adapter)).adapter))
+    files = verify_run_model(RunDir(Path(config.frozen_adapter)))
+    return hash_json(sorted((name, sha256) for name, sha256 in files.items() if name.startswith(f"{ADAPTER}/")))
 
 
 def _initial_model(
@@ -209,12 +227,17 @@ def _checkpoint_manager(
 def _finish_run_dir(
     config: RunConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]
 ) -> None:
-    """Write the tokenizer and training.json; delete the checkpoints."""
+    """Write the tokenizer, the hashes of the model and training.json; delete the checkpoints."""
     if config.frozen_adapter is not None:
         # ZeRO stage 3 shards the frozen adapter like the backbone, so its files are copied
-        shutil.copytree(RunDir(Path(config.frozen_adapter)).adapter, run.adapter, dirs_exist_ok=True)
+        frozen = RunDir(Path(config.frozen_adapter))
+        verify_run_model(frozen)
+        shutil.copytree(frozen.adapter, run.adapter, dirs_exist_ok=True)
     tokenizer.save_pretrained(run.model)
-    write_atomic(run.trained, json.dumps(record, indent=2) + "\n")
+    model_hash = write_manifest(run.model)
+    # training.json marks the model as complete, also after a power failure
+    fsync_tree(run.model)
+    write_hashed_json(run.trained, record | {MODEL_HASH: model_hash})
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 

@@ -12,10 +12,8 @@ the final name is complete, and later damage is found through the hashes.
 """
 
 import base64
-import contextlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -30,7 +28,9 @@ from imsm.distributed.context import DistributedContext
 from imsm.models.adapters.base import TrainingCallbacks
 from imsm.training.engines.base import Engine
 from imsm.utils.errors import RunError, UserError
+from imsm.utils.files import fsync, fsync_tree
 from imsm.utils.hashing import hash_file, hash_text
+from imsm.utils.json_files import read_json
 
 FORMAT = 4
 STATE_FILE = "state.json"
@@ -131,13 +131,8 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, damaged or of another format.
     """
-    try:
-        values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{STATE_FILE} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"{STATE_FILE} is damaged ({error})") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values: dict[str, Any] = read_json(path / STATE_FILE, fix="an earlier checkpoint, or resume=never, can be used")
+    if values.get("format") != FORMAT:
         raise ValueError(f"{STATE_FILE} is not of format {FORMAT}")
     if values.get("sha256") != _hash_values(values):
         raise ValueError(f"{STATE_FILE} is damaged: its hash differs")
@@ -153,8 +148,11 @@ def verify(path: Path) -> str | None:
     for name, expected in hashes.items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        if hash_file(path / name) != expected:
-            return f"{name} is damaged: its hash differs"
+        try:
+            if hash_file(path / name) != expected:
+                return f"{name} is damaged: its hash differs"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
     return None
 
 
@@ -193,12 +191,14 @@ def _write(path: Path, tensors: Mapping[str, dict[str, torch.Tensor]], values: d
         values["sha256"] = _hash_values(values)
         (new / STATE_FILE).write_text(json.dumps(values), encoding="utf-8")
         # without it a power failure could keep the rename and lose the content
-        _fsync(new)
+        fsync_tree(new)
         shutil.rmtree(old, ignore_errors=True)
         # a folder cannot be renamed over a non-empty one
         if path.exists():
             path.rename(old)
         new.rename(path)
+        # before any older checkpoint is deleted
+        fsync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -237,13 +237,3 @@ def _restore_rng(states: Mapping[str, torch.Tensor], *, rank: int, step: int) ->
         else:
             # a hash of integers is the same in every Python process, unlike that of a string
             seed(hash((rank, step)))
-
-
-def _fsync(folder: Path) -> None:
-    """Flush a folder and its files to disk before the rename makes them a checkpoint."""
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        # some network file systems reject fsync on a folder
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-        os.close(descriptor)

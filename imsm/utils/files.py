@@ -34,11 +34,15 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file or a folder's entries to disk."""
+    """Flush a file or a folder's entries to disk.
+
+    Raises:
+        OSError: The file cannot be read or flushed.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         # some network file systems reject fsync on a folder
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*((OSError,) if path.is_dir() else ())):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -10,6 +10,10 @@ from typing import IO, Any
 from imsm.utils.files import write_atomic
 from imsm.utils.paths import cache_folder
 
+_CACHE = "file_hashes"
+_MAX_CACHED = 1000
+"""Number of files whose hash is cached."""
+
 
 def hash_json(value: Any) -> str:
     """Return the hash of a value's compact JSON."""
@@ -37,23 +41,41 @@ def hash_file(path: Path) -> str:
 
 
 def hash_file_cached(path: Path) -> str:
-    """Return `hash_file`, cached on disk by path, size and modification time.
+    """Return `hash_file`, cached on disk by path, size, inode and times.
 
-    Weights can be many gigabytes; an unwritable cache only costs time.
+    Only for weights of many gigabytes that imsm did not write: a failing disk can change a file without its times.
+    An unwritable cache, or a damaged entry, only costs time.
     """
-    cache = cache_folder() / "fingerprints.json"
-    status = path.stat()
-    key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    status, resolved = path.stat(), str(path.resolve())
+    # the inode and its change time also reveal a file that was replaced with its modification time kept
+    seen = [resolved, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+    # one file per entry, so that processes neither wait for each other nor lose each other's entries
+    entry = cache_folder() / _CACHE / f"{hash_text(resolved)[:32]}.json"
     try:
-        hashes = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        hashes = {}
-    if key not in hashes:
-        hashes[key] = hash_file(path)
-        with contextlib.suppress(OSError):
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(cache, json.dumps(hashes))
-    return hashes[key]
+        saved = json.loads(entry.read_text(encoding="utf-8"))
+        if saved["file"] == seen and saved["check"] == hash_json([seen, saved["sha256"]]):
+            return str(saved["sha256"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass
+    sha256 = hash_file(path)
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(entry, json.dumps({"file": seen, "sha256": sha256, "check": hash_json([seen, sha256])}))
+        _prune(entry.parent)
+    return sha256
+
+
+def _prune(folder: Path) -> None:
+    """Delete cached hashes of files that are gone or changed, damaged ones, and the oldest beyond the limit."""
+    by_age = sorted(folder.glob("*.json"), key=lambda entry: entry.stat().st_mtime_ns, reverse=True)
+    for number, entry in enumerate(by_age):
+        try:
+            path, size, *_ = json.loads(entry.read_text(encoding="utf-8"))["file"]
+            current = Path(path).stat().st_size == size
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            current = False
+        if not current or number >= _MAX_CACHED:
+            entry.unlink(missing_ok=True)
 
 
 class HashingWriter:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.evaluation.result import FILE, provenance, read_result, write_result
+from imsm.evaluation.result import FILE, provenance, read_result, result_error, write_result
 from imsm.utils.errors import UserError
 from tests.helpers.config import result
+from tests.helpers.damage import DAMAGES
 
 
 def test_a_written_result_is_read_back(tmp_path: Path) -> None:
@@ -44,10 +45,10 @@ def test_a_full_disk_keeps_the_old_result(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "holds no finished run"),
-        ('{"format": 1', "cannot be read"),
-        ("[]", "not of format"),
-        ('{"format": 99}', "not of format"),
-        ('{"format": 2}', "lacks"),
+        ('{"format": 3', "is damaged"),
+        ("[]", "is damaged"),
+        ('{"format": 2}', "is of format 2, not 3"),
+        ('{"format": 3}', "changed since it was written"),
     ],
 )
 def test_a_damaged_result_is_rejected(tmp_path: Path, text: str | None, message: str) -> None:
@@ -55,6 +56,30 @@ def test_a_damaged_result_is_rejected(tmp_path: Path, text: str | None, message:
         (tmp_path / FILE).write_text(text)
     with pytest.raises(UserError, match=message):
         read_result(tmp_path)
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"missing"}))
+def test_every_damage_is_one_line_with_the_file_and_the_fix(tmp_path: Path, damage: str) -> None:
+    DAMAGES[damage](write_result(tmp_path, result("imsm")))
+    with pytest.raises(UserError, match=r"mode=evaluate") as caught:
+        read_result(tmp_path)
+    assert str(tmp_path / FILE) in str(caught.value) and "\n" not in str(caught.value)
+    assert result_error(tmp_path) == str(caught.value)
+
+
+def test_an_edited_score_is_found_and_a_new_layout_of_the_text_is_not_an_edit(tmp_path: Path) -> None:
+    path = write_result(tmp_path, result("imsm", points=47.5))
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert read_result(tmp_path) == result("imsm", points=47.5)
+    path.write_text(path.read_text().replace("47.5", "57.5", 1))
+    with pytest.raises(UserError, match=r"changed since it was written"):
+        read_result(tmp_path)
+
+
+def test_only_an_existing_result_has_an_error(tmp_path: Path) -> None:
+    assert result_error(tmp_path) is None
+    write_result(tmp_path, result("imsm"))
+    assert result_error(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -69,7 +94,7 @@ def test_a_damaged_result_is_rejected(tmp_path: Path, text: str | None, message:
 )
 def test_a_value_that_is_not_a_mapping_is_named(tmp_path: Path, change: dict, name: str) -> None:
     write_result(tmp_path, result("imsm") | change)
-    with pytest.raises(UserError, match=f"{FILE}: {name} not a mapping; run the same command again"):
+    with pytest.raises(UserError, match=f"{FILE}: {name} not a mapping; run the same command"):
         read_result(tmp_path)
 
 
@@ -83,7 +108,8 @@ def test_a_result_with_missing_keys_is_not_written(tmp_path: Path) -> None:
 def test_provenance_names_versions() -> None:
     found = provenance()
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert {"python", "imsm", "peft", "transformers"} <= set(found["versions"])
+    named = {"python", "imsm", "peft", "transformers", "safetensors", "tokenizers", "numpy"}
+    assert named <= set(found["versions"])
     git = found["git"]
     assert git is None or (len(git["commit"]) == 40 and isinstance(git["dirty"], bool))
     json.dumps(found)

@@ -36,7 +36,7 @@ def result(method: str, *overrides: str, points: float = 50.0, test_set: str = "
         name: {
             "role": "target" if name == run_config.data.name else "forgetting",
             "trained_on": trained and name == run_config.data.name,
-            "test_set": f"{name}/{test_set}",
+            "test_set": f"{name}-{test_set}",
             "num_examples": 200,
             "metrics": dict.fromkeys(task.metrics, points),
             "headline": task.metrics[0],
@@ -65,6 +65,7 @@ def result(method: str, *overrides: str, points: float = 50.0, test_set: str = "
             config=run_config.to_dict(),
             identity=run_identity(run_config),
             fingerprints={"backbone": "f" * 64},
+            machine={"device": "cpu", "device_name": "test", "cpu": "test", "threads": 1},
             trainable_parameters={"adapter": 1000 if trained else 0, "gate": 50 if trained else 0},
             training=training if trained else None,
             evaluation={"settings": run_config.evaluation.model_dump(), "tasks": tasks},

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import pytest
 import torch
-from safetensors.torch import save_file
 
 from imsm.pipeline.model import (
     build_kl_regularizer,
     format_trainable,
+    inference_settings,
     model_hash,
     model_kwargs,
     needs_original_stream,
-    weight_hashes,
 )
 from tests.helpers.config import config
 
@@ -36,27 +34,40 @@ def test_the_kl_penalty_has_the_configured_weight() -> None:
     assert regularizer is not None and regularizer.weight == 0.25
 
 
-def test_weight_hashes_cover_every_file_by_relative_path(tmp_path: Path) -> None:
-    (tmp_path / "adapter").mkdir()
-    save_file({"a": torch.zeros(2)}, tmp_path / "gate.safetensors")
-    save_file({"a": torch.ones(2)}, tmp_path / "adapter" / "adapter_model.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    hashes = weight_hashes(tmp_path)
-    assert [name for name, _ in hashes] == ["adapter/adapter_model.safetensors", "gate.safetensors"]
-    save_file({"a": torch.ones(2)}, tmp_path / "gate.safetensors")
-    assert weight_hashes(tmp_path)[1] != hashes[1]
+FILES = {"adapter/adapter_config.json": "a", "adapter/adapter_model.safetensors": "b", "config.json": "c"}
+SETTINGS = {"dtype": "float32", "attention": "sdpa", "device": "cpu"}
 
 
-def test_the_model_hash_depends_on_weights_dtype_and_stream() -> None:
-    run_config = config("backbone.dtype=float32")
-    hashes = {
-        model_hash(run_config, "original", backbone_hash="a"),
-        model_hash(run_config, "original", backbone_hash="b"),
-        model_hash(run_config, "tuned", backbone_hash="a"),
-        model_hash(run_config, "tuned", backbone_hash="a", trained_hashes=[["gate", "c"]]),
-        model_hash(config("backbone.dtype=bfloat16"), "original", backbone_hash="a"),
-    }
-    assert len(hashes) == 5
+def test_the_model_hash_depends_on_backbone_files_settings_and_stream() -> None:
+    hashes = [
+        model_hash("interwoven", backbone_hash="a", settings=SETTINGS, files=FILES),
+        model_hash("interwoven", backbone_hash="b", settings=SETTINGS, files=FILES),
+        model_hash("tuned", backbone_hash="a", settings=SETTINGS, files=FILES),
+        model_hash("original", backbone_hash="a", settings=SETTINGS),
+        *(
+            model_hash("interwoven", backbone_hash="a", settings=SETTINGS | {key: "x"}, files=FILES)
+            for key in SETTINGS
+        ),
+        *(model_hash("interwoven", backbone_hash="a", settings=SETTINGS, files=FILES | {key: "x"}) for key in FILES),
+    ]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_the_tuned_stream_does_not_depend_on_gate_and_pooling() -> None:
+    tuned = model_hash("tuned", backbone_hash="a", settings=SETTINGS, files=FILES)
+    changed = FILES | {"config.json": "x", "gate.safetensors": "y"}
+    assert model_hash("tuned", backbone_hash="a", settings=SETTINGS, files=changed) == tuned
+
+
+def test_the_device_counts_with_its_name_where_precision_is_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imsm.pipeline.model.device_name", lambda device: "A100")
+    device = torch.device("cpu")
+    full = inference_settings(config("backbone.dtype=float32"), device=device)
+    assert full == {"dtype": "float32", "attention": "sdpa", "device": "cpu"}
+    reduced = inference_settings(config("backbone.dtype=bfloat16"), device=device)
+    assert reduced == {"dtype": "bfloat16", "attention": "sdpa", "device": "cpu A100"}
+    eager = inference_settings(config("backbone.attn_implementation=eager"), device=device)
+    assert eager["attention"] == "eager"
 
 
 def test_the_log_line_adds_adapter_and_gate() -> None:

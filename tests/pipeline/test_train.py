@@ -9,7 +9,12 @@ import pytest
 from imsm.data.tokenization import TokenizedExample
 from imsm.pipeline.train import _split_validation, check_resumable_method, frozen_adapter_hash, parent_hash
 from imsm.utils.errors import UserError
+from imsm.utils.json_files import write_hashed_json
+from imsm.utils.manifest import write_manifest
+from imsm.utils.run_dir import MODEL_HASH, read_training
 from tests.helpers.config import config
+from tests.helpers.damage import flip_bit
+from tests.helpers.trained import write_trained
 
 
 def examples(count: int) -> list[TokenizedExample]:
@@ -58,13 +63,31 @@ def test_the_hash_of_an_unfinished_parent_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_parent_hash_changes_with_its_weights(tmp_path: Path) -> None:
-    (tmp_path / "training.json").write_text("{}")
-    (tmp_path / "model").mkdir()
-    weights = tmp_path / "model" / "gate.safetensors"
-    weights.write_bytes(b"a")
+    write_trained(tmp_path)
     before = parent_hash(tmp_path)
-    weights.write_bytes(b"ab")
+    assert parent_hash(tmp_path) == before
+    write_trained(tmp_path, weights=b"others")
     assert parent_hash(tmp_path) != before
+
+
+def test_a_damaged_previous_stage_or_frozen_adapter_is_never_another_one(tmp_path: Path) -> None:
+    run = write_trained(tmp_path / "run")
+    frozen = config().model_copy(update={"frozen_adapter": str(run.path)})
+    assert frozen_adapter_hash(frozen)
+    flip_bit(run.adapter / "adapter_model.safetensors")
+    for function, argument in ((parent_hash, run.path), (frozen_adapter_hash, frozen)):
+        with pytest.raises(UserError, match=r"adapter_model\.safetensors: changed since it was saved"):
+            function(argument)  # type: ignore[operator]
+
+
+def test_the_hash_of_a_frozen_adapter_does_not_depend_on_its_gate(tmp_path: Path) -> None:
+    run = write_trained(tmp_path / "run")
+    frozen = config().model_copy(update={"frozen_adapter": str(run.path)})
+    before = frozen_adapter_hash(frozen)
+    (run.model / "gate.safetensors").write_bytes(b"another gate")
+    record = read_training(run) | {MODEL_HASH: write_manifest(run.model)}
+    write_hashed_json(run.trained, record)
+    assert frozen_adapter_hash(frozen) == before
 
 
 def test_a_run_without_a_frozen_adapter_has_no_hash_of_one() -> None:

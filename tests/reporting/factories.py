@@ -46,12 +46,13 @@ def write_run(
         entry["metrics"] = dict.fromkeys(entry["metrics"], 100 * float(values.mean()))
         entry["protocols"] = {"strict": {"metrics": entry["metrics"]}}
         yes_or_no = task in ("multirc", "mrpc")
-        write_predictions(
+        entry["predictions_sha256"] = write_predictions(
             task_dir(folder, task=task, test_set=entry["test_set"]),
             (
                 {
                     "id": f"{task}/{number}",
                     "group": f"{task}/{number // 2}",
+                    "prompt": f"Question {number}: {HOSTILE}",
                     "prompt_hash": "0",
                     "response": HOSTILE,
                     "tokens": 2,

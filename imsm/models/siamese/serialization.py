@@ -1,11 +1,12 @@
 """Save and load a siamese model: configuration, adapter and gate, but never the backbone.
 
-A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's format) and ``gate.safetensors``.
+A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's format), ``gate.safetensors`` and
+``hashes.json``, the SHA-256 of the others, which is compared with them at every load.
 """
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
@@ -16,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from imsm.models.adapters.base import freeze_buffers
 from imsm.models.adapters.custom import import_custom_method
@@ -26,10 +28,15 @@ from imsm.models.siamese.adapter_check import BackboneSnapshot, check_adapter, s
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.gate import build_gate
 from imsm.utils.errors import UserError
+from imsm.utils.manifest import verify_manifest, verify_run_model, write_manifest
+from imsm.utils.run_dir import RunDir
 
 ADAPTER = "adapter"
 GATE = "gate.safetensors"
+_ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_READ = (f"{ADAPTER}/", GATE, CONFIG_NAME, GENERATION_CONFIG_NAME)
+"""Starts of the names of files that loading reads."""
 _LOAD_ERRORS = (ImportError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 _HUB_OPTIONS = {
     *("_commit_hash", "adapter_kwargs", "cache_dir", "code_revision", "force_download", "local_files_only"),
@@ -47,7 +54,10 @@ class SiameseSerializationMixin:
     gate: nn.Module | None
     generation_config: Any
     parameters: Any
+    named_parameters: Any
+    state_dict: Any
     stream: Any
+    streams: Any
     eval: Any
 
     @classmethod
@@ -69,30 +79,45 @@ class SiameseSerializationMixin:
         return cast("Self", model)
 
     def save_pretrained(
-        self, save_directory: str | Path, is_main_process: bool = True, state_dict: None = None
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Write configuration, adapter and gate, but never the backbone.
 
+        ``state_dict`` replaces the model's values, e.g. with gathered ones. In a checkpoint folder of transformers'
+        Trainer, ``model.safetensors`` holds the trainable parameters by name once more: Trainer resumes from it.
+
         Raises:
-            UserError: the configuration does not name the backbone.
+            UserError: the configuration does not name the backbone, or the adapter was changed through PEFT.
         """
-        # accepted for transformers' Trainer, which passes None
-        if state_dict is not None:
-            raise ValueError("state_dict: not supported; the model's own values are saved")
+        self.streams.guard.check()
         if not is_main_process:
             return
+        values = self.state_dict() if state_dict is None else state_dict
         folder = Path(save_directory)
         backbone = _backbone_arguments(self.config)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.stream = self.stream
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
+        saved = [CONFIG_NAME]
         if self.generation_config is not None:
             self.generation_config.save_pretrained(folder)
+            saved.append(GENERATION_CONFIG_NAME)
         if isinstance(self.adapted, PeftModel):
-            save_adapter(self.adapted, folder / ADAPTER, backbone_path=backbone["name_or_path"])
+            adapter = _without_prefix(values, "adapted.")
+            save_adapter(self.adapted, folder / ADAPTER, backbone_path=backbone["name_or_path"], state_dict=adapter)
+            saved += [f"{ADAPTER}/{name}" for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS)]
         if self.gate is not None:
-            save_file(_contiguous(self.gate.state_dict()), folder / GATE)
+            save_file(_contiguous(_without_prefix(values, "gate.")), folder / GATE)
+            saved.append(GATE)
+        if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+            trainable = {name: values[name] for name, p in self.named_parameters() if p.requires_grad}
+            save_file(_contiguous(trainable), folder / SAFE_WEIGHTS_NAME)
+            saved.append(SAFE_WEIGHTS_NAME)
+        write_manifest(folder, saved)
 
     @classmethod
     def from_pretrained(
@@ -111,17 +136,20 @@ class SiameseSerializationMixin:
         ``trainable`` makes adapter and gate require gradients. Hub options of the auto classes are ignored.
 
         Raises:
-            UserError: the folder holds no siamese model, or its backbone is not available.
+            UserError: the folder holds no siamese model, its files changed since they were saved, or its backbone
+                is not available.
             TypeError: an unknown option.
         """
         unknown = sorted(hub_options.keys() - _HUB_OPTIONS)
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained got an unexpected argument {', '.join(unknown)}")
         folder = Path(pretrained_model_name_or_path)
-        if (folder / "model" / CONFIG_NAME).is_file():  # a run folder
-            folder = folder / "model"
-        if not (folder / CONFIG_NAME).is_file():
+        run = RunDir(folder)
+        if run.trained.is_file() or (run.model / CONFIG_NAME).is_file():
+            folder = run.model
+        elif not (folder / CONFIG_NAME).is_file():
             raise UserError(f"{folder}: holds no siamese model (no {CONFIG_NAME}); pass the folder of a finished run")
+        verify_model_folder(folder)
         if not isinstance(config, SiameseConfig):
             with _reading(folder / CONFIG_NAME, "is damaged"):
                 config = SiameseConfig.from_pretrained(folder)
@@ -157,8 +185,10 @@ class SiameseSerializationMixin:
         """Copy the adapter and gate values that `save_pretrained` wrote into this model.
 
         Raises:
-            UserError: they belong to another model, or do not cover all trainable parameters.
+            UserError: they changed since they were saved, belong to another model, or do not cover all trainable
+                parameters.
         """
+        verify_model_folder(folder)
         trainable = [p for p in self.parameters() if p.requires_grad]
         with torch.no_grad():
             for parameter in trainable:
@@ -175,8 +205,28 @@ class SiameseSerializationMixin:
             raise UserError(f"{folder}: lacks some of the trainable parameters, so training cannot continue from it")
 
 
-def save_adapter(adapted: PeftModel, folder: Path, *, backbone_path: str) -> None:
+def verify_model_folder(folder: Path) -> None:
+    """Check that the files of a saved model, of a run or alone, are those that were saved.
+
+    Next to a model that is not part of a run, other programs may add files, such as a tokenizer.
+
+    Raises:
+        UserError: a file that loading reads is missing, changed or was added.
+    """
+    run = RunDir(folder.parent)
+    if folder.name == run.model.name and run.trained.is_file():
+        verify_run_model(run)
+        return
+    fix = "copy the folder again, or save the model to an empty one"
+    verify_manifest(folder, fix=fix, may_add=lambda name: not name.startswith(_READ))
+
+
+def save_adapter(
+    adapted: PeftModel, folder: Path, *, backbone_path: str, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Write the adapter in PEFT's format, so that PEFT alone can load it.
+
+    ``state_dict`` replaces the values of ``adapted``.
 
     An AdaLoRA adapter keeps its full rank, with zeros in pruned directions: PEFT would remove these
     and, when loading, scale by the smaller rank, which is another model.
@@ -185,16 +235,20 @@ def save_adapter(adapted: PeftModel, folder: Path, *, backbone_path: str) -> Non
     config: Any = adapted.peft_config["default"]
     rank_pattern = getattr(config, "rank_pattern", None)
     path, inference_mode = config.base_model_name_or_path, config.inference_mode
+    # PEFT writes a set in an order that differs between processes, and with it the file's hash
+    sets = {name: value for name, value in vars(config).items() if isinstance(value, set)}
+    vars(config).update({name: sorted(value) for name, value in sets.items()})
     if rank_pattern:
         config.rank_pattern = {}
     try:
         # in inference mode PEFT would save the input of a prompt encoder instead of its output
-        values = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        values = get_peft_model_state_dict(adapted, state_dict=state_dict, save_embedding_layers=False)
         save_file(_contiguous(values), folder / _ADAPTER_WEIGHTS)
         config.base_model_name_or_path, config.inference_mode = backbone_path, True
         config.save_pretrained(str(folder))
     finally:
         config.base_model_name_or_path, config.inference_mode = path, inference_mode
+        vars(config).update(sets)
         if rank_pattern:
             config.rank_pattern = rank_pattern
 
@@ -251,6 +305,10 @@ def _backbone_arguments(config: SiameseConfig) -> dict[str, Any]:
     if not config.backbone or "name_or_path" not in config.backbone:
         raise UserError('config.backbone: names no backbone; set config.backbone = {"name_or_path": ...}')
     return dict(config.backbone)
+
+
+def _without_prefix(values: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

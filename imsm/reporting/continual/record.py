@@ -6,9 +6,11 @@ tasks [{name, metric, num_examples, test_set, stage}]  stage: where the task is 
 scores                                          rows: the original, then each stage; in points
 measures {BWT, FM, OP, FWT, DG: {value, low, high}}; intervals only if predictions exist
 forgetting {task: {value, low, high}}           FM of each task except the last
+sha256                                          of all of the above
 """
 
-import json
+import shlex
+import sys
 import warnings
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -28,9 +30,9 @@ from imsm.evaluation.statistics.bootstrap import Statistic, resample_scores
 from imsm.evaluation.statistics.continual import all_measures, forgetting
 from imsm.reporting.runs import comparable, headline
 from imsm.utils.errors import UserError
-from imsm.utils.files import write_atomic
+from imsm.utils.json_files import read_hashed_json, write_hashed_json
 
-FORMAT = 1
+FORMAT = 2
 FILE = "sequence.json"
 LEVEL = 0.95
 _RESAMPLES = 1000
@@ -72,7 +74,8 @@ def build_record(
     measures: dict[str, Any] = {"measures": {}, "forgetting": {}}
     if complete[: len(sequence)] == list(range(len(sequence))):
         compared = [[row[index] for index in complete] for row in scores]
-        resampled = _resampled_scores(folders, [tasks[index] for index in complete], compared, last)
+        sources = list(zip(folders, results, strict=True))
+        resampled = _resampled_scores(sources, [tasks[index] for index in complete], compared, last)
         measures = _measures(sequence, compared, resampled)
     record = {
         "format": FORMAT,
@@ -89,17 +92,21 @@ def build_record(
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write a record into the last stage's folder, atomically."""
-    write_atomic(folder / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    """Write a record with its own hash into the last stage's folder, atomically."""
+    write_hashed_json(folder / FILE, record)
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record in a run's folder; None if it is missing or damaged."""
-    try:
-        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record in the folder of a sequence's last stage.
+
+    Raises:
+        UserError: The file is missing, damaged, of another format, or was changed since it was written.
+    """
+    fix = f"write it again with imsm continual {shlex.quote(str(folder))}"
+    record = read_hashed_json(folder / FILE, fix=fix)
+    if record.get("format") != FORMAT:
+        raise UserError(f"{folder / FILE}: is not of format {FORMAT} (another version of imsm); {fix}")
+    return record
 
 
 def percentile_bounds(values: NDArray[np.float64] | None) -> dict[str, float]:
@@ -120,6 +127,8 @@ def _stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
         )
     while (before := found[0][1]["config"].get("previous_stage")) is not None:
         path = folder.parent / before["run"]
+        if any(path == stage for stage, _ in found):
+            raise UserError(f"{path}: is a previous stage of itself; run the sequence again")
         found.insert(0, (path, read_result(path)))
     return found
 
@@ -164,7 +173,7 @@ def _measures(
 
 
 def _resampled_scores(
-    folders: Sequence[Path],
+    sources: Sequence[tuple[Path, Mapping[str, Any]]],
     tasks: Sequence[Mapping[str, Any]],
     scores: Sequence[Sequence[float | None]],
     last: Mapping[str, Any],
@@ -173,8 +182,9 @@ def _resampled_scores(
     columns = []
     for index, task in enumerate(tasks):
         try:
-            frames = [read_predictions(folder, task=task["name"], test_set=task["test_set"]) for folder in folders]
-        except UserError:
+            frames = [_predictions(folder, result, task) for folder, result in sources]
+        except UserError as error:
+            print(f"no intervals: {error}", file=sys.stderr)
             return None
         statistic = _statistic(frames, task, [row[index] for row in scores], last)
         if statistic is None:
@@ -183,6 +193,13 @@ def _resampled_scores(
         generator = np.random.default_rng([_SEED, zlib.crc32(task["test_set"].encode())])
         columns.append(resample_scores(frames, statistic, resamples=_RESAMPLES, generator=generator))
     return np.stack(columns, axis=-1)
+
+
+def _predictions(folder: Path, result: Mapping[str, Any], task: Mapping[str, Any]) -> pandas.DataFrame:
+    entry = result["evaluation"]["tasks"][task["name"]]
+    return read_predictions(
+        folder, task=task["name"], test_set=task["test_set"], sha256=entry.get("predictions_sha256")
+    )
 
 
 def _statistic(

@@ -1,5 +1,6 @@
 """Write the tables and the heat map of a finished task sequence."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ def write_sequence_report(*folders: Path) -> None:
     record = built[0]
     # before the others are read: the record is of all tasks, not of the common ones
     write_record(own, record)
-    others = [Path(folder).absolute() for folder in folders[:-1]] or _sequences_of_other_methods(own, record)
-    sequences: list[Built] = [built, *(build_record(other) for other in others)]
+    given = [Path(folder).absolute() for folder in folders[:-1]]
+    others = {folder: build_record(folder) for folder in given} or _sequences_of_other_methods(own, record)
+    sequences: list[Built] = [built, *others.values()]
     common = _common_tasks([found for found, _ in sequences])
     # the measures average over tasks, so that they are comparable over the same tasks only
     for index, folder in enumerate([own, *others]):
@@ -53,20 +55,22 @@ def write_sequence_report(*folders: Path) -> None:
     print(f"sequence: {own / 'sequence.md'} (also sequence.json, .csv, .png)")
 
 
-def _sequences_of_other_methods(folder: Path, record: dict[str, Any]) -> list[Path]:
-    """Return the newest comparable sequence of each other method."""
-    found: dict[str, Path] = {}
-    # the newest last, so that it replaces older ones of its method
-    files = sorted(folder.parent.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+def _sequences_of_other_methods(folder: Path, record: dict[str, Any]) -> dict[Path, Built]:
+    """Return the newest comparable sequence of each other method; those that cannot be read are named."""
+    found: dict[str, tuple[Path, Built]] = {}
+    files = sorted(folder.parent.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     learned = [task for task in record["tasks"] if task["stage"] is not None]
-    for file in files:
-        other = read_record(file.parent)
-        if other is None or file.parent == folder or other["method"] == record["method"]:
-            continue
-        comparable = comparable_up_to_method(record["identity"], other["identity"])
-        if comparable and all(task in other["tasks"] for task in learned):
-            found[other["method"]] = file.parent
-    return list(found.values())
+    for other in (file.parent for file in files if file.parent != folder):
+        try:
+            saved = read_record(other)
+            if saved["method"] in (record["method"], *found):
+                continue
+            comparable = comparable_up_to_method(record["identity"], saved["identity"])
+            if comparable and all(task in saved["tasks"] for task in learned):
+                found[saved["method"]] = other, build_record(other)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return dict(found.values())
 
 
 def _common_tasks(records: Sequence[dict[str, Any]]) -> set[str]:

@@ -18,6 +18,7 @@ from imsm.pipeline.evaluate import metrics_of, result_entry
 from imsm.studies.baselines.base import Baseline, BaselineInfo
 from imsm.studies.baselines.finished_run import FinishedRun, Responses
 from imsm.utils.hashing import hash_json
+from imsm.utils.machine import describe_machine
 
 FOLDER = "baselines"
 """Directory of a run's baselines."""
@@ -149,7 +150,8 @@ def _write_result(
         method="baseline",
         identity={**run.result["identity"], "baseline": description},
         config={**run.config.to_dict(), "baseline": description},
-        fingerprints={**run.result["fingerprints"], "answers": fingerprint},
+        fingerprints={**run.result["fingerprints"], "responses": fingerprint},
+        machine=describe_machine(run.device),
         trainable_parameters={**run.result["trainable_parameters"], "gate": 0},
         training=run.result["training"],
         evaluation={

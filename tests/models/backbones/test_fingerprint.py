@@ -1,4 +1,4 @@
-"""The fingerprint of a local backbone depends on its weights and configuration only."""
+"""The fingerprint of a local backbone depends on everything that changes its answers, and on nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imsm.models.backbones.fingerprint import backbone_fingerprint
+from imsm.models.backbones.fingerprint import attention_implementation, backbone_fingerprint
+from imsm.models.backbones.loading import load_backbone
+from tests.helpers.tiny_backbone import save_backbone
 
 
 def fingerprint(folder: Path) -> str:
@@ -31,8 +33,24 @@ def test_other_files_do_not_matter(folder: Path) -> None:
     assert fingerprint(copy) == before
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_weights_and_configuration_matter(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "model.safetensors", "generation_config.json", "model.safetensors.index.json"),
+        *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "merges.txt"),
+        *("vocab.json", "chat_template.jinja", "additional_chat_templates/tool.jinja"),
+    ],
+)
+def test_weights_configuration_and_tokenizer_matter(folder: Path, name: str) -> None:
     before = fingerprint(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"other")
     assert fingerprint(folder) != before
+
+
+def test_the_attention_is_the_one_that_transformers_chooses(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "model", texts=["a b"])
+    loaded = load_backbone(name_or_path=str(folder))
+    backbone = {"name_or_path": str(folder), "revision": None, "local_resolver": None, "dtype": "float32"}
+    assert attention_implementation(**backbone, attn_implementation=None) == loaded.config._attn_implementation
+    assert attention_implementation(**backbone, attn_implementation="eager") == "eager"

@@ -11,15 +11,24 @@ from imsm.evaluation.result import write_result
 from imsm.reporting.continual.record import FILE, FORMAT, build_record, percentile_bounds, read_record, write_record
 from imsm.utils.errors import UserError
 from tests.helpers.config import result
+from tests.helpers.damage import DAMAGES
 
 
-def test_a_record_reads_back_and_a_damaged_one_is_none(tmp_path: Path) -> None:
-    assert read_record(tmp_path) is None
+def test_a_record_reads_back(tmp_path: Path) -> None:
     write_record(tmp_path, {"format": FORMAT, "name": "Ä"})
     assert read_record(tmp_path) == {"format": FORMAT, "name": "Ä"}
-    for text in ("{", "[]", '{"format": 0}'):
-        (tmp_path / FILE).write_text(text)
-        assert read_record(tmp_path) is None
+    write_record(tmp_path, {"format": 0})
+    with pytest.raises(UserError, match="not of format"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
+def test_a_record_that_is_not_what_was_written_is_named(tmp_path: Path, damage: str) -> None:
+    write_record(tmp_path, {"format": FORMAT, "scores": [[47.5]]})
+    DAMAGES[damage](tmp_path / FILE)
+    with pytest.raises(UserError, match=r"imsm continual") as caught:
+        read_record(tmp_path)
+    assert str(tmp_path / FILE) in str(caught.value)
 
 
 def test_percentile_bounds() -> None:

@@ -41,12 +41,13 @@ def write_run(run: RunRef, runs: RunIndex, *, known: float, seed: int) -> dict[s
             "truncated": 0,
         }
         for folder in (run.folder, runs.runs_root / original):
-            write_predictions(
+            entries[name]["predictions_sha256"] = write_predictions(
                 task_dir(folder, task=name, test_set=fingerprint),
                 (
                     {
                         "id": str(number),
                         "group": str(number),
+                        "prompt": "Question: x?",
                         "prompt_hash": "0",
                         "response": "x",
                         "tokens": 1,
@@ -69,6 +70,7 @@ def write_run(run: RunRef, runs: RunIndex, *, known: float, seed: int) -> dict[s
         config=config.to_dict(),
         identity=run_identity(config),
         fingerprints={"backbone": "f"},
+        machine={"device": "cpu"},
         trainable_parameters={"adapter": 1_500_000, "gate": 0},
         training={"seconds": 1.0},
         evaluation={
