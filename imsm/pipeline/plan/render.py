@@ -35,7 +35,8 @@ def show_page(plan: Plan, *, trainable: str | None, console: Console | None = No
         _line(console, _ACCURACY, style="dim")
     console.print()
     available = "\n".join(f"{item.name}: {item.location}" for item in plan.downloads if item.location)
-    rows = {"steps": plan.steps, "examples": plan.evaluation, "to download": "\n".join(_missing(plan)) or "nothing"}
+    rows = {"steps": plan.steps, "examples": plan.evaluation, "time": plan.time}
+    rows |= {"to download": "\n".join(_missing(plan)) or "nothing"}
     console.print(_table(rows | ({"available": available} if available else {})))
     if plan.start:
         console.print()
@@ -53,6 +54,7 @@ def show_block(plan: Plan, *, trainable: str | None, console: Console | None = N
         if _is_device_memory(title):
             _line(console, f"  {title}: {_format_total(items)}")
     _line(console, f"  steps: {plan.steps}")
+    _line(console, f"  time: {escape(plan.time)}")
     for note in plan.notes:
         _line(console, f"  {escape(note)}", style="dim")
     _line(console, f"  to download: {'; '.join(_missing(plan)) or 'nothing'}")

@@ -35,6 +35,7 @@ class Plan:
     steps: str  # length of the training, as text
     evaluation: str  # number of examples per task, as text
     downloads: list[DownloadItem]  # models and datasets that the run reads
+    time: str = "unknown: the architecture is unknown"  # estimated duration, as text
     start: list[str] = field(default_factory=list)  # lines that explain how to start the run on several machines
 
 
