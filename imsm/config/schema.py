@@ -17,7 +17,7 @@ from imsm.data.task import Task
 from imsm.utils import trust
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import Count, NotNegative, Positive, Probability
-from imsm.utils.strict_model import StrictModel, Text
+from imsm.utils.strict_model import PathName, StrictModel, Text
 from imsm.utils.trust import check_trusted
 
 GateInput = Literal["query_original", "original", "tuned", "query_tuned"]
@@ -30,7 +30,7 @@ class ComponentConfig(StrictModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: Text
+    name: PathName
     target: Text = Field(alias="_target_")
 
     def arguments(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class ComponentConfig(StrictModel):
 class BackboneConfig(StrictModel):
     """The language model and the names of its modules."""
 
-    name: Text
+    name: PathName
     name_or_path: Text
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
@@ -57,9 +57,9 @@ class BackboneConfig(StrictModel):
 class ReplayConfig(StrictModel):
     """Examples of another dataset to train on in addition to the target."""
 
-    task: Text
+    task: PathName
     ratio: Annotated[float, Field(gt=0, le=1)]
-    exclude_tests: list[Text] = Field(min_length=1)
+    exclude_tests: list[PathName] = Field(min_length=1)
 
 
 class PeftConfig(ComponentConfig):
@@ -189,7 +189,7 @@ class GateConfig(ComponentConfig):
 class MethodConfig(StrictModel):
     """The compared method: which stream generates, and whether anything is trained."""
 
-    name: Text
+    name: PathName
     stream: Literal["original", "tuned", "interwoven"]
     trainable: bool
     recipes: dict[str, dict[str, Any]] = Field(default={})
@@ -206,7 +206,7 @@ class MethodConfig(StrictModel):
 class TrainerConfig(StrictModel):
     """Optimization, checkpoints and regularization."""
 
-    name: Text
+    name: PathName
     optimizer: Literal["adamw", "adafactor"]
     learning_rate: LearningRate
     gate_learning_rate: LearningRate | None
@@ -258,7 +258,7 @@ class EvaluationConfig(StrictModel):
     """The evaluated tasks, the number of examples, and the protocol."""
 
     protocol: Literal["strict", "paper_code"] = "strict"
-    tasks: list[Text] = Field(min_length=1)
+    tasks: list[PathName] = Field(min_length=1)
     limit: Count | None
     limit_by_task: dict[str, Count] | None
     batch_size: Count
@@ -286,7 +286,7 @@ class LoggerConfig(StrictModel):
 class EngineConfig(StrictModel):
     """The training backend and its processes."""
 
-    name: Text
+    name: PathName
     stage: Literal[0, 1, 2, 3] | None
     """ZeRO stage; 0: one process without DeepSpeed; None: chosen by the number of GPUs."""
     offload: bool
@@ -308,8 +308,8 @@ class EngineConfig(StrictModel):
 class PreviousStageConfig(StrictModel):
     """The stage of a task sequence that a run continues from."""
 
-    run: Text
-    tasks: list[Text] = Field(min_length=1)
+    run: PathName
+    tasks: list[PathName] = Field(min_length=1)
     """Tasks trained on so far, in order."""
     identity: dict[str, Any]
     """Its `run_identity`, which includes the stages before it."""
@@ -318,7 +318,7 @@ class PreviousStageConfig(StrictModel):
 class FrozenAdapterConfig(StrictModel):
     """The finished run whose adapter is used frozen."""
 
-    tasks: list[Text] = Field(min_length=1)
+    tasks: list[PathName] = Field(min_length=1)
     """Tasks that the adapter was trained on, in order."""
     identity: dict[str, Any]
 
@@ -335,7 +335,7 @@ class RunConfig(StrictModel):
     """Where the original model's hidden states of the training examples are cached."""
     hidden_state_cache_gb: Positive = 32.0
     """Size limit in GB of all caches on disk, or of the one in RAM."""
-    task_sequence: list[Text] | None = None
+    task_sequence: list[PathName] | None = None
     """Tasks to train on one after the other (`imsm.config.stages`); None: the target only."""
     frozen_adapter: Text | None = None
     """Run directory whose adapter is used frozen, so that only the gate is trained; None: train both."""
@@ -349,10 +349,10 @@ class RunConfig(StrictModel):
     logger: LoggerConfig
     engine: EngineConfig
     # Set by imsm.config.validate and stages; saved, so that results can be loaded after the yamls have changed.
-    tasks: dict[str, Task] = Field(default={})
+    tasks: dict[PathName, Task] = Field(default={})
     """The evaluated tasks by name, including the target."""
-    replay_tasks: dict[str, Task] = Field(default={})
-    stage_tasks: dict[str, Task] = Field(default={})
+    replay_tasks: dict[PathName, Task] = Field(default={})
+    stage_tasks: dict[PathName, Task] = Field(default={})
     previous_stage: PreviousStageConfig | None = None
     frozen_run: FrozenAdapterConfig | None = None
     metrics: dict[str, str] = Field(default={})

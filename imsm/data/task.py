@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from imsm.data.example import Example
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import Count
-from imsm.utils.strict_model import StrictModel, Text
+from imsm.utils.strict_model import PathName, StrictModel, Text
 from imsm.utils.trust import TASKS, import_trusted_module
 
 Role = Literal["train", "test"]
@@ -44,7 +44,7 @@ class DatasetStats(StrictModel):
 class Task(StrictModel):
     """The values of one `conf/data/<name>.yaml`."""
 
-    name: Text
+    name: PathName
     module: Text
     """Dotted name of a module with the functions of `TaskModule`."""
     hub: HubDataset | None

@@ -18,13 +18,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from imsm.distributed.rendezvous import LOOPBACK, listening_store
 from imsm.distributed.supervisor import SignalForwarder, WorkerProcess, first_failed, supervise
 from imsm.distributed.worker import ERROR_FILE, LAUNCHER_PID
 from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError
 
 WORKER = "imsm.cli.worker"
-_HOST = "127.0.0.1"
 _RESUME_HINT = "the last checkpoint is kept; rerun the same command to resume"
 
 
@@ -47,15 +47,13 @@ def launch(
         RunError: Raised by the first worker that failed, or that worker crashed.
         KeyboardInterrupt: The workers were stopped by a signal.
     """
-    from torch.distributed import TCPStore  # seconds to import; not needed to import this module
-
     with ExitStack() as stack:
         stack.enter_context(stop_signals.keeping(f"finished steps are kept in {run_dir}"))
         signals = stack.enter_context(SignalForwarder())
         folder = stack.enter_context(worker_dir(run_dir))
         settings_path = write_settings(settings, folder)
         # port 0: the system chooses a free one, which this process then holds
-        store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+        store = listening_store(LOOPBACK)
         common = _worker_environment(nproc_per_node) | {"MASTER_PORT": str(store.port)}
         workers: list[WorkerProcess] = []
         # before the first start: leave no worker running, whatever goes wrong here
@@ -108,7 +106,7 @@ def _worker_environment(num_workers: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, (cores or 1) // num_workers)
     return {
-        "MASTER_ADDR": _HOST,
+        "MASTER_ADDR": LOOPBACK,
         "WORLD_SIZE": str(num_workers),
         "LOCAL_WORLD_SIZE": str(num_workers),
         # torch's rendezvous then connects to our store instead of creating one

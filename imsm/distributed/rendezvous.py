@@ -2,12 +2,16 @@
 
 Processes meet at a store and exchange strings through it; torch's process group is initialized
 only for training (`imsm.distributed.process_group`), so that slow work before it cannot run into
-the timeout of a collective.
+the timeout of a collective. The store has no authentication: it listens on the loopback interface if
+all processes are on one machine, else on the given address only.
 """
+
+from __future__ import annotations
 
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,13 +20,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from typing import TYPE_CHECKING
 
 from imsm.distributed.context import DistributedContext
 from imsm.distributed.supervisor import STOPPED
 from imsm.utils.errors import RunError, UserError
 
+if TYPE_CHECKING:  # torch takes seconds to import
+    from torch.distributed import TCPStore
+
+LOOPBACK = "127.0.0.1"
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SLURM_STEP = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")  # a batch script lacks one
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""Set by torchrun, and by the launcher, if they hold the store."""
 _FIRST_PORT, _NUM_PORTS = 12000, 20000
 """Ports of SLURM steps, chosen by job id: below the range that Linux assigns by itself."""
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
@@ -33,13 +44,17 @@ _real_stderr = 2
 
 @dataclass(frozen=True, kw_only=True)
 class RendezvousInfo:
-    """Rank of this process, globally and on its node, and address of the rendezvous store."""
+    """Rank of this process, globally and on its node, and address of the rendezvous store.
+
+    ``one_machine`` says that all processes are on this machine; False if they are not or if it is unknown.
+    """
 
     rank: int
     world_size: int
     local_rank: int
     address: str
     port: int
+    one_machine: bool = False
 
 
 def detect_process_group(environment: Mapping[str, str] = os.environ) -> RendezvousInfo | None:
@@ -49,12 +64,17 @@ def detect_process_group(environment: Mapping[str, str] = os.environ) -> Rendezv
         UserError: The environment describes a group, but not where it meets.
     """
     if all(environment.get(name) for name in _TORCHRUN):
+        # the launchers of torch and DeepSpeed name the number of processes on this node differently
+        local_size = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE")
+        one_machine = local_size == environment["WORLD_SIZE"]
+        replaced = one_machine and not environment.get(_AGENT_STORE)
         return RendezvousInfo(
             rank=_parse_int(environment, "RANK"),
             world_size=_parse_int(environment, "WORLD_SIZE"),
             local_rank=_parse_int(environment, "LOCAL_RANK"),
-            address=environment["MASTER_ADDR"],
+            address=LOOPBACK if replaced else environment["MASTER_ADDR"],
             port=_parse_int(environment, "MASTER_PORT"),
+            one_machine=one_machine,
         )
     if all(name in environment for name in _SLURM_STEP):
         world_size = _parse_int(environment, "SLURM_STEP_NUM_TASKS")
@@ -71,7 +91,7 @@ def join_process_group(group: RendezvousInfo, *, num_gpus: int = 0) -> Distribut
     Raises:
         UserError: The store cannot be reached, or no GPU is left for this process.
     """
-    from torch.distributed import DistError, PrefixStore, rendezvous  # seconds to import
+    from torch.distributed import DistError, PrefixStore  # seconds to import
 
     # with `srun --gpus-per-task 1` each process sees its own GPU only, as number 0
     local_rank = group.local_rank if num_gpus != 1 else 0
@@ -88,8 +108,11 @@ def join_process_group(group: RendezvousInfo, *, num_gpus: int = 0) -> Distribut
         MASTER_ADDR=group.address,
         MASTER_PORT=str(group.port),
     )
+    if group.one_machine:
+        for library in ("GLOO", "NCCL"):  # their own connections, unless the user names an interface
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     try:
-        store = next(iter(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT)))[0]
+        store = _connect(group)
     except (DistError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -98,6 +121,54 @@ def join_process_group(group: RendezvousInfo, *, num_gpus: int = 0) -> Distribut
         ) from error
     return DistributedContext(
         rank=group.rank, world_size=group.world_size, local_rank=local_rank, store=PrefixStore("imsm", store)
+    )
+
+
+def _connect(group: RendezvousInfo) -> TCPStore:
+    """Return the group's store, which rank 0 holds unless torchrun does."""
+    from torch.distributed import TCPStore
+
+    if group.rank == 0 and not os.environ.get(_AGENT_STORE):
+        return listening_store(group.address, group.port, world_size=group.world_size, loopback=group.one_machine)
+    return TCPStore(group.address, group.port, group.world_size, is_master=False, timeout=_RENDEZVOUS_TIMEOUT)
+
+
+def listening_store(address: str, port: int = 0, *, world_size: int | None = None, loopback: bool = True) -> TCPStore:
+    """Return a store that listens on ``address`` only; with port 0 on a free port, its ``port``.
+
+    With ``world_size`` it waits until as many processes have connected. Without ``loopback`` the address must be
+    reachable from other machines.
+
+    Raises:
+        UserError: The address is not one of this machine, or only reachable from it, or the port is not free.
+    """
+    from torch.distributed import TCPStore
+
+    given = f"MASTER_ADDR={address} MASTER_PORT={port}"
+    try:
+        family, _, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        # torch itself would listen on all interfaces
+        listener = socket.create_server(target[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise UserError(
+            f"{given}: the first process cannot listen there ({error.strerror or error}); set MASTER_ADDR to an "
+            "address of its machine, and MASTER_PORT to a free port"
+        ) from error
+    name = str(target[0])
+    # many distributions map a machine's own name to 127.0.1.1
+    if not loopback and address not in (name, "localhost") and (name.startswith("127.") or name == "::1"):
+        listener.close()
+        raise UserError(
+            f"{given}: is {name} on the first machine, which others cannot reach; set MASTER_ADDR to its IP address"
+        )
+    return TCPStore(
+        address,
+        listener.getsockname()[1],
+        world_size,
+        is_master=True,
+        timeout=_RENDEZVOUS_TIMEOUT,
+        wait_for_workers=world_size is not None,
+        master_listen_fd=listener.detach(),
     )
 
 
@@ -174,7 +245,9 @@ def print_always(text: str) -> None:
 
 def _slurm_step(environment: Mapping[str, str], world_size: int) -> RendezvousInfo:
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+    one_machine = environment.get("SLURM_STEP_NUM_NODES") == "1"
     address = environment.get("MASTER_ADDR") or (first_host(nodes) if nodes else None)
+    address = LOOPBACK if one_machine else address
     if not address:
         raise UserError("SLURM_STEP_NODELIST: is not set; set MASTER_ADDR to the first node's name")
     if environment.get("MASTER_PORT"):
@@ -189,6 +262,7 @@ def _slurm_step(environment: Mapping[str, str], world_size: int) -> RendezvousIn
         local_rank=_parse_int(environment, "SLURM_LOCALID"),
         address=address,
         port=port,
+        one_machine=one_machine,
     )
 
 

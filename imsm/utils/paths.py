@@ -1,13 +1,51 @@
 """Folders on this machine: shipped yamls, caches and runs."""
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path, user_data_path
 
 from imsm.utils.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
+PATH_NAME = "must consist of letters, digits and . _ -, begin with a letter or digit, and have at most 200 characters"
+_PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+def check_path_name(name: Any, *, key: str, source: Path) -> str:
+    """Return ``name`` if it can be one part of a path, so that no file is read or written elsewhere.
+
+    ``source`` is the file that contains it under ``key``.
+
+    Raises:
+        UserError: It is not a string, or contains other characters than `PATH_NAME` says.
+    """
+    if not is_path_name(name):
+        raise UserError(f"{source}: {key}={str(name)[:80]!r}: {PATH_NAME}")
+    return str(name)
+
+
+def is_path_name(name: Any) -> bool:
+    """Return whether ``name`` can be one part of a path: no separator, no dot first, ASCII only."""
+    return isinstance(name, str) and _PATH_NAME.fullmatch(name) is not None
+
+
+def check_no_links(folder: Path) -> None:
+    """Check that a run directory contains no symbolic link: writing through one would change files elsewhere.
+
+    Raises:
+        UserError: It contains one.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent) / name
+            if path.is_symlink():
+                raise UserError(
+                    f"{path}: is a symbolic link, and writing to this folder could change files elsewhere; replace "
+                    f"it by a copy (cp -rL {folder.name} COPY copies the folder without links)"
+                )
 
 
 def cache_folder() -> Path:

@@ -3,12 +3,22 @@
 from collections.abc import Iterator
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from imsm.utils.messages import INCONSISTENT
+from imsm.utils.paths import PATH_NAME, is_path_name
+
+
+def _check_path_name(value: str) -> str:
+    if not is_path_name(value):
+        raise ValueError(PATH_NAME)
+    return value
+
 
 Text = Annotated[str, Field(min_length=1)]
+PathName = Annotated[Text, AfterValidator(_check_path_name)]
+"""A name that becomes part of a path."""
 FIELDS_ONLY = "fields_only"
 """Validation context that skips `StrictModel.check`."""
 

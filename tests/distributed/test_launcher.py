@@ -147,6 +147,8 @@ def test_workers_communicate_and_the_first_failure_is_raised(tmp_path: Path, cap
     for rank in (0, 1):
         received = json.loads((tmp_path / f"received-{rank}.json").read_text())
         assert received == [["I am 0", "I am 1"], 7, 2, rank]
+        # gloo's connections: 127.0.0.1, not an address that other machines can reach
+        assert set(json.loads((tmp_path / f"listening-{rank}.json").read_text())) == {"0100007F"}
     (log,) = (tmp_path / "run" / "processes").glob("*/1.log")
     assert "ValueError: rank 1 failed" in log.read_text()
     assert capfd.readouterr().err == ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 from imsm.distributed import rendezvous
 from imsm.distributed.context import DistributedContext
@@ -19,6 +20,7 @@ from imsm.distributed.rendezvous import (
     detect_process_group,
     first_host,
     join_process_group,
+    listening_store,
     run_in_group,
 )
 from imsm.utils.errors import RunError, UserError
@@ -204,3 +206,51 @@ def test_srun_processes_communicate_and_only_rank_0_prints(tmp_path: Path) -> No
         else:
             assert (codes, stderr) == ([2, 2], ["imsm: data=x: is bad\n", ""])
     assert received(tmp_path) == EXPECTED
+
+
+def listening_addresses(port: int) -> list[str]:
+    """Return the local addresses on which a TCP port listens, from /proc/net."""
+    found = []
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            address, _, number = local.partition(":")
+            if state == "0A" and int(number, 16) == port:
+                found.append(socket.inet_ntoa(bytes.fromhex(address)[::-1]) if name == "tcp" else address)
+    return found
+
+
+def test_the_store_listens_on_the_given_address_only() -> None:
+    for address in ("127.0.0.1", "127.0.0.5"):
+        store = listening_store(address)
+        client = TCPStore(address, store.port, is_master=False)
+        client.set("key", "value")
+        assert store.get("key") == b"value"
+        assert listening_addresses(store.port) == [address]
+
+
+def test_an_address_that_other_machines_cannot_use_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"MASTER_ADDR=192\.0\.2\.1"):
+        listening_store("192.0.2.1", loopback=False)
+    with pytest.raises(UserError, match=r"MASTER_ADDR=no\.such\.host\.invalid"):
+        listening_store("no.such.host.invalid", loopback=False)
+    taken = listening_store("127.0.0.1")
+    with pytest.raises(UserError, match=f"MASTER_PORT={taken.port}"):
+        listening_store("127.0.0.1", taken.port)
+    own = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
+    monkeypatch.setattr(rendezvous.socket, "getaddrinfo", lambda *_, **__: own)
+    with pytest.raises(UserError, match=r"node1.*is 127\.0\.1\.1"):
+        listening_store("node1", loopback=False)
+
+
+def test_processes_on_one_machine_meet_on_the_loopback_interface() -> None:
+    one_machine = TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}
+    for environment in (one_machine, TORCHRUN | {"LOCAL_SIZE": "8"}, SRUN | {"SLURM_STEP_NUM_NODES": "1"}):
+        group = detect_process_group(environment)
+        assert group is not None and group.one_machine and group.address == "127.0.0.1"
+    # torchrun holds the store itself, at the address that it gives
+    group = detect_process_group(one_machine | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+    assert group is not None and group.address == "node1"
+    for environment in (TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}, SRUN | {"SLURM_STEP_NUM_NODES": "2"}):
+        group = detect_process_group(environment)
+        assert group is not None and not group.one_machine and group.address != "127.0.0.1"

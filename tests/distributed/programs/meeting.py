@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import distributed
+
 from imsm.distributed.context import DistributedContext
+from imsm.distributed.process_group import init_process_group
 from imsm.distributed.worker import run_worker
 from imsm.utils.errors import UserError
+
+
+def own_listeners() -> list[str]:
+    """Return the addresses, in hexadecimal digits, on which this process accepts TCP connections."""
+    links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links]
 
 
 def communicate(settings: dict[str, Any], dist_context: DistributedContext) -> None:
@@ -18,6 +30,9 @@ def communicate(settings: dict[str, Any], dist_context: DistributedContext) -> N
     number = dist_context.run_on_main(lambda: 7)
     path = Path(settings["folder"]) / f"received-{dist_context.rank}.json"
     path.write_text(json.dumps([texts, number, dist_context.world_size, dist_context.local_rank]))
+    init_process_group(dist_context, device=torch.device("cpu"), timeout_minutes=1.0)
+    distributed.barrier()
+    (Path(settings["folder"]) / f"listening-{dist_context.rank}.json").write_text(json.dumps(own_listeners()))
     dist_context.all_gather("written")
     if settings.get("fails") and dist_context.rank == 1:
         raise ValueError("rank 1 failed")

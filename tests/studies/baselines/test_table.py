@@ -15,7 +15,7 @@ def entries(target: float, one: float, other: float, *, test_set: str = "a") -> 
         name: {
             "role": role,
             "trained_on": role == "target",
-            "test_set": f"{name}/{test_set}",
+            "test_set": f"{name}-{test_set}",
             "headline": "accuracy",
             "metrics": {"accuracy": points},
         }
