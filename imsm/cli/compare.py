@@ -1,7 +1,8 @@
 """`imsm compare OVERRIDES`: show the runs of a sweep in one table.
 
-The overrides are those of `imsm run -m`. Results are read, nothing is run: a missing or failed run
-is shown with its command. For a search (`sweep=optuna`), the trials of its latest start are shown.
+The overrides are those of `imsm run -m`. Runs that differ only in the seed share a row: the mean with its
+95 % interval over seeds; `--each-seed` gives each its own row. Results are read, nothing is run: a missing or
+failed run is shown with its command. For a search (`sweep=optuna`), the trials of its latest start are shown.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """Return the parser of the command; ``words`` for completion."""
     parser = argparse.ArgumentParser(prog="imsm compare", description="Show the runs of a sweep in one table.")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", choices=words, help="those of `imsm run -m`")
+    parser.add_argument("--each-seed", action="store_true", help="one row per seed instead of the mean over seeds")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table as Markdown")
     add_config_dir(parser)
     return parser
@@ -51,7 +53,7 @@ def main(arguments: list[str]) -> None:
         key, run = _sweep_run(composer, overrides)
         # the first row of equal runs is kept, e.g. the original for several values of gate.rank
         runs.setdefault(key, run)
-    tables = sweep_tables(list(runs.values()))
+    tables = sweep_tables(list(runs.values()), each_seed=options.each_seed)
     render_terminal(tables)
     if options.output is not None:
         write_output(options.output, render_markdown(tables))

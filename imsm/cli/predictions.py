@@ -1,7 +1,8 @@
 """`imsm predictions RUN ...`: export the predictions of finished runs.
 
 By default one row per method and task is printed; `--seeds` averages over seeds, `--output FILE`
-writes the table, and `--full` writes every prediction. No model is loaded.
+writes the table, `--full` writes every prediction, and `--by-example` writes the prompt, the accepted
+answers and the responses of all runs in one row per example. No model is loaded.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"write the table; ends in {', '.join(_FORMATS)}")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--full", action="store_true", help="write every prediction instead of the summary")
+    rows.add_argument("--by-example", action="store_true", help="write one row per example, with columns per run")
     rows.add_argument("--seeds", action="store_true", help="average over runs that differ only in the seed")
     return parser
 
@@ -44,17 +46,29 @@ def main(arguments: list[str]) -> None:
     output = options.output
     if output is not None and output.suffix not in _FORMATS:
         raise UserError(f"--output {output}: must end in {', '.join(_FORMATS)}")
-    if options.full and output is None:
-        raise UserError("--full: predictions are written, not printed; add --output FILE")
-    if options.full and output.suffix == ".md":
-        raise UserError(f"--output {output}: must end in .csv or .jsonl with --full; predictions have line breaks")
+    if options.full or options.by_example:
+        option = "--full" if options.full else "--by-example"
+        if output is None:
+            raise UserError(f"{option}: predictions are written, not printed; add --output FILE")
+        if output.suffix == ".md":
+            raise UserError(
+                f"--output {output}: must end in .csv or .jsonl with {option}; predictions have line breaks"
+            )
     from rich.console import Console
 
-    from imsm.reporting.prediction_table import as_table, average_over_seeds, prediction_table, summarize_predictions
+    from imsm.reporting.prediction_table import (
+        as_table,
+        average_over_seeds,
+        compare_by_example,
+        prediction_table,
+        summarize_predictions,
+    )
     from imsm.reporting.render.table import print_table
 
     table = prediction_table([resolve_run_dir(run) for run in options.runs])
-    if not options.full:
+    if options.by_example:
+        table = compare_by_example(table)
+    elif not options.full:
         table = average_over_seeds(table) if options.seeds else summarize_predictions(table)
     if output is None:
         print_table(as_table(table), Console())

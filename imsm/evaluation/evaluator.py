@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy
 from transformers import PreTrainedTokenizerBase
 
 from imsm.data.example import Example
@@ -22,6 +23,8 @@ from imsm.evaluation.inference import GetModel, run_inference
 from imsm.evaluation.predictions import write_predictions
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.evaluation.scoring import score_predictions
+from imsm.evaluation.statistics.bootstrap import standard_error
+from imsm.evaluation.statistics.forgetting import chance_level, is_above_chance
 from imsm.utils.hashing import hash_json
 
 
@@ -38,7 +41,10 @@ class EvalResult:
         truncated: Number of responses that reached the token limit.
         reference_loglik: Mean over examples of ln p of the most likely accepted answer.
         gate_mean: Mean weight of the original stream; None unless the stream is "interwoven".
+        chance: Headline score of the best constant answer; 0 for open questions.
+        above_chance: Whether the headline score is two standard errors above it.
         protocols: metrics, headline and unparsed of every protocol.
+        predictions_sha256: SHA-256 of `predictions.jsonl`; None in processes that do not write it.
     """
 
     num_examples: int
@@ -51,7 +57,10 @@ class EvalResult:
     truncated: int
     reference_loglik: float | None
     gate_mean: float | None
+    chance: float
+    above_chance: bool
     protocols: dict[str, dict[str, Any]]
+    predictions_sha256: str | None
 
 
 def evaluate(
@@ -126,9 +135,10 @@ def score_responses(
         }
         scores = [known | new for known, new in zip(scores, example_scores, strict=True)]
     # Every rank has all responses, which run_inference gathers; two writers would race.
+    predictions_sha256 = None
     if dist_context.is_main:
         columns = (eval_set.examples, eval_set.prompts, responses, references, texts["strict"], scores)
-        write_predictions(output_dir, (_prediction(*row) for row in zip(*columns, strict=True)))
+        predictions_sha256 = write_predictions(output_dir, (_prediction(*row) for row in zip(*columns, strict=True)))
     return EvalResult(
         num_examples=len(responses),
         protocol=protocol,
@@ -138,8 +148,18 @@ def score_responses(
         truncated=sum(not row["ended"] for row in responses),
         reference_loglik=_mean([row["loglik"] for row in references if row is not None]),
         gate_mean=_mean([row["gate_mean"] for row in responses if row["gate_mean"] is not None]),
+        **_chance(eval_set.examples, [row[protocols[protocol]["headline"]] for row in scores]),
         protocols=protocols,
+        predictions_sha256=predictions_sha256,
     )
+
+
+def _chance(examples: Sequence[Example], scores: Sequence[float]) -> dict[str, Any]:
+    """Return ``chance`` and ``above_chance`` of an `EvalResult`."""
+    chance = chance_level([example.golds for example in examples])
+    error, _ = standard_error(numpy.asarray(scores, dtype=float), [example.group for example in examples])
+    above = is_above_chance(100 * fmean(scores), chance=chance, items=len(scores), error=100 * error or None)
+    return {"chance": chance, "above_chance": above}
 
 
 def _prediction(
@@ -153,6 +173,7 @@ def _prediction(
     return {
         "id": example.id,
         "group": example.group,
+        "prompt": example.prompt,
         "prompt_hash": hash_json(prompt.prompt_ids),
         "response": response["text"],
         "tokens": response["tokens"],

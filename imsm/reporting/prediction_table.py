@@ -105,6 +105,28 @@ def average_over_seeds(predictions: pandas.DataFrame) -> pandas.DataFrame:
     return means.drop(columns="configuration").set_index("run").reset_index()
 
 
+def compare_by_example(predictions: pandas.DataFrame) -> pandas.DataFrame:
+    """Return one row per example of `prediction_table`.
+
+    Returns:
+        ``task``, ``test_set``, ``id``, ``metric``, ``prompt``, ``references`` (joined by " | "), then
+        ``response``, ``answer`` and ``score`` of each run, e.g. ``peft: response``; empty for a run without
+        the example. Runs of one method have their folder's name in the column, e.g. ``peft (RUN): score``.
+    """
+    keys = ["task", "test_set", "id", "metric"]
+    runs = predictions[["run", "method"]].drop_duplicates()
+    ambiguous = set(runs["method"][runs["method"].duplicated()])
+    labels = [f"{method} ({run})" if method in ambiguous else method for run, method in runs.itertuples(index=False)]
+    examples = predictions.drop_duplicates(keys).set_index(keys)
+    texts = [" | ".join(accepted) for accepted in examples["references"]]
+    table = examples[["prompt"]].assign(references=texts)
+    for label, (run, method) in zip(labels, runs.itertuples(index=False), strict=True):
+        own = predictions[(predictions["run"] == run) & (predictions["method"] == method)].set_index(keys)
+        for column in ("response", "answer", "score"):
+            table[f"{label}: {column}"] = own[column]
+    return table.reset_index()
+
+
 def _interval(predictions: pandas.DataFrame) -> Interval:
     """Return the interval of the mean score over the seeds."""
     scores = predictions.pivot(index="id", columns="run", values="score")

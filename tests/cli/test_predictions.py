@@ -60,6 +60,14 @@ def test_tables_are_printed_and_written(
     assert len(pandas.read_json(tmp_path / "summary.jsonl", lines=True)) == len(summarize_predictions(expected))
 
 
+def test_an_example_has_one_row_with_the_responses_of_all_runs(runs: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "examples.csv"
+    assert main(["predictions", *map(str, runs), "--by-example", "--output", str(output)]) == 0
+    read = pandas.read_csv(output)
+    assert len(read) == len(prediction_table(runs).drop_duplicates(["task", "id"]))
+    assert {"prompt", "references", "original: response", "peft: response", "imsm: response"} <= set(read.columns)
+
+
 def test_the_seed_of_a_csv_is_an_integer(runs: list[Path], tmp_path: Path) -> None:
     assert main(["predictions", str(runs[0]), "--output", str(tmp_path / "out.csv")]) == 0
     seeds = {line.split(",")[2] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]}
@@ -72,6 +80,7 @@ def test_the_seed_of_a_csv_is_an_integer(runs: list[Path], tmp_path: Path) -> No
         (["nowhere"], "nowhere"),
         (["{run}", "--output", "x.xlsx"], "must end in .csv, .md, .jsonl"),
         (["{run}", "--full"], "add --output FILE"),
+        (["{run}", "--by-example"], "add --output FILE"),
         (["{run}", "--full", "--output", "x.md"], ".csv or .jsonl"),
         (["{empty}"], "result.json"),
     ],

@@ -10,9 +10,15 @@ import pandas
 import pytest
 
 from imsm.evaluation.result import read_result, write_result
-from imsm.reporting.prediction_table import as_table, average_over_seeds, prediction_table, summarize_predictions
+from imsm.reporting.prediction_table import (
+    as_table,
+    average_over_seeds,
+    compare_by_example,
+    prediction_table,
+    summarize_predictions,
+)
 from imsm.utils.errors import UserError
-from tests.reporting.factories import TASKS, N, predictions_file, write_run, write_seed
+from tests.reporting.factories import HOSTILE, TASKS, N, predictions_file, write_run, write_seed
 
 
 def test_every_method_is_included_once(shared_runs: dict[str, Any]) -> None:
@@ -60,6 +66,20 @@ def test_seeds_are_averaged_within_a_configuration(runs: dict[str, Any]) -> None
     assert sorted(set(zip(trained["run"], trained["seeds"], strict=True))) == sorted(
         [(folders[0].name, 2), (other.name, 1)]
     )
+
+
+def test_an_example_has_its_prompt_accepted_answers_and_the_responses_of_all_runs(runs: dict[str, Any]) -> None:
+    peft, imsm = runs["peft"][0], runs["imsm"][0]
+    table = compare_by_example(prediction_table([peft, imsm]))
+    assert len(table) == N * len(TASKS) and not table.isna().any(axis=None)
+    row = table[table["id"] == "webq/3"].squeeze()
+    assert row["prompt"].startswith("Question 3:") and row["references"] == "paris"
+    for method in ("peft", "imsm"):
+        assert row[f"{method}: response"] == HOSTILE
+        assert row[f"{method}: score"] == runs[method][2]["webq"][3]
+    seed = write_seed(runs, "peft", seed=1)
+    columns = set(compare_by_example(prediction_table([peft, seed])).columns)
+    assert {f"peft ({folder.name}): answer" for folder in (peft, seed)} | {"original: answer"} <= columns
 
 
 def test_damaged_predictions_are_named(runs: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import scipy.stats
 from rich.console import Console
 
 from imsm.reporting.sweep_table import SweepRun, render_markdown, render_terminal, sweep_tables
@@ -53,10 +54,54 @@ def test_a_failed_run_is_listed_with_its_error_and_command() -> None:
         )
         for seed, failure in enumerate(["NaN", None])
     ]  # fmt: skip
-    (found,) = sweep_tables(runs)
+    (found,) = sweep_tables(runs, each_seed=True)
     assert found.table.rows[1][-1] == "failed"
     assert (found.failed, found.missing) == ([("NaN", "imsm run seed=0")], ["imsm run seed=1"])
     assert found.commands == ["failed: NaN", "  run again: imsm run seed=0", "missing: imsm run seed=1"]
+
+
+def seeds(*points: float | None) -> list[SweepRun]:
+    return [
+        SweepRun(
+            swept={"seed": str(seed), "method": method}, target="gsm8k", about={"seed": f"seed {seed}"}, command="",
+            result=None if value is None else result(method, f"seed={seed}", points=value),
+        )
+        for method in ("original", "peft")
+        for seed, value in enumerate(points)
+    ]  # fmt: skip
+
+
+def test_runs_that_differ_in_the_seed_share_a_row_with_the_interval_over_seeds() -> None:
+    (found,) = sweep_tables(seeds(40.0, 50.0, 60.0))
+    assert found.table.columns[:3] == ["method", "seeds", "gsm8k"] and len(found.table.rows) == 2
+    half_width = scipy.stats.t.ppf(0.975, 2) * 10 / 3**0.5
+    assert set(found.table.rows[1][2:-2]) == {f"50.0 ± {half_width:.1f}"} and found.table.rows[1][1] == "3"
+    assert any("Student" in note for note in found.table.notes)
+    assert found.table.caption.endswith("seeds 0, 1, 2")
+    (each,) = sweep_tables(seeds(40.0, 50.0, 60.0), each_seed=True)
+    assert [row[2] for row in each.table.rows[1:]] == ["40.0", "50.0", "60.0"]
+
+
+def test_the_mean_is_over_the_finished_seeds() -> None:
+    (found,) = sweep_tables(seeds(40.0, None, 60.0))
+    row = dict(zip(found.table.columns, found.table.rows[1], strict=True))
+    assert row["seeds"] == "2 of 3" and row["gsm8k"].startswith("50.0 ± ") and len(found.missing) == 2
+
+
+def test_tests_at_chance_are_named() -> None:
+    record = result("peft", "peft=lora")
+    record["evaluation"]["original"] = {
+        name: {**entry, "above_chance": name != "mrpc"} for name, entry in record["evaluation"]["tasks"].items()
+    }
+    (found,) = sweep_tables([with_result("lora", record)])
+    (note,) = [note for note in found.table.notes if "at chance" in note]
+    assert "mrpc" in note and "webq" not in note
+
+
+def test_a_failure_in_markdown_is_text_without_control_characters() -> None:
+    failed = SweepRun(swept={}, target="a", about={}, command="c", result=None, failure="<b>\x1b[2J")
+    text = render_markdown(sweep_tables([failed]))
+    assert r"&lt;b>\x1b[2J" in text and "\x1b" not in text
 
 
 def test_a_test_that_a_run_was_trained_on_is_in_no_average() -> None:

@@ -71,16 +71,21 @@ def retention(score: float, original: float, *, chance: float, items: int, error
         ValueError: A score that is not finite.
     """
     as_finite_array([score, original, chance])
-    if items < 1:
-        return None
-    if error is None:
-        # At 0 and 100 points the binomial error would be 0.
-        share = min(max(original / 100, 1 / (items + 1)), items / (items + 1))
-        error = 100 * (share * (1 - share) / items) ** 0.5
     # Close to chance the denominator is noise, and retention could have any value.
-    if original <= chance + _MIN_STANDARD_ERRORS * error:
+    if not is_above_chance(original, chance=chance, items=items, error=error):
         return None
     return 100 * (score - chance) / (original - chance)
+
+
+def is_above_chance(score: float, *, chance: float, items: int, error: float | None = None) -> bool:
+    """Return whether a score is two standard errors above the chance level; the arguments are those of `retention`."""
+    if items < 1:
+        return False
+    if error is None:
+        # At 0 and 100 points the binomial error would be 0.
+        share = min(max(score / 100, 1 / (items + 1)), items / (items + 1))
+        error = 100 * (share * (1 - share) / items) ** 0.5
+    return score > chance + _MIN_STANDARD_ERRORS * error
 
 
 def stability(retentions: Mapping[str, float | None]) -> float | None:

@@ -182,6 +182,22 @@ def seed_ci(
     return Interval(estimate=estimate, low=estimate - half_width, high=estimate + half_width, level=level)
 
 
+def student_ci(values: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Compute Student's interval of the mean of S seeds' scores; a point for one seed.
+
+    It covers another training on the same examples, not other examples.
+
+    Raises:
+        ValueError: No values, a value that is not finite, or a level that is not between 0 and 1.
+    """
+    array = as_finite_array(values)
+    mean, half_width = float(array.mean()), 0.0
+    if len(array) > 1:
+        error = float(array.std(ddof=1)) / len(array) ** 0.5
+        half_width = float(stats.t.ppf((1 + check_level(level)) / 2, len(array) - 1)) * error
+    return Interval(estimate=mean, low=mean - half_width, high=mean + half_width, level=level)
+
+
 def macro_average_ci(parts: Sequence[Interval], *, tests: Sequence[str]) -> Interval:
     """Compute the interval of the mean of K scores on several evaluation sets.
 

@@ -22,6 +22,9 @@ class TokenHeatmap:
     """A generated response with the original's gate weight at each token."""
 
     title: str
+    prompt: str
+    references: str  # accepted answers
+    others: list[tuple[str, str]] = field(default_factory=list)  # label and response of the compared runs
     pieces: list[str]
     weights: list[float]
 

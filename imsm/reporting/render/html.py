@@ -10,6 +10,9 @@ from markupsafe import Markup
 from imsm.reporting.render.document import Report, Section, TokenHeatmap
 from imsm.utils.control_characters import escape_controls
 
+_MAX_TEXT = 600
+"""Longest prompt or response on the page, in characters; the predictions have the complete texts."""
+
 
 def render_html(report: Report, figures: Mapping[str, bytes]) -> str:
     """Return the page; all text is escaped and the figures (PNG by name) are embedded."""
@@ -30,8 +33,22 @@ def _section_values(section: Section, figures: Mapping[str, bytes]) -> dict[str,
         "figures": [
             {"alt": figure.alt, "data": base64.b64encode(figures[figure.name]).decode()} for figure in section.figures
         ],
-        "heatmaps": [{"title": heatmap.title, "tokens": _shade(heatmap)} for heatmap in section.heatmaps],
+        "heatmaps": [_heatmap_values(heatmap) for heatmap in section.heatmaps],
     }
+
+
+def _heatmap_values(heatmap: TokenHeatmap) -> dict[str, Any]:
+    texts = [("prompt", heatmap.prompt), ("accepted", heatmap.references), *heatmap.others]
+    return {
+        "title": heatmap.title,
+        "texts": [(name, _shorten(text.strip()) or "∅") for name, text in texts],
+        "tokens": _shade(heatmap),
+    }
+
+
+def _shorten(text: str) -> str:
+    """Return both ends of a long text: prompts begin with instructions and end with the question."""
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT // 2]} […] {text[-_MAX_TEXT // 2 :]}"
 
 
 def _shade(heatmap: TokenHeatmap) -> list[dict[str, str]]:

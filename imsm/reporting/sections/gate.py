@@ -1,5 +1,7 @@
 """Section: statistics of the gate."""
 
+import pandas
+
 from imsm.reporting.figures.gate import draw_gate
 from imsm.reporting.gate_stats import gate_table, gate_warnings
 from imsm.reporting.paired_comparison import CORRECT
@@ -64,11 +66,32 @@ def _heatmaps(data: ReportData, run: ComparedRun) -> list[TokenHeatmap]:
             continue
         # an empty response, or one from a run without token texts, has nothing to shade
         with_tokens = predictions[[bool(pieces) for pieces in predictions["token_texts"]]]
-        correct = with_tokens[f"score.{data.metrics[task]}"] >= CORRECT
+        correct = _correct(with_tokens, data.metrics[task])
         for name, rows in (("correct", with_tokens[correct]), ("wrong", with_tokens[~correct])):
             if len(rows):
-                row = rows.iloc[0]
-                pieces, weights = list(row["token_texts"]), list(row["gate_per_token"])
-                # a row of pandas is named by its index, here the example's id
-                heatmaps.append(TokenHeatmap(title=f"{run.label}, {row.name}, {name}", pieces=pieces, weights=weights))
+                heatmaps.append(_heatmap(data, run, task, rows.iloc[0], name))
     return heatmaps
+
+
+def _heatmap(data: ReportData, run: ComparedRun, task: str, row: pandas.Series, outcome: str) -> TokenHeatmap:
+    """Return one response with its prompt, the accepted answers, and the other runs' responses."""
+    # a row of pandas is named by its index, here the example's id
+    others = []
+    for other in data.runs:
+        found = other.predictions(task)
+        if other is not run and found is not None and row.name in found.index:
+            outcomes = _correct(found.loc[[row.name]], data.metrics[task])
+            label = f"{other.label}, {'correct' if outcomes.item() else 'wrong'}"
+            others.append((label, str(found.at[row.name, "response"])))
+    return TokenHeatmap(
+        title=f"{run.label}, {row.name}, {outcome}",
+        prompt=row["prompt"],
+        references=" | ".join(row["references"]),
+        others=others,
+        pieces=list(row["token_texts"]),
+        weights=list(row["gate_per_token"]),
+    )
+
+
+def _correct(predictions: pandas.DataFrame, metric: str) -> pandas.Series:
+    return predictions[f"score.{metric}"] >= CORRECT

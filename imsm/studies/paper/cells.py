@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-import numpy
-from scipy import stats
-
 from imsm.evaluation.metrics import is_mean_of_scores, resolve_metric
-from imsm.evaluation.statistics.intervals import Interval, macro_average_ci, seed_ci
+from imsm.evaluation.statistics.intervals import Interval, macro_average_ci, seed_ci, student_ci
 from imsm.evaluation.statistics.significance import student_t
 from imsm.models.builder import count_trainable
 from imsm.pipeline.plan.plan import build_plan_model
@@ -57,7 +54,7 @@ def row_average(cells: Mapping[str, TableCell], columns: Sequence[str]) -> Inter
         return macro_average_ci(intervals, tests=[cell.test for cell in averaged])
     if len(seed_counts) > 1:
         return _point(fmean(interval.estimate for interval in intervals))
-    return _student_interval([fmean(scores) for scores in zip(*(cell.seeds for cell in averaged), strict=True)])
+    return student_ci([fmean(scores) for scores in zip(*(cell.seeds for cell in averaged), strict=True)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +162,7 @@ def _interval(compared: Sequence[ComparedRun], task: str, metric: str, scores: S
         assert interval is not None
         return interval
     if not is_mean_of_scores(resolve_metric(metric)):
-        return _student_interval(scores)
+        return student_ci(scores)
     # An example without a passage is a group by itself, named by its id.
     groups = [group or name for name, group in frames[0]["group"].items()]
     return seed_ci([100 * frame[column].to_numpy(float) for frame in frames], groups=groups)
@@ -183,15 +180,6 @@ def _example_test(run: ComparedRun, reference: ComparedRun, task: str, metric: s
     if comparison.test is not None and is_mean_of_scores(resolve_metric(metric)):
         return "mcnemar" if comparison.test.p_value < ALPHA else None
     return "bootstrap" if comparison.difference.low > 0 or comparison.difference.high < 0 else None
-
-
-def _student_interval(scores: Sequence[float]) -> Interval:
-    """Return Student's interval of a mean over seeds."""
-    array = numpy.asarray(scores)
-    error = float(array.std(ddof=1)) / len(array) ** 0.5
-    half_width = float(stats.t.ppf((1 + LEVEL) / 2, len(array) - 1)) * error
-    mean = float(array.mean())
-    return Interval(estimate=mean, low=mean - half_width, high=mean + half_width, level=LEVEL)
 
 
 def _point(value: float) -> Interval:

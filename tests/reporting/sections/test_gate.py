@@ -17,6 +17,14 @@ def test_a_correct_and_a_wrong_response_are_shaded(data: ReportData) -> None:
     assert heatmaps[0].pieces == [HOSTILE, "\n"]
 
 
+def test_a_heat_map_shows_the_question_the_accepted_answers_and_the_other_runs(data: ReportData) -> None:
+    found = section(data, "gate").heatmaps[0]
+    number = found.title.split("/")[1].split(",")[0]
+    assert found.prompt == f"Question {number}: {HOSTILE}" and found.references == "paris"
+    assert [label.split(",")[0] for label, _ in found.others] == ["original", "peft"]
+    assert {text for _, text in found.others} == {HOSTILE}
+
+
 def test_a_second_gate_without_a_task_has_its_rows_and_panels(runs: dict[str, Any]) -> None:
     record = result("imsm", "gate=no_query")
     folder = runs["root"] / "no_query"
