@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from imsm.utils.errors import UserError
+from imsm.utils.json_files import read_json
 from imsm.utils.stop_signals import EXIT_CODES, STOP_SIGNALS, record
 
 STOPPED = 130
@@ -95,8 +96,8 @@ class WorkerProcess:
         if self.error_file is None or not self.error_file.is_file():
             return None
         try:
-            return WorkerError(**json.loads(self.error_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # killed while writing
+            return WorkerError(**read_json(self.error_file, fix="run the same command again"))
+        except (UserError, TypeError):  # killed while writing
             return None
 
     @property

@@ -16,6 +16,7 @@ from imsm.distributed.rendezvous import detect_process_group, join_process_group
 from imsm.distributed.supervisor import kill_on_parent_exit
 from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError
+from imsm.utils.json_files import read_json
 
 LAUNCHER_PID = "IMSM_LAUNCHER"
 """Environment variable with the launcher's process id."""
@@ -32,7 +33,7 @@ def run_worker(settings_path: Path, task: Callable[[dict[str, Any], DistributedC
     if launcher is None:
         silence_other_ranks()
     try:
-        settings = json.loads(settings_path.read_text(encoding="utf-8"))
+        settings = read_json(settings_path, fix="start the run again with `imsm run`")
         # before libraries that read them are imported; a node's own values win
         for name, value in settings.get("environment", {}).items():
             os.environ.setdefault(name, value)

@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Protocol
 
 import pandas
 
+from imsm.reporting.runs import headline
 from imsm.utils.files import write_atomic
 from imsm.utils.paths import cache_folder
 
@@ -65,10 +67,10 @@ class RunLogger:
         self._forward("log", lambda backend: backend.log(values, step))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Log the scores of a finished run, e.g. ``webq/contain``."""
+        """Log the scores of a finished run, e.g. ``webq/contain``, and to the backend their changes by training."""
         scores = flat_scores(result)
         self._write({"step": None, "time": time.time(), **scores})
-        self._forward("summary", lambda backend: backend.log_summary(scores))
+        self._forward("summary", lambda backend: backend.log_summary(scores | score_changes(result)))
 
     def log_report(self, folder: Path) -> None:
         """Upload the report of a finished run: page, tables, figures."""
@@ -99,18 +101,20 @@ class RunLogger:
 
     def _drop_incomplete_line(self) -> None:
         """Remove a last line that an earlier process could not finish."""
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        text = self._text()
         if text and not text.endswith("\n"):
             write_atomic(self.path, text[: text.rfind("\n") + 1])
 
     def _drop_from(self, step: int) -> None:
         """Remove the lines of this step and later ones, written by an earlier process."""
-        if not self.path.is_file():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = self._text().splitlines(keepends=True)
         kept = [line for line in lines if _step_of(line) < step]
         if len(kept) < len(lines):
             write_atomic(self.path, "".join(kept))
+
+    def _text(self) -> str:
+        # a failing disk may have damaged earlier lines, which the report leaves out
+        return self.path.read_text(encoding="utf-8", errors="replace") if os.path.lexists(self.path) else ""
 
     def _forward(self, event: str, call: Callable[[LoggerBackend], None]) -> None:
         if self.backend is None:
@@ -263,13 +267,35 @@ def flat_scores(result: Mapping[str, Any]) -> dict[str, float]:
     return {f"{task}/{metric}": value for task, entry in tasks.items() for metric, value in entry["metrics"].items()}
 
 
+def score_changes(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the headline scores minus the original's in points, and the averages over the forgetting tests.
+
+    Keys are ``change/<task>``, ``average/forgetting`` and ``average/change``; no changes for the original.
+    """
+    evaluation = result.get("evaluation", {})
+    tasks, original = evaluation.get("tasks", {}), evaluation.get("original") or {}
+    metrics = {name: headline(entry) for name, entry in tasks.items()}
+    changes = {
+        name: entry["metrics"][metrics[name]] - original[name]["metrics"][metrics[name]]
+        for name, entry in tasks.items()
+        if metrics[name] in original.get(name, {}).get("metrics", {})
+    }
+    forgetting = [name for name, entry in tasks.items() if entry["role"] == "forgetting"]
+    values = {f"change/{name}": value for name, value in changes.items()}
+    if forgetting:
+        values["average/forgetting"] = fmean(tasks[name]["metrics"][metrics[name]] for name in forgetting)
+    if forgetting and changes.keys() >= set(forgetting):
+        values["average/change"] = fmean(changes[name] for name in forgetting)
+    return values
+
+
 def _step_of(line: str) -> float:
     """Return the step of a line; an incomplete line sorts after all steps."""
     try:
         step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return math.inf if step is None else float(step)
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError):
         return math.inf
-    return math.inf if step is None else float(step)
 
 
 def _failure_warning(event: str, error: Exception, log: Path) -> str:

@@ -1,7 +1,7 @@
 """Hidden-state caches on disk, computed once and shared by all runs and processes.
 
     <cache>/hidden_states/<key>/lock                held while the cache is opened or computed
-                               /data/index.json     content, and the SHA-256 of the other files
+                               /data/index.json     content, and the SHA-256 of itself and of the other files
                                /data/hidden_states  h_o, (A, D), raw
                                /data/queries        q_o, (E, D), raw float32
                                /damaged/            a cache that did not match its index
@@ -32,13 +32,16 @@ from imsm.models.siamese.hidden_state_cache import (
     row_offsets,
 )
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.utils.files import file_lock, write_atomic
+from imsm.utils.errors import UserError
+from imsm.utils.files import file_lock
 from imsm.utils.hashing import HashingWriter, hash_file, hash_text
+from imsm.utils.json_files import read_hashed_json, write_hashed_json
 from imsm.utils.paths import cache_folder
 from imsm.utils.progress import progress_bar
 
-FORMAT = 2
+FORMAT = 3
 """Increased whenever the same examples would give other values, another row order or other files."""
+_SHAPE = {"files": dict, "dtype": str, "examples": int, "tokens": int, "width": int}
 INDEX, HIDDEN_STATES, QUERIES = "index.json", "hidden_states", "queries"
 
 
@@ -155,18 +158,15 @@ def read_index(path: Path) -> dict[str, Any]:
         OSError: The index is missing or damaged.
     """
     try:
-        index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
-        if not isinstance(index["sha256"], dict):
-            raise TypeError("no hashes")
-    except (ValueError, KeyError, TypeError) as error:
-        raise OSError(f"{INDEX} is damaged ({error})") from error
-    return index
+        return read_hashed_json(path / INDEX, fix="remove it with imsm cache clear", shape=_SHAPE)
+    except UserError as error:
+        raise OSError(str(error)) from error
 
 
 def verify(path: Path) -> str | None:
     """Hash a cache's files; return why it is unusable, or None if it matches its index."""
     try:
-        expected = read_index(path)["sha256"]
+        expected = read_index(path)["files"]
         for name in (HIDDEN_STATES, QUERIES):
             if hash_file(path / name) != expected.get(name):
                 return f"{name} is damaged: its hash differs"
@@ -212,9 +212,9 @@ def _write(
         "examples_sha256": key.examples,
         "examples": len(examples),
         "tokens": sum(len(example.answer_ids) for example in examples),
-        "sha256": {HIDDEN_STATES: hidden_states.hexdigest(), QUERIES: queries.hexdigest()},
+        "files": {HIDDEN_STATES: hidden_states.hexdigest(), QUERIES: queries.hexdigest()},
     }
-    write_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    write_hashed_json(folder / INDEX, index)
 
 
 def _raw_bytes(tensor: torch.Tensor) -> memoryview:

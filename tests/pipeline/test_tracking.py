@@ -14,9 +14,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imsm.pipeline.tracking import RunLogger, has_wandb_key, open_logger, without_secrets
+from imsm.pipeline.tracking import RunLogger, has_wandb_key, open_logger, score_changes, without_secrets
+from imsm.utils.errors import file_error
 
-RESULT = {"evaluation": {"tasks": {"webq": {"metrics": {"contain": 40.0, "exact_match": 30.0}}}}}
+RESULT = {
+    "evaluation": {
+        "tasks": {
+            "webq": {"role": "forgetting", "headline": "contain", "metrics": {"contain": 40.0, "exact_match": 30.0}}
+        }
+    }
+}
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -124,6 +131,28 @@ def test_secrets_are_removed_from_the_configuration() -> None:
     assert shown == {"hub": {"path": "x"}, "max_prompt_tokens": 5, "keys": 6}
 
 
+def test_the_summary_has_the_changes_by_training_and_the_averages() -> None:
+    def entry(role: str, points: float) -> dict[str, Any]:
+        return {"role": role, "headline": "contain", "metrics": {"contain": points, "f1": 1.0}}
+
+    tasks = {"gsm8k": entry("target", 90.0), "webq": entry("forgetting", 60.0), "mrpc": entry("forgetting", 40.0)}
+    original = {"gsm8k": entry("target", 10.0), "webq": entry("forgetting", 95.0), "mrpc": entry("forgetting", 45.0)}
+
+    changes = score_changes({"evaluation": {"tasks": tasks, "original": original}})
+
+    assert changes == {
+        "change/gsm8k": 80.0,
+        "change/webq": -35.0,
+        "change/mrpc": -5.0,
+        "average/forgetting": 50.0,
+        "average/change": -20.0,
+    }
+    assert score_changes({"evaluation": {"tasks": tasks}}) == {"average/forgetting": 50.0}
+    # an original that lacks a test has no average change
+    del original["mrpc"]
+    assert "average/change" not in score_changes({"evaluation": {"tasks": tasks, "original": original}})
+
+
 @pytest.mark.slow
 def test_a_real_offline_run_uploads_metrics_and_report(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -195,3 +224,18 @@ def test_an_unreachable_wandb_is_one_warning(tmp_path: Path, monkeypatch, capsys
     assert len(warnings) == 1
     assert warnings[0].startswith("warning: logger: start failed (") and "log.jsonl only" in warnings[0]
     assert len(lines(tmp_path)) == 2
+
+
+def test_a_log_with_damaged_lines_is_continued(tmp_path: Path) -> None:
+    nested = b'{"step": ' + b"[" * 100_000
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n\xff\xfe\n[]\n' + nested + b"\nhalf")
+    with open_logger(tmp_path, config={}, name="none") as logger:
+        logger.log(2, {"loss": 1.0})
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2]
+
+
+def test_a_folder_in_the_place_of_the_log_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with open_logger(tmp_path, config={}, name="none") as logger, pytest.raises(OSError) as caught:
+        logger.log(1, {"loss": 1.0})
+    assert str(tmp_path / "log.jsonl") in str(file_error(caught.value))

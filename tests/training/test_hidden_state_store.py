@@ -17,7 +17,7 @@ from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training import hidden_state_store
 from imsm.training.hidden_state_store import CacheKey, get_or_compute, make_cache_key, open_cache, read_index, verify
 from imsm.training.train_step import model_inputs
-from tests.helpers.damage import delete, flip_bit, truncate
+from tests.helpers.damage import DAMAGES, delete, flip_bit, truncate
 from tests.models.siamese.test_hidden_state_cache import TOKEN_GATE
 from tests.models.siamese.test_virtual_tokens import siamese as virtual_siamese
 from tests.models.siamese.tiny import QUERY_GATE, tiny_siamese
@@ -87,13 +87,30 @@ def test_a_damaged_cache_is_moved_away_and_computed_again(
     path = computed()
     intact = {file.name: file.read_bytes() for file in path.iterdir()}
     damage(path / name)
-    if (name, damage) == ("index.json", flip_bit):  # valid JSON whose hashes are missing
-        (path / name).write_text(json.dumps({**json.loads(intact[name]), "sha256": {}}))
     assert verify(path)
     assert computed() == path
     assert {file.name: file.read_bytes() for file in path.iterdir()} == intact
     assert "computed again" in capsys.readouterr().err
     assert (path.parent / "damaged").is_dir()
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"flipped"}))
+def test_a_cache_without_a_readable_index_is_damaged(damage: str) -> None:
+    path = computed()
+    DAMAGES[damage](path / "index.json")
+    assert "index.json" in str(verify(path))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"dtype": "float33"}, {"tokens": "x"}, {"width": 0}, {"dtype": "bfloat16"}, {"files": {}}]
+)
+def test_an_edited_index_is_damaged(changed: dict[str, object]) -> None:
+    path = computed()
+    index = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps(index | changed))
+    assert "index.json" in str(verify(path))
+    with pytest.raises(OSError):
+        open_cache(path, tiny_examples())
 
 
 def test_the_remains_of_a_killed_process_are_removed() -> None:

@@ -1,6 +1,5 @@
 """Download the files of a backbone without loading it, with one format of the weights only."""
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import cast
@@ -9,6 +8,7 @@ from huggingface_hub import HfApi, is_offline_mode, snapshot_download, try_to_lo
 
 from imsm.models.backbones.loading import load_error_message, resolve_path
 from imsm.utils.errors import UserError
+from imsm.utils.json_files import read_json
 
 _SMALL = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 _FORMATS = ("model.safetensors", "pytorch_model.bin")
@@ -67,7 +67,8 @@ def weight_files(names: Collection[str], *, source: str) -> tuple[str, str]:
 
 def parts_of_index(index: Path) -> list[str]:
     """Return the names of the shards that an index of weights lists."""
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    weights = read_json(index, fix="download it again", shape={"weight_map": dict})["weight_map"]
+    return sorted(set(map(str, weights.values())))
 
 
 def missing_files(source: str, *, revision: str | None) -> str | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from imsm.utils.errors import UserError
 from imsm.utils.files import file_lock
 from imsm.utils.hashing import HashingWriter, hash_file_cached
+from imsm.utils.json_files import read_json
 from imsm.utils.paths import cache_folder
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ def _folder(path: str) -> Path | None:
 def is_complete(folder: Path) -> bool:
     """Whether all files of a finished ``folder`` exist and are unchanged."""
     try:
-        digests = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))
+        digests = read_json(folder / _COMPLETE, fix="convert again")
         files = [hash_file_cached(folder / name) == digest for name, digest in digests.items()]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, UserError):
         return False
     return bool(files) and all(files)
 

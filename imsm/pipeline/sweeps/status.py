@@ -7,6 +7,7 @@ process that started the sweep reads them.
 """
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,14 @@ from typing import Literal
 
 import yaml
 
+from imsm.utils.errors import UserError, first_line
 from imsm.utils.files import write_atomic
 from imsm.utils.hashing import hash_text
+from imsm.utils.json_files import read_json, read_text
 
 FOLDER = "IMSM_SWEEP_DIR"
 """Environment variable from which conf/config.yaml reads `hydra.sweep.dir`."""
+_FIX = "run the same command again; finished runs are not repeated"
 TEMPORARY = "imsm-sweep-"
 """Prefix of the temporary folder of a sweep that leaves none; the process id follows."""
 
@@ -34,7 +38,7 @@ class JobOutcome:
     state: Literal["done", "skipped", "failed"]  # `skipped` if the run was finished before the sweep started
     exit_code: int = 0  # exit code that the job alone would have
     error: str | None = None  # error message in one line
-    objective: float | None = None  # value that a search maximizes
+    objective: float | list[float] | None = None  # values that a search maximizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +55,16 @@ class SweepDir:
 
     def read_statuses(self) -> dict[int, JobOutcome]:
         """Return the outcomes of the jobs that ended, by number."""
-        outcomes = [
-            JobOutcome(**json.loads(path.read_text(encoding="utf-8")))
-            for path in (self.folder / "status").glob("*.json")
-        ]
+        outcomes = map(_read_outcome, (self.folder / "status").glob("*.json"))
         return {outcome.number: outcome for outcome in sorted(outcomes, key=lambda outcome: outcome.number)}
+
+
+def _read_outcome(path: Path) -> JobOutcome:
+    values = read_json(path, fix=_FIX, shape={"number": int, "overrides": list, "state": str})
+    try:
+        return JobOutcome(**values)
+    except TypeError as error:
+        raise UserError(f"{path}: is of another version of imsm ({error}); {_FIX}") from error
 
 
 def sweep_dir(runs_root: Path, *, name: str, overrides: Sequence[str], config_dir: Path | None) -> Path:
@@ -113,10 +122,25 @@ def summary(outcomes: Sequence[JobOutcome], *, config_dir: Path | None) -> list[
 
 
 def format_best_trial(folder: Path) -> str:
-    """Return the best trial of a search, from the file that Hydra's Optuna sweeper writes."""
+    """Return the best trials of a search, from the file that Hydra's Optuna sweeper writes.
+
+    A search for target and retention has no single best trial: those are shown that no other trial beats in both.
+    """
     path = folder / "optimization_results.yaml"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return "search: no trial was evaluated on its target task; no best trial"
-    results = yaml.safe_load(path.read_text(encoding="utf-8"))
-    values = " ".join(f"{key}={value}" for key, value in results["best_params"].items())
-    return f"best: {values} gives {results['best_value']:.1f} points ({path})"
+    try:
+        results = yaml.safe_load(read_text(path, fix=_FIX))
+        if "solutions" not in results:
+            return f"best: {_params(results['best_params'])} gives {results['best_value']:.1f} points ({path})"
+        lines = ["not beaten in both target and average of the forgetting tests:"]
+        for trial in sorted(results["solutions"], key=lambda trial: -trial["values"][0]):
+            target, retention = trial["values"]
+            lines.append(f"  {target:.1f} and {retention:.1f} points: {_params(trial['params'])}")
+        return "\n".join([*lines, f"({path})"])
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged ({first_line(error)}); {_FIX}") from error
+
+
+def _params(values: Mapping[str, object]) -> str:
+    return " ".join(f"{key}={value}" for key, value in values.items())

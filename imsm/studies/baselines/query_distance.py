@@ -5,7 +5,6 @@
 Shapes: N queries, T positions, D hidden size; q_o is the mean of a query's original hidden states (eq. 2).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -22,8 +21,9 @@ from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.query_pooling import pool
 from imsm.pipeline.data import training_examples
 from imsm.studies.baselines.finished_run import FinishedRun
-from imsm.utils.files import write_atomic
+from imsm.utils.errors import UserError
 from imsm.utils.hashing import hash_json
+from imsm.utils.json_files import read_hashed_json, write_hashed_json
 from imsm.utils.progress import progress_bar
 
 Matrix = NDArray[np.float32]
@@ -64,11 +64,11 @@ def compute_query_distances(run: FinishedRun) -> QueryDistances:
     )
     path = run.folder / "baselines" / "query_distances.json"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored.pop("key") == key:
+        stored = read_hashed_json(path, fix="it is computed again")
+        if stored.pop("key", None) == key:
             return QueryDistances(**stored)
     # A missing, stale or damaged file is computed again.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, TypeError):
         pass
     states = partial(
         query_states, run.model(), pad_id=run.tokenizer.pad_token_id, batch_size=run.config.evaluation.batch_size
@@ -76,7 +76,7 @@ def compute_query_distances(run: FinishedRun) -> QueryDistances:
     queries = {name: states(eval_set.prompts, label=name) for name, eval_set in run.eval_sets.items()}
     distances = measure_distances(states(training, label="training"), queries, seed=run.config.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps({"key": key, **asdict(distances)}) + "\n")
+    write_hashed_json(path, {"key": key, **asdict(distances)})
     return distances
 
 

@@ -126,7 +126,7 @@ def load_table(name: str) -> PaperTable:
     path = folder / "grid.yaml"
     try:
         spec = TableSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, RecursionError) as error:
         raise UserError(f"{path}: is invalid ({str(error).splitlines()[-1].strip()})") from error
     with (folder / "paper.csv").open(encoding="utf-8", newline="") as stream:
         rows = [

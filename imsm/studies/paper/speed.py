@@ -27,6 +27,7 @@ from imsm.studies.paper.runs import RunIndex
 from imsm.studies.paper.spec import PaperTable
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
+from imsm.utils.json_files import read_json
 
 FILE = "speed.json"
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 64, 64, 5
@@ -80,13 +81,10 @@ def read_speed(folder: Path) -> dict[str, Any] | None:
         UserError: The file is damaged.
     """
     path = folder / FILE
-    try:
-        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it") from error
-    rows = measured["rows"] if isinstance(measured, dict) and measured.keys() >= _KEYS else None
+    measured: dict[str, Any] = read_json(path, fix="remove it")
+    rows = measured["rows"] if measured.keys() >= _KEYS else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _ROW_KEYS for row in rows):
         raise UserError(f"{path}: is not a speed measurement; remove it")
     return measured

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from imsm.pipeline.sweeps.status import (
     JobOutcome,
     SweepDir,
@@ -15,6 +17,8 @@ from imsm.pipeline.sweeps.status import (
     summary,
     sweep_dir,
 )
+from imsm.utils.errors import UserError
+from tests.helpers.damage import DAMAGES
 
 
 def test_statuses_are_read_in_order(tmp_path: Path) -> None:
@@ -63,3 +67,18 @@ def test_the_best_trial_is_read_from_optunas_file(tmp_path: Path) -> None:
     assert "no trial" in format_best_trial(tmp_path)
     (tmp_path / "optimization_results.yaml").write_text("best_params: {gate.rank: 4}\nbest_value: 61.25\n")
     assert format_best_trial(tmp_path).startswith("best: gate.rank=4 gives 61.2 points (")
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"missing", "flipped"}))
+def test_a_damaged_file_of_a_sweep_is_named(tmp_path: Path, damage: str) -> None:
+    attempt = new_attempt(tmp_path)
+    attempt.write_status(JobOutcome(number=0, overrides=[], state="done"))
+    DAMAGES[damage](attempt.folder / "status" / "0.json")
+    with pytest.raises(UserError, match=r"0\.json"):
+        attempt.read_statuses()
+    results = tmp_path / "optimization_results.yaml"
+    results.write_text("best_params: {seed: 1}\nbest_value: 50.0\n")
+    assert "seed=1 gives 50.0" in format_best_trial(tmp_path)
+    DAMAGES[damage](results)
+    with pytest.raises(UserError, match=r"optimization_results\.yaml"):
+        format_best_trial(tmp_path)
