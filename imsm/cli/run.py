@@ -156,6 +156,9 @@ def _sweep_spec(options: Namespace, config_dir: Path | None) -> SweepSpec:
     if _prints_only(options):
         return SweepSpec()
     spec = composer.sweep_spec(options.overrides, sweep=options.multirun)
+    # in a sweep over methods an override may be meant for one of them
+    if not spec.several and (unused := composer.without_effect(spec.overrides)):
+        print(f"imsm: {', '.join(unused)}: no effect with this method; omit it", file=sys.stderr)
     if spec.launcher == "submitit_slurm" and shutil.which("sbatch") is None:
         raise UserError("sweep=slurm: no sbatch on this machine; start the sweep on a login node, or use sweep=local")
     if spec.keeps_folder and detect_process_group() is not None:

@@ -7,6 +7,7 @@ third job of a sweep only after the first two have run.
 import copy
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +15,22 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imsm.config.overrides import check_key, check_option, check_task_sequence, not_an_override
+from imsm.config.overrides import (
+    check_blanks,
+    check_key,
+    check_option,
+    check_repeated,
+    check_task_sequence,
+    not_an_override,
+    not_parsed,
+)
 from imsm.config.schema import RunConfig
 from imsm.config.sweep import SweepSpec, expand_jobs, shared_run_dir_errors
 from imsm.utils.errors import UserError
@@ -32,6 +41,9 @@ CONFIG_DIR = "IMSM_CONFIG_DIR"
 _GROUPS = (*RunConfig.model_fields, "sweep")
 _EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "optuna": "optuna"}
 """Hydra's name of a launcher or sweeper -> the extra of this project that installs it."""
+_GATE_ONLY = ("gate.", "trainer.gate_learning_rate.")
+_TRAINING_ONLY = ("peft.", "trainer.", "data.max_train_examples.", "frozen_adapter.", "hidden_state_cache")
+"""Prefixes of the keys (with a final dot) that only a run with a gate, or with training, reads."""
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -76,11 +88,15 @@ class ConfigComposer:
         Raises:
             UserError: an override cannot be parsed, or its sweep is not possible.
         """
+        check_blanks(overrides)
         parsed = [self._parse(text) for text in overrides]
         hydra = [override for override in parsed if override.is_hydra_override()]
         own = [override for override in parsed if not override.is_hydra_override()]
+        check_repeated([override for override in own if override.key_or_group not in self._options])
         # Hydra runs a sweep without -m as well if its own mode is overridden; the last override wins.
         sweep = sweep or [o.value() for o in hydra if o.key_or_group == "hydra.mode"][-1:] == [RunMode.MULTIRUN.name]
+        if not sweep:
+            self._check_commas(own)
         options = [override for override in own if override.key_or_group == "sweep"]
         for override in options:
             check_option(override, self._options["sweep"], {})
@@ -97,6 +113,26 @@ class ConfigComposer:
             hydra_overrides=[str(override.input_line) for override in hydra],
             jobs=expand_jobs(own, sweep=sweep, searches=sweeper != "basic"),
         )
+
+    def _check_commas(self, overrides: Sequence[Override]) -> None:
+        """Explain a comma in a text, which Hydra reads as several values of a sweep."""
+        for override in overrides:
+            value = override.value()
+            is_text = isinstance(value, ChoiceSweep) and all(isinstance(each, str) for each in value.list)
+            if is_text and override.key_or_group not in self._options:
+                line, (key, _, text) = override.input_line, str(override.input_line).partition("=")
+                quoted = shlex.quote(f'{key}="{text}"')
+                raise UserError(
+                    f"{line}: a comma separates the values of a sweep; add -m, or quote the text: {quoted}"
+                )
+
+    def without_effect(self, overrides: Sequence[str]) -> list[str]:
+        """Return the overrides of a valid run that its method does not use."""
+        method = self.compose(overrides).method
+        unused = () if method.stream == "interwoven" else _GATE_ONLY
+        unused += () if method.trainable else _TRAINING_ONLY
+        parsed = [self._parse(text) for text in overrides]
+        return [str(o.input_line) for o in parsed if f"{o.key_or_group}.".startswith(unused)]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Compose one run.
@@ -172,10 +208,13 @@ class ConfigComposer:
             (override,) = self._parser.parse_overrides([text])
             return override
         except HydraException as error:
-            raise UserError(
-                f"{text}: cannot be parsed ({_one_line(error)}); quote a value with special characters, "
-                "e.g. 'data.mirror_dir=\"a b\"'"
-            ) from error
+            raise UserError(not_parsed(text, _one_line(error), self._parses)) from error
+
+    def _parses(self, text: str) -> bool:
+        try:
+            return len(self._parser.parse_overrides([text])) == 1
+        except HydraException:
+            return False
 
 
 def _runs_root_errors() -> list[str]:

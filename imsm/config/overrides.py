@@ -1,6 +1,7 @@
 """Checks of single overrides, with the nearest name in the message."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override, Sweep
@@ -20,6 +21,56 @@ def not_an_override(text: str, options: Mapping[str, Sequence[str]]) -> str:
     near = [word for word, option in words.items() if option == name]
     hint = f"did you mean {' or '.join(near)}?" if near else "see imsm run --help"
     return f"{text}: must have the form key=value; {hint}"
+
+
+def check_blanks(overrides: Sequence[str]) -> None:
+    """Reject overrides that blanks split: ``gate.rank = 4``, ``method=original, peft``.
+
+    Raises:
+        UserError: with the override without the blanks.
+    """
+    group: list[str] = []
+    for text in overrides:
+        joins = text.startswith(("=", ",")) or (group and group[-1].endswith(("=", ",")) and "=" not in text)
+        if group and not joins:
+            _check_whole(group)
+            group = []
+        group.append(text)
+    _check_whole(group)
+
+
+def _check_whole(group: Sequence[str]) -> None:
+    if len(group) > 1:
+        raise UserError(f"{' '.join(group)}: must have no blanks; write {shlex.quote(''.join(group))}")
+
+
+def check_repeated(overrides: Sequence[Override]) -> None:
+    """Reject two values of one key, of which Hydra would silently take the last.
+
+    Raises:
+        UserError: naming both.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        line, key = str(override.input_line), override.get_key_element().lstrip("+~")
+        if given.setdefault(key, line) != line:
+            raise UserError(f"{line}: conflicts with {given[key]}; remove one of them")
+
+
+def not_parsed(text: str, reason: str, parses: Callable[[str], bool]) -> str:
+    """Return the message for an override that Hydra cannot parse, with the override as it must be quoted.
+
+    ``parses`` returns whether Hydra can parse a text.
+    """
+    key, _, value = text.partition("=")
+    if value.endswith(","):
+        return f"{text}: ends with a comma; remove it, or write all values without blanks"
+    if value.startswith("="):
+        return f"{text}: has two equal signs; write {key}={value.lstrip('=')}"
+    quoted = f'{key}="{value}"'
+    if parses(quoted):
+        return f"{text}: has special characters in its value; quote it: {shlex.quote(quoted)}"
+    return f"{text}: cannot be parsed ({reason}); quote a value with special characters, e.g. 'run_dir=\"a b\"'"
 
 
 def check_option(override: Override, names: Sequence[str], choices: Mapping[str, str]) -> None:

@@ -110,6 +110,11 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+def shorten(text: str, length: int = 100) -> str:
+    """Return a text of at most ``length`` characters for a message."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def allowed_words(annotation: Any) -> tuple[Any, ...]:
     """Return the values of the Literal in ``list[Literal[...]]``, ``Literal[...] | None`` etc., or ()."""
     if get_origin(annotation) is Literal:

@@ -60,6 +60,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 def test_an_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predictoins"]) == 2
     assert capsys.readouterr().err == "imsm: predictoins: unknown command; did you mean predictions?\n"
+    assert main(["method=peft", "seed=1"]) == 2
+    assert "did you mean imsm run method=peft seed=1?" in capsys.readouterr().err
     assert main(["xyz"]) == 2
     assert "imsm --help" in capsys.readouterr().err
 

@@ -202,3 +202,13 @@ def test_custom_options_precede_the_shipped_ones_and_find_their_modules(
 def _raise(error: Exception | None) -> None:
     if error is not None:
         raise error
+
+
+def test_a_key_without_effect_is_named_but_not_in_a_sweep_over_methods(
+    monkeypatch: pytest.MonkeyPatch, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_experiment(monkeypatch, lambda config: None)
+    assert imsm_run(monkeypatch, "method=peft", "gate.rank=4") == 0
+    assert capsys.readouterr().err == "imsm: gate.rank=4: no effect with this method; omit it\n"
+    assert imsm_run(monkeypatch, "-m", "method=peft,imsm", "gate.rank=4") == 0
+    assert "no effect" not in capsys.readouterr().err

@@ -377,3 +377,69 @@ def test_custom_options_precede_shipped_ones_of_the_same_name(custom: ConfigComp
     assert compose.CONFIG_DIR not in os.environ
     with pytest.raises(UserError, match="peft=own"):
         ConfigComposer().compose(["peft=own"])
+
+
+# words of a command line -> part of the one error that they give
+UNCLEAR = {
+    ("seed=0", "seed=1"): "seed=1: conflicts with seed=0",
+    ("gate.rank", "=", "4"): "write gate.rank=4",
+    ("gate.rank=", "4"): "write gate.rank=4",
+    ("gate.rank", "=4"): "write gate.rank=4",
+    ("gate.rank==4",): "write gate.rank=4",
+    ("method=original,", "peft"): "write method=original,peft",
+    ("method=original", ",peft", "seed=1"): "write method=original,peft",
+    ("method=peft,",): "ends with a comma",
+    ("data.local_dir=/x/a=b",): """quote it: 'data.local_dir="/x/a=b"'""",
+    ("data.local_dir=/x/[a]",): """quote it: 'data.local_dir="/x/[a]"'""",
+    ("data.local_dir=/x/(a)",): """quote it: 'data.local_dir="/x/(a)"'""",
+    ("data.local_dir=a,b",): """quote the text: 'data.local_dir="a,b"'""",
+}
+
+
+@pytest.mark.parametrize("words", UNCLEAR, ids=" ".join)
+def test_an_unclear_command_line_is_one_line_with_the_command_that_was_meant(
+    composer: ConfigComposer, words: tuple[str, ...]
+) -> None:
+    (line,) = composer.validate([*words, "trainer.num_epochs=2"], sweep=False)
+    assert UNCLEAR[words] in line and "\n" not in line
+
+
+@pytest.mark.parametrize("name", ["a=b", "a b", "a,b", "[a]", "(a)", "a:b"])
+def test_a_quoted_path_may_have_any_character(composer: ConfigComposer, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(ROW)
+    backbone = ["backbone=gemma3_270m"]  # reads real text
+    assert composer.validate([*backbone, "data=jsonl", f'data.local_dir="{folder}"'], sweep=False) == []
+    (line,) = composer.validate([*backbone, "data=jsonl", f'data.local_dir="{folder}/test.jsonl"'], sweep=False)
+    assert "is a file; give the folder" in line
+
+
+def test_equal_overrides_may_be_repeated(composer: ConfigComposer) -> None:
+    assert composer.validate(["seed=1", "data=gsm8k", "seed=1", "data=gsm8k"], sweep=False) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["run_dir", "data.local_dir", "data.mirror_dir", "frozen_adapter", "backbone.name_or_path", "resume"]
+)
+def test_a_path_that_the_system_rejects_is_one_short_line_beside_the_other_errors(
+    composer: ConfigComposer, key: str
+) -> None:
+    errors = composer.validate([f"{key}=./{'x/' * 2500}", "seed=-1"], sweep=False)
+    assert sorted(line.partition("=")[0] for line in errors) == sorted([key, "seed"])
+    assert all(len(line) < 250 for line in errors)
+
+
+def test_overrides_that_the_method_does_not_use_are_found(composer: ConfigComposer) -> None:
+    gate, training = ["gate=query", "gate.rank=4"], ["peft.r=4", "trainer.num_epochs=1"]
+    used = ["seed=1", "data=mrpc", "evaluation.limit=3"]
+    for method, unused in (("imsm", []), ("peft", gate), ("original", [*gate, *training])):
+        assert composer.without_effect([f"method={method}", *gate, *training, *used]) == unused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"), [((), "none"), (("backbone=llama3",), "wandb"), (("logger=wandb",), "wandb")]
+)
+def test_every_backbone_but_the_miniature_logs_to_wandb(overrides: tuple[str, ...], name: str) -> None:
+    assert ConfigComposer().compose(list(overrides)).logger.name == name
