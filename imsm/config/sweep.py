@@ -1,12 +1,15 @@
 """The jobs of a command line: all combinations of the values of a sweep."""
 
 import itertools
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from imsm.utils.errors import UserError
+from imsm.utils.hashing import hash_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,17 @@ class SweepSpec:
     def searches(self) -> bool:
         """Whether the sweeper selects each job from the results of the previous ones."""
         return self.several and self.sweeper == "optuna"
+
+    @property
+    def group(self) -> str:
+        """Readable name of the sweep, equal for equal overrides, e.g. ``method-seed-3f2a91bc`` (its swept keys)."""
+        values: dict[str, set[str]] = {}
+        for key, _, value in (text.partition("=") for job in self.jobs for text in job):
+            values.setdefault(key, set()).add(value)
+        swept = sorted(key for key, found in values.items() if len(found) > 1)
+        # the name is that of a group in a logger and may become a folder's
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(swept))
+        return f"{name[:60].strip('._-') or 'sweep'}-{hash_text(json.dumps(sorted(self.overrides)))[:8]}"
 
 
 def expand_jobs(overrides: Sequence[Override], *, sweep: bool, searches: bool) -> list[list[str]]:
