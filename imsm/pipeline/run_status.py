@@ -6,6 +6,7 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from imsm.config.identity import run_identity, run_name
@@ -59,10 +60,18 @@ def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | 
     return None if any(_is_newer(Path(source), finished_ns) for source in sources if source) else result
 
 
-def sweep_objective(result: dict[str, Any], target: str) -> float | None:
-    """Return the headline score of the target task, which a search maximizes; None if not evaluated."""
-    entry = result["evaluation"]["tasks"].get(target)
-    return None if entry is None else float(entry["metrics"][headline(entry)])
+def sweep_objectives(result: dict[str, Any], target: str, *, goals: int) -> float | list[float] | None:
+    """Return what a search maximizes, in points; None if it was not evaluated.
+
+    With one goal this is the headline score of the target task, with two also the average of the
+    headline scores of the forgetting tests.
+    """
+    tasks = result["evaluation"]["tasks"]
+    scores = {name: float(entry["metrics"][headline(entry)]) for name, entry in tasks.items()}
+    forgetting = [scores[name] for name, entry in tasks.items() if entry["role"] == "forgetting"]
+    if target not in scores or (goals == 2 and not forgetting):
+        return None
+    return scores[target] if goals == 1 else [scores[target], fmean(forgetting)]
 
 
 def write_failure(folder: Path, *, error: str, exit_code: int, command: str) -> None:

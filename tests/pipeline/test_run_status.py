@@ -17,7 +17,7 @@ from imsm.pipeline.run_status import (
     load_if_finished,
     read_failure,
     run_dir_of,
-    sweep_objective,
+    sweep_objectives,
     write_failure,
 )
 from tests.helpers.config import config, result
@@ -87,6 +87,12 @@ def test_a_folder_belongs_to_the_run_with_its_identity(tmp_path: Path) -> None:
     assert not belongs_to(config("seed=7"), tmp_path)
 
 
-def test_a_search_maximizes_the_headline_score_of_the_target() -> None:
-    assert sweep_objective(result("peft", points=40.0), "gsm8k") == 40.0
-    assert sweep_objective(result("peft"), "ropes") is None
+def test_a_search_maximizes_the_target_and_the_average_of_the_forgetting_tests() -> None:
+    finished = result("peft", points=40.0)
+    finished["evaluation"]["tasks"]["webq"]["metrics"] = {"contain": 80.0}
+
+    assert sweep_objectives(finished, "gsm8k", goals=1) == 40.0
+    assert sweep_objectives(finished, "gsm8k", goals=2) == [40.0, 50.0]
+    assert sweep_objectives(finished, "ropes", goals=1) is None
+    finished["evaluation"]["tasks"] = {"gsm8k": finished["evaluation"]["tasks"]["gsm8k"]}
+    assert sweep_objectives(finished, "gsm8k", goals=2) is None

@@ -10,10 +10,11 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
@@ -25,12 +26,13 @@ from imsm.pipeline.run_status import (
     clear_failure,
     load_if_finished,
     run_dir_of,
-    sweep_objective,
+    sweep_objectives,
     write_failure,
 )
 from imsm.pipeline.start import run_distributed
 from imsm.pipeline.sweeps.status import JobOutcome, SweepDir, job_command
 from imsm.utils.errors import RunError, UserError, file_error
+from imsm.utils.messages import format_value
 from imsm.utils.paths import runs_root
 
 
@@ -48,14 +50,21 @@ class SweepJob:
     sweep: SweepDir
     several: bool
 
-    def __call__(self, cfg: DictConfig) -> float | None:
-        """Execute one job; return the value that a search maximizes, or None without one."""
+    def __call__(self, cfg: DictConfig) -> float | list[float] | None:
+        """Execute one job; return the values that a search maximizes, or None without one."""
         number, overrides = _current_job()
         options = [text for text in overrides if text.partition("=")[0] != "sweep"]
         root = runs_root()
-        skipped, objective = False, None
+        skipped = False
+        objective: float | list[float] | None = None
         try:
             config = load_config(cfg, config_dir=self.config_dir)
+            goals = number_of_goals(HydraConfig.get())
+            if goals == 2 and not set(config.tasks) - {config.data.name}:
+                raise UserError(
+                    f"evaluation.tasks={format_value(config.evaluation.tasks)}: sweep=optuna searches for the target "
+                    "and for the forgetting tests; add one, or set hydra.sweeper.direction=maximize"
+                )
             folder = run_dir_of(config, runs_root=root)
             if config.mode == "plan":
                 plan_stages(config, compact=self.several, overrides=options)
@@ -73,7 +82,7 @@ class SweepJob:
                     run_experiment(config, runs_root=root)
                 clear_failure(folder)
                 if (result := load_if_finished(config, runs_root=root)) is not None:
-                    objective = sweep_objective(result, config.data.name)
+                    objective = sweep_objectives(result, config.data.name, goals=goals)
             outcome = JobOutcome(
                 number=number, overrides=overrides, state="skipped" if skipped else "done", objective=objective
             )
@@ -116,6 +125,12 @@ def record_failure(
     if config.mode != "plan" and (config.run_dir is None or belongs_to(config, folder)):
         command = job_command(overrides, config_dir=config_dir)
         write_failure(folder, error=error, exit_code=exit_code, command=command)
+
+
+def number_of_goals(hydra: Any) -> int:
+    """Return how many values a job's search maximizes; 1 without a search."""
+    direction = OmegaConf.select(OmegaConf.create(hydra.sweeper), "direction")
+    return 2 if isinstance(direction, ListConfig) and len(direction) == 2 else 1
 
 
 def _current_job() -> tuple[int, list[str]]:

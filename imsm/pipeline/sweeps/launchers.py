@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
 from imsm.distributed.gpus import visible_gpus
-from imsm.pipeline.run_status import load_if_finished, sweep_objective
-from imsm.pipeline.sweeps.job import SweepJob, record_failure
+from imsm.pipeline.run_status import load_if_finished, sweep_objectives
+from imsm.pipeline.sweeps.job import SweepJob, number_of_goals, record_failure
 from imsm.pipeline.sweeps.status import JobOutcome
 from imsm.utils import stop_signals
 from imsm.utils.errors import UserError
@@ -56,7 +56,7 @@ def launch(
     for number, config in configs.items():
         result = load_if_finished(config, runs_root=runs_root())
         if result is not None:
-            objective = sweep_objective(result, config.data.name)
+            objective = sweep_objectives(result, config.data.name, goals=number_of_goals(launcher.config.hydra))
             report.write(number, state="skipped", objective=objective)
             returns[number] = _job_return(objective)
     waiting = {number: texts for number, texts in overrides.items() if number not in returns}
@@ -86,7 +86,7 @@ class _Reporter:
         self.job.sweep.write_status(written)
         self._print(written)
 
-    def ended(self, number: int, config: RunConfig, job: Job) -> float | None:
+    def ended(self, number: int, config: RunConfig, job: Job) -> Any:
         """Report an ended process and return its objective; write the status of a crashed one."""
         value = None
         with suppress(Exception):  # the status file says how it failed
@@ -221,7 +221,7 @@ def _job_arguments(number: int, overrides: list[str]) -> tuple[Any, ...]:
     return overrides, "hydra.sweep.dir", number, f"job {number}", Singleton.get_state()
 
 
-def _job_return(value: float | None) -> JobReturn:
+def _job_return(value: float | list[float] | None) -> JobReturn:
     """Return what Hydra's sweepers read; a failed job counts as completed so that the sweep continues."""
     job_return = JobReturn(status=JobStatus.COMPLETED)
     job_return.return_value = value

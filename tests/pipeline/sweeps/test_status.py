@@ -69,6 +69,15 @@ def test_the_best_trial_is_read_from_optunas_file(tmp_path: Path) -> None:
     assert format_best_trial(tmp_path).startswith("best: gate.rank=4 gives 61.2 points (")
 
 
+def test_a_search_with_two_goals_shows_the_trials_that_no_other_beats(tmp_path: Path) -> None:
+    trials = ["{params: {gate.rank: 4}, values: [60.0, 41.0]}", "{params: {gate.rank: 8}, values: [70.0, 40.0]}"]
+    (tmp_path / "optimization_results.yaml").write_text("solutions:\n" + "".join(f"- {text}\n" for text in trials))
+
+    lines = format_best_trial(tmp_path).splitlines()
+
+    assert lines[1:3] == ["  70.0 and 40.0 points: gate.rank=8", "  60.0 and 41.0 points: gate.rank=4"]
+
+
 @pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"missing", "flipped"}))
 def test_a_damaged_file_of_a_sweep_is_named(tmp_path: Path, damage: str) -> None:
     attempt = new_attempt(tmp_path)
