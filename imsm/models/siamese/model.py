@@ -19,8 +19,9 @@ Names and shapes (B batch, T positions, N labels of a batch, D hidden size, V vo
     logits                                         (B, T, V) or (N, V)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -44,7 +45,7 @@ from imsm.models.siamese.query_pooling import pool, pool_causal
 from imsm.models.siamese.serialization import SiameseSerializationMixin
 from imsm.models.siamese.streams import STREAMS, Stream, StreamRunner
 from imsm.models.siamese.virtual_tokens import CHECKPOINTING_ERROR
-from imsm.utils.errors import UserError
+from imsm.utils.errors import UserError, first_line
 
 
 @dataclass
@@ -59,6 +60,7 @@ class SiameseOutput(ModelOutput):
             (B, T), or (N,) with labels.
         gate_mean: mean of ``gate``.
         divergence: in training with a `KLRegularizer`: unweighted KL to the original per label.
+        last_hidden_state: the head's input, (B, T, D), in place of ``logits`` if it was requested.
     """
 
     loss: torch.Tensor | None = None
@@ -67,6 +69,7 @@ class SiameseOutput(ModelOutput):
     gate: torch.Tensor | None = None
     gate_mean: torch.Tensor | None = None
     divergence: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # read by Trainer, which then passes num_items_in_batch
 
     def __init__(self, config: SiameseConfig, adapted: nn.Module, gate: nn.Module | None = None) -> None:
         super().__init__(config)
@@ -110,12 +114,19 @@ class SiameseForCausalLM(  # type: ignore[misc]
         self.kl_regularizer: KLRegularizer | None = None
         self.generation_config = self.backbone.generation_config
         self.stream = config.stream  # type: ignore[assignment]
+        self.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
 
     @property
     def backbone(self) -> PreTrainedModel:
         """The causal language model, including the adapter's layers."""
         inner = self.adapted.get_base_model() if isinstance(self.adapted, PeftModel) else self.adapted
         return cast("PreTrainedModel", inner)
+
+    @property
+    def base_model(self) -> Callable[..., SiameseOutput]:  # type: ignore[override]
+        """Everything before the head, as a function with the arguments of `forward`; called by TRL's trainers."""
+        # of the class: TRL replaces the instance's forward, and Accelerate's autocast cannot be entered twice
+        return partial(type(self).forward, self, return_last_hidden_state=True)
 
     @property
     def _gate(self) -> nn.Module:
@@ -148,11 +159,53 @@ class SiameseForCausalLM(  # type: ignore[misc]
         """Return the backbone's output projection, (V, D)."""
         return cast("nn.Module | None", self.backbone.get_output_embeddings())
 
-    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         """Enable activation checkpointing; raise UserError for prefix tuning, which it breaks."""
         if self.streams.virtual_tokens is not None and self.streams.virtual_tokens.learns_key_values():
             raise UserError(CHECKPOINTING_ERROR)
-        super().activation_checkpointing_enable(*args, **kwargs)
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            # reentrant checkpoints have no gradient if their input, here of frozen embeddings, has none
+            self.enable_input_require_grads()
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return the numbers of trainable parameters and of all parameters."""
+        counts = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(count for count, trainable in counts if trainable), sum(count for count, _ in counts)
+
+    def print_trainable_parameters(self) -> None:
+        """Print the numbers of trainable and of all parameters."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
+    def merge_and_unload(self) -> PreTrainedModel:
+        """Merge the tuned stream into the backbone's weights; return the plain transformers model.
+
+        The backbone is changed in place and returned, so this model cannot be used afterwards. With the original
+        stream selected, the adapter is removed without merging.
+
+        Raises:
+            UserError: the interwoven stream is selected, or the method cannot be merged.
+        """
+        self.streams.guard.check()
+        if self.stream == "interwoven":
+            raise UserError(
+                "stream='interwoven': its gate depends on the tokens, so no plain model computes it; save it with "
+                "save_pretrained, or select model.stream='tuned' to merge the adapter alone"
+            )
+        if not isinstance(self.adapted, PeftModel):
+            return self.backbone
+        method = self.adapted.active_peft_config.peft_type.value
+        try:
+            merge = self.adapted.unload if self.stream == "original" else self.adapted.merge_and_unload
+            return cast("PreTrainedModel", merge())
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise UserError(
+                f"stream={self.stream!r}: {method} cannot be merged into the backbone's weights "
+                f"({first_line(error)}); save the adapter with save_pretrained"
+            ) from error
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: backbone, adapter and gate are already initialized."""
@@ -172,6 +225,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         return_dict: bool | None = None,
         original_hidden_states: torch.Tensor | None = None,
         original_query: torch.Tensor | None = None,
+        return_last_hidden_state: bool = False,
     ) -> SiameseOutput:
         """Run the selected stream; raise ValueError if arguments contradict each other.
 
@@ -191,6 +245,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
             return_dict: None or True; tuples are not supported.
             original_hidden_states: with labels, h_o where they are predicted, (N, D); skips the original stream.
             original_query: with ``original_hidden_states``, q_o, (B, D), if the gate reads it.
+            return_last_hidden_state: return the head's input, (B, T, D), in place of logits; not with labels.
         """
         if return_dict is False:
             raise ValueError("return_dict=False: only a SiameseOutput can be returned")
@@ -212,11 +267,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
             raise ValueError("original_hidden_states: only with labels, whose positions they belong to")
         if use_cache and past_key_values is None and self.config.supports_cache:
             past_key_values = self.new_cache()
-        if self.stream != "interwoven":
-            hidden = self.streams.hidden_states(inputs, stream=self.stream, cache=past_key_values)
-            logits = self.head(select_positions(hidden, logits_to_keep))
-            return SiameseOutput(logits=logits, past_key_values=past_key_values)
-        return self._inference_forward(inputs, past_key_values, query_mask, logits_to_keep)
+        return self._inference_forward(inputs, past_key_values, query_mask, logits_to_keep, return_last_hidden_state)
 
     def _inference_forward(
         self,
@@ -224,8 +275,15 @@ class SiameseForCausalLM(  # type: ignore[misc]
         cache: Cache | None,
         query_mask: torch.Tensor | None,
         logits_to_keep: int | torch.Tensor,
+        return_last_hidden_state: bool,
     ) -> SiameseOutput:
-        """Compute the interwoven stream's logits."""
+        """Compute logits, or the head's input."""
+        if self.stream != "interwoven":
+            hidden = self.streams.hidden_states(inputs, stream=self.stream, cache=cache)
+            hidden = select_positions(hidden, logits_to_keep)
+            if return_last_hidden_state:
+                return SiameseOutput(last_hidden_state=hidden, past_key_values=cache)
+            return SiameseOutput(logits=self.head(hidden), past_key_values=cache)
         assert cache is None or isinstance(cache, DualStreamCache)
         queries: Sequence[torch.Tensor | None] = (None, None)
         if self._gate.reads_query:
@@ -242,8 +300,14 @@ class SiameseForCausalLM(  # type: ignore[misc]
         else:
             both = self.streams.both_hidden_states(inputs, cache=cache)
         original, tuned = (select_positions(hidden, logits_to_keep) for hidden in both)
-        logits, gate = self._mix(original, tuned, *queries)
-        return SiameseOutput(logits=logits, past_key_values=cache, gate=gate, gate_mean=gate.mean())
+        if return_last_hidden_state:
+            hidden, gate = self._interweave(original, tuned, *queries)
+            output = SiameseOutput(last_hidden_state=hidden)
+        else:
+            logits, gate = self._mix(original, tuned, *queries)
+            output = SiameseOutput(logits=logits)
+        output.past_key_values, output.gate, output.gate_mean = cache, gate, gate.mean()
+        return output
 
     def _pool_queries(
         self, original: torch.Tensor, tuned: torch.Tensor, query_mask: torch.Tensor, cache: DualStreamCache | None
@@ -327,6 +391,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         Arguments are as in `forward`; ``labels`` (B, T) are the answers' tokens, -100 elsewhere.
         Logits of ``chunk_size`` positions are in memory at once.
         """
+        self.streams.guard.check()
         inputs = decoder_inputs(input_ids, attention_mask=attention_mask)
         positions = self._label_positions(inputs, labels, query_mask)
         rows, targets = positions.rows, positions.targets
@@ -373,9 +438,9 @@ class SiameseForCausalLM(  # type: ignore[misc]
         tuned_rows = tuned[rows, columns]
         if with_kl:
             return _LabelPositions(rows, targets, hidden=tuned_rows, original=original_rows)
-        query = query_mask_from_labels(labels, attention_mask=inputs.get("attention_mask"), query_mask=query_mask)
         queries: tuple[torch.Tensor | None, ...] = (None, None)
         if self._gate.reads_query:
+            query = query_mask_from_labels(labels, attention_mask=inputs.get("attention_mask"), query_mask=query_mask)
             pooling = self.config.pooling
             query_original = pool(original, query, pooling=pooling) if cached is None else cached[1]
             if query_original is None:
@@ -411,6 +476,29 @@ class SiameseForCausalLM(  # type: ignore[misc]
         with self.streams.adapter_disabled():
             logits = apply_lm_head(self.backbone, self.streams.decoder, batched)
         return logits if hidden.ndim == 3 else logits[0]
+
+
+def _prepare_forward(
+    model: SiameseForCausalLM, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Check the adapter, and translate a call of TRL's `SFTTrainer`.
+
+    SFTTrainer replaces ``forward`` by one that calls `base_model` without labels and applies the head itself. The
+    query of such a call is taken from the labels here, as `forward` does.
+
+    Raises:
+        ValueError: packed or padding-free batches, whose rows hold several examples.
+    """
+    model.streams.guard.check()
+    if not kwargs.get("fused_lm_head"):
+        return args, kwargs
+    mask, labels = kwargs.get("attention_mask"), kwargs["labels"]
+    if mask is None:
+        raise ValueError("packing, padding_free: rows with several examples have no single query; set both to False")
+    if model.stream == "interwoven" and model._gate.reads_query:
+        query = query_mask_from_labels(labels, attention_mask=mask, query_mask=kwargs.get("query_mask"))
+        return args, {**kwargs, "query_mask": query}
+    return args, kwargs
 
 
 AutoConfig.register(SiameseConfig.model_type, SiameseConfig, exist_ok=True)

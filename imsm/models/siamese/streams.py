@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import Cache
 
+from imsm.models.siamese.adapter_guard import AdapterGuard
 from imsm.models.siamese.dual_forward import AdapterLayers
 from imsm.models.siamese.kv_cache import DualStreamCache, PrefixedCache
 from imsm.models.siamese.virtual_tokens import VirtualTokens
@@ -34,6 +35,7 @@ class StreamRunner:
 
     Attributes:
         adapter_layers: the tuner layers of ``model``.
+        guard: detects changes of the adapter through PEFT.
         virtual_tokens: the virtual tokens of prompt learning, or None.
         batch_both: whether decoding runs both streams as one batch; set by
             `imsm.models.siamese.adapter_check`. Otherwise each stream has its own pass and cache.
@@ -41,6 +43,7 @@ class StreamRunner:
 
     def __init__(self, model: nn.Module, decoder: nn.Module) -> None:
         self.adapter_layers = AdapterLayers(model)
+        self.guard = AdapterGuard(model)
         self.decoder = decoder
         self.virtual_tokens: VirtualTokens | None = None
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
