@@ -70,7 +70,7 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
     from imsm.training.engines.single_device import choose_device
 
     model = SiameseForCausalLM.from_pretrained(folder, device=choose_device(device))
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False, padding_side="left")
     (ids,) = encode_prompts(tokenizer, [text], chat=_uses_chat_template(folder))
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise UserError(

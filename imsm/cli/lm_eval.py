@@ -106,7 +106,7 @@ def _evaluate(
 
     from imsm.evaluation.lm_eval import SiameseLM
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False, padding_side="left")
     max_length = model.backbone.config.get_text_config(decoder=True).max_position_embeddings
     try:
         results = lm_eval.simple_evaluate(

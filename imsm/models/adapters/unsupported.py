@@ -5,6 +5,7 @@
 
 from typing import Any
 
+from imsm.models.adapters.patterns import slow_pattern
 from imsm.utils.errors import UserError
 
 _OVERWRITES = (
@@ -77,7 +78,7 @@ def unsupported_reason(config: Any) -> str | None:
     marks = getattr(config, "cpt_tokens_type_mask", None) or ()
     if kind == "CPT" and any(mark % 4 == 0 for mark in marks):
         return "CPT with labels in its context trains on them too, which requires its own loss"
-    return None
+    return slow_pattern(config)
 
 
 def reject_unsupported(config: Any) -> None:

@@ -25,7 +25,7 @@ def backbone_fingerprint(*, name_or_path: str, revision: str | None, local_resol
     if not folder.is_dir():
         register_custom_models()
         # transformers records the commit that the revision was resolved to; offline it is the cached one.
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         return f"{name_or_path}@{getattr(config, '_commit_hash', None) or revision or 'main'}"
     hashes = {file: hash_file_cached(file) for file in _find(folder, _WEIGHTS)}
     hashes |= {file: hash_file(file) for file in _find(folder, _SMALL)}

@@ -6,9 +6,11 @@ from pickle import UnpicklingError
 from typing import Any, cast
 
 from huggingface_hub import is_offline_mode
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from safetensors import SafetensorError
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
@@ -57,6 +59,16 @@ def register_custom_models() -> None:
         importlib.import_module(module)
 
 
+def check_attention_name(name: Any) -> None:
+    """Raise a UserError if ``name`` is not an attention of transformers itself: kernels of the Hub are code."""
+    for each in name.values() if isinstance(name, dict) else (name,):
+        if each is not None and not (isinstance(each, str) and each.isidentifier()):
+            raise UserError(
+                f"backbone.attn_implementation={each}: must be an attention of transformers (eager, sdpa, "
+                "flash_attention_2, ...); kernels of the Hub are code, which is not loaded"
+            )
+
+
 def load_backbone(
     *,
     name_or_path: str,
@@ -72,7 +84,14 @@ def load_backbone(
     """
     register_custom_models()
     source = resolve_path(name_or_path, local_resolver=local_resolver)
+    check_attention_name(attn_implementation)
+    if (Path(source) / ADAPTER_CONFIG).is_file():
+        # transformers would load its base model and attach the adapter, without the checks of `load_adapter`
+        raise UserError(f"backbone {source}: is the folder of an adapter ({ADAPTER_CONFIG}); give its base model")
     try:
+        # its config.json can name an attention too
+        saved: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        check_attention_name(saved._attn_implementation)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,

@@ -4,6 +4,7 @@ A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's
 ``hashes.json``, the SHA-256 of the others, which is compared with them at every load.
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -304,6 +305,9 @@ def _backbone_arguments(config: SiameseConfig) -> dict[str, Any]:
     """Return the arguments of `load_backbone`."""
     if not config.backbone or "name_or_path" not in config.backbone:
         raise UserError('config.backbone: names no backbone; set config.backbone = {"name_or_path": ...}')
+    unknown = config.backbone.keys() - inspect.signature(load_backbone).parameters
+    if unknown:
+        raise UserError(f"config.backbone: has the unknown key {min(unknown)}; remove it")
     return dict(config.backbone)
 
 
