@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from imsm.config.schema import BackboneConfig, DataConfig, MethodConfig, PeftConfig, RunConfig
+from imsm.config.schema import BackboneConfig, DataConfig, MethodConfig, PeftConfig, RunConfig, TrainerConfig
 from imsm.utils.hashing import hash_text
 
 # Up to rounding, results do not depend on these (but see `_micro_batch_identity`): a resumed run may change them.
 _UNRELATED = {"name", "method_specific_keys", "micro_batch_size", "gradient_checkpointing"}
 _UNRELATED |= {"save_minutes", "save_steps", "save_total_limit"}
 # Newer options, omitted at their defaults so that the names of finished runs stay stable.
-_OMITTED_IF_UNSET = ("validation_size", "metric_for_best_model", "kl_beta", "kl_mask_target", "group_by_length")
+_OMITTED_IF_DEFAULT = (
+    *("validation_size", "metric_for_best_model", "kl_beta", "kl_mask_target", "group_by_length", "loss_reduction"),
+    *("carry_over", "warmup_rounding", "truncation", "max_prompt_tokens", "max_answer_tokens", "mixed_precision"),
+)
 
 
 def run_identity(config: RunConfig) -> dict[str, Any]:
@@ -173,8 +176,8 @@ def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _trainer_identity(config: RunConfig) -> dict[str, Any]:
     """Return the recipe; with method-specific keys also their names and the recipe's."""
     recipe = config.trainer.model_dump(mode="json", exclude=_UNRELATED)
-    for key in _OMITTED_IF_UNSET:
-        if recipe[key] in (None, False):
+    for key in _OMITTED_IF_DEFAULT:
+        if recipe[key] == TrainerConfig.model_fields[key].default:
             del recipe[key]
     # The best model is chosen among the checkpoints at these steps, so here they affect the result.
     if "metric_for_best_model" in recipe:
@@ -185,13 +188,13 @@ def _trainer_identity(config: RunConfig) -> dict[str, Any]:
 
 
 def _micro_batch_identity(arguments: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Return the micro-batch size if the arguments of an adapter or gate make results depend on it.
+    """Return the micro-batch size if the arguments of an adapter or gate, or the loss, depend on it.
 
     Dropout draws masks per micro-batch; LoRAMoE's balancing loss is not a sum over examples.
     """
     # By suffix, because PEFT's methods name the rate differently (lora_dropout, module_dropout, ...).
     dropout = any(rate and not isinstance(rate, bool) for key, rate in arguments.items() if key.endswith("dropout"))
-    if not (dropout or arguments.get("blc_weight")):
+    if not (dropout or arguments.get("blc_weight") or config.trainer.loss_reduction == "micro_batches"):
         return {}
     return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.global_batch_size}
 

@@ -5,7 +5,7 @@ Shapes: B examples, T positions of the longest one.
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -82,6 +82,26 @@ def training_order(
     longest = max(batches, key=lambda batch: max(lengths[index] for index in batch), default=[])
     batches.sort(key=lambda batch: batch is not longest)
     return batches
+
+
+def step_groups(
+    epochs: Iterable[Sequence[list[int]]], *, groups_per_step: int, carry_over: bool
+) -> list[list[list[int]]]:
+    """Return the groups of every step: ``groups_per_step`` consecutive ones of an epoch.
+
+    The last groups of an epoch that do not fill a step are a smaller step, or with ``carry_over``
+    are added to the next epoch's first step; those of the last epoch are then not used.
+    """
+    steps, carried = [], []
+    for epoch in epochs:
+        for start in range(0, len(epoch), groups_per_step):
+            groups = list(epoch[start : start + groups_per_step])
+            if carry_over and len(groups) < groups_per_step:
+                carried += groups
+            else:
+                steps.append([*carried, *groups])
+                carried = []
+    return steps
 
 
 def micro_batches(batch: Sequence[T], *, micro_batch_size: int, rank: int, world_size: int) -> list[Sequence[T]]:

@@ -1,4 +1,4 @@
-"""Tokenize examples: prompts and answers separately; only the context may be truncated."""
+"""Tokenize examples: prompts and answers separately; by default only the context is truncated."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class TokenizationStats:
     Attributes:
         examples: All examples.
         truncated: Kept, with a context truncated from the left.
+        cut: Kept, with the end of prompt or answer cut off (``truncation="right"``).
         too_long: Prompts that no truncation makes fit: dropped in training, kept in evaluation.
         long_answers: Dropped in training because answer and EOS exceed the limit.
         dropped: Dropped in training for either reason.
@@ -49,12 +50,15 @@ class TokenizationStats:
     too_long: int = 0
     long_answers: int = 0
     dropped: int = 0
+    cut: int = 0
 
     def warning(self) -> str | None:
         """Return a warning, or None if no example was affected."""
         parts = []
         if self.truncated:
             parts.append(f"{self.truncated} had their context truncated from the left")
+        if self.cut:
+            parts.append(f"{self.cut} had the end of their prompt or answer cut off")
         if self.too_long:
             handling = "dropped" if self.dropped else "kept in full"
             parts.append(f"{self.too_long} with a prompt too long to truncate were {handling}")
@@ -72,12 +76,14 @@ def tokenize_training(
     closed_vocabulary: bool,
     task_type: int = 0,
     chat: bool = False,
+    truncation: str = "context",
 ) -> tuple[list[TokenizedExample], TokenizationStats]:
     """Tokenize prompts with special tokens, and answers (golds[0]) with EOS.
 
     A prompt over ``max_prompt_tokens`` has its context truncated from the left, or is dropped if
-    that is not enough. An answer over ``max_answer_tokens`` (with EOS) is dropped. With ``chat`` the
-    prompt is a user turn, whose template counts as part of it.
+    that is not enough. An answer over ``max_answer_tokens`` (with EOS) is dropped. With
+    ``truncation="right"`` the end of both is cut off instead, the question included, as in the
+    paper's code. With ``chat`` the prompt is a user turn, whose template counts as part of it.
 
     Raises:
         UserError: A word outside a closed vocabulary, a tokenizer without EOS, or no example left.
@@ -90,10 +96,15 @@ def tokenize_training(
         _reject_unknown_words(examples, [example.prompt for example in examples], tokenizer)
         _reject_unknown_words(examples, answers, tokenizer)
     # prompt and answer are tokenized apart, so that the prompt's ids are those of evaluation
-    prompt_ids, stats = _encode_truncated(examples, tokenizer, limit=max_prompt_tokens, chat=chat)
+    cut = truncation == "right"
+    limit = None if cut else max_prompt_tokens
+    prompt_ids, stats = _encode_truncated(examples, tokenizer, limit=limit, chat=chat)
     kept = []
     for example, prompt, answer in zip(examples, prompt_ids, encode_answers(tokenizer, answers), strict=True):
         answer_ids = (*answer, int(eos))
+        if cut and (len(prompt) > max_prompt_tokens or len(answer_ids) > max_answer_tokens):
+            stats.cut += 1
+            prompt, answer_ids = prompt[:max_prompt_tokens], (*answer[: max_answer_tokens - 1], int(eos))
         # a truncated answer would be a wrong target
         if len(answer_ids) > max_answer_tokens:
             stats.long_answers += 1
@@ -143,15 +154,18 @@ def encode_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -
 
 
 def _encode_truncated(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, limit: int, chat: bool
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, limit: int | None, chat: bool
 ) -> tuple[list[tuple[int, ...]], TokenizationStats]:
-    """Return each prompt in at most ``limit`` tokens if truncation allows, else in full."""
+    """Return each prompt in at most ``limit`` tokens (None: no limit) if truncation allows, else in full."""
     stats = TokenizationStats(examples=len(examples))
     prompts = []
     full_prompts = encode_prompts(tokenizer, [example.prompt for example in examples], chat=chat)
     for example, full_ids in zip(examples, full_prompts, strict=True):
-        truncated = _truncate(example, tokenizer, limit=limit, chat=chat) if len(full_ids) > limit else full_ids
-        stats.truncated += len(full_ids) > limit and truncated is not None
+        if limit is None or len(full_ids) <= limit:
+            prompts.append(full_ids)
+            continue
+        truncated = _truncate(example, tokenizer, limit=limit, chat=chat)
+        stats.truncated += truncated is not None
         stats.too_long += truncated is None
         prompts.append(truncated or full_ids)
     return prompts, stats

@@ -218,14 +218,22 @@ def _sample_replay(
     )
 
 
+def training_limits(config: RunConfig, task: Task) -> tuple[int, int]:
+    """Return the most tokens of a training prompt and of an answer: the recipe's, else the task's."""
+    recipe = config.trainer
+    return recipe.max_prompt_tokens or task.max_prompt_tokens, recipe.max_answer_tokens or task.max_new_tokens
+
+
 def _tokenize(
     config: RunConfig, task: Task, examples: list[Example], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenizedExample], TokenizationStats]:
+    max_prompt_tokens, max_answer_tokens = training_limits(config, task)
     tokenized, stats = tokenize_training(
         examples,
         tokenizer,
-        max_prompt_tokens=task.max_prompt_tokens,
-        max_answer_tokens=task.max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        max_answer_tokens=max_answer_tokens,
+        truncation=config.trainer.truncation,
         closed_vocabulary=config.backbone.closed_vocabulary,
         task_type=task.task_type,
         chat=config.data.chat_template,

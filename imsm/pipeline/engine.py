@@ -17,6 +17,7 @@ from imsm.training.engines.base import Engine
 from imsm.training.engines.deepspeed_config import deepspeed_config
 from imsm.training.engines.single_device import SingleDeviceEngine, choose_device
 from imsm.training.optimizer import ELEMENTWISE, build_lr_scheduler, build_optimizer
+from imsm.training.trainer import BatchPlan
 from imsm.utils.errors import UserError
 
 
@@ -78,6 +79,20 @@ def micro_batch_size(config: RunConfig, *, processes: int) -> int:
     return min(recipe.micro_batch_size or per_process, per_process)
 
 
+def batch_plan_of(config: RunConfig, *, processes: int) -> BatchPlan:
+    """Return how a run batches its training examples."""
+    recipe = config.trainer
+    return BatchPlan(
+        num_epochs=recipe.num_epochs,
+        global_batch_size=recipe.global_batch_size,
+        micro_batch_size=micro_batch_size(config, processes=processes),
+        seed=config.seed,
+        group_by_length=recipe.group_by_length,
+        loss_group_size=recipe.micro_batch_size if recipe.loss_reduction == "micro_batches" else None,
+        carry_over=recipe.carry_over,
+    )
+
+
 def engine_settings(config: RunConfig, model: SiameseForCausalLM, *, topology: Topology) -> dict[str, Any]:
     """Return the DeepSpeed configuration of a run."""
     recipe, engine = config.trainer, config.engine
@@ -100,9 +115,14 @@ def engine_settings(config: RunConfig, model: SiameseForCausalLM, *, topology: T
 
 @contextmanager
 def build_engine(
-    config: RunConfig, model: SiameseForCausalLM, *, steps: int, device: torch.device, dist_context: DistributedContext
+    config: RunConfig,
+    model: SiameseForCausalLM,
+    *,
+    scheduled_steps: int,
+    device: torch.device,
+    dist_context: DistributedContext,
 ) -> Iterator[Engine]:
-    """Build the engine that trains ``model`` for ``steps`` optimizer steps.
+    """Build the engine that trains ``model`` with an LR schedule of ``scheduled_steps`` optimizer steps.
 
     Collectives are available inside the block; a model trained by DeepSpeed is unusable afterwards.
     """
@@ -118,7 +138,8 @@ def build_engine(
         optimizer,
         lr_scheduler_type=recipe.lr_scheduler_type,
         warmup_ratio=recipe.warmup_ratio,
-        num_training_steps=steps,
+        num_training_steps=scheduled_steps,
+        warmup_rounding=recipe.warmup_rounding,
     )
     if dist_context.store is None:
         yield SingleDeviceEngine(

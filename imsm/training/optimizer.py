@@ -53,9 +53,15 @@ def build_optimizer(
 
 
 def build_lr_scheduler(
-    optimizer: Optimizer, *, lr_scheduler_type: str, warmup_ratio: float, num_training_steps: int
+    optimizer: Optimizer,
+    *,
+    lr_scheduler_type: str,
+    warmup_ratio: float,
+    num_training_steps: int,
+    warmup_rounding: str = "up",
 ) -> LRScheduler:
-    """Return transformers' scheduler; the warmup is a ratio of all training steps."""
-    num_warmup_steps = math.ceil(warmup_ratio * num_training_steps)
+    """Return transformers' scheduler; the warmup is a ratio of all training steps, rounded "up" or "down"."""
+    round_steps = {"up": math.ceil, "down": math.floor}[warmup_rounding]
+    num_warmup_steps = round_steps(warmup_ratio * num_training_steps)
     scheduler: LRScheduler = get_scheduler(lr_scheduler_type, optimizer, num_warmup_steps, num_training_steps)
     return scheduler

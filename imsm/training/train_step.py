@@ -15,35 +15,39 @@ from imsm.utils.oom import is_out_of_memory
 
 
 def train_step(
-    batch: Sequence[TokenizedExample],
+    batch: Sequence[Sequence[TokenizedExample]],
     *,
     step: int,
     engine: Engine,
     callbacks: TrainingCallbacks | None,
     micro_batch_size: int,
     pad_id: int,
+    groups_per_step: int = 1,
     hidden_state_cache: HiddenStateCache | None = None,
 ) -> dict[str, float]:
-    """Run one optimizer step; its loss is the mean over all answer tokens of the batch.
+    """Run one optimizer step; its loss is the sum over groups of their mean loss per answer token.
 
-    ``batch`` is the global batch, the same in every process; each takes its share of it in
-    micro-batches. Without a cache the original stream is run. Return the global batch's metrics.
+    The sum is divided by ``groups_per_step``. ``batch`` has the groups of the global batch, the same in every
+    process; each takes its share of them in micro-batches. Without a cache the original stream is run. Return the
+    global batch's metrics.
 
     Raises:
         NonFiniteError: The loss or the gradient norm is not finite; nothing was updated.
         PartialStepError: Out of memory while the parameters were being updated.
     """
     rates = engine.learning_rates()  # before the step, which advances the LR scheduler
-    answer_tokens = sum(len(example.answer_ids) for example in batch)
+    answer_tokens = sum(map(_answer_tokens, batch))
     rank, world_size = engine.dist_context.rank, engine.dist_context.world_size
-    parts = micro_batches(batch, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+    split = {"micro_batch_size": micro_batch_size, "rank": rank, "world_size": world_size}
+    parts = [(micro, group) for group in batch for micro in micro_batches(group, **split)]
     loss = auxiliary_loss = gate_mean = divergence = 0.0
     has_auxiliary = has_gate = has_divergence = False
-    for number, micro in enumerate(parts, start=1):
+    for number, (micro, group) in enumerate(parts, start=1):
         # ZeRO needs the same number of forwards in every process: an empty micro-batch has weight 0
-        examples = micro or batch[:1]
+        examples = micro or group[:1]
         inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
-        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, answer_tokens=answer_tokens)
+        divisor = _answer_tokens(group) * groups_per_step
+        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, answer_tokens=divisor)
         micro_loss = output.loss
         assert micro_loss is not None
         loss += micro_loss.item() if micro else 0.0
@@ -51,15 +55,14 @@ def train_step(
         if auxiliary is not None:
             has_auxiliary = True
             # a mean over the micro-batch's examples; the loss is already divided by all answer tokens
-            auxiliary = auxiliary * (len(micro) / len(batch))
+            auxiliary = auxiliary * (len(micro) / (len(group) * groups_per_step))
             auxiliary_loss += auxiliary.item()
             micro_loss = micro_loss + auxiliary
         # 0 * loss, not a skipped backward: ZeRO's gradient hooks have to run
         engine.backward(micro_loss if micro else 0 * micro_loss, last=number == len(parts))
         if output.gate_mean is not None:
             has_gate = True
-            weight = sum(len(example.answer_ids) for example in micro) / answer_tokens
-            gate_mean += output.gate_mean.item() * weight
+            gate_mean += output.gate_mean.item() * (_answer_tokens(micro) / answer_tokens)
         if output.divergence is not None:
             has_divergence = True
             divergence += output.divergence.item() if micro else 0.0
@@ -72,6 +75,10 @@ def train_step(
     metrics |= {"auxiliary_loss": auxiliary_loss} if has_auxiliary else {}
     metrics |= {"kl_to_original": divergence} if has_divergence else {}
     return metrics | ({"gate_mean": gate_mean} if has_gate else {})
+
+
+def _answer_tokens(examples: Sequence[TokenizedExample]) -> int:
+    return sum(len(example.answer_ids) for example in examples)
 
 
 def _forward(

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from imsm.data.batching import training_order
+from imsm.data.batching import step_groups, training_order
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.adapters.base import TrainingCallbacks
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
@@ -39,28 +40,49 @@ Log = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How examples are batched; ``group_by_length`` batches examples of similar length."""
+    """How examples are batched; ``group_by_length`` batches examples of similar length.
+
+    The loss of a step is the mean over groups of each group's mean per answer token. A group is
+    ``loss_group_size`` examples; None: the whole global batch. With ``carry_over`` an epoch's last
+    groups that do not fill a step are part of the next epoch's first step.
+    """
 
     num_epochs: int
     global_batch_size: int
     micro_batch_size: int
     seed: int
     group_by_length: bool = False
+    loss_group_size: int | None = None
+    carry_over: bool = False
+
+    @property
+    def groups_per_step(self) -> int:
+        """The groups of a full step."""
+        return self.global_batch_size // self._group_size
+
+    @property
+    def _group_size(self) -> int:
+        return self.loss_group_size or self.global_batch_size
 
     def num_steps(self, num_examples: int) -> int:
         """Return the optimizer steps of the training; an epoch's last batch may be smaller."""
-        return self.num_epochs * math.ceil(num_examples / self.global_batch_size)
+        steps = math.ceil(num_examples / self._group_size) / self.groups_per_step
+        return self.num_epochs * (math.floor(steps) if self.carry_over else math.ceil(steps))
 
-    def batches(self, examples: Sequence[TokenizedExample]) -> list[list[int]]:
-        """Return the global batch of every step as example indices."""
+    def num_scheduled_steps(self, num_examples: int) -> int:
+        """Return the steps of the LR schedule, which also counts the steps that `carry_over` merges."""
+        if not self.carry_over:
+            return self.num_steps(num_examples)
+        return math.ceil(num_examples / self._group_size) * self.num_epochs // self.groups_per_step
+
+    def batches(self, examples: Sequence[TokenizedExample]) -> list[list[list[int]]]:
+        """Return the groups of every step as example indices."""
         lengths = [_num_tokens(example) for example in examples] if self.group_by_length else None
-        return [
-            batch
+        epochs = (
+            training_order(len(examples), batch_size=self._group_size, seed=self.seed, epoch=epoch, lengths=lengths)
             for epoch in range(self.num_epochs)
-            for batch in training_order(
-                len(examples), batch_size=self.global_batch_size, seed=self.seed, epoch=epoch, lengths=lengths
-            )
-        ]
+        )
+        return step_groups(epochs, groups_per_step=self.groups_per_step, carry_over=self.carry_over)
 
 
 @dataclass(kw_only=True)
@@ -117,16 +139,23 @@ def train(
     model.train()
     started = time.monotonic()
     with GracefulShutdown() as shutdown, _progress(batches, engine=engine, done=initial.step) as remaining:
-        for step, indices in enumerate(remaining, start=initial.step + 1):
-            batch = [examples[index] for index in indices]
+        for step, groups in enumerate(remaining, start=initial.step + 1):
+            batch = [[examples[index] for index in group] for group in groups]
             if get_hidden_state_cache is not None and step > _UNCACHED_STEPS:
                 called = time.monotonic()
                 cache = _get_cache(get_hidden_state_cache, shutdown, checkpoint_manager, state)
                 started += time.monotonic() - called
             with _step_errors(checkpoint_manager, state, micro_batch_size=size):
-                metrics = train_step(batch, step=step, callbacks=callbacks, hidden_state_cache=cache, **options)
+                metrics = train_step(
+                    batch,
+                    step=step,
+                    callbacks=callbacks,
+                    groups_per_step=batch_plan.groups_per_step,
+                    hidden_state_cache=cache,
+                    **options,
+                )
             seconds = initial.seconds + time.monotonic() - started
-            tokens = state.tokens + sum(map(_num_tokens, batch))
+            tokens = state.tokens + sum(map(_num_tokens, chain.from_iterable(batch)))
             state = TrainingState(step=step, seconds=seconds, tokens=tokens, loss=metrics["loss"])
             # since the resume only: earlier steps may have run on another machine
             metrics["tokens_per_second"] = speed = (tokens - initial.tokens) / (seconds - initial.seconds)
@@ -148,7 +177,7 @@ def _num_tokens(example: TokenizedExample) -> int:
     return len(example.prompt_ids) + len(example.answer_ids)
 
 
-def _progress(batches: list[list[int]], *, engine: Engine, done: int) -> tqdm:
+def _progress(batches: Sequence[Any], *, engine: Engine, done: int) -> tqdm:
     shown = engine.dist_context.is_main
     return progress_bar(batches[done:], total=len(batches), done=done, label="training", unit="step", shown=shown)
 

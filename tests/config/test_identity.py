@@ -36,6 +36,11 @@ AFFECTS_TRAINING = [
     "trainer.gate_learning_rate=1e-4",
     "trainer.num_epochs=9",
     "trainer.global_batch_size=4",
+    "trainer.warmup_rounding=down",
+    "trainer.truncation=right",
+    "trainer.max_prompt_tokens=64",
+    "trainer.max_answer_tokens=64",
+    "gate.output_dropout=0.1",
     "seed=1",
 ]
 DOES_NOT_AFFECT_TRAINING = [
@@ -61,6 +66,27 @@ def test_a_setting_that_affects_training_changes_identity_and_name(override: str
 def test_other_settings_change_neither_identity_nor_name(override: str) -> None:
     assert run_identity(config(override)) == run_identity(config())
     assert run_name(config(override)) == run_name(config())
+
+
+def test_default_identities_have_no_key_of_a_newer_option() -> None:
+    """Otherwise runs that were finished before the option existed would have other names."""
+    newer = {"loss_reduction", "carry_over", "warmup_rounding", "truncation", "max_prompt_tokens", "mixed_precision"}
+    identity = run_identity(config())
+    assert not (newer | {"max_answer_tokens", "micro_batch_size"}) & identity["trainer"].keys()
+    assert "output_dropout" not in identity["gate"]
+
+
+def test_a_loss_per_micro_batch_depends_on_its_size() -> None:
+    base = ["trainer.loss_reduction=micro_batches", "trainer.global_batch_size=16"]
+    two, four = (config(*base, f"trainer.micro_batch_size={size}") for size in (2, 4))
+    assert run_identity(two) != run_identity(four)
+    assert run_identity(config(*base, "trainer.micro_batch_size=2", "trainer.carry_over=true")) != run_identity(two)
+
+
+@pytest.mark.parametrize("peft", ["lora", "adalora", "adalora_static", "dora", "ia3"])
+def test_methods_of_the_released_recipe_are_compared(peft: str) -> None:
+    base = ["backbone=llama3", "trainer=paper_code", f"peft={peft}"]
+    assert comparable(config(*base, "method=imsm"), config(*base, "method=peft"))
 
 
 def test_names() -> None:
@@ -148,7 +174,8 @@ def test_tasks_and_metrics_are_looked_up() -> None:
 def test_the_schema_of_the_gate_has_the_arguments_of_its_class() -> None:
     """Validation does not import the gate's class, so the schema repeats its arguments."""
     accepted = set(inspect.signature(Gate).parameters) - {"hidden_size"}
-    gates = [config(f"gate={path.stem}").gate for path in (conf_folder() / "gate").glob("*.yaml")]
+    names = [path.stem for path in (conf_folder() / "gate").glob("*.yaml")]
+    gates = [config(f"gate={name}", "trainer=paper_code").gate for name in names]
     assert {name for gate in gates for name in gate.arguments()} == accepted
 
 

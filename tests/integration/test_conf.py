@@ -65,8 +65,28 @@ def test_trainer_paper_code_differs_between_the_methods() -> None:
     assert (peft.trainer.warmup_ratio, imsm.trainer.warmup_ratio) == (0.06, 0.03)
     assert (peft.trainer.max_grad_norm, imsm.trainer.max_grad_norm) == (1.0, None)
     assert imsm.trainer.gate_learning_rate == 1e-3
+    assert (peft.trainer.optimizer, imsm.trainer.optimizer) == ("adafactor", "adamw")
+    assert (imsm.gate.dropout, imsm.gate.output_dropout) == (0.0, 0.0)
     lora = config("backbone=llama3", "trainer=paper_code")
-    assert (lora.trainer.weight_decay, lora.gate.dropout) == (0.01, 0.1)
+    assert (lora.trainer.weight_decay, lora.gate.dropout, lora.gate.output_dropout) == (0.01, 0.1, 0.1)
+
+
+def test_trainer_paper_code_has_the_released_training_loop() -> None:
+    run = config("backbone=llama3", "trainer=paper_code")
+    recipe = run.trainer
+    assert (run.seed, recipe.loss_reduction, recipe.carry_over) == (2024, "micro_batches", True)
+    assert (recipe.warmup_rounding, recipe.truncation) == ("down", "right")
+    assert (recipe.max_prompt_tokens, recipe.max_answer_tokens, recipe.micro_batch_size) == (512, 512, 4)
+    assert config("backbone=llama3", "trainer=paper_code", "seed=3").seed == 3
+    vanilla = config("backbone=llama3", "trainer=paper_code", "method=peft").trainer
+    assert (vanilla.loss_reduction, vanilla.carry_over, vanilla.warmup_rounding) == ("tokens", False, "up")
+
+
+@pytest.mark.parametrize(("peft", "rate"), [("lora", 0.1), ("adalora", 0.1), ("adalora_static", 0.1), ("dora", 0.05)])
+def test_trainer_paper_code_sets_the_dropout_of_the_adapter(peft: str, rate: float) -> None:
+    for method in ("imsm", "peft"):
+        run = config("backbone=llama3", f"peft={peft}", "trainer=paper_code", f"method={method}")
+        assert run.peft.arguments()["lora_dropout"] == rate
 
 
 def test_the_miniature_sets_trainer_and_evaluation_unless_they_are_given() -> None:

@@ -52,6 +52,6 @@ def test_one_process_trains_with_the_single_device_engine() -> None:
     model = tiny_siamese()
     run_config = config("trainer.learning_rate=0.01", "trainer.gate_learning_rate=0.02")
     with build_engine(
-        run_config, model, steps=2, device=torch.device("cpu"), dist_context=DistributedContext()
+        run_config, model, scheduled_steps=2, device=torch.device("cpu"), dist_context=DistributedContext()
     ) as engine:
         assert engine.trainable_state_dict().keys() == {n for n, p in model.named_parameters() if p.requires_grad}

@@ -28,15 +28,21 @@ def test_without_a_gate_there_is_one_group(name: str) -> None:
     assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [("adapter", 0.1)]
 
 
-def test_the_warmup_is_a_ratio_of_the_training_steps() -> None:
+@pytest.mark.parametrize(("rounding", "expected"), [("up", [0, 1 / 3, 2 / 3, 1, 1]), ("down", [0, 1 / 2, 1, 1, 1])])
+def test_the_warmup_is_a_ratio_of_the_training_steps(rounding: str, expected: list[float]) -> None:
+    """0.25 * 9 steps are 3 or 2 warm-up steps."""
     model = tiny_siamese("llama", "lora", gate=None)
     optimizer = build_optimizer(model, name="adamw", learning_rate=1.0, gate_learning_rate=None, weight_decay=0.0)
     lr_scheduler = build_lr_scheduler(
-        optimizer, lr_scheduler_type="constant_with_warmup", warmup_ratio=0.25, num_training_steps=9
+        optimizer,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_ratio=0.25,
+        warmup_rounding=rounding,
+        num_training_steps=9,
     )
     rates = []
     for _ in range(5):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         lr_scheduler.step()
-    assert rates == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])  # ceil(0.25 * 9) = 3 warmup steps
+    assert rates == pytest.approx(expected)

@@ -24,11 +24,24 @@ def test_micro_batches_do_not_change_the_losses(tmp_path: Path, gate: dict | Non
     assert accumulated.losses == pytest.approx(full.losses, abs=2e-5)
 
 
+def test_a_loss_per_group_is_the_sum_of_their_means_by_the_number_of_a_full_step(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path, method="lora")
+    examples = tiny_examples()
+    groups = [examples[:2], examples[2:3], examples[3:6]]
+    means = []
+    for group in groups:
+        inputs = model_inputs(torch.device("cpu"), group, pad_id=0, hidden_state_cache=None)
+        means.append(run.model(**inputs).loss.item())
+    options = {"engine": run.engine, "callbacks": None, "micro_batch_size": 1, "pad_id": 0}
+    metrics = train_step(groups, step=1, groups_per_step=2, **options)
+    assert metrics["loss"] == pytest.approx(sum(means) / 2, abs=1e-5)
+
+
 def test_metrics_of_a_step(tmp_path: Path) -> None:
     run = TinyRun(tmp_path, method="loramoe")
     run.model.train()
     options = {"engine": run.engine, "callbacks": run.callbacks, "micro_batch_size": 2, "pad_id": 0}
-    metrics = train_step(tiny_examples()[:4], step=1, **options)
+    metrics = train_step([tiny_examples()[:4]], step=1, **options)
     names = {"loss", "gradient_norm", "learning_rate_adapter", "learning_rate_gate", "auxiliary_loss", "gate_mean"}
     assert metrics.keys() == names
     assert metrics["auxiliary_loss"] > 0 and 0 < metrics["gate_mean"] < 1
@@ -40,7 +53,7 @@ def test_a_non_finite_gradient_is_reported_with_the_step_and_changes_nothing(tmp
     parameter = next(p for p in run.model.parameters() if p.requires_grad)
     parameter.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(NonFiniteError, match="gradient norm is nan at step 4"):
-        train_step(tiny_examples()[:4], step=4, engine=run.engine, callbacks=None, micro_batch_size=4, pad_id=0)
+        train_step([tiny_examples()[:4]], step=4, engine=run.engine, callbacks=None, micro_batch_size=4, pad_id=0)
     for name, value in run.engine.trainable_state_dict().items():
         assert torch.equal(value, before[name])
 

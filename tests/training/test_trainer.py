@@ -22,8 +22,40 @@ def test_steps_of_a_batch_plan() -> None:
     plan = BatchPlan(num_epochs=3, global_batch_size=5, micro_batch_size=5, seed=1)
     batches = plan.batches(tiny_examples())
     assert plan.num_steps(12) == len(batches) == 9
-    assert [len(batch) for batch in batches[:3]] == [5, 5, 2]
+    assert [[len(group) for group in groups] for groups in batches[:3]] == [[5], [5], [2]]
     assert batches[:3] != batches[3:6]
+
+
+def test_carry_over_adds_the_last_micro_batches_of_an_epoch_to_the_next_step() -> None:
+    """12 examples are 6 micro-batches of 2, of which a step takes 4."""
+    plan = BatchPlan(num_epochs=4, global_batch_size=8, micro_batch_size=2, seed=1, loss_group_size=2, carry_over=True)
+    batches = plan.batches(tiny_examples())
+    assert [len(groups) for groups in batches] == [4, 6, 6, 6]
+    assert plan.num_steps(12) == 4 and plan.num_scheduled_steps(12) == 6
+    used = [sorted(index for group in groups for index in group) for groups in batches]
+    assert all(len(set(indices)) < len(indices) for indices in used[1:])  # from two epochs
+    whole = BatchPlan(num_epochs=4, global_batch_size=8, micro_batch_size=2, seed=1, loss_group_size=2)
+    assert [len(groups) for groups in whole.batches(tiny_examples())] == [4, 2] * 4
+
+
+@pytest.mark.parametrize("carry_over", [True, False])
+def test_a_resumed_run_with_losses_per_micro_batch_is_bit_equal(tmp_path: Path, carry_over: bool) -> None:
+    def run(folder: str) -> TinyRun:
+        built = TinyRun(tmp_path / folder, num_epochs=4)
+        built.batch_plan = BatchPlan(
+            num_epochs=4, global_batch_size=8, micro_batch_size=2, seed=7, loss_group_size=2, carry_over=carry_over
+        )
+        return built
+
+    full, first = run("full"), run("parts")
+    full.train()
+    first.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = run("parts")
+    second.train()
+    assert first.losses + second.losses == full.losses
+    assert_equal_trainables(second, full)
 
 
 @pytest.mark.parametrize("method", ["lora_with_dropout", "adalora", "ia3", "dora", "loramoe"])

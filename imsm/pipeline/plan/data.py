@@ -13,8 +13,8 @@ from imsm.config.schema import RunConfig
 from imsm.data.sources import DataSource, load_examples
 from imsm.data.task import Role, Task
 from imsm.models.backbones.loading import resolve_path
-from imsm.pipeline.data import evaluated_tasks, source_of
-from imsm.training.trainer import BatchPlan
+from imsm.pipeline.data import evaluated_tasks, source_of, training_limits
+from imsm.pipeline.engine import batch_plan_of
 from imsm.utils.errors import UserError
 
 CHARACTERS_PER_TOKEN = 4
@@ -118,6 +118,9 @@ def split_lengths(config: RunConfig, task: Task, role: Role) -> LengthStats:
         )
     elif task.stats is not None:
         lengths = known_lengths(task.stats.model_dump(), role)
+    if role == "train":
+        prompt, answer = training_limits(config, task)
+        task = task.model_copy(update={"max_prompt_tokens": prompt, "max_new_tokens": answer})
     return within_limits(lengths or limits_only(task), task)
 
 
@@ -126,12 +129,7 @@ def format_steps(config: RunConfig, train: LengthStats | None) -> str:
     if train is None:
         return "none: nothing is trained"
     recipe = config.trainer
-    batch_plan = BatchPlan(
-        num_epochs=recipe.num_epochs,
-        global_batch_size=recipe.global_batch_size,
-        micro_batch_size=recipe.micro_batch_size or recipe.global_batch_size,
-        seed=config.seed,
-    )
+    batch_plan = batch_plan_of(config, processes=1)
     epochs = f"{recipe.num_epochs} epochs" if recipe.num_epochs > 1 else "1 epoch"
     if train.examples is None:
         return (
