@@ -80,6 +80,7 @@ def _sweep_run(composer: ConfigComposer, overrides: Sequence[str]) -> tuple[str,
     from imsm.config.validate import load_config
     from imsm.evaluation.result import FILE, read_result
     from imsm.pipeline.run_status import read_failure, run_dir_of
+    from imsm.reporting.report_data import baselines_as_good
     from imsm.reporting.sweep_table import SweepRun
 
     config = load_config(composer.compose(overrides), config_dir=composer.config_dir)
@@ -107,4 +108,5 @@ def _sweep_run(composer: ConfigComposer, overrides: Sequence[str]) -> tuple[str,
         command=job_command(overrides, config_dir=composer.config_dir),
         result=result,
         failure=None if failure is None else failure["error"],
+        matched_by=(result and baselines_as_good(folder, result, runs_root=runs_root())) or (),
     )

@@ -11,8 +11,9 @@ from imsm.reporting.render.formatting import format_provenance
 from imsm.reporting.render.html import render_html
 from imsm.reporting.render.markdown import render_markdown
 from imsm.reporting.render.terminal import print_report
-from imsm.reporting.report_data import build_report_data
+from imsm.reporting.report_data import ReportData, build_report_data
 from imsm.reporting.runs import build_comparison_set
+from imsm.reporting.sections.headline import build_headline
 from imsm.reporting.sections.order import build_sections
 from imsm.utils.control_characters import escape_controls
 from imsm.utils.files import write_atomic
@@ -44,12 +45,15 @@ def write_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
 def build_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> Report:
     """Compute the report; the arguments are those of `write_report`."""
     comparison = build_comparison_set(folder, result, runs_root=runs_root)
+    data = build_report_data(comparison.runs, comparison.baselines, comparison.seeds)
     return Report(
-        title=str(result["name"]),
-        subtitle=_subtitle(comparison.runs[-1].result, compared=len(comparison.runs) > 1),
+        title=_title(data),
+        subtitle=_subtitle(data.focus.result, compared=len(data.runs) > 1),
+        headline=build_headline(data),
+        run=str(result["name"]),
         excluded=comparison.excluded,
         load_errors=comparison.load_errors,
-        sections=build_sections(build_report_data(comparison.runs, comparison.baselines, comparison.seeds)),
+        sections=build_sections(data),
         provenance=format_provenance(result),
     )
 
@@ -78,6 +82,15 @@ def write_tables(folder: Path, sections: Sequence[Section]) -> None:
     for section in sections:
         if section.table is not None:
             write_atomic(directory / f"{section.name}.csv", section.table.to_csv())
+
+
+def _title(data: ReportData) -> str:
+    """Return a readable name of the run, e.g. "IMSM with lora on gsm8k"."""
+    config = data.focus.result["config"]
+    if data.focus.method == "original":
+        return f"{config['backbone']['name']} before training"
+    method = {"imsm": "IMSM", "peft": "PEFT"}.get(data.focus.method, data.focus.method)
+    return f"{method} with {config['peft']['name']} on {config['data']['name']}"
 
 
 def _subtitle(result: Mapping[str, Any], *, compared: bool) -> str:

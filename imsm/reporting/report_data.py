@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -15,8 +16,8 @@ from imsm.reporting.paired_comparison import (
     compute_retention,
     score_interval,
 )
-from imsm.reporting.runs import ComparedRun, headline
-from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint, tradeoff_curves, tradeoff_points
+from imsm.reporting.runs import ComparedRun, baselines_of, build_comparison_set, headline
+from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint, matching_baselines, tradeoff_curves, tradeoff_points
 
 REFERENCES = ("original", "peft")
 """Methods that other runs are compared with."""
@@ -56,6 +57,12 @@ class ReportData:
     def forgetting(self) -> list[str]:
         """The common forgetting tests that no compared run was trained on."""
         return [task for task in self.common if task != self.target and task not in self.trained_on]
+
+    @property
+    def at_chance(self) -> list[str]:
+        """The forgetting tests on which the original is at chance, where predictions exist."""
+        found = [(task, self._all_retentions[self.focus.label, task]) for task in self.forgetting]
+        return [task for task, retention in found if retention is not None and retention.retained is None]
 
     @property
     def marked(self) -> set[str]:
@@ -132,6 +139,11 @@ class ReportData:
         """Trade-off curves of swept baselines."""
         return tradeoff_curves(self.points)
 
+    @property
+    def matches(self) -> dict[str, list[str]]:
+        """The training-free baselines at least as good as each run, by its label."""
+        return matching_baselines(self.points, self.curves)
+
     # points need the baselines too, and forgetting tests in another selection than `retentions`
     @cached_property
     def _all_retentions(self) -> dict[tuple[str, str], Retention | None]:
@@ -175,3 +187,12 @@ def build_report_data(
         metrics={task: headline(entries[task]) for task in tasks},
         trained_on=trained_on - {target},
     )
+
+
+def baselines_as_good(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> list[str] | None:
+    """Return the training-free baselines at least as good as a run; None if none were evaluated."""
+    if not baselines_of(folder):
+        return None
+    found = build_comparison_set(folder, result, runs_root=runs_root)
+    data = build_report_data(found.runs, found.baselines)
+    return data.matches.get(data.focus.label, [])

@@ -40,6 +40,7 @@ class SweepRun:
     command: str  # shell command that runs it, e.g. `imsm run peft=lora`
     result: Mapping[str, Any] | None  # its `result.json`; None if the run is not finished
     failure: str | None = None  # error message of a failed run, in one line
+    matched_by: Sequence[str] = ()  # training-free baselines of the run that are at least as good
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def _table(runs: Sequence[SweepRun], keys: Sequence[str], *, each_seed: bool) ->
         columns=[*keys, *(["seeds"] if several else []), *reference, "retention average", "parameters", "training"],
         rows=rows,
         text_columns=len(keys),
-        notes=_notes(rows, reference, forgetting, original),
+        notes=[*_notes(rows, reference, forgetting, original), *_baseline_notes(runs)],
     )
     return SweepTable(
         table=table,
@@ -157,6 +158,17 @@ def _notes(
         notes.append("– not evaluated, or evaluated on other examples or under another protocol.")
     protocols = sorted({entry.get("protocol", "strict") for entry in reference.values()} - {"strict"})
     return notes + [f"Protocol: {name}." for name in protocols]
+
+
+def _baseline_notes(runs: Sequence[SweepRun]) -> list[str]:
+    matched = [run.matched_by for run in runs if run.matched_by]
+    if not matched:
+        return []
+    listed = ", ".join(dict.fromkeys(name for names in matched for name in names))
+    return [
+        f"Training-free baselines match {len(matched)} of these runs (`imsm baselines RUN`): {listed} retain at "
+        "least as much at no lower target score."
+    ]
 
 
 def _original_entries(run: SweepRun, target: str) -> dict[str, Entry]:

@@ -17,6 +17,7 @@ SWEEPS = {"logit_mix": ("λ", 0.0, 1.0), "adapter_scale": ("α", 1.0, 0.0)}
 """Swept baselines: the symbol of their value, its value at PEFT and at the original."""
 OWN_ADAPTER = "tuned"
 """The baseline that uses an interwoven run's adapter alone."""
+_NOT_COMPETING = (OWN_ADAPTER, "oracle_router")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,37 @@ def tradeoff_points(
             )
         )
     return points
+
+
+def matching_baselines(points: Sequence[TradeoffPoint], curves: Sequence[TradeoffCurve]) -> dict[str, list[str]]:
+    """Return the baselines at least as good as each trained run beyond PEFT, by its label; runs without are absent.
+
+    A swept baseline is as good if it retains as much at the run's target score, another one if neither its
+    target score nor its stability is lower. The upper bound and the adapter alone do not count.
+    """
+    found: dict[str, list[str]] = {}
+    for run in points:
+        if run.baseline is not None or run.method in ("original", "peft") or not run.has_position:
+            continue
+        assert run.target is not None and run.stability is not None
+        names = [
+            curve.baseline.replace("_", " ")
+            for curve in curves
+            if (retained := curve.stability_at(run.target)) is not None and retained >= run.stability
+        ]
+        names += [
+            point.label
+            for point in points
+            if point.baseline is not None
+            and point.baseline not in (*SWEEPS, *_NOT_COMPETING)
+            and point.target is not None
+            and point.stability is not None
+            and point.target >= run.target
+            and point.stability >= run.stability
+        ]
+        if names:
+            found[run.label] = names
+    return found
 
 
 def tradeoff_curves(points: Sequence[TradeoffPoint]) -> list[TradeoffCurve]:

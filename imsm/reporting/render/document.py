@@ -47,8 +47,10 @@ class Section:
 class Report:
     """Everything that a report shows; ``provenance`` lists versions, commit and fingerprints."""
 
-    title: str
+    title: str  # readable name, e.g. "IMSM with lora on gsm8k"
     subtitle: str
+    headline: list[str] = field(default_factory=list)  # the result in a few sentences
+    run: str = ""  # name of the run's folder
     excluded: list[str]
     load_errors: list[str]
     sections: list[Section]

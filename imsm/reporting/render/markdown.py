@@ -8,10 +8,12 @@ from imsm.utils.control_characters import escape_controls
 def render_markdown(report: Report) -> str:
     """Return the report; its figures are linked as ``figures/<name>.png``."""
     blocks = [f"# {markdown_text(report.title)}"]
-    blocks += map(markdown_text, [report.subtitle, *report.excluded, *report.load_errors])
+    blocks += map(markdown_text, [report.subtitle, " ".join(report.headline), *report.excluded, *report.load_errors])
+    blocks = [block for block in blocks if block]
     for section in report.sections:
         blocks += _section_blocks(section)
-    blocks += ["## Provenance", "\n".join(f"- {markdown_text(line)}" for line in report.provenance)]
+    provenance = [*([f"run {report.run}"] if report.run else []), *report.provenance]
+    blocks += ["## Provenance", "\n".join(f"- {markdown_text(line)}" for line in provenance)]
     return escape_controls("\n\n".join(blocks) + "\n")
 
 

@@ -12,6 +12,8 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
     console = console or Console()
     console.print()
     console.print(escape_controls(report.subtitle), style="bold", highlight=False, markup=False)
+    for sentence in report.headline:
+        console.print(escape_controls(sentence), highlight=False, markup=False)
     print_notes(report.excluded, console, wrap=False)
     for section in report.sections:
         if section.terminal_table is not None:

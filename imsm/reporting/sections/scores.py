@@ -137,6 +137,11 @@ def _terminal_rows(data: ReportData, name: str, metric: str, examples: str, scor
 
 def _notes(data: ReportData) -> list[str]:
     notes = [f"The average is over {', '.join(data.forgetting)}."] if len(data.forgetting) > 1 else []
+    if data.at_chance:
+        notes.append(
+            f"The original is at chance on {' and '.join(data.at_chance)}: these scores cannot show forgetting, "
+            "and stability leaves them out."
+        )
     notes += [
         f"† {task}: a compared run was trained on this task; no average of forgetting tests includes it."
         for task in data.tasks

@@ -1,5 +1,7 @@
 """Sections: averages, learning versus forgetting, and training-free baselines."""
 
+from collections.abc import Sequence
+
 from imsm.reporting.figures.report import draw_tradeoff
 from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import format_number, format_percent, join_names
@@ -71,7 +73,28 @@ def build_baselines(data: ReportData) -> Section | None:
         title="Training-free baselines",
         paragraphs=[text],
         table=table,
+        notes=[describe_matches(run, names) for run, names in data.matches.items()],
         terminal_table=table.select(["run", *target, "retention average", *(["stability"] if points else [])]),
+    )
+
+
+def describe_matches(run: str, names: Sequence[str]) -> str:
+    """Say that training-free baselines are at least as good as a run."""
+    return (
+        f"Training-free baselines match {run} on this adapter: {', '.join(names)} retain at least as much at no lower "
+        "target score. These results are no evidence for a trained gate."
+    )
+
+
+def describe_chance(data: ReportData) -> str | None:
+    """Name the tests at chance and those that stability uses; None without a test at chance."""
+    if not data.at_chance:
+        return None
+    used = [task for task in data.forgetting if task not in data.at_chance]
+    return (
+        f"The original is at chance on {' and '.join(data.at_chance)} (not above the best constant answer by two "
+        f"standard errors), so these scores cannot show forgetting. Stability is over {join_names(used)}; the "
+        "retention average includes all forgetting tests."
     )
 
 
@@ -96,10 +119,13 @@ def _average_paragraphs(data: ReportData) -> list[str]:
     ]
     if incomplete := [task for task in data.tasks if task not in data.common]:
         texts.append(f"Averages exclude forgetting tests that a run has no score of: {join_names(incomplete)}.")
+    if chance := describe_chance(data):
+        texts.append(chance)
     if data.points:
         texts.append(
             "Plasticity is the share of PEFT's gain on the target, undefined if the 95 % interval of that gain "
-            "includes 0. Stability is the mean retention, a dash if predictions of a forgetting test are missing."
+            "includes 0. Stability is the mean retention of the forgetting tests above chance, a dash if predictions "
+            "of a forgetting test are missing."
         )
     return texts
 

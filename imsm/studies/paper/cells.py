@@ -1,31 +1,24 @@
-"""The cells of a table: scores with intervals and significance marks.
+"""The cells of a table: scores with intervals and tests over seeds.
 
 Scores are in points. A cell is the mean over seeds.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Literal
+from typing import Any
 
 from imsm.evaluation.metrics import is_mean_of_scores, resolve_metric
 from imsm.evaluation.statistics.intervals import Interval, macro_average_ci, seed_ci, student_ci
-from imsm.evaluation.statistics.significance import student_t
+from imsm.evaluation.statistics.significance import holm, student_t
 from imsm.models.builder import count_trainable
 from imsm.pipeline.plan.plan import build_plan_model
-from imsm.reporting.paired_comparison import compare_runs, score_interval
+from imsm.reporting.paired_comparison import score_interval
 from imsm.reporting.runs import ComparedRun, runs_to_compare
 from imsm.studies.paper.runs import RunIndex, RunRef
 from imsm.studies.paper.spec import ColumnSpec, PaperTable, RowSpec
 
 ALPHA, LEVEL = 0.05, 0.95
-Mark = Literal["mcnemar", "bootstrap", "student"]
-MARKS: Mapping[Mark, tuple[str, str]] = {
-    "mcnemar": ("*", "McNemar's exact test over examples"),
-    "bootstrap": ("°", "the paired bootstrap's 95 % interval, which excludes 0"),
-    "student": ("‡", "Student's t-test over seeds, the paper's test"),
-}
-"""Symbol and test of a cell that differs (p < 0.05, not adjusted) from its reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +26,12 @@ class TableCell:
     """A score."""
 
     interval: Interval | None  # the score with its interval; None while a run is missing
-    mark: Mark | None  # the test that found a difference from the reference row
+    p_value: float | None  # Student's t-test over seeds against the reference row; None without a test
     trained_on: bool  # whether the run was trained on this task, which is not its target
     missing: list[RunRef]
     test: str  # the evaluated task
     seeds: Sequence[float] = ()  # score of each seed
+    differs: bool = False  # whether the p-value, adjusted over the table, is below ALPHA
 
 
 def row_average(cells: Mapping[str, TableCell], columns: Sequence[str]) -> Interval | None:
@@ -77,11 +71,11 @@ class CellBuilder:
         scores = [self._score(run, column) for run in compared]
         known = [score for score in scores if score is not None]
         if missing or len(known) < len(scores):
-            return TableCell(interval=None, mark=None, trained_on=False, missing=missing, test=task)
+            return TableCell(interval=None, p_value=None, trained_on=False, missing=missing, test=task)
         entry = compared[0].task_result(task)
         return TableCell(
             interval=_interval(compared, task, getattr(column, self.protocol), known),
-            mark=self._mark(row, column, compared),
+            p_value=self._p_value(row, column, compared),
             trained_on=bool(entry.get("trained_on")) and entry.get("role") != "target",
             missing=[],
             test=task,
@@ -134,20 +128,26 @@ class CellBuilder:
         score = metrics.get(getattr(column, self.protocol))
         return None if score is None else float(score)
 
-    def _mark(self, row: RowSpec, column: ColumnSpec, compared: Sequence[ComparedRun]) -> Mark | None:
-        """Return the test that finds a difference from the reference row; None if none does."""
+    def _p_value(self, row: RowSpec, column: ColumnSpec, compared: Sequence[ComparedRun]) -> float | None:
+        """Test against the reference row over seeds; None for one seed, which shows no variance of training."""
         reference = self.table.reference_of(row)
         others, missing = ([], []) if reference is None else self._compared_runs(reference, column)
-        if missing or not others:
+        if missing or self.seeds == 1 or not len(compared) == len(others) == self.seeds:
             return None
-        if self.seeds > 1 and len(compared) == len(others) == self.seeds:
-            scores = [[self._score(run, column) for run in side] for side in (compared, others)]
-            if any(None in side for side in scores):
-                return None
-            test = student_t(*[[score for score in side if score is not None] for side in scores])
-            return "student" if test and test.p_value is not None and test.p_value < ALPHA else None
-        # The original is one run without a variance over seeds.
-        return _example_test(compared[0], others[0], column.task, getattr(column, self.protocol))
+        scores = [[self._score(run, column) for run in side] for side in (compared, others)]
+        if any(None in side for side in scores):
+            return None
+        test = student_t(*[[score for score in side if score is not None] for side in scores])
+        return None if test is None else test.p_value
+
+
+def adjust(cells: Mapping[Any, TableCell]) -> dict[Any, TableCell]:
+    """Adjust the p-values over all cells by Holm's method and set ``differs``."""
+    adjusted = holm({str(n): cell.p_value for n, cell in enumerate(cells.values()) if cell.p_value is not None})
+    significant = [adjusted.get(str(number), 1.0) < ALPHA for number in range(len(cells))]
+    return {
+        key: replace(cell, differs=differs) for (key, cell), differs in zip(cells.items(), significant, strict=True)
+    }
 
 
 def _interval(compared: Sequence[ComparedRun], task: str, metric: str, scores: Sequence[float]) -> Interval:
@@ -166,20 +166,6 @@ def _interval(compared: Sequence[ComparedRun], task: str, metric: str, scores: S
     # An example without a passage is a group by itself, named by its id.
     groups = [group or name for name, group in frames[0]["group"].items()]
     return seed_ci([100 * frame[column].to_numpy(float) for frame in frames], groups=groups)
-
-
-def _example_test(run: ComparedRun, reference: ComparedRun, task: str, metric: str) -> Mark | None:
-    """Test over examples: McNemar's, or the bootstrap for F1 and correlations."""
-    # KeyError: the predictions are of an evaluation without this metric.
-    try:
-        comparison = compare_runs(run, reference, task=task, metric=metric)
-    except KeyError:
-        return None
-    if comparison is None:
-        return None
-    if comparison.test is not None and is_mean_of_scores(resolve_metric(metric)):
-        return "mcnemar" if comparison.test.p_value < ALPHA else None
-    return "bootstrap" if comparison.difference.low > 0 or comparison.difference.high < 0 else None
 
 
 def _point(value: float) -> Interval:

@@ -53,6 +53,8 @@ def test_nothing_is_loaded_and_no_text_is_markup() -> None:
     report = Report(
         title=HOSTILE,
         subtitle=HOSTILE,
+        headline=[HOSTILE],
+        run=HOSTILE,
         excluded=[HOSTILE],
         load_errors=[HOSTILE],
         sections=[section],
@@ -61,7 +63,7 @@ def test_nothing_is_loaded_and_no_text_is_markup() -> None:
     text = render_html(report, {"scores": b"png"})
     page = Page()
     page.feed(text)
-    assert "script" not in page.tags and text.count("&lt;script&gt;") == 21
+    assert "script" not in page.tags and text.count("&lt;script&gt;") == 22
     assert page.loaded == ["data:image/png;base64,cG5n"] and page.without_alt == 0
     assert not re.search(r"url\(|@import|https?://", text)
 
@@ -71,7 +73,7 @@ def test_shades_are_scaled_to_the_response() -> None:
     section = Section(name="gate", title="Gate", heatmaps=[heatmap])
     report = Report(title="", subtitle="", excluded=[], load_errors=[], sections=[section], provenance=[])
     text = render_html(report, {})
-    assert re.findall(r"rgba\(0, 114, 178, ([\d.]+)\)", text) == ["0.05", "0.65", "0.05"]
+    assert re.findall(r"rgba\(var\(--heat\), ([\d.]+)\)", text) == ["0.05", "0.65", "0.05"]
     assert 'title="0.600"' in text and "⏎\n" in text
 
 

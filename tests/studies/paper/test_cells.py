@@ -7,17 +7,16 @@ import pytest
 import scipy.stats
 
 from imsm.evaluation.statistics.intervals import Interval, mean_ci
-from imsm.evaluation.statistics.significance import mcnemar
-from imsm.studies.paper.cells import CellBuilder, TableCell, row_average
+from imsm.studies.paper.cells import CellBuilder, TableCell, adjust, row_average
 from imsm.studies.paper.runs import RunIndex, required_runs
 from imsm.studies.paper.spec import load_table
 from tests.studies.paper.finished import N, write_run
 
 
-def test_a_cell_has_an_interval_and_the_mark_of_its_test(runs: RunIndex) -> None:
+def test_a_cell_has_an_interval_and_one_seed_no_test(runs: RunIndex) -> None:
     table = load_table("table2")
     found = {"-".join(run.name.split("-")[:4]): run for run in required_runs(table, runs, scale="mini", seeds=1)}
-    peft = write_run(found["mini-lora-ropes-peft"], runs, known=0.2, seed=1)
+    write_run(found["mini-lora-ropes-peft"], runs, known=0.2, seed=1)
     imsm = write_run(found["mini-lora-ropes-imsm"], runs, known=0.9, seed=2)
     runs.refresh()
     rows = {(row.values["peft"], row.values["method"]): row for row in table.rows}
@@ -25,35 +24,29 @@ def test_a_cell_has_an_interval_and_the_mark_of_its_test(runs: RunIndex) -> None
     builder = CellBuilder(table=table, runs=runs, scale="mini", seeds=1, protocol="strict")
     cell = builder.build(rows["lora", "imsm"], column)
     assert cell.interval == mean_ci(100 * imsm["webq"], groups=[str(n) for n in range(N)])
-    assert mcnemar(imsm["webq"], peft["webq"]).p_value < 0.05 and cell.mark == "mcnemar"
-    assert builder.build(rows["lora", "peft"], column).mark is None
+    assert cell.p_value is None
     missing = builder.build(rows["ia3", "peft"], column)
     assert missing.interval is None and [run.name for run in missing.missing] == [found["mini-ia3-ropes-peft"].name]
 
 
-def test_f1_is_tested_by_the_bootstrap(runs: RunIndex) -> None:
-    table1 = load_table("table1")
-    column = next(c for c in table1.spec.columns if c.name == "mrpc_f1")
-    rows = {tuple(row.values.values()): row for row in table1.rows}
-    peft, imsm = (rows["chatglm3", "lora", method] for method in ("peft", "imsm"))
-    for number, (row, known) in enumerate(((peft, 0.3), (imsm, 0.95))):
-        wanted = table1.overrides(row, column, scale="mini", seed=0)
-        write_run(runs.find(wanted), runs, known=known, seed=number)
-    runs.refresh()
-    builder = CellBuilder(table=table1, runs=runs, scale="mini", seeds=1, protocol="strict")
-    assert builder.build(imsm, column).mark == "bootstrap"
-    assert builder.build(peft, column).mark is None
+def test_differences_are_marked_by_holms_correction_over_all_cells() -> None:
+    def cell(p_value: float | None) -> TableCell:
+        return TableCell(interval=None, p_value=p_value, trained_on=False, missing=[], test="t")
+
+    # unadjusted, three of them are below 0.05; adjusted: 0.04, 0.06, 0.06
+    found = adjust({"a": cell(0.01), "b": cell(0.02), "c": cell(0.03), "d": cell(0.9), "e": cell(None)})
+    assert [name for name, each in found.items() if each.differs] == ["a"]
 
 
 def test_tasks_trained_on_are_excluded_from_averages() -> None:
     def cell(value: float, *, trained_on: bool = False) -> TableCell:
         interval = Interval(estimate=value, low=value, high=value, level=0.95)
-        return TableCell(interval=interval, mark=None, trained_on=trained_on, missing=[], test="t", seeds=[value])
+        return TableCell(interval=interval, p_value=None, trained_on=trained_on, missing=[], test="t", seeds=[value])
 
     found = {"a": cell(10), "b": cell(90, trained_on=True), "c": cell(20)}
     average = row_average(found, ["a", "b", "c"])
     assert average is not None and average.estimate == 15
-    lacking = TableCell(interval=None, mark=None, trained_on=False, missing=[], test="t")
+    lacking = TableCell(interval=None, p_value=None, trained_on=False, missing=[], test="t")
     assert row_average({**found, "c": lacking}, ["a", "c"]) is None
 
 
@@ -61,7 +54,7 @@ def test_an_average_has_the_interval_of_its_columns_or_of_its_seeds() -> None:
     def cell(*seeds: float, reach: float, test: str = "a") -> TableCell:
         mean = sum(seeds) / len(seeds)
         interval = Interval(estimate=mean, low=mean - reach, high=mean + 2 * reach, level=0.95)
-        return TableCell(interval=interval, mark=None, trained_on=False, missing=[], test=test, seeds=seeds)
+        return TableCell(interval=interval, p_value=None, trained_on=False, missing=[], test=test, seeds=seeds)
 
     same = row_average({"a": cell(40, reach=3), "b": cell(60, reach=4)}, ["a", "b"])
     assert same == Interval(estimate=50, low=46.5, high=57, level=0.95)
@@ -93,7 +86,7 @@ def test_the_average_reproduces_the_papers() -> None:
         return {
             name: TableCell(
                 interval=Interval(estimate=score, low=score, high=score, level=0.95),
-                mark=None,
+                p_value=None,
                 trained_on=False,
                 missing=[],
                 test=name,

@@ -39,7 +39,7 @@ def test_our_rows_the_papers_rows_and_missing_runs(runs: RunIndex, tmp_path: Pat
     retained = [100 * scores[name].mean() for name in ("webq", "multirc", "mrpc", "freebaseqa")]
     assert line["retention average"].startswith(f"{numpy.mean(retained):.1f} [")
     assert line["average"].startswith(f"{numpy.mean([100 * scores['ropes'].mean(), *retained]):.1f} [")
-    assert line["webq"].startswith(f"{retained[0]:.1f}* [")
+    assert line["webq"].startswith(f"{retained[0]:.1f} [")
     assert ours[(ours["peft"] == "ia3") & (ours["method"] == "peft")]["webq"].iloc[0] == "failed"
     assert ours[ours["peft"] == "adalora"]["webq"].tolist() == ["missing", "missing"]
     assert len(ours[ours["method"] == "original"]) == 1
@@ -47,14 +47,20 @@ def test_our_rows_the_papers_rows_and_missing_runs(runs: RunIndex, tmp_path: Pat
     assert {run.name for run in filled.missing} == {run.name for run in required} - {peft.name, imsm.name}
     assert frame[frame["whose"] == "paper (chatglm3)"]["webq"].iloc[0] == "25.49"
 
+    assert set(ours["backbone"]) == {"mini (for chatglm3)"}
+    assert any("one seed" in note for note in filled.text.notes)
+
     write_table(filled.text, tmp_path / "out", missing=filled.missing)
     markdown = (tmp_path / "out" / "table.md").read_text()
     assert "25.49" in markdown and "failed (no memory)" in markdown and "backbone=mini" in markdown
     assert len(pandas.read_csv(tmp_path / "out" / "table.csv")) == len(frame)
-    assert r"\toprule" in (tmp_path / "out" / "table.tex").read_text()
+    latex = (tmp_path / "out" / "table.tex").read_text()
+    assert r"\toprule" in latex
+    for text in (markdown, latex, (tmp_path / "out" / "table.csv").read_text()):
+        assert "mini (for chatglm3)" in text
 
 
-def test_over_seeds_the_mark_is_students_t(runs: RunIndex) -> None:
+def test_over_seeds_the_mark_is_students_t_adjusted_over_the_table(runs: RunIndex) -> None:
     table3 = load_table("table3")
     for number, run in enumerate(required_runs(table3, runs, scale="mini", seeds=3)):
         write_run(run, runs, known=0.9 if "-imsm-" in run.name else 0.3, seed=number)
@@ -62,8 +68,8 @@ def test_over_seeds_the_mark_is_students_t(runs: RunIndex) -> None:
     filled = build_table(table3, runs, scale="mini", seeds=3, protocol="strict")
     frame = frame_of(filled.text)
     imsm = frame[(frame["whose"] == "ours") & (frame["method"] == "imsm")]
-    assert all("‡" in text for text in imsm["gsm8k"])
-    assert any("Student" in note for note in filled.text.notes)
+    assert all("*" in text for text in imsm["gsm8k"])
+    assert any("Student" in note and "Holm" in note for note in filled.text.notes)
     assert filled.missing == []
 
 
