@@ -169,7 +169,7 @@ def parent_hash(parent: Path) -> str:
         UserError: The previous stage has not finished training, or its model changed since.
     """
     run = RunDir(parent)
-    if not run.trained.is_file():
+    if not run.is_trained:
         raise UserError(
             f"{parent}: the previous stage has not finished training; run the complete task_sequence, which trains "
             "its stages in order"

@@ -13,9 +13,9 @@ import pandas
 from pydantic import ValidationError
 
 from imsm.config.identity import comparable_up_to_method, identity_without_seed, is_original, original_run
-from imsm.evaluation.predictions import FILE as PREDICTIONS
-from imsm.evaluation.predictions import read_predictions, task_dir
-from imsm.evaluation.result import FILE, read_result
+from imsm.evaluation.predictions import read_predictions
+from imsm.evaluation.result import FILE, read_result, result_error
+from imsm.reporting.training_log import training_log_error
 from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value
 
@@ -24,6 +24,8 @@ BASELINE = "baseline"
 _STREAM_ORDER = {"original": 0, "tuned": 1, "interwoven": 2}
 _TEST_SET_KEYS = ("tasks", "limit", "limit_by_task", "protocol")
 """Evaluation settings that select the examples and the protocol."""
+_MAX_LISTED = 5
+"""Number of unreadable results that are named besides the first."""
 
 Result = Mapping[str, Any]
 
@@ -76,21 +78,13 @@ class ComparedRun:
         """Read a task's predictions; None if the task was not evaluated.
 
         Raises:
-            UserError: They are missing, damaged, or fewer or more than `result.json` counts.
+            UserError: They are missing, damaged, or not those that `result.json` was computed from.
         """
         entry = self.task_result(task)
         if not entry:
             return None
-        test_set = entry.get("test_set", "")
-        found = read_predictions(self.folder, task=task, test_set=test_set)
-        # an interrupted copy can end between two lines, where every line is valid
-        if len(found) != entry["num_examples"]:
-            path = task_dir(self.folder, task=task, test_set=test_set) / PREDICTIONS
-            raise UserError(
-                f"{path}: holds {len(found)} predictions, not {entry['num_examples']}; evaluate the run again "
-                "(the same command with mode=evaluate)"
-            )
-        return found
+        test_set, sha256 = entry.get("test_set", ""), entry.get("predictions_sha256")
+        return read_predictions(self.folder, task=task, test_set=test_set, sha256=sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +121,14 @@ def build_comparison_set(folder: Path, result: Result, *, runs_root: Path) -> Co
             label: {seed: _comparable_tasks(other, result) for seed, other in by_seed.items()}
             for label, by_seed in seeds.items()
         },
-        excluded=_explain_excluded(results, {run.label: run.result for run in all_baselines}, result, folder),
-        load_errors=_list_load_errors([*runs, *baselines], list(result["evaluation"]["tasks"])),
+        excluded=[
+            *_explain_excluded(results, {run.label: run.result for run in all_baselines}, result, folder),
+            *_unreadable_results(folder, runs_root),
+        ],
+        load_errors=[
+            *_list_load_errors([*runs, *baselines], list(result["evaluation"]["tasks"])),
+            *(error for run in runs if run.result["training"] and (error := training_log_error(run.folder))),
+        ],
     )
 
 
@@ -270,7 +270,7 @@ def _original(folder: Path, result: Result, *, runs_root: Path) -> tuple[Result,
 def _finished(runs_root: Path) -> list[tuple[dict[str, Any], Path]]:
     """Return the finished runs under a root with their folders, the newest last."""
     # by time: a later run replaces an older one with the same method
-    paths = sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.lstat().st_mtime)
     return [(result, path) for result, path in _read_results(paths) if result.get("identity") is not None]
 
 
@@ -283,6 +283,19 @@ def _read_results(paths: Iterable[Path]) -> list[tuple[dict[str, Any], Path]]:
             # damaged or of an older format: no reason to fail the report of another run
             continue
     return found
+
+
+def _unreadable_results(folder: Path, runs_root: Path) -> list[str]:
+    """Return one line for the results of other runs and of baselines that cannot be read."""
+    paths = [*sorted(runs_root.glob(f"*/{FILE}")), *sorted(folder.glob(f"baselines/*/{FILE}"))]
+    errors = {path: error for path in paths if path.parent != folder and (error := result_error(path.parent))}
+    if not errors:
+        return []
+    first, *others = errors
+    names = [str(path.relative_to(path.parents[1])) for path in others[:_MAX_LISTED]]
+    names += [f"{len(others) - _MAX_LISTED} more"] if len(others) > _MAX_LISTED else []
+    also = f" (also {', '.join(names)})" if names else ""
+    return [f"Left out, because its result cannot be read: {errors[first]}{also}."]
 
 
 def _variant(result: Result) -> str:

@@ -30,7 +30,6 @@ from imsm.training.engines.base import Engine
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.files import fsync, fsync_tree
 from imsm.utils.hashing import hash_file, hash_text
-from imsm.utils.json_files import read_json
 
 FORMAT = 4
 STATE_FILE = "state.json"
@@ -131,8 +130,13 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, damaged or of another format.
     """
-    values: dict[str, Any] = read_json(path / STATE_FILE, fix="an earlier checkpoint, or resume=never, can be used")
-    if values.get("format") != FORMAT:
+    try:
+        values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{STATE_FILE} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{STATE_FILE} is damaged ({error})") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{STATE_FILE} is not of format {FORMAT}")
     if values.get("sha256") != _hash_values(values):
         raise ValueError(f"{STATE_FILE} is damaged: its hash differs")

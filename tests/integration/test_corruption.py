@@ -170,7 +170,7 @@ def build_world(root: Path) -> Iterator[World]:
 
 @contextlib.contextmanager
 def _fast() -> Iterator[None]:
-    """Compose each command line once, and draw no figures."""
+    """Compose each command line once, draw no figures, and do not wait for the disk."""
     load, compositions = ConfigLoaderImpl.load_configuration, {}
 
     def composed(loader: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -187,6 +187,7 @@ def _fast() -> Iterator[None]:
     with (
         mock.patch.object(ConfigLoaderImpl, "load_configuration", composed),
         mock.patch("imsm.reporting.report.write_figures", no_figures),
+        mock.patch("os.fsync", lambda descriptor: None),
     ):
         yield
     torch.set_num_threads(threads)

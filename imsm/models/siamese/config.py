@@ -64,9 +64,15 @@ class SiameseConfig(PretrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Hidden size D of the backbone (read by DeepSpeed and PEFT)."""
-        return int(self.get_text_config(decoder=True).hidden_size)
+        return int(self._backbone_config().hidden_size)
 
     @property
     def vocab_size(self) -> int:
         """Vocabulary size V of the backbone."""
-        return int(self.get_text_config(decoder=True).vocab_size)
+        return int(self._backbone_config().vocab_size)
+
+    def _backbone_config(self) -> Any:
+        # without one, get_text_config returns this configuration, whose properties would call themselves
+        if self.text_config is None:
+            raise AttributeError("text_config: is missing")
+        return self.get_text_config(decoder=True)

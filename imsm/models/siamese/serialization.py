@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,6 +30,7 @@ from imsm.models.siamese.adapter_check import BackboneSnapshot, check_adapter, s
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.gate import build_gate
 from imsm.utils.errors import UserError
+from imsm.utils.json_files import read_json
 from imsm.utils.manifest import verify_manifest, verify_run_model, write_manifest
 from imsm.utils.run_dir import RunDir
 
@@ -38,7 +40,12 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _READ = (f"{ADAPTER}/", GATE, CONFIG_NAME, GENERATION_CONFIG_NAME)
 """Starts of the names of files that loading reads."""
-_LOAD_ERRORS = (ImportError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
+_CONFIG_SHAPE = {"text_config": dict, "text_config.model_type": str, "backbone": dict, "backbone.name_or_path": str}
+_FIX = "copy the folder again, or save the model to an empty one"
+_LOAD_ERRORS = (
+    *(AttributeError, ImportError, LookupError, OSError, RuntimeError, SafetensorError, StrictDataclassError),
+    *(TypeError, ValueError),
+)
 _HUB_OPTIONS = {
     *("_commit_hash", "adapter_kwargs", "cache_dir", "code_revision", "force_download", "local_files_only"),
     *("proxies", "revision", "subfolder", "token", "trust_remote_code"),
@@ -146,12 +153,13 @@ class SiameseSerializationMixin:
             raise TypeError(f"{cls.__name__}.from_pretrained got an unexpected argument {', '.join(unknown)}")
         folder = Path(pretrained_model_name_or_path)
         run = RunDir(folder)
-        if run.trained.is_file() or (run.model / CONFIG_NAME).is_file():
+        if run.is_trained or (run.model / CONFIG_NAME).is_file():
             folder = run.model
         elif not (folder / CONFIG_NAME).is_file():
             raise UserError(f"{folder}: holds no siamese model (no {CONFIG_NAME}); pass the folder of a finished run")
         verify_model_folder(folder)
         if not isinstance(config, SiameseConfig):
+            read_json(folder / CONFIG_NAME, fix=_FIX, shape=_CONFIG_SHAPE)
             with _reading(folder / CONFIG_NAME, "is damaged"):
                 config = SiameseConfig.from_pretrained(folder)
         arguments = _backbone_arguments(config)
@@ -178,7 +186,8 @@ class SiameseSerializationMixin:
         except ValueError as error:
             raise UserError(f"{folder}: the adapter or the gate is missing ({error})") from error
         if (folder / GENERATION_CONFIG_NAME).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+            with _reading(folder / GENERATION_CONFIG_NAME, "is damaged"):
+                model.generation_config = GenerationConfig.from_pretrained(folder)
         model.eval()
         return model
 
@@ -215,11 +224,10 @@ def verify_model_folder(folder: Path) -> None:
         UserError: a file that loading reads is missing, changed or was added.
     """
     run = RunDir(folder.parent)
-    if folder.name == run.model.name and run.trained.is_file():
+    if folder.name == run.model.name and run.is_trained:
         verify_run_model(run)
         return
-    fix = "copy the folder again, or save the model to an empty one"
-    verify_manifest(folder, fix=fix, may_add=lambda name: not name.startswith(_READ))
+    verify_manifest(folder, fix=_FIX, may_add=lambda name: not name.startswith(_READ))
 
 
 def save_adapter(
@@ -298,7 +306,7 @@ def _reading(path: Path, problem: str) -> Iterator[None]:
     try:
         yield
     except _LOAD_ERRORS as error:
-        raise UserError(f"{path}: {problem} ({error})") from error
+        raise UserError(f"{path}: {problem} ({' '.join(str(error).split())})") from error
 
 
 def _backbone_arguments(config: SiameseConfig) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from imsm.utils.dicts import diff_dicts
 from imsm.utils.errors import UserError
 from imsm.utils.manifest import verify_run_model
 from imsm.utils.messages import format_value
-from imsm.utils.paths import runs_root
+from imsm.utils.paths import check_links, runs_root
 from imsm.utils.run_dir import RunDir, check_input_hashes, read_input_hashes
 
 _MAX_DIFFERENCES = 3
@@ -156,8 +156,9 @@ def load_finished_run(folder: Path, *, option: str, other: FinishedRun | None = 
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"{option} {folder}: is not a directory; give the directory of a run")
+    check_links(folder)
     result = read_result(folder)
-    if result["method"] == "original" or not RunDir(folder).trained.is_file():
+    if result["method"] == "original" or not RunDir(folder).is_trained:
         raise UserError(f"{option} {folder}: has no adapter; give a finished run of method=peft or method=imsm")
     config = RunConfig.from_file(result["config"], source=folder / RESULT)
     backbone = config.backbone

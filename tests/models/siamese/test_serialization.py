@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.model import build_adapter, model_kwargs
 from imsm.utils.errors import UserError
+from imsm.utils.manifest import write_manifest
 from tests.helpers.config import config as composed_config
+from tests.helpers.damage import delete, flip_bit
 from tests.models.siamese.tiny import CASES, QUERY_GATE, decoded, prompts, tiny_backbone, tiny_siamese, tiny_tokenizer
 
 
@@ -53,6 +57,7 @@ def test_loaded_model_generates_the_same_tokens(architecture: str, method: str, 
         "config.json",
         "generation_config.json",
         "gate.safetensors",
+        "hashes.json",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
     }
@@ -148,6 +153,7 @@ def edited(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, **changes}))
+    write_manifest(folder)  # as in a folder that somebody made
 
 
 def test_damaged_adapter_is_rejected(tmp_path: Path) -> None:
@@ -157,12 +163,15 @@ def test_damaged_adapter_is_rejected(tmp_path: Path) -> None:
     values = load_file(file)
     name = sorted(values)[0]
     save_file({key: value for key, value in values.items() if key != name}, file)
+    write_manifest(folder)
     with pytest.raises(UserError, match=f"cannot be loaded .no {name}"):
         SiameseForCausalLM.from_pretrained(folder)
     file.write_bytes(b"damaged")
+    write_manifest(folder)
     with pytest.raises(UserError, match="cannot be loaded"):
         SiameseForCausalLM.from_pretrained(folder)
     (folder / "adapter" / "adapter_config.json").unlink()
+    write_manifest(folder)
     with pytest.raises(UserError, match="cannot be loaded"):
         SiameseForCausalLM.from_pretrained(folder)
 
@@ -189,21 +198,80 @@ def test_missing_or_damaged_files_are_rejected(tmp_path: Path) -> None:
     edited(folder, gate=QUERY_GATE)
     complete = (folder / "config.json").read_text()
     (folder / "config.json").write_text(complete[:60])
+    write_manifest(folder)
     with pytest.raises(UserError, match=r"config\.json: is damaged"):
         SiameseForCausalLM.from_pretrained(folder)
     (folder / "config.json").write_text(complete)
     gate = (folder / "gate.safetensors").read_bytes()
     (folder / "gate.safetensors").write_bytes(gate[:40])
+    write_manifest(folder)
     with pytest.raises(UserError, match=r"gate\.safetensors"):
         SiameseForCausalLM.from_pretrained(folder)
     (folder / "gate.safetensors").write_bytes(gate)
     (folder / "adapter").rename(folder / "elsewhere")
+    write_manifest(folder)
     with pytest.raises(UserError, match="the adapter or the gate is missing"):
         SiameseForCausalLM.from_pretrained(folder)
     (folder / "elsewhere").rename(folder / "adapter")
     edited(folder, backbone={"name_or_path": str(tmp_path / "gone")})
     with pytest.raises(UserError, match="gone"):
         SiameseForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("damage", [flip_bit, delete])
+def test_a_changed_or_missing_file_of_a_saved_model_is_rejected(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    _, folder = saved(tmp_path)
+    complete = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert len(complete) == 6
+    for path, content in complete.items():
+        times = path.stat()
+        damage(path)
+        if path.exists():  # only the content differs, as on a failing disk
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        for load in (SiameseForCausalLM.from_pretrained, tiny_siamese().load_weights):
+            with pytest.raises(UserError, match=r"hashes\.json|changed since|is missing|holds no") as caught:
+                load(folder)
+            assert path.name in str(caught.value) and "\n" not in str(caught.value)
+        path.write_bytes(content)
+    SiameseForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("adapter/adapter_config.json", '"lora_alpha": ', '"lora_alpha": 9'),
+        ("config.json", '"pooling": "mean"', '"pooling": "last"'),
+        ("generation_config.json", '"eos_token_id": ', '"eos_token_id": 1'),
+    ],
+)
+def test_an_edited_setting_is_no_other_model(tmp_path: Path, name: str, old: str, new: str) -> None:
+    _, folder = saved(tmp_path, method="lora")
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=f"{name}: changed since it was saved"):
+        SiameseForCausalLM.from_pretrained(folder)
+    (folder / name).write_text(text)
+    SiameseForCausalLM.from_pretrained(folder)
+
+
+def test_a_tokenizer_may_be_added_to_a_model_but_no_file_that_loading_reads(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path)
+    tiny_tokenizer().save_pretrained(folder)
+    SiameseForCausalLM.from_pretrained(folder)
+    (folder / "adapter" / "other.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="is not one of the files that were saved"):
+        SiameseForCausalLM.from_pretrained(folder)
+
+
+def test_an_adapter_is_saved_with_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    """PEFT writes sets, whose order depends on the process."""
+    model, folder = saved(tmp_path, method="lora")
+    modules = json.loads((folder / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) > 1 and modules == sorted(modules)
+    assert isinstance(model.adapted.peft_config["default"].target_modules, set)
 
 
 def test_model_without_a_named_backbone_is_not_saved(tmp_path: Path) -> None:
@@ -260,3 +328,23 @@ def test_load_weights_rejects_another_method(tmp_path: Path) -> None:
     new_model("ia3", seed=0).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="not those of the model"):
         new_model("lora", seed=0).load_weights(tmp_path)
+
+
+def test_a_model_that_describes_nothing_is_rejected_in_one_line(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path)
+    files = {name: (folder / name).read_text() for name in ("config.json", "generation_config.json")}
+    complete = json.loads(files["config.json"])
+    odd = {**complete["text_config"], "hidden_size": "x"}
+    damaged = [
+        *(("config.json", text) for text in ("{}", "[]", "null", "7", '{"a": ' + "[" * 100_000)),
+        *(("config.json", json.dumps({**complete, "text_config": value})) for value in (None, {}, 3, odd)),
+        *(("config.json", json.dumps({**complete, "backbone": value})) for value in (None, {}, 3)),
+        *(("generation_config.json", text) for text in ("", "[]", "{", "null")),
+    ]
+    for name, text in damaged:
+        (folder / name).write_text(text)
+        write_manifest(folder)
+        with pytest.raises(UserError) as caught:
+            SiameseForCausalLM.from_pretrained(folder)
+        assert name in str(caught.value) and "\n" not in str(caught.value), text[:80]
+        (folder / name).write_text(files[name])
