@@ -44,7 +44,7 @@ class BackboneConfig(StrictModel):
     name: PathName
     name_or_path: Text
     revision: str | None
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "float16"]
     attn_implementation: str | None
     default_data_source: Literal["hub", "miniature"]
     closed_vocabulary: bool

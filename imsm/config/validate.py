@@ -265,6 +265,17 @@ def _gate_arguments(gate: GateConfig) -> Iterator[str]:
         yield str(error)
 
 
+def _float16(backbone: BackboneConfig, trainer: TrainerConfig, method: MethodConfig) -> Iterator[str]:
+    """Allow training in float16 only with loss scaling: small gradients would be 0."""
+    if not method.trainable:
+        return
+    if backbone.dtype == "float16" and trainer.mixed_precision is None:
+        fix = "set trainer.mixed_precision=fp16 as well, or backbone.dtype=bfloat16"
+        yield f"backbone.dtype=float16: small gradients would be 0 without loss scaling; {fix}"
+    if backbone.dtype == "bfloat16" and trainer.mixed_precision == "fp16":
+        yield "trainer.mixed_precision=fp16: contradicts backbone.dtype=bfloat16; set backbone.dtype=float16"
+
+
 def _hostfile(engine: EngineConfig) -> Iterator[str]:
     if engine.hostfile is None or engine.nnodes == 1:
         return
@@ -393,6 +404,7 @@ _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _gate_arguments,
     _hostfile,
     _limit_by_task,
+    _float16,
     _data_folders,
     _chat_template,
     _prefix_checkpointing,

@@ -49,7 +49,7 @@ def topology_of(config: RunConfig, *, gpus: int, joined: int | None = None, else
     if joined is None and elsewhere and (processes is not None or engine.device == "cuda"):
         # a plan may be made on a login node that has no GPU
         gpus = max(gpus, processes or 1)
-    return resolve_topology(
+    topology = resolve_topology(
         name=engine.name,
         stage=engine.stage,
         offload=engine.offload,
@@ -59,6 +59,21 @@ def topology_of(config: RunConfig, *, gpus: int, joined: int | None = None, else
         num_gpus=gpus,
         world_size=joined,
     )
+    if config.mode == "run" and config.method.trainable and config.trainer.mixed_precision == "fp16":
+        _check_fp16(topology, elsewhere=elsewhere)
+    return topology
+
+
+def _check_fp16(topology: Topology, *, elsewhere: bool) -> None:
+    if topology.distributed:
+        raise UserError(
+            "trainer.mixed_precision=fp16: runs in one process without DeepSpeed, which would also cast adapter and "
+            "gate; set engine=single, or use backbone.dtype=bfloat16 without it"
+        )
+    if topology.device == "cpu" and not elsewhere:
+        raise UserError(
+            "trainer.mixed_precision=fp16: needs a GPU; omit it and set backbone.dtype=float32 to train on the CPU"
+        )
 
 
 def local_device(config: RunConfig, dist_context: DistributedContext) -> torch.device:
@@ -143,7 +158,12 @@ def build_engine(
     )
     if dist_context.store is None:
         yield SingleDeviceEngine(
-            model, optimizer=optimizer, lr_scheduler=lr_scheduler, max_grad_norm=recipe.max_grad_norm, device=device
+            model,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            max_grad_norm=recipe.max_grad_norm,
+            device=device,
+            fp16=recipe.mixed_precision == "fp16",
         )
         return
     from imsm.training.engines.deepspeed import DeepSpeedEngine  # optional dependency

@@ -70,7 +70,9 @@ def train_step(
     # checked on the reduced loss, so that all processes raise, and before anything is updated
     if not math.isfinite(loss + auxiliary_loss):
         raise NonFiniteError(f"the loss of step {step} is {loss + auxiliary_loss}")
-    metrics = {"loss": loss, "gradient_norm": _optimizer_step(engine, callbacks, step)}
+    norm = _optimizer_step(engine, callbacks, step)
+    # not finite in a step that loss scaling has skipped; JSON has no such number
+    metrics = {"loss": loss} | ({"gradient_norm": norm} if math.isfinite(norm) else {})
     metrics |= {f"learning_rate_{group}": rate for group, rate in rates.items()}
     metrics |= {"auxiliary_loss": auxiliary_loss} if has_auxiliary else {}
     metrics |= {"kl_to_original": divergence} if has_divergence else {}

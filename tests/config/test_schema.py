@@ -33,6 +33,8 @@ def section(name: str, **changes: Any) -> Any:
         ("method", {"stream": "original"}, "trainable"),
         ("trainer", {"micro_batch_size": 3}, "global_batch_size"),
         ("trainer", {"kl_mask_target": True}, "kl_mask_target"),
+        ("trainer", {"carry_over": True}, "carry_over"),
+        ("trainer", {"loss_reduction": "micro_batches", "micro_batch_size": None}, "loss_reduction"),
         ("trainer", {"metric_for_best_model": "validation_loss", "save_steps": 5}, "metric_for_best_model"),
         ("trainer", {"metric_for_best_model": "validation_loss", "validation_size": 5}, "metric_for_best_model"),
         ("evaluation", {"tasks": ["webq", "webq"]}, "tasks"),

@@ -77,6 +77,8 @@ def test_load_config_raises_all_errors_at_once() -> None:
         ({"peft__target_roles": []}, "needs at least one role"),
         ({"peft__target_roles": ["attention_qury"]}, "did you mean attention_query?"),
         ({"gate__slope": 1}, "no such key of gate"),
+        ({"backbone__dtype": "float16"}, "trainer.mixed_precision=fp16"),
+        ({"backbone__dtype": "bfloat16", "trainer__mixed_precision": "fp16"}, "backbone.dtype=float16"),
         ({"gate___target_": "imsm.nothing.Gate"}, "gate._target_=imsm.nothing.Gate"),
         ({"evaluation__limit_by_task": {"cola": 3}}, "cola is not evaluated"),
         ({"data__mirror_dir": "/no/such/mirror"}, "no such folder"),

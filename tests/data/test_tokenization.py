@@ -101,6 +101,25 @@ def test_a_prompt_that_cannot_be_truncated_is_dropped_in_training_only(name: str
     assert evaluated == evaluate([example()], tokenizer, 999)[0]
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_truncation_on_the_right_cuts_prompt_and_answer(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    (full,), _ = train([example()], tokenizer, 999, 999)
+    prompt, answer = len(full.prompt_ids) - 3, len(full.answer_ids) - 1
+    kept, stats = tokenize_training(
+        [example()],
+        tokenizer,
+        max_prompt_tokens=prompt,
+        max_answer_tokens=answer,
+        closed_vocabulary=False,
+        truncation="right",
+    )
+    assert kept[0].prompt_ids == full.prompt_ids[:prompt]
+    assert kept[0].answer_ids == (*full.answer_ids[: answer - 1], tokenizer.eos_token_id)
+    assert (stats.cut, stats.truncated, stats.dropped) == (1, 0, 0)
+    assert stats.warning() == "Of 1 examples 1 had the end of their prompt or answer cut off."
+
+
 def test_an_example_with_a_long_answer_is_dropped_and_counted() -> None:
     tokenizer = TOKENIZERS["words"]
     kept, stats = train([example(), example(gold="pot two two", number=1)], tokenizer, answer=3)
@@ -139,3 +158,25 @@ def test_at_most_eight_unknown_words_are_named() -> None:
     unknown = without_context(" ".join(f"Ö{n}" for n in range(20)))
     with pytest.raises(UserError, match=r"'Ö7' and 12 more;"):
         tokenize_prompts([unknown], TOKENIZERS["words"], max_prompt_tokens=99, closed_vocabulary=True)
+
+
+def test_prompt_and_answer_fit_into_the_positions_together() -> None:
+    tokenizer = TOKENIZERS["words"]
+    full = len(train([example()], tokenizer)[0][0].prompt_ids)
+    positions = full + 3 - 2  # an answer has three tokens with EOS
+    options = {"max_prompt_tokens": 999, "closed_vocabulary": False, "max_positions": positions}
+    (item,), stats = tokenize_training([example()], tokenizer, max_answer_tokens=99, **options)
+    assert len(item.prompt_ids) + len(item.answer_ids) == positions and stats.truncated == 1
+    (item, *rest), stats = tokenize_training(
+        [example(), without_context()], tokenizer, max_answer_tokens=99, **options
+    )
+    assert rest == [] and (stats.truncated, stats.too_long, stats.dropped) == (1, 1, 1)
+    (item,), stats = tokenize_training(
+        [without_context()], tokenizer, max_answer_tokens=99, truncation="right", **options
+    )
+    assert len(item.prompt_ids) == full - 2 and stats.cut == 1
+
+    (item,), stats = tokenize_prompts([example()], tokenizer, max_new_tokens=3, **options)
+    assert len(item.prompt_ids) + 3 == positions and stats.truncated == 1
+    with pytest.raises(UserError, match=rf"own/test/9 .*data.max_prompt_tokens={full - 2}"):
+        tokenize_prompts([without_context()], tokenizer, max_new_tokens=3, **options)

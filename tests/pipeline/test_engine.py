@@ -44,6 +44,17 @@ def test_a_plan_assumes_the_requested_gpus() -> None:
     assert topology_of(run_config, gpus=0, elsewhere=True).world_size == 8
 
 
+FP16 = ("backbone=llama3", "backbone.dtype=float16", "trainer.mixed_precision=fp16")
+
+
+@pytest.mark.parametrize(("gpus", "fix"), [(0, "needs a GPU"), (2, "engine=single")])
+def test_fp16_needs_one_process_with_a_gpu(gpus: int, fix: str) -> None:
+    with pytest.raises(UserError, match=f"^trainer.mixed_precision=fp16: .*{fix}"):
+        topology_of(config(*FP16), gpus=gpus)
+    assert topology_of(config(*FP16, "engine=single"), gpus=1).device == "cuda"
+    assert not topology_of(config(*FP16, "mode=evaluate"), gpus=0).distributed
+
+
 def test_a_process_uses_the_configured_device() -> None:
     assert local_device(config("engine.device=cpu"), DistributedContext()) == torch.device("cpu")
 

@@ -47,10 +47,10 @@ class Engine(Protocol):
     def step(self) -> float:
         """Clip, update the parameters, step the LR scheduler and clear the gradients.
 
-        Return the gradient norm before clipping.
+        Return the gradient norm before clipping; it is not finite if loss scaling skipped the update.
 
         Raises:
-            NonFiniteError: The gradient norm is not finite.
+            NonFiniteError: The gradient norm is not finite, without loss scaling.
         """
 
     def full_params(self) -> AbstractContextManager[None]:

@@ -64,7 +64,11 @@ def choose_device(name: str) -> torch.device:
 
 
 class SingleDeviceEngine:
-    """See `imsm.training.engines.base.Engine`; ``max_grad_norm=None`` disables clipping."""
+    """See `imsm.training.engines.base.Engine`; ``max_grad_norm=None`` disables clipping.
+
+    With ``fp16`` the forward runs in float16 (autocast) and the loss is scaled. A step whose gradients
+    overflow changes no parameter, lowers the scale and returns a gradient norm that is not finite.
+    """
 
     def __init__(
         self,
@@ -74,7 +78,11 @@ class SingleDeviceEngine:
         lr_scheduler: LRScheduler,
         max_grad_norm: float | None,
         device: torch.device,
+        fp16: bool = False,
     ) -> None:
+        self.fp16 = fp16
+        # disabled, every method of the scaler does what plain torch does
+        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         self.model, self.optimizer, self.lr_scheduler = model, optimizer, lr_scheduler
         self.max_grad_norm, self.device, self.dist_context = max_grad_norm, device, DistributedContext()
         self._names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
@@ -83,12 +91,14 @@ class SingleDeviceEngine:
 
     def forward(self, **inputs: Any) -> SiameseOutput:
         """Run the model's forward."""
-        output: SiameseOutput = self.model(**inputs)
+        precision = torch.autocast(self.device.type, torch.float16) if self.fp16 else contextlib.nullcontext()
+        with precision:
+            output: SiameseOutput = self.model(**inputs)
         return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Accumulate gradients."""
-        loss.backward()
+        self.scaler.scale(loss).backward()
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Return the values unchanged."""
@@ -103,7 +113,8 @@ class SingleDeviceEngine:
     def step(self) -> float:
         """Clip once per step, update the parameters, step the LR scheduler."""
         norm = self._clip()
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._grad_norm = None
@@ -131,19 +142,27 @@ class SingleDeviceEngine:
     def optimizer_state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return optimizer and LR scheduler state."""
         tensors, plain = param_state_dict(self.optimizer, self._names)
-        return tensors, {"plain": plain} | schedule_state_dict(self.optimizer, self.lr_scheduler)
+        values = {"plain": plain} | schedule_state_dict(self.optimizer, self.lr_scheduler)
+        return tensors, values | ({"scaler": self.scaler.state_dict()} if self.fp16 else {})
 
     def load_optimizer_state_dict(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         """Load what ``optimizer_state_dict`` returned."""
         load_param_state_dict(self.optimizer, self._names, {**tensors, **values["plain"]})
         load_schedule_state_dict(self.optimizer, self.lr_scheduler, values)
+        if self.fp16:
+            self.scaler.load_state_dict(values["scaler"])
 
     def _clip(self) -> float:
         if self._grad_norm is None:
             limit = self.max_grad_norm if self.max_grad_norm is not None else math.inf
+            self.scaler.unscale_(self.optimizer)
             # an infinite limit still measures the norm and changes no gradient
             norm = float(torch.nn.utils.clip_grad_norm_(list(self._names), limit))
             if not math.isfinite(norm):
-                raise NonFiniteError(f"the gradient norm is {norm}")
+                # the scaler has noted the overflow and skips the update, unless lower scales overflowed too
+                if not self.fp16 or self.scaler.get_scale() < 1:
+                    raise NonFiniteError(f"the gradient norm is {norm}")
+                # for callbacks that add up gradients
+                self.optimizer.zero_grad(set_to_none=False)
             self._grad_norm = norm
         return self._grad_norm
