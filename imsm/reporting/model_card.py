@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from imsm.config.identity import training_chain
 from imsm.reporting.render.escaping import markdown_text
-from imsm.reporting.render.formatting import format_number, format_provenance
+from imsm.reporting.render.formatting import format_number, format_provenance, join_names
 from imsm.reporting.render.table import Table
 from imsm.reporting.runs import headline
 from imsm.utils.control_characters import escape_controls
@@ -37,7 +37,7 @@ model = imsm.SiameseForCausalLM.from_pretrained(FOLDER)
 {scores}
 
 Scores are in points. `trained on` marks the tasks that the run was trained on. They are not comparable with scores on
-other examples or under other protocols.
+other examples or under other protocols.{chance}
 
 ## Training
 
@@ -77,6 +77,7 @@ def model_card(result: Mapping[str, Any]) -> str:
         seed=config["seed"],
         contents=f"the adapter ({counts['adapter']:,} parameters){gate}",
         scores=_scores(result).to_markdown(),
+        chance=markdown_text(_chance(result)),
         training=_training(result),
         sources=_sources(result),
         provenance="\n".join(f"- {markdown_text(line)}" for line in format_provenance(result)),
@@ -129,6 +130,20 @@ def _training_data(result: Mapping[str, Any]) -> Iterator[tuple[str, str, Mappin
         if replay:
             hub = result["config"]["replay_tasks"][replay["task"]]["hub"]
             yield replay["task"], replay["source"]["kind"], hub
+
+
+def _chance(result: Mapping[str, Any]) -> str:
+    """Name the tests on which the original is at chance and those that show forgetting."""
+    originals = result["evaluation"].get("original", {})
+    tests = [task for task, entry in result["evaluation"]["tasks"].items() if entry["role"] != "target"]
+    at_chance = [task for task in tests if originals.get(task, {}).get("above_chance") is False]
+    if not at_chance:
+        return ""
+    rest = [task for task in tests if task not in at_chance]
+    return (
+        f" The original is at chance on {' and '.join(at_chance)}, which therefore cannot show forgetting; stability "
+        f"in the report is over {join_names(rest)}."
+    )
 
 
 def _scores(result: Mapping[str, Any]) -> Table:

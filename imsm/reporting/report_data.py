@@ -139,7 +139,7 @@ class ReportData:
         """Trade-off curves of swept baselines."""
         return tradeoff_curves(self.points)
 
-    @property
+    @cached_property
     def matches(self) -> dict[str, list[str]]:
         """The training-free baselines at least as good as each run, by its label."""
         return matching_baselines(self.points, self.curves)

@@ -70,3 +70,16 @@ def test_a_run_of_one_task(name: str) -> None:
 def test_names_are_text_without_control_characters() -> None:
     record = result("imsm", name="<b>\x1b[2J")
     assert r"# &lt;b>\x1b[2J" in model_card(record) and "\x1b" not in model_card(record)
+
+
+def test_tests_at_chance_are_named() -> None:
+    record = result("imsm")
+    originals = {
+        task: {**entry, "above_chance": task != "mrpc"} for task, entry in record["evaluation"]["tasks"].items()
+    }
+    record["evaluation"]["original"] = originals
+    text = model_card(record)
+    assert "at chance on mrpc, which" in text and "stability in the report is over webq, freebaseqa, multirc." in text
+    for entry in originals.values():
+        del entry["above_chance"]
+    assert "at chance" not in model_card(record)

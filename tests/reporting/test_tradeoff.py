@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from imsm.evaluation.statistics.forgetting import hypervolume
-from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint, tradeoff_curves
+from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint, matching_baselines, tradeoff_curves
 
 PEFT = TradeoffPoint(
     label="peft", method="peft", baseline=None, value=None, target=80.0, plasticity=100.0, stability=40.0
@@ -50,3 +50,30 @@ def test_cells_distinguish_undefined_from_missing() -> None:
         "harmonic mean": "undefined",
     }
     assert set(replace(PEFT, target=None, complete=False).cells().values()) == {"–"}
+
+
+IMSM = replace(PEFT, label="imsm", method="imsm", target=70.0, plasticity=80.0, stability=60.0)
+
+
+def test_a_swept_baseline_matches_a_run_that_retains_no_more_at_its_target_score() -> None:
+    # from PEFT (80, 40) to (50, mix) the curve reaches the target score 70 at a third of the way
+    for mix_stability, matched in ((100.0, True), (99.0, False)):
+        mix = replace(
+            PEFT, label="mix", method="baseline", baseline="logit_mix", value=0.5, target=50.0, stability=mix_stability
+        )
+        points = [ORIGINAL, PEFT, IMSM, mix]
+        expected = {"imsm": ["logit mix"]} if matched else {}
+        assert matching_baselines(points, tradeoff_curves(points)) == expected
+
+
+def test_a_baseline_without_a_sweep_matches_if_it_is_worse_in_nothing() -> None:
+    router = replace(PEFT, label="router", method="baseline", baseline="query_router", target=70.0, stability=60.0)
+    assert matching_baselines([ORIGINAL, PEFT, IMSM, router], []) == {"imsm": ["router"]}
+    for worse in (replace(router, target=69.9), replace(router, stability=59.9), replace(router, stability=None)):
+        assert matching_baselines([ORIGINAL, PEFT, IMSM, worse], []) == {}
+
+
+def test_an_upper_bound_and_the_adapter_alone_match_nothing() -> None:
+    for name in ("oracle_router", "tuned"):
+        best = replace(PEFT, label=name, method="baseline", baseline=name, target=100.0, stability=100.0)
+        assert matching_baselines([ORIGINAL, PEFT, IMSM, best], []) == {}

@@ -16,11 +16,12 @@ from imsm.reporting.runs import ComparedRun
 
 
 def draw_gate(data: ReportData, gated: Sequence[ComparedRun]) -> Figure:
-    """Draw one row of panels for each run."""
+    """Draw one column of panels for each run."""
     tasks = [task for task in data.tasks if any(_gate_means(run, task).size for run in gated)]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.9 * len(gated) + 0.4), layout="constrained")
-        grid = figure.subplots(len(gated), 3, squeeze=False)
+        figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
+        # one column per gate: panels side by side would be illegible on a telephone
+        grid = figure.subplots(3, len(gated), squeeze=False).T
         for run, (histogram, positions, outcomes) in zip(gated, grid, strict=True):
             _draw_histograms(histogram, run, tasks)
             _draw_positions(positions, run, tasks)

@@ -146,7 +146,7 @@ def _write_result(
         )
         tasks[task] = result_entry(run.config, task, eval_set, evaluated, trained_on=trained_on)
     result = build_result(
-        name=f"{run.folder.name}/{name}",
+        name=name,
         method="baseline",
         identity={**run.result["identity"], "baseline": description},
         config={**run.config.to_dict(), "baseline": description},

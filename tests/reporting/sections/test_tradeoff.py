@@ -86,3 +86,18 @@ def test_scores_of_other_examples_are_dashes(runs: dict[str, Any]) -> None:
 
 def test_without_baselines_there_is_no_section() -> None:
     assert build_baselines(data_of(three_results())) is None
+
+
+def test_matching_baselines_are_named_beside_the_table_until_none_matches(runs: dict[str, Any]) -> None:
+    _, data = report_data(runs)
+    for matches in ({}, {"imsm": ["logit mix"]}):
+        data.__dict__["matches"] = matches
+        found = build_baselines(data)
+        assert found is not None and [("match imsm" in note) for note in found.notes] == [True] * len(matches)
+
+
+def test_tests_at_chance_are_named_with_those_that_stability_uses(data: ReportData) -> None:
+    assert data.at_chance == ["multirc", "mrpc"]
+    averages, overview = section(data, "averages"), section(data, "overview")
+    assert any("multirc and mrpc" in text and "over webq, freebaseqa" in text for text in averages.paragraphs)
+    assert any("at chance on multirc and mrpc" in note for note in overview.notes)
