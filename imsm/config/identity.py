@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from imsm.config.schema import BackboneConfig, DataConfig, MethodConfig, PeftConfig, RunConfig, TrainerConfig
@@ -78,7 +77,7 @@ def peft_identity(peft: PeftConfig, *, backbone: BackboneConfig, data: DataConfi
     values = {"_target_": peft.target, "target_modules": peft.target_modules(backbone), **peft.arguments()}
     values |= {"method_specific_keys": list(peft.method_specific_keys)} if peft.method_specific_keys else {}
     if peft.replay is not None:
-        source = asdict(data.forgetting_source(backbone))
+        source = data.forgetting_source(backbone).record()
         values["replay"] = peft.replay.model_dump(mode="json") | {"source": source}
     return values
 
@@ -209,4 +208,4 @@ def _data_identity(config: RunConfig) -> dict[str, Any]:
         del values["hub"]
     if config.data.task_type:
         values["task_type"] = config.data.task_type
-    return values | {"splits": config.data.splits.get("train", []), "source": asdict(source)}
+    return values | {"splits": config.data.splits.get("train", []), "source": source.record()}

@@ -83,6 +83,8 @@ class DataConfig(Task):
     source: Kind
     mirror_dir: str | None
     local_dir: str | None
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the local rows that is the test set; None: there is a test file."""
     prompt_style: PromptStyle
     chat_template: bool = False
     max_train_examples: Count | None
@@ -109,9 +111,10 @@ class DataConfig(Task):
         if self.hub is None and self.target_source().kind != "local":
             yield (
                 "hub",
-                f"{self.name} is not on the Hub; give data.local_dir=FOLDER with train.jsonl and test.jsonl "
-                'of {"input", "output"} lines',
+                f"{self.name} is not on the Hub; give data.local_dir=FOLDER with train.jsonl and test.jsonl",
             )
+        if self.test_share is not None and self.local_dir is None:
+            yield "test_share", "is for local files; give data.local_dir=FOLDER_OR_FILE, or omit it"
 
     def as_task(self) -> Task:
         """Return the target without the settings that all tasks share."""
@@ -126,7 +129,7 @@ class DataConfig(Task):
     def target_source(self) -> DataSource:
         """Return the source of the target: the local folder, else the mirror, else `source`."""
         if self.local_dir is not None:
-            return DataSource(kind="local", path=self.local_dir)
+            return DataSource(kind="local", path=self.local_dir, test_share=self.test_share)
         if self.mirror_dir is not None:
             return DataSource(kind="mirror", path=self.mirror_dir)
         return DataSource(kind=self.source)

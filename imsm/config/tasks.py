@@ -183,7 +183,7 @@ class TaskLookup:
     def _check_files(self, task: Task, source: DataSource, roles: Sequence[Role]) -> None:
         """Check that an existing mirror or folder has the files of a task."""
         # A missing folder is reported once by `imsm.config.validate`, a target without a source by the schema.
-        missing_folder = source.path is not None and not Path(source.path).is_dir()
+        missing_folder = source.path is not None and not Path(source.path).exists()
         if missing_folder or (task.hub is None and source.kind != "local"):
             return
         try:

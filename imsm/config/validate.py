@@ -287,6 +287,8 @@ def _hostfile(engine: EngineConfig) -> Iterator[str]:
 
 def _data_folders(data: DataConfig) -> Iterator[str]:
     for key, path in (("mirror_dir", data.mirror_dir), ("local_dir", data.local_dir)):
+        if key == "local_dir" and path is not None and os.path.isfile(path):
+            continue
         if path is not None and (problem := _folder_problem(path)):
             yield f"data.{key}={path}: {problem}"
 
@@ -402,9 +404,9 @@ _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _target_roles,
     _peft_arguments,
     _gate_arguments,
+    _float16,
     _hostfile,
     _limit_by_task,
-    _float16,
     _data_folders,
     _chat_template,
     _prefix_checkpointing,

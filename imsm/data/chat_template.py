@@ -1,4 +1,4 @@
-"""Prompts in the tokenizer's chat template, as one user turn (`data.chat_template=true`).
+"""Prompts in the tokenizer's chat template, as one user turn or as the data's turns (`data.chat_template=true`).
 
 The default is plain text for base and instruct models alike, as in the paper.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
+from imsm.data.example import Turn
 from imsm.utils.errors import UserError
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -44,20 +47,30 @@ def use_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn)
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the token ids of each prompt as a user turn with the generation prompt.
+def encode_chat(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Sequence[Turn]]) -> list[tuple[int, ...]]:
+    """Return the token ids of each prompt, a user turn or several turns, with the generation prompt.
 
     The template writes all special tokens, including BOS; the tokenizer adds none.
     """
     return [_encode(tokenizer, _render(tokenizer, prompt)) for prompt in prompts]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, prompt: str, *, answer: str | None = None) -> str:
-    turns = [{"role": "user", "content": prompt}]
+def _render(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Turn], *, answer: str | None = None) -> str:
+    turns = [("user", prompt)] if isinstance(prompt, str) else [*prompt]
     if answer is not None:
-        turns.append({"role": "assistant", "content": answer})
+        turns.append(("assistant", answer))
+    messages = [{"role": role, "content": text} for role, text in turns]
     is_prompt = answer is None
-    text = tokenizer.apply_chat_template(turns, add_generation_prompt=is_prompt, tokenize=False, date_string=_DATE)
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=is_prompt, tokenize=False, date_string=_DATE
+        )
+    except TemplateError as error:
+        roles = ", ".join(role for role, _ in turns)
+        raise UserError(
+            f"data.chat_template=true: the tokenizer's template rejects the roles {roles} ({error}); change the "
+            "messages in the data, or omit data.chat_template"
+        ) from error
     return str(text)
 
 

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from imsm.utils.errors import UserError
 
+Turn = tuple[str, str]
+"""Role ("system", "user" or "assistant") and text of a message."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
@@ -16,6 +19,7 @@ class Example:
         context: [start, end) of the characters in ``prompt`` that may be truncated from the
             left; None forbids truncation.
         group: Examples that share a passage share a group (clustered statistics); default: id.
+        turns: The messages in ``prompt``, for a chat template; default: one of the user.
 
     Raises:
         UserError: No answer, a blank or non-string answer, or a context outside the prompt.
@@ -26,6 +30,7 @@ class Example:
     golds: tuple[str, ...]
     context: tuple[int, int] | None = None
     group: str = ""
+    turns: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what a custom task module may get wrong."""

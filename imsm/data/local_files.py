@@ -1,60 +1,125 @@
-"""Local datasets (`data.local_dir`): train and test as JSON lines of {"input", "output"}."""
+"""Local datasets (`data.local_dir`): a folder with train and test files, or one file, of JSON lines.
+
+JSON lines are read as a stream, so that a file can be larger than memory; a JSON list is read as a whole.
+"""
 
 import gzip
 import json
 import zlib
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple, cast
 
 from imsm.utils.errors import UserError
 
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def find_file(folder: Path, *, role: str) -> Path:
-    """Return the folder's only file for a role, e.g. train.jsonl.
+class LocatedRow(NamedTuple):
+    """A row, its number among the file's rows (from 0), and its place for messages ("line 3")."""
+
+    index: int
+    location: str
+    value: Any
+
+
+def find_file(path: Path, *, role: str) -> Path:
+    """Return the folder's only file for a role, e.g. train.jsonl; a path of a file is the training file.
 
     Raises:
         UserError: The folder or the file is missing, or there are several files.
     """
-    if not folder.is_dir():
+    if path.is_file():
+        if role == "train":
+            return path
         raise UserError(
-            f"data.local_dir={folder}: is not a directory; give one that contains train.jsonl and test.jsonl"
+            f"data.local_dir={path}: is a file; give the folder that has train.jsonl and test.jsonl, or set "
+            "data.test_share=0.1 to test on a tenth of the file's rows"
         )
-    found = [path for ending in ENDINGS if (path := folder / (role + ending)).is_file()]
-    if not found:
-        present = sorted(path.name for path in folder.iterdir())[:10]
+    if not path.is_dir():
         raise UserError(
-            f"data.local_dir={folder}: has no file for {role}, one of "
-            f"{', '.join(role + ending for ending in ENDINGS)}; it contains {', '.join(present) or 'no file'}"
+            f"data.local_dir={path}: does not exist; give a folder that contains train.jsonl and test.jsonl"
+        )
+    found = files_of(path, role=role)
+    if not found:
+        present = sorted(file.name for file in path.iterdir())[:10]
+        fix = "; add it, or set data.test_share=0.1 to test on a tenth of the training rows" if role == "test" else ""
+        raise UserError(
+            f"data.local_dir={path}: has no file for {role}, one of "
+            f"{', '.join(role + ending for ending in ENDINGS)}; it contains {', '.join(present) or 'no file'}{fix}"
         )
     if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise UserError(f"data.local_dir={folder}: contains {names}; keep one of them")
+        names = " and ".join(file.name for file in found)
+        raise UserError(f"data.local_dir={path}: contains {names}; keep one of them")
     return found[0]
 
 
-def read_rows(path: Path) -> list[Any]:
-    """Return the rows of a file: one JSON value per non-blank line, or one JSON list.
+def files_of(folder: Path, *, role: str) -> list[Path]:
+    """Return the folder's files for a role."""
+    return [file for ending in ENDINGS if (file := folder / (role + ending)).is_file()]
+
+
+def count_rows(path: Path) -> int:
+    """Return the number of rows without parsing JSON lines.
 
     Raises:
-        UserError: The file cannot be read, is not UTF-8 or (naming the row) not JSON.
+        UserError: The file cannot be read.
     """
+    return sum(1 for _ in (_elements(path) if _is_list(path) else _lines(path)))
+
+
+def iter_rows(path: Path, *, chosen: Container[int] | None = None) -> Iterator[LocatedRow]:
+    """Yield the rows of a file: one JSON value per non-blank line, or the values of one JSON list.
+
+    With ``chosen``, only rows with these indices are parsed and yielded.
+
+    Raises:
+        UserError: The file cannot be read, or (naming the line) is not JSON in UTF-8.
+    """
+    if _is_list(path):
+        for index, value in enumerate(_elements(path)):
+            if chosen is None or index in chosen:
+                yield LocatedRow(index, f"row {index + 1}", value)
+        return
+    for index, (number, line) in enumerate(_lines(path)):
+        if chosen is None or index in chosen:
+            yield LocatedRow(index, f"line {number}", _parse(line, f"{path}, line {number}"))
+
+
+def read_rows(path: Path) -> list[Any]:
+    """Return all rows of a file; see `iter_rows`."""
+    return [row.value for row in iter_rows(path)]
+
+
+def _is_list(path: Path) -> bool:
+    # only one line is read
+    return next((line.lstrip().startswith(b"[") for _, line in _lines(path)), False)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield number and content of the non-blank lines."""
     try:
-        data = path.read_bytes()
-        # utf-8-sig: editors on Windows write a byte order mark
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if text.lstrip().startswith("["):
-        return list(_parse(text, str(path)))
-    # not splitlines: JSON strings may contain U+2028, which it takes for a line break
-    lines = (line for line in text.split("\n") if line.strip())
-    return [_parse(line, f"{path}, row {row}") for row, line in enumerate(lines, start=1)]
+        # bytes: in text mode a carriage return inside a line would end it
+        with cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as stream:
+            for number, line in enumerate(stream, start=1):
+                # editors on Windows write a byte order mark
+                text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+                if not text.isspace() and text:
+                    yield number, text
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def _parse(text: str, location: str) -> Any:
+def _elements(path: Path) -> list[Any]:
+    return list(_parse(b"".join(line for _, line in _lines(path)), str(path)))
+
+
+def _parse(text: bytes, location: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{location}: is not JSON ({error}); write one object per line, or one list") from error
+    # RecursionError: deeply nested brackets
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{location}: is not JSON ({error}); write one object per line in UTF-8, or one list"
+        ) from error

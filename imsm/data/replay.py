@@ -46,8 +46,8 @@ def sample_replay(
         UserError: All candidates are excluded.
     """
     # the prompts of FreebaseQA and WebQ differ only by a space and a question mark
-    excluded_questions = {_words(example.prompt) for example in excluded}
-    allowed = [example for example in candidates if _words(example.prompt) not in excluded_questions]
+    excluded_questions = {words_of(example.prompt) for example in excluded}
+    allowed = [example for example in candidates if words_of(example.prompt) not in excluded_questions]
     if not allowed:
         raise UserError(
             f"peft.replay.task: all {len(candidates)} training questions are in a test; choose another task"
@@ -63,5 +63,6 @@ def sample_replay(
     )
 
 
-def _words(prompt: str) -> str:
+def words_of(prompt: str) -> str:
+    """Return the words of a prompt, without case and punctuation; prompts with the same words are one question."""
     return " ".join(_WORD.findall(prompt.lower()))

@@ -1,16 +1,15 @@
 """Data sources (Hub, mirror, miniature, local files) and the examples of a task."""
 
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from imsm.data.conversion import convert_rows, numbered
 from imsm.data.example import Example
-from imsm.data.local_files import find_file, read_rows
+from imsm.data.local_examples import chosen_indices, iter_local, load_local, local_file
 from imsm.data.mirror import check_mirror, read_mirror
-from imsm.data.task import ROLES, HubDataset, Role, Task, TaskModule, task_module
-from imsm.data.tasks import jsonl
+from imsm.data.task import ROLES, HubDataset, Role, Task, task_module
 from imsm.utils.errors import UserError
 
 Kind = Literal["hub", "mirror", "local", "miniature"]
@@ -18,13 +17,13 @@ PromptStyle = Literal["paper", "corrected"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 MINIATURE = Path(__file__).parents[1] / "models" / "backbones" / "miniature" / "hub"
-LIMIT_SEED = "imsm.limit"
-"""Independent of the run's seed: all methods and seeds use the same examples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSource:
-    """Where the rows of a task come from; ``path`` is the mirror or the local folder.
+    """Where the rows of a task come from; ``path`` is the mirror, or the local folder or file.
+
+    ``test_share`` is the share of a local file's rows that is the test set; None: there is a test file.
 
     Raises:
         UserError: An unknown kind, or a mirror or local source without its path.
@@ -32,6 +31,7 @@ class DataSource:
 
     kind: str
     path: str | None = None
+    test_share: float | None = None
 
     def __post_init__(self) -> None:
         """Check kind and path."""
@@ -42,8 +42,15 @@ class DataSource:
 
     @property
     def folder(self) -> Path:
-        """Folder of a mirror, of the miniature's mirror, or of local files."""
+        """Folder of a mirror, of the miniature's mirror, or of local files, or the local file."""
         return MINIATURE if self.kind == "miniature" else Path(self.path or "").expanduser()
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields for a run's identity, which omits newer ones at their defaults."""
+        values = asdict(self)
+        if self.test_share is None:
+            del values["test_share"]
+        return values
 
 
 def load_examples(
@@ -58,27 +65,40 @@ def load_examples(
     Raises:
         UserError: Missing data, an empty split, an invalid row or an unknown prompt style.
     """
-    if prompt_style not in PROMPT_STYLES:
-        raise UserError(f"data.prompt_style={prompt_style}: must be one of {', '.join(PROMPT_STYLES)}")
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: must be at least 1, or null for all examples")
-    module = jsonl if source.kind == "local" else task_module(task)
-    examples: list[Example] = []
-    for location, split, rows in _read_splits(task, role, source, use_datasets):
-        named = f"{task.name}, {location}"
-        found = list(_convert(module, rows, split=split, prompt_style=prompt_style, location=named))
-        if not found:
-            raise UserError(f"{named}: is empty; it has no example of the task")
-        examples += found
+    if source.kind == "local":
+        _check(task, role, prompt_style)
+        examples = load_local(
+            task, role, path=source.folder, test_share=source.test_share, prompt_style=prompt_style, limit=limit
+        )
+    else:
+        examples = list(iter_examples(task, role, source=source, prompt_style=prompt_style, use_datasets=use_datasets))
     # predictions and caches are keyed by id
     if len({example.id for example in examples}) < len(examples):
         raise UserError(f"data.module={task.module}: several examples of {task.name} have the same id")
-    if limit is None:
+    if limit is None or source.kind == "local":
         return examples
-    # a prefix of one permutation: a smaller limit keeps a subset of a larger one's
-    order = list(range(len(examples)))
-    random.Random(LIMIT_SEED).shuffle(order)
-    return [examples[index] for index in sorted(order[:limit])]
+    chosen = chosen_indices(len(examples), limit)
+    return [example for index, example in enumerate(examples) if index in chosen]
+
+
+def iter_examples(
+    task: Task, role: Role, *, source: DataSource, prompt_style: str, use_datasets: bool = True
+) -> Iterator[Example]:
+    """Yield all examples of a role; see `load_examples`. Local files are streamed."""
+    _check(task, role, prompt_style)
+    if source.kind == "local":
+        file = local_file(source.folder, role, test_share=source.test_share)
+        yield from iter_local(task, role, file=file, test_share=source.test_share, prompt_style=prompt_style)
+        return
+    module = task_module(task)
+    for location, split, rows in _read_splits(task, role, source, use_datasets):
+        named, example = f"{task.name}, {location}", None
+        for example in convert_rows(module, numbered(rows), split=split, prompt_style=prompt_style, name=named):
+            yield example
+        if example is None:
+            raise UserError(f"{named}: is empty; it has no example of the task")
 
 
 def check_source(task: Task, *, source: DataSource, roles: Sequence[Role] = ROLES) -> None:
@@ -94,24 +114,25 @@ def check_source(task: Task, *, source: DataSource, roles: Sequence[Role] = ROLE
         if not splits:
             continue
         if source.kind == "local":
-            find_file(source.folder, role=role)
+            local_file(source.folder, role, test_share=source.test_share)
             continue
         hub = _hub_of(task)
         if source.kind != "hub":
             check_mirror(source.folder, hub, splits=splits)
 
 
+def _check(task: Task, role: Role, prompt_style: str) -> None:
+    if prompt_style not in PROMPT_STYLES:
+        raise UserError(f"data.prompt_style={prompt_style}: must be one of {', '.join(PROMPT_STYLES)}")
+    if not task.splits.get(role):
+        use = "evaluation" if role == "train" else "training"
+        raise UserError(f"data.splits.{role}: {task.name} has none; it is for {use} only")
+
+
 def _read_splits(
     task: Task, role: Role, source: DataSource, use_datasets: bool
 ) -> Iterator[tuple[str, str, Iterable[Mapping[str, Any]]]]:
     """Yield (location for messages, split, rows) for each split of a role."""
-    if not task.splits.get(role):
-        use = "evaluation" if role == "train" else "training"
-        raise UserError(f"data.splits.{role}: {task.name} has none; it is for {use} only")
-    if source.kind == "local":
-        path = find_file(source.folder, role=role)
-        yield str(path), role, read_rows(path)
-        return
     hub = _hub_of(task)
     for split in task.splits[role]:
         location = f"{hub.path if source.kind == 'hub' else source.folder / hub.path}, {split}"
@@ -126,33 +147,9 @@ def _read_splits(
             yield location, split, load_mirror(source.folder, hub, split=split)
 
 
-def _convert(
-    module: TaskModule, rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str, location: str
-) -> Iterator[Example]:
-    """Yield the module's examples; errors name the row."""
-    # the module consumes the rows lazily, so the last row read is the one that failed
-    number = 0
-
-    def counted() -> Iterator[Mapping[str, Any]]:
-        nonlocal number
-        for number, row in enumerate(rows, start=1):  # noqa: B007 (used in the messages below)
-            yield row
-
-    try:
-        yield from module.examples(counted(), split=split, prompt_style=prompt_style)
-    except UserError as error:
-        raise UserError(f"{location}, row {number}: {error}") from error
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{location}, row {number}: is not a record of this dataset ({type(error).__name__}: {error}); "
-            "see the sample record in its task module"
-        ) from error
-
-
 def _hub_of(task: Task) -> HubDataset:
     if task.hub is None:
         raise UserError(
-            f"data={task.name}: has no Hub dataset; set data.local_dir to a folder with train.jsonl and "
-            'test.jsonl of {"input": prompt, "output": answer or list of answers}'
+            f"data={task.name}: has no Hub dataset; set data.local_dir to a folder with train.jsonl and test.jsonl"
         )
     return task.hub

@@ -77,6 +77,7 @@ def tokenize_training(
     task_type: int = 0,
     chat: bool = False,
     truncation: str = "context",
+    max_positions: int | None = None,
 ) -> tuple[list[TokenizedExample], TokenizationStats]:
     """Tokenize prompts with special tokens, and answers (golds[0]) with EOS.
 
@@ -84,6 +85,7 @@ def tokenize_training(
     that is not enough. An answer over ``max_answer_tokens`` (with EOS) is dropped. With
     ``truncation="right"`` the end of both is cut off instead, the question included, as in the
     paper's code. With ``chat`` the prompt is a user turn, whose template counts as part of it.
+    ``max_positions`` limits prompt and answer together; None for no limit.
 
     Raises:
         UserError: A word outside a closed vocabulary, a tokenizer without EOS, or no example left.
@@ -97,18 +99,19 @@ def tokenize_training(
         _reject_unknown_words(examples, answers, tokenizer)
     # prompt and answer are tokenized apart, so that the prompt's ids are those of evaluation
     cut = truncation == "right"
-    limit = None if cut else max_prompt_tokens
-    prompt_ids, stats = _encode_truncated(examples, tokenizer, limit=limit, chat=chat)
+    answers_ids = [(*answer, int(eos)) for answer in encode_answers(tokenizer, answers)]
+    room = [_room(max_positions, min(len(answer), max_answer_tokens)) for answer in answers_ids]
+    limits = [max_prompt_tokens if free is None else min(max_prompt_tokens, free) for free in room]
+    prompt_ids, stats = _encode_truncated(examples, tokenizer, limits=None if cut else limits, chat=chat)
     kept = []
-    for example, prompt, answer in zip(examples, prompt_ids, encode_answers(tokenizer, answers), strict=True):
-        answer_ids = (*answer, int(eos))
-        if cut and (len(prompt) > max_prompt_tokens or len(answer_ids) > max_answer_tokens):
+    for example, prompt, answer_ids, limit in zip(examples, prompt_ids, answers_ids, limits, strict=True):
+        if cut and (len(prompt) > limit or len(answer_ids) > max_answer_tokens):
             stats.cut += 1
-            prompt, answer_ids = prompt[:max_prompt_tokens], (*answer[: max_answer_tokens - 1], int(eos))
+            prompt, answer_ids = prompt[:limit], (*answer_ids[:-1][: max_answer_tokens - 1], int(eos))
         # a truncated answer would be a wrong target
         if len(answer_ids) > max_answer_tokens:
             stats.long_answers += 1
-        if len(prompt) > max_prompt_tokens or len(answer_ids) > max_answer_tokens:
+        if len(prompt) > limit or len(answer_ids) > max_answer_tokens:
             stats.dropped += 1
             continue
         kept.append(TokenizedExample(id=example.id, prompt_ids=prompt, answer_ids=answer_ids, task_type=task_type))
@@ -127,15 +130,29 @@ def tokenize_prompts(
     max_prompt_tokens: int,
     closed_vocabulary: bool,
     chat: bool = False,
+    max_new_tokens: int = 0,
+    max_positions: int | None = None,
 ) -> tuple[list[TokenizedExample], TokenizationStats]:
     """Tokenize prompts for evaluation; those that no truncation makes fit are kept in full.
 
+    ``max_positions`` limits the prompt and the ``max_new_tokens`` after it; None for no limit.
+
     Raises:
-        UserError: A word outside a closed vocabulary.
+        UserError: A word outside a closed vocabulary, or a prompt that exceeds the positions.
     """
     if closed_vocabulary:
         _reject_unknown_words(examples, [example.prompt for example in examples], tokenizer)
-    prompt_ids, stats = _encode_truncated(examples, tokenizer, limit=max_prompt_tokens, chat=chat)
+    room = _room(max_positions, max_new_tokens)
+    limit = max_prompt_tokens if room is None else min(max_prompt_tokens, room)
+    prompt_ids, stats = _encode_truncated(examples, tokenizer, limits=[limit] * len(examples), chat=chat)
+    for example, ids in zip(examples, prompt_ids, strict=True):
+        if room is not None and len(ids) > room:
+            raise UserError(
+                f"data.max_prompt_tokens={max_prompt_tokens}: {example.id} has {len(ids)} prompt tokens, which no "
+                f"truncation of its context makes fit; with {max_new_tokens} new tokens the backbone's positions "
+                f"allow data.max_prompt_tokens={max(room, 0)}; set fewer data.max_new_tokens, shorten the prompt, or "
+                "choose a backbone with more positions"
+            )
     tokenized = [
         TokenizedExample(id=example.id, prompt_ids=prompt, answer_ids=())
         for example, prompt in zip(examples, prompt_ids, strict=True)
@@ -148,22 +165,36 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *
     return encode_chat(tokenizer, prompts) if chat else _encode(tokenizer, prompts, special=True)
 
 
+def _encode_examples(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, chat: bool
+) -> list[tuple[int, ...]]:
+    if chat:
+        return encode_chat(tokenizer, [example.turns or example.prompt for example in examples])
+    return encode_prompts(tokenizer, [example.prompt for example in examples], chat=False)
+
+
 def encode_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> list[tuple[int, ...]]:
     """Return the token ids of answers without EOS."""
     return _encode(tokenizer, answers)
 
 
+def _room(max_positions: int | None, num_answer_tokens: int) -> int | None:
+    """Return the positions before an answer; None if they are not limited."""
+    return None if max_positions is None else max_positions - num_answer_tokens
+
+
 def _encode_truncated(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, limit: int | None, chat: bool
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, limits: Sequence[int] | None, chat: bool
 ) -> tuple[list[tuple[int, ...]], TokenizationStats]:
-    """Return each prompt in at most ``limit`` tokens (None: no limit) if truncation allows, else in full."""
+    """Return each prompt in at most its limit of tokens (None: no limits) if truncation allows, else in full."""
     stats = TokenizationStats(examples=len(examples))
     prompts = []
-    full_prompts = encode_prompts(tokenizer, [example.prompt for example in examples], chat=chat)
-    for example, full_ids in zip(examples, full_prompts, strict=True):
-        if limit is None or len(full_ids) <= limit:
+    full_prompts = _encode_examples(tokenizer, examples, chat=chat)
+    for index, (example, full_ids) in enumerate(zip(examples, full_prompts, strict=True)):
+        if limits is None or len(full_ids) <= limits[index]:
             prompts.append(full_ids)
             continue
+        limit = limits[index]
         truncated = _truncate(example, tokenizer, limit=limit, chat=chat)
         stats.truncated += truncated is not None
         stats.too_long += truncated is None

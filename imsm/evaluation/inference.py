@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
+from types import UnionType
 
 from transformers import PreTrainedTokenizerBase
 
 from imsm.data.batching import evaluation_order
 from imsm.data.tokenization import encode_answers
 from imsm.distributed.context import DistributedContext
-from imsm.evaluation.eval_set import EvalSet
+from imsm.evaluation.eval_set import MAX_REFERENCES, EvalSet
 from imsm.evaluation.generation import generate_responses
 from imsm.evaluation.likelihood import TokenIds, log_likelihoods
 from imsm.evaluation.response_cache import ResponseCache, Row
@@ -27,9 +28,18 @@ from imsm.utils.progress import progress_bar
 
 _VERSION = 5
 """Format of the cached rows; part of every key."""
-MAX_REFERENCES = 8
-"""Number of an example's accepted answers, from the first, whose likelihood is computed."""
 GetModel = Callable[[], SiameseForCausalLM]
+Shape = dict[str, type | UnionType]
+_RESPONSE: Shape = {
+    "text": str,
+    "tokens": int,
+    "ended": bool,
+    "gate_mean": float | None,
+    "gate_per_token": list | None,
+    "token_texts": list | None,
+    "seconds": float,
+}
+_REFERENCE: Shape = {"loglik": float, "tokens": int, "seconds": float}
 
 
 def run_inference(
@@ -150,12 +160,14 @@ def _through_cache(
 ) -> dict[str, Row]:
     """Return the rows of all keys; compute the missing ones and cache them batch by batch.
 
+    ``keys`` has, for each example, the key of its response, then the keys of its accepted answers.
     Batches are formed over all examples, cached or not, and each process computes complete batches, so
     that a row does not depend on interruptions or on the number of processes (except after
     out-of-memory, which halves the batch).
     """
-    rows = response_cache.read()
-    wanted = dict.fromkeys(key for example_keys in keys for key in example_keys)
+    wanted = {key: _REFERENCE for example_keys in keys for key in example_keys}
+    wanted |= {example_keys[0]: _RESPONSE for example_keys in keys}
+    rows = response_cache.get(wanted, is_valid=lambda key, row: _has_shape(row, wanted[key]))
     # Rank 0 decides for all: on a network file system the ranks may read different rows.
     missing = set(dist_context.run_on_main(lambda: [key for key in wanted if key not in rows]))
     # The batches are sorted by length; taking turns gives every rank about the same work.
@@ -189,3 +201,7 @@ def _through_cache(
             "set IMSM_RUNS to a directory shared by all nodes"
         )
     return rows
+
+
+def _has_shape(row: Row, shape: Shape) -> bool:
+    return row.keys() == shape.keys() and all(isinstance(row[key], expected) for key, expected in shape.items())

@@ -53,12 +53,7 @@ def baseline_names(folder: Path) -> list[str]:
 
 def response_cache(folder: Path) -> dict[Path, bytes]:
     """Return the files next to the runs: the cached responses."""
-    files = (path for path in folder.parent.rglob("*.jsonl") if path.name != "predictions.jsonl")
-    return {
-        path: path.read_bytes()
-        for path in files
-        if path.parent.parent == folder.parent and "-" not in path.parent.name
-    }
+    return {path: path.read_bytes() for path in folder.parent.glob("response_cache/*.sqlite")}
 
 
 def forbid_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +89,7 @@ def test_every_baseline_writes_a_result_and_a_second_command_generates_nothing(
     before = response_cache(peft)
     forbid_models(monkeypatch)
     assert baselines(peft, "--other", str(copy), "--values", "0.3") == 0
-    assert response_cache(peft) == before
+    assert before and response_cache(peft) == before
     for name in expected:
         for task, table in baseline_predictions(peft, name).items():
             assert_frame_equal(table, first[name][task])

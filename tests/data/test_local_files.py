@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imsm.data.local_files import ENDINGS, find_file, read_rows
+from imsm.data.local_files import ENDINGS, count_rows, find_file, iter_rows, read_rows
 from imsm.utils.errors import UserError
 
 ROWS = [{"input": "Q: a\nA:", "output": "b"}, {"input": "Q: c\nA:", "output": ["d", "é"]}]
@@ -22,14 +22,25 @@ def test_lines_and_lists_are_read_with_and_without_compression(tmp_path: Path, e
     path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
     assert find_file(tmp_path, role="test") == path
     assert read_rows(path) == ROWS
+    assert count_rows(path) == 2
+    assert [(row.index, row.value) for row in iter_rows(path, chosen={1})] == [(1, ROWS[1])]
+
+
+def test_a_byte_order_mark_and_unusual_line_separators_are_accepted(tmp_path: Path) -> None:
+    row = {"input": "a\u2028b", "output": "c\x85"}
+    text = "\ufeff\r\n \n" + json.dumps(row, ensure_ascii=False) + "\r\n"
+    (tmp_path / "train.jsonl").write_bytes(text.encode())
+    assert [(each.location, each.value) for each in iter_rows(tmp_path / "train.jsonl")] == [("line 3", row)]
 
 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("test.jsonl", json.dumps(ROWS[0]).encode() + b"\n{'input'\n", r"test\.jsonl, row 2: is not JSON"),
+        ("test.jsonl", json.dumps(ROWS[0]).encode() + b"\n{'input'\n", r"test\.jsonl, line 2: is not JSON"),
         ("test.json", b"[1,", r"test\.json: is not JSON"),
-        ("test.jsonl", b'{"input": "\xff"}', r"test\.jsonl: cannot be read as UTF-8"),
+        ("test.jsonl", b'{"input": "\xff"}', r"test\.jsonl, line 1: is not JSON"),
+        ("test.jsonl", b"[" * 100_000 + b"\n", r"test\.jsonl: is not JSON"),
+        ("test.jsonl", b'{"a": ' * 100_000 + b"\n", r"test\.jsonl, line 1: is not JSON"),
         ("test.jsonl.gz", b"{}", r"test\.jsonl\.gz: cannot be read"),
     ],
 )

@@ -13,6 +13,7 @@ from imsm.data import sources
 from imsm.data.example import Example
 from imsm.data.sources import DataSource, check_source, load_examples
 from imsm.data.task import HubDataset, Role, Task
+from imsm.utils import trust
 from imsm.utils.errors import UserError
 from tests.data.mirrors import GLUE, PAIRS, mirror_source, write_lines, write_mirror
 from tests.data.shipped import shipped_task
@@ -104,7 +105,9 @@ def test_an_error_in_a_task_module_is_reported_with_the_row(mirror: Path, tmp_pa
         "def examples(rows, *, split, prompt_style):\n    for row in rows:\n        yield row['nothing']\n"
         "def extract(response):\n    return response\n"
     )
+    monkeypatch.setattr(trust, "_trusted_folders", [])
     monkeypatch.syspath_prepend(tmp_path)
+    trust.trust_folder(tmp_path)
     task = shipped_task("mrpc").model_copy(update={"module": "broken_task"})
     with pytest.raises(UserError, match=r"row 1: is not a record of this dataset \(KeyError: 'nothing'\)"):
         load(task, mirror_source(mirror))
@@ -151,7 +154,7 @@ def test_errors_of_local_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test\.jsonl: is empty"):
         load(task, source)
     write_lines(tmp_path / "test.jsonl", [LOCAL_ROWS[0], {"input": "a", "output": 5}])
-    with pytest.raises(UserError, match=r"test\.jsonl, row 2: output: .*5 \(int\)"):
+    with pytest.raises(UserError, match=r"test\.jsonl, line 2: output: .*5 \(int\)"):
         load(task, source)
 
 

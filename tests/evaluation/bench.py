@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -91,4 +93,10 @@ class Bench:
         return [json.loads(line) for line in lines]
 
     def cache_file(self, fingerprint: str = "one") -> Path:
-        return self.root / "response_cache" / f"{fingerprint}.jsonl"
+        return self.root / "response_cache" / f"{fingerprint}.sqlite"
+
+
+def cached_rows(path: Path) -> dict[str, dict]:
+    """Return all rows of a response cache by key."""
+    with closing(sqlite3.connect(path)) as connection:
+        return {key: json.loads(row) for key, row in connection.execute("SELECT key, row FROM responses")}

@@ -6,7 +6,7 @@ import pytest
 
 from imsm.evaluation.predictions import COLUMNS
 from imsm.evaluation.response_cache import ResponseCache
-from tests.evaluation.bench import ROWS, Bench
+from tests.evaluation.bench import ROWS, Bench, cached_rows
 
 
 def test_every_example_has_one_complete_prediction(bench: Bench) -> None:
@@ -30,11 +30,11 @@ def test_a_second_evaluation_loads_no_model(bench: Bench) -> None:
 
 def test_other_metrics_need_no_inference(bench: Bench) -> None:
     bench.evaluate()
-    text = bench.cache_file().read_text()
+    content = bench.cache_file().read_bytes()
     result = bench.evaluate(metrics=("token_f1", "contain"))
     assert bench.loaded == 1
     assert list(result.metrics) == ["token_f1", "contain"]
-    assert bench.cache_file().read_text() == text
+    assert bench.cache_file().read_bytes() == content
 
 
 def test_another_model_or_token_limit_needs_inference(bench: Bench) -> None:
@@ -48,7 +48,7 @@ def test_another_model_or_token_limit_needs_inference(bench: Bench) -> None:
 def test_cached_responses_are_scored(bench: Bench) -> None:
     bench.evaluate()
     response_cache = ResponseCache(bench.root / "response_cache", fingerprint="one")
-    rows = response_cache.read()
+    rows = cached_rows(bench.cache_file())
     bench.cache_file().unlink()
     response_cache.append({key: {**row, "text": "it is red"} if "text" in row else row for key, row in rows.items()})
     result = bench.evaluate()

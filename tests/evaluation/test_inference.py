@@ -16,7 +16,7 @@ from imsm.evaluation.response_cache import ResponseCache
 from imsm.models.builder import build_model
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
-from tests.evaluation.bench import ROWS, Bench
+from tests.evaluation.bench import ROWS, Bench, cached_rows
 from tests.helpers.adapters import lora
 
 
@@ -67,11 +67,11 @@ def test_gates_are_those_of_each_response(bench: Bench) -> None:
 
 def test_only_new_examples_are_computed(bench: Bench) -> None:
     bench.evaluate()
-    before = set(ResponseCache(bench.root / "response_cache", fingerprint="one").read())
+    before = set(cached_rows(bench.cache_file()))
     lines = "".join(json.dumps(row) + "\n" for row in [*ROWS, {"input": "say red: ", "output": "red"}])
     (bench.root / "data" / "test.jsonl").write_text(lines)
     bench.evaluate()
-    after = set(ResponseCache(bench.root / "response_cache", fingerprint="one").read())
+    after = set(cached_rows(bench.cache_file()))
     assert before < after
     assert len(after) == len(before) + 2
 
@@ -102,11 +102,12 @@ def test_cached_rows_are_not_computed_again(
 ) -> None:
     bench.evaluate()
     before = bench.rows()
-    lines = bench.cache_file().read_text().splitlines(keepends=True)
-    kept_lines = [line for line in lines if f'"{kept}"' in line]
-    assert len(kept_lines) == 4 == len(lines) / 2
-    bench.cache_file().write_text("".join(kept_lines))
+    rows = cached_rows(bench.cache_file())
+    kept_rows = {key: row for key, row in rows.items() if kept in row}
+    assert len(kept_rows) == 4 == len(rows) / 2
+    bench.cache_file().unlink()
+    ResponseCache(bench.root / "response_cache", fingerprint="one").append(kept_rows)
     monkeypatch.setattr(inference, function, lambda *_, **__: pytest.fail("computed again"))
     bench.evaluate()
     assert bench.rows() == before
-    assert len(ResponseCache(bench.root / "response_cache", fingerprint="one").read()) == 8
+    assert len(cached_rows(bench.cache_file())) == 8

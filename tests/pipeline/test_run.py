@@ -83,11 +83,11 @@ def test_all_methods_are_compared_and_the_original_generates_once(
     word_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_words(word_files, tmp_path, method="original")
-    (response_cache,) = tmp_path.glob("response_cache/*.jsonl")
-    responses = response_cache.read_text()
+    (response_cache,) = tmp_path.glob("response_cache/*.sqlite")
+    responses = response_cache.read_bytes()
     peft = run_words(word_files, tmp_path, method="peft")
     folder = run_words(word_files, tmp_path, method="imsm")
-    assert response_cache.read_text() == responses
+    assert response_cache.read_bytes() == responses
     report = (folder / "report.md").read_text()
     assert all(f"| {method} " in report for method in ("original", "peft", "imsm"))
     assert not (peft / "model" / "gate.safetensors").exists()

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from imsm.config.schema import RunConfig
-from imsm.data.sources import DataSource, load_examples
+from imsm.data.example import Example
+from imsm.data.sources import DataSource, iter_examples, load_examples
 from imsm.data.task import Role, Task
 from imsm.models.backbones.loading import resolve_path
-from imsm.pipeline.data import evaluated_tasks, source_of, training_limits
+from imsm.pipeline.data import evaluated_tasks, max_positions, source_of, training_limits
 from imsm.pipeline.engine import batch_plan_of
-from imsm.utils.errors import UserError
+from imsm.utils.errors import UserError, first_line
 
 CHARACTERS_PER_TOKEN = 4
 """Average for English text with a vocabulary of 30,000 to 250,000 tokens."""
+SAMPLE_SEED = "imsm.plan"
+_SAMPLE_SIZE, _NUM_LONGEST = 10_000, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,28 +58,38 @@ def known_lengths(stats: dict[str, Any], role: Role) -> LengthStats | None:
 
 
 def counted_lengths(
-    task: Task, role: Role, *, source: DataSource, prompts: str, tokenizer: Path | None
+    task: Task, role: Role, *, source: DataSource, prompts: str, tokenizer: Path | None, limit: int | None = None
 ) -> LengthStats | None:
     """Measure a local split; return None if it cannot be read without the `datasets` library.
 
-    ``tokenizer`` is a `tokenizer.json`; None to estimate tokens from characters.
+    ``tokenizer`` is a `tokenizer.json`; None to estimate tokens from characters. ``limit`` measures that many
+    examples, those that a run uses. The number of examples is exact; of more than 10,000 examples, the mean length
+    is that of a sample, and the maximum that of the sample and the examples with the most characters.
     """
+    options: dict[str, Any] = {"source": source, "prompt_style": prompts, "use_datasets": False}
     try:
         # importing `datasets` takes seconds, and a plan is to be printed at once
-        examples = load_examples(task, role, source=source, prompt_style=prompts, limit=None, use_datasets=False)
+        if limit is not None:
+            found: Iterable[Example] = load_examples(task, role, **options, limit=limit)
+        else:
+            found = iter_examples(task, role, **options)
+        total, sample, longest = _sample(found)
     except UserError:
         return None
+    examples = sample + longest
     prompts_and_answers = ([e.prompt for e in examples], [e.golds[0] for e in examples])
     if tokenizer is not None and tokenizer.is_file():
-        loaded = Tokenizer.from_file(str(tokenizer))
+        loaded = _load_tokenizer(tokenizer)
         prompt, answer = (_count_tokens(loaded, texts) for texts in prompts_and_answers)
         basis = "counted"
     else:
         prompt, answer = ([len(text) / CHARACTERS_PER_TOKEN for text in texts] for texts in prompts_and_answers)
         basis = f"counted, {CHARACTERS_PER_TOKEN} characters per token"
+    if total > len(sample):
+        basis += f"; lengths estimated from {len(sample):,} examples"
     return LengthStats(
-        examples=len(examples),
-        mean=(sum(prompt) / len(examples), sum(answer) / len(examples) + 1),
+        examples=total,
+        mean=(fmean(prompt[: len(sample)]), fmean(answer[: len(sample)]) + 1),
         longest=(round(max(prompt)), round(max(answer)) + 1),
         source=basis,
     )
@@ -109,19 +125,37 @@ def split_lengths(config: RunConfig, task: Task, role: Role) -> LengthStats:
     if source.kind != "hub":
         # a Hub id is not a folder: its tokenizer would have to be downloaded
         model_folder = Path(resolve_path(config.backbone.name_or_path))
+        is_train = role == "train"
         lengths = counted_lengths(
             task,
             role,
             source=source,
             prompts=config.data.prompt_style,
             tokenizer=model_folder / "tokenizer.json" if model_folder.is_dir() else None,
+            limit=config.data.max_train_examples if is_train else config.evaluation.limit_of(task.name),
         )
     elif task.stats is not None:
         lengths = known_lengths(task.stats.model_dump(), role)
     if role == "train":
         prompt, answer = training_limits(config, task)
         task = task.model_copy(update={"max_prompt_tokens": prompt, "max_new_tokens": answer})
+    positions = max_positions(config)
+    if positions is not None:
+        task = task.model_copy(update={"max_prompt_tokens": min(task.max_prompt_tokens, positions)})
     return within_limits(lengths or limits_only(task), task)
+
+
+def position_notes(config: RunConfig, tests: dict[str, LengthStats]) -> list[str]:
+    """Return a note for each test set whose longest prompt and response exceed the backbone's positions."""
+    positions = max_positions(config)
+    tasks = evaluated_tasks(config)
+    return [
+        f"{name}: a prompt of {lengths.longest[0]} and {tasks[name].max_new_tokens} new tokens exceed the backbone's "
+        f"{positions} positions, so its context is truncated, or the run ends with an error if it has none; "
+        f"data.max_prompt_tokens={max(0, positions - tasks[name].max_new_tokens)} would fit"
+        for name, lengths in tests.items()
+        if positions is not None and lengths.mean and lengths.longest[0] + tasks[name].max_new_tokens > positions
+    ]
 
 
 def format_steps(config: RunConfig, train: LengthStats | None) -> str:
@@ -153,6 +187,36 @@ def format_evaluation(config: RunConfig, tests: dict[str, LengthStats]) -> str:
         count = limit if lengths.examples is None else lengths.limited(limit).examples
         parts.append(f"{name} {count:,}" if count is not None else f"{name} all")
     return ", ".join(parts)
+
+
+def _sample(examples: Iterable[Example]) -> tuple[int, list[Example], list[Example]]:
+    """Return the number of examples, a sample, and further ones with the longest prompts and answers."""
+    generator, sample, total = random.Random(SAMPLE_SEED), list[Example](), 0
+    longest_prompts, longest_answers = list[tuple[int, int, Example]](), list[tuple[int, int, Example]]()
+    for number, example in enumerate(examples):
+        total = number + 1
+        heappush(longest_prompts, (len(example.prompt), number, example))
+        heappush(longest_answers, (len(example.golds[0]), number, example))
+        if total > _NUM_LONGEST:
+            heappop(longest_prompts)
+            heappop(longest_answers)
+        if total <= _SAMPLE_SIZE:
+            sample.append(example)
+        # every example is in the sample with the same probability
+        elif (place := generator.randrange(total)) < _SAMPLE_SIZE:
+            sample[place] = example
+    if not total:
+        raise UserError("no example")
+    complete = total == len(sample)
+    return total, sample, [] if complete else [e for *_, e in (*longest_prompts, *longest_answers)]
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    # of no other type: tokenizers raises Exception itself
+    except Exception as error:
+        raise UserError(f"{path}: is damaged ({first_line(error)}); copy or download the file again") from error
 
 
 def _count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:

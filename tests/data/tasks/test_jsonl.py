@@ -27,9 +27,9 @@ def test_the_prompt_is_unchanged_and_all_answers_are_accepted(prompt_style: str)
         ({"input": "a", "output": ["b", 7]}, r"^output: .*7 \(int\)"),
         ({"input": "a", "output": " "}, r"^output: .*' ' \(str\)"),
         ({"input": 3, "output": "b"}, r"^input: .*3 \(int\)"),
-        ({"input": "a"}, "^output: missing"),
-        ({"prompt": "a"}, "^input and output: missing"),
-        (["a", "b"], "^input and output: missing"),
+        ({"input": "a"}, "^must be an object with input and output.*the keys input$"),
+        ({"prompt": "a"}, "^must be an object with input and output.*the keys prompt$"),
+        (["a", "b"], r"^must be an object with input and output.*\(list\)$"),
     ],
 )
 def test_an_invalid_row_is_rejected_with_its_key(row: Any, message: str) -> None:
