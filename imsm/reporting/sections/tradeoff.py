@@ -79,10 +79,10 @@ def build_baselines(data: ReportData) -> Section | None:
 
 
 def describe_matches(run: str, names: Sequence[str]) -> str:
-    """Say that training-free baselines are at least as good as a run."""
+    """Return the sentence that names baselines at least as good as a run."""
     return (
         f"Training-free baselines match {run} on this adapter: {', '.join(names)} retain at least as much at no lower "
-        "target score. These results are no evidence for a trained gate."
+        "target score. These results do not support a trained gate."
     )
 
 

@@ -86,7 +86,7 @@ def _records(cells: Sequence[tuple[RowSpec, Cells]], spec: TableSpec, builder: C
 
 
 def _baseline_notes(required: Sequence[RunRef], runs: RunIndex) -> list[str]:
-    """Say for how many interwoven runs training-free baselines were evaluated and are as good; nothing if for none."""
+    """Return a note with the number of interwoven runs that training-free baselines match; empty without any."""
     found = [
         names
         for run in required
