@@ -15,6 +15,7 @@ from imsm.distributed.gpus import visible_gpus
 from imsm.distributed.rendezvous import detect_process_group, join_process_group, run_in_group, silence_other_ranks
 from imsm.distributed.supervisor import kill_on_parent_exit
 from imsm.utils import stop_signals
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.json_files import read_json
 
@@ -65,4 +66,4 @@ def _report_error(error: Exception) -> None:
         # rank 0 shares the terminal of the launcher, which prints the error
         if os.environ["RANK"] == "0":
             return
-    print(f"imsm: {error}" if expected else trace, file=sys.stderr, flush=True)
+    print(escape_controls(f"imsm: {error}") if expected else trace, file=sys.stderr, flush=True)

@@ -31,6 +31,7 @@ from imsm.pipeline.run_status import (
 )
 from imsm.pipeline.start import run_distributed
 from imsm.pipeline.sweeps.status import JobOutcome, SweepDir, job_command
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import RunError, UserError, file_error
 from imsm.utils.messages import format_value
 from imsm.utils.paths import runs_root
@@ -103,7 +104,7 @@ class SweepJob:
         error = file_error(error) or error
         if isinstance(error, UserError | RunError):
             message = str(error)
-            print(f"imsm: {message}", file=sys.stderr)
+            print(escape_controls(f"imsm: {message}"), file=sys.stderr)
         else:
             traceback.print_exception(error)
             message = " ".join(f"{type(error).__name__}: {error}".split())

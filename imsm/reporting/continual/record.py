@@ -29,6 +29,7 @@ from imsm.evaluation.result import read_result
 from imsm.evaluation.statistics.bootstrap import Statistic, resample_scores
 from imsm.evaluation.statistics.continual import all_measures, forgetting
 from imsm.reporting.runs import comparable, headline
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import UserError
 from imsm.utils.json_files import read_hashed_json, write_hashed_json
 
@@ -184,7 +185,7 @@ def _resampled_scores(
         try:
             frames = [_predictions(folder, result, task) for folder, result in sources]
         except UserError as error:
-            print(f"no intervals: {error}", file=sys.stderr)
+            print(escape_controls(f"no intervals: {error}"), file=sys.stderr)
             return None
         statistic = _statistic(frames, task, [row[index] for row in scores], last)
         if statistic is None:

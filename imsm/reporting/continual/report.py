@@ -14,6 +14,7 @@ from imsm.reporting.continual.heatmap import draw_heatmap
 from imsm.reporting.continual.record import FILE, build_record, percentile_bounds, read_record, write_record
 from imsm.reporting.continual.render import render_markdown, render_terminal, score_frame
 from imsm.reporting.render.escaping import csv_cell
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 
@@ -69,7 +70,7 @@ def _sequences_of_other_methods(folder: Path, record: dict[str, Any]) -> dict[Pa
             if comparable and all(task in saved["tasks"] for task in learned):
                 found[saved["method"]] = other, build_record(other)
         except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(escape_controls(f"left out: {error}"), file=sys.stderr)
     return dict(found.values())
 
 
