@@ -1,6 +1,7 @@
 """Tables of predictions: one row per example, or one row per method and task."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import pandas
 
 from imsm.config.identity import identity_without_seed
-from imsm.evaluation.result import read_result
+from imsm.evaluation.result import read_result, result_error
 from imsm.evaluation.statistics.intervals import Interval, seed_ci
 from imsm.reporting.render.table import Table
 from imsm.reporting.runs import BASELINE, ComparedRun, baselines_of, runs_to_compare
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import UserError
 from imsm.utils.hashing import hash_text
 from imsm.utils.paths import runs_root
@@ -25,7 +27,8 @@ _DIGITS |= {"reference_loglik": 2, "gate_mean": 3}
 def prediction_table(folders: Sequence[Path]) -> pandas.DataFrame:
     """Return every prediction of finished runs, their originals and their baselines.
 
-    What runs share (the original's predictions on one test set) is included once.
+    What runs share (the original's predictions on one test set) is included once. Originals and baselines whose
+    files changed since they were evaluated are left out, with a line on standard error.
 
     Returns:
         One row per prediction: ``run`` (name of the folder), ``method``, ``seed`` (missing for the
@@ -34,15 +37,27 @@ def prediction_table(folders: Sequence[Path]) -> pandas.DataFrame:
         ``metric`` (the task's headline metric), and ``score`` under that metric.
 
     Raises:
-        UserError: A folder has no finished run, or predictions are missing.
+        UserError: A folder has no finished run, or its predictions are missing or changed.
     """
     found: dict[tuple[Path, str, str], pandas.DataFrame] = {}
+    left_out: dict[str, None] = {}
     for folder in folders:
         for run in _runs(folder):
             for task, entry in run.result["evaluation"]["tasks"].items():
                 key = (run.folder, task, entry["test_set"])
-                if key not in found:
+                if key in found:
+                    continue
+                try:
                     found[key] = _predictions(run, task)
+                except UserError as error:
+                    if run.folder == folder:
+                        raise
+                    left_out[str(error)] = None
+        for path in sorted(folder.glob("baselines/*")):
+            if problem := result_error(path):
+                left_out[problem] = None
+    for line in left_out:
+        print(escape_controls(f"left out: {line}"), file=sys.stderr)
     # nullable integers: the original has no seed, and floats would print seed 0 as 0.0
     return pandas.concat(found.values(), ignore_index=True).astype({"seed": "Int64"})
 

@@ -1,19 +1,17 @@
 """`hashes.json`: the SHA-256 of a saved model's files, written last and compared at every load.
 
-{"format": 1, "files": {"adapter/adapter_config.json": "41ab…", "config.json": "9f2c…"}}
+{"format": 1, "files": {"adapter/adapter_config.json": "41ab…", "config.json": "9f2c…"}, "sha256": "7d10…"}
 
 `training.json` of a run holds the hash of `hashes.json` itself. Hashes are computed from the files each time,
 never taken from a cache: a failing disk changes a file's content, but not its size and times.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from imsm.utils.errors import UserError
-from imsm.utils.files import write_atomic
 from imsm.utils.hashing import hash_file
-from imsm.utils.json_files import read_json
+from imsm.utils.json_files import read_hashed_json, write_hashed_json
 from imsm.utils.run_dir import MODEL_HASH, RunDir, read_training
 
 FILE = "hashes.json"
@@ -32,7 +30,7 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> str:
         OSError: A file cannot be read or written.
     """
     files = {name: hash_file(folder / name) for name in sorted(_list_files(folder) if names is None else names)}
-    write_atomic(folder / FILE, json.dumps({"format": _FORMAT, "files": files}, indent=2) + "\n")
+    write_hashed_json(folder / FILE, {"format": _FORMAT, "files": files})
     return hash_file(folder / FILE)
 
 
@@ -47,7 +45,7 @@ def verify_manifest(
     Raises:
         UserError: A file is missing, changed, unreadable or was added, or `hashes.json` is missing or damaged.
     """
-    files: dict[str, str] = read_json(folder / FILE, fix=fix, shape={"files": dict})["files"]
+    files: dict[str, str] = read_hashed_json(folder / FILE, fix=fix, shape={"files": dict})["files"]
     if sha256 is not None and hash_file(folder / FILE) != sha256:
         raise UserError(f"{folder / FILE}: changed since training ended (its hash differs); {fix}")
     found = _list_files(folder)

@@ -51,7 +51,8 @@ def test_transitions_count_the_forgotten_and_correct_for_chance(data: ReportData
 def test_the_interval_of_equal_scores_is_wilsons(runs: dict[str, Any], share: float) -> None:
     path = predictions_file(runs["original"], "webq")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    write_predictions(path.parent, (row | {"scores": dict.fromkeys(row["scores"], share)} for row in rows))
+    sha256 = write_predictions(path.parent, (row | {"scores": dict.fromkeys(row["scores"], share)} for row in rows))
+    runs["imsm"][1]["evaluation"]["original"]["webq"]["predictions_sha256"] = sha256
     found, _ = report_data(runs)
     interval = score_interval(found.runs[0], "webq", "contain")
     expected = proportion_ci([share] * N, groups=GROUPS)

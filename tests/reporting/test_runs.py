@@ -162,8 +162,13 @@ def drop_a_row(path: Path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
 
 
+def edit_a_score(path: Path) -> None:
+    path.write_text(path.read_text().replace("1.0", "0.0", 1))
+
+
 @pytest.mark.parametrize(
-    ("damage", "text"), [(truncate, "damaged"), (drop_a_row, "holds 59 predictions, not 60"), (Path.unlink, "")]
+    ("damage", "text"),
+    [(truncate, "changed"), (drop_a_row, "changed"), (edit_a_score, "changed"), (Path.unlink, "is missing")],
 )
 def test_predictions_that_cannot_be_loaded_are_reported(runs: dict[str, Any], damage: Any, text: str) -> None:
     path = predictions_file(runs["peft"], "webq")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
 from imsm.utils.errors import UserError
+from imsm.utils.json_files import write_hashed_json
 from imsm.utils.manifest import FILE, verify_manifest, verify_run_model, write_manifest
 from imsm.utils.run_dir import RunDir
 from tests.helpers.damage import DAMAGES, flip_bit
@@ -76,6 +76,6 @@ def test_only_files_of_the_folder_are_read(tmp_path: Path) -> None:
     for name in ("/dev/zero", "../outside"):
         (tmp_path / "model").mkdir(exist_ok=True)
         (tmp_path / "outside").write_text("")
-        (tmp_path / "model" / FILE).write_text(json.dumps({"format": 1, "files": {name: "0"}}))
+        write_hashed_json(tmp_path / "model" / FILE, {"format": 1, "files": {name: "0"}})
         with pytest.raises(UserError, match="is missing; fix it"):
             verify_manifest(tmp_path / "model", fix="fix it", may_add=lambda _: False)

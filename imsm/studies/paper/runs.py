@@ -15,6 +15,7 @@ from imsm.config.compose import ConfigComposer
 from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
 from imsm.distributed.supervisor import SignalForwarder
+from imsm.evaluation.result import result_error
 from imsm.pipeline.run_status import load_if_finished, read_failure, run_dir_of, write_failure
 from imsm.pipeline.sweeps.status import job_command
 from imsm.studies.paper.spec import PaperTable
@@ -66,13 +67,15 @@ class RunIndex:
             folder = run_dir_of(config, runs_root=self.runs_root)
             result = load_if_finished(config, runs_root=self.runs_root)
             failure = read_failure(folder)
+            # a changed result is shown like a failed run; running it again writes the result again
+            error = failure["error"] if failure else None if result else result_error(folder)
             self._runs[overrides] = RunRef(
                 overrides=overrides,
                 name=folder.name,
                 folder=folder,
-                state="done" if result else "failed" if failure else "missing",
+                state="done" if result else "failed" if error else "missing",
                 result=result,
-                failure=failure["error"] if failure else None,
+                failure=error,
                 trained=config.method.trainable,
             )
         return self._runs[overrides]

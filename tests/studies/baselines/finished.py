@@ -79,7 +79,10 @@ def original_of(folder: Path) -> Path:
 def predictions(folder: Path) -> dict[str, pandas.DataFrame]:
     """Read a run's predictions by task."""
     tasks = read_result(folder)["evaluation"]["tasks"]
-    return {task: read_predictions(folder, task=task, test_set=entry["test_set"]) for task, entry in tasks.items()}
+    return {
+        task: read_predictions(folder, task=task, test_set=entry["test_set"], sha256=entry["predictions_sha256"])
+        for task, entry in tasks.items()
+    }
 
 
 def assert_same_predictions(one: pandas.DataFrame, other: pandas.DataFrame) -> None:

@@ -21,6 +21,10 @@ from imsm.studies.baselines.evaluate import (
 )
 from imsm.studies.baselines.finished_run import FinishedRun, load_finished_run
 from imsm.studies.baselines.registry import load_baseline
+from imsm.utils.errors import UserError
+from imsm.utils.json_files import write_hashed_json
+from imsm.utils.manifest import write_manifest
+from imsm.utils.run_dir import MODEL_HASH, RunDir, read_training
 from tests.studies.baselines.finished import assert_same_predictions, original_of, predictions
 
 
@@ -78,8 +82,12 @@ def test_responses_of_another_adapter_are_not_reused(peft_folder: Path, tmp_path
     shutil.copytree(peft_folder, folder)
     baseline_run = BaselineRun(load_baseline("logit_mix"), 0.4)
     before = baseline_fingerprint(baseline_run, load_finished_run(folder, option="run"))
-    path = folder / "model/adapter/adapter_model.safetensors"
+    run = RunDir(folder)
+    path = run.adapter / "adapter_model.safetensors"
     save_file({name: value + 0.3 for name, value in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="changed since it was saved"):
+        baseline_fingerprint(baseline_run, load_finished_run(folder, option="run"))
+    write_hashed_json(run.trained, read_training(run) | {MODEL_HASH: write_manifest(run.model)})
     assert baseline_fingerprint(baseline_run, load_finished_run(folder, option="run")) != before
 
 
