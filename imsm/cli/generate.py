@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.cli.common import find_run
+from imsm.cli.common import add_config_dir, find_run, import_from_config_dir
 from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import UserError
 from imsm.utils.run_dir import RunDir, read_identity
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--stream", choices=[*STREAMS, "all"], default="all", help="stream that answers (all)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add_config_dir(parser)
     return parser
 
 
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("TEXT: is empty; give a prompt as an argument or on standard input")
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {options.max_new_tokens}: must be at least 1")
+    import_from_config_dir(options.config_dir)
     print_answers(
         find_run(options.run),
         text,
@@ -62,15 +64,15 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
         UserError: the run lacks the stream, or the prompt has words outside a closed vocabulary.
     """
     import torch
-    from transformers import AutoTokenizer
 
     from imsm.data.tokenization import encode_prompts
     from imsm.evaluation.generation import eos_token_ids
+    from imsm.models.backbones.loading import load_tokenizer
     from imsm.models.siamese.model import SiameseForCausalLM
     from imsm.training.engines.single_device import choose_device
 
     model = SiameseForCausalLM.from_pretrained(folder, device=choose_device(device))
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False, padding_side="left")
+    tokenizer = load_tokenizer(name_or_path=str(folder / "model"))
     (ids,) = encode_prompts(tokenizer, [text], chat=_uses_chat_template(folder))
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise UserError(

@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imsm.cli.common import find_run, write_output
+from imsm.cli.common import add_config_dir, find_run, import_from_config_dir, write_output
 from imsm.utils.errors import UserError
+from imsm.utils.paths import check_links
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from imsm.models.siamese.model import SiameseForCausalLM
 
 STREAMS = ("original", "tuned", "interwoven")
+_DEFAULT_LENGTH = 2048
+"""Length of sequences for a backbone without a limit, as in the harness."""
 _WRITTEN = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "samples")
 
 
@@ -41,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--include-path", type=Path, metavar="FOLDER", help="folder of custom tasks")
     parser.add_argument("--log-samples", action="store_true", help="also write every response")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the results")
+    add_config_dir(parser)
     return parser
 
 
@@ -57,7 +61,10 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--limit {options.limit}: must be at least 1; leave it out for all")
     if options.include_path is not None and not options.include_path.is_dir():
         raise UserError(f"--include-path {options.include_path}: no such directory")
+    import_from_config_dir(options.config_dir)
     folder = find_run(options.run).absolute()
+    if options.output is None:
+        check_links(folder)
     # an evaluation may take hours; a path that cannot be written is reported before it
     _check_writable(options.output or folder / "harness.json")
     task_manager, tasks = _find_tasks(options)
@@ -102,12 +109,12 @@ def _evaluate(
 ) -> dict[str, Any]:
     import lm_eval
     from jinja2 import TemplateError
-    from transformers import AutoTokenizer
 
     from imsm.evaluation.lm_eval import SiameseLM
+    from imsm.models.backbones.loading import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False, padding_side="left")
-    max_length = model.backbone.config.get_text_config(decoder=True).max_position_embeddings
+    tokenizer = load_tokenizer(name_or_path=str(folder / "model"))
+    max_length = model.max_positions or _DEFAULT_LENGTH
     try:
         results = lm_eval.simple_evaluate(
             model=SiameseLM(model, tokenizer, batch_size=options.batch_size, max_length=max_length),

@@ -15,7 +15,7 @@ from typing import Any
 
 from imsm.utils.errors import UserError, first_line
 from imsm.utils.json_files import read_json
-from imsm.utils.paths import check_no_links, resolve_run_dir
+from imsm.utils.paths import resolve_run_dir
 from imsm.utils.run_dir import RunDir
 
 _CONFIGURATIONS = ("config.json", "generation_config.json", "adapter/adapter_config.json", "tokenizer_config.json")
@@ -78,9 +78,9 @@ def collect_files(run: Path, folder: Path) -> None:
     result = read_result(run)
     if not (model / _CONFIGURATIONS[0]).is_file():
         raise UserError(f"run={run}: has no trained model to upload")
-    if model.is_symlink():
-        raise UserError(f"{model}: is a symbolic link; replace it by a copy")
-    check_no_links(model)
+    for path in (model, *model.rglob("*")):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a symbolic link, which is not uploaded; replace it by a copy")
     verify_model_folder(model)
     (folder / "adapter").mkdir()
     for name in _CONTENTS:

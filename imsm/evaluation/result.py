@@ -128,12 +128,12 @@ def result_error(folder: Path) -> str | None:
 
 def _check_path_names(result: Mapping[str, Any], path: Path) -> None:
     """Raise a UserError if a name that becomes part of a path is not one."""
-    names = {"name": result["name"], "method": result["method"]}
-    names |= {f"evaluation.tasks.{task}": task for task in result["evaluation"]["tasks"]}
+    names = [("name", result["name"]), ("method", result["method"])]
+    names += [("evaluation.tasks", task) for task in result["evaluation"]["tasks"]]
     previous = result["config"].get("previous_stage")
     if isinstance(previous, dict):
-        names["config.previous_stage.run"] = previous.get("run")
-    for key, name in names.items():
+        names.append(("config.previous_stage.run", previous.get("run")))
+    for key, name in names:
         check_path_name(name, key=key, source=path)
 
 

@@ -68,10 +68,11 @@ def file_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / "lock").open("w")
+        # not through a link, which could lead anywhere in a downloaded folder; for reading too: a FIFO would block
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise UserError(f"run_dir={folder}: cannot be written ({error.strerror or error})") from error
-    with stream:
+    with open(descriptor, "w") as stream:
         # flock, not a file that exists or not: the kernel releases it when the process is killed.
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,6 +10,7 @@ from platformdirs import user_cache_path, user_data_path
 from imsm.utils.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
+_WANDB = "wandb"
 PATH_NAME = "must consist of letters, digits and . _ -, begin with a letter or digit, and have at most 200 characters"
 _PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -32,20 +33,25 @@ def is_path_name(name: Any) -> bool:
     return isinstance(name, str) and _PATH_NAME.fullmatch(name) is not None
 
 
-def check_no_links(folder: Path) -> None:
-    """Check that a run directory contains no symbolic link: writing through one would change files elsewhere.
+def check_links(folder: Path) -> None:
+    """Check that no symbolic link leads out of a run directory: writing through one would change files elsewhere.
 
     Raises:
-        UserError: It contains one.
+        UserError: One does, or an entry is neither a file, a folder nor a link.
     """
+    root = folder.resolve()
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent) / name
-            if path.is_symlink():
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
                 raise UserError(
-                    f"{path}: is a symbolic link, and writing to this folder could change files elsewhere; replace "
-                    f"it by a copy (cp -rL {folder.name} COPY copies the folder without links)"
+                    f"{path}: is a symbolic link that leads out of the run's folder, so that writing would change "
+                    "files elsewhere; replace it by a copy (cp -rL copies a folder without links)"
                 )
+            if not (path.is_symlink() or path.is_file() or path.is_dir()):
+                raise UserError(f"{path}: is neither a file nor a folder; remove it")
+        if Path(parent) == folder and _WANDB in folders:
+            folders.remove(_WANDB)  # its own links lead to its logs, and nothing else is written there
 
 
 def cache_folder() -> Path:

@@ -11,6 +11,7 @@ from imsm.utils.dicts import format_diff
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 from imsm.utils.json_files import read_hashed_json, read_json
+from imsm.utils.paths import check_links
 
 # Written by the processes of a run, possibly before identity.json.
 _PROCESS_FILES = ("lock", "processes")
@@ -54,7 +55,8 @@ def open_run_dir(path: Path, identity: Mapping[str, Any]) -> RunDir:
     """Return the run directory, created if missing.
 
     Raises:
-        UserError: The folder belongs to a run with another identity, or cannot be written.
+        UserError: The folder belongs to a run with another identity, contains a link that leads out of it, or cannot
+            be written.
     """
     run = RunDir(path)
     identity = json.loads(json.dumps(identity))
@@ -73,6 +75,7 @@ def open_run_dir(path: Path, identity: Mapping[str, Any]) -> RunDir:
             return run
     except OSError as error:
         raise UserError(f"run_dir={path}: cannot be written ({error.strerror or error})") from error
+    check_links(path)
     saved = read_identity(run)
     if not saved.keys() & identity.keys():
         raise UserError(f"{run.identity}: is damaged (describes no run); {_restore(run)}")
