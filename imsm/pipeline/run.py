@@ -22,12 +22,14 @@ import transformers
 from imsm.config.identity import run_identity
 from imsm.config.schema import RunConfig
 from imsm.distributed.context import DistributedContext
+from imsm.evaluation.result import FILE as RESULT
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import check_parent_data, load_eval_sets, load_run_tokenizer, training_fingerprint
 from imsm.pipeline.engine import local_device
 from imsm.pipeline.evaluate import EvaluationInputs, evaluate_run
 from imsm.pipeline.model import load_run_model
+from imsm.pipeline.plan.fit import check_fits
 from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
 from imsm.pipeline.train import frozen_adapter_hash, parent_hash, prepare_training, save_trained
@@ -59,6 +61,10 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         device = local_device(config, dist_context)
         tokenizer = load_run_tokenizer(config)
         eval_sets = load_eval_sets(config, tokenizer)
+        if not dist_context.run_on_main((run.path / RESULT).is_file):
+            longest = max(len(prompt.prompt_ids) for each in eval_sets.values() for prompt in each.prompts)
+            processes = None if dist_context.store is None else dist_context.world_size
+            dist_context.run_on_main(lambda: check_fits(config, prompt_tokens=longest, processes=processes))
         parent = None if config.previous_stage is None else runs_root / config.previous_stage.run
         hashes = _input_hashes(config, parent=parent)
         if config.method.trainable:

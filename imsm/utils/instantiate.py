@@ -8,11 +8,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
 from imsm.utils.messages import unknown_key_error, value_error
 
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]  # larger numbers overflow in torch
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, lt=1)]

@@ -42,6 +42,8 @@ def estimate_memory(
     """
     static = count_bytes(model, optimizer=config.trainer.optimizer)
     rows = micro_batch_size(config, processes=topology.world_size)
+    if train is not None and train.examples is not None:
+        rows = min(rows, train.examples)
     prompt, answer = train.longest if train is not None else (1, 1)
     virtual_tokens = 0 if model.streams.virtual_tokens is None else model.streams.virtual_tokens.count
     step = estimate_step(
@@ -97,6 +99,14 @@ def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> StaticMemory:
         gradients=sum(p.nbytes for p in trainable),
         optimizer=sum(OPTIMIZER_BYTES[optimizer](p) for p in trainable),
     )
+
+
+def exact_items(config: RunConfig, model: SiameseForCausalLM, topology: Topology) -> list[MemoryItem]:
+    """Return the memory of one process that does not depend on the batch."""
+    static = count_bytes(model, optimizer=config.trainer.optimizer)
+    trains = config.method.trainable
+    items = _training_items(config, model, static, topology) if trains else _model_items(config, static)
+    return [item for item in items if item.exact]
 
 
 def _adamw(parameter: torch.Tensor) -> int:

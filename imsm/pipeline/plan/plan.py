@@ -1,32 +1,27 @@
 """`mode=plan`: what a run would do and need; nothing is loaded, downloaded or written."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from imsm.config.identity import run_name
 from imsm.config.schema import RunConfig
 from imsm.distributed.gpus import visible_gpus
 from imsm.distributed.topology import Topology
-from imsm.models.adapters.base import freeze_adapter
-from imsm.models.backbones.meta_model import build_meta_model, find_config
-from imsm.models.builder import count_trainable, wrap_backbone
+from imsm.models.builder import count_trainable
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import evaluated_tasks
 from imsm.pipeline.engine import engine_settings, topology_of
-from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, model_kwargs
-from imsm.pipeline.plan.data import format_evaluation, format_steps, split_lengths, tasks_read
+from imsm.pipeline.model import format_trainable
+from imsm.pipeline.plan.data import format_evaluation, format_steps, position_notes, split_lengths, tasks_read
 from imsm.pipeline.plan.downloads import needed_backbone, needed_dataset
+from imsm.pipeline.plan.fit import memory_problem
 from imsm.pipeline.plan.memory import estimate_memory
+from imsm.pipeline.plan.meta import build_plan_model
 from imsm.pipeline.plan.render import show_block, show_page
 from imsm.pipeline.plan.time import estimate_time
 from imsm.pipeline.plan.types import DownloadItem, Plan
 from imsm.pipeline.start import node_commands
-from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value
-from imsm.utils.options import load_option
 from imsm.utils.paths import runs_root
 from imsm.utils.trust import RESOLVERS, import_trusted_module
 
@@ -53,10 +48,14 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
     if config.method.trainable:
         train = split_lengths(config, config.data, "train").limited(config.data.max_train_examples)
     tests = {name: split_lengths(config, task, "test") for name, task in evaluated_tasks(config).items()}
+    notes += position_notes(config, tests)
     estimates = {}
     memory = {}
     if model is not None:
         memory = estimate_memory(config, model, train=train, tests=tests, topology=topology)
+        prompt_tokens = max(lengths.longest[0] for lengths in tests.values())
+        problem = memory_problem(config, model, prompt_tokens=prompt_tokens, topology=topology)
+        notes += [] if problem is None else [f"does not fit on this machine: {problem}"]
         estimates["time"] = estimate_time(config, model, train=train, tests=tests, topology=topology)
     settings = _settings(config, topology)
     if topology.distributed and model is not None and config.method.trainable:
@@ -76,51 +75,6 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
         start=node_commands(config, topology, overrides=overrides, runs_root=runs_root()),
         **estimates,
     )
-
-
-def build_plan_model(config: RunConfig) -> tuple[SiameseForCausalLM | None, list[str]]:
-    """Build the run's model on the meta device; return it with notes on its parameter counts.
-
-    The model is None if the architecture is unknown, or if the adapter is initialized from weights.
-    """
-    backbone = config.backbone
-    try:
-        architecture, file = find_config(
-            path=backbone.name_or_path, revision=backbone.revision, architecture=backbone.architecture
-        )
-    except LookupError as error:
-        return None, [str(error)]
-    plain = build_meta_model(architecture, dtype=backbone.dtype)
-    adapter = build_adapter(config) if config.method.trainable else None
-    try:
-        with torch.device("meta"):
-            model = wrap_backbone(plain, adapter=adapter, **model_kwargs(config))
-    except (UserError, RuntimeError) as error:
-        # a RuntimeError comes from an operation that meta tensors do not support
-        # build errors are wrapped in a UserError, whose cause tells the two apart
-        if not isinstance(error.__cause__ or error, RuntimeError):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        return None, [f"peft={config.peft.name}: cannot be counted without the weights ({reason})"]
-    if config.frozen_adapter is not None:
-        freeze_adapter(model.adapted)
-    model.kl_regularizer = build_kl_regularizer(config)
-    # adapters with dropout save its masks, which count as activations, in training mode only
-    model.train(config.method.trainable)
-    return model, [] if file is not None else _assumed_architecture(config)
-
-
-def _assumed_architecture(config: RunConfig) -> list[str]:
-    """Note that a custom Hub id is assumed to have the architecture in the yaml."""
-    backbone = config.backbone
-    config_dir = Path(config.config_dir) if config.config_dir else None
-    default = load_option("backbone", backbone.name, config_dir=config_dir).get("name_or_path")
-    if backbone.name_or_path == default:
-        return []
-    return [
-        f"counted with the architecture of backbone={backbone.name} ({default}), because the config.json of "
-        f"{backbone.name_or_path} is not available locally"
-    ]
 
 
 def _downloads(config: RunConfig, model: SiameseForCausalLM | None) -> list[DownloadItem]:
