@@ -124,10 +124,11 @@ def score_responses(
     # Always from the raw text, so that a corrected extractor needs no new inference.
     texts = {"strict": [extract(row["text"]) for row in responses], "paper_code": [row["text"] for row in responses]}
     accepted = [example.golds for example in eval_set.examples]
+    groups = [example.group for example in eval_set.examples]
     protocols: dict[str, dict[str, Any]] = {}
     scores: list[dict[str, float]] = [{} for _ in responses]
     for name, metric_names in metrics.items():
-        totals, example_scores = score_predictions(metric_names, texts[name], accepted)
+        totals, example_scores = score_predictions(metric_names, texts[name], accepted, groups)
         protocols[name] = {
             "metrics": totals,
             "headline": next(iter(totals)),

@@ -85,7 +85,7 @@ def _load(model: PreTrainedModel | str | Path) -> PreTrainedModel:
     """Return the model, frozen, in eval mode and without dropout."""
     if isinstance(model, str | Path):
         loaded = load_backbone(name_or_path=str(model), dtype="auto")
-        # the miniature's name, not the folder that it stands for
+        # the given name, which for the miniature is not a folder
         loaded.config.name_or_path = str(model)
         return loaded
     if not isinstance(model, PreTrainedModel) or isinstance(model, SiameseForCausalLM):
@@ -96,7 +96,8 @@ def _load(model: PreTrainedModel | str | Path) -> PreTrainedModel:
             f"model={type(model).__name__}: already has an adapter; remove it with unload(), or load it again"
         )
     disable_dropout(model)
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    return model
 
 
 def _backbone_arguments(backbone: PreTrainedModel) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ def build_model(
 def wrap_backbone(
     plain: PreTrainedModel,
     *,
-    backbone: dict[str, Any],
+    backbone: dict[str, Any] | None,
     adapter: AdapterSpec | Path | None,
     gate: dict[str, Any] | None,
     pooling: str,
@@ -53,7 +53,8 @@ def wrap_backbone(
 ) -> SiameseForCausalLM:
     """Build a siamese model around a loaded backbone, which may be on the meta device.
 
-    ``backbone`` holds the arguments of `load_backbone` that reproduce ``plain``. ``adapter`` is the
+    ``backbone`` holds the arguments of `load_backbone` that reproduce ``plain``; a model without them cannot be saved.
+    ``adapter`` is the
     PEFT method of a new adapter; the folder of a finished one, which stays frozen; or None for the
     original model. ``gate`` holds ``_target_`` and arguments; it is None for the original model and
     plain PEFT. With ``verify_adapter`` the adapter is checked (`imsm.models.siamese.adapter_check`).

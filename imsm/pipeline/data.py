@@ -20,6 +20,9 @@ from imsm.data.tokenization import TokenizationStats, TokenizedExample, tokenize
 from imsm.evaluation.eval_set import EvalSet, hash_examples, load_eval_set
 from imsm.evaluation.scoring import score_predictions
 from imsm.models.backbones.loading import load_tokenizer
+from imsm.models.backbones.meta_model import find_config
+from imsm.models.backbones.positions import position_limit
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import UserError
 
 
@@ -145,12 +148,14 @@ def load_eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dic
             tokenizer=tokenizer,
             closed_vocabulary=config.backbone.closed_vocabulary,
             chat=config.data.chat_template,
+            max_positions=max_positions(config),
         )
         _warn(f"{name} (test)", eval_sets[name].tokenization_stats.warning())
         # score the references once, so that an unsupported one is found before training
         golds = [example.golds for example in eval_sets[name].examples]
         metrics = [config.metrics.get(metric, metric) for metric in eval_sets[name].task.metrics]
-        score_predictions(metrics, [gold[0] for gold in golds], golds)
+        groups = [example.group for example in eval_sets[name].examples]
+        score_predictions(metrics, [gold[0] for gold in golds], golds, groups)
     return eval_sets
 
 
@@ -218,6 +223,23 @@ def _sample_replay(
     )
 
 
+def max_positions(config: RunConfig) -> int | None:
+    """Return the positions of the backbone that are left for tokens; None if they are unknown or not limited.
+
+    Virtual tokens of prompt learning occupy positions, too.
+    """
+    backbone = config.backbone
+    try:
+        found, _ = find_config(
+            path=backbone.name_or_path, revision=backbone.revision, architecture=backbone.architecture
+        )
+    except LookupError:
+        return None
+    limit = position_limit(found)
+    virtual = config.peft.arguments().get("num_virtual_tokens") or 0
+    return None if limit is None else limit - (virtual if config.method.trainable else 0)
+
+
 def training_limits(config: RunConfig, task: Task) -> tuple[int, int]:
     """Return the most tokens of a training prompt and of an answer: the recipe's, else the task's."""
     recipe = config.trainer
@@ -237,6 +259,7 @@ def _tokenize(
         closed_vocabulary=config.backbone.closed_vocabulary,
         task_type=task.task_type,
         chat=config.data.chat_template,
+        max_positions=max_positions(config),
     )
     _warn(f"{task.name} (train)", stats.warning())
     return tokenized, stats
@@ -244,4 +267,4 @@ def _tokenize(
 
 def _warn(dataset: str, warning: str | None) -> None:
     if warning:
-        print(f"warning: {dataset}: {warning}", file=sys.stderr)
+        print(escape_controls(f"warning: {dataset}: {warning}"), file=sys.stderr)

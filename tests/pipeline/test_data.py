@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +15,10 @@ from imsm.data.tokenization import TokenizedExample
 from imsm.models.backbones.loading import load_tokenizer
 from imsm.pipeline import data
 from imsm.pipeline.data import tokenized_training_set, training_fingerprint
+from imsm.pipeline.plan.plan import make_plan
 from imsm.utils.errors import UserError
 from tests.helpers.config import config
+from tests.helpers.tiny_backbone import save_backbone
 
 
 @cache
@@ -112,3 +116,37 @@ def test_invalid_replay_settings_are_rejected(override: str, key: str) -> None:
     with pytest.raises(UserError, match=key):
         replaying(override)
     assert config("peft=loramoe_blc_replay", "peft.replay.task=gsm8k", "method=original")
+
+
+def test_examples_fit_into_the_positions_of_the_backbone(tmp_path: Path) -> None:
+    texts = [f"word{n}" for n in range(30)] + ["yes"]
+    backbone = save_backbone(tmp_path / "backbone", texts=[" ".join(texts)])
+    settings = json.loads((backbone / "config.json").read_text())
+    rows = [{"input": " ".join(texts[:length]), "output": "yes"} for length in (5, 30)]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = config(
+        f"backbone.name_or_path={backbone}",
+        "backbone.closed_vocabulary=false",
+        "data=jsonl",
+        f"data.local_dir={tmp_path}",
+        "data.max_new_tokens=4",
+        "evaluation.tasks=[jsonl]",
+    )
+    tokenizer = load_tokenizer(name_or_path=str(backbone))
+    assert len(tokenized_training_set(run, tokenizer)[0]) == 2
+
+    (backbone / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 32}))
+    kept, record = tokenized_training_set(run, tokenizer)
+    assert (len(kept), record["dropped"]) == (1, 1)
+    with pytest.raises(UserError, match=r"data\.max_prompt_tokens=28"):
+        data.load_eval_sets(run, tokenizer)
+    assert any("data.max_prompt_tokens=28 would fit" in note for note in make_plan(run).notes)
+
+    virtual = config("peft=prompt_tuning", "method=peft", *run_arguments(backbone))
+    assert data.max_positions(virtual) == 32 - virtual.peft.arguments()["num_virtual_tokens"]
+    assert data.max_positions(config("method=original", *run_arguments(backbone))) == 32
+
+
+def run_arguments(backbone: Path) -> list[str]:
+    return [f"backbone.name_or_path={backbone}", "backbone.closed_vocabulary=false"]

@@ -28,7 +28,8 @@ _CUE = re.compile(r"the answer is([^\n]*)", re.IGNORECASE)
 # a sign counts only without a number or letter before it: the 3 of "16-3" is not negative
 _NUMBER = re.compile(
     r"(?:(?<![\w.)])[-\u2212])?\s?\$?"
-    r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)"
+    # 2 1/2; else digits with thousands separators, and decimals, an exponent of at most two digits or a denominator
+    r"(\d+ \d+/\d+|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,2}(?!\w)|/\d+)?|\.\d+)"
 )
 
 
@@ -46,7 +47,9 @@ def examples(rows: Iterable[Mapping[str, Any]], *, split: str, prompt_style: str
 def extract(response: str) -> str:
     """Return the number after the first "The answer is" with one, else the last number, or "".
 
-    Thousands separators are removed ("2,125." -> "2125").
+    A number may have thousands separators, which are removed ("2,125." -> "2125"), decimals, a dollar sign
+    ("$5.00" -> "5.00"), a minus sign, a denominator ("3/4"), an integer part before one ("2 1/2") or an
+    exponent ("1e3"). Any other comma separates two numbers: "The answer is 5,6" -> "5".
     """
     # the first match counts, because base models continue with further problems
     for cue in _CUE.finditer(response):

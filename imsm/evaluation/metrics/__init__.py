@@ -5,6 +5,9 @@ A metric module defines
     INFO = MetricInfo(name=, meaning=, higher_is_better=, scale=)
     score(prediction, references) -> float            one example; a correct answer scores 1
     aggregate(predictions, references) -> float       optional; by default the mean of the scores
+    aggregate_groups(predictions, references, groups) -> float
+                                                      in its place, for a metric of groups of examples; such a metric
+                                                      is computed next to a task's first metric
 
 and `conf/metric/<name>.yaml` names it. `load("contain")` returns it as an `evaluate.Metric`; a custom
 metric is given as the dotted name of its module.

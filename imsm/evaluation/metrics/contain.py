@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from imsm.evaluation.metrics.base import MetricInfo
-from imsm.evaluation.metrics.text import ARTICLES, tokens_joined, tokens_split
+from imsm.evaluation.metrics.text import ARTICLES, separate_unspaced, tokens_joined, tokens_split
 
 INFO = MetricInfo(
     name="contain", meaning="fraction of examples whose text contains all words of an accepted answer in sequence"
@@ -15,8 +15,10 @@ def score(prediction: str, references: Sequence[str]) -> float:
 
     Only complete words match ("5" is not in "15"), under either treatment of punctuation ("Arvel's"
     contains Arvel, "US" contains U.S.). Only an accepted answer's leading article is dropped: "The
-    Arvel" is in "on Arvel", but "Group A" is not in "Group B".
+    Arvel" is in "on Arvel", but "Group A" is not in "Group B". In scripts that write no spaces between
+    words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each letter is a word: "東京です" contains 東京.
     """
+    prediction, references = separate_unspaced(prediction), [separate_unspaced(text) for text in references]
     return float(
         any(
             _contains(split(prediction), split(reference))

@@ -14,7 +14,7 @@ INFO = MetricInfo(
 
 
 def score(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 if the final number equals that of an accepted answer (2,125 equals 2125.00).
+    """Return 1 if the final number equals that of an accepted answer (2,125 equals 2125.00, 2 1/2 equals 2.5).
 
     Raises:
         UserError: An accepted answer contains no number.
@@ -30,6 +30,13 @@ def _number(text: str) -> Fraction | None:
     digits = extract(text)
     try:
         # Exact, unlike floats, and 2125.00 equals 2125, unlike strings.
-        return Fraction(digits) if digits else None
+        return _fraction(digits) if digits else None
     except ZeroDivisionError:
         return None
+
+
+def _fraction(digits: str) -> Fraction:
+    """Return the value of a number as `extract` writes it; "-2 1/2" is -5/2."""
+    whole, _, part = digits.removeprefix("-").rpartition(" ")
+    value = Fraction(whole or 0) + Fraction(part)
+    return -value if digits.startswith("-") else value

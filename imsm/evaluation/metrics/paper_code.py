@@ -2,7 +2,8 @@
 
 They score the raw response; the metric modules next to this one score the extracted answer. `contain`
 matches substrings ("no" in "not"), `exact_match` the complete response including what follows the
-answer, `token_f1` sets of words; for `f1` and `mcc` a text without the letters "yes" is a no.
+answer, `token_f1` sets of words; for `f1` and `mcc` a text without the letters "yes" is a no, with punctuation:
+"eyes" is a yes, "eye's" a no.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def _gsm8k_accuracy(prediction: str, references: Sequence[str]) -> float:
 
 
 def _is_yes(text: str) -> bool:
-    return "yes" in normalize_paper_code(text)
+    return "yes" in text.lower()
 
 
 def _label_score(prediction: str, references: Sequence[str]) -> float:

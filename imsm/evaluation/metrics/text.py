@@ -3,6 +3,8 @@
 import re
 import string
 
+import regex
+
 ARTICLES = frozenset({"a", "an", "the"})
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -10,8 +12,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Punctuation, except a point between digits: without it 1.5 would equal 15.
 _PUNCTUATION = re.compile(rf"(?!(?<=\d)\.(?=\d))[{re.escape(string.punctuation)}]")
-# In a regular expression, an underscore belongs to a word.
-_NOT_A_WORD = re.compile(r"(?!(?<=\d)\.(?=\d))[\W_]")
+# Not \W: in `re` it includes the vowel signs of Devanagari and Thai.
+_NOT_A_WORD = regex.compile(r"(?!(?<=\d)\.(?=\d))[^\p{L}\p{M}\p{N}]")
+# Letters, with their marks, of scripts that write no spaces between words.
+_UNSPACED = regex.compile(
+    r"(?:(?=\p{L})[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*|[々〆ー])"
+)
 
 
 def normalize_paper_code(text: str) -> str:
@@ -20,14 +26,19 @@ def normalize_paper_code(text: str) -> str:
 
 
 def squad_tokens(text: str) -> list[str]:
-    """Return the words that SQuAD's official script compares (Rajpurkar et al. 2016).
+    """Return the words that SQuAD's official script compares (Rajpurkar et al. 2016, 2018).
 
     Lower case, without ASCII punctuation and articles. Two differences keep unequal answers distinct: a
     decimal point is kept (SQuAD turns 1.5 into 15), and so is a text of nothing but articles (for SQuAD
     the answer "A" equals no answer).
     """
-    words = tokens_joined(text)
-    return [word for word in words if word not in ARTICLES] or words
+    joined = _PUNCTUATION.sub("", text.lower())
+    return _ARTICLES.sub(" ", joined).split() or joined.split()
+
+
+def separate_unspaced(text: str) -> str:
+    """Put spaces around each letter of a script without spaces: "東京です" becomes "東 京 で す"."""
+    return text if text.isascii() else str(_UNSPACED.sub(r" \g<0> ", text))
 
 
 def tokens_joined(text: str) -> list[str]:
@@ -37,4 +48,4 @@ def tokens_joined(text: str) -> list[str]:
 
 def tokens_split(text: str) -> list[str]:
     """Return all lower-case words, articles included; punctuation separates: "Arvel's" is arvel s."""
-    return _NOT_A_WORD.sub(" ", _THOUSANDS.sub("", text.lower())).split()
+    return str(_NOT_A_WORD.sub(" ", _THOUSANDS.sub("", text.lower()))).split()

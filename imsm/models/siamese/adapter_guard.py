@@ -25,7 +25,7 @@ class _Place:
     active: list[str]
 
     def is_removed(self) -> bool:
-        """Whether the layer is no longer used; a wrapper around it (FSDP, `torch.compile`) still uses it."""
+        """Whether the layer is unused; a wrapper around it (FSDP, `torch.compile`) still uses it."""
         found = getattr(self.parent, self.name, None)
         return found is not self.layer and (found is None or all(each is not self.layer for each in found.modules()))
 
@@ -67,12 +67,16 @@ class AdapterGuard:
             if isinstance(child, BaseTunerLayer | AuxiliaryTrainingWrapper)
         ]
 
-    def check(self) -> None:
-        """Raise UserError if a change through PEFT made a stream wrong; takes microseconds per layer."""
+    def check(self, *, first_layer_only: bool = False) -> None:
+        """Raise UserError if a change through PEFT made a stream wrong.
+
+        A check of all layers takes about a millisecond; PEFT changes all layers of an adapter at once.
+        """
+        places = self._places[:1] if first_layer_only else self._places
         if self._model is not None and self._active not in self._model.peft_config:
             self._reject(*_CHANGES[0][1:])
         for changed, problem, fix in _CHANGES:
-            if any(changed(place) for place in self._places):
+            if any(changed(place) for place in places):
                 self._reject(problem, fix)
         if self._model is not None and self._model.active_adapter != self._active:
             self._reject("is not the active one", "call model.adapted.set_adapter('{name}')")

@@ -9,6 +9,15 @@ from transformers.modeling_outputs import ModelOutput
 from imsm.models.siamese.kv_cache import DualStreamCache, PrefixedCache
 from imsm.models.siamese.streams import StreamRunner
 
+_UNSUPPORTED = (
+    "custom_generate",
+    "penalty_alpha",
+    "dola_layers",
+    "assistant_early_exit",
+    "force_words_ids",
+    "constraints",
+)
+
 
 class SiameseGenerationMixin(GenerationMixin):
     """`GenerationMixin` with query masks and the caches of both streams."""
@@ -18,6 +27,7 @@ class SiameseGenerationMixin(GenerationMixin):
     streams: StreamRunner
     stream: Any
     backbone: Any
+    check_length: Any
     training: bool
 
     @property
@@ -69,18 +79,54 @@ class SiameseGenerationMixin(GenerationMixin):
         support a cache processes the complete text at every step. All other arguments are those of transformers.
 
         Raises:
-            ValueError: padding on the right, or a cache class that cannot hold two streams.
+            ValueError: padding on the right, a decoding method that cannot be used, or a cache class that cannot
+                hold two streams.
+            UserError: prompt and new tokens exceed the backbone's positions.
         """
+        self._reject_unsupported(kwargs)
         candidates = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         prompt = next((value for value in candidates if value is not None), None)
-        if prompt is not None and self._ends_with_padding(prompt, kwargs.get("attention_mask")):
+        # an assistant continues from its cache, without a mask, and may itself have generated the padding token
+        continues = kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is not None
+        if prompt is not None and not continues and self._ends_with_padding(prompt, kwargs.get("attention_mask")):
             raise ValueError("generate: a prompt ends with padding; pad prompts on the left")
-        if self.stream == "interwoven" and prompt is not None and kwargs.get("query_mask") is None:
-            # padding is excluded by the attention mask, which generate() can infer
-            kwargs["query_mask"] = torch.ones(prompt.shape[:2], device=prompt.device)
+        if prompt is not None:
+            new = kwargs.get("max_new_tokens") or getattr(kwargs.get("generation_config"), "max_new_tokens", None)
+            self.check_length(prompt, kwargs.get("attention_mask"), max_new_tokens=new or 0)
+            self._set_query(prompt, kwargs)
         if not self.config.supports_cache:
             kwargs["use_cache"] = False
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _reject_unsupported(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for decoding methods whose loop cannot handle two streams."""
+        config = options.get("generation_config")
+        for name in _UNSUPPORTED:
+            value = options.get(name, getattr(config, name, None))
+            # a function of the caller's is not code from the Hub
+            if value and not callable(value):
+                raise ValueError(
+                    f"{name}={value!r}: not supported by {type(self).__name__}; use greedy search, sampling, beam "
+                    "search, assistant_model or prompt_lookup_num_tokens"
+                )
+
+    def _set_query(self, prompt: torch.Tensor, options: dict[str, Any]) -> None:
+        """Set the query of the interwoven stream in ``options``, or in a cache if there is an assistant."""
+        if self.stream == "interwoven" and options.get("query_mask") is None:
+            # padding is excluded by the attention mask, which generate() can infer
+            options["query_mask"] = torch.ones(prompt.shape[:2], device=prompt.device)
+        assistant = options.get("assistant_model")
+        if assistant is None:
+            return
+        if getattr(assistant, "stream", None) == "interwoven":
+            # rejected tokens are removed from its cache, where the first of them count as its query
+            raise ValueError(
+                "assistant_model: its interwoven stream cannot assist; set assistant_model.stream='tuned'"
+            )
+        # generate() passes all arguments but the cache on to the assistant, which rejects a query mask
+        query_mask = options.pop("query_mask", None)
+        if self.stream == "interwoven" and options.get("past_key_values") is None:
+            options["past_key_values"] = self.new_cache(query_mask=query_mask)
 
     def _ends_with_padding(self, prompt: torch.Tensor, mask: torch.Tensor | None) -> bool:
         if mask is not None:

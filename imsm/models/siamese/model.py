@@ -32,6 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixi
 from transformers.modeling_outputs import ModelOutput
 
 from imsm.data.batching import IGNORE_INDEX
+from imsm.models.backbones.positions import position_limit
 from imsm.models.siamese.chunked_loss import chunked_loss_sum, logit_chunk_size
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.decoder import find_decoder
@@ -114,6 +115,10 @@ class SiameseForCausalLM(  # type: ignore[misc]
         self.kl_regularizer: KLRegularizer | None = None
         self.generation_config = self.backbone.generation_config
         self.stream = config.stream  # type: ignore[assignment]
+        positions = position_limit(self.backbone.config)
+        virtual = self.streams.virtual_tokens
+        # tokens that fit into the backbone's positions; None without a limit
+        self.max_positions = positions if positions is None or virtual is None else positions - virtual.count
         self.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
 
     @property
@@ -160,12 +165,12 @@ class SiameseForCausalLM(  # type: ignore[misc]
         return cast("nn.Module | None", self.backbone.get_output_embeddings())
 
     def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+        self, activation_checkpointing_kwargs: Any = None, every_n_layers: int = 1, offload: bool = False
     ) -> None:
         """Enable activation checkpointing; raise UserError for prefix tuning, which it breaks."""
         if self.streams.virtual_tokens is not None and self.streams.virtual_tokens.learns_key_values():
             raise UserError(CHECKPOINTING_ERROR)
-        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
         if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
             # reentrant checkpoints have no gradient if their input, here of frozen embeddings, has none
             self.enable_input_require_grads()
@@ -206,6 +211,25 @@ class SiameseForCausalLM(  # type: ignore[misc]
                 f"stream={self.stream!r}: {method} cannot be merged into the backbone's weights "
                 f"({first_line(error)}); save the adapter with save_pretrained"
             ) from error
+
+    def check_length(self, tokens: torch.Tensor, mask: torch.Tensor | None, *, max_new_tokens: int = 0) -> None:
+        """Raise UserError if tokens (B, T, ...), without padding, exceed the backbone's positions.
+
+        ``mask`` (B, past + T) is the attention mask; ``max_new_tokens`` may follow.
+        """
+        is_mask = isinstance(mask, torch.Tensor) and mask.ndim == 2
+        length = mask.shape[1] if is_mask else tokens.shape[1]  # type: ignore[union-attr]
+        if self.max_positions is None or length + max_new_tokens <= self.max_positions:
+            return
+        if is_mask:
+            # read on the device only here, because padding rarely matters
+            length = int(mask.sum(dim=1).max())  # type: ignore[union-attr]
+        if length + max_new_tokens > self.max_positions:
+            added = f" and {max_new_tokens} new ones" if max_new_tokens else ""
+            raise UserError(
+                f"input_ids: {length} tokens{added} exceed the {self.max_positions} positions of the backbone; "
+                "shorten the prompt, or in a run set data.max_prompt_tokens or data.max_new_tokens"
+            )
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: backbone, adapter and gate are already initialized."""
@@ -481,15 +505,20 @@ class SiameseForCausalLM(  # type: ignore[misc]
 def _prepare_forward(
     model: SiameseForCausalLM, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Check the adapter, and translate a call of TRL's `SFTTrainer`.
+    """Check the adapter and the length of the input, and translate a call of TRL's `SFTTrainer`.
 
     SFTTrainer replaces ``forward`` by one that calls `base_model` without labels and applies the head itself. The
     query of such a call is taken from the labels here, as `forward` does.
 
     Raises:
         ValueError: packed or padding-free batches, whose rows hold several examples.
+        UserError: the adapter was changed through PEFT, or the input exceeds the backbone's positions.
     """
-    model.streams.guard.check()
+    # a step of decoding takes only milliseconds
+    model.streams.guard.check(first_layer_only=kwargs.get("past_key_values") is not None)
+    tokens = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+    if tokens is not None:
+        model.check_length(tokens, kwargs.get("attention_mask"))
     if not kwargs.get("fused_lm_head"):
         return args, kwargs
     mask, labels = kwargs.get("attention_mask"), kwargs["labels"]

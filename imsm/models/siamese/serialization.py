@@ -29,6 +29,7 @@ from imsm.models.backbones.loading import load_backbone
 from imsm.models.siamese.adapter_check import BackboneSnapshot, check_adapter, snapshot
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.gate import build_gate
+from imsm.models.siamese.streams import StreamRunner
 from imsm.utils.errors import UserError
 from imsm.utils.json_files import read_json
 from imsm.utils.manifest import verify_manifest, verify_run_model, write_manifest
@@ -65,7 +66,7 @@ class SiameseSerializationMixin:
     named_parameters: Any
     state_dict: Any
     stream: Any
-    streams: Any
+    streams: StreamRunner
     eval: Any
 
     @classmethod

@@ -14,6 +14,7 @@ from imsm.evaluation.metrics import (
     gsm8k_accuracy,
     is_mean_of_scores,
     paper_code,
+    question_exact_match,
     token_f1,
 )
 from imsm.utils.errors import UserError
@@ -32,4 +33,8 @@ def test_no_predictions_and_unequal_counts_are_rejected() -> None:
 
 def test_only_statistics_of_the_set_have_an_aggregate() -> None:
     assert is_mean_of_scores(exact_match) and is_mean_of_scores(paper_code.contain)
-    assert not is_mean_of_scores(f1) and not is_mean_of_scores(paper_code.mcc)
+    assert (
+        not is_mean_of_scores(f1)
+        and not is_mean_of_scores(question_exact_match)
+        and not is_mean_of_scores(paper_code.mcc)
+    )

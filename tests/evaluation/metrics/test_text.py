@@ -33,7 +33,22 @@ def squad_f1(prediction: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-WORDS = ["The", "a", "an", "cat", "Cat's", "cat", "well-known", "U.S.", "2,125", "dog,", "(dog)", "é"]
+WORDS = [
+    "The",
+    "a",
+    "an",
+    "cat",
+    "Cat's",
+    "cat",
+    "well-known",
+    "U.S.",
+    "2,125",
+    "dog,",
+    "(dog)",
+    "é",
+    "the–cat",
+    "’a’",
+]
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -49,6 +64,15 @@ def test_exact_match_and_token_f1_equal_squads(seed: int) -> None:
     assert token_f1.score(prediction, references) == pytest.approx(
         max(squad_f1(prediction, reference) for reference in references)
     )
+
+
+def test_the_documented_differences_from_squads_script() -> None:
+    assert squad_normal("1.5") == squad_normal("15") and exact_match.score("1.5", ["15"]) == 0
+    assert token_f1.score("1.5", ["15"]) == 0 < squad_f1("1.5", "15")
+    assert squad_normal("A") == squad_normal("the") == "" and exact_match.score("A", ["the"]) == 0
+    assert token_f1.score("A", ["the"]) == 0 < squad_f1("A", "the")
+    assert exact_match.score("!", ["?"]) == token_f1.score("", ["?"]) == squad_f1("!", "?") == 1
+    assert token_f1.score("", ["cat"]) == squad_f1("", "cat") == 0
 
 
 def test_each_normalization_by_example() -> None:

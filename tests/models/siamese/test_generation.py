@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import TextStreamer, pipeline
+from transformers import GenerationConfig, TextStreamer, pipeline
 
 from imsm.models.siamese.gate import Gate
+from imsm.utils.errors import UserError
+from tests.helpers.adapters import prompt_tuning
 from tests.models.siamese.reference import Reference
-from tests.models.siamese.tiny import CASES, decoded, padded, prompts, tiny_siamese, tiny_tokenizer
+from tests.models.siamese.tiny import (
+    ARCHITECTURES,
+    CASES,
+    decoded,
+    padded,
+    prompts,
+    tiny_backbone,
+    tiny_siamese,
+    tiny_tokenizer,
+)
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
@@ -194,3 +207,58 @@ def test_gate_without_query_part_generates_the_same() -> None:
     expected = model.generate(ids, **options)
     model.gate = _GateWithoutQueryPart(model.gate)
     assert torch.equal(model.generate(ids, **options), expected)
+
+
+@pytest.mark.parametrize("method", ["lora", prompt_tuning(num_virtual_tokens=3)])
+@pytest.mark.parametrize("assistant", ["plain", "siamese", "lookup", "none"])
+def test_assisted_decoding_gives_the_tokens_of_greedy_search(method: Any, assistant: str) -> None:
+    model, helper = tiny_siamese(method=method), tiny_siamese()
+    helper.stream = "tuned"
+    options = {
+        "plain": {"assistant_model": tiny_backbone("llama")},
+        "siamese": {"assistant_model": helper},
+        "lookup": {"prompt_lookup_num_tokens": 3},
+        "none": {"custom_generate": _own_loop},
+    }[assistant]
+    for stream in model.available_streams():
+        model.stream = stream
+        expected = decoded(model, prompts()[0], max_new_tokens=12)
+        assert decoded(model, prompts()[0], max_new_tokens=12, **options) == expected, stream
+
+
+def _own_loop(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, *args: Any, **options: Any):
+    return model._sample(input_ids, logits_processor, stopping_criteria, *args, **options)
+
+
+def test_unusable_decoding_methods_are_one_clear_error() -> None:
+    model = tiny_siamese()
+    for options, key in (
+        ({"assistant_model": tiny_siamese()}, "assistant_model"),
+        ({"assistant_early_exit": 1}, "assistant_early_exit"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha"),
+        ({"dola_layers": "low"}, "dola_layers"),
+        ({"generation_config": GenerationConfig(dola_layers="low", max_new_tokens=2)}, "dola_layers"),
+        ({"custom_generate": "transformers-community/dola", "trust_remote_code": True}, "custom_generate"),
+    ):
+        with pytest.raises(ValueError, match=key):
+            decoded(model, prompts()[0], **options)
+
+
+def test_text_beyond_the_positions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES["llama"], "max_position_embeddings", 20)
+    model = tiny_siamese()
+    rows = prompts(batch=2)
+    ids, mask = padded(rows, side="left")
+    assert model.generate(ids, attention_mask=mask, max_new_tokens=8).shape[1] <= 20
+    with pytest.raises(UserError, match=r"12 tokens and 9 new ones .* 20 positions"):
+        model.generate(ids, attention_mask=mask, max_new_tokens=9)
+    with pytest.raises(UserError, match="21 tokens exceed"):
+        model.generate(ids, max_length=40, attention_mask=mask, eos_token_id=None)
+    long = torch.full((1, 21), 5)
+    labels = long.where(torch.arange(21) > 3, -100)
+    with pytest.raises(UserError, match="21 tokens"):
+        model(long, labels=labels)
+    # padding does not count
+    assert model(long, labels=labels, attention_mask=(torch.arange(21) < 20)[None].long()).loss > 0
+    virtual = tiny_siamese(method=prompt_tuning(num_virtual_tokens=3))
+    assert virtual.max_positions == 17
