@@ -90,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=float, help="seconds; default: as long as the run takes")
     parser.add_argument("overrides", nargs="*", help="overrides of the run, after --")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="imsm-stop-"))
@@ -98,6 +99,7 @@ def main() -> None:
     subprocess.run(command, env=os.environ | {"IMSM_RUNS": str(root / "full")}, check=True, capture_output=True)
     seconds = time.monotonic() - started
     print(f"without a signal: {seconds:.1f} s", flush=True)
+    seconds = arguments.longest or seconds
     rng = random.Random(arguments.seed)
     failed = 0
     for trial in range(1, arguments.trials + 1):

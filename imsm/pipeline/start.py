@@ -13,10 +13,10 @@ from pathlib import Path
 from imsm.config.schema import RunConfig
 from imsm.distributed.gpus import check_gpus_free, visible_gpus
 from imsm.distributed.launcher import launch
-from imsm.distributed.multi_node import launch_commands, launch_nodes
+from imsm.distributed.multi_node import launch_nodes
 from imsm.distributed.rendezvous import detect_process_group, join_process_group, run_in_group
-from imsm.distributed.topology import Topology
 from imsm.pipeline.engine import topology_of
+from imsm.pipeline.nodes import config_dir_arguments, node_commands
 from imsm.pipeline.run import run_experiment
 from imsm.pipeline.run_status import run_dir_of
 from imsm.utils.errors import UserError
@@ -55,7 +55,7 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
         return True
     folder = run_dir_of(config, runs_root=runs_root)
     settings = {"config": config.to_dict(), "runs_root": str(runs_root), "device": topology.device}
-    arguments = _config_dir_arguments(config)
+    arguments = config_dir_arguments(config)
     nodes, processes, hostfile = topology.nnodes, topology.nproc_per_node, config.engine.hostfile
     if nodes > 1 and hostfile is not None:
         launch_nodes(
@@ -77,27 +77,6 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
         check_gpus_free(num_processes=processes, engine=config.engine.name)
     launch(settings, run_dir=folder, nproc_per_node=processes, worker_arguments=arguments)
     return True
-
-
-def node_commands(config: RunConfig, topology: Topology, *, overrides: Sequence[str], runs_root: Path) -> list[str]:
-    """Return the commands that start a run on several nodes; empty for a single node."""
-    if topology.nnodes == 1:
-        return []
-    # each node executes one run, so the settings that select and start jobs are dropped
-    kept = [text for text in overrides if text.partition("=")[0] not in ("mode", "sweep")]
-    if config.mode == "evaluate":
-        kept.append("mode=evaluate")
-    return launch_commands(
-        ["-m", "imsm.run", *_config_dir_arguments(config), *kept],
-        hostfile=config.engine.hostfile,
-        nnodes=topology.nnodes,
-        nproc_per_node=topology.nproc_per_node,
-        settings_path=run_dir_of(config, runs_root=runs_root) / "processes" / "run.json",
-    )
-
-
-def _config_dir_arguments(config: RunConfig) -> list[str]:
-    return ["--config-dir", config.config_dir] if config.config_dir else []
 
 
 def _keep_checkpoint_signal_harmless() -> None:

@@ -12,6 +12,7 @@ from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import evaluated_tasks
 from imsm.pipeline.engine import engine_settings, topology_of
 from imsm.pipeline.model import format_trainable
+from imsm.pipeline.nodes import node_commands
 from imsm.pipeline.plan.data import format_evaluation, format_steps, position_notes, split_lengths, tasks_read
 from imsm.pipeline.plan.downloads import needed_backbone, needed_dataset
 from imsm.pipeline.plan.fit import memory_problem
@@ -20,7 +21,6 @@ from imsm.pipeline.plan.meta import build_plan_model
 from imsm.pipeline.plan.render import show_block, show_page
 from imsm.pipeline.plan.time import estimate_time
 from imsm.pipeline.plan.types import DownloadItem, Plan
-from imsm.pipeline.start import node_commands
 from imsm.utils.messages import format_value
 from imsm.utils.paths import runs_root
 from imsm.utils.trust import RESOLVERS, import_trusted_module
