@@ -15,8 +15,6 @@ from imsm.utils.json_files import read_hashed_json, write_hashed_json
 from imsm.utils.run_dir import MODEL_HASH, RunDir, read_training
 
 FILE = "hashes.json"
-MODEL_CARD = "README.md"
-"""A file that may be added to a run's model: no command reads it."""
 _FORMAT = 1
 
 
@@ -74,7 +72,7 @@ def verify_run_model(run: RunDir) -> dict[str, str]:
     """
     fix = f"restore the file, or remove {run.path} and run its command again"
     sha256 = read_training(run)[MODEL_HASH]
-    return verify_manifest(run.model, fix=fix, may_add=lambda name: name == MODEL_CARD, sha256=sha256)
+    return verify_manifest(run.model, fix=fix, may_add=lambda _: False, sha256=sha256)
 
 
 def _list_files(folder: Path) -> list[str]:

@@ -24,6 +24,9 @@ from imsm.pipeline.train import check_resumable_method
 from imsm.reporting.continual import report as sequence
 from imsm.training import trainer
 from imsm.utils.errors import UserError
+from imsm.utils.json_files import write_hashed_json
+from imsm.utils.manifest import write_manifest
+from imsm.utils.run_dir import MODEL_HASH, RunDir, read_training
 from tests.helpers.config import config
 from tests.helpers.word_run import interrupt_at
 
@@ -163,8 +166,12 @@ def test_a_stage_whose_parent_changed_is_rejected(finished: tuple[list[Path], li
     folders, _ = finished
     for folder in folders:
         shutil.copytree(folder, tmp_path / folder.name)
-    values = load_file(tmp_path / folders[0].name / ADAPTER)
-    save_file({n: v + 1 for n, v in values.items()}, tmp_path / folders[0].name / ADAPTER)
+    run = RunDir(tmp_path / folders[0].name)
+    values = load_file(run.path / ADAPTER)
+    save_file({n: v + 1 for n, v in values.items()}, run.path / ADAPTER)
+    with pytest.raises(UserError, match="changed since it was saved"):
+        run_sequence(tmp_path)
+    write_hashed_json(run.trained, read_training(run) | {MODEL_HASH: write_manifest(run.model)})
     with pytest.raises(UserError, match="was trained again since this stage started from it"):
         run_sequence(tmp_path)
 

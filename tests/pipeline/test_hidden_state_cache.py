@@ -159,6 +159,6 @@ def test_training_with_a_cache_has_the_losses_of_training_without(tmp_path: Path
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         losses[setting] = [row["loss"] for row in rows if "loss" in row]
         (record,) = (tmp_path / setting).glob("*-imsm-*/training.json")
-        assert json.loads(record.read_text())["hidden_state_cache"] == (setting == "disk")
+        assert json.loads(record.read_text())["hidden_state_cache"] == setting
     assert len(losses["off"]) == 8
     assert losses["disk"] == pytest.approx(losses["off"], abs=1e-5, rel=0)

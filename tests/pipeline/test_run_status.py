@@ -54,6 +54,15 @@ def test_a_result_counts_only_for_the_same_configuration_and_unchanged_data(tmp_
     assert load_if_finished(run_config, runs_root=tmp_path) is None
 
 
+def test_an_edited_result_is_not_finished(tmp_path: Path) -> None:
+    folder = tmp_path / run_name(config("method=peft"))
+    folder.mkdir()
+    path = write_result(folder, result("peft", points=47.5))
+    assert load_if_finished(config("method=peft"), runs_root=tmp_path) is not None
+    path.write_text(path.read_text().replace("47.5", "57.5"))
+    assert load_if_finished(config("method=peft"), runs_root=tmp_path) is None
+
+
 def test_a_failed_run_is_not_finished_until_the_failure_is_cleared(tmp_path: Path) -> None:
     folder = tmp_path / run_name(config("method=peft"))
     write_failure(folder, error="x", exit_code=1, command="imsm run")

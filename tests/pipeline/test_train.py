@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from imsm.data.tokenization import TokenizedExample
-from imsm.pipeline.train import _split_validation, check_resumable_method, frozen_adapter_hash, parent_hash
+from imsm.pipeline.train import (
+    _finish_run_dir,
+    _split_validation,
+    check_resumable_method,
+    frozen_adapter_hash,
+    parent_hash,
+)
 from imsm.utils.errors import UserError
 from imsm.utils.json_files import write_hashed_json
-from imsm.utils.manifest import write_manifest
-from imsm.utils.run_dir import MODEL_HASH, read_training
+from imsm.utils.manifest import verify_run_model, write_manifest
+from imsm.utils.run_dir import MODEL_HASH, RunDir, read_training
 from tests.helpers.config import config
 from tests.helpers.damage import flip_bit
+from tests.helpers.disk_events import record_disk_events
 from tests.helpers.trained import write_trained
 
 
@@ -88,6 +96,25 @@ def test_the_hash_of_a_frozen_adapter_does_not_depend_on_its_gate(tmp_path: Path
     record = read_training(run) | {MODEL_HASH: write_manifest(run.model)}
     write_hashed_json(run.trained, record)
     assert frozen_adapter_hash(frozen) == before
+
+
+def test_a_finished_training_is_on_disk_before_its_record_and_its_record_before_checkpoints_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    write_trained(run.path)
+    run.trained.unlink()
+    (run.checkpoints / "step-1").mkdir(parents=True)
+    tokenizer = SimpleNamespace(save_pretrained=lambda folder: (folder / "tokenizer.json").write_text("{}"))
+    events = record_disk_events(monkeypatch)
+    _finish_run_dir(config(), run, tokenizer, {"trainable_parameters": {"adapter": 1, "gate": 1}})  # type: ignore[arg-type]
+    names = {"adapter/adapter_model.safetensors", "config.json", "gate.safetensors", "tokenizer.json"}
+    assert set(verify_run_model(run)) == names
+    finished = events.index(("rename", run.trained))
+    before = [path for name, path in events[:finished] if name == "fsync"]
+    saved = {run.model, run.path, *run.model.rglob("*")}
+    assert saved <= set(before) and before[-1].name.startswith("training.json.")
+    assert events[finished + 1 :] == [("fsync", run.path), ("delete", run.checkpoints)]
 
 
 def test_a_run_without_a_frozen_adapter_has_no_hash_of_one() -> None:

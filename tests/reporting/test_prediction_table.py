@@ -90,6 +90,32 @@ def test_damaged_predictions_are_named(runs: dict[str, Any]) -> None:
     assert str(path) in str(raised.value)
 
 
+def test_a_changed_original_or_baseline_is_named_and_left_out(
+    runs: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is asked for is an error instead."""
+    folder = runs["imsm"][0]
+    baselines = sorted((folder / "baselines").iterdir())
+    edited = [
+        predictions_file(runs["original"], "webq"),
+        next(baselines[0].glob("evaluation/mrpc-*")) / "predictions.jsonl",
+        baselines[1] / "result.json",
+    ]
+    complete = prediction_table([folder])
+    for path in edited:
+        path.write_text(path.read_text().replace("0.0", "1.0", 1))
+    table = prediction_table([folder])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("left out: ") for line in lines)
+    assert {str(path) for path in edited} == {str(path) for path in edited if any(str(path) in line for line in lines)}
+    left = {(method, task) for method, task in zip(table["method"], table["task"], strict=True)}
+    before = {(method, task) for method, task in zip(complete["method"], complete["task"], strict=True)}
+    expected = {("original", "webq"), ("logit mix 0.25", "mrpc")} | {
+        (m, t) for m, t in before if m == "logit mix 0.75"
+    }
+    assert before - left == expected
+
+
 def test_the_original_of_a_run_in_a_custom_folder_is_in_the_runs_root(
     runs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

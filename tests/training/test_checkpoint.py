@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import signal
@@ -29,6 +30,7 @@ from imsm.training.optimizer import build_lr_scheduler, build_optimizer
 from imsm.utils.errors import RunError, UserError
 from tests.helpers.config import config
 from tests.helpers.damage import delete, flip_bit, truncate
+from tests.helpers.disk_events import record_disk_events
 from tests.training.tiny_run import IDENTITY, TinyRun, stopped_run
 
 FILES = [
@@ -69,6 +71,35 @@ def test_a_damaged_file_is_named_and_not_loaded(
     assert error is not None and file in error
     with pytest.raises(RunError, match=file):
         load_checkpoint(checkpoint, engine=saved.engine, callbacks=saved.callbacks)
+
+
+def test_a_flipped_bit_is_found_after_the_checkpoint_was_used_once(saved: TinyRun, tmp_path: Path) -> None:
+    """Size and time are kept, as on a failing disk."""
+    checkpoint = tmp_path / "step-1"
+    shutil.copytree(list_checkpoints(saved.folder)[0], checkpoint)
+    load_checkpoint(checkpoint, engine=saved.engine, callbacks=saved.callbacks)
+    for name in FILES:
+        file = checkpoint / name
+        times = file.stat()
+        flip_bit(file)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert name in str(verify(checkpoint))
+        flip_bit(file)
+    assert verify(checkpoint) is None
+
+
+def test_a_checkpoint_is_on_disk_before_the_one_that_it_replaces_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TinyRun(tmp_path)
+    path = save(run, step=1)
+    events = record_disk_events(monkeypatch)
+    save(run, step=1)
+    renamed = events.index(("rename", path))
+    flushed = {path.name for name, path in events[:renamed] if name == "fsync"}
+    assert {*FILES, f".{path.name}.new"} <= flushed
+    assert [name for name, _ in events[renamed + 1 :]] == ["fsync", "delete"]
+    assert events[renamed + 1] == ("fsync", run.folder)
 
 
 def test_a_checkpoint_of_other_parameters_is_rejected(saved: TinyRun, tmp_path: Path) -> None:

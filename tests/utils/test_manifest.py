@@ -58,8 +58,7 @@ def test_a_flipped_bit_is_found_though_size_and_times_are_kept(run: RunDir) -> N
     assert "changed since it was saved" in error_of(run)
 
 
-def test_an_added_file_is_named_but_not_a_model_card_or_a_temporary_file(run: RunDir) -> None:
-    (run.model / "README.md").write_text("card")
+def test_an_added_file_is_named_but_not_a_temporary_file(run: RunDir) -> None:
     (run.model / "hashes.json.1-ab.tmp").write_text("{")
     verify_run_model(run)
     (run.model / "adapter" / "other.safetensors").write_bytes(b"")

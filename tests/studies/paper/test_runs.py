@@ -10,6 +10,7 @@ import pytest
 
 from imsm.studies.paper.runs import RunIndex, RunRef, required_runs, run_missing, validate_runs
 from imsm.studies.paper.spec import list_tables, load_table
+from tests.studies.paper.finished import write_run
 
 
 def missing_run(root: Path, name: str, *overrides: str) -> RunRef:
@@ -30,6 +31,20 @@ def test_equal_rows_of_the_miniature_are_one_run(runs: RunIndex, tmp_path: Path)
     assert len(required_runs(table3, runs, scale="mini", seeds=1)) == 2
     assert len(required_runs(table3, runs, scale="mini", seeds=3)) == 6
     assert len(required_runs(table3, runs, scale="paper", seeds=1)) == 6
+
+
+def test_an_edited_result_is_shown_as_failed_with_the_fix(runs: RunIndex) -> None:
+    table = load_table("table3")
+    wanted = next(iter(required_runs(table, runs, scale="mini", seeds=1)))
+    write_run(wanted, runs, known=0.5, seed=0)
+    runs.refresh()
+    assert runs.find(wanted.overrides).state == "done"
+    path = wanted.folder / "result.json"
+    path.write_text(path.read_text().replace('"examples": 50', '"examples": 51', 1))
+    runs.refresh()
+    found = runs.find(wanted.overrides)
+    assert (found.state, found.result) == ("failed", None)
+    assert found.failure is not None and str(path) in found.failure and "mode=evaluate" in found.failure
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
