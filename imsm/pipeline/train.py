@@ -19,7 +19,6 @@ from imsm.data.tokenization import TokenizedExample
 from imsm.distributed.context import DistributedContext
 from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
 from imsm.models.builder import count_trainable
-from imsm.models.siamese.hidden_state_cache import HiddenStateCache
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.serialization import ADAPTER
 from imsm.pipeline.data import tokenized_training_set
@@ -89,15 +88,9 @@ def prepare_training(
     pad_id = tokenizer.pad_token_id
     # checked now, because the cache itself is computed lazily at the first training step
     dist_context.run_on_main(lambda: check_cache_fits(config, model, tokenized, pad_id=pad_id))
-    statistics |= {"trainable_parameters": parameters, "hidden_state_cache": "off"}
-
-    @cache
-    def get_cache() -> HiddenStateCache | None:
-        found = open_hidden_state_cache(config, model, tokenized, pad_id=pad_id, dist_context=dist_context)
-        if found is not None:
-            statistics["hidden_state_cache"] = "ram" if config.hidden_state_cache == "ram" else "disk"
-        return found
-
+    get_cache = cache(
+        lambda: open_hidden_state_cache(config, model, tokenized, pad_id=pad_id, dist_context=dist_context)
+    )
     if dist_context.store is not None:
         get_cache()  # DeepSpeed partitions the model, so the cache is computed before
     if recipe.gradient_checkpointing:
@@ -118,7 +111,7 @@ def prepare_training(
                 config, run, engine=engine, callbacks=callbacks, resume_from=resume_from
             ),
             get_hidden_state_cache=get_cache,
-            statistics=statistics,
+            statistics=statistics | {"trainable_parameters": parameters},
         )
 
 
@@ -140,6 +133,8 @@ def save_trained(
         setup.model.save_pretrained(run.model, is_main_process=dist_context.is_main)
     record = summary.record() | setup.statistics | best
     record |= {"engine": config.engine.name, "processes": dist_context.world_size}
+    kind = "ram" if config.hidden_state_cache == "ram" else "disk"
+    record |= {"hidden_state_cache": kind if summary.hidden_state_cache else "off"}
     record |= {"machine": describe_machine(local_device(config, dist_context))}
     dist_context.run_on_main(lambda: _finish_run_dir(config, run, tokenizer, record))
     if config.trainer.gradient_checkpointing:

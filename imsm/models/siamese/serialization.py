@@ -152,13 +152,7 @@ class SiameseSerializationMixin:
         unknown = sorted(hub_options.keys() - _HUB_OPTIONS)
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained got an unexpected argument {', '.join(unknown)}")
-        folder = Path(pretrained_model_name_or_path)
-        run = RunDir(folder)
-        if run.is_trained or (run.model / CONFIG_NAME).is_file():
-            folder = run.model
-        elif not (folder / CONFIG_NAME).is_file():
-            raise UserError(f"{folder}: holds no siamese model (no {CONFIG_NAME}); pass the folder of a finished run")
-        verify_model_folder(folder)
+        folder = _verified_folder(Path(pretrained_model_name_or_path))
         if not isinstance(config, SiameseConfig):
             read_json(folder / CONFIG_NAME, fix=_FIX, shape=_CONFIG_SHAPE)
             with _reading(folder / CONFIG_NAME, "is damaged"):
@@ -214,6 +208,17 @@ class SiameseSerializationMixin:
             _load_gate_weights(self.gate, folder)
         if not all(bool(parameter.isfinite().all()) for parameter in trainable):
             raise UserError(f"{folder}: lacks some of the trainable parameters, so training cannot continue from it")
+
+
+def _verified_folder(folder: Path) -> Path:
+    """Return the folder of the model in ``folder``, which may be a run's."""
+    run = RunDir(folder)
+    if run.is_trained or (run.model / CONFIG_NAME).is_file():
+        folder = run.model
+    elif not (folder / CONFIG_NAME).is_file():
+        raise UserError(f"{folder}: holds no siamese model (no {CONFIG_NAME}); pass the folder of a finished run")
+    verify_model_folder(folder)
+    return folder
 
 
 def verify_model_folder(folder: Path) -> None:
