@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from imsm.distributed.rendezvous import detect_process_group, silence_other_rank
 from imsm.pipeline.sweeps.status import FOLDER, TEMPORARY, SweepDir, format_best_trial, mark_missing_failed, summary
 from imsm.utils.errors import UserError
 from imsm.utils.files import file_lock
+from imsm.utils.leftovers import remove_folders, remove_temporaries
 from imsm.utils.options import list_options
 from imsm.utils.paths import conf_folder, runs_root
 from imsm.utils.stop_signals import on_stop
@@ -55,6 +56,7 @@ Groups and their options
 Keys (`--cfg job` prints all of them with their values)
   seed=1  mode=run|evaluate|plan|download  run_dir=FOLDER  gate.rank=4  peft.r=8
   data.max_train_examples=512  data.prompt_style=corrected  data.mirror_dir=FOLDER  data.metric=NAME
+  data.local_dir=FOLDER_OR_FILE  data.test_share=0.1
   trainer.global_batch_size=16  trainer.num_epochs=2  trainer.learning_rate=3e-4
   evaluation.limit=300  evaluation.tasks=[target,webq]  evaluation.batch_size=16
 {metrics}
@@ -197,6 +199,7 @@ def _sweep_folder(spec: SweepSpec, config_dir: Path | None) -> Iterator[SweepDir
         UserError: the same sweep is running already.
     """
     if not spec.keeps_folder:
+        remove_folders(Path(gettempdir()), prefix=TEMPORARY)
         # the process id, so that another command can remove what a killed one left
         with TemporaryDirectory(prefix=f"{TEMPORARY}{os.getpid()}-") as name, on_stop(partial(shutil.rmtree, name)):
             yield SweepDir(folder=Path(name))
@@ -206,6 +209,7 @@ def _sweep_folder(spec: SweepSpec, config_dir: Path | None) -> Iterator[SweepDir
     folder = sweep_dir(runs_root(), name=spec.name, overrides=spec.overrides, config_dir=config_dir)
     # all attempts share the folder: two at once would start the same jobs
     with file_lock(folder):
+        remove_temporaries(folder, older_than=0.0)
         sweep = new_attempt(folder)
         print(f"sweep: its logs are in {sweep.folder}")
         yield sweep

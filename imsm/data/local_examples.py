@@ -18,6 +18,7 @@ from imsm.data.replay import words_of
 from imsm.data.row_formats import QUESTION_AND_ANSWER, Content, find_format, require_format
 from imsm.data.task import Role, Task, task_module
 from imsm.data.tasks import jsonl
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import UserError
 from imsm.utils.progress import print_above_bar
 
@@ -109,8 +110,13 @@ def _is_ready(task: Task, file: Path) -> bool:
     if not task.module.startswith(_SHIPPED):
         return False
     first = next(iter_rows(file), None)
-    # A shipped module adds its instruction to a question: its own records are not complete prompts.
-    return first is None or find_format(first.value) not in (None, QUESTION_AND_ANSWER)
+    if first is None:
+        return True
+    try:
+        # A shipped module adds its instruction to a question: its own records are not complete prompts.
+        return find_format(first.value) not in (None, QUESTION_AND_ANSWER)
+    except UserError as error:
+        raise UserError(f"{file}, {first.location}: {error}") from error
 
 
 def _ready_examples(file: Path, *, split: str, chosen: Collection[int] | None = None) -> Iterator[Example]:
@@ -119,7 +125,7 @@ def _ready_examples(file: Path, *, split: str, chosen: Collection[int] | None = 
 
 
 def _contents(file: Path, *, chosen: Collection[int] | None = None) -> Iterator[tuple[int, Content]]:
-    """Yield index and content of the rows; say once what was read."""
+    """Yield index and content of the rows; print once what was read."""
     row_format, keys, total = None, set[str](), 0
     for row in iter_rows(file, chosen=chosen):
         try:
@@ -129,7 +135,7 @@ def _contents(file: Path, *, chosen: Collection[int] | None = None) -> Iterator[
             raise UserError(f"{file}, {row.location}: {error}") from error
         keys |= row.value.keys()
         total += 1
-        yield row.index, content
+        yield row.position, content
     if row_format is not None and file not in _announced:
         _announced.add(file)
         unused = sorted(map(str, keys - row_format.all_keys))
@@ -158,7 +164,8 @@ def _named(unused: list[str]) -> str:
 def _announce(text: str) -> None:
     """Print a line in the first process only."""
     if os.environ.get("RANK", "0") == "0":
-        print_above_bar(text)
+        # keys are text of the file
+        print_above_bar(escape_controls(text))
 
 
 def _is_test(prompt: str, share: float) -> bool:

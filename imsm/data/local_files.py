@@ -17,9 +17,9 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LocatedRow(NamedTuple):
-    """A row, its number among the file's rows (from 0), and its place for messages ("line 3")."""
+    """A row, its position among the file's rows (from 0), and its place for messages ("line 3")."""
 
-    index: int
+    position: int
     location: str
     value: Any
 

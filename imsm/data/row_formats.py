@@ -1,4 +1,4 @@
-r"""Formats of ready-made examples: the keys of a row say where its prompt and its answer are.
+r"""Formats of ready-made examples: the keys of a row determine its prompt and its answer.
 
     {"input": "Q: ...\\nA:", "output": "..."}                              prompt and answer as they are
     {"prompt": "...", "completion": "..."}                                likewise, or both lists of messages

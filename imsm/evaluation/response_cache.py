@@ -50,7 +50,7 @@ _ERRNOS = {
     sqlite3.SQLITE_LOCKED: errno.EAGAIN,
     sqlite3.SQLITE_PROTOCOL: errno.ENOLCK,
 }
-"""What is no damage of the database; any other error of the statements above is."""
+"""Errors that are not damage of the database; all others are."""
 Row = Mapping[str, Any]
 IsValid = Callable[[str, Row], bool]
 
@@ -115,7 +115,7 @@ class ResponseCache:
                 self._insert(entries)
 
     def _select(self, keys: Iterable[str], is_valid: IsValid) -> tuple[dict[str, Row], set[str] | None]:
-        """Return the intact rows, and the keys of invalid ones; None instead of the keys if there is no damage."""
+        """Return the intact rows, and the keys of invalid ones; None instead of the keys without damage."""
         rows: dict[str, Row] = {}
         discarded: set[str] = set()
         try:
@@ -156,7 +156,7 @@ class ResponseCache:
         temporary.unlink(missing_ok=True)
         try:
             with _opened(temporary, create=True) as new:
-                # Without a journal, which a kill would leave behind.
+                # Without a journal, which would remain after a kill.
                 new.execute("PRAGMA journal_mode = OFF")
                 new.execute("BEGIN IMMEDIATE")
                 new.execute(_CREATE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -195,3 +196,15 @@ def test_identities_without_seed_agree_for_sequences_of_other_seeds() -> None:
     assert identity_without_seed(one) == identity_without_seed(two) != identity_without_seed(other)
     # a previous stage of another seed makes another configuration
     assert identity_without_seed(one | {"previous_stage": two["previous_stage"]}) != identity_without_seed(one)
+
+
+def test_the_share_of_test_examples_is_part_of_the_identity_only_if_set(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"input": "a", "output": "b"}\n')
+    own = ("backbone=llama3", "data=jsonl", f"data.local_dir={tmp_path}", "evaluation.tasks=[target]")
+    tenth, fifth = (config(*own, f"data.test_share={share}") for share in (0.1, 0.2))
+    assert run_identity(tenth)["data"]["source"]["test_share"] == 0.1
+    assert run_name(tenth) != run_name(fifth)
+    (tmp_path / "test.jsonl").write_text('{"input": "a", "output": "b"}\n')
+    assert run_identity(config(*own, "data.max_train_examples=2"))["data"]["source"] == {
+        "kind": "local", "path": str(tmp_path),
+    }  # fmt: skip

@@ -99,3 +99,26 @@ def test_a_missing_template_and_todays_date_are_rejected() -> None:
     use_chat_template(fixed)
     (ids,) = encode_chat(fixed, ["which pot ?"])
     assert words(fixed, ids)[:5] == ["26", "Jul", "2024", "<s>", "<|user|>"]
+
+
+def test_the_turns_of_the_data_are_the_turns_of_the_template() -> None:
+    tokenizer = chat_tokenizer()
+    use_chat_template(tokenizer)
+    turns = (("user", "C: one"), ("assistant", "pot two"), ("user", "which pot ?"))
+    conversation = Example(id="own/1", prompt="which pot ?", golds=("pot",), turns=turns)
+    ((found,), _) = tokenize_prompts(
+        [conversation], tokenizer, max_prompt_tokens=99, closed_vocabulary=False, chat=True
+    )
+    (expected,) = tokenizer.apply_chat_template(
+        [[{"role": role, "content": text} for role, text in turns]], add_generation_prompt=True
+    )["input_ids"]
+    assert list(found.prompt_ids) == expected
+
+
+def test_roles_that_the_template_rejects_are_a_user_error() -> None:
+    refusing = TURNS.replace(
+        "%}<|{{", "%}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}<|{{", 1
+    )
+    tokenizer = chat_tokenizer(template=refusing)
+    with pytest.raises(UserError, match=r"rejects the roles system, user \(no system role\)"):
+        encode_chat(tokenizer, [(("system", "one"), ("user", "two"))])

@@ -23,7 +23,7 @@ def test_lines_and_lists_are_read_with_and_without_compression(tmp_path: Path, e
     assert find_file(tmp_path, role="test") == path
     assert read_rows(path) == ROWS
     assert count_rows(path) == 2
-    assert [(row.index, row.value) for row in iter_rows(path, chosen={1})] == [(1, ROWS[1])]
+    assert [(row.position, row.value) for row in iter_rows(path, chosen={1})] == [(1, ROWS[1])]
 
 
 def test_a_byte_order_mark_and_unusual_line_separators_are_accepted(tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ import pytest
 from safetensors.torch import load_file
 
 from imsm.config.compose import ConfigComposer
+from imsm.config.validate import load_config
+from imsm.pipeline.data import load_eval_sets, load_run_tokenizer, tokenized_training_set
+from imsm.pipeline.run import run_experiment
+from imsm.utils import trust
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_backbone import save_backbone
 
@@ -93,6 +97,49 @@ def test_all_five_run_together(config_dir: Path) -> None:
     assert losses[-1] < losses[0] - 0.1
     assert set(load_file(path.parent / "model" / "gate.safetensors")) == {"down.weight", "up.weight"}
     assert "prefix" in (path.parent / "report.md").read_text()
+
+
+TOWNS = {"Brivi": "Eldan", "Eldan": "Brivi"}
+
+
+@pytest.mark.parametrize("backbone", ["my_model", "mini"])
+def test_a_custom_module_reads_a_local_folder(
+    config_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
+    monkeypatch.setattr(trust, "_trusted_folders", [])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("capitals", "prefix"):  # of another folder with the same files
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    trust.trust_folder(config_dir)
+    pairs = COUNTRIES if backbone == "my_model" else TOWNS
+    if backbone == "mini":  # its vocabulary has no word "country"
+        module = config_dir / "capitals.py"
+        module.write_text(module.read_text().replace("country: {", "Where is {").replace("capital:", "Answer:"))
+    # input and output are no prompt here, but further keys of the module's records
+    rows = [{"country": key, "capital": value, "input": "a", "output": "b"} for key, value in pairs.items()]
+    folder = tmp_path / "local"
+    folder.mkdir()
+    for role in ("train", "test"):
+        (folder / f"{role}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [
+        f"backbone={backbone}", "data=capitals", f"data.local_dir={folder}", "evaluation.tasks=[target]",
+        "trainer.num_epochs=1", "trainer.global_batch_size=4", "logger=none", "hidden_state_cache=off",
+    ]  # fmt: skip
+    composer = ConfigComposer(config_dir)
+    assert composer.validate(overrides, sweep=False) == []
+    run_config = load_config(composer.compose(overrides), config_dir=config_dir)
+    expected = [[capital] for capital in pairs.values()]
+    tokenizer = load_run_tokenizer(run_config)
+    assert len(tokenized_training_set(run_config, tokenizer)[0]) == len(pairs)
+    examples = load_eval_sets(run_config, tokenizer)["capitals"].examples
+    assert [list(example.golds) for example in examples] == expected
+    if backbone == "mini":
+        return
+    run_experiment(run_config, runs_root=tmp_path / "runs")
+    (predictions,) = (tmp_path / "runs").glob("*-capitals-*/evaluation/capitals-*/predictions.jsonl")
+    found = [json.loads(line) for line in predictions.read_text().splitlines()]
+    assert [row["id"] for row in found] == [f"capitals/test/{number}" for number in range(len(pairs))]
+    assert [row["references"] for row in found] == expected
 
 
 def test_the_gate_dropout_of_a_recipe_does_not_reach_a_gate_without_dropout(

@@ -47,6 +47,28 @@ def test_a_local_folder_is_counted_unless_it_is_damaged(tmp_path: Path) -> None:
     assert found is None
 
 
+def test_more_examples_than_the_sample_are_counted_exactly_and_the_longest_is_found(tmp_path: Path) -> None:
+    rows = [{"input": "a" * (40 + number % 7 * 4), "output": "b" * 4} for number in range(10_500)]
+    rows[10_400], rows[200] = {"input": "a" * 4000, "output": "b"}, {"input": "a", "output": "b" * 400}
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task, source = shipped_task("jsonl"), DataSource(kind="local", path=str(tmp_path))
+
+    def found(limit: int | None = None) -> LengthStats:
+        lengths = counted_lengths(task, "train", source=source, prompts="paper", tokenizer=None, limit=limit)
+        assert lengths is not None and lengths.mean is not None
+        return lengths
+
+    every = found()
+    assert (every.examples, every.longest) == (10_500, (1000, 101))
+    assert every.mean == pytest.approx((13.1, 2.0), rel=0.02)
+    assert "estimated from 10,000 examples" in every.source
+    assert found() == every
+    used = load_examples(task, "train", source=source, prompt_style="paper", limit=5)
+    assert found(5).examples == 5
+    assert found(5).mean == pytest.approx((sum(len(example.prompt) for example in used) / 20, 2.0))
+    assert "estimated" not in found(5).source
+
+
 def test_limits_apply_to_longer_examples() -> None:
     task = shipped_task("mrpc")
     lengths = LengthStats(examples=10, mean=(5.0, 2.0), longest=(9000, 3), source="counted")
