@@ -46,7 +46,7 @@ _real_stderr = 2
 class RendezvousInfo:
     """Rank of this process, globally and on its node, and address of the rendezvous store.
 
-    ``one_machine`` says that all processes are on this machine; False if they are not or if it is unknown.
+    ``one_machine`` is whether all processes are on this machine; False if it is unknown.
     """
 
     rank: int

@@ -21,7 +21,7 @@ def check_path_name(name: Any, *, key: str, source: Path) -> str:
     ``source`` is the file that contains it under ``key``.
 
     Raises:
-        UserError: It is not a string, or contains other characters than `PATH_NAME` says.
+        UserError: It is not a string, or does not have the form in `PATH_NAME`.
     """
     if not is_path_name(name):
         raise UserError(f"{source}: {key}={str(name)[:80]!r}: {PATH_NAME}")

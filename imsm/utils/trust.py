@@ -19,6 +19,7 @@ from imsm.utils.messages import did_you_mean
 from imsm.utils.options import closest_match
 
 ADAPTERS = "imsm.models.adapters"
+BASELINES = "imsm.studies.baselines"
 GATES = "imsm.models"
 METRICS = "imsm.evaluation.metrics"
 RESOLVERS = "imsm.models.backbones"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pandas
@@ -151,7 +152,7 @@ def route_to_original(run, value, task):
 
 
 def test_a_custom_baseline_is_one_file(peft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "custom_baseline.py").write_text(CUSTOM)
     assert baselines(peft, "--baselines", "custom_baseline", "--config-dir", str(tmp_path)) == 0
     tuned, original = predictions(peft), predictions(original_of(peft))
@@ -161,7 +162,7 @@ def test_a_custom_baseline_is_one_file(peft: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_the_baseline_of_the_documentation_works(peft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     guide = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
     (tmp_path / "documented_baseline.py").write_text(guide.split("```python\n")[1].split("```")[0])
     assert baselines(peft, "--baselines", "documented_baseline", "--config-dir", str(tmp_path)) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,11 @@ from pydantic import ValidationError
 from imsm.config.schema import DataConfig, RunConfig
 from imsm.data.sources import DataSource
 from imsm.data.task import Task
+from imsm.utils.errors import UserError
 from imsm.utils.strict_model import FIELDS_ONLY, INCONSISTENT
 from tests.helpers.config import config
+
+TASKS = ("tasks", "replay_tasks", "stage_tasks")
 
 
 def section(name: str, **changes: Any) -> Any:
@@ -113,3 +118,58 @@ def test_a_saved_config_is_loaded_without_its_files(tmp_path: Any) -> None:
         file.unlink()
     folder.rmdir()
     assert RunConfig.from_dict(saved).data.local_dir == str(folder)
+
+
+def test_the_config_dir_of_a_saved_config_is_not_used(tmp_path: Path) -> None:
+    saved = config(config_dir=tmp_path).to_dict()
+    assert saved["config_dir"] == str(tmp_path)
+    source = tmp_path / "result.json"
+    assert RunConfig.from_dict(saved).config_dir is None
+    assert RunConfig.from_file(saved, source=source).config_dir is None
+    assert RunConfig.from_file(saved, source=source, config_dir=tmp_path).config_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["gate", "_target_"], "payload.Gate"),
+        (["gate", "_target_"], "imsm.distributed.launcher.launch"),
+        (["peft", "_target_"], "payload.lora"),
+        (["peft", "_target_"], "imsm.distributed.launcher.launch"),
+        (["backbone", "local_resolver"], "payload.path"),
+        (["data", "module"], "payload"),
+        (["tasks", "webq", "module"], "payload"),
+        (["replay_tasks", "webq", "module"], "payload"),
+        (["stage_tasks", "mrpc", "module"], "payload"),
+        (["metrics", "contain"], "payload"),
+    ],
+)
+def test_a_saved_config_names_no_other_code(keys: list[str], value: str, tmp_path: Path) -> None:
+    saved = config().to_dict()
+    saved |= {name: {"webq": dict(saved["tasks"]["webq"]), "mrpc": dict(saved["tasks"]["mrpc"])} for name in TASKS}
+    section = saved
+    for key in keys[:-1]:
+        section = section[key]
+    section[keys[-1]] = value
+    with pytest.raises(UserError) as error:
+        RunConfig.from_file(saved, source=tmp_path / "result.json")
+    assert str(error.value).startswith(f"{tmp_path / 'result.json'}: config.{'.'.join(keys)}={value}: ")
+
+
+@pytest.mark.parametrize("saved", [{}, {"seed": []}, {"backbone": 1}, []])
+def test_a_saved_config_of_another_form_is_a_user_error(saved: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"result\.json: "):
+        RunConfig.from_file(saved, source=tmp_path / "result.json")
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", "..", "a\n", "x" * 300])
+def test_names_of_options_and_tasks_are_no_paths(name: str) -> None:
+    saved = config().to_dict()
+    for path in (["backbone"], ["peft"], ["data"], ["gate"], ["method"], ["trainer"], ["engine"], ["tasks", "webq"]):
+        values = json.loads(json.dumps(saved))
+        section = values
+        for key in path:
+            section = section[key]
+        section["name"] = name
+        with pytest.raises(ValidationError):
+            RunConfig.from_dict(values)

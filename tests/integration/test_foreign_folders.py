@@ -53,7 +53,7 @@ def finished(word_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the run, `dl`, with modules that leave a file `ran` when they are imported."""
+    """A copy of the run, `dl`, with modules that write a file `ran` when they are imported."""
     for source in finished.iterdir():
         name = "dl" if (source / "training.json").is_file() else source.name
         shutil.copytree(source, tmp_path / name)

@@ -16,7 +16,7 @@ PAYLOAD = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\ndef 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is importable, as the working directory often is, with modules that leave a file."""
+    """A folder that is importable, as the working directory often is, with modules that write a file."""
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     monkeypatch.setattr(trust, "_trusted_folders", [])
@@ -87,6 +87,13 @@ def test_modules_of_the_config_dir_are_imported(folder: Path) -> None:
     assert import_trusted_module("package", within=ADAPTERS, key="k").__name__ == "package"
     with pytest.raises(UserError, match="--config-dir"):
         check_trusted("download.payload", within=ADAPTERS, key="k")  # may be merged with a folder elsewhere
+
+
+def test_an_installed_package_is_linked_into_the_config_dir(folder: Path) -> None:
+    (folder / "conf").mkdir()
+    (folder / "conf" / "package").symlink_to(folder / "package")
+    trust_folder(folder / "conf")
+    assert import_trusted("package.function", within=ADAPTERS, key="k").__module__ == "package"
 
 
 def test_a_loaded_module_of_the_same_name_is_not_taken_for_the_one_in_the_config_dir(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The shipped baselines by name, and custom ones by dotted name."""
 
-import importlib
 import pkgutil
 from typing import cast
 
@@ -8,6 +7,7 @@ from imsm.studies.baselines import methods
 from imsm.studies.baselines.base import Baseline
 from imsm.utils.errors import UserError
 from imsm.utils.options import closest_match
+from imsm.utils.trust import BASELINES, import_trusted_module
 
 
 def list_baselines() -> list[str]:
@@ -25,14 +25,13 @@ def load_baseline(name: str) -> Baseline:
     names = list_baselines()
     path = f"{methods.__name__}.{name}" if name in names else name
     try:
-        module = importlib.import_module(path)
-    # importlib raises TypeError for ".x" and ValueError for "".
-    except (ModuleNotFoundError, TypeError, ValueError) as error:
+        module = import_trusted_module(path, within=BASELINES, key="--baselines")
+    except UserError as error:
         match = closest_match(name, names)
         hint = f"; did you mean {match}?" if match else ""
         raise UserError(
             f"--baselines {name}: no such baseline; choose from {', '.join(names)}, or give the dotted name of a "
-            f"module{hint}"
+            f"module in the folder given by --config-dir{hint}"
         ) from error
     if not hasattr(module, "INFO") or not any(hasattr(module, part) for part in ("build_model", "route_to_original")):
         raise UserError(

@@ -16,7 +16,8 @@ def test_all_shipped_baselines_are_listed() -> None:
     ("name", "message"),
     [
         ("logit_mx", "--baselines logit_mx: .*did you mean logit_mix"),
-        ("json", "--baselines json: .*is not a baseline"),
+        ("imsm.studies.baselines.base", "--baselines imsm.*is not a baseline"),
+        ("json", "--baselines json: no such baseline"),
         (".logit_mix", "--baselines .logit_mix: no such baseline"),
         ("a..b", "--baselines a..b: no such baseline"),
     ],
