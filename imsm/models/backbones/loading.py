@@ -6,6 +6,7 @@ from pickle import UnpicklingError
 from typing import Any, cast
 
 from huggingface_hub import is_offline_mode
+from huggingface_hub.errors import StrictDataclassError
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from safetensors import SafetensorError
 from torch.nn.modules.dropout import _DropoutNd
@@ -18,12 +19,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from imsm.models.backbones.folder_check import check_decoder, check_json_files, missing_tokenizer
 from imsm.utils.errors import UserError, first_line
 from imsm.utils.trust import RESOLVERS, import_trusted
 
 MINIATURE = "imsm:miniature"
 CUSTOM_MODELS = ("imsm.models.backbones.chatglm3.modeling",)
 """Modules that register a model with transformers when imported."""
+_LOAD_ERRORS = (
+    *(AttributeError, ImportError, LookupError, OSError, RuntimeError, SafetensorError, StrictDataclassError),
+    *(TypeError, ValueError),
+)
 _RANDOM_RATES = ("drop", "jitter")
 """Parts of the names of rates: attention_dropout, layerdrop, router_jitter_noise."""
 
@@ -88,10 +94,12 @@ def load_backbone(
     if (Path(source) / ADAPTER_CONFIG).is_file():
         # transformers would load its base model and attach the adapter, without the checks of `load_adapter`
         raise UserError(f"backbone {source}: is the folder of an adapter ({ADAPTER_CONFIG}); give its base model")
+    check_json_files(source)
     try:
         # its config.json can name an attention too
         saved: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         check_attention_name(saved._attn_implementation)
+        check_decoder(saved, source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
@@ -105,7 +113,9 @@ def load_backbone(
             f"backbone {source}: its .bin files contain more than tensors and are not loaded; use a folder with "
             ".safetensors files"
         ) from error
-    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
+    except UserError:
+        raise
+    except _LOAD_ERRORS as error:
         raise UserError(load_error_message(source, error)) from error
     model, info = loaded
     # transformers initializes missing weights randomly and only logs a warning.
@@ -130,14 +140,18 @@ def load_tokenizer(
     """
     register_custom_models()
     source = resolve_path(name_or_path, local_resolver=local_resolver)
+    check_json_files(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False, padding_side="left"
         )
-    except (OSError, ValueError) as error:
-        raise UserError(load_error_message(source, error)) from error
+    # of no other type: tokenizers raises Exception itself
+    except Exception as error:
+        raise UserError(missing_tokenizer(source) or load_error_message(source, error)) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"backbone {source}: its tokenizer has no end-of-text token")
+        raise UserError(
+            f"backbone {source}: its tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json"
+        )
     # Padding is always masked, so any existing token will do; a new one would need a new embedding row.
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from imsm.models.backbones.download import cached_folder
+from imsm.models.backbones.folder_check import check_decoder, check_json_files
 from imsm.models.backbones.loading import MINIATURE, disable_dropout, register_custom_models, resolve_path
 from imsm.utils.errors import UserError, first_line
 from imsm.utils.messages import did_you_mean
@@ -41,10 +42,12 @@ def find_config(
             return _config_from_keys(architecture), None
         folder = cached
     register_custom_models()
+    check_json_files(str(folder))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise UserError(f"{folder / 'config.json'}: does not describe a model ({first_line(error)})") from error
+    check_decoder(config, path)
     return config, folder / "config.json"
 
 
