@@ -92,7 +92,7 @@ def _sweep_run(composer: ConfigComposer, overrides: Sequence[str]) -> tuple[str,
     except UserError as error:
         result = None
         # a damaged result is shown like a failed run, a missing one as not run
-        if failure is None and os.path.lexists(folder / FILE):
+        if os.path.lexists(folder / FILE):
             failure = {"error": str(error)}
     values = {key: value for key, _, value in (text.partition("=") for text in overrides)}
     # the original model is one run for all targets, but has a row in each target's table

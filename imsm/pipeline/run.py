@@ -37,6 +37,8 @@ from imsm.training.trainer import train
 from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError, first_line
 from imsm.utils.files import file_lock
+from imsm.utils.leftovers import remove_run_leftovers, remove_temporaries
+from imsm.utils.paths import cache_folder
 from imsm.utils.run_dir import RunDir, check_input_hashes, open_run_dir
 
 
@@ -130,9 +132,14 @@ def _report(run: RunDir, result: dict[str, Any], logger: RunLogger, *, runs_root
 def _lock_run_dir(config: RunConfig, run: RunDir, stack: ExitStack) -> None:
     """Open and lock the run folder until ``stack`` is closed."""
     if config.mode == "evaluate" and config.method.trainable and not run.is_trained:
-        raise UserError(f"mode=evaluate: training of {run.path} is not finished; run the same command with mode=run")
+        raise UserError(
+            f"mode=evaluate: training of {run.path} is not finished ({run.trained.name} is missing); run the same "
+            "command with mode=run"
+        )
     stack.enter_context(file_lock(run.path))
     open_run_dir(run.path, run_identity(config))
+    remove_run_leftovers(run)
+    remove_temporaries(cache_folder())
     print(f"{run.path.name}  ({run.path})")
     if run.is_trained and not os.path.lexists(run.model):
         _forget_training(config, run)

@@ -43,7 +43,8 @@ def check_links(folder: Path) -> None:
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent) / name
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
+            # realpath, because resolve() raises for a link to itself
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
                 raise UserError(
                     f"{path}: is a symbolic link that leads out of the run's folder, so that writing would change "
                     "files elsewhere; replace it by a copy (cp -rL copies a folder without links)"

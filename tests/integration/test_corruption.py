@@ -1,8 +1,8 @@
 """A damaged file never ends in a traceback or in other numbers.
 
-Every file of a finished run and of its neighbours is damaged in turn, and every command is run on it in this
-process. `python -m tests.integration.test_corruption [NAME ...]` prints the table of all trials (or of the files
-with a NAME in their path), with `--list` each trial that is not `unaffected`.
+The files of a finished run and of its neighbours are damaged in turn, and the commands that read them are run in
+this process. `python -m tests.integration.test_corruption [NAME ...]` prints the table of all trials, or of those with
+a NAME in the path of the file; `--all` adds damages and the other commands, `--list` shows each trial with an effect.
 """
 
 from __future__ import annotations
@@ -33,36 +33,37 @@ from tests.helpers.damage import DAMAGES
 from tests.helpers.word_run import word_overrides, write_word_files
 
 RUN, PEFT, ORIGINAL = "runs/*-imsm-*", "runs/*-peft-*", "runs/*-original-*"
-FILES = (
-    f"{RUN}/identity.json",
-    f"{RUN}/input_hashes.json",
-    f"{RUN}/training.json",
-    f"{RUN}/result.json",
-    f"{RUN}/log.jsonl",
-    f"{RUN}/failure.json",
-    f"{RUN}/evaluation/*/predictions.jsonl",
-    f"{RUN}/model/config.json",
-    f"{RUN}/model/generation_config.json",
-    f"{RUN}/model/hashes.json",
-    f"{RUN}/model/gate.safetensors",
-    f"{RUN}/model/tokenizer.json",
-    f"{RUN}/model/tokenizer_config.json",
-    f"{RUN}/model/adapter/adapter_config.json",
-    f"{RUN}/model/adapter/adapter_model.safetensors",
-    f"{RUN}/baselines/logit_mix-0.50/result.json",
-    f"{RUN}/baselines/query_distances.json",
-    f"{RUN}/report.html",
-    f"{RUN}/tables/scores.csv",
-    f"{PEFT}/result.json",
-    f"{PEFT}/evaluation/*/predictions.jsonl",
-    f"{ORIGINAL}/identity.json",
-    f"{ORIGINAL}/result.json",
-    f"{ORIGINAL}/evaluation/*/predictions.jsonl",
-    "cache/file_hashes/*.json",
-    "backbone/config.json",
-    "backbone/tokenizer.json",
-    "backbone/model.safetensors",
-)
+FILES = {
+    f"{RUN}/identity.json": ("run", "generate"),
+    f"{RUN}/input_hashes.json": ("run", "baselines"),
+    f"{RUN}/training.json": ("run", "evaluate", "baselines", "generate"),
+    f"{RUN}/result.json": ("report", "baselines", "predictions", "compare"),
+    f"{RUN}/log.jsonl": ("report", "run"),
+    f"{RUN}/evaluation/*/predictions.jsonl": ("report", "predictions", "evaluate"),
+    f"{RUN}/model/config.json": ("generate", "run"),
+    f"{RUN}/model/generation_config.json": ("generate", "baselines"),
+    f"{RUN}/model/hashes.json": ("generate", "evaluate"),
+    f"{RUN}/model/gate.safetensors": ("generate", "run"),
+    f"{RUN}/model/tokenizer.json": ("generate", "evaluate"),
+    f"{RUN}/model/tokenizer_config.json": ("generate", "run"),
+    f"{RUN}/model/adapter/adapter_config.json": ("generate", "baselines", "run"),
+    f"{RUN}/model/adapter/adapter_model.safetensors": ("generate", "baselines", "run"),
+    f"{RUN}/baselines/logit_mix-0.50/result.json": ("report", "predictions"),
+    f"{RUN}/baselines/query_distances.json": ("baselines",),
+    f"{RUN}/report.html": ("report", "run"),
+    f"{RUN}/tables/scores.csv": ("report",),
+    f"{PEFT}/result.json": ("report", "compare", "run"),
+    f"{PEFT}/evaluation/*/predictions.jsonl": ("report",),
+    f"{ORIGINAL}/identity.json": ("run",),
+    f"{ORIGINAL}/result.json": ("compare", "report"),
+    f"{ORIGINAL}/evaluation/*/predictions.jsonl": ("report", "predictions"),
+    "cache/file_hashes/*.json": ("run",),
+    "backbone/config.json": ("run", "generate"),
+    "backbone/tokenizer.json": ("run", "baselines"),
+    "backbone/model.safetensors": ("run", "generate"),
+}
+"""Files by their pattern, and the commands that read them."""
+MAIN_DAMAGES = ("truncated", "flipped", "empty", "missing", "folder", "list", "mapping")
 COMMANDS = ("run", "evaluate", "report", "baselines", "predictions", "generate", "compare")
 FINE = ("repaired", "clear error", "named", "unaffected")
 """Outcomes: the file was written again; one line with its name, exit code 1 or 2; the same with exit code 0, e.g. a
@@ -155,9 +156,6 @@ def build_world(root: Path) -> Iterator[World]:
         assert world.call("baselines")[0] == 0
         for folder in ("runs", "cache", "backbone"):
             shutil.copytree(world.root / folder, world.intact / folder)
-        failure = {"error": "out of memory", "exit_code": 1, "time": "now", "command": "imsm run"}
-        (world.path(RUN) / "failure.json").write_text(json.dumps(failure))
-        shutil.copy(world.path(RUN) / "failure.json", world.intact / world.path(RUN).relative_to(world.root))
         for command in COMMANDS:
             world.restore()
             code, _, errors, world.numbers[command] = world.call(command)
@@ -217,7 +215,9 @@ def _outcome(name: str, code: int, printed: str, *, same: bool) -> str:
         return "clear error" if len(errors) == 1 and name in errors[0] else "unclear error"
     if same:
         return "unaffected"
-    return "named" if any(name in line for line in lines) else "silent"
+    # a run whose result is missing is listed with its command
+    named = any(name in line or line.strip().startswith("missing: imsm run") for line in lines)
+    return "named" if named else "silent"
 
 
 def _content(path: Path) -> bytes | None:
@@ -227,19 +227,37 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Finished runs, whose files are damaged and restored."""
     with build_world(tmp_path_factory.mktemp("world")) as built:
         yield built
 
 
-def _print_table(world: World, files: list[str], *, show: bool) -> bool:
+@pytest.mark.parametrize(("number", "file"), enumerate(FILES), ids=[*FILES])
+def test_a_damaged_file_is_repaired_named_or_without_effect(world: World, number: int, file: str) -> None:
+    commands = FILES[file]
+    some = [(MAIN_DAMAGES[(number + 2 * k) % len(MAIN_DAMAGES)], commands[k % len(commands)]) for k in range(3)]
+    _check(world, [Trial(file, damage, command) for damage, command in some])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_no_damage_of_a_file_ends_in_a_traceback_or_other_numbers(world: World, file: str) -> None:
+    _check(world, [Trial(file, damage, command) for damage in MAIN_DAMAGES for command in FILES[file]])
+
+
+def _check(world: World, trials: list[Trial]) -> None:
+    wrong = {trial: found for trial in trials if (found := run_trial(world, trial))[0] not in FINE}
+    assert wrong == {}
+
+
+def _print_table(world: World, files: list[str], *, every: bool, show: bool) -> bool:
     """Run all trials of some files, print the counts, and return whether all outcomes are fine."""
     counts: dict[str, Counter[str]] = {}
     for file in files:
-        for damage in DAMAGES:
-            for command in COMMANDS:
+        for damage in DAMAGES if every else MAIN_DAMAGES:
+            for command in COMMANDS if every else FILES[file]:
                 outcome, printed = run_trial(world, Trial(file, damage, command))
                 counts.setdefault(command, Counter())[outcome] += 1
                 if (show and outcome != "unaffected") or outcome not in FINE:
@@ -256,7 +274,8 @@ def _print_table(world: World, files: list[str], *, show: bool) -> bool:
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--list"]
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
     chosen = [file for file in FILES if not words or any(word in file for word in words)]
     with tempfile.TemporaryDirectory() as temporary, build_world(Path(temporary)) as finished:
-        sys.exit(not _print_table(finished, chosen, show="--list" in sys.argv))
+        fine = _print_table(finished, chosen, every="--all" in sys.argv, show="--list" in sys.argv)
+        sys.exit(not fine)

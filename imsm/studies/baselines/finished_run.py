@@ -158,8 +158,10 @@ def load_finished_run(folder: Path, *, option: str, other: FinishedRun | None = 
         raise UserError(f"{option} {folder}: is not a directory; give the directory of a run")
     check_links(folder)
     result = read_result(folder)
-    if result["method"] == "original" or not RunDir(folder).is_trained:
+    if result["method"] == "original":
         raise UserError(f"{option} {folder}: has no adapter; give a finished run of method=peft or method=imsm")
+    if not (run := RunDir(folder)).is_trained:
+        raise UserError(f"{option} {folder}: its {run.trained.name} is missing; run its command again to train it")
     config = RunConfig.from_file(result["config"], source=folder / RESULT)
     backbone = config.backbone
     backbone_hash = backbone_fingerprint(
