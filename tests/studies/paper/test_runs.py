@@ -40,7 +40,7 @@ def test_an_edited_result_is_shown_as_failed_with_the_fix(runs: RunIndex) -> Non
     runs.refresh()
     assert runs.find(wanted.overrides).state == "done"
     path = wanted.folder / "result.json"
-    path.write_text(path.read_text().replace('"examples": 50', '"examples": 51', 1))
+    path.write_text(path.read_text().replace('"num_examples": 50', '"num_examples": 51', 1))
     runs.refresh()
     found = runs.find(wanted.overrides)
     assert (found.state, found.result) == ("failed", None)
