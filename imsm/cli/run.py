@@ -125,12 +125,14 @@ def main(arguments: list[str]) -> int:
     from hydra.core.utils import env_override
 
     from imsm.config.compose import CONFIG_DIR
+    from imsm.config.sweep import GROUP
 
     gc.enable()
     # hydra.main parses sys.argv and takes no argument list
     sys.argv = ["imsm run", *_hydra_arguments(options)]
     with _sweep_folder(spec, config_dir) as sweep:
         environment = {FOLDER: str(sweep.folder), "HYDRA_FULL_ERROR": "1"}  # Hydra then raises instead of exiting
+        environment |= {GROUP: spec.group} if len(spec.jobs) > 1 else {}
         environment |= {} if config_dir is None else {CONFIG_DIR: str(config_dir)}
         job = _job(options, spec, sweep, config_dir)
         with env_override(environment), _hide_failed_search(spec, sweep):

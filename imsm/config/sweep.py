@@ -11,6 +11,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from imsm.utils.errors import UserError
 from imsm.utils.hashing import hash_text
 
+GROUP = "IMSM_SWEEP_GROUP"
+"""Environment variable with the name of the sweep that a run belongs to, for the logger."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSpec:

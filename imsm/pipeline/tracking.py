@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import pandas
 
+from imsm.config.sweep import GROUP
 from imsm.reporting.runs import headline
 from imsm.utils.files import write_atomic
 from imsm.utils.paths import cache_folder
@@ -194,7 +195,7 @@ class WandbBackend:
             project=project,
             entity=entity,
             name=folder.name,
-            group=_sweep_name(),
+            group=os.environ.get(GROUP),
             dir=str(folder),
             config=dict(config),
             mode="offline" if offline else "online",
@@ -232,12 +233,6 @@ class WandbBackend:
     def close(self, *, failed: bool) -> None:
         """End the W&B run."""
         self._run.finish(exit_code=1 if failed else 0)
-
-
-def _sweep_name() -> str | None:
-    """Return the name of the sweep's folder, or None outside a sweep."""
-    folder = os.environ.get("IMSM_SWEEP_DIR")
-    return Path(folder).name if folder else None
 
 
 def has_wandb_key() -> bool:

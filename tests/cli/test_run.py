@@ -12,6 +12,7 @@ import pytest
 
 from imsm.cli.run import GROUPS, help_text
 from imsm.config.schema import RunConfig
+from imsm.config.sweep import GROUP
 from imsm.pipeline.sweeps.status import FOLDER
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.paths import conf_folder
@@ -151,15 +152,18 @@ def test_an_unexpected_error_is_printed_with_its_traceback(
 def test_a_sweep_continues_after_a_failed_job_and_returns_the_worst_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: Path
 ) -> None:
-    methods = []
+    methods, groups = [], set()
 
     def experiment(config: RunConfig) -> None:
         methods.append(config.method.name)
+        groups.add(os.environ[GROUP])
         _raise({"original": RunError("first"), "peft": UserError("second")}.get(methods[-1]))
 
     replace_experiment(monkeypatch, experiment)
     assert imsm_run(monkeypatch, "-m", "method=original,peft,imsm") == 2
     assert methods == ["original", "peft", "imsm"]
+    (group,) = groups
+    assert group.startswith("method-") and GROUP not in os.environ
     captured = capsys.readouterr()
     assert captured.err == "imsm: first\nimsm: second\n"
     assert "sweep of 3: 1 done, 2 failed" in captured.out

@@ -158,7 +158,7 @@ def test_a_real_offline_run_uploads_metrics_and_report(tmp_path: Path, monkeypat
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("IMSM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("IMSM_SWEEP_DIR", "/somewhere/sweep-1")
+    monkeypatch.setenv("IMSM_SWEEP_GROUP", "sweep-1")
     for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
