@@ -74,7 +74,9 @@ def stop(command: list[str], runs: Path, *, delay: float, number: int) -> Stop:
     environment = os.environ | {"IMSM_RUNS": str(runs), MARK: mark}
     with tempfile.TemporaryFile("w+") as output:
         # in its own session: a signal of this terminal must not reach it
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True, preexec_fn=_default_signals
+        )
         time.sleep(delay)
         process.send_signal(number)
         code = process.wait(_TIMEOUT)
@@ -85,21 +87,28 @@ def stop(command: list[str], runs: Path, *, delay: float, number: int) -> Stop:
         return Stop(number=number, delay=delay, code=code, output=output.read(), processes=list(left))
 
 
+def _default_signals() -> None:
+    """Undo what a shell ignores in a background process."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def main() -> None:
     """Run the trials of the command line and exit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, help="seconds; default: as long as the run takes")
+    parser.add_argument("--longest", type=float, help="seconds; default: measured, as long as the run takes")
     parser.add_argument("overrides", nargs="*", help="overrides of the run, after --")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="imsm-stop-"))
     command = [sys.executable, "-m", "imsm.run", *QUICK, *arguments.overrides]
-    started = time.monotonic()
-    subprocess.run(command, env=os.environ | {"IMSM_RUNS": str(root / "full")}, check=True, capture_output=True)
-    seconds = time.monotonic() - started
-    print(f"without a signal: {seconds:.1f} s", flush=True)
-    seconds = arguments.longest or seconds
+    seconds = arguments.longest
+    if seconds is None:
+        started = time.monotonic()
+        subprocess.run(command, env=os.environ | {"IMSM_RUNS": str(root / "full")}, check=True, capture_output=True)
+        seconds = time.monotonic() - started
+        print(f"without a signal: {seconds:.1f} s", flush=True)
     rng = random.Random(arguments.seed)
     failed = 0
     for trial in range(1, arguments.trials + 1):

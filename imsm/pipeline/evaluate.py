@@ -22,6 +22,7 @@ from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import all_training_examples
 from imsm.pipeline.model import inference_settings, model_hash
 from imsm.utils.files import file_lock
+from imsm.utils.leftovers import remove_run_leftovers
 from imsm.utils.machine import describe_machine
 from imsm.utils.manifest import verify_run_model
 from imsm.utils.run_dir import RunDir, open_run_dir, read_input_hashes, read_training
@@ -61,8 +62,7 @@ def evaluate_original(config: RunConfig, inputs: EvaluationInputs) -> dict[str, 
     fingerprint = model_hash("original", backbone_hash=inputs.backbone_hash, settings=settings)
     # runs that share the folder of the original wait for each other; its own run holds the lock already
     with nullcontext() if is_own_run or not is_main else file_lock(folder, wait=True):
-        # run_on_main broadcasts JSON, hence the str
-        inputs.dist_context.run_on_main(lambda: str(open_run_dir(folder, run_identity(baseline)).path))
+        inputs.dist_context.run_on_main(lambda: _open_original(folder, baseline))
         evaluation = _evaluate_tasks(config, inputs, stream="original", fingerprint=fingerprint, folder=folder)
         result = build_result(
             name=folder.name,
@@ -78,6 +78,10 @@ def evaluate_original(config: RunConfig, inputs: EvaluationInputs) -> dict[str, 
         if is_own_run and is_main:
             write_result(folder, result)
     return result
+
+
+def _open_original(folder: Path, config: RunConfig) -> None:
+    remove_run_leftovers(open_run_dir(folder, run_identity(config)))
 
 
 def evaluate_trained(

@@ -27,4 +27,5 @@ def node_commands(config: RunConfig, topology: Topology, *, overrides: Sequence[
 
 
 def config_dir_arguments(config: RunConfig) -> list[str]:
+    """Return the option that passes `--config-dir` on to another process."""
     return ["--config-dir", config.config_dir] if config.config_dir else []

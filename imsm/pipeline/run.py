@@ -23,6 +23,7 @@ from imsm.config.identity import run_identity
 from imsm.config.schema import RunConfig
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.result import FILE as RESULT
+from imsm.evaluation.result import FILE as RESULT
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import check_parent_data, load_eval_sets, load_run_tokenizer, training_fingerprint
@@ -143,13 +144,15 @@ def _lock_run_dir(config: RunConfig, run: RunDir, stack: ExitStack) -> None:
     print(f"{run.path.name}  ({run.path})")
     if run.is_trained and not os.path.lexists(run.model):
         _forget_training(config, run)
+    if config.method.trainable and not run.is_trained and (run.path / RESULT).exists():
+        print(f"warning: {run.trained} is missing; training the model again", file=sys.stderr)
 
 
 def _forget_training(config: RunConfig, run: RunDir) -> None:
     """Mark a training as unfinished, because its model was removed."""
     if config.mode == "evaluate":
         raise UserError(f"mode=evaluate: {run.model} is missing; run the same command with mode=run to train it again")
-    print(f"warning: {run.model} is missing; training it again", file=sys.stderr)
+    print(f"warning: {run.model} is missing", file=sys.stderr)
     run.trained.unlink()
 
 
