@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import peft
 import torch
@@ -149,7 +149,7 @@ def import_factory(target: str) -> Callable[..., Any]:
             f"peft._target_={target}: must be a configuration class of PEFT (peft.LoraConfig), or a function that "
             f"returns an AdapterSpec{hint}"
         )
-    return factory
+    return cast("Callable[..., Any]", factory)
 
 
 def is_config_class(factory: Callable[..., Any]) -> bool:

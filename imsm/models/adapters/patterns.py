@@ -48,4 +48,4 @@ def _is_cheap(pattern: str) -> bool:
     quantifiers, alternatives = len(re.findall(r"[*+?{]", plain)), plain.count("|")
     # n characters are divided among q quantifiers in about n^q / q! ways; each alternative may double the steps
     steps = _NAME_LENGTH**quantifiers / math.factorial(quantifiers) * 2**alternatives
-    return steps <= _MAX_STEPS
+    return bool(steps <= _MAX_STEPS)

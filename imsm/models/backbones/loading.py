@@ -53,7 +53,7 @@ def _call_resolver(local_resolver: str, name_or_path: str) -> Path | None:
     function = import_trusted(local_resolver, within=RESOLVERS, key="backbone.local_resolver")
     try:
         return cast("Path | None", function(name_or_path))
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:  # a function for other arguments
         raise UserError(
             f"backbone.local_resolver={local_resolver}: does not map a name to a folder ({error}); set null"
         ) from error
