@@ -7,6 +7,7 @@ from pathlib import Path
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 from imsm.utils.paths import runs_root
+from imsm.utils.run_dir import RunDir
 from imsm.utils.trust import trust_folder
 
 
@@ -38,7 +39,8 @@ def find_run(name: str) -> Path:
     """
     root = runs_root()
     for folder in (Path(name).expanduser(), root / name):
-        if (folder / "model" / "config.json").is_file():
+        # a finished run whose model is damaged is found: loading it names the file
+        if RunDir(folder).is_trained or (folder / "model" / "config.json").is_file():
             return folder
     finished = sorted(path.parent.parent.name for path in root.glob("*/model/config.json"))
     raise UserError(f"run={name}: no finished run, here or in {root}; finished: {', '.join(finished) or 'none'}")

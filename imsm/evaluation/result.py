@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from imsm.utils.errors import UserError
-from imsm.utils.json_files import HASH_KEY, hash_values, read_json, write_hashed_json
+from imsm.utils.json_files import HASH_KEY, hash_values, read_json, shape_problem, write_hashed_json
 from imsm.utils.paths import check_path_name, checkout
 
 FORMAT = 3
@@ -34,6 +34,8 @@ _LIBRARIES = (
     *("accelerate", "deepspeed", "numpy", "safetensors", "tokenizers"),
 )
 _MAPPINGS = ("config", "versions", "fingerprints", "machine", "trainable_parameters", "evaluation")
+_SHAPE: dict[str, type] = {"method": str, "config.gate": dict, "config.backbone": dict, "config.data": dict}
+_IDENTITY_SHAPE: dict[str, type] = {"identity.backbone": dict, "identity.method.stream": str}
 _KEYS = {"format", "status", "name", "method", "git", "training", *_MAPPINGS}
 
 
@@ -111,6 +113,8 @@ def read_result(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: lacks {', '.join(sorted(missing))}; {REWRITE}")
     if invalid := _non_mappings(result):
         raise UserError(f"{path}: {invalid[0]} is not a mapping; {REWRITE}")
+    if problem := _odd_values(result):
+        raise UserError(f"{path}: {problem}; {REWRITE}")
     _check_path_names(result, path)
     return result
 
@@ -147,6 +151,19 @@ def _non_mappings(result: Mapping[str, Any]) -> list[str]:
         if isinstance(tasks, dict):
             values |= {f"evaluation.tasks.{name}": entry for name, entry in tasks.items()}
     return [name for name, value in values.items() if not isinstance(value, dict)]
+
+
+def _odd_values(result: Mapping[str, Any]) -> str | None:
+    """Return why a value that comparisons and tables rely on is of another type, or None."""
+    shape = dict(_SHAPE) if result.get("identity") is None else _SHAPE | _IDENTITY_SHAPE
+    if problem := shape_problem(result, shape):
+        return problem
+    for name, entry in result["evaluation"]["tasks"].items():
+        metrics = entry.get("metrics")
+        numbers = isinstance(metrics, dict) and metrics and all(isinstance(v, int | float) for v in metrics.values())
+        if not numbers or not isinstance(entry.get("headline"), str):
+            return f"evaluation.tasks.{name} must have a headline and numbers as metrics"
+    return None
 
 
 def _versions() -> dict[str, str]:

@@ -23,7 +23,6 @@ from imsm.config.identity import run_identity
 from imsm.config.schema import RunConfig
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.result import FILE as RESULT
-from imsm.evaluation.result import FILE as RESULT
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import check_parent_data, load_eval_sets, load_run_tokenizer, training_fingerprint

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from imsm.cli.main import main
+from imsm.utils.json_files import write_hashed_json
 from tests.helpers.damage import DAMAGES
 from tests.helpers.word_run import word_overrides, write_word_files
 
@@ -200,7 +201,9 @@ def run_trial(world: World, trial: Trial) -> tuple[str, str]:
     damaged = _content(path)
     code, output, errors, numbers = world.call(trial.command)
     printed = "\n".join(line for line in (output + errors).splitlines() if path.name in line or "imsm: " in line)
-    outcome = _outcome(path.name, code, output + errors, same=numbers == world.numbers[trial.command])
+    # the weights of a backbone are several files, so a message may name its folder
+    name = "backbone" if trial.file.startswith("backbone/") else path.name
+    outcome = _outcome(name, code, output + errors, same=numbers == world.numbers[trial.command])
     if outcome == "unaffected" and _content(path) != damaged:
         outcome = "repaired"
     return outcome, printed or errors
@@ -237,14 +240,78 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.mark.parametrize(("number", "file"), enumerate(FILES), ids=[*FILES])
 def test_a_damaged_file_is_repaired_named_or_without_effect(world: World, number: int, file: str) -> None:
     commands = FILES[file]
-    some = [(MAIN_DAMAGES[(number + 2 * k) % len(MAIN_DAMAGES)], commands[k % len(commands)]) for k in range(3)]
-    _check(world, [Trial(file, damage, command) for damage, command in some])
+    for k in range(3):
+        damage, command = MAIN_DAMAGES[(number + 2 * k) % len(MAIN_DAMAGES)], commands[k % len(commands)]
+        _check(world, _trials(file, damages=[damage], commands=[command]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_no_damage_of_a_file_ends_in_a_traceback_or_other_numbers(world: World, file: str) -> None:
-    _check(world, [Trial(file, damage, command) for damage in MAIN_DAMAGES for command in FILES[file]])
+    _check(world, _trials(file, damages=MAIN_DAMAGES, commands=FILES[file]))
+
+
+@pytest.mark.parametrize(
+    ("removed", "repaired"),
+    [
+        ("model", True),
+        ("training.json", True),
+        ("evaluation", True),
+        ("result.json", True),
+        ("model/adapter", False),
+        ("model/gate.safetensors", False),
+        ("input_hashes.json", False),
+        ("identity.json", False),
+    ],
+)
+def test_a_run_with_a_removed_part_is_completed_or_says_what_to_do(world: World, removed: str, repaired: bool) -> None:
+    world.restore()
+    run = world.path(RUN)
+    path = run / removed
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    code, _, errors, numbers = world.call("run")
+    if not repaired:
+        (line,) = [line for line in errors.splitlines() if line.startswith("imsm: ")]
+        assert code == 2 and any(part in line for part in (str(path), path.name))
+        assert "run its command again" in line or "run_dir=" in line
+        return
+    assert (code, numbers) == (0, world.numbers["run"]), errors
+    assert path.exists()
+    if removed in ("model", "training.json"):
+        assert f"{run / 'training.json'} is missing; training the model again" in errors
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"identity": [1]},
+        {"identity": {"seed": 1}},
+        {"config": {}},
+        {"evaluation": {"tasks": {"jsonl": {"metrics": []}}}},
+        {"trainable_parameters": []},
+        {"method": None},
+    ],
+)
+def test_an_odd_result_of_another_run_is_left_out_of_a_report(world: World, changed: dict[str, Any]) -> None:
+    world.restore()
+    path = world.path(f"{PEFT}/result.json")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["sha256"]
+    write_hashed_json(path, values | changed)  # as another program would write it
+    code, output, errors, _ = world.call("report")
+    assert code == 0 and "Traceback" not in errors, errors
+    assert str(path) in output.replace("\n", "")
+
+
+def _trials(file: str, *, damages: Iterable[str], commands: Iterable[str]) -> list[Trial]:
+    """Return the trials of a file; a run or baseline without a result does not exist, which is no damage."""
+    optional = file.endswith("result.json") and not file.startswith((f"{RUN}/result", ORIGINAL))
+    return [
+        Trial(file, damage, command)
+        for damage in damages
+        for command in commands
+        if not (optional and damage == "missing")
+    ]
 
 
 def _check(world: World, trials: list[Trial]) -> None:
@@ -256,12 +323,12 @@ def _print_table(world: World, files: list[str], *, every: bool, show: bool) -> 
     """Run all trials of some files, print the counts, and return whether all outcomes are fine."""
     counts: dict[str, Counter[str]] = {}
     for file in files:
-        for damage in DAMAGES if every else MAIN_DAMAGES:
-            for command in COMMANDS if every else FILES[file]:
-                outcome, printed = run_trial(world, Trial(file, damage, command))
-                counts.setdefault(command, Counter())[outcome] += 1
-                if (show and outcome != "unaffected") or outcome not in FINE:
-                    print(f"{file} {damage} {command}: {outcome}\n    {printed.strip()[-700:]}", flush=True)
+        damages, commands = (DAMAGES, COMMANDS) if every else (MAIN_DAMAGES, FILES[file])
+        for trial in _trials(file, damages=damages, commands=commands):
+            outcome, printed = run_trial(world, trial)
+            counts.setdefault(trial.command, Counter())[outcome] += 1
+            if (show and outcome != "unaffected") or outcome not in FINE:
+                print(f"{' '.join(trial)}: {outcome}\n    {printed.strip()[-700:]}", flush=True)
     kinds = [
         *FINE,
         *sorted({kind for counter in counts.values() for kind in counter} - set(FINE) | {"traceback", "silent"}),
