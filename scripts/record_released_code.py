@@ -39,7 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 MODES = (0, 2, 4, 5, 6)
 RANK, HIDDEN, WORDS, SEED = 3, 32, 48, 2024
 PROMPT_LIMIT, ANSWER_LIMIT = 16, 8
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "vocab_size": WORDS + 3,
     "hidden_size": HIDDEN,
     "intermediate_size": 40,
@@ -51,7 +51,7 @@ LLAMA = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "max_input_length": PROMPT_LIMIT,
     "max_output_length": ANSWER_LIMIT,
     "device": "cpu",
@@ -220,7 +220,8 @@ def run_mode(
     loss.backward()
     answers = batch["labels"] != -100
     tensors["logits"] = logits[answers]
-    tensors |= {f"gradients.{name}": value.grad for name, value in trainables(model).items()}
+    gradients = {name: value.grad for name, value in trainables(model).items()}
+    tensors |= {f"gradients.{name}": value for name, value in gradients.items() if value is not None}
     answer = model.forward_from_hidden_state_with_gate if mode else model.forward
     entry = {"loss": float(loss), "answers": [answer(example["input"], ANSWER_LIMIT) for example in examples[:11]]}
     trained, steps = run_training(mode, folder, data)
@@ -240,7 +241,7 @@ def collate(tokenizer: Any, examples: list[dict[str, str]]) -> dict[str, torch.T
     from load_dataset import DataCollator, tokenize_function  # the released code
 
     rows = [tokenize_function(example, tokenizer, PROMPT_LIMIT, ANSWER_LIMIT) for example in examples]
-    return DataCollator(tokenizer.pad_token_id or tokenizer.eos_token_id)(rows)  # type: ignore[no-any-return]
+    return DataCollator(tokenizer.pad_token_id or tokenizer.eos_token_id)(rows)
 
 
 def loss_of(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -297,7 +298,7 @@ def run_training(mode: int, folder: Path, data: Path) -> tuple[dict[str, torch.T
         mock.patch.object(sys, "argv", ["train.py"]),
     ):
         trained = runpy.run_path(str(Path(sys.path[0]) / "train.py"), run_name="__main__")["siamese_model"]
-    last = TRAINING["num_epochs"] - 1  # type: ignore[operator]
+    last = TRAINING["num_epochs"] - 1
     lines = (folder / f"dataset_out/mode{mode}/data_test_{last}.json").read_text().splitlines()
     answers = [json.loads(line)["answer"] for line in lines]
     found = {f"before.{name}": value for name, value in started[0].items()}
@@ -314,7 +315,12 @@ def share_of_half_gates(folder: Path, examples: list[dict[str, str]]) -> float:
     model.train()
     gates: list[torch.Tensor] = []
     sigmoid = torch.sigmoid
-    with mock.patch.object(torch, "sigmoid", lambda value: gates.append(sigmoid(value)) or gates[-1]):
+
+    def recorded(logit: torch.Tensor) -> torch.Tensor:
+        gates.append(sigmoid(logit))
+        return gates[-1]
+
+    with mock.patch.object(torch, "sigmoid", recorded):
         for _ in range(20):
             loss_of(model, batch)
     return float(torch.cat([gate.flatten() for gate in gates]).eq(0.5).float().mean())

@@ -7,6 +7,7 @@ import torch
 
 from imsm.data.batching import collate_training, micro_batches
 from imsm.data.tokenization import TokenizedExample
+from imsm.distributed.context import DistributedContext
 from imsm.models.adapters.base import TrainingCallbacks
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
 from imsm.models.siamese.model import SiameseOutput
@@ -25,11 +26,10 @@ def train_step(
     groups_per_step: int = 1,
     hidden_state_cache: HiddenStateCache | None = None,
 ) -> dict[str, float]:
-    """Run one optimizer step; its loss is the sum over groups of their mean loss per answer token.
+    """Run one optimizer step and return its metrics.
 
-    The sum is divided by ``groups_per_step``. ``batch`` has the groups of the global batch, the same in every
-    process; each takes its share of them in micro-batches. Without a cache the original stream is run. Return the
-    global batch's metrics.
+    ``batch`` has the groups of the global batch, the same in every process; each takes its share in micro-batches.
+    The loss is the sum over groups of their mean per answer token, divided by ``groups_per_step``.
 
     Raises:
         NonFiniteError: The loss or the gradient norm is not finite; nothing was updated.
@@ -37,9 +37,7 @@ def train_step(
     """
     rates = engine.learning_rates()  # before the step, which advances the LR scheduler
     answer_tokens = sum(map(_answer_tokens, batch))
-    rank, world_size = engine.dist_context.rank, engine.dist_context.world_size
-    split = {"micro_batch_size": micro_batch_size, "rank": rank, "world_size": world_size}
-    parts = [(micro, group) for group in batch for micro in micro_batches(group, **split)]
+    parts = _parts(batch, micro_batch_size=micro_batch_size, context=engine.dist_context)
     loss = auxiliary_loss = gate_mean = divergence = 0.0
     has_auxiliary = has_gate = has_divergence = False
     for number, (micro, group) in enumerate(parts, start=1):
@@ -47,7 +45,7 @@ def train_step(
         examples = micro or group[:1]
         inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
         divisor = _answer_tokens(group) * groups_per_step
-        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, answer_tokens=divisor)
+        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, divisor=divisor)
         micro_loss = output.loss
         assert micro_loss is not None
         loss += micro_loss.item() if micro else 0.0
@@ -67,7 +65,7 @@ def train_step(
             has_divergence = True
             divergence += output.divergence.item() if micro else 0.0
     loss, auxiliary_loss, gate_mean, divergence = engine.all_reduce_sum([loss, auxiliary_loss, gate_mean, divergence])
-    # checked on the reduced loss, so that all processes raise, and before anything is updated
+    # the reduced loss, so that all processes raise, before anything is updated
     if not math.isfinite(loss + auxiliary_loss):
         raise NonFiniteError(f"the loss of step {step} is {loss + auxiliary_loss}")
     norm = _optimizer_step(engine, callbacks, step)
@@ -77,6 +75,14 @@ def train_step(
     metrics |= {"auxiliary_loss": auxiliary_loss} if has_auxiliary else {}
     metrics |= {"kl_to_original": divergence} if has_divergence else {}
     return metrics | ({"gate_mean": gate_mean} if has_gate else {})
+
+
+def _parts(
+    batch: Sequence[Sequence[TokenizedExample]], *, micro_batch_size: int, context: DistributedContext
+) -> list[tuple[Sequence[TokenizedExample], Sequence[TokenizedExample]]]:
+    """Return this process's micro-batches, each with the group that it is from."""
+    split = {"micro_batch_size": micro_batch_size, "rank": context.rank, "world_size": context.world_size}
+    return [(micro, group) for group in batch for micro in micro_batches(group, **split)]
 
 
 def _answer_tokens(examples: Sequence[TokenizedExample]) -> int:
@@ -89,12 +95,12 @@ def _forward(
     *,
     engine: Engine,
     callbacks: TrainingCallbacks | None,
-    answer_tokens: int,
+    divisor: int,
 ) -> SiameseOutput:
     if callbacks is not None:
         types = torch.tensor([example.task_type for example in examples], device=engine.device)
         callbacks.before_forward(inputs["attention_mask"], types)
-    return engine.forward(**inputs, num_items_in_batch=answer_tokens)
+    return engine.forward(**inputs, num_items_in_batch=divisor)
 
 
 def _optimizer_step(engine: Engine, callbacks: TrainingCallbacks | None, step: int) -> float:

@@ -130,6 +130,7 @@ def train(
     """
     batches, size = batch_plan.batches(examples), batch_plan.micro_batch_size
     options: dict[str, Any] = {"engine": engine, "micro_batch_size": size, "pad_id": pad_id}
+    step_options = {**options, "callbacks": callbacks, "groups_per_step": batch_plan.groups_per_step}
     # dropout must differ between processes; a resume overwrites this with the checkpoint's own state
     rank, seed = engine.dist_context.rank, batch_plan.seed
     torch.manual_seed(hash((seed, rank)) if rank else seed)
@@ -146,14 +147,7 @@ def train(
                 cache = _get_cache(get_hidden_state_cache, shutdown, checkpoint_manager, state)
                 started += time.monotonic() - called
             with _step_errors(checkpoint_manager, state, micro_batch_size=size):
-                metrics = train_step(
-                    batch,
-                    step=step,
-                    callbacks=callbacks,
-                    groups_per_step=batch_plan.groups_per_step,
-                    hidden_state_cache=cache,
-                    **options,
-                )
+                metrics = train_step(batch, step=step, hidden_state_cache=cache, **step_options)
             seconds = initial.seconds + time.monotonic() - started
             tokens = state.tokens + sum(map(_num_tokens, chain.from_iterable(batch)))
             state = TrainingState(step=step, seconds=seconds, tokens=tokens, loss=metrics["loss"])
