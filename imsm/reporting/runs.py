@@ -5,7 +5,7 @@ Scores are compared only if they are of the same examples under the same protoco
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from imsm.evaluation.result import FILE, read_result, result_error
 from imsm.reporting.training_log import training_log_error
 from imsm.utils.errors import UserError
 from imsm.utils.messages import format_value
+from imsm.utils.trust import METRICS, check_trusted
 
 BASELINE = "baseline"
 """`method` of a training-free baseline's result."""
@@ -78,11 +79,16 @@ class ComparedRun:
         """Read a task's predictions; None if the task was not evaluated.
 
         Raises:
-            UserError: They are missing, damaged, or not those that `result.json` was computed from.
+            UserError: They are missing, damaged, or not those that `result.json` was computed from, or a metric of
+                the task is not trusted.
         """
         entry = self.task_result(task)
         if not entry:
             return None
+        # here, so that a report leaves out a foreign run next to its own instead of failing
+        modules = self.result["config"].get("metrics", {})
+        for name in modules.keys() & entry.get("metrics", {}).keys():
+            check_trusted(modules[name], within=METRICS, key=f"config.metrics.{name}", source=self.folder / FILE)
         test_set, sha256 = entry.get("test_set", ""), entry.get("predictions_sha256")
         return read_predictions(self.folder, task=task, test_set=test_set, sha256=sha256)
 
@@ -182,6 +188,12 @@ def find_comparable_runs(runs_root: Path, result: Result) -> list[tuple[dict[str
 def baselines_of(folder: Path) -> list[ComparedRun]:
     """Return a run's evaluated training-free baselines, sorted by name."""
     return with_labels(_read_results(sorted(folder.glob(f"baselines/*/{FILE}"))))
+
+
+def comparable_baselines(run: ComparedRun, focus: Result) -> list[ComparedRun]:
+    """Return another run's evaluated baselines that are comparable with a result, with the run in their labels."""
+    found = _comparable_part(baselines_of(run.folder), focus)
+    return [replace(baseline, label=f"{baseline.label} on {run.label}") for baseline in found]
 
 
 def seeds_of(runs_root: Path, result: Result) -> dict[int, Result]:
