@@ -20,6 +20,9 @@ from imsm.pipeline.plan.plan import make_plan
 from imsm.pipeline.start import start_run
 from imsm.training import trainer
 from imsm.utils.errors import UserError
+from imsm.utils.json_files import write_hashed_json
+from imsm.utils.manifest import write_manifest
+from imsm.utils.run_dir import MODEL_HASH, RunDir, read_training
 from tests.helpers.config import config
 from tests.helpers.word_run import interrupt_at, run_words, word_overrides
 from tests.models.siamese.tiny import ATTENTION, tiny_siamese
@@ -115,6 +118,11 @@ def test_a_changed_adapter_is_rejected(word_files: Path, source: Path, tmp_path:
     given = ("peft.lora_dropout=0.3", f"frozen_adapter={copy}", "trainer.num_epochs=1")
     run(word_files, tmp_path, *given)
     save_file({n: v + 1 for n, v in load_file(copy / ADAPTER).items()}, copy / ADAPTER)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: changed since it was saved"):
+        run(word_files, tmp_path, *given)
+    # as after another training of the adapter
+    trained = RunDir(copy)
+    write_hashed_json(trained.trained, read_training(trained) | {MODEL_HASH: write_manifest(trained.model)})
     with pytest.raises(UserError, match="the frozen adapter changed since this run started"):
         run(word_files, tmp_path, *given)
 
