@@ -16,6 +16,7 @@ from imsm.models.backbones.loading import disable_dropout, load_backbone
 from imsm.models.builder import wrap_backbone
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.query_pooling import POOLINGS
 from imsm.utils.errors import UserError
 from imsm.utils.options import load_option
 
@@ -47,11 +48,13 @@ def get_siamese_model(
         seed: seed of the initial values of adapter and gate; the global random state is unchanged.
 
     Raises:
-        UserError: the model or the adapter method is unsuitable, or an unknown gate.
+        UserError: the model or the adapter method is unsuitable, or an unknown gate or pooling.
     """
     config = _causal_config(peft_config)
-    backbone = _load(model)
     arguments, default_pooling = _gate_arguments(gate)
+    if pooling not in (None, *POOLINGS):
+        raise UserError(f"pooling={pooling!r}: unknown; choose from {', '.join(POOLINGS)}")
+    backbone = _load(model)
     devices = [backbone.device] if backbone.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         return wrap_backbone(

@@ -219,6 +219,8 @@ def test_unsuitable_arguments_are_one_clear_error(backbone: str) -> None:
             imsm.get_siamese_model(*arguments)
     with pytest.raises(UserError, match=r"gate=qurey.*query"):
         imsm.get_siamese_model(backbone, lora(), gate="qurey")
+    with pytest.raises(UserError, match="pooling='sum'"):
+        imsm.get_siamese_model(backbone, lora(), pooling="sum")
 
 
 @pytest.mark.parametrize(

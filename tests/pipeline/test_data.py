@@ -136,16 +136,16 @@ def test_examples_fit_into_the_positions_of_the_backbone(tmp_path: Path) -> None
     tokenizer = load_tokenizer(name_or_path=str(backbone))
     assert len(tokenized_training_set(run, tokenizer)[0]) == 2
 
-    (backbone / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 32}))
+    (backbone / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 31}))
     kept, record = tokenized_training_set(run, tokenizer)
     assert (len(kept), record["dropped"]) == (1, 1)
-    with pytest.raises(UserError, match=r"data\.max_prompt_tokens=28"):
+    with pytest.raises(UserError, match=r"data\.max_prompt_tokens=27"):
         data.load_eval_sets(run, tokenizer)
-    assert any("data.max_prompt_tokens=28 would fit" in note for note in make_plan(run).notes)
+    assert any("data.max_prompt_tokens=27 would fit" in note for note in make_plan(run).notes)
 
     virtual = config("peft=prompt_tuning", "method=peft", *run_arguments(backbone))
-    assert data.max_positions(virtual) == 32 - virtual.peft.arguments()["num_virtual_tokens"]
-    assert data.max_positions(config("method=original", *run_arguments(backbone))) == 32
+    assert data.max_positions(virtual) == 31 - virtual.peft.arguments()["num_virtual_tokens"]
+    assert data.max_positions(config("method=original", *run_arguments(backbone))) == 31
 
 
 def run_arguments(backbone: Path) -> list[str]:
