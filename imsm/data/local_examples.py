@@ -71,7 +71,7 @@ def load_local(
     elif _is_ready(task, file):
         rows = range(count_rows(file)) if test_share is None else _shared_rows(file, _stamp(file), test_share)[role]
         chosen = {rows[index] for index in chosen_indices(len(rows), limit)}
-        examples = list(_ready_examples(file, split=role, chosen=chosen))
+        examples = list(_ready_examples(file, split=role, chosen=chosen, total=len(rows)))
     else:
         # the number of examples is known only after all rows are converted
         indices = chosen_indices(sum(1 for _ in stream()), limit)
@@ -119,14 +119,18 @@ def _is_ready(task: Task, file: Path) -> bool:
         raise UserError(f"{file}, {first.location}: {error}") from error
 
 
-def _ready_examples(file: Path, *, split: str, chosen: Collection[int] | None = None) -> Iterator[Example]:
-    for index, (prompt, golds, turns) in _contents(file, chosen=chosen):
+def _ready_examples(
+    file: Path, *, split: str, chosen: Collection[int] | None = None, total: int | None = None
+) -> Iterator[Example]:
+    for index, (prompt, golds, turns) in _contents(file, chosen=chosen, total=total):
         yield Example(id=f"jsonl/{split}/{index}", prompt=prompt, golds=golds, turns=turns)
 
 
-def _contents(file: Path, *, chosen: Collection[int] | None = None) -> Iterator[tuple[int, Content]]:
-    """Yield index and content of the rows; print once what was read."""
-    row_format, keys, total = None, set[str](), 0
+def _contents(
+    file: Path, *, chosen: Collection[int] | None = None, total: int | None = None
+) -> Iterator[tuple[int, Content]]:
+    """Yield index and content of all rows or of the chosen ones of ``total``; print once what was read."""
+    row_format, keys, num_read = None, set[str](), 0
     for row in iter_rows(file, chosen=chosen):
         try:
             row_format = require_format(row.value, row_format)
@@ -134,12 +138,12 @@ def _contents(file: Path, *, chosen: Collection[int] | None = None) -> Iterator[
         except UserError as error:
             raise UserError(f"{file}, {row.location}: {error}") from error
         keys |= row.value.keys()
-        total += 1
+        num_read += 1
         yield row.position, content
     if row_format is not None and file not in _announced:
         _announced.add(file)
         unused = sorted(map(str, keys - row_format.all_keys))
-        number = f"{total:,}" if chosen is None else f"{total:,} of {count_rows(file):,}"
+        number = f"{num_read:,}" if total is None else f"{num_read:,} of {total:,}"
         _announce(f"data: {file}: {number} rows with {row_format}{_named(unused)}")
 
 

@@ -105,7 +105,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(stream, start=1):
                 # editors on Windows write a byte order mark
                 text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-                if not text.isspace() and text:
+                if text and not text.isspace():
                     yield number, text
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error

@@ -11,6 +11,7 @@ r"""Formats of ready-made examples: the keys of a row determine its prompt and i
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from imsm.data.example import Turn
@@ -52,13 +53,15 @@ def find_format(row: Any) -> RowFormat | None:
     Raises:
         UserError: The row has the keys of several formats.
     """
-    if not isinstance(row, Mapping):
-        return None
-    matches = [known for known in FORMATS if all(key in row for key in known.keys)]
+    return _format_of(tuple(row)) if isinstance(row, Mapping) else None
+
+
+# the rows of a file have the same keys
+@lru_cache(maxsize=128)
+def _format_of(row_keys: tuple[str, ...]) -> RowFormat | None:
+    matches = [known for known in FORMATS if set(known.keys) <= set(row_keys)]
     # Alpaca's rows contain input and output as well
-    found = [
-        one for one in matches if not any(one is not other and one.all_keys < other.all_keys for other in matches)
-    ]
+    found = [one for one in matches if not any(one.all_keys < other.all_keys for other in matches)]
     if len(found) > 1:
         raise UserError(f"has the keys {', and '.join(map(str, found))}; keep those of one format")
     return found[0] if found else None

@@ -2,8 +2,8 @@
 
     python -m scripts.bench.large_inputs [--rows N]     # some minutes and 2 GB in the temporary folder
 
-Writes `benchmarks/results/large_inputs.json`. Each row is measured in a new process: seconds, and peak memory above
-that of the process before it (imports). Limits are those that the documentation states.
+Writes `benchmarks/results/large_inputs.json`. Each row is measured in a new process: seconds of the clock and of
+the processor (a busy machine has more of the former), and peak memory above that of the imports.
 """
 
 from __future__ import annotations
@@ -151,13 +151,15 @@ WORK: dict[str, Work] = {
 
 def measured(name: str, folder: Path, rows: int) -> dict[str, Any]:
     """Run one piece of work; return its seconds and MB, or those that it reports."""
-    base, started = _peak(), time.perf_counter()
+    base, started, cpu = _peak(), time.perf_counter(), time.process_time()
     found = WORK[name](folder, rows) or {}
-    record = {"name": name, "seconds": round(time.perf_counter() - started, 2), "mb": round(_peak() - base)} | found
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    record = {"name": name, "seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "mb": round(_peak() - base)}
+    record |= found
     if name in LIMITS:
-        seconds, megabytes = LIMITS[name]
-        record["limit"] = {"seconds": seconds, "mb": megabytes}
-        record["met"] = record["seconds"] <= seconds and record["mb"] <= megabytes
+        most_seconds, most_mb = LIMITS[name]
+        record["limit"] = {"seconds": most_seconds, "mb": most_mb}
+        record["met"] = record["seconds"] <= most_seconds and record["mb"] <= most_mb
     return record
 
 

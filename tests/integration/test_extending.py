@@ -102,7 +102,7 @@ def test_all_five_run_together(config_dir: Path) -> None:
 TOWNS = {"Brivi": "Eldan", "Eldan": "Brivi"}
 
 
-@pytest.mark.parametrize("backbone", ["my_model", "mini"])
+@pytest.mark.parametrize("backbone", [pytest.param("my_model", marks=pytest.mark.slow), "mini"])
 def test_a_custom_module_reads_a_local_folder(
     config_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
 ) -> None:

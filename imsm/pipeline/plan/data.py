@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
+from heapq import heappush, heapreplace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -195,11 +195,8 @@ def _sample(examples: Iterable[Example]) -> tuple[int, list[Example], list[Examp
     longest_prompts, longest_answers = list[tuple[int, int, Example]](), list[tuple[int, int, Example]]()
     for number, example in enumerate(examples):
         total = number + 1
-        heappush(longest_prompts, (len(example.prompt), number, example))
-        heappush(longest_answers, (len(example.golds[0]), number, example))
-        if total > _NUM_LONGEST:
-            heappop(longest_prompts)
-            heappop(longest_answers)
+        _keep_longest(longest_prompts, (len(example.prompt), number, example))
+        _keep_longest(longest_answers, (len(example.golds[0]), number, example))
         if total <= _SAMPLE_SIZE:
             sample.append(example)
         # every example is in the sample with the same probability
@@ -217,6 +214,13 @@ def _load_tokenizer(path: Path) -> Tokenizer:
     # of no other type: tokenizers raises Exception itself
     except Exception as error:
         raise UserError(f"{path}: is damaged ({first_line(error)}); copy or download the file again") from error
+
+
+def _keep_longest(heap: list[tuple[int, int, Example]], entry: tuple[int, int, Example]) -> None:
+    if len(heap) < _NUM_LONGEST:
+        heappush(heap, entry)
+    elif entry[0] > heap[0][0]:
+        heapreplace(heap, entry)
 
 
 def _count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
