@@ -68,8 +68,11 @@ class Stop:
         return found
 
 
-def stop(command: list[str], runs: Path, *, delay: float, number: int) -> Stop:
-    """Start a command with ``runs`` as the runs root, and send it a signal after ``delay`` seconds."""
+def stop(command: list[str], runs: Path, *, delay: float, number: int, from_handlers: bool = False) -> Stop:
+    """Start a command with ``runs`` as the runs root, and send it a signal after ``delay`` seconds.
+
+    With ``from_handlers`` the delay begins when the process has installed its handlers, whatever the machine's load.
+    """
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
     environment = os.environ | {"IMSM_RUNS": str(runs), MARK: mark}
     with tempfile.TemporaryFile("w+") as output:
@@ -77,6 +80,8 @@ def stop(command: list[str], runs: Path, *, delay: float, number: int) -> Stop:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=environment, start_new_session=True, preexec_fn=_default_signals
         )
+        while from_handlers and process.poll() is None and not _handles_signals(process.pid):
+            time.sleep(0.001)
         time.sleep(delay)
         process.send_signal(number)
         code = process.wait(_TIMEOUT)
@@ -85,6 +90,15 @@ def stop(command: list[str], runs: Path, *, delay: float, number: int) -> Stop:
             time.sleep(0.1)
         output.seek(0)
         return Stop(number=number, delay=delay, code=code, output=output.read(), processes=list(left))
+
+
+def _handles_signals(pid: int) -> bool:
+    """Return whether a process has a handler for SIGTERM."""
+    try:
+        (mask,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    except (OSError, ValueError):
+        return False
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _default_signals() -> None:

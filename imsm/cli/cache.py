@@ -9,6 +9,7 @@ import shutil
 import time
 from pathlib import Path
 
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import UserError
 from imsm.utils.files import file_lock
 from imsm.utils.formatting import format_bytes
@@ -38,6 +39,7 @@ def main(arguments: list[str]) -> None:
 def _list() -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from imsm.training.hidden_state_store import caches_dir, folder_size
 
@@ -47,7 +49,8 @@ def _list() -> None:
         table.add_column(title, no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     for folder in folders:
-        table.add_row(folder.name[:8], *_cells(folder), format_bytes(folder_size(folder)))
+        cells = [folder.name[:8], *_cells(folder), format_bytes(folder_size(folder))]
+        table.add_row(*(Text(escape_controls(cell)) for cell in cells))
     console = Console()
     if folders:
         (console if console.is_terminal else Console(width=120)).print(table)

@@ -69,9 +69,7 @@ def write_figures(folder: Path, sections: Sequence[Section]) -> dict[str, bytes]
         figure.draw().savefig(stream, format="png", dpi=_DPI, metadata={"Software": None, "Title": figure.alt})
         drawn[figure.name] = stream.getvalue()
         # replaced at once, so that a report never links half a picture
-        temporary = directory / f"{figure.name}.png.tmp"
-        temporary.write_bytes(drawn[figure.name])
-        temporary.replace(directory / f"{figure.name}.png")
+        write_atomic(directory / f"{figure.name}.png", drawn[figure.name])
     return drawn
 
 

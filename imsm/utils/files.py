@@ -12,8 +12,8 @@ from imsm.utils.errors import UserError
 from imsm.utils.progress import print_above_bar
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary file and rename it to ``path``.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write text (as UTF-8) or bytes to a temporary file and rename it to ``path``.
 
     Raises:
         OSError: The file cannot be written; an existing file is unchanged.
@@ -22,8 +22,8 @@ def write_atomic(path: Path, text: str) -> None:
     # A random part as well, because threads and processes on other hosts may write the same file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             # Otherwise a power failure after the rename can leave an empty file.
             os.fsync(stream.fileno())

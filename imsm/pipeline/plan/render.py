@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from imsm.pipeline.plan.types import MemoryItem, Plan, total
+from imsm.utils.control_characters import escape_controls
 from imsm.utils.formatting import format_bytes
 
 _PIPED_WIDTH = 120
@@ -19,17 +20,17 @@ _ACCURACY = (
 def show_page(plan: Plan, *, trainable: str | None, console: Console | None = None) -> None:
     """Print a complete plan; ``trainable`` is the line with its parameters, None if unknown."""
     console = console or _console()
-    _line(console, f"[bold]plan of {plan.name}[/bold]")
+    _line(console, f"plan of {plan.name}", style="bold")
     _line(console, "nothing is loaded, downloaded or written", style="dim")
     console.print()
     console.print(_table(plan.settings))
     console.print()
     _line(console, trainable or "trainable parameters: unknown")
     for note in plan.notes:
-        _line(console, escape(note), style="dim")
+        _line(console, note, style="dim")
     for title, items in plan.memory.items():
         console.print()
-        _line(console, f"[bold]{title}[/bold]")
+        _line(console, title, style="bold")
         console.print(_memory_table(items, with_total=_is_device_memory(title)))
     if plan.memory:
         _line(console, _ACCURACY, style="dim")
@@ -40,23 +41,23 @@ def show_page(plan: Plan, *, trainable: str | None, console: Console | None = No
     console.print(_table(rows | ({"available": available} if available else {})))
     if plan.start:
         console.print()
-        _line(console, "[bold]start[/bold]")
+        _line(console, "start", style="bold")
     for line in plan.start:
-        _line(console, escape(line))
+        _line(console, line)
 
 
 def show_block(plan: Plan, *, trainable: str | None, console: Console | None = None) -> None:
     """Print the numbers that differ between the jobs of a sweep; see `show_page`."""
     console = console or _console()
-    _line(console, f"[bold]{plan.name}[/bold]")
+    _line(console, plan.name, style="bold")
     _line(console, f"  {trainable or 'trainable parameters: unknown'}")
     for title, items in plan.memory.items():
         if _is_device_memory(title):
             _line(console, f"  {title}: {_format_total(items)}")
     _line(console, f"  steps: {plan.steps}")
-    _line(console, f"  time: {escape(plan.time)}")
+    _line(console, f"  time: {plan.time}")
     for note in plan.notes:
-        _line(console, f"  {escape(note)}", style="dim")
+        _line(console, f"  {note}", style="dim")
     _line(console, f"  to download: {'; '.join(_missing(plan)) or 'nothing'}")
 
 
@@ -64,7 +65,7 @@ def _memory_table(items: list[MemoryItem], *, with_total: bool) -> Table:
     table = _table({}, numbers=True)
     for item in items:
         size = "unknown" if item.size is None else format_bytes(item.size)
-        table.add_row(item.name, size, f"{'exact' if item.exact else 'estimate'}: {item.basis}")
+        table.add_row(item.name, size, Text(f"{'exact' if item.exact else 'estimate'}: {item.basis}"))
     if with_total:
         table.add_row("total", _format_total(items), "")
     return table
@@ -95,13 +96,13 @@ def _table(rows: Mapping[str, str], *, numbers: bool = False) -> Table:
         table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows.items():
-        table.add_row(name, escape(text))
+        table.add_row(name, Text(escape_controls(text)))
     return table
 
 
 def _line(console: Console, text: str, *, style: str = "") -> None:
-    """Print a line without wrapping, so that programs can parse it."""
-    console.print(text, style=style, highlight=False, soft_wrap=True)
+    """Print a line without wrapping, so that programs can parse it; brackets in names are no markup."""
+    console.print(escape_controls(text), style=style, highlight=False, soft_wrap=True, markup=False)
 
 
 def _console() -> Console:

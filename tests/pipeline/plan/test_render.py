@@ -12,18 +12,18 @@ from imsm.pipeline.plan.types import DownloadItem, MemoryItem, Plan, total
 
 GPU = [
     MemoryItem(name="weights", size=16_060_000_000, basis="bfloat16", exact=True),
-    MemoryItem(name="activations", size=2_000_000, basis="4 examples"),
+    MemoryItem(name="activations", size=2_000_000, basis="4 examples of [/x]"),
 ]
 PLAN = Plan(
-    name="run-1",
+    name="run-[1]",
     settings={"backbone": "llama3: revision [main]"},
     trainable={"adapter": 2, "gate": 1},
-    notes=["a note"],
+    notes=["a [bold]note"],
     memory={"memory per GPU, training": GPU, "on disk": [MemoryItem(name="cache", size=None, basis="unknown")]},
     steps="10 (1 epoch)",
     evaluation="gsm8k 300",
     downloads=[
-        DownloadItem(name="model a/b", location=None, size=3e9),
+        DownloadItem(name="model a/[b]", location=None, size=3e9),
         DownloadItem(name="dataset c", location="local folder"),
     ],
     start=["torchrun x"],
@@ -39,17 +39,17 @@ def shown(show: Callable[..., None]) -> list[str]:
 def test_a_page_contains_every_part() -> None:
     lines = shown(show_page)
     for line in (
-        "plan of run-1",
+        "plan of run-[1]",
         "backbone llama3: revision [main]",
         "trainable parameters: 3",
-        "a note",
+        "a [bold]note",
         "weights 16.06 GB exact: bfloat16",
-        "activations 2.0 MB estimate: 4 examples",
+        "activations 2.0 MB estimate: 4 examples of [/x]",
         "total about 16.06 GB",
         "cache unknown estimate: unknown",
         "steps 10 (1 epoch)",
         "examples gsm8k 300",
-        "to download model a/b, about 3.00 GB",
+        "to download model a/[b], about 3.00 GB",
         "available dataset c: local folder",
         "torchrun x",
     ):
@@ -58,12 +58,13 @@ def test_a_page_contains_every_part() -> None:
 
 def test_a_block_contains_only_what_differs_between_jobs() -> None:
     assert shown(show_block) == [
-        "run-1",
+        "run-[1]",
         "trainable parameters: 3",
         "memory per GPU, training: about 16.06 GB",
         "steps: 10 (1 epoch)",
-        "a note",
-        "to download: model a/b, about 3.00 GB",
+        "time: unknown: the architecture is unknown",
+        "a [bold]note",
+        "to download: model a/[b], about 3.00 GB",
     ]
 
 
