@@ -16,7 +16,7 @@ from imsm.reporting.paired_comparison import (
     compute_retention,
     score_interval,
 )
-from imsm.reporting.runs import ComparedRun, baselines_of, build_comparison_set, headline
+from imsm.reporting.runs import ComparedRun, build_comparison_set, comparable_baselines, headline
 from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint, matching_baselines, tradeoff_curves, tradeoff_points
 
 REFERENCES = ("original", "peft")
@@ -32,6 +32,7 @@ class ReportData:
 
     runs: list[ComparedRun]
     baselines: list[ComparedRun]
+    peft_baselines: list[ComparedRun]  # baselines of the compared PEFT run
     seeds: dict[str, dict[int, Mapping[str, Any]]]
     target: str | None  # the task that was learned, if it was evaluated
     tasks: list[str]  # all tasks, the target first
@@ -117,13 +118,21 @@ class ReportData:
 
     @cached_property
     def points(self) -> list[TradeoffPoint]:
-        """Trade-off points of runs and baselines; none without an original and a PEFT run."""
+        """Trade-off points of runs and own baselines; none without an original and a PEFT run."""
+        return self._points(self.baselines)
+
+    @cached_property
+    def peft_points(self) -> list[TradeoffPoint]:
+        """Trade-off points of runs and of the PEFT run's baselines."""
+        return self._points(self.peft_baselines) if self.peft_baselines else []
+
+    def _points(self, baselines: Sequence[ComparedRun]) -> list[TradeoffPoint]:
         if self.target is None or not {"original", "peft"} <= self.by_method.keys():
             return []
         # the interval, not the estimate: a share of a gain by chance means nothing
         found = [c for c in self.comparisons if (c.task, c.reference) == (self.target, "original")]
         peft = self.by_method["peft"].label
-        runs = [*self.runs, *self.baselines]
+        runs = [*self.runs, *baselines]
         every = self._all_retentions
         return tradeoff_points(
             runs,
@@ -142,7 +151,14 @@ class ReportData:
     @cached_property
     def matches(self) -> dict[str, list[str]]:
         """The training-free baselines at least as good as each run, by its label."""
-        return matching_baselines(self.points, self.curves)
+        own = matching_baselines(self.points, self.curves)
+        peft = self.by_method.get("peft")
+        if peft is None or not self.peft_points:
+            return own
+        found = matching_baselines(self.peft_points, tradeoff_curves(self.peft_points))
+        suffix = f" on {peft.label}"
+        on_peft = {run: [name.removesuffix(suffix) + suffix for name in names] for run, names in found.items()}
+        return {run: [*own.get(run, []), *on_peft.get(run, [])] for run in {**own, **on_peft}}
 
     # points need the baselines too, and forgetting tests in another selection than `retentions`
     @cached_property
@@ -152,7 +168,7 @@ class ReportData:
             (run.label, task): None
             if original is None
             else compute_retention(run, original, task=task, metric=self.metrics[task])
-            for run in [*self.runs, *self.baselines]
+            for run in [*self.runs, *self.baselines, *self.peft_baselines]
             for task in self.tasks
         }
 
@@ -178,9 +194,11 @@ def build_report_data(
     # the target first; the sort is stable, so the tests keep their order
     tasks = sorted(entries, key=lambda name: name != target)
     trained_on = {task for task in tasks for run in runs if run.task_result(task).get("trained_on")}
+    peft = [run for run in runs[:-1] if run.method == "peft"][-1:]
     return ReportData(
         runs=list(runs),
         baselines=list(baselines),
+        peft_baselines=[baseline for run in peft for baseline in comparable_baselines(run, runs[-1].result)],
         seeds=dict(seeds or {}),
         target=target,
         tasks=tasks,
@@ -191,8 +209,8 @@ def build_report_data(
 
 def baselines_as_good(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> list[str] | None:
     """Return the training-free baselines at least as good as a run; None if none were evaluated."""
-    if not baselines_of(folder):
-        return None
     found = build_comparison_set(folder, result, runs_root=runs_root)
     data = build_report_data(found.runs, found.baselines)
+    if not data.baselines and not data.peft_baselines:
+        return None
     return data.matches.get(data.focus.label, [])

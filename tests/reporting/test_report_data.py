@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from imsm.reporting.report_data import ReportData, build_report_data
+from imsm.evaluation.result import write_result
+from imsm.reporting.report_data import ReportData, baselines_as_good, build_report_data
 from imsm.reporting.runs import runs_to_compare
-from tests.reporting.factories import evaluate_on_other_examples, report_data
+from tests.reporting.factories import evaluate_on_other_examples, report_data, section, write_run
 
 
 def test_the_target_is_first_and_every_task_is_common(data: ReportData) -> None:
@@ -69,3 +71,20 @@ def test_the_original_alone_has_no_pairs_and_no_points(runs: dict[str, Any]) -> 
     folder, record, _ = runs["original"]
     data = build_report_data(runs_to_compare(folder, record, runs_root=runs["root"]))
     assert data.pairs == [] and data.points == [] and data.curves == []
+
+
+def test_baselines_of_the_peft_run_are_compared_with_imsm(runs: dict[str, Any]) -> None:
+    folder, record, _ = runs["imsm"]
+    peft_folder, peft, _ = runs["peft"]
+    scaled = json.loads(json.dumps(peft)) | {"method": "baseline", "name": "adapter_scale"}
+    scaled["config"]["baseline"] = scaled["identity"]["baseline"] = {"name": "query_router", "value": None}
+    baseline_folder = peft_folder / "baselines" / "query_router"
+    # the scores of IMSM itself
+    write_run(baseline_folder, scaled | {"method": "imsm"}, 2)
+    write_result(baseline_folder, scaled)
+    _, data = report_data(runs)
+    assert [run.label for run in data.peft_baselines] == ["query router on peft"]
+    assert data.matches["imsm"][-1:] == ["query router on peft"]
+    assert "query router on peft" in (baselines_as_good(folder, record, runs_root=runs["root"]) or [])
+    rows = section(data, "baselines").table
+    assert rows is not None and rows.column("run")[-1] == "query router on peft"

@@ -49,15 +49,16 @@ def build_tradeoff(data: ReportData) -> Section | None:
 
 def build_baselines(data: ReportData) -> Section | None:
     """Build the section with the scores of baselines, or None without baselines."""
-    if not data.baselines:
+    baselines = [*data.baselines, *data.peft_baselines]
+    if not baselines:
         return None
     text = (
         "What both streams, or the adapter alone, achieve without a trained gate. The oracle router is given the task "
         "and retains everything by construction: it is an upper bound, not a method."
     )
-    points = {point.label: point for point in data.points}
+    points = {point.label: point for point in [*data.points, *data.peft_points]}
     records = []
-    for run in [*data.runs, *data.baselines]:
+    for run in [*data.runs, *baselines]:
         record = {"run": run.label}
         record |= {data.name(task): format_number(data.mean(run, [task])) for task in data.tasks}
         record["retention average"] = format_number(data.mean(run, data.forgetting))
@@ -81,7 +82,7 @@ def build_baselines(data: ReportData) -> Section | None:
 def describe_matches(run: str, names: Sequence[str]) -> str:
     """Return the sentence that names baselines at least as good as a run."""
     return (
-        f"Training-free baselines match {run} on this adapter: {', '.join(names)} retain at least as much at no lower "
+        f"Training-free baselines match {run}: {', '.join(names)} retain at least as much at no lower "
         "target score. These results do not support a trained gate."
     )
 
