@@ -102,13 +102,13 @@ class World:
         """Return the arguments of `imsm`."""
         run = str(self.path(RUN))
         return {
-            "run": ["run", *word_overrides(self.root)],
-            "evaluate": ["run", *word_overrides(self.root), "mode=evaluate"],
+            "run": ["run", *word_overrides(self.root, "logger=none")],
+            "evaluate": ["run", *word_overrides(self.root, "logger=none"), "mode=evaluate"],
             "report": ["report", run],
             "baselines": ["baselines", run, "--baselines", "logit_mix,query_router", "--values", "0.5"],
             "predictions": ["predictions", run, "--full", "--output", str(self.root / "predictions.csv")],
             "generate": ["generate", run, "after red comes", "--max-new-tokens", "3", "--device", "cpu"],
-            "compare": ["compare", "method=original,peft,imsm", *word_overrides(self.root)[:-1]],
+            "compare": ["compare", *word_overrides(self.root, "logger=none", method="original,peft,imsm")],
         }[command]
 
     def call(self, command: str) -> tuple[int, str, str, Any]:
@@ -153,7 +153,7 @@ def build_world(root: Path) -> Iterator[World]:
     environment = {"IMSM_RUNS": str(world.root / "runs"), "IMSM_CACHE": str(world.root / "cache")}
     with mock.patch.dict(os.environ, environment), _fast():
         for method in ("original", "peft", "imsm"):
-            assert main(["run", *word_overrides(world.root, method=method)]) == 0
+            assert main(["run", *word_overrides(world.root, "logger=none", method=method)]) == 0
         assert world.call("baselines")[0] == 0
         for folder in ("runs", "cache", "backbone"):
             shutil.copytree(world.root / folder, world.intact / folder)
@@ -215,7 +215,7 @@ def _outcome(name: str, code: int, printed: str, *, same: bool) -> str:
     lines = printed.splitlines()
     errors = [line for line in lines if line.startswith("imsm: ")]
     if code != 0:
-        return "clear error" if len(errors) == 1 and name in errors[0] else "unclear error"
+        return "clear error" if len(errors) == 1 and name in printed else "unclear error"
     if same:
         return "unaffected"
     # a run whose result is missing is listed with its command
@@ -345,4 +345,4 @@ if __name__ == "__main__":
     chosen = [file for file in FILES if not words or any(word in file for word in words)]
     with tempfile.TemporaryDirectory() as temporary, build_world(Path(temporary)) as finished:
         fine = _print_table(finished, chosen, every="--all" in sys.argv, show="--list" in sys.argv)
-        sys.exit(not fine)
+        sys.exit(int(not fine))
