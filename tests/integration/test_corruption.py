@@ -237,7 +237,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield built
 
 
-@pytest.mark.parametrize(("number", "file"), enumerate(FILES), ids=[*FILES])
+@pytest.mark.parametrize(("number", "file"), [*enumerate(FILES)], ids=[*FILES])
 def test_a_damaged_file_is_repaired_named_or_without_effect(world: World, number: int, file: str) -> None:
     commands = FILES[file]
     for k in range(3):
