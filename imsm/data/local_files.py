@@ -117,9 +117,18 @@ def _elements(path: Path) -> list[Any]:
 
 def _parse(text: bytes, location: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_distinct)
     # RecursionError: deeply nested brackets
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{location}: is not JSON ({error}); write one object per line in UTF-8, or one list"
         ) from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # JSON parsers keep the last of equal keys, so that the others would be lost unnoticed
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return row

@@ -23,12 +23,13 @@ def get_str(row: Any, key: str, *, allow_blank: bool = False) -> str:
     """Return the string of ``key``.
 
     Raises:
-        UserError: The key is missing, or the value is not a string or blank.
+        UserError: The key is missing, or the value is not a string, blank, or has half of a character.
     """
     value = get_field(row, key)
     if not isinstance(value, str) or not (allow_blank or value.strip()):
         expected = "a string" if allow_blank else "a non-blank string"
         raise UserError(f"{key}: must be {expected}, not {repr_short(value)}")
+    _check_characters(value, name=key)
     return value
 
 
@@ -44,7 +45,17 @@ def get_answers(value: Any, *, name: str) -> tuple[str, ...]:
     for answer in value:
         if not isinstance(answer, str) or not answer.strip():
             raise UserError(f"{name}: must contain non-blank strings, not {repr_short(answer)}")
+        _check_characters(answer, name=name)
     return tuple(value)
+
+
+def _check_characters(text: str, *, name: str) -> None:
+    # an escape in JSON can be half of a character (\ud83d), which no tokenizer and no file accepts
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise UserError(f"{name}: contains {half}, half of a character; write both halves or remove it") from error
 
 
 def repr_short(value: Any) -> str:

@@ -39,6 +39,7 @@ def test_a_byte_order_mark_and_unusual_line_separators_are_accepted(tmp_path: Pa
         ("test.jsonl", json.dumps(ROWS[0]).encode() + b"\n{'input'\n", r"test\.jsonl, line 2: is not JSON"),
         ("test.json", b"[1,", r"test\.json: is not JSON"),
         ("test.jsonl", b'{"input": "\xff"}', r"test\.jsonl, line 1: is not JSON"),
+        ("test.jsonl", b'{"input": "a", "input": "b"}', "the key 'input' occurs twice"),
         ("test.jsonl", b"[" * 100_000 + b"\n", r"test\.jsonl: is not JSON"),
         ("test.jsonl", b'{"a": ' * 100_000 + b"\n", r"test\.jsonl, line 1: is not JSON"),
         ("test.jsonl.gz", b"{}", r"test\.jsonl\.gz: cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -60,6 +61,14 @@ def test_typed_access() -> None:
         get_field({"b": 1}, "a")
     with pytest.raises(UserError, match=r"must be an object with the key 'a', not 3 \(int\)"):
         get_field(3, "a")
+
+
+def test_half_of_a_character_is_rejected_in_prompts_and_answers() -> None:
+    row = json.loads(r'{"a": "\ud83d", "b": ["\ud83d\ude00", "\udc00"]}')
+    with pytest.raises(UserError, match=r"a: contains \\ud83d"):
+        get_str(row, "a")
+    with pytest.raises(UserError, match=r"b: contains \\udc00"):
+        get_answers(row["b"], name="b")
 
 
 def test_long_values_are_shortened() -> None:
