@@ -102,7 +102,7 @@ def test_an_interrupt_saves_a_checkpoint_that_one_process_resumes(tmp_path: Path
     wait_until(lambda: len(log.read_text().splitlines()) >= step + 2, resumed)
     resumed.send_signal(signal.SIGTERM)
     output = resumed.communicate(timeout=60)[0]
-    assert resumed.returncode == 130, output[-3000:]
+    assert resumed.returncode == 143, output[-3000:]
     assert f"resuming after step {step} of 240" in output
 
 
