@@ -16,7 +16,7 @@ from imsm.reporting.paired_comparison import (
     compute_retention,
     score_interval,
 )
-from imsm.reporting.runs import ComparedRun, build_comparison_set, comparable_baselines, headline
+from imsm.reporting.runs import ComparedRun, baselines_of, build_comparison_set, comparable_baselines, headline
 from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint, matching_baselines, tradeoff_curves, tradeoff_points
 
 REFERENCES = ("original", "peft")
@@ -209,6 +209,10 @@ def build_report_data(
 
 def baselines_as_good(folder: Path, result: Mapping[str, Any], *, runs_root: Path) -> list[str] | None:
     """Return the training-free baselines at least as good as a run; None if none were evaluated."""
+    has_original = isinstance(result["evaluation"].get("original"), dict)
+    # most runs have no baselines, and a comparison reads every run
+    if not has_original or not (baselines_of(folder) or any(runs_root.glob("*/baselines/*/result.json"))):
+        return None
     found = build_comparison_set(folder, result, runs_root=runs_root)
     data = build_report_data(found.runs, found.baselines)
     if not data.baselines and not data.peft_baselines:
