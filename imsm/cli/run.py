@@ -170,7 +170,9 @@ def _sweep_spec(options: Namespace, config_dir: Path | None) -> SweepSpec:
     return spec
 
 
-def _job(options: Namespace, spec: SweepSpec, sweep: SweepDir, config_dir: Path | None) -> Callable[..., float | None]:
+def _job(
+    options: Namespace, spec: SweepSpec, sweep: SweepDir, config_dir: Path | None
+) -> Callable[..., float | list[float] | None]:
     """Return what Hydra calls for each job; nothing is called if Hydra only prints information."""
     if _prints_only(options):
         return lambda cfg: None

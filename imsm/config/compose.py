@@ -129,7 +129,7 @@ class ConfigComposer:
     def without_effect(self, overrides: Sequence[str]) -> list[str]:
         """Return the overrides of a valid run that its method does not use."""
         method = self.compose(overrides).method
-        unused = () if method.stream == "interwoven" else _GATE_ONLY
+        unused: tuple[str, ...] = () if method.stream == "interwoven" else _GATE_ONLY
         unused += () if method.trainable else _TRAINING_ONLY
         parsed = [self._parse(text) for text in overrides]
         return [str(o.input_line) for o in parsed if f"{o.key_or_group}.".startswith(unused)]

@@ -109,10 +109,7 @@ class DataConfig(Task):
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (field, problem) for fields that contradict each other."""
         if self.hub is None and self.target_source().kind != "local":
-            yield (
-                "hub",
-                f"{self.name} is not on the Hub; give data.local_dir=FOLDER with train.jsonl and test.jsonl",
-            )
+            yield ("hub", f"{self.name} is not on the Hub; give data.local_dir=FOLDER with train.jsonl and test.jsonl")
         if self.test_share is not None and self.local_dir is None:
             yield "test_share", "is for local files; give data.local_dir=FOLDER_OR_FILE, or omit it"
 

@@ -147,14 +147,9 @@ def launch_nodes(
             f"engine.hostfile={hostfile}: DeepSpeed's launcher needs pdsh on this machine; install "
             "it, or leave engine.hostfile out to see the torchrun and srun commands"
         )
-    forwarded = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(_FORWARDED) and not any(word in name for word in _SECRET)
-    }
     kept = stop_signals.keeping(f"finished steps are kept in {run_dir}")
     with kept, SignalForwarder() as signals, worker_dir(run_dir) as folder:
-        path = write_settings({**settings, "environment": forwarded}, folder)
+        path = write_settings({**settings, "environment": _forwarded_environment()}, folder)
         command = deepspeed_command(
             path,
             hostfile=hostfile,
@@ -184,3 +179,11 @@ def launch_nodes(
         raise UserError("the run was rejected (see above)")
     if code != 0:
         raise RunError(f"the processes on {nnodes} nodes ended with exit code {code} (see above)")
+
+
+def _forwarded_environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_FORWARDED) and not any(word in name for word in _SECRET)
+    }

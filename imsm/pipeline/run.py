@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import run_identity
 from imsm.config.schema import RunConfig
@@ -32,7 +33,7 @@ from imsm.pipeline.model import load_run_model
 from imsm.pipeline.plan.fit import check_fits
 from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
-from imsm.pipeline.train import frozen_adapter_hash, parent_hash, prepare_training, save_trained
+from imsm.pipeline.train import TrainingSetup, frozen_adapter_hash, parent_hash, prepare_training, save_trained
 from imsm.training.trainer import train
 from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError, first_line
@@ -78,22 +79,9 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         model = None
         if config.method.trainable and not dist_context.run_on_main(lambda: run.is_trained):
             with prepare_training(config, run, parent, tokenizer, device, dist_context) as setup:
-                summary = train(
-                    setup.model,
-                    setup.examples,
-                    engine=setup.engine,
-                    callbacks=setup.callbacks,
-                    batch_plan=setup.batch_plan,
-                    checkpoint_manager=setup.checkpoint_manager,
-                    pad_id=tokenizer.pad_token_id,
-                    log=logger.log if logger else _ignore_metrics,
-                    validation_examples=setup.validation,
-                    get_hidden_state_cache=setup.get_hidden_state_cache,
-                )
-                save_trained(config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context)
+                _train(config, setup, run=run, tokenizer=tokenizer, dist_context=dist_context, logger=logger)
             model = setup.model if dist_context.store is None else None
             del setup  # frees the model that DeepSpeed partitioned, before evaluation loads it again
-
         inputs = EvaluationInputs(
             eval_sets=eval_sets,
             get_model=_model_loader(config, run, model, device=device),
@@ -106,6 +94,30 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         result = evaluate_run(config, inputs, run=run)
         if logger:
             _report(run, result, logger, runs_root=runs_root)
+
+
+def _train(
+    config: RunConfig,
+    setup: TrainingSetup,
+    *,
+    run: RunDir,
+    tokenizer: PreTrainedTokenizerBase,
+    dist_context: DistributedContext,
+    logger: RunLogger | None,
+) -> None:
+    summary = train(
+        setup.model,
+        setup.examples,
+        engine=setup.engine,
+        callbacks=setup.callbacks,
+        batch_plan=setup.batch_plan,
+        checkpoint_manager=setup.checkpoint_manager,
+        pad_id=tokenizer.pad_token_id,
+        log=logger.log if logger else _ignore_metrics,
+        validation_examples=setup.validation,
+        get_hidden_state_cache=setup.get_hidden_state_cache,
+    )
+    save_trained(config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context)
 
 
 def _report(run: RunDir, result: dict[str, Any], logger: RunLogger, *, runs_root: Path) -> None:

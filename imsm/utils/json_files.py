@@ -35,7 +35,7 @@ def read_json(path: Path, *, fix: str, expect: type = dict, shape: Mapping[str, 
     return value
 
 
-def shape_problem(value: Mapping[str, Any], shape: Mapping[str, type]) -> str | None:
+def shape_problem(value: Any, shape: Mapping[str, type]) -> str | None:
     """Return why a mapping lacks a value of ``shape``, the type by dotted key, or None; see `read_json`."""
     for key, expected in shape.items():
         found: Any = value

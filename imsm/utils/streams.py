@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import sys
+from typing import Any
 
 # Characters of reports and messages, for terminals without them.
 _PLAIN = {
@@ -62,10 +63,10 @@ def is_broken_pipe(error: OSError) -> bool:
     return error.errno == errno.EPIPE
 
 
-def _protected(descriptor: int, stream: io.TextIOWrapper | None) -> io.TextIOWrapper:
+def _protected(descriptor: int, stream: Any) -> io.TextIOWrapper:
     if stream is not None:
         stream.flush()
-    buffer = io.BufferedWriter(_Output(descriptor, "w", closefd=False))  # type: ignore[arg-type]
+    buffer = io.BufferedWriter(_Output(descriptor, "w", closefd=False))
     return io.TextIOWrapper(
         buffer,
         encoding=stream.encoding if stream is not None else "utf-8",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import random
@@ -324,5 +323,4 @@ def test_a_row_of_another_shape_is_computed_again(bench: Bench) -> None:
     cache.append({key: {"tokens": row["tokens"]} if "loglik" in row else row for key, row in rows.items()})
     bench.evaluate()
     assert bench.loaded == 2
-    assert [row["reference_loglik"] for row in bench.rows()] == [row["reference_loglik"] for row in items]
-    assert json.dumps(bench.rows()) == json.dumps(items) or bench.rows() != []
+    assert bench.rows() == items
