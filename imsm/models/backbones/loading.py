@@ -75,6 +75,15 @@ def check_attention_name(name: Any) -> None:
             )
 
 
+def check_attention(config: PretrainedConfig) -> None:
+    """Check the attention that a configuration and those inside it name; see `check_attention_name`."""
+    # of the finished configuration: config.json can name it under several keys
+    check_attention_name(config._attn_implementation)
+    for name in config.sub_configs:
+        if isinstance(nested := getattr(config, name, None), PretrainedConfig):
+            check_attention(nested)
+
+
 def load_backbone(
     *,
     name_or_path: str,
@@ -96,9 +105,8 @@ def load_backbone(
         raise UserError(f"backbone {source}: is the folder of an adapter ({ADAPTER_CONFIG}); give its base model")
     check_json_files(source)
     try:
-        # its config.json can name an attention too
-        saved: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        check_attention_name(saved._attn_implementation)
+        saved = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        check_attention(saved)
         check_decoder(saved, source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -145,6 +153,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False, padding_side="left"
         )
+        tokenizer("a")  # some settings of its files are read only now
     # of no other type: tokenizers raises Exception itself
     except Exception as error:
         raise UserError(missing_tokenizer(source) or load_error_message(source, error)) from error

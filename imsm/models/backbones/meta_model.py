@@ -10,7 +10,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 
 from imsm.models.backbones.download import cached_folder
 from imsm.models.backbones.folder_check import check_decoder, check_json_files
-from imsm.models.backbones.loading import MINIATURE, disable_dropout, register_custom_models, resolve_path
+from imsm.models.backbones.loading import (
+    MINIATURE,
+    check_attention,
+    disable_dropout,
+    register_custom_models,
+    resolve_path,
+)
 from imsm.utils.errors import UserError, first_line
 from imsm.utils.messages import did_you_mean
 from imsm.utils.options import closest_match
@@ -47,6 +53,7 @@ def find_config(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise UserError(f"{folder / 'config.json'}: does not describe a model ({first_line(error)})") from error
+    check_attention(config)
     check_decoder(config, path)
     return config, folder / "config.json"
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
-from imsm.models.backbones.loading import check_attention_name, register_custom_models
+from imsm.models.backbones.loading import check_attention, register_custom_models
 
 
 class SiameseConfig(PretrainedConfig):
@@ -57,9 +57,10 @@ class SiameseConfig(PretrainedConfig):
                 kwargs.setdefault(name, getattr(text_config, name, None))
         # the backbone ties its own weights
         kwargs["tie_word_embeddings"] = False
-        for name in (kwargs.get("attn_implementation"), getattr(text_config, "_attn_implementation", None)):
-            check_attention_name(name)
+        # the streams share one decoder; for an encoder-decoder, generation passes other arguments
+        kwargs.pop("is_encoder_decoder", None)
         super().__init__(**kwargs)
+        check_attention(self)
 
     @property
     def hidden_size(self) -> int:

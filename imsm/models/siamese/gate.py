@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from imsm.utils.errors import UserError
+from imsm.utils.errors import UserError, first_line
 from imsm.utils.trust import GATES, import_trusted
 
 INPUTS = ("query_original", "original", "tuned", "query_tuned")
@@ -49,8 +49,9 @@ def build_gate(*, _target_: str, hidden_size: int, **arguments: Any) -> nn.Modul
         raise UserError(f"gate._target_={_target_}: is not a torch.nn.Module class")
     try:
         return gate_class(hidden_size=hidden_size, **arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"gate._target_={_target_}: rejects its arguments ({error})") from error
+    # RuntimeError: a size beyond the memory
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"gate._target_={_target_}: rejects its arguments ({first_line(error)})") from error
 
 
 def interweave(original: torch.Tensor, tuned: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -29,9 +29,10 @@ from imsm.models.backbones.loading import load_backbone
 from imsm.models.siamese.adapter_check import BackboneSnapshot, check_adapter, snapshot
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.gate import build_gate
+from imsm.models.siamese.query_pooling import POOLINGS
 from imsm.models.siamese.streams import StreamRunner
 from imsm.utils.errors import UserError
-from imsm.utils.json_files import read_json
+from imsm.utils.json_files import read_json, shape_problem
 from imsm.utils.manifest import verify_manifest, verify_run_model, write_manifest
 from imsm.utils.run_dir import RunDir
 
@@ -42,6 +43,7 @@ _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _READ = (f"{ADAPTER}/", GATE, CONFIG_NAME, GENERATION_CONFIG_NAME)
 """Starts of the names of files that loading reads."""
 _CONFIG_SHAPE = {"text_config": dict, "text_config.model_type": str, "backbone": dict, "backbone.name_or_path": str}
+_GATE_SHAPE = {"gate": dict, "gate._target_": str}
 _FIX = "copy the folder again, or save the model to an empty one"
 _LOAD_ERRORS = (
     *(AttributeError, ImportError, LookupError, OSError, RuntimeError, SafetensorError, StrictDataclassError),
@@ -154,9 +156,7 @@ class SiameseSerializationMixin:
             raise TypeError(f"{cls.__name__}.from_pretrained got an unexpected argument {', '.join(unknown)}")
         folder = _verified_folder(Path(pretrained_model_name_or_path))
         if not isinstance(config, SiameseConfig):
-            read_json(folder / CONFIG_NAME, fix=_FIX, shape=_CONFIG_SHAPE)
-            with _reading(folder / CONFIG_NAME, "is damaged"):
-                config = SiameseConfig.from_pretrained(folder)
+            config = _read_config(folder / CONFIG_NAME)
         arguments = _backbone_arguments(config)
         # pipelines of transformers pass "auto" by default
         if dtype not in (None, "auto"):
@@ -208,6 +208,22 @@ class SiameseSerializationMixin:
             _load_gate_weights(self.gate, folder)
         if not all(bool(parameter.isfinite().all()) for parameter in trainable):
             raise UserError(f"{folder}: lacks some of the trainable parameters, so training cannot continue from it")
+
+
+def _read_config(path: Path) -> SiameseConfig:
+    """Return the configuration of a saved model.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    values = read_json(path, fix=_FIX, shape=_CONFIG_SHAPE)
+    problem = None if values.get("gate") is None else shape_problem(values, _GATE_SHAPE)
+    if values.get("pooling", "mean") not in tuple(POOLINGS):
+        problem = f"pooling must be {', '.join(POOLINGS)}"
+    if problem:
+        raise UserError(f"{path}: is damaged ({problem}); {_FIX}")
+    with _reading(path, "is damaged"):
+        return SiameseConfig.from_pretrained(path.parent)
 
 
 def _verified_folder(folder: Path) -> Path:

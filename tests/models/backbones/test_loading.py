@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def test_a_tokenizer_pads_on_the_left_and_has_a_padding_token(tmp_path: Path) ->
     tokenizer = load_tokenizer(name_or_path=str(tmp_path))
     assert tokenizer.padding_side == "left"
     assert tokenizer.pad_token_id is not None
+
+
+def test_a_tokenizer_whose_settings_fail_only_when_used_is_rejected(tmp_path: Path) -> None:
+    save_backbone(tmp_path, texts=["a b c"])
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": "x"}))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_tokenizer(name_or_path=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["os.system", "imsm.models.backbones.loading.Path", "imsm.models.backbones.no.name"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def test_the_miniature_and_an_architecture_need_no_download() -> None:
 def test_invalid_architectures_are_rejected(keys: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_config(path="nobody/no-such-model", revision=None, architecture={**LLAMA, **keys})
+
+
+def test_a_plan_loads_no_kernel_of_the_hub(tmp_path: Path) -> None:
+    save_backbone(tmp_path, texts=["a b c"])
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_attn_implementation": "someone/kernel"}))
+    with pytest.raises(UserError, match="attn_implementation=someone/kernel"):
+        find_config(path=str(tmp_path), revision=None, architecture=None)
 
 
 def test_a_damaged_config_is_rejected(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from imsm.models.siamese.config import SiameseConfig
+from imsm.utils.errors import UserError
 from tests.models.siamese.tiny import QUERY_GATE, tiny_backbone
 
 
@@ -30,3 +33,15 @@ def test_special_tokens_and_attention_are_those_of_the_backbone() -> None:
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
     assert config.text_config is not text_config  # transformers writes into nested configurations
     assert config.tie_word_embeddings is False
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("value", ["someone/kernel", {"": "someone/kernel"}, {"text_config": "someone/kernel"}])
+def test_kernels_of_the_hub_are_rejected_under_every_key(key: str, value: object) -> None:
+    text_config = tiny_backbone("llama").config.to_dict()
+    with pytest.raises(UserError, match="attn_implementation=someone/kernel"):
+        SiameseConfig.from_dict({"text_config": text_config, key: value})
+
+
+def test_a_saved_model_is_never_an_encoder_decoder() -> None:
+    assert not SiameseConfig.from_dict({"is_encoder_decoder": True}).is_encoder_decoder

@@ -339,6 +339,9 @@ def test_a_model_that_describes_nothing_is_rejected_in_one_line(tmp_path: Path) 
         *(("config.json", text) for text in ("{}", "[]", "null", "7", '{"a": ' + "[" * 100_000)),
         *(("config.json", json.dumps({**complete, "text_config": value})) for value in (None, {}, 3, odd)),
         *(("config.json", json.dumps({**complete, "backbone": value})) for value in (None, {}, 3)),
+        *(("config.json", json.dumps({**complete, "gate": value})) for value in ("x", 3, {"rank": 8})),
+        *(("config.json", json.dumps({**complete, "pooling": value})) for value in ("median", 3, ["mean"], None)),
+        ("config.json", json.dumps({**complete, "_attn_implementation": "someone/kernel"})),
         *(("generation_config.json", text) for text in ("", "[]", "{", "null")),
     ]
     for name, text in damaged:
