@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
 from imsm.data.example import Turn
-from imsm.utils.errors import UserError
+from imsm.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -65,11 +63,12 @@ def _render(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Turn], *,
         text = tokenizer.apply_chat_template(
             messages, add_generation_prompt=is_prompt, tokenize=False, date_string=_DATE
         )
-    except TemplateError as error:
+    # of no other type: a template is a program, which can divide by zero
+    except Exception as error:
         roles = ", ".join(role for role, _ in turns)
         raise UserError(
-            f"data.chat_template=true: the tokenizer's template rejects the roles {roles} ({error}); change the "
-            "messages in the data, or omit data.chat_template"
+            f"data.chat_template=true: the tokenizer's template rejects the roles {roles} ({first_line(error)}); "
+            "change the messages in the data, or omit data.chat_template"
         ) from error
     return str(text)
 

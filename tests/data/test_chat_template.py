@@ -122,3 +122,12 @@ def test_roles_that_the_template_rejects_are_a_user_error() -> None:
     tokenizer = chat_tokenizer(template=refusing)
     with pytest.raises(UserError, match=r"rejects the roles system, user \(no system role\)"):
         encode_chat(tokenizer, [(("system", "one"), ("user", "two"))])
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{% for i in range(10 ** 9) %}x{% endfor %}", "{{ messages + 5 }}"]
+)
+def test_a_template_that_fails_is_a_user_error(template: str) -> None:
+    tokenizer = chat_tokenizer(template=template)
+    with pytest.raises(UserError, match=r"data\.chat_template=true"):
+        encode_chat(tokenizer, ["one"])
