@@ -73,7 +73,9 @@ def main() -> None:
     """Run the rounds of the command line and exit."""
     arguments = _parse_arguments()
     root = Path(tempfile.mkdtemp(prefix="imsm-kill-", dir=arguments.folder))
-    command = [sys.executable, "-m", "imsm.run", *SHORT, f"engine={arguments.engine}"]
+    given = {text.partition("=")[0] for text in arguments.overrides}
+    short = [text for text in SHORT if text.partition("=")[0] not in given]
+    command = [sys.executable, "-m", "imsm.run", *short, f"engine={arguments.engine}"]
     if arguments.engine != "single":
         command += [f"engine.nproc_per_node={arguments.processes}", "engine.device=cpu"]
     command += arguments.overrides

@@ -219,6 +219,9 @@ def _opened(path: Path, *, create: bool = False) -> Iterator[sqlite3.Connection]
             yield connection
     except sqlite3.Error as error:
         number = _ERRNOS.get(_error_code(error))
+        # SQLite reports only ENOSPC as a full disk, not a quota or a limit on the file's size.
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_WRITE:
+            number = errno.ENOSPC
         if number is None:
             raise _DamagedError(str(error)) from error
         raise OSError(number, str(error), str(path)) from error

@@ -38,6 +38,7 @@ def word_overrides(files: Path, *more: str, method: str = "imsm") -> list[str]:
         "backbone=llama3",
         f"backbone.name_or_path={files / 'backbone'}",
         "backbone.dtype=float32",
+        "logger=none",
         "data=jsonl",
         f"data.local_dir={files / 'data'}",
         "data.metric=contain",

@@ -27,8 +27,10 @@ TIMEOUT = 240
 
 def start(root: Path, *overrides: str) -> subprocess.Popen[str]:
     environment = os.environ | {"IMSM_RUNS": str(root), "OMP_NUM_THREADS": "1"}
+    given = {text.partition("=")[0] for text in overrides}
+    command = [text for text in COMMAND if text.partition("=")[0] not in given]
     return subprocess.Popen(
-        [*COMMAND, *overrides], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *overrides], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from imsm.config.identity import run_name
 from imsm.config.stages import expand_stages
-from imsm.evaluation.result import read_result
+from imsm.evaluation.result import read_result, write_result
 from imsm.evaluation.statistics.continual import backward_transfer
 from imsm.pipeline import run as pipeline_run
 from imsm.pipeline.continual import plan_stages, run_stages
@@ -135,15 +135,15 @@ def test_runs_with_different_tasks_are_compared_on_the_common_ones(
     for folder in folders[0].parent.iterdir():
         for root in (tmp_path / "one", other):
             shutil.copytree(folder, root / folder.name)
-    place = other / folders[1].name / "result.json"
-    result = json.loads(place.read_text())
+    place = other / folders[1].name
+    result = read_result(place)
     result["evaluation"]["tasks"]["webq"] = dict(result["evaluation"]["tasks"]["cola"])
-    place.write_text(json.dumps(result))
+    write_result(place, result)
     sequence.write_sequence_report(tmp_path / "one" / folders[1].name, other / folders[1].name)
     assert "webq" in (other / folders[1].name / "sequence.csv").read_text()
     assert "webq" not in (other / folders[1].name / "sequence.md").read_text()
     del result["evaluation"]["tasks"]["mrpc"]
-    place.write_text(json.dumps(result))
+    write_result(place, result)
     with pytest.raises(UserError, match="mrpc is missing"):
         sequence.write_sequence_report(other / folders[1].name)
 

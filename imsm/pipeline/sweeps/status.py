@@ -25,6 +25,7 @@ from imsm.utils.json_files import read_json, read_text
 FOLDER = "IMSM_SWEEP_DIR"
 """Environment variable from which conf/config.yaml reads `hydra.sweep.dir`."""
 _FIX = "run the same command again; finished runs are not repeated"
+_NO_TRIAL = "search: no trial was evaluated on all its tasks; no best trial"
 TEMPORARY = "imsm-sweep-"
 """Prefix of the temporary folder of a sweep that leaves none; the process id follows."""
 
@@ -128,11 +129,13 @@ def format_best_trial(folder: Path) -> str:
     """
     path = folder / "optimization_results.yaml"
     if not os.path.lexists(path):
-        return "search: no trial was evaluated on its target task; no best trial"
+        return _NO_TRIAL
     try:
         results = yaml.safe_load(read_text(path, fix=_FIX))
         if "solutions" not in results:
             return f"best: {_params(results['best_params'])} gives {results['best_value']:.1f} points ({path})"
+        if not results["solutions"]:
+            return _NO_TRIAL
         lines = ["not beaten in both target and average of the forgetting tests:"]
         for trial in sorted(results["solutions"], key=lambda trial: -trial["values"][0]):
             target, retention = trial["values"]
