@@ -43,17 +43,32 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the arguments after `imsm` (default: those of the process) and return the exit code."""
-    if argv is not None:
-        return _run(argv)
-    # before the imports of the command, which take seconds
-    stop_signals.install()
-    protect_standard_streams()
+    own_process = argv is None
+    if own_process:
+        # before the imports of the command, which take seconds
+        stop_signals.install()
+        protect_standard_streams()
     try:
-        code = _run(sys.argv[1:])
+        function, arguments = _select((sys.argv[1:] if argv is None else argv) or ["--help"])
+        code = function(arguments) or 0
+    except (UserError, RunError, OSError) as error:
+        if isinstance(error, OSError) and file_error(error) is None:
+            raise
+        known = file_error(error) or error
+        print(escape_controls(f"imsm: {known}"), file=sys.stderr)
+        code = 2 if isinstance(known, UserError) else 1
+    except KeyboardInterrupt:
+        print(stop_signals.message(), file=sys.stderr)
+        code = stop_signals.exit_code()
     except SystemExit as end:  # of argparse
-        if not isinstance(end.code, int):
+        if not own_process or not isinstance(end.code, int):
             raise
         code = end.code
+    return _end_process(code) if own_process else code
+
+
+def _end_process(code: int) -> int:
+    """Report an output that could not be written; exit here if torch was imported."""
     error = output_error()
     if error is not None:
         code = code or (141 if is_broken_pipe(error) else 1)  # 141 is 128 + SIGPIPE, as in a shell
@@ -65,22 +80,6 @@ def main(argv: list[str] | None = None) -> int:
 
         exit_process(code)  # threads of torch and DeepSpeed may abort an orderly exit
     return code
-
-
-def _run(argv: list[str]) -> int:
-    """Run a command and return its exit code."""
-    try:
-        function, arguments = _select(argv or ["--help"])
-        return function(arguments) or 0
-    except (UserError, RunError, OSError) as error:
-        if isinstance(error, OSError) and file_error(error) is None:
-            raise
-        known = file_error(error) or error
-        print(escape_controls(f"imsm: {known}"), file=sys.stderr)
-        return 2 if isinstance(known, UserError) else 1
-    except KeyboardInterrupt:
-        print(stop_signals.message(), file=sys.stderr)
-        return stop_signals.exit_code()
 
 
 def _select(argv: list[str]) -> tuple[Callable[[list[str]], int | None], list[str]]:

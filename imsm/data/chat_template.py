@@ -63,6 +63,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Turn], *,
         text = tokenizer.apply_chat_template(
             messages, add_generation_prompt=is_prompt, tokenize=False, date_string=_DATE
         )
+        if not text:
+            raise ValueError("it writes nothing")
     # of no other type: a template is a program, which can divide by zero
     except Exception as error:
         roles = ", ".join(role for role, _ in turns)

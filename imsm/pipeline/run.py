@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import run_identity
 from imsm.config.schema import RunConfig
 from imsm.distributed.context import DistributedContext
+from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.result import FILE as RESULT
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.model import SiameseForCausalLM
@@ -33,7 +33,7 @@ from imsm.pipeline.model import load_run_model
 from imsm.pipeline.plan.fit import check_fits
 from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
-from imsm.pipeline.train import TrainingSetup, frozen_adapter_hash, parent_hash, prepare_training, save_trained
+from imsm.pipeline.train import frozen_adapter_hash, parent_hash, prepare_training, save_trained
 from imsm.training.trainer import train
 from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError, first_line
@@ -64,10 +64,7 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         device = local_device(config, dist_context)
         tokenizer = load_run_tokenizer(config)
         eval_sets = load_eval_sets(config, tokenizer)
-        if not dist_context.run_on_main((run.path / RESULT).is_file):
-            longest = max(len(prompt.prompt_ids) for each in eval_sets.values() for prompt in each.prompts)
-            processes = None if dist_context.store is None else dist_context.world_size
-            dist_context.run_on_main(lambda: check_fits(config, prompt_tokens=longest, processes=processes))
+        _check_fits(config, run, eval_sets, dist_context)
         parent = None if config.previous_stage is None else runs_root / config.previous_stage.run
         hashes = _input_hashes(config, parent=parent)
         if config.method.trainable:
@@ -79,7 +76,19 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
         model = None
         if config.method.trainable and not dist_context.run_on_main(lambda: run.is_trained):
             with prepare_training(config, run, parent, tokenizer, device, dist_context) as setup:
-                _train(config, setup, run=run, tokenizer=tokenizer, dist_context=dist_context, logger=logger)
+                summary = train(
+                    setup.model,
+                    setup.examples,
+                    engine=setup.engine,
+                    callbacks=setup.callbacks,
+                    batch_plan=setup.batch_plan,
+                    checkpoint_manager=setup.checkpoint_manager,
+                    pad_id=tokenizer.pad_token_id,
+                    log=logger.log if logger else _ignore_metrics,
+                    validation_examples=setup.validation,
+                    get_hidden_state_cache=setup.get_hidden_state_cache,
+                )
+                save_trained(config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context)
             model = setup.model if dist_context.store is None else None
             del setup  # frees the model that DeepSpeed partitioned, before evaluation loads it again
         inputs = EvaluationInputs(
@@ -96,28 +105,15 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
             _report(run, result, logger, runs_root=runs_root)
 
 
-def _train(
-    config: RunConfig,
-    setup: TrainingSetup,
-    *,
-    run: RunDir,
-    tokenizer: PreTrainedTokenizerBase,
-    dist_context: DistributedContext,
-    logger: RunLogger | None,
+def _check_fits(
+    config: RunConfig, run: RunDir, eval_sets: dict[str, EvalSet], dist_context: DistributedContext
 ) -> None:
-    summary = train(
-        setup.model,
-        setup.examples,
-        engine=setup.engine,
-        callbacks=setup.callbacks,
-        batch_plan=setup.batch_plan,
-        checkpoint_manager=setup.checkpoint_manager,
-        pad_id=tokenizer.pad_token_id,
-        log=logger.log if logger else _ignore_metrics,
-        validation_examples=setup.validation,
-        get_hidden_state_cache=setup.get_hidden_state_cache,
-    )
-    save_trained(config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context)
+    """Compare the run with the machine's memory, unless it fitted before."""
+    if dist_context.run_on_main((run.path / RESULT).is_file):
+        return
+    longest = max(len(prompt.prompt_ids) for each in eval_sets.values() for prompt in each.prompts)
+    processes = None if dist_context.store is None else dist_context.world_size
+    dist_context.run_on_main(lambda: check_fits(config, prompt_tokens=longest, processes=processes))
 
 
 def _report(run: RunDir, result: dict[str, Any], logger: RunLogger, *, runs_root: Path) -> None:

@@ -125,7 +125,7 @@ def test_roles_that_the_template_rejects_are_a_user_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ 1 / 0 }}", "{% for i in range(10 ** 9) %}x{% endfor %}", "{{ messages + 5 }}"]
+    "template", ["{{ 1 / 0 }}", "{% for i in range(10 ** 9) %}x{% endfor %}", "{{ messages + 5 }}", "{# #}"]
 )
 def test_a_template_that_fails_is_a_user_error(template: str) -> None:
     tokenizer = chat_tokenizer(template=template)

@@ -301,12 +301,13 @@ def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool) ->
         )
     before = snapshot(backbone, config)
     with _reading(folder, "adapter cannot be loaded"):
+        # first, because without this file PEFT would read a pickle
+        saved = load_file(folder / _ADAPTER_WEIGHTS).keys()
         # PEFT uses a deprecated name of transformers
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             adapted = PeftModel.from_pretrained(backbone, str(folder), is_trainable=trainable)
-        missing = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-        missing -= load_file(folder / _ADAPTER_WEIGHTS).keys()
+        missing = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - saved
         # PEFT only warns and keeps random values
         if missing:
             raise ValueError(f"no {min(missing)}")

@@ -170,6 +170,10 @@ def test_damaged_adapter_is_rejected(tmp_path: Path) -> None:
     write_manifest(folder)
     with pytest.raises(UserError, match="cannot be loaded"):
         SiameseForCausalLM.from_pretrained(folder)
+    file.rename(file.with_suffix(".bin"))  # a pickle, which PEFT reads if there is no other file
+    write_manifest(folder)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        SiameseForCausalLM.from_pretrained(folder)
     (folder / "adapter" / "adapter_config.json").unlink()
     write_manifest(folder)
     with pytest.raises(UserError, match="cannot be loaded"):
