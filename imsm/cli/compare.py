@@ -78,8 +78,8 @@ def _sweep_run(composer: ConfigComposer, overrides: Sequence[str]) -> tuple[str,
     from imsm.config.identity import run_name
     from imsm.config.stages import final_stage
     from imsm.config.validate import load_config
-    from imsm.evaluation.result import FILE, read_result
-    from imsm.pipeline.run_status import read_failure, run_dir_of
+    from imsm.evaluation.result import FILE
+    from imsm.pipeline.run_status import read_failure, read_result_of, run_dir_of
     from imsm.reporting.report_data import baselines_as_good
     from imsm.reporting.sweep_table import SweepRun
 
@@ -88,7 +88,7 @@ def _sweep_run(composer: ConfigComposer, overrides: Sequence[str]) -> tuple[str,
     folder = run_dir_of(config, runs_root=runs_root())
     failure = read_failure(folder)
     try:
-        result = read_result(folder)
+        result = read_result_of(config, folder)
     except UserError as error:
         result = None
         # a damaged result is shown like a failed run, a missing one as not run

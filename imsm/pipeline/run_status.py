@@ -13,7 +13,7 @@ from imsm.config.identity import run_identity, run_name
 from imsm.config.schema import RunConfig
 from imsm.config.stages import final_stage
 from imsm.evaluation.result import FILE as RESULT
-from imsm.evaluation.result import read_result
+from imsm.evaluation.result import REWRITE, read_result
 from imsm.reporting.runs import headline
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
@@ -58,6 +58,18 @@ def load_if_finished(config: RunConfig, *, runs_root: Path) -> dict[str, Any] | 
     # local files have no revision; their time stamps are cheaper than hashing them at each start
     finished_ns = (folder / RESULT).stat().st_mtime_ns
     return None if any(_is_newer(Path(source), finished_ns) for source in sources if source) else result
+
+
+def read_result_of(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Return the result of a run in its folder.
+
+    Raises:
+        UserError: There is none, it cannot be used, or it is of another run, e.g. copied into the wrong folder.
+    """
+    result = read_result(folder)
+    if result["identity"] != _as_json(run_identity(final_stage(config))):
+        raise UserError(f"{folder / RESULT}: is the result of another run, {result['name']}; {REWRITE}")
+    return result
 
 
 def sweep_objectives(result: dict[str, Any], target: str, *, goals: int) -> float | list[float] | None:

@@ -35,6 +35,17 @@ def test_finished_runs_have_scores_and_missing_runs_commands(
     assert output.read_text().count("original") == 2  # one row, and its command
 
 
+def test_a_result_in_the_folder_of_another_run_is_not_shown_as_its_score(
+    runs_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs_root / run_name(config("method=peft"))
+    folder.mkdir(parents=True)
+    write_result(folder, result("peft", "seed=1", points=12.5))
+    assert main(["compare", "method=peft", "seed=0,1"]) == 0
+    printed = capsys.readouterr().out
+    assert "12.5" not in printed and "another run" in printed
+
+
 def test_wrong_overrides_are_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "peft=lroa,ia3"]) == 2
     assert "did you mean" in capsys.readouterr().err
