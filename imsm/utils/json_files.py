@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,25 +89,3 @@ def read_text(path: Path, *, fix: str) -> str:
         raise UserError(f"{path}: is damaged (not UTF-8 at byte {error.start}); {fix}") from error
     except ValueError as error:  # a name with a null character
         raise UserError(f"{path}: cannot be read ({error}); {fix}") from error
-
-
-def iter_json_lines(path: Path, *, fix: str) -> Iterator[Any]:
-    """Yield the values of a JSON-lines file, one at a time; empty lines are skipped.
-
-    Raises:
-        UserError: The file is missing or unreadable, or a line is damaged; the message has its number.
-    """
-    number = 0
-    try:
-        # bytes, because in text mode a \r inside a value would end a line
-        with path.open("rb") as stream:
-            for line in stream:
-                number += 1
-                if line.strip():
-                    yield json.loads(line)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: is missing; {fix}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {fix}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: line {number} is damaged ({error}); {fix}") from error

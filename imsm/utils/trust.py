@@ -34,8 +34,10 @@ def trust_folder(folder: Path) -> None:
     path = Path(os.path.abspath(folder))
     if path not in _trusted_folders:
         _trusted_folders.append(path)
-    if str(path) not in sys.path:
-        sys.path.insert(0, str(path))
+    # first, even if PYTHONPATH has it further back: else a module of the working directory would be imported
+    if str(path) in sys.path:
+        sys.path.remove(str(path))
+    sys.path.insert(0, str(path))
 
 
 def check_trusted(name: Any, *, within: str, key: str, source: Path | None = None) -> None:

@@ -6,6 +6,7 @@ al., 2020, section 2.1: 2 of the 4 are for gradients of the weights, which only 
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def device_speed(model: SiameseForCausalLM, *, device: str, rows: int) -> Device
     dtype = next(model.backbone.parameters()).dtype
     if device == "cuda":
         visible = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        known = next((name for name in GPUS if name in visible), None)
+        known = next((name for name in GPUS if re.search(rf"\b{name}\b", visible)), None)
         bf16, fp32, bandwidth = GPUS[known or ASSUMED_GPU]
         name = visible if known else f"{ASSUMED_GPU} (assumed)"
         return DeviceSpeed(
