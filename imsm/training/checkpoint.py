@@ -190,7 +190,7 @@ def _write(path: Path, tensors: Mapping[str, dict[str, torch.Tensor]], values: d
         new.mkdir(parents=True)
         for name, state_dict in tensors.items():
             save_file(state_dict, new / f"{name}.safetensors")
-        # state.json is written last: without it a folder is no checkpoint
+        # state.json is written last: a folder without it is not a checkpoint
         values["files"] = {file.name: hash_file(file) for file in sorted(new.iterdir())}
         values["sha256"] = _hash_values(values)
         (new / STATE_FILE).write_text(json.dumps(values), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 The handler ends the process itself. A KeyboardInterrupt would be lost or printed as a traceback if it were raised
 inside an import, a finalizer or a callback of a library. Every file is written atomically, so only the unfinished
-step is lost. Training has handlers of its own, which finish the step first (`imsm.training.signals`).
+step is lost. Training installs its own handlers, which finish the step first (`imsm.training.signals`).
 
 This module imports nothing slow, because a command installs the handler before anything else.
 """
@@ -37,7 +37,7 @@ def install(*, silent: bool = False) -> None:
     global _installed, _silent
     _installed, _silent = True, silent
     for number in STOP_SIGNALS:
-        # jobs of a cluster have handlers of their own
+        # jobs of a cluster install their own handlers
         if signal.getsignal(number) in _DEFAULTS:
             signal.signal(number, _end)
 
@@ -74,7 +74,7 @@ def message() -> str:
 
 @contextmanager
 def keeping(text: str) -> Iterator[None]:
-    """Within this block ``text`` says in the message what is kept; a KeyboardInterrupt that leaves it keeps it."""
+    """Add ``text``, what is kept, to the message within this block and after a KeyboardInterrupt that leaves it."""
     _kept.append(text)
     interrupted = False
     try:

@@ -101,7 +101,7 @@ def _table(rows: Mapping[str, str], *, numbers: bool = False) -> Table:
 
 
 def _line(console: Console, text: str, *, style: str = "") -> None:
-    """Print a line without wrapping, so that programs can parse it; brackets in names are no markup."""
+    """Print a line without wrapping, so that programs can parse it; brackets in names are not markup."""
     console.print(escape_controls(text), style=style, highlight=False, soft_wrap=True, markup=False)
 
 

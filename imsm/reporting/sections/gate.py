@@ -23,7 +23,7 @@ def build_gate(data: ReportData) -> Section | None:
     shown: list[ComparedRun] = []
     records, warnings, heatmaps = [], [], []
     for run in data.runs:
-        # the stream, not the method's name, which may be custom, says whether there is a gate
+        # by stream, because the name of a method may be custom
         if run.result["identity"]["method"]["stream"] != "interwoven":
             continue
         stats = gate_table(run, data.tasks, metrics=data.metrics)

@@ -35,7 +35,7 @@ def build_tradeoff(data: ReportData) -> Section | None:
     points = [point for point in data.points if point.has_position]
     if len(points) < 2:
         return None
-    # original and PEFT are the ends of every curve, so that a comparison with it says nothing
+    # original and PEFT are the ends of every curve, so a comparison with them has no information
     runs = [point for point in points if point.baseline is None and point.method not in ("original", "peft")]
     texts = ["Up and to the right is better: more of the target learned, more of the other tasks retained."]
     for curve in data.curves:
