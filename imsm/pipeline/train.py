@@ -32,10 +32,10 @@ from imsm.training.trainer import BatchPlan, GetHiddenStateCache, TrainingSummar
 from imsm.utils.errors import UserError
 from imsm.utils.files import fsync_tree
 from imsm.utils.hashing import hash_json
-from imsm.utils.json_files import write_hashed_json
+from imsm.utils.json_files import hash_values, write_hashed_json
 from imsm.utils.machine import describe_machine
 from imsm.utils.manifest import verify_run_model, write_manifest
-from imsm.utils.run_dir import MODEL_HASH, RunDir
+from imsm.utils.run_dir import IDENTITY_HASH, MODEL_HASH, RunDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,8 @@ def _finish_run_dir(
     model_hash = write_manifest(run.model)
     # training.json marks the model as complete, also after a power failure
     fsync_tree(run.model)
-    write_hashed_json(run.trained, record | {MODEL_HASH: model_hash})
+    hashes = {MODEL_HASH: model_hash, IDENTITY_HASH: hash_values(run_identity(config))}
+    write_hashed_json(run.trained, record | hashes)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 

@@ -10,13 +10,15 @@ from typing import Any
 from imsm.utils.dicts import format_diff
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
-from imsm.utils.json_files import read_hashed_json, read_json
+from imsm.utils.json_files import hash_values, read_hashed_json, read_json
 from imsm.utils.paths import check_links
 
 # Written by the processes of a run, possibly before identity.json.
 _PROCESS_FILES = ("lock", "processes")
 MODEL_HASH = "model_hash"
 """Key of the hash of `model/hashes.json` in `training.json`."""
+IDENTITY_HASH = "identity_hash"
+"""Key of the hash of the run's identity in `training.json`."""
 
 
 @dataclass
@@ -101,10 +103,17 @@ def read_training(run: RunDir) -> dict[str, Any]:
     """Return the content of `training.json`, without its hash.
 
     Raises:
-        UserError: The file is missing, damaged, or was changed since it was written.
+        UserError: The file is missing, damaged, was changed since it was written, or is of another run.
     """
     shape = {"trainable_parameters": dict, MODEL_HASH: str}
-    return read_hashed_json(run.trained, fix=_restore(run), shape=shape)
+    training = read_hashed_json(run.trained, fix=_restore(run), shape=shape)
+    # earlier versions wrote no such hash; who needs identity.json reports its loss
+    known = IDENTITY_HASH in training and os.path.lexists(run.identity)
+    if known and training[IDENTITY_HASH] != hash_values(read_identity(run)):
+        raise UserError(
+            f"{run.trained}: is of another run than {run.identity.name}, or that file was changed; {_restore(run)}"
+        )
+    return training
 
 
 def _restore(run: RunDir) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from imsm.utils.errors import UserError
-from imsm.utils.run_dir import RunDir, check_input_hashes, open_run_dir
+from imsm.utils.json_files import hash_values, write_hashed_json
+from imsm.utils.run_dir import IDENTITY_HASH, MODEL_HASH, RunDir, check_input_hashes, open_run_dir, read_training
 from tests.helpers.damage import DAMAGES
 
 IDENTITY = {"seed": 0, "peft": {"r": 4}}
@@ -43,6 +44,18 @@ def test_a_damaged_identity_is_a_user_error(tmp_path: Path, content: bytes) -> N
     RunDir(tmp_path).identity.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
         open_run_dir(tmp_path, IDENTITY)
+
+
+def test_the_training_of_another_run_is_rejected(tmp_path: Path) -> None:
+    run, other = (open_run_dir(tmp_path / name, {**IDENTITY, "seed": seed}) for seed, name in enumerate("ab"))
+    values = {"trainable_parameters": {}, MODEL_HASH: "f"}
+    write_hashed_json(run.trained, {**values, IDENTITY_HASH: hash_values(IDENTITY)})
+    assert read_training(run)[MODEL_HASH] == "f"
+    run.trained.rename(other.trained)
+    with pytest.raises(UserError, match=r"training\.json: is of another run"):
+        read_training(other)
+    write_hashed_json(other.trained, values)  # as earlier versions wrote it
+    assert read_training(other)[MODEL_HASH] == "f"
 
 
 def test_a_path_that_is_a_file_is_a_user_error(tmp_path: Path) -> None:
