@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from imsm.utils.errors import UserError
 from imsm.utils.json_files import HASH_KEY, hash_values, read_json, shape_problem, write_hashed_json
 from imsm.utils.paths import check_path_name, checkout
@@ -36,6 +38,60 @@ _LIBRARIES = (
 _MAPPINGS = ("config", "versions", "fingerprints", "machine", "trainable_parameters", "evaluation")
 _SHAPE: dict[str, type] = {"method": str, "config.gate": dict, "config.backbone": dict, "config.data": dict}
 _IDENTITY_SHAPE: dict[str, type] = {"identity.backbone": dict, "identity.method.stream": str}
+_Number = float | None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _ProtocolEntry(_Model):
+    metrics: dict[str, float] = Field(min_length=1)
+    unparsed: _Number = None
+
+
+class _Contamination(_Model):
+    count: int
+    ids: list[str]
+
+
+class _TaskEntry(_ProtocolEntry):
+    headline: str
+    num_examples: int
+    test_set: str = ""
+    seconds: _Number = None
+    new_tokens: _Number = None
+    truncated: _Number = None
+    reference_loglik: _Number = None
+    gate_mean: _Number = None
+    chance: _Number = None
+    protocol: str = "strict"
+    protocols: dict[str, _ProtocolEntry] = {}
+    contamination: _Contamination | None = None
+
+
+class _Evaluation(_Model):
+    settings: dict[str, Any] = {}
+    tasks: dict[str, _TaskEntry]
+    original: dict[str, _TaskEntry] | None = None
+
+
+class _Training(_Model):
+    steps: _Number = None
+    seconds: _Number = None
+    tokens: _Number = None
+    tokens_per_second: _Number = None
+    peak_memory_bytes: _Number = None
+    final_loss: _Number = None
+
+
+class _Content(_Model):
+    """The values of `result.json` that reports and tables compute with."""
+
+    training: _Training | None
+    evaluation: _Evaluation
+
+
 _KEYS = {"format", "status", "name", "method", "git", "training", *_MAPPINGS}
 
 
@@ -158,11 +214,11 @@ def _odd_values(result: Mapping[str, Any]) -> str | None:
     shape = dict(_SHAPE) if result.get("identity") is None else _SHAPE | _IDENTITY_SHAPE
     if problem := shape_problem(result, shape):
         return problem
-    for name, entry in result["evaluation"]["tasks"].items():
-        metrics = entry.get("metrics")
-        numbers = isinstance(metrics, dict) and metrics and all(isinstance(v, int | float) for v in metrics.values())
-        if not numbers or not isinstance(entry.get("headline"), str):
-            return f"evaluation.tasks.{name} must have a headline and numbers as metrics"
+    try:
+        _Content.model_validate({key: result[key] for key in ("training", "evaluation")})
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
     return None
 
 

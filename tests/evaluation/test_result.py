@@ -7,6 +7,7 @@ import json
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +114,28 @@ def test_provenance_names_versions() -> None:
     git = found["git"]
     assert git is None or (len(git["commit"]) == 40 and isinstance(git["dirty"], bool))
     json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["evaluation", "settings"], 5),
+        (["evaluation", "settings"], []),
+        (["evaluation", "tasks", "webq", "protocols"], "strict"),
+        (["evaluation", "tasks", "webq", "protocols"], {"strict": {"metrics": []}}),
+        (["evaluation", "tasks", "webq", "num_examples"], None),
+        (["evaluation", "tasks", "webq", "contamination"], {"count": 1}),
+        (["evaluation", "original"], {"webq": {"metrics": {"contain": "40"}}}),
+        (["training"], {"tokens_per_second": {}}),
+    ],
+)
+def test_an_odd_inner_value_is_one_line_even_with_a_right_hash(tmp_path: Path, keys: list[str], value: Any) -> None:
+    written = result("peft")
+    inner = written
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    write_result(tmp_path, written)
+
+    with pytest.raises(UserError, match=r"result\.json: (evaluation|training)\b"):
+        read_result(tmp_path)
