@@ -31,9 +31,13 @@ def documented_files() -> dict[str, str]:
 
 
 @pytest.fixture
-def config_dir(tmp_path: Path) -> Path:
+def config_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write the documented files, with a tiny model and tiny data in place of those on the Hub."""
     folder = tmp_path / "my_conf"
+    # each test has its own folder, whose modules have the names of the previous test's
+    monkeypatch.setattr(trust, "_trusted_folders", [])
+    for name in documented_files():
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
     for name, text in documented_files().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,10 +110,7 @@ TOWNS = {"Brivi": "Eldan", "Eldan": "Brivi"}
 def test_a_custom_module_reads_a_local_folder(
     config_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
 ) -> None:
-    monkeypatch.setattr(trust, "_trusted_folders", [])
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("capitals", "prefix"):  # of another folder with the same files
-        monkeypatch.delitem(sys.modules, name, raising=False)
     trust.trust_folder(config_dir)
     pairs = COUNTRIES if backbone == "my_model" else TOWNS
     if backbone == "mini":  # its vocabulary has no word "country"
