@@ -1,7 +1,8 @@
 """Detect that PEFT changed the adapter of a siamese model after the model was built.
 
-Merging, removing, disabling or switching an adapter changes the layers that both streams share: the original stream
-would become the tuned model, or the tuned stream the original. PEFT reports none of this to the siamese model.
+Merging, removing or switching an adapter changes the layers that both streams share: the original stream would become
+the tuned model, for example. PEFT reports none of this to the siamese model. PEFT's `disable_adapter()` is allowed: within
+it the tuned stream is the original, as in a plain PEFT model.
 """
 
 from collections.abc import Callable
@@ -37,20 +38,11 @@ class _Place:
         """Whether another adapter is active."""
         return list(self.layer.active_adapters) != self.active  # type: ignore[arg-type]
 
-    def is_disabled(self) -> bool:
-        """Whether the adapter is disabled outside this package's own contexts."""
-        return bool(self.layer.disable_adapters)
-
 
 _CHANGES: tuple[tuple[Callable[[_Place], bool], str, str], ...] = (
     (_Place.is_removed, "was removed", "load the model again; model.merge_and_unload() returns a plain model"),
     (_Place.is_merged, "is merged into the backbone's weights", "call model.adapted.unmerge_adapter()"),
     (_Place.is_switched, "is not the active one", "call model.adapted.set_adapter('{name}')"),
-    (
-        _Place.is_disabled,
-        "is disabled",
-        "call model.adapted.enable_adapter_layers(), or select model.stream='original'",
-    ),
 )
 
 

@@ -18,6 +18,7 @@ from imsm.models.adapters.base import adapter_from_config, attach_adapter
 from imsm.models.adapters.loramoe import BalancingLossCallback, LoraMoeConfig, LoraMoeLinear, localized_imbalance
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import UserError
+from imsm.utils.manifest import write_manifest
 from imsm.utils.options import load_option
 from tests.models.adapters.moe import (
     EXPERTS,
@@ -191,7 +192,7 @@ def test_same_tokens_after_a_round_trip(gate: dict | None, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"peft_type": "UNKNOWN", "python_module": "json"}, "does not register"),
+        ({"peft_type": "UNKNOWN", "python_module": "imsm.models.adapters.patterns"}, "does not register"),
         ({"peft_type": "UNKNOWN", "python_module": "imsm.nowhere"}, "imsm.nowhere"),
         ({"peft_type": "UNKNOWN", "python_module": None}, "UNKNOWN"),
         ({"num_experts": 5}, "cannot be loaded"),
@@ -205,6 +206,7 @@ def test_loading_rejects_a_mismatching_adapter_folder(change: dict, message: str
     model.save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    write_manifest(tmp_path / "model")
     with pytest.raises(UserError, match=message):
         SiameseForCausalLM.from_pretrained(tmp_path / "model")
 

@@ -19,7 +19,7 @@ def backbone(tmp_path: Path) -> Path:
     return save_backbone(tmp_path / "backbone", texts=["a b c"])
 
 
-def error_of(function, path: Path, **arguments: object) -> str:  # type: ignore[no-untyped-def]
+def error_of(function, path: Path, /, **arguments: object) -> str:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError) as caught:
         function(**arguments)
     text = str(caught.value)
@@ -37,7 +37,8 @@ def test_damaged_json_is_one_line_that_names_the_file(backbone: Path, name: str,
         return
     # a configuration without keys is valid JSON, but describes no model and no tokenizer
     path = backbone if damage == "mapping" else file
-    error_of(load_tokenizer, path, name_or_path=str(backbone))
+    if (name, damage) != ("config.json", "mapping"):  # a tokenizer needs no configuration of a model
+        error_of(load_tokenizer, path, name_or_path=str(backbone))
     if damage != "mapping" or name == "config.json":
         error_of(load_backbone, path, name_or_path=str(backbone))
         error_of(find_config, path, path=str(backbone), revision=None, architecture=None)

@@ -19,6 +19,7 @@ from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.gate import build_gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.utils.errors import UserError
+from imsm.utils.manifest import write_manifest
 from tests.models.siamese.tiny import ADAPTERS, ARCHITECTURES, QUERY_GATE, decoded, perturb, prompts, tiny_backbone
 
 LORA = ADAPTERS["lora"]
@@ -203,5 +204,6 @@ def test_a_saved_adapter_is_checked_when_it_is_loaded(tmp_path: Path) -> None:
     SiameseForCausalLM.from_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "adapter" / "adapter_config.json"
     path.write_text(path.read_text().replace('"init_lora_weights": true', '"init_lora_weights": "olora"'))
+    write_manifest(tmp_path / "model")
     with pytest.raises(UserError, match="olora"):
         SiameseForCausalLM.from_pretrained(tmp_path / "model")

@@ -28,11 +28,6 @@ CHANGES: dict[str, tuple[Change, str, Change | None]] = {
     "unload": (lambda m: m.adapted.unload(), "was removed", None),
     "delete_adapter": (lambda m: m.adapted.delete_adapter("default"), "was removed", None),
     "set_adapter": (add_and_set, r"set_adapter\('default'\)", lambda m: m.adapted.set_adapter("default")),
-    "disable_adapter_layers": (
-        lambda m: m.adapted.base_model.disable_adapter_layers(),
-        "enable_adapter_layers",
-        lambda m: m.adapted.base_model.enable_adapter_layers(),
-    ),
 }
 
 
