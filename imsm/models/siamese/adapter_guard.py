@@ -1,8 +1,8 @@
 """Detect that PEFT changed the adapter of a siamese model after the model was built.
 
 Merging, removing or switching an adapter changes the layers that both streams share: the original stream would become
-the tuned model, for example. PEFT reports none of this to the siamese model. PEFT's `disable_adapter()` is allowed: within
-it the tuned stream is the original, as in a plain PEFT model.
+the tuned model, for example. PEFT reports none of this to the siamese model. PEFT's `disable_adapter()` is allowed:
+within it the tuned stream is the original, as in a plain PEFT model.
 """
 
 from collections.abc import Callable
