@@ -40,7 +40,7 @@ def test_unsupported_architectures_have_a_reason(name: str, holds: bool | None, 
 
 
 def test_a_wrong_interwoven_stream_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imsm.models.siamese.model.interweave", lambda original, tuned, gate: tuned)
+    monkeypatch.setattr("imsm.models.siamese.gate.interweave", lambda original, tuned, gate: tuned)
     found = row("llama")
     assert (found.forward, found.generates) == (False, False)
     assert "forward: logits are off by" in found.reason
