@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = "imsm.run"
+LEARNING_RATE = "trainer.learning_rate=1e-2"
+"""The miniature's rate when the first record was made."""
 PREDICTIONS = "predictions.jsonl"
 METHODS = ("original", "peft", "imsm")
 COUNTS = [
@@ -71,7 +73,7 @@ def record() -> dict[str, Any]:
             "IMSM_CACHE": f"{folder}/cache",
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", COMMAND, "-m", f"method={','.join(METHODS)}"]
+        command = [sys.executable, "-m", COMMAND, "-m", f"method={','.join(METHODS)}", LEARNING_RATE]
         subprocess.run(command, env=environment, check=True)
         runs = {read["method"]: read for read in map(_run, Path(folder, "runs").glob("*/result.json"))}
         return {"runs": runs, "parameters": {cell: _count(cell, environment) for cell in COUNTS}}
