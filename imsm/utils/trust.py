@@ -62,12 +62,7 @@ def import_trusted_module(name: str, *, within: str, key: str, source: Path | No
         UserError: The module is not trusted, or cannot be imported.
     """
     check_trusted(name, within=within, key=key, source=source)
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"{_prefix(source, key, name)}: {error}; put a custom module into the folder given by --config-dir"
-        ) from error
+    return _import(name, prefix=_prefix(source, key, name))
 
 
 def import_trusted(target: str, *, within: str, key: str, source: Path | None = None) -> Callable[..., Any]:
@@ -81,10 +76,7 @@ def import_trusted(target: str, *, within: str, key: str, source: Path | None = 
     module_name, _, name = target.rpartition(".")
     if not module_name:
         raise UserError(f"{prefix}: must be a dotted name, <module>.<name>")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"{prefix}: {error}; put a custom module into the folder given by --config-dir") from error
+    module = _import(module_name, prefix=prefix)
     found = getattr(module, name, None)
     if not callable(found):
         match = closest_match(name, vars(module))
@@ -95,6 +87,13 @@ def import_trusted(target: str, *, within: str, key: str, source: Path | None = 
     if _belongs_to(module_name, within) and not _belongs_to(defined_in, within):
         raise UserError(f"{prefix}: {module_name} only imports it; give the module that defines it")
     return found
+
+
+def _import(name: str, *, prefix: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{prefix}: {error}; put a custom module into the folder given by --config-dir") from error
 
 
 def _prefix(source: Path | None, key: str, name: Any) -> str:

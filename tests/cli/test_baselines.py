@@ -34,6 +34,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.fixture(autouse=True)
+def user_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMSM_RUNS", str(root))
+
+
 @pytest.fixture(scope="module")
 def peft(made: Path, root: Path) -> Path:
     finished(made, root, method="original")
@@ -113,6 +118,7 @@ def test_an_interrupted_command_resumes(peft: Path, tmp_path: Path, monkeypatch:
     for name, interrupts in (("complete", set()), ("interrupted", {2, 5, 9, 14})):
         calls.clear()
         shutil.copytree(peft.parent, tmp_path / name, ignore=shutil.ignore_patterns("baselines"))
+        monkeypatch.setenv("IMSM_RUNS", str(tmp_path / name))  # each has a response cache of its own
         folder = tmp_path / name / peft.name
         codes = [baselines(folder, *arguments)]
         while codes[-1] == 130:
@@ -212,10 +218,7 @@ def test_a_folder_without_an_adapter_is_rejected(
     assert str(peft / "baselines") in capsys.readouterr().err
 
 
-def test_a_run_is_found_by_its_name(
-    peft: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("IMSM_RUNS", str(peft.parent))
+def test_a_run_is_found_by_its_name(peft: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["baselines", peft.name, "--baselines", "oracle_router"]) == 0
     assert str(peft / "baselines") in capsys.readouterr().out
     assert main(["baselines", "no-such-run"]) == 2

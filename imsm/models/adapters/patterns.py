@@ -45,7 +45,20 @@ def _is_cheap(pattern: str) -> bool:
     # a repeated group can take exponentially many steps: (a+)+
     if re.search(r"\)[*+{]", plain):
         return False
-    quantifiers, alternatives = len(re.findall(r"[*+?{]", plain)), plain.count("|")
-    # n characters are divided among q quantifiers in about n^q / q! ways; each alternative may double the steps
-    steps = _NAME_LENGTH**quantifiers / math.factorial(quantifiers) * 2**alternatives
+    quantifiers = len(re.findall(r"[*+?{]", plain))
+    # n characters are divided among q quantifiers in about n^q / q! ways, for each choice among the alternatives
+    steps = _NAME_LENGTH**quantifiers / math.factorial(quantifiers) * _choices(plain)
     return bool(steps <= _MAX_STEPS)
+
+
+def _choices(plain: str) -> int:
+    """Return the product over all groups of their numbers of alternatives."""
+    choices, open_groups = 1, [1]
+    for character in plain:
+        if character == "(":
+            open_groups.append(1)
+        elif character == "|":
+            open_groups[-1] += 1
+        elif character == ")" and len(open_groups) > 1:
+            choices *= open_groups.pop()
+    return choices * math.prod(open_groups)

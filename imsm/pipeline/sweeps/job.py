@@ -53,14 +53,13 @@ class SweepJob:
 
     def __call__(self, cfg: DictConfig) -> float | list[float] | None:
         """Execute one job; return the values that a search maximizes, or None without one."""
-        number, overrides = _current_job()
+        number, overrides, goals = _current_job()
         options = [text for text in overrides if text.partition("=")[0] != "sweep"]
         root = runs_root()
         skipped = False
         objective: float | list[float] | None = None
         try:
             config = load_config(cfg, config_dir=self.config_dir)
-            goals = number_of_goals(HydraConfig.get())
             if goals == 2 and not set(config.tasks) - {config.data.name}:
                 raise UserError(
                     f"evaluation.tasks={format_value(config.evaluation.tasks)}: sweep=optuna searches for the target "
@@ -134,8 +133,8 @@ def number_of_goals(hydra: Any) -> int:
     return 2 if isinstance(direction, ListConfig) and len(direction) == 2 else 1
 
 
-def _current_job() -> tuple[int, list[str]]:
-    """Return the job's number in its sweep (0 for a single run) and its overrides."""
+def _current_job() -> tuple[int, list[str], int]:
+    """Return the job's number in its sweep (0 for a single run), its overrides, and how many values it returns."""
     hydra = HydraConfig.get()
     number = 0 if OmegaConf.is_missing(hydra.job, "num") else int(hydra.job.num)
-    return number, [str(text) for text in hydra.overrides.task]
+    return number, [str(text) for text in hydra.overrides.task], number_of_goals(hydra)

@@ -52,12 +52,6 @@ class FinishedRun:
     _responses: dict[tuple[str, str], Responses] = field(default_factory=dict)
 
     @cached_property
-    def runs_root(self) -> Path:
-        """Directory of the run, the original and the response cache."""
-        # A run with a custom directory has its cache in the common root.
-        return runs_root() if self.config.run_dir else self.folder.parent
-
-    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer."""
         return load_run_tokenizer(self.config)
@@ -129,7 +123,8 @@ class FinishedRun:
             stream=stream,
             tokenizer=self.tokenizer,
             fingerprint=fingerprint,
-            response_cache=ResponseCache(self.runs_root / "response_cache", fingerprint=fingerprint),
+            # Of this user, not the one next to the run: a downloaded cache could hold any response.
+            response_cache=ResponseCache(runs_root() / "response_cache", fingerprint=fingerprint),
             batch_size=self.config.evaluation.batch_size,
             label=label,
             dist_context=DistributedContext(),

@@ -13,22 +13,28 @@ from peft import PeftConfig
 from imsm.models.adapters.base import adapter_from_config, attach_adapter
 from imsm.models.adapters.custom import import_custom_method
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.utils import trust
 from imsm.utils.errors import UserError
-from imsm.utils.trust import trust_folder
 from tests.integration.test_extending import documented_files
 from tests.models.siamese.tiny import decoded, prompts, tiny_backbone, tiny_siamese
-
-SOURCE = documented_files()["scaling.py"]
 
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    """A module outside imsm that registers the method "scaling"; PEFT can register a name only once."""
+    """A module outside imsm that registers a method; PEFT can register a name only once in a process."""
     folder = tmp_path_factory.mktemp("conf")
-    (folder / "scaling.py").write_text(SOURCE)
-    trust_folder(folder)
-    yield "scaling"
-    sys.path.remove(str(folder))
+    write_method(folder, "early")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(trust, "_trusted_folders", [])
+        trust.trust_folder(folder)
+        yield "early"
+
+
+def write_method(folder: Path, name: str) -> None:
+    """Write the documented method as ``<folder>/<name>.py``, registered as ``name``."""
+    source = documented_files()["scaling.py"]
+    (folder / f"{name}.py").write_text(source.replace('"scaling"', f'"{name}"').replace("scaling_f", f"{name}_f"))
 
 
 def test_a_saved_model_generates_the_same_tokens(module: str, tmp_path: Path) -> None:
@@ -38,7 +44,7 @@ def test_a_saved_model_generates_the_same_tokens(module: str, tmp_path: Path) ->
     model = tiny_siamese("llama", adapter, source=source)
     model.save_pretrained(tmp_path / "model")
     saved = json.loads((tmp_path / "model" / "adapter" / "adapter_config.json").read_text())
-    assert (saved["peft_type"], saved["python_module"], saved["start"]) == ("SCALING", module, 1.0)
+    assert (saved["peft_type"], saved["python_module"], saved["start"]) == ("EARLY", module, 1.0)
     again = SiameseForCausalLM.from_pretrained(tmp_path / "model")
     for stream in model.available_streams():
         model.stream = again.stream = stream
@@ -64,9 +70,10 @@ def test_its_fields_are_checked_and_only_linear_layers_are_targets(module: str) 
 
 
 def test_loading_imports_the_module_that_registers_the_method(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "late.py").write_text(SOURCE.replace('"scaling"', '"late"').replace("scaling_factors", "late_factors"))
+    write_method(tmp_path, "late")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    trust_folder(tmp_path)
+    monkeypatch.setattr(trust, "_trusted_folders", [])
+    trust.trust_folder(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LATE", "python_module": "late"}))
     import_custom_method(tmp_path)
     assert type(PeftConfig.from_pretrained(str(tmp_path))).__module__ == "late"

@@ -35,6 +35,7 @@ COMMON = [
     "model.layers.0.self_attn.q_proj",
     r".*\.(q_proj|v_proj)",
     r"model\.layers\.(?:0|1|2)\.self_attn\.[qkv]_proj$",
+    rf"model\.layers\.({'|'.join(map(str, range(8, 32)))})\..*_proj",
     r"(?!.*vision).*\.\d+\.mlp\.up_proj",
     r"^model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.down_proj)$",
 ]

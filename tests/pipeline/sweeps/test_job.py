@@ -26,7 +26,7 @@ def run_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tu
     monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "runs"))
 
     def execute(train: Execute, *overrides: str) -> tuple[float | None, JobOutcome]:
-        monkeypatch.setattr(job, "_current_job", lambda: (3, [*overrides, "sweep=none"]))
+        monkeypatch.setattr(job, "_current_job", lambda: (3, [*overrides, "sweep=none"], 1))
         monkeypatch.setattr(job, "run_distributed", lambda *_, **__: False)
         monkeypatch.setattr(job, "run_experiment", lambda run_config, *, runs_root: train(run_config))
         sweep = SweepDir(folder=tmp_path / "sweep")

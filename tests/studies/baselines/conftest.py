@@ -16,9 +16,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def peft_folder(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def user_runs(runs_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMSM_RUNS", str(runs_root))
+
+
+@pytest.fixture(scope="session")
+def peft_folder(files: Path, runs_root: Path) -> Path:
     """A run of method=peft, with its original next to it."""
-    runs_root = tmp_path_factory.mktemp("runs")
     finished(files, runs_root, method="original")
     return finished(files, runs_root)
 

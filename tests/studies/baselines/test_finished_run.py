@@ -39,6 +39,22 @@ def test_only_a_finished_run_with_an_adapter_is_opened(peft_folder: Path, tmp_pa
         load_finished_run(other_version, option="run")
 
 
+def test_responses_cached_next_to_a_downloaded_run_are_not_used(
+    peft_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "own"))
+    downloaded = tmp_path / "downloaded" / peft_folder.name
+    shutil.copytree(peft_folder, downloaded)
+    # readable rows of the same model
+    shutil.copytree(peft_folder.parent / "response_cache", downloaded.parent / "response_cache")
+    before = {path: path.read_bytes() for path in downloaded.parent.glob("response_cache/*")}
+    run = load_finished_run(downloaded, option="run")
+    run.responses(FORGETTING, "tuned")
+    assert run._models  # generated again
+    assert list((tmp_path / "own").glob("response_cache/*.sqlite"))
+    assert {path: path.read_bytes() for path in downloaded.parent.glob("response_cache/*")} == before
+
+
 def test_a_changed_backbone_is_rejected(peft_folder: Path, tmp_path: Path) -> None:
     changed = copy_with(peft_folder, tmp_path / "changed")
     (hashes,) = changed.glob("*input*.json")
