@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests first (`--dist loadfile` hands files out in this order)."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the imported libraries' objects from garbage collection: each training collects garbage once."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -223,6 +223,8 @@ def run_deepspeed(
 ) -> dict[str, Any]:
     parts = build(case)
     engine = deepspeed_engine(parts, stage=stage, optimizer=case.optimizer, dist_context=dist_context)
+    # every run and every engine's end collects garbage: skip the objects of libraries, also those imported late
+    gc.freeze()
     result = run(parts, engine, folder, stop_after=stop_after)
     engine.close()
     return result
@@ -238,8 +240,6 @@ def main() -> None:
     store = TCPStore("127.0.0.1", int(port), is_master=False)
     dist_context = DistributedContext(rank=int(rank), world_size=int(world_size), store=store)
     init_process_group(dist_context, device=torch.device("cpu"), timeout_minutes=1)
-    # every run and every engine's end collects garbage: skip the objects of the imported libraries
-    gc.freeze()
     for stage in STAGES:
         run_stage(stage, cases_of(stage), Path(output), dist_context)
 
