@@ -182,7 +182,7 @@ class Gate(nn.Module):
                 part = features if part is None else part + features
         return part
 
-    def forward(
+    def logit(
         self,
         original: torch.Tensor,
         tuned: torch.Tensor,
@@ -190,12 +190,7 @@ class Gate(nn.Module):
         query_tuned: torch.Tensor | None,
         query_part: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the weight g of the original hidden states (eq. 4 and 5), in float32.
-
-        Hidden states are (..., D), those of `with_query`; query states are broadcastable to them, or
-        None if the gate does not read them. ``query_part`` is the result of `query_part`, used in
-        place of the query states. g is in (0, 1): (..., D) for a vector gate, (..., 1) for a scalar one.
-        """
+        """Return the gate's logit in float32, (..., D) or (..., 1); the arguments are those of `forward`."""
         logit = None
         if self.up is not None:
             # [x_1 ; x_2] W_A = x_1 W_A1 + x_2 W_A2, without the concatenated (..., nD) tensor
@@ -211,6 +206,26 @@ class Gate(nn.Module):
             bias = self.bias.expand(*original.shape[:-1], -1)
             logit = bias if logit is None else logit + bias
         assert logit is not None  # a gate without inputs has a bias
+        return logit
+
+    def forward(
+        self,
+        original: torch.Tensor,
+        tuned: torch.Tensor,
+        query_original: torch.Tensor | None,
+        query_tuned: torch.Tensor | None,
+        query_part: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the weight g of the original hidden states (eq. 4 and 5), in float32.
+
+        Hidden states are (..., D), those of `with_query`; query states are broadcastable to them, or
+        None if the gate does not read them. ``query_part`` is the result of `query_part`, used in
+        place of the query states. g is in (0, 1): (..., D) for a vector gate, (..., 1) for a scalar one.
+        """
+        return self.weight(self.logit(original, tuned, query_original, query_tuned, query_part))
+
+    def weight(self, logit: torch.Tensor) -> torch.Tensor:
+        """Return the weight g of the original for a logit: c + (1 - c) sigmoid(logit), c the minimum weight."""
         return self.min_original_weight + (1 - self.min_original_weight) * torch.sigmoid(logit)
 
     def _blocks(self) -> dict[str, torch.Tensor]:
