@@ -23,6 +23,8 @@ from imsm.utils.trust import check_trusted
 GateInput = Literal["query_original", "original", "tuned", "query_tuned"]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 SHIPPED_GATE = "imsm.models.siamese.gate.Gate"
+IMPORTED_ADAPTER = "imsm.models.adapters.imported.imported_adapter"
+"""`_target_` of the section `peft` of an adapter that was trained elsewhere."""
 
 
 class ComponentConfig(StrictModel):
@@ -262,6 +264,8 @@ class EvaluationConfig(StrictModel):
     limit: Count | None
     limit_by_task: dict[str, Count] | None
     batch_size: Count
+    kl: bool = True
+    """Whether a trained model's KL divergence from the original is computed."""
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (field, problem) for fields that contradict each other."""
@@ -318,9 +322,18 @@ class PreviousStageConfig(StrictModel):
 class FrozenAdapterConfig(StrictModel):
     """The finished run whose adapter is used frozen."""
 
-    tasks: list[PathName] = Field(min_length=1)
-    """Tasks that the adapter was trained on, in order."""
+    tasks: list[PathName]
+    """Tasks that the adapter was trained on, in order; unknown, hence empty, for an imported adapter."""
     identity: dict[str, Any]
+
+
+class ImportedConfig(StrictModel):
+    """An adapter that was trained elsewhere; the run evaluates it and trains nothing."""
+
+    source: Text
+    """Folder or Hub id that it was imported from."""
+    target: PathName | None
+    """Task that counts as the target; None: every task is a forgetting test."""
 
 
 class RunConfig(StrictModel):
@@ -355,10 +368,21 @@ class RunConfig(StrictModel):
     stage_tasks: dict[PathName, Task] = Field(default={})
     previous_stage: PreviousStageConfig | None = None
     frozen_run: FrozenAdapterConfig | None = None
+    imported: ImportedConfig | None = None
     metrics: dict[str, str] = Field(default={})
     """Modules of the tasks' metrics by name."""
     config_dir: str | None = None
     """Folder with custom options (`--config-dir`)."""
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the run's adapter was trained elsewhere; the original of such a run has no adapter."""
+        return self.imported is not None and self.method.trainable
+
+    @property
+    def target(self) -> str | None:
+        """Name of the target task; None for an imported adapter without one."""
+        return self.imported.target if self.imported is not None else self.data.name
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types, as saved in `result.json`."""

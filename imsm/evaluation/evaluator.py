@@ -20,6 +20,7 @@ from imsm.data.tokenization import TokenizedExample
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.inference import GetModel, run_inference
+from imsm.evaluation.kl_to_original import mean_kl
 from imsm.evaluation.predictions import write_predictions
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.evaluation.scoring import score_predictions
@@ -40,6 +41,8 @@ class EvalResult:
         unparsed: Number of responses without an extractable answer.
         truncated: Number of responses that reached the token limit.
         reference_loglik: Mean over examples of ln p of the most likely accepted answer.
+        kl_to_original: Mean KL divergence from the original in nats (`imsm.evaluation.kl_to_original`); None for the
+            original and where it was not computed.
         gate_mean: Mean weight of the original stream; None unless the stream is "interwoven".
         chance: Headline score of the best constant answer; 0 for open questions.
         above_chance: Whether the headline score is two standard errors above it.
@@ -56,6 +59,7 @@ class EvalResult:
     unparsed: int
     truncated: int
     reference_loglik: float | None
+    kl_to_original: float | None
     gate_mean: float | None
     chance: float
     above_chance: bool
@@ -77,23 +81,38 @@ def evaluate(
     output_dir: Path,
     label: str,
     dist_context: DistributedContext,
+    kl: bool = False,
 ) -> EvalResult:
     """Run inference for uncached prompts, score all responses and write the predictions.
 
     The arguments are those of `run_inference` and `score_responses`; ``response_cache_dir`` is the
-    directory of all response caches.
+    directory of all response caches. ``kl`` also computes a trained stream's KL divergence from the original.
     """
+    response_cache = ResponseCache(response_cache_dir, fingerprint=model_fingerprint)
     responses, references = run_inference(
         eval_set,
         get_model=get_model,
         stream=stream,
         tokenizer=tokenizer,
         fingerprint=model_fingerprint,
-        response_cache=ResponseCache(response_cache_dir, fingerprint=model_fingerprint),
+        response_cache=response_cache,
         batch_size=batch_size,
         label=label,
         dist_context=dist_context,
     )
+    kl_to_original = None
+    if kl and stream != "original":
+        kl_to_original = mean_kl(
+            eval_set,
+            get_model=get_model,
+            stream=stream,
+            tokenizer=tokenizer,
+            fingerprint=model_fingerprint,
+            response_cache=response_cache,
+            batch_size=batch_size,
+            label=f"{label}, KL to the original",
+            dist_context=dist_context,
+        )
     return score_responses(
         eval_set,
         responses=responses,
@@ -102,6 +121,7 @@ def evaluate(
         protocol=protocol,
         output_dir=output_dir,
         dist_context=dist_context,
+        kl_to_original=kl_to_original,
     )
 
 
@@ -114,6 +134,7 @@ def score_responses(
     protocol: str,
     output_dir: Path,
     dist_context: DistributedContext,
+    kl_to_original: float | None = None,
 ) -> EvalResult:
     """Extract and score the answers; rank 0 writes `predictions.jsonl` to ``output_dir``.
 
@@ -148,6 +169,7 @@ def score_responses(
         new_tokens=sum(row["tokens"] for row in responses),
         truncated=sum(not row["ended"] for row in responses),
         reference_loglik=_mean([row["loglik"] for row in references if row is not None]),
+        kl_to_original=kl_to_original,
         gate_mean=_mean([row["gate_mean"] for row in responses if row["gate_mean"] is not None]),
         **_chance(eval_set.examples, [row[protocols[protocol]["headline"]] for row in scores]),
         protocols=protocols,

@@ -5,7 +5,7 @@ Each prompt is prefilled once, for its accepted answers and its response. N is t
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from types import UnionType
@@ -90,8 +90,10 @@ def run_inference(
         keys = response_keys, reference_keys, references
         return _compute_rows(model(), tokenizer, eval_set, indices, missing, *keys, max_new_tokens=max_new_tokens)
 
-    rows = _through_cache(
+    shapes = {key: _REFERENCE for keys in reference_keys for key in keys} | dict.fromkeys(response_keys, _RESPONSE)
+    rows = through_cache(
         [[key, *keys] for key, keys in zip(response_keys, reference_keys, strict=True)],
+        shapes=shapes,
         lengths=[len(prompt.prompt_ids) for prompt in eval_set.prompts],
         compute=compute,
         response_cache=response_cache,
@@ -148,9 +150,10 @@ def _compute_rows(
     return rows
 
 
-def _through_cache(
+def through_cache(
     keys: Sequence[Sequence[str]],
     *,
+    shapes: Mapping[str, Shape],
     lengths: Sequence[int],
     compute: Callable[[Sequence[int], set[str]], list[dict[str, Row]]],
     response_cache: ResponseCache,
@@ -160,16 +163,15 @@ def _through_cache(
 ) -> dict[str, Row]:
     """Return the rows of all keys; compute the missing ones and cache them batch by batch.
 
-    ``keys`` has, for each example, the key of its response, then the keys of its accepted answers.
+    ``keys`` has the keys of each example, and ``shapes`` the shape of each key's row. ``compute`` is called with a
+    batch of examples and the keys of all missing rows, and returns the rows of each of these examples by key.
     Batches are formed over all examples, cached or not, and each process computes complete batches, so
     that a row does not depend on interruptions or on the number of processes (except after
     out-of-memory, which halves the batch).
     """
-    wanted = {key: _REFERENCE for example_keys in keys for key in example_keys}
-    wanted |= {example_keys[0]: _RESPONSE for example_keys in keys}
-    rows = response_cache.get(wanted, is_valid=lambda key, row: _has_shape(row, wanted[key]))
+    rows = response_cache.get(shapes, is_valid=lambda key, row: _has_shape(row, shapes[key]))
     # Rank 0 decides for all: on a network file system the ranks may read different rows.
-    missing = set(dist_context.run_on_main(lambda: [key for key in wanted if key not in rows]))
+    missing = set(dist_context.run_on_main(lambda: [key for key in shapes if key not in rows]))
     # The batches are sorted by length; taking turns gives every rank about the same work.
     batches = [
         batch
@@ -195,7 +197,7 @@ def _through_cache(
         # Through JSON, so that computed rows equal rows read from the cache.
         for text in dist_context.all_gather(json.dumps(computed)):
             rows |= json.loads(text)
-    if not rows.keys() >= wanted.keys():
+    if not rows.keys() >= shapes.keys():
         raise RunError(
             f"{response_cache.path}: rank {dist_context.rank} does not see the responses that rank 0 sees; "
             "set IMSM_RUNS to a directory shared by all nodes"

@@ -63,6 +63,7 @@ class _TaskEntry(_ProtocolEntry):
     new_tokens: _Number = None
     truncated: _Number = None
     reference_loglik: _Number = None
+    kl_to_original: _Number = None
     gate_mean: _Number = None
     chance: _Number = None
     protocol: str = "strict"

@@ -105,7 +105,7 @@ def evaluate_trained(
         fingerprints={**input_hashes, **files, **settings, "responses": fingerprint},
         machine=describe_machine(inputs.device),
         trainable_parameters=training["trainable_parameters"],
-        training=training,
+        training=None if config.is_imported else training,
         # copied into the result, so that reports never combine scores of two different test sets
         evaluation={**evaluation, "original": original["evaluation"]["tasks"]},
     )
@@ -141,6 +141,7 @@ def _evaluate_tasks(
             output_dir=task_dir(folder, task=name, test_set=eval_set.fingerprint),
             label=f"{config.method.name if stream != 'original' else 'original'}: {name}",
             dist_context=inputs.dist_context,
+            kl=config.evaluation.kl,
         )
         tasks[name] = result_entry(config, name, eval_set, evaluated, trained_on=trained_on)
     return {"settings": config.evaluation.model_dump(), "tasks": tasks}
@@ -154,7 +155,7 @@ def result_entry(
     ``trained_on`` holds the examples that the evaluated model was trained on; None for the original.
     """
     return {
-        "role": "target" if name == config.data.name else "forgetting",
+        "role": "target" if name == config.target else "forgetting",
         "trained_on": trained_on is not None and name in learned_tasks(config),
         "test_set": eval_set.fingerprint,
         "contamination": find_contamination(eval_set.examples, trained_on or []),
@@ -163,7 +164,12 @@ def result_entry(
 
 
 def learned_tasks(config: RunConfig) -> list[str]:
-    """Return the tasks that a run's model is trained on: targets and replay tasks, parents included."""
+    """Return the tasks that a run's model is trained on: targets and replay tasks, parents included.
+
+    Of an imported adapter only the target that the user named is known.
+    """
+    if config.is_imported:
+        return [config.target] if config.target is not None else []
     trainings = training_chain(run_identity(config))
     replays = [training["peft"].get("replay") for training in trainings]
     targets = [training["data"]["name"] for training in trainings]

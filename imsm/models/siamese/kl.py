@@ -9,9 +9,13 @@ Shapes: N label positions, V vocabulary size.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.nn import functional
+
+Objective = Literal["target", "ce", "kl"]
+"""Loss of a batch: of the target's examples, or of rehearsal's texts (cross-entropy, or KL to the original)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +41,9 @@ def divergence(
         both = [values.scatter(-1, masked_tokens[:, None], lowest) for values in both]
     original_log_probs, log_probs = (values.log_softmax(dim=-1) for values in both)
     return functional.kl_div(log_probs, original_log_probs, reduction="sum", log_target=True)
+
+
+def divergence_by_position(original_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return KL(p_o || p) at each position in nats, float32 (N,), for logits (N, V)."""
+    original_log_probs, log_probs = (values.float().log_softmax(dim=-1) for values in (original_logits, logits))
+    return functional.kl_div(log_probs, original_log_probs, reduction="none", log_target=True).sum(dim=-1)
