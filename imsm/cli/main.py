@@ -27,6 +27,7 @@ COMMANDS = {
     "run": Command("run", "train, evaluate and report one run, or a sweep with -m"),
     "plan": Command("run", "print the cost of a run without running it (run mode=plan)", ("mode=plan",)),
     "download": Command("run", "download everything a run needs (run mode=download)", ("mode=download",)),
+    "evaluate": Command("evaluate", "evaluate an adapter that was trained elsewhere, or a finished run again"),
     "generate": Command("generate", "generate an answer to a prompt with a finished run"),
     "report": Command("report", "write a finished run's report again"),
     "compare": Command("compare", "show the runs of a sweep in one table"),

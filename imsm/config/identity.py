@@ -28,6 +28,8 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     # The original is shared: runs of all methods with one backbone compare with the same baseline.
     if not config.method.trainable:
         return {"backbone": backbone, "method": {"stream": config.method.stream}}
+    if config.is_imported:
+        return {"backbone": backbone, "adapter": config.peft.arguments(), "method": {"stream": config.method.stream}}
     identity: dict[str, Any] = {
         "backbone": backbone,
         "peft": peft_identity(config.peft, backbone=config.backbone, data=config.data),
@@ -58,10 +60,12 @@ def parent_trainings(config: RunConfig) -> list[dict[str, Any]]:
 def training_chain(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the identities of all trainings of a run's model, in order, its own last.
 
-    They are the previous stages of a sequence, the frozen adapter's training and its own parents.
+    They are the previous stages of a sequence, the frozen adapter's training and its own parents. The training of an
+    imported adapter is unknown.
     """
     parents = [identity[key] for key in ("previous_stage", "frozen_adapter") if key in identity]
-    return [*(each for parent in parents for each in training_chain(parent)), dict(identity)]
+    own = [] if is_imported(identity) else [dict(identity)]
+    return [*(each for parent in parents for each in training_chain(parent)), *own]
 
 
 def backbone_identity(backbone: BackboneConfig, data: DataConfig) -> dict[str, Any]:
@@ -87,10 +91,13 @@ def run_name(config: RunConfig) -> str:
 
     Examples: ``mini-lora-gsm8k-imsm-query-r8-s0-1a2b3c4d``, ``mini-original-5e6f7a8b``,
     ``mini-lora-gsm8k_mrpc-peft-s0-9a0b1c2d`` (a later stage of a sequence),
-    ``mini-lora-gsm8k-imsm-frozen-query-r8-s0-3e4f5a6b`` (with a frozen adapter).
+    ``mini-lora-gsm8k-imsm-frozen-query-r8-s0-3e4f5a6b`` (with a frozen adapter),
+    ``mini-lora-imported-7c8d9e0f`` (an adapter that was trained elsewhere).
     """
     parts = [config.backbone.name]
-    if config.method.trainable:
+    if config.is_imported:
+        parts += [config.peft.name, "imported"]
+    elif config.method.trainable:
         tasks = [*(config.previous_stage.tasks if config.previous_stage else []), config.data.name]
         parts += [config.peft.name, "_".join(tasks), config.method.name]
         parts += ["frozen"] if config.frozen_run is not None else []
@@ -148,6 +155,11 @@ def is_original(identity: Mapping[str, Any]) -> bool:
     return bool(identity["method"]["stream"] == "original")
 
 
+def is_imported(identity: Mapping[str, Any]) -> bool:
+    """Return whether an identity is that of an adapter that was trained elsewhere."""
+    return "adapter" in identity
+
+
 def identity_without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an identity without its seed, so that runs of other seeds are equal.
 
@@ -163,7 +175,9 @@ def identity_without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_method(identity: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in identity.items() if key not in ("method", "gate")}
-    for section, also in (("trainer", {"gate_learning_rate"}), ("peft", set())):
+    # an imported adapter has neither
+    sections = () if is_imported(identity) else (("trainer", {"gate_learning_rate"}), ("peft", set()))
+    for section, also in sections:
         values = identity[section]
         excluded = also | set(values.get("method_specific_keys", []))
         rest[section] = {key: value for key, value in values.items() if key not in excluded}

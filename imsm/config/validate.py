@@ -52,7 +52,8 @@ from imsm.utils.paths import is_local_path
 from imsm.utils.strict_model import FIELDS_ONLY
 from imsm.utils.trust import GATES, RESOLVERS, import_trusted, trust_folder
 
-_DERIVED = {"tasks", "replay_tasks", "stage_tasks", "previous_stage", "frozen_run", "metrics", "config_dir"}
+_DERIVED = {"tasks", "replay_tasks", "stage_tasks", "previous_stage", "frozen_run", "imported", "metrics"}
+_DERIVED |= {"config_dir"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _RESUME = ("auto", "required", "never")
 

@@ -81,14 +81,15 @@ def run_examples(config: RunConfig) -> list[Example]:
 
 
 def all_training_examples(config: RunConfig) -> list[Example]:
-    """Return all training examples, parent runs included.
+    """Return all known training examples, parent runs included; those of an imported adapter are unknown.
 
     Raises:
         UserError: The training data of a parent run is not available.
     """
     # a test example that a parent run was trained on is contaminated, too
     parents = [_parent_examples(identity, config) for identity in parent_trainings(config)]
-    return [*chain.from_iterable(parents), *run_examples(config)]
+    own = [] if config.is_imported else run_examples(config)
+    return [*chain.from_iterable(parents), *own]
 
 
 def check_parent_data(config: RunConfig) -> None:
@@ -236,7 +237,8 @@ def max_positions(config: RunConfig) -> int | None:
     except LookupError:
         return None
     limit = position_limit(found)
-    virtual = config.peft.arguments().get("num_virtual_tokens") or 0
+    arguments = config.peft.arguments()
+    virtual = (arguments | (arguments.get("kwargs") or {})).get("num_virtual_tokens") or 0
     return None if limit is None else limit - (virtual if config.method.trainable else 0)
 
 

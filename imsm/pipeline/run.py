@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 
-from imsm.config.identity import run_identity
+from imsm.config.identity import baseline_config, run_identity
 from imsm.config.schema import RunConfig
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.eval_set import EvalSet
@@ -29,11 +29,11 @@ from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import check_parent_data, load_eval_sets, load_run_tokenizer, training_fingerprint
 from imsm.pipeline.engine import local_device
 from imsm.pipeline.evaluate import EvaluationInputs, evaluate_run
-from imsm.pipeline.model import load_run_model
+from imsm.pipeline.model import frozen_adapter_hash, load_run_model
 from imsm.pipeline.plan.fit import check_fits
 from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
-from imsm.pipeline.train import frozen_adapter_hash, parent_hash, prepare_training, save_trained
+from imsm.pipeline.train import parent_hash, prepare_training, save_trained
 from imsm.training.trainer import train
 from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError, first_line
@@ -111,6 +111,8 @@ def _check_fits(
     """Compare the run with the machine's memory, unless it fitted before."""
     if dist_context.run_on_main((run.path / RESULT).is_file):
         return
+    if config.is_imported:
+        config = baseline_config(config)  # nothing is trained
     longest = max(len(prompt.prompt_ids) for each in eval_sets.values() for prompt in each.prompts)
     processes = None if dist_context.store is None else dist_context.world_size
     dist_context.run_on_main(lambda: check_fits(config, prompt_tokens=longest, processes=processes))
@@ -191,7 +193,7 @@ def _input_hashes(config: RunConfig, *, parent: Path | None) -> dict[str, str]:
             name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver
         )
     }
-    if not config.method.trainable:
+    if not config.method.trainable or config.is_imported:
         return hashes
     check_parent_data(config)
     hashes["data"] = training_fingerprint(config)

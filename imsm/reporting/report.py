@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imsm.config.identity import is_imported
 from imsm.reporting.render.document import Report, Section
 from imsm.reporting.render.formatting import format_provenance
 from imsm.reporting.render.html import render_html
@@ -87,6 +88,9 @@ def _title(data: ReportData) -> str:
     config = data.focus.result["config"]
     if data.focus.method == "original":
         return f"{config['backbone']['name']} before training"
+    if is_imported(data.focus.result["identity"]):
+        on = "" if data.target is None else f" on {data.target}"
+        return f"Imported adapter ({config['peft']['name']}){on}"
     method = {"imsm": "IMSM", "peft": "PEFT"}.get(data.focus.method, data.focus.method)
     return f"{method} with {config['peft']['name']} on {config['data']['name']}"
 
@@ -94,7 +98,9 @@ def _title(data: ReportData) -> str:
 def _subtitle(result: Mapping[str, Any], *, compared: bool) -> str:
     config = result["config"]
     parts = ["original"]
-    if compared:
+    if compared and is_imported(result["identity"]):
+        parts = [config["peft"]["name"], f"imported adapter ({config['imported']['source']})"]
+    elif compared:
         parts = [config["peft"]["name"], f"trained on {config['data']['name']}"]
         parts += [f"recipe {config['trainer']['name']}", f"seed {config['seed']}"]
     return " · ".join([config["backbone"]["name"], *parts])

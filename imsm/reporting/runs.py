@@ -12,7 +12,7 @@ from typing import Any
 import pandas
 from pydantic import ValidationError
 
-from imsm.config.identity import comparable_up_to_method, identity_without_seed, is_original, original_run
+from imsm.config.identity import comparable_up_to_method, identity_without_seed, is_imported, is_original, original_run
 from imsm.evaluation.predictions import read_predictions
 from imsm.evaluation.result import FILE, read_result, result_error
 from imsm.reporting.training_log import training_log_error
@@ -240,6 +240,7 @@ def _label(result: Result, results: Sequence[Result]) -> str:
         return f"{baseline['name'].replace('_', ' ')}{value}"
     gates = [other["config"].get("gate", {}) for other in results if other["method"] == result["method"]]
     details = [_gate_label(result["config"].get("gate", {}), gates)] if len(gates) > 1 else []
+    details += ["imported adapter"] if is_imported(result.get("identity", {})) else []
     details += ["frozen adapter"] if "frozen_adapter" in result.get("identity", {}) else []
     return f"{result['method']} ({', '.join(details)})" if details else str(result["method"])
 
