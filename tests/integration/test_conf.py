@@ -30,7 +30,7 @@ def test_an_option_makes_a_valid_run(path: Path, tmp_path: Path) -> None:
     if path.stem == "jsonl":
         overrides.append(f"data.local_dir={tmp_path}")
     if path.stem == "generic":
-        overrides.append("peft.peft_type=HRA")
+        overrides.append("peft.peft_type=HRA" if path.parent.name == "peft" else "backbone.name_or_path=owner/name")
     if path.stem in FORGETTING_ONLY:
         overrides.append("method=original")
     run = config(*overrides)
