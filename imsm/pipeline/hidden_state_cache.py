@@ -1,10 +1,15 @@
-"""Decide whether and where training caches the original model's hidden states."""
+"""Decide whether and where training caches the hidden states of the streams that it does not change.
+
+They are those of the original stream; with a frozen adapter those of the tuned stream as well.
+"""
 
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +19,8 @@ from imsm.distributed.context import DistributedContext
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache, cache_bytes, canonical_order, compute_in_memory
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.pipeline.model import needs_original_stream
+from imsm.models.siamese.streams import Stream
+from imsm.pipeline.model import frozen_adapter_hash, needs_original_stream
 from imsm.training.hidden_state_store import (
     CacheKey,
     caches_dir,
@@ -48,16 +54,16 @@ def open_hidden_state_cache(
     request = _CacheRequest(config, model, examples, pad_id)
     if config.hidden_state_cache == "ram":
         request.check_fits()
-        return compute_in_memory(model, examples, pad_id=pad_id)
+        return _combined([compute_in_memory(model, examples, pad_id=pad_id, stream=each) for each in request.streams])
     # rank 0 computes alone: the other processes read its files, or report that they cannot
     found = dist_context.run_on_main(request.compute_on_disk)
-    folder, error = found["folder"], found["error"]
+    folders, error = found["folders"], found["error"]
     cache = None
-    if folder is not None:
+    if folders:
         try:
-            cache = open_cache(Path(folder), examples)
+            cache = _combined([open_cache(Path(folder), examples) for folder in folders])
         except (OSError, RuntimeError) as exception:
-            error = f"{folder} cannot be read by process {dist_context.rank} ({exception})"
+            error = f"{folders[0]} cannot be read by process {dist_context.rank} ({exception})"
     # a process that ran the original stream alone would issue other collectives than the rest
     errors = [each for each in dist_context.all_gather(error or "") if each]
     if not errors:
@@ -84,77 +90,95 @@ def check_cache_fits(
 def precompute_cache(
     config: RunConfig, model: SiameseForCausalLM, examples: Sequence[TokenizedExample], *, pad_id: int
 ) -> str:
-    """Compute a run's cache on disk before the run; return its size and folder as text.
+    """Compute a run's cache on disk before the run; return its size and folders as text.
 
     Raises:
         UserError: The cache does not fit or cannot be written.
     """
     found = _CacheRequest(config, model, examples, pad_id).compute_on_disk()
-    if found["folder"] is None:
+    if found["error"] is not None:
         raise UserError(f"hidden_state_cache={config.hidden_state_cache}: {found['error']}")
-    folder = Path(found["folder"])
-    return f"{format_bytes(folder_size(folder))} in {folder}"
+    size = sum(folder_size(Path(folder)) for folder in found["folders"])
+    return f"{format_bytes(size)} in {' and '.join(found['folders'])}"
+
+
+def _combined(caches: list[HiddenStateCache]) -> HiddenStateCache:
+    """Return the original's cache with that of the tuned stream, if there is one."""
+    original, *tuned = caches
+    return replace(original, tuned=tuned[0]) if tuned else original
 
 
 @dataclass(frozen=True)
 class _CacheRequest:
-    """The hidden-state cache that a run needs."""
+    """The hidden-state caches that a run needs, one per stream."""
 
     config: RunConfig
     model: SiameseForCausalLM
     examples: Sequence[TokenizedExample]
     pad_id: int
 
-    def compute_on_disk(self) -> dict[str, str | None]:
-        """Compute or verify the cache on disk; return its folder or the error."""
-        key = self._key()
-        error = None if key.path.exists() else self._disk_error()
-        folder = None
-        if error is None:
-            label = f"{self.config.backbone.name} {self.config.data.name}"
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The cached streams."""
+        return ("original",) if self.config.frozen_adapter is None else ("original", "tuned")
+
+    def compute_on_disk(self) -> dict[str, Any]:
+        """Compute or verify the caches on disk; return their folders or the error."""
+        folders: list[str] = []
+        if (error := self._disk_error()) is not None:
+            return {"folders": folders, "error": error}
+        for key in self._keys():
+            label = " ".join(
+                [self.config.backbone.name, self.config.data.name, *([key.stream] if key.adapter else [])]
+            )
             try:
-                folder = str(get_or_compute(key, self.model, self.examples, pad_id=self.pad_id, label=label))
+                folders.append(str(get_or_compute(key, self.model, self.examples, pad_id=self.pad_id, label=label)))
             except (OSError, UserError) as exception:
-                error = f"{key.path.parent} could not be written ({exception})"
-        return {"folder": folder, "error": error}
+                return {"folders": [], "error": f"{key.path.parent} could not be written ({exception})"}
+        return {"folders": folders, "error": None}
 
     def check_fits(self) -> None:
         """Raise a UserError if a missing cache would not fit."""
         if self.config.hidden_state_cache == "ram":
-            error = self._limit_error(others=0)
+            error = self._limit_error(self._size() * len(self.streams), others=0)
         else:
-            error = None if self._key().path.exists() else self._disk_error()
+            error = self._disk_error()
         if error is not None:
             raise UserError(f"hidden_state_cache={self.config.hidden_state_cache}: {error}")
 
-    def _limit_error(self, *, others: int) -> str | None:
-        """Compare with the configured limit; ``others`` is the size of existing caches in bytes."""
+    def _limit_error(self, size: int, *, others: int) -> str | None:
+        """Compare ``size`` with the configured limit; ``others`` is that of existing caches, in bytes."""
         limit = self.config.hidden_state_cache_gb
         # 1 GB is 1e9 bytes here, as disks are sold, and not 2**30
-        if self._size() + others <= limit * 1e9:
+        if size + others <= limit * 1e9:
             return None
         existing = f" in addition to {format_bytes(others)} of other caches" if others else ""
         clear = ", or run `imsm cache clear`" if others else ""
         return (
-            f"it takes {format_bytes(self._size())}{existing}, more than hidden_state_cache_gb={limit:g} allows "
+            f"it takes {format_bytes(size)}{existing}, more than hidden_state_cache_gb={limit:g} allows "
             f"(raise the limit{clear})"
         )
 
     def _disk_error(self) -> str | None:
+        """Return why the missing caches do not fit on the disk, or None."""
+        size = self._size() * sum(not key.path.exists() for key in self._keys())
+        if not size:
+            return None
         folder = caches_dir()
-        if error := self._limit_error(others=folder_size(folder)):
+        if error := self._limit_error(size, others=folder_size(folder)):
             return error
         # shutil.disk_usage needs an existing folder, and the cache's folder is created later
         existing = next(each for each in (folder, *folder.parents) if each.exists())
         free = shutil.disk_usage(existing).free
-        if self._size() <= free:
+        if size <= free:
             return None
         return (
-            f"it takes {format_bytes(self._size())} and {existing} has {format_bytes(free)} free (set IMSM_CACHE to "
+            f"it takes {format_bytes(size)} and {existing} has {format_bytes(free)} free (set IMSM_CACHE to "
             "a folder on another disk)"
         )
 
     def _size(self) -> int:
+        """Return the bytes of one stream's cache."""
         examples = canonical_order(self.examples)
         return cache_bytes(
             num_examples=len(examples),
@@ -163,9 +187,11 @@ class _CacheRequest:
             dtype=getattr(torch, self.config.backbone.dtype),
         )
 
-    def _key(self) -> CacheKey:
+    def _keys(self) -> list[CacheKey]:
+        """Return the keys of the cached streams."""
         backbone = self.config.backbone
-        return make_cache_key(
+        make_key = partial(
+            make_cache_key,
             self.examples,
             backbone=backbone_fingerprint(
                 name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver
@@ -175,3 +201,5 @@ class _CacheRequest:
             pooling=self.config.gate.pooling,
             device=next(self.model.backbone.parameters()).device,
         )
+        adapter = frozen_adapter_hash(self.config)
+        return [make_key(), *([make_key(adapter=adapter)] if adapter is not None else [])]

@@ -76,6 +76,18 @@ def build_kl_regularizer(config: RunConfig) -> KLRegularizer | None:
     return None if weight is None else KLRegularizer(weight=weight, mask_target=mask_target)
 
 
+def frozen_adapter_hash(config: RunConfig) -> str | None:
+    """Return the hash of the frozen adapter's files, or None without `frozen_adapter`.
+
+    Raises:
+        UserError: The adapter changed since it was saved.
+    """
+    if config.frozen_adapter is None:
+        return None
+    files = verify_run_model(RunDir(Path(config.frozen_adapter)))
+    return hash_json(sorted((name, sha256) for name, sha256 in files.items() if name.startswith(f"{ADAPTER}/")))
+
+
 def needs_original_stream(config: RunConfig) -> bool:
     """Return whether training reads the original's hidden states (interwoven stream or KL penalty)."""
     # the KL penalty compares with the original's logits, which its hidden states determine

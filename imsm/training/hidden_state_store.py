@@ -2,8 +2,8 @@
 
     <cache>/hidden_states/<key>/lock                held while the cache is opened or computed
                                /data/index.json     content, and the SHA-256 of itself and of the other files
-                               /data/hidden_states  h_o, (A, D), raw
-                               /data/queries        q_o, (E, D), raw float32
+                               /data/hidden_states  h_o or h_t, (A, D), raw
+                               /data/queries        q_o or q_t, (E, D), raw float32
                                /damaged/            a cache that did not match its index
 
 <key> is a hash of everything that determines the values: see `CacheKey`. A cache is written to a
@@ -32,6 +32,7 @@ from imsm.models.siamese.hidden_state_cache import (
     row_offsets,
 )
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.streams import Stream
 from imsm.utils.errors import UserError
 from imsm.utils.files import file_lock
 from imsm.utils.hashing import HashingWriter, hash_file, hash_text
@@ -51,7 +52,8 @@ class CacheKey:
 
     ``backbone`` is a hash of the weights and ``examples`` of the tokens (`hash_examples`);
     ``attention`` is transformers' implementation, None for its default; ``device`` is "cpu" or a
-    GPU's name, because GPU models round differently.
+    GPU's name, because GPU models round differently. ``adapter`` is a hash of the weights of a frozen adapter, whose
+    tuned stream is cached; None for the original stream.
     """
 
     backbone: str
@@ -60,11 +62,21 @@ class CacheKey:
     pooling: str
     device: str
     examples: str
+    adapter: str | None = None
+
+    @property
+    def stream(self) -> Stream:
+        """The stream whose hidden states are cached."""
+        return "original" if self.adapter is None else "tuned"
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields as JSON types, without an adapter that is None."""
+        return {name: value for name, value in asdict(self).items() if name != "adapter" or value is not None}
 
     @property
     def folder_name(self) -> str:
         """Return the name of the cache's folder."""
-        return hash_text(json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True))[:32]
+        return hash_text(json.dumps({"format": FORMAT, **self.values()}, sort_keys=True))[:32]
 
     @property
     def path(self) -> Path:
@@ -80,6 +92,7 @@ def make_cache_key(
     attention: str | None,
     pooling: str,
     device: torch.device,
+    adapter: str | None = None,
 ) -> CacheKey:
     """Return the key for these examples, in any order; see `CacheKey`."""
     return CacheKey(
@@ -89,6 +102,7 @@ def make_cache_key(
         pooling=pooling,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         examples=hash_examples(canonical_order(examples)),
+        adapter=adapter,
     )
 
 
@@ -102,8 +116,8 @@ def get_or_compute(
 ) -> Path:
     """Return the folder of an intact cache, computed first if it is missing or damaged.
 
-    Other processes that need the same cache wait. ``model`` may be any with the backbone, the
-    examples may be in any order, and ``label`` is shown by `imsm cache list`.
+    Other processes that need the same cache wait. ``model`` may be any with the backbone and, for a tuned stream, the
+    adapter; the examples may be in any order, and ``label`` is shown by `imsm cache list`.
 
     Raises:
         OSError: The cache cannot be written.
@@ -204,10 +218,12 @@ def _write(
         def with_progress(chunks: list[list[TokenizedExample]]) -> Iterator[list[TokenizedExample]]:
             yield from progress_bar(chunks, total=len(chunks), label="hidden-state cache", unit="chunk", keep=False)
 
-        compute_hidden_states(model, examples, pad_id=pad_id, on_chunk=write_chunk, progress=with_progress)
+        compute_hidden_states(
+            model, examples, pad_id=pad_id, on_chunk=write_chunk, progress=with_progress, stream=key.stream
+        )
     index = {
         "label": label,
-        **asdict(key),
+        **key.values(),
         **shape,
         "examples_sha256": key.examples,
         "examples": len(examples),

@@ -8,13 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from imsm.data.tokenization import TokenizedExample
-from imsm.pipeline.train import (
-    _finish_run_dir,
-    _split_validation,
-    check_resumable_method,
-    frozen_adapter_hash,
-    parent_hash,
-)
+from imsm.pipeline.model import frozen_adapter_hash
+from imsm.pipeline.train import _finish_run_dir, _split_validation, check_resumable_method, parent_hash
 from imsm.utils.errors import UserError
 from imsm.utils.json_files import write_hashed_json
 from imsm.utils.manifest import verify_run_model, write_manifest

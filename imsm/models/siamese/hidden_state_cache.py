@@ -1,7 +1,8 @@
 """Hidden states of the original model for all training examples, computed once.
 
 They do not depend on the epoch, the PEFT method, the rank or the seed. For each example the gate needs h_o at the
-positions that predict its answer, and q_o; a training step that receives them runs the tuned stream only.
+positions that predict its answer, and q_o; a training step that receives them runs the tuned stream only. With a
+frozen adapter h_t and q_t do not change either: a step that receives all four runs no stream.
 
 The cache is computed in chunks that depend on the examples alone, so the result does not depend on
 which run computes it. A chunk's padding differs from that of a training batch: in float32 losses
@@ -9,6 +10,8 @@ agree with those of a training without the cache to 1e-5.
 
 Shapes: E examples, A answer tokens of all examples, N answer tokens of a batch of B, D hidden size.
 """
+
+from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +25,7 @@ from imsm.data.tokenization import TokenizedExample
 from imsm.models.siamese.inputs import decoder_inputs, query_mask_from_labels
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.query_pooling import pool
+from imsm.models.siamese.streams import Stream
 from imsm.utils.hashing import hash_chunks
 
 CHUNK_TOKENS = 4096
@@ -39,26 +43,37 @@ class HiddenStateCache:
 
     Args:
         index: maps an example's tokens to its number, its first row and its end row.
-        hidden_states: h_o at the positions that predict the answers, (A, D), backbone dtype.
-        queries: q_o, (E, D) in float32, pooled as the model pools.
+        hidden_states: of one stream at the positions that predict the answers, (A, D), backbone dtype.
+        queries: its query states, (E, D) in float32, pooled as the model pools.
+        tuned: the cache of a frozen adapter's stream; None to run that stream in every step.
     """
 
     index: dict[_Ids, tuple[int, int, int]]
     hidden_states: torch.Tensor
     queries: torch.Tensor
+    tuned: HiddenStateCache | None = None
 
     def model_inputs(self, examples: Sequence[TokenizedExample]) -> dict[str, torch.Tensor]:
         """Return the keyword arguments of `SiameseForCausalLM.forward` for a batch.
 
-        They are ``original_hidden_states`` (N, D) in the order of the labels, and ``original_query`` (B, D).
+        They are ``original_hidden_states`` (N, D) in the order of the labels, and ``original_query`` (B, D); with
+        `tuned` also ``tuned_hidden_states`` and ``tuned_query``.
 
         Raises:
             KeyError: an example is not in the cache.
         """
+        hidden_states, queries = self._rows(examples)
+        inputs = {"original_hidden_states": hidden_states, "original_query": queries}
+        if self.tuned is not None:
+            hidden_states, queries = self.tuned._rows(examples)
+            inputs |= {"tuned_hidden_states": hidden_states, "tuned_query": queries}
+        return inputs
+
+    def _rows(self, examples: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
         entries = [self.index[_ids(example)] for example in examples]
         rows = [self.hidden_states[start:end] for _, start, end in entries]
         numbers = torch.tensor([number for number, _, _ in entries])
-        return {"original_hidden_states": torch.cat(rows), "original_query": self.queries[numbers]}
+        return torch.cat(rows), self.queries[numbers]
 
 
 def canonical_order(examples: Iterable[TokenizedExample]) -> list[TokenizedExample]:
@@ -93,10 +108,12 @@ def compute_hidden_states(
     pad_id: int,
     on_chunk: Callable[[ChunkResult], None],
     progress: Progress = iter,
+    stream: Stream = "original",
 ) -> None:
-    """Run the original stream once over examples in `canonical_order`.
+    """Run one stream once over examples in `canonical_order`.
 
-    Adapter and gate of ``model`` are not used; its mode is restored. ``on_chunk`` gets the results in order.
+    The gate of ``model`` is not used, nor its adapter by the original stream; its mode is restored. ``on_chunk`` gets
+    the results in order.
     """
     device = next(model.backbone.parameters()).device
     training = model.training
@@ -104,31 +121,36 @@ def compute_hidden_states(
     try:
         # a list has a length, for the progress bar
         for chunk in progress(list(_chunks(examples))):
-            on_chunk(_compute_chunk(model, chunk, pad_id=pad_id, device=device))
+            on_chunk(_compute_chunk(model, chunk, pad_id=pad_id, device=device, stream=stream))
     finally:
         model.train(training)
 
 
 def compute_in_memory(
-    model: SiameseForCausalLM, examples: Iterable[TokenizedExample], *, pad_id: int, progress: Progress = iter
+    model: SiameseForCausalLM,
+    examples: Iterable[TokenizedExample],
+    *,
+    pad_id: int,
+    progress: Progress = iter,
+    stream: Stream = "original",
 ) -> HiddenStateCache:
     """Compute the cache of examples in any order; see `compute_hidden_states`."""
     ordered = canonical_order(examples)
     chunks: list[ChunkResult] = []
-    compute_hidden_states(model, ordered, pad_id=pad_id, on_chunk=chunks.append, progress=progress)
+    compute_hidden_states(model, ordered, pad_id=pad_id, on_chunk=chunks.append, progress=progress, stream=stream)
     hidden_states, queries = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return HiddenStateCache(row_offsets(ordered), hidden_states, queries)
 
 
 @torch.no_grad()
 def _compute_chunk(
-    model: SiameseForCausalLM, chunk: Sequence[TokenizedExample], *, pad_id: int, device: torch.device
+    model: SiameseForCausalLM, chunk: Sequence[TokenizedExample], *, pad_id: int, device: torch.device, stream: Stream
 ) -> ChunkResult:
     batch = {name: value.to(device) for name, value in collate_training(chunk, pad_id=pad_id).items()}
     labels = batch.pop("labels")
     mask = batch["attention_mask"]
     inputs = decoder_inputs(batch["input_ids"], attention_mask=mask)
-    hidden_states = model.streams.hidden_states(inputs, stream="original", cache=None)
+    hidden_states = model.streams.hidden_states(inputs, stream=stream, cache=None)
     query_mask = query_mask_from_labels(labels, attention_mask=mask, query_mask=None)
     queries = pool(hidden_states, query_mask, pooling=model.config.pooling)
     rows, columns = torch.nonzero(labels[:, 1:] != IGNORE_INDEX, as_tuple=True)

@@ -294,7 +294,8 @@ def _hidden_state_cache_item(config: RunConfig, model: SiameseForCausalLM, train
     name = "hidden-state cache"
     if train.examples is None or train.mean is None:
         return MemoryItem(name=name, size=None, basis="number and lengths of the examples are unknown")
-    size = cache_bytes(
+    streams = 1 if config.frozen_adapter is None else 2
+    size = streams * cache_bytes(
         num_examples=train.examples,
         num_answer_tokens=train.examples * train.mean[1],
         hidden_size=int(model.config.hidden_size),
@@ -302,7 +303,7 @@ def _hidden_state_cache_item(config: RunConfig, model: SiameseForCausalLM, train
     )
     limit = config.hidden_state_cache_gb
     basis = (
-        f"hidden states of the original for {train.examples:,} examples with {train.mean[1]:.0f} answer tokens (mean) "
+        f"hidden states of {'the original' if streams == 1 else 'both streams'} for {train.examples:,} examples with {train.mean[1]:.0f} answer tokens (mean) "
         f"and one query state; hidden_state_cache={config.hidden_state_cache}, "
     )
     if size > limit * 1e9:

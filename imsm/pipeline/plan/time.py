@@ -118,8 +118,12 @@ def workload(
             # with the cache the original reads each example once
             forward += 1 if config.hidden_state_cache != "off" else epochs
         # a backward pass through frozen weights has the operations of one forward pass
-        flops = train.examples * (forward + epochs) * _example_flops(model, prompt + answer, answer)
-        passes = math.ceil(train.examples / rows) * (forward + 2 * epochs)
+        backward = epochs
+        if config.frozen_adapter is not None and config.hidden_state_cache != "off":
+            # both streams read each example once, and only the gate is trained
+            forward, backward = 2, 0
+        flops = train.examples * (forward + backward) * _example_flops(model, prompt + answer, answer)
+        passes = math.ceil(train.examples / rows) * (forward + 2 * backward)
     evaluation, steps, decoding_passes = 0.0, 0, 0
     # the original is evaluated in every run
     streams = [1] if not config.method.trainable else [1, 2 if config.method.stream == "interwoven" else 1]
