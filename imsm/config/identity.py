@@ -15,6 +15,7 @@ _UNRELATED |= {"save_minutes", "save_steps", "save_total_limit"}
 _OMITTED_IF_DEFAULT = (
     *("validation_size", "metric_for_best_model", "kl_beta", "kl_mask_target", "group_by_length", "loss_reduction"),
     *("carry_over", "warmup_rounding", "truncation", "max_prompt_tokens", "max_answer_tokens", "mixed_precision"),
+    "token_weight",
 )
 
 
@@ -48,6 +49,7 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
         return identity
     gate = {"_target_": config.gate.target, "pooling": config.gate.pooling}
     arguments = config.gate.arguments()
+    gate |= {"loss": config.gate.loss} if config.gate.loss != "lm" else {}
     return identity | {"gate": gate | arguments | _micro_batch_identity(arguments, config)}
 
 

@@ -155,11 +155,13 @@ class GateConfig(ComponentConfig):
     dropout: Probability = 0.0
     output_dropout: Probability = 0.0
     trainable: bool = True
+    loss: Literal["lm", "route", "route_kl"] = "lm"
+    """What trains the gate: the training loss, the route loss, or one after the other."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the gate, without defaults."""
         # A default that is passed explicitly would become part of the run's identity and rename old runs.
-        excluded = {"name", "target", "pooling"} | ({"output_dropout"} if not self.output_dropout else set())
+        excluded = {"name", "target", "pooling", "loss"} | ({"output_dropout"} if not self.output_dropout else set())
         return self.model_dump(exclude=excluded, exclude_unset=True)
 
     def check(self) -> Iterator[tuple[str, str]]:
@@ -228,6 +230,7 @@ class TrainerConfig(StrictModel):
     metric_for_best_model: Literal["validation_loss"] | None = None
     kl_beta: Positive | None = None
     kl_mask_target: bool = False
+    token_weight: Literal["none", "dft", "eaft", "infosft"] = "none"
     loss_reduction: Literal["tokens", "micro_batches"] = "tokens"
     carry_over: bool = False
     warmup_rounding: Literal["up", "down"] = "up"
