@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -10,8 +11,10 @@ from imsm.data.tokenization import TokenizedExample
 from imsm.distributed.context import DistributedContext
 from imsm.models.adapters.base import TrainingCallbacks
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
+from imsm.models.siamese.kl import Objective
 from imsm.models.siamese.model import SiameseOutput
 from imsm.training.engines.base import Engine, NonFiniteError, PartialStepError
+from imsm.training.rehearsal import Rehearsal
 from imsm.utils.oom import is_out_of_memory
 
 
@@ -25,17 +28,53 @@ def train_step(
     pad_id: int,
     groups_per_step: int = 1,
     hidden_state_cache: HiddenStateCache | None = None,
+    rehearsal: Rehearsal | None = None,
+    rehearsal_cache: HiddenStateCache | None = None,
 ) -> dict[str, float]:
     """Run one optimizer step and return its metrics.
 
     ``batch`` has the groups of the global batch, the same in every process; each takes its share in micro-batches.
-    The loss is the sum over groups of their mean per answer token, divided by ``groups_per_step``.
+    The loss is the sum over groups of their mean per answer token, divided by ``groups_per_step``. With ``rehearsal``
+    the gradient is that of this loss and of the weighted loss of the step's texts (`imsm.training.rehearsal`).
 
     Raises:
         NonFiniteError: The loss or the gradient norm is not finite; nothing was updated.
         PartialStepError: Out of memory while the parameters were being updated.
     """
     rates = engine.learning_rates()  # before the step, which advances the LR scheduler
+    texts = rehearsal.batch(step) if rehearsal is not None else []
+    options: dict[str, Any] = {"engine": engine, "callbacks": callbacks, "pad_id": pad_id}
+    options |= {"micro_batch_size": micro_batch_size, "is_last": not texts}
+    sums = _backward_target(batch, groups_per_step=groups_per_step, hidden_state_cache=hidden_state_cache, **options)
+    if rehearsal is not None and texts:
+        options |= {"hidden_state_cache": rehearsal_cache, "is_last": True}
+        sums |= _backward_texts(texts, loss=rehearsal.loss, weight=rehearsal.weight, **options)
+    sums = dict(zip(sums, engine.all_reduce_sum(list(sums.values())), strict=True))
+    # the reduced loss, so that all processes raise, before anything is updated
+    total = sum(sums.get(key, 0.0) for key in ("loss", "auxiliary_loss", "rehearsal_loss"))
+    if not math.isfinite(total):
+        raise NonFiniteError(f"the loss of step {step} is {total}")
+    norm = _optimizer_step(engine, callbacks, step)
+    # not finite in a step that loss scaling has skipped; JSON has no such number
+    metrics = {"loss": sums.pop("loss")} | ({"gradient_norm": norm} if math.isfinite(norm) else {})
+    return metrics | {f"learning_rate_{group}": rate for group, rate in rates.items()} | sums
+
+
+def _backward_target(
+    batch: Sequence[Sequence[TokenizedExample]],
+    *,
+    engine: Engine,
+    callbacks: TrainingCallbacks | None,
+    micro_batch_size: int,
+    pad_id: int,
+    groups_per_step: int,
+    hidden_state_cache: HiddenStateCache | None,
+    is_last: bool,
+) -> dict[str, float]:
+    """Accumulate the gradient of the target's loss; return this process's share of the step's metrics.
+
+    ``is_last`` is whether no other backward pass of the step follows.
+    """
     answer_tokens = sum(map(_answer_tokens, batch))
     parts = _parts(batch, micro_batch_size=micro_batch_size, context=engine.dist_context)
     loss = auxiliary_loss = gate_mean = divergence = 0.0
@@ -57,24 +96,49 @@ def train_step(
             auxiliary_loss += auxiliary.item()
             micro_loss = micro_loss + auxiliary
         # 0 * loss, not a skipped backward: ZeRO's gradient hooks have to run
-        engine.backward(micro_loss if micro else 0 * micro_loss, last=number == len(parts))
+        engine.backward(micro_loss if micro else 0 * micro_loss, last=is_last and number == len(parts))
         if output.gate_mean is not None:
             has_gate = True
             gate_mean += output.gate_mean.item() * (_answer_tokens(micro) / answer_tokens)
         if output.divergence is not None:
             has_divergence = True
             divergence += output.divergence.item() if micro else 0.0
-    loss, auxiliary_loss, gate_mean, divergence = engine.all_reduce_sum([loss, auxiliary_loss, gate_mean, divergence])
-    # the reduced loss, so that all processes raise, before anything is updated
-    if not math.isfinite(loss + auxiliary_loss):
-        raise NonFiniteError(f"the loss of step {step} is {loss + auxiliary_loss}")
-    norm = _optimizer_step(engine, callbacks, step)
-    # not finite in a step that loss scaling has skipped; JSON has no such number
-    metrics = {"loss": loss} | ({"gradient_norm": norm} if math.isfinite(norm) else {})
-    metrics |= {f"learning_rate_{group}": rate for group, rate in rates.items()}
-    metrics |= {"auxiliary_loss": auxiliary_loss} if has_auxiliary else {}
+    metrics = {"loss": loss} | ({"auxiliary_loss": auxiliary_loss} if has_auxiliary else {})
     metrics |= {"kl_to_original": divergence} if has_divergence else {}
     return metrics | ({"gate_mean": gate_mean} if has_gate else {})
+
+
+def _backward_texts(
+    texts: Sequence[TokenizedExample],
+    *,
+    loss: Objective,
+    weight: float,
+    engine: Engine,
+    callbacks: TrainingCallbacks | None,
+    micro_batch_size: int,
+    pad_id: int,
+    hidden_state_cache: HiddenStateCache | None,
+    is_last: bool,
+) -> dict[str, float]:
+    """Accumulate the gradient of the texts' weighted loss; return this process's share of their metrics."""
+    tokens = _answer_tokens(texts)
+    parts = _parts([texts], micro_batch_size=micro_batch_size, context=engine.dist_context)
+    total = gate_mean = 0.0
+    has_gate = False
+    for number, (micro, group) in enumerate(parts, start=1):
+        examples = micro or group[:1]
+        inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
+        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, divisor=tokens, objective=loss)
+        if callbacks is not None:
+            # ends the recording of this forward pass; the auxiliary loss is the target's alone
+            callbacks.auxiliary_loss()
+        assert output.loss is not None
+        engine.backward((weight if micro else 0) * output.loss, last=is_last and number == len(parts))
+        total += output.loss.item() if micro else 0.0
+        if output.gate_mean is not None:
+            has_gate = True
+            gate_mean += output.gate_mean.item() * (_answer_tokens(micro) / tokens)
+    return {"rehearsal_loss": total} | ({"rehearsal_gate_mean": gate_mean} if has_gate else {})
 
 
 def _parts(
@@ -96,11 +160,14 @@ def _forward(
     engine: Engine,
     callbacks: TrainingCallbacks | None,
     divisor: int,
+    objective: Objective = "target",
 ) -> SiameseOutput:
     if callbacks is not None:
         types = torch.tensor([example.task_type for example in examples], device=engine.device)
         callbacks.before_forward(inputs["attention_mask"], types)
-    return engine.forward(**inputs, num_items_in_batch=divisor)
+    # omitted by default: other models of the same interface have no such argument
+    chosen = {} if objective == "target" else {"objective": objective}
+    return engine.forward(**inputs, **chosen, num_items_in_batch=divisor)
 
 
 def _optimizer_step(engine: Engine, callbacks: TrainingCallbacks | None, step: int) -> float:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -20,6 +21,7 @@ from imsm.training.checkpoint import TrainingState
 from imsm.training.checkpoint_manager import CheckpointManager
 from imsm.training.engines.base import Engine, NonFiniteError, PartialStepError
 from imsm.training.engines.single_device import peak_memory, reset_peak_memory
+from imsm.training.rehearsal import Rehearsal
 from imsm.training.signals import GracefulShutdown
 from imsm.training.train_step import train_step
 from imsm.training.validation import validation_loss
@@ -118,11 +120,12 @@ def train(
     log: Log,
     validation_examples: Sequence[TokenizedExample] = (),
     get_hidden_state_cache: GetHiddenStateCache | None = None,
+    rehearsal: Rehearsal | None = None,
 ) -> TrainingSummary:
     """Train adapter and gate, resuming from the checkpoint manager's checkpoint.
 
     ``model`` is the one that ``engine`` wraps. The loss of ``validation_examples`` is measured every
-    `save_steps` and at the end. Computing the hidden-state cache is not counted as training time.
+    `save_steps` and at the end. Computing the hidden-state caches is not counted as training time.
 
     Raises:
         RunError: The loss or a gradient is not finite, or memory ran out; the last good state is saved.
@@ -136,26 +139,29 @@ def train(
     torch.manual_seed(hash((seed, rank)) if rank else seed)
     state = initial = checkpoint_manager.restore(total_steps=len(batches))
     reset_peak_memory(engine.device)
-    cache: HiddenStateCache | None = None
+    caches: dict[str, HiddenStateCache | None] = {}
     model.train()
     started = time.monotonic()
     with GracefulShutdown() as shutdown, _progress(batches, engine=engine, done=initial.step) as remaining:
         for step, groups in enumerate(remaining, start=initial.step + 1):
             batch = [[examples[index] for index in group] for group in groups]
-            if get_hidden_state_cache is not None and step > _UNCACHED_STEPS:
+            if step > _UNCACHED_STEPS:
                 called = time.monotonic()
-                cache = _get_cache(get_hidden_state_cache, shutdown, checkpoint_manager, state)
+                get = partial(_get_cache, shutdown=shutdown, checkpoint_manager=checkpoint_manager, state=state)
+                caches["hidden_state_cache"] = get(get_hidden_state_cache)
+                caches["rehearsal_cache"] = get(rehearsal and rehearsal.get_hidden_state_cache)
                 started += time.monotonic() - called
             with _step_errors(checkpoint_manager, state, micro_batch_size=size):
-                metrics = train_step(batch, step=step, hidden_state_cache=cache, **step_options)
+                metrics = train_step(batch, step=step, rehearsal=rehearsal, **caches, **step_options)
             seconds = initial.seconds + time.monotonic() - started
-            tokens = state.tokens + sum(map(_num_tokens, chain.from_iterable(batch)))
+            tokens = state.tokens + sum(map(_num_tokens, chain(*batch, rehearsal.batch(step) if rehearsal else [])))
             state = TrainingState(step=step, seconds=seconds, tokens=tokens, loss=metrics["loss"])
             # since the resume only: earlier steps may have run on another machine
             metrics["tokens_per_second"] = speed = (tokens - initial.tokens) / (seconds - initial.seconds)
             remaining.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
             save_step = checkpoint_manager.is_save_step(step) or step == len(batches)
             if save_step and validation_examples:
+                cache = caches.get("hidden_state_cache")
                 loss = validation_loss(model, validation_examples, hidden_state_cache=cache, **options)
                 metrics["validation_loss"] = loss
             log(step, metrics)
@@ -164,7 +170,7 @@ def train(
         if engine.all_reduce_sum([shutdown.requested])[0]:
             raise KeyboardInterrupt
     model.eval()
-    return _summary(state, engine=engine, used_cache=cache is not None)
+    return _summary(state, engine=engine, used_cache=any(caches.values()))
 
 
 def _num_tokens(example: TokenizedExample) -> int:
@@ -177,12 +183,15 @@ def _progress(batches: Sequence[Any], *, engine: Engine, done: int) -> tqdm:
 
 
 def _get_cache(
-    get_hidden_state_cache: GetHiddenStateCache,
+    get_hidden_state_cache: GetHiddenStateCache | None,
+    *,
     shutdown: GracefulShutdown,
     checkpoint_manager: CheckpointManager,
     state: TrainingState,
 ) -> HiddenStateCache | None:
     """Return the cache; a signal interrupts its computation in a single process."""
+    if get_hidden_state_cache is None:
+        return None
     # several processes compute it before training: here the others would wait in a collective
     if checkpoint_manager.engine.dist_context.world_size > 1:
         return get_hidden_state_cache()
