@@ -13,6 +13,7 @@ from imsm.models.adapters.base import TrainingCallbacks
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
 from imsm.models.siamese.kl import Objective
 from imsm.models.siamese.model import SiameseOutput
+from imsm.models.siamese.route_loss import ORIGINAL, TARGET
 from imsm.training.engines.base import Engine, NonFiniteError, PartialStepError
 from imsm.training.rehearsal import Rehearsal
 from imsm.utils.oom import is_out_of_memory
@@ -30,12 +31,15 @@ def train_step(
     hidden_state_cache: HiddenStateCache | None = None,
     rehearsal: Rehearsal | None = None,
     rehearsal_cache: HiddenStateCache | None = None,
+    route: bool = False,
 ) -> dict[str, float]:
     """Run one optimizer step and return its metrics.
 
     ``batch`` has the groups of the global batch, the same in every process; each takes its share in micro-batches.
     The loss is the sum over groups of their mean per answer token, divided by ``groups_per_step``. With ``rehearsal``
     the gradient is that of this loss and of the weighted loss of the step's texts (`imsm.training.rehearsal`).
+    With ``route`` the gate learns from its route loss alone, half of which is the mean over the target's answer
+    tokens and half that over the texts'; a frozen adapter has no other loss.
 
     Raises:
         NonFiniteError: The loss or the gradient norm is not finite; nothing was updated.
@@ -44,14 +48,14 @@ def train_step(
     rates = engine.learning_rates()  # before the step, which advances the LR scheduler
     texts = rehearsal.batch(step) if rehearsal is not None else []
     options: dict[str, Any] = {"engine": engine, "callbacks": callbacks, "pad_id": pad_id}
-    options |= {"micro_batch_size": micro_batch_size, "is_last": not texts}
+    options |= {"micro_batch_size": micro_batch_size, "is_last": not texts, "route": route}
     sums = _backward_target(batch, groups_per_step=groups_per_step, hidden_state_cache=hidden_state_cache, **options)
     if rehearsal is not None and texts:
         options |= {"hidden_state_cache": rehearsal_cache, "is_last": True}
         sums |= _backward_texts(texts, loss=rehearsal.loss, weight=rehearsal.weight, **options)
     sums = dict(zip(sums, engine.all_reduce_sum(list(sums.values())), strict=True))
     # the reduced loss, so that all processes raise, before anything is updated
-    total = sum(sums.get(key, 0.0) for key in ("loss", "auxiliary_loss", "rehearsal_loss"))
+    total = sum(sums.get(key, 0.0) for key in ("loss", "auxiliary_loss", "rehearsal_loss", "gate_loss"))
     if not math.isfinite(total):
         raise NonFiniteError(f"the loss of step {step} is {total}")
     norm = _optimizer_step(engine, callbacks, step)
@@ -70,6 +74,7 @@ def _backward_target(
     groups_per_step: int,
     hidden_state_cache: HiddenStateCache | None,
     is_last: bool,
+    route: bool,
 ) -> dict[str, float]:
     """Accumulate the gradient of the target's loss; return this process's share of the step's metrics.
 
@@ -77,17 +82,18 @@ def _backward_target(
     """
     answer_tokens = sum(map(_answer_tokens, batch))
     parts = _parts(batch, micro_batch_size=micro_batch_size, context=engine.dist_context)
-    loss = auxiliary_loss = gate_mean = divergence = 0.0
+    loss = auxiliary_loss = gate_mean = divergence = gate_loss = 0.0
     has_auxiliary = has_gate = has_divergence = False
     for number, (micro, group) in enumerate(parts, start=1):
         # ZeRO needs the same number of forwards in every process: an empty micro-batch has weight 0
         examples = micro or group[:1]
         inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
         divisor = _answer_tokens(group) * groups_per_step
-        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, divisor=divisor)
-        micro_loss = output.loss
-        assert micro_loss is not None
-        loss += micro_loss.item() if micro else 0.0
+        label = TARGET if route else None
+        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, divisor=divisor, gate_label=label)
+        micro_loss = _total_loss(output)
+        loss += _main_loss(output).item() if micro else 0.0
+        gate_loss += output.route_loss.item() if micro and output.route_loss is not None else 0.0
         auxiliary = callbacks.auxiliary_loss() if callbacks is not None else None
         if auxiliary is not None:
             has_auxiliary = True
@@ -105,6 +111,7 @@ def _backward_target(
             divergence += output.divergence.item() if micro else 0.0
     metrics = {"loss": loss} | ({"auxiliary_loss": auxiliary_loss} if has_auxiliary else {})
     metrics |= {"kl_to_original": divergence} if has_divergence else {}
+    metrics |= {"gate_loss": gate_loss} if route else {}
     return metrics | ({"gate_mean": gate_mean} if has_gate else {})
 
 
@@ -119,26 +126,44 @@ def _backward_texts(
     pad_id: int,
     hidden_state_cache: HiddenStateCache | None,
     is_last: bool,
+    route: bool,
 ) -> dict[str, float]:
     """Accumulate the gradient of the texts' weighted loss; return this process's share of their metrics."""
     tokens = _answer_tokens(texts)
     parts = _parts([texts], micro_batch_size=micro_batch_size, context=engine.dist_context)
-    total = gate_mean = 0.0
+    total = gate_mean = gate_loss = 0.0
+    options: dict[str, Any] = {"divisor": tokens, "objective": loss, "gate_label": ORIGINAL if route else None}
     has_gate = False
     for number, (micro, group) in enumerate(parts, start=1):
         examples = micro or group[:1]
         inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
-        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, divisor=tokens, objective=loss)
+        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, **options)
         if callbacks is not None:
             # ends the recording of this forward pass; the auxiliary loss is the target's alone
             callbacks.auxiliary_loss()
-        assert output.loss is not None
-        engine.backward((weight if micro else 0) * output.loss, last=is_last and number == len(parts))
-        total += output.loss.item() if micro else 0.0
+        engine.backward((1 if micro else 0) * _total_loss(output, weight), last=is_last and number == len(parts))
+        total += _main_loss(output).item() if micro else 0.0
+        gate_loss += output.route_loss.item() if micro and output.route_loss is not None else 0.0
         if output.gate_mean is not None:
             has_gate = True
             gate_mean += output.gate_mean.item() * (_answer_tokens(micro) / tokens)
-    return {"rehearsal_loss": total} | ({"rehearsal_gate_mean": gate_mean} if has_gate else {})
+    metrics = {"rehearsal_loss": total} | ({"rehearsal_gate_loss": gate_loss} if route else {})
+    return metrics | ({"rehearsal_gate_mean": gate_mean} if has_gate else {})
+
+
+def _main_loss(output: SiameseOutput) -> torch.Tensor:
+    """Return the loss that is reported: of a frozen adapter's gate the route loss."""
+    loss = output.loss if output.loss is not None else output.route_loss
+    assert loss is not None
+    return loss
+
+
+def _total_loss(output: SiameseOutput, weight: float = 1.0) -> torch.Tensor:
+    """Return the loss to differentiate; the route losses of target and texts count half each."""
+    if output.route_loss is None:
+        return weight * _main_loss(output)
+    gate = output.route_loss / 2
+    return gate if output.loss is None else weight * output.loss + gate
 
 
 def _parts(
@@ -161,12 +186,14 @@ def _forward(
     callbacks: TrainingCallbacks | None,
     divisor: int,
     objective: Objective = "target",
+    gate_label: float | None = None,
 ) -> SiameseOutput:
     if callbacks is not None:
         types = torch.tensor([example.task_type for example in examples], device=engine.device)
         callbacks.before_forward(inputs["attention_mask"], types)
-    # omitted by default: other models of the same interface have no such argument
-    chosen = {} if objective == "target" else {"objective": objective}
+    # omitted by default: other models of the same interface have no such arguments
+    chosen: dict[str, Any] = {} if objective == "target" else {"objective": objective}
+    chosen |= {} if gate_label is None else {"gate_label": gate_label}
     return engine.forward(**inputs, **chosen, num_items_in_batch=divisor)
 
 

@@ -121,11 +121,13 @@ def train(
     validation_examples: Sequence[TokenizedExample] = (),
     get_hidden_state_cache: GetHiddenStateCache | None = None,
     rehearsal: Rehearsal | None = None,
+    route_share: float = 0.0,
 ) -> TrainingSummary:
     """Train adapter and gate, resuming from the checkpoint manager's checkpoint.
 
     ``model`` is the one that ``engine`` wraps. The loss of ``validation_examples`` is measured every
-    `save_steps` and at the end. Computing the hidden-state caches is not counted as training time.
+    `save_steps` and at the end. Computing the hidden-state caches is not counted as training time. In the first
+    ``route_share`` of the steps the gate learns from the route loss (`imsm.models.siamese.route_loss`).
 
     Raises:
         RunError: The loss or a gradient is not finite, or memory ran out; the last good state is saved.
@@ -151,6 +153,7 @@ def train(
                 caches["hidden_state_cache"] = get(get_hidden_state_cache)
                 caches["rehearsal_cache"] = get(rehearsal and rehearsal.get_hidden_state_cache)
                 started += time.monotonic() - called
+            step_options["route"] = step <= route_share * len(batches)
             with _step_errors(checkpoint_manager, state, micro_batch_size=size):
                 metrics = train_step(batch, step=step, rehearsal=rehearsal, **caches, **step_options)
             seconds = initial.seconds + time.monotonic() - started
