@@ -72,6 +72,8 @@ class Kill:
 def main() -> None:
     """Run the rounds of the command line and exit."""
     arguments = _parse_arguments()
+    if arguments.folder is not None:
+        Path(arguments.folder).mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix="imsm-kill-", dir=arguments.folder))
     given = {text.partition("=")[0] for text in arguments.overrides}
     short = [text for text in SHORT if text.partition("=")[0] not in given]

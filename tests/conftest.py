@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from imsm.utils import stop_signals
+
+
+def pytest_configure() -> None:
+    """Restore the signals that a background shell or nohup ignores: tests send them to their child processes."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from imsm.pipeline.run import run_experiment
+from tests.helpers.config import config
+
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
-COMMAND = [
-    sys.executable, "-m", "imsm.run", "data.max_train_examples=96", "trainer.num_epochs=1",
+OVERRIDES = [
+    "data.max_train_examples=96", "trainer.num_epochs=1",
     "evaluation.limit=12", "evaluation.tasks=[target,webq]", "evaluation.batch_size=4",
 ]  # fmt: skip
 TWO_PROCESSES = ["engine.nproc_per_node=2", "engine.device=cpu"]
@@ -28,10 +31,9 @@ TIMEOUT = 240
 def start(root: Path, *overrides: str) -> subprocess.Popen[str]:
     environment = os.environ | {"IMSM_RUNS": str(root), "OMP_NUM_THREADS": "1"}
     given = {text.partition("=")[0] for text in overrides}
-    command = [text for text in COMMAND if text.partition("=")[0] not in given]
-    return subprocess.Popen(
-        [*command, *overrides], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    shared = [text for text in OVERRIDES if text.partition("=")[0] not in given]
+    command = [sys.executable, "-m", "imsm.run", *shared, *overrides]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def run(root: Path, *overrides: str, code: int = 0) -> str:
@@ -62,7 +64,7 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("engine", "peft"), [("zero2", "lora"), ("zero3", "p_tuning")])
 def test_two_processes_give_the_result_of_one(tmp_path: Path, engine: str, peft: str) -> None:
     single, double = tmp_path / "single", tmp_path / "double"
-    run(single, f"peft={peft}")
+    run_experiment(config(*OVERRIDES, f"peft={peft}"), runs_root=single)
     output = run(double, f"peft={peft}", f"engine={engine}", *TWO_PROCESSES)
     assert output.count("trainable parameters") == 1  # only rank 0 prints
     one, two = only(single, "imsm"), only(double, "imsm")
