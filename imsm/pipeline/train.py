@@ -20,7 +20,7 @@ from imsm.distributed.context import DistributedContext
 from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
 from imsm.models.builder import count_trainable
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.models.siamese.serialization import ADAPTER
+from imsm.models.siamese.token_weights import TOKEN_WEIGHTS
 from imsm.pipeline.data import tokenized_training_set
 from imsm.pipeline.engine import batch_plan_of, build_engine, local_device
 from imsm.pipeline.hidden_state_cache import check_cache_fits, open_hidden_state_cache
@@ -172,18 +172,6 @@ def parent_hash(parent: Path) -> str:
     return hash_json(sorted(verify_run_model(run).items()))
 
 
-def frozen_adapter_hash(config: RunConfig) -> str | None:
-    """Return the hash of the frozen adapter's files, or None without `frozen_adapter`.
-
-    Raises:
-        UserError: The adapter changed since it was saved.
-    """
-    if config.frozen_adapter is None:
-        return None
-    files = verify_run_model(RunDir(Path(config.frozen_adapter)))
-    return hash_json(sorted((name, sha256) for name, sha256 in files.items() if name.startswith(f"{ADAPTER}/")))
-
-
 def _initial_model(
     config: RunConfig, adapter: AdapterSpec, *, parent: Path | None, device: torch.device
 ) -> tuple[SiameseForCausalLM, dict[str, int]]:
@@ -193,6 +181,7 @@ def _initial_model(
         model.load_weights(RunDir(parent).model)
     # not part of the saved weights, so set after loading them
     model.kl_regularizer = build_kl_regularizer(config)
+    model.token_weight = TOKEN_WEIGHTS.get(config.trainer.token_weight)
     parameters = count_trainable(model)
     if config.frozen_adapter is not None and not parameters["gate"]:
         raise UserError(

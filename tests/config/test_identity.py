@@ -208,3 +208,16 @@ def test_the_share_of_test_examples_is_part_of_the_identity_only_if_set(tmp_path
     assert run_identity(config(*own, "data.max_train_examples=2"))["data"]["source"] == {
         "kind": "local", "path": str(tmp_path),
     }  # fmt: skip
+
+
+def test_token_weights_are_part_of_the_identity_if_set() -> None:
+    plain = run_identity(config())
+    assert "token_weight" not in plain["trainer"]
+    assert run_identity(config("trainer.token_weight=none")) == plain
+    assert run_identity(config("trainer.token_weight=dft"))["trainer"] == plain["trainer"] | {"token_weight": "dft"}
+
+
+@pytest.mark.parametrize(("recipe", "base"), [("asft", "paper"), ("mini_asft", "mini")])
+def test_asft_is_its_base_with_dft_and_kl(recipe: str, base: str) -> None:
+    parts = [f"trainer={base}", "trainer.token_weight=dft", "trainer.kl_beta=0.1"]
+    assert run_identity(config(f"trainer={recipe}")) == run_identity(config(*parts))
