@@ -1,7 +1,8 @@
 """The command `imsm`: select the subcommand's module, run it, map errors to exit codes.
 
-Exit codes: 0 success, 1 a run failed or the output could not be written, 2 bad input, 129, 130 or 143
-interrupted by SIGHUP, SIGINT or SIGTERM, 141 the reader of the output ended.
+Exit codes: 0 success, 1 a run failed or the output could not be written, 2 bad input, 3 and 4 the verdicts FAIL and
+INSUFFICIENT_EVIDENCE of `imsm check`, 129, 130 or 143 interrupted by SIGHUP, SIGINT or SIGTERM, 141 the reader of the
+output ended.
 """
 
 import sys
@@ -28,6 +29,7 @@ COMMANDS = {
     "plan": Command("run", "print the cost of a run without running it (run mode=plan)", ("mode=plan",)),
     "download": Command("run", "download everything a run needs (run mode=download)", ("mode=download",)),
     "evaluate": Command("evaluate", "evaluate an adapter that was trained elsewhere, or a finished run again"),
+    "check": Command("check", "decide whether a run forgot more than a margin: exit code 0, 3 or 4"),
     "generate": Command("generate", "generate an answer to a prompt with a finished run"),
     "report": Command("report", "write a finished run's report again"),
     "compare": Command("compare", "show the runs of a sweep in one table"),

@@ -160,6 +160,17 @@ def load_eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dic
     return eval_sets
 
 
+def count_test_examples(config: RunConfig, name: str) -> int:
+    """Return the number of examples in the complete test set of an evaluated task.
+
+    Raises:
+        UserError: The set is not available.
+    """
+    task = evaluated_tasks(config)[name]
+    source = source_of(config, task)
+    return len(load_examples(task, "test", source=source, prompt_style=config.data.prompt_style, limit=None))
+
+
 def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Example]:
     """Return the examples of a parent training of ``config``, replay included."""
     data, replay = identity["data"], identity["peft"].get("replay")

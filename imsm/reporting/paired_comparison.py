@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import pandas
 
-from imsm.evaluation.metrics import aggregate, is_mean_of_scores, resolve_metric
+from imsm.evaluation.metrics import MetricModule, aggregate, is_mean_of_scores, resolve_metric
 from imsm.evaluation.statistics.bootstrap import standard_error
 from imsm.evaluation.statistics.forgetting import OutcomeTransitions, chance_level, retention, transitions
 from imsm.evaluation.statistics.intervals import (
@@ -62,7 +62,7 @@ def score_interval(run: ComparedRun, task: str, metric: str) -> Interval | None:
     if predictions is None or f"score.{metric}" not in predictions:
         return None
     groups = _groups(predictions)
-    statistic = _aggregate_statistic(run, task, metric, predictions)
+    statistic = aggregate_statistic(run, task, metric, predictions)
     scores = _scores(predictions, metric)
     if statistic is not None:
         return bootstrap_statistic_ci(statistic, None, items=len(predictions), groups=groups)
@@ -82,11 +82,11 @@ def compare_runs(
         return None
     one, other = (_scores(predictions, metric) for predictions in pair)
     groups = _groups(pair[0])
-    statistic = _aggregate_statistic(run, task, metric, pair[0])
+    statistic = aggregate_statistic(run, task, metric, pair[0])
     if statistic is None:
         difference = paired_difference(100 * one, 100 * other, groups=groups)
     else:
-        reference_statistic = _aggregate_statistic(reference, task, metric, pair[1])
+        reference_statistic = aggregate_statistic(reference, task, metric, pair[1])
         difference = bootstrap_statistic_ci(statistic, reference_statistic, items=len(one), groups=groups)
     # McNemar's test counts correct and wrong answers; a fractional score is neither
     binary = set(numpy.unique(numpy.concatenate([one, other]))) <= {0.0, 1.0}
@@ -159,16 +159,26 @@ def _groups(predictions: pandas.DataFrame) -> list[Any]:
     return [group or name for name, group in zip(predictions.index, predictions["group"], strict=True)]
 
 
-def _aggregate_statistic(
+def metric_module(run: ComparedRun, metric: str) -> MetricModule:
+    """Return the module of a run's metric."""
+    return resolve_metric(run.result["config"].get("metrics", {}).get(metric, metric))
+
+
+def scored_texts(run: ComparedRun, task: str, metric: str, predictions: pandas.DataFrame) -> list[str]:
+    """Return the texts that a metric scores."""
+    paper_code = run.task_result(task).get("protocols", {}).get("paper_code", {}).get("metrics", {})
+    # the published code scores the response, the strict protocol the answer extracted from it
+    return list(predictions["response" if metric in paper_code else "answer"])
+
+
+def aggregate_statistic(
     run: ComparedRun, task: str, metric: str, predictions: pandas.DataFrame
 ) -> Callable[[numpy.ndarray], float] | None:
     """Return the metric as a function of row indices; None for a mean of scores."""
-    module = resolve_metric(run.result["config"].get("metrics", {}).get(metric, metric))
+    module = metric_module(run, metric)
     if is_mean_of_scores(module):
         return None
-    paper_code = run.task_result(task).get("protocols", {}).get("paper_code", {}).get("metrics", {})
-    # the published code scores the response, the strict protocol the answer extracted from it
-    texts = list(predictions["response" if metric in paper_code else "answer"])
+    texts = scored_texts(run, task, metric, predictions)
     references = list(predictions["references"])
 
     def statistic(indices: numpy.ndarray) -> float:
