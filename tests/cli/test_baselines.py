@@ -20,7 +20,7 @@ from imsm.utils.files import file_lock
 from tests.helpers.paths import ROOT
 from tests.studies.baselines.finished import ITEMS, finished, original_of, predictions, write_files
 
-WITH_VALUES = ("logit_mix", "probability_mix", "adapter_scale")
+WITH_VALUES = ("logit_mix", "probability_mix", "adapter_scale", "lines")
 Tables = dict[str, pandas.DataFrame]
 
 

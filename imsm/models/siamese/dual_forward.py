@@ -83,13 +83,13 @@ class AdapterLayers:
         """Accept batches of 2B rows: the first half original, the second half tuned."""
         return _entered(layer.patched() for layer in self._dual_layers)
 
-    def wrapped(self, wrap: Callable[[Disable, Forward], Forward]) -> AbstractContextManager[None]:
-        """Replace each layer's forward by ``wrap(disable, forward)``.
+    def wrapped(self, wrap: Callable[[nn.Module, Disable, Forward], Forward]) -> AbstractContextManager[None]:
+        """Replace each layer's forward by ``wrap(layer, disable, forward)``.
 
         Inside a ``with disable():`` block, ``forward`` is that of the wrapped layer.
         """
         return _entered(
-            patched_forward(layer, wrap(disable, layer.forward)) for layer, disable in self._disable.items()
+            patched_forward(layer, wrap(layer, disable, layer.forward)) for layer, disable in self._disable.items()
         )
 
     def disable_sharing(self) -> None:

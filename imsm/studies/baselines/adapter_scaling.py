@@ -6,8 +6,12 @@ For a layer that is linear in its input this is the model with interpolated weig
 a B A, DoRA's merged weights, (IA)^3's factors 1 + a (l - 1), a bias or a norm's weight. If an adapter is
 not linear (LoRAMoE's routed experts), the layer's update is scaled. Exact at a = 0 and a = 1, also in
 bfloat16.
+
+The scale may grow with depth (LiNeS, 2410.17146): in block l of L it is a_l = a + b (l - 1) / (L - 1), and a outside
+of the blocks (embeddings, final norm, head).
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -26,11 +30,12 @@ _FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErr
 
 
 class ScaledAdapterStreams(StreamRunner):
-    """Streams whose tuned one has its adapter scaled by ``scale`` (a)."""
+    """Streams whose tuned one has its adapter scaled by ``scale`` (a) in the first block, by ``last`` in the last."""
 
-    def __init__(self, model: nn.Module, decoder: nn.Module, *, scale: float) -> None:
+    def __init__(self, model: nn.Module, decoder: nn.Module, *, scale: float, last: float) -> None:
         super().__init__(model, decoder)
-        self.scale = scale
+        depths = relative_depths(model, self.layers)
+        self.scales = {layer: (1 - depth) * scale + depth * last for layer, depth in depths.items()}
         # The streams differ in their wrapped layers, so they cannot run as one batch.
         self.batch_both = False
 
@@ -41,20 +46,33 @@ class ScaledAdapterStreams(StreamRunner):
         with self.adapter_layers.wrapped(self._scaled_forward):
             return super().hidden_states(inputs, stream=stream, cache=cache)
 
-    def _scaled_forward(self, disable: Disable, forward: Forward) -> Forward:
+    def _scaled_forward(self, layer: nn.Module, disable: Disable, forward: Forward) -> Forward:
         def scaled(*arguments: Any, **named: Any) -> Any:
             # The layer's input is the scaled stream's; only this layer's adapter is disabled.
             with disable():
                 original = forward(*arguments, **named)
-            return _lerp(original, forward(*arguments, **named), self.scale)
+            return _lerp(original, forward(*arguments, **named), self.scales[layer])
 
         return scaled
 
 
-def build_scaled_model(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
+def relative_depths(model: nn.Module, layers: Iterable[nn.Module]) -> dict[nn.Module, float]:
+    """Return (l - 1) / (L - 1) of each layer in block l of L; 0 outside of the blocks, and if there is one block."""
+    names = {module: name for name, module in model.named_modules()}
+    # the index in the list of blocks is the first number of a module's name: model.layers.3.mlp.down_proj
+    blocks = {layer: next((int(part) for part in names[layer].split(".") if part.isdigit()), 0) for layer in layers}
+    last = int(model.config.get_text_config(decoder=True).num_hidden_layers) - 1
+    return {layer: block / max(last, 1) for layer, block in blocks.items()}
+
+
+def build_scaled_model(
+    model: SiameseForCausalLM, scale: float, last: float | None = None, *, baseline: str = "adapter_scale"
+) -> SiameseForCausalLM:
     """Build a model on the same weights whose tuned stream scales the adapter.
 
-    Scale 0 is the original, 1 the trained model, bit for bit; values above 1 extrapolate.
+    Scale 0 is the original, 1 the trained model, bit for bit; values above 1 extrapolate. ``last`` is the scale of
+    the last block, between which and ``scale`` it is linear in the depth; None: ``scale``. ``baseline`` begins error
+    messages.
 
     Raises:
         UserError: The adapter cannot be scaled: it changes no weights, or the scales 0 and 1 do not
@@ -65,24 +83,24 @@ def build_scaled_model(model: SiameseForCausalLM, scale: float) -> SiameseForCau
     virtual = model.streams.virtual_tokens
     if virtual is not None:
         raise UserError(
-            f"adapter_scale: {method} adds {virtual.count} virtual tokens and changes no weights, so W0 + a (W - W0) "
-            "is undefined; leave adapter_scale out"
+            f"{baseline}: {method} adds {virtual.count} virtual tokens and changes no weights, so W0 + a (W - W0) "
+            f"is undefined; leave {baseline} out"
         )
     if not model.streams.has_adapter:
-        raise UserError("adapter_scale: the model has no adapter; give a run of method=peft or method=imsm")
-    scaled = _with_scale(model, scale)
-    _check_ends(model, method)
+        raise UserError(f"{baseline}: the model has no adapter; give a run of method=peft or method=imsm")
+    scaled = _with_scale(model, scale, scale if last is None else last)
+    _check_ends(model, method, baseline)
     return scaled
 
 
-def _with_scale(model: SiameseForCausalLM, scale: float) -> SiameseForCausalLM:
+def _with_scale(model: SiameseForCausalLM, scale: float, last: float) -> SiameseForCausalLM:
     scaled = derive_model(model, SiameseForCausalLM, stream="tuned", gate=None)
-    scaled.streams = ScaledAdapterStreams(model.adapted, model.streams.decoder, scale=scale)
+    scaled.streams = ScaledAdapterStreams(model.adapted, model.streams.decoder, scale=scale, last=last)
     return scaled
 
 
 @torch.no_grad()
-def _check_ends(model: SiameseForCausalLM, method: str) -> None:
+def _check_ends(model: SiameseForCausalLM, method: str, baseline: str) -> None:
     """Check that 0 is the original and 1 the tuned model, bit for bit, with and without a cache."""
     # From the middle of the vocabulary, because special tokens are mostly at its ends.
     vocabulary = model.backbone.config.get_text_config(decoder=True).vocab_size
@@ -90,18 +108,18 @@ def _check_ends(model: SiameseForCausalLM, method: str) -> None:
     for scale, stream in ((0.0, "original"), (1.0, "tuned")):
         expected = _hidden_states(model.streams, tokens, stream=stream)
         try:
-            actual = _hidden_states(_with_scale(model, scale).streams, tokens, stream="tuned")
+            actual = _hidden_states(_with_scale(model, scale, scale).streams, tokens, stream="tuned")
             equal = all(map(torch.equal, expected, actual))
         except _FAILURES as error:
             first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
-                f"adapter_scale: {method} cannot be scaled layer by layer ({type(error).__name__}: {first_line}); "
-                "leave adapter_scale out"
+                f"{baseline}: {method} cannot be scaled layer by layer ({type(error).__name__}: {first_line}); "
+                f"leave {baseline} out"
             ) from error
         if not equal:
             raise UserError(
-                f"adapter_scale: {method} at scale {scale:g} is not the {stream} model, so other scales are not "
-                "between the two; leave adapter_scale out"
+                f"{baseline}: {method} at scale {scale:g} is not the {stream} model, so other scales are not "
+                f"between the two; leave {baseline} out"
             )
 
 
