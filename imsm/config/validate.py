@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from imsm.config.frozen_adapter import frozen_adapter_conflicts, resolve_frozen_adapter
+from imsm.config.frozen_adapter import frozen_adapter_conflicts, imported_peft, resolve_frozen_adapter
 from imsm.config.interpolation import resolve
 from imsm.config.schema import (
     SHIPPED_GATE,
@@ -193,6 +193,7 @@ def _look_up(sections: dict[str, Any], lookup: TaskLookup) -> dict[str, Any]:
             derived["replay_tasks"] = lookup.replay_tasks(peft.replay, data, evaluated=names, backbone=backbone)
     folder = sections.get("frozen_adapter")
     if folder is not None and backbone and peft and "data" in sections:
+        peft = sections["peft"] = imported_peft(folder, peft)
         derived["frozen_run"], errors = resolve_frozen_adapter(
             folder, backbone=backbone, peft=peft, data=sections["data"]
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from imsm.config.identity import training_chain
+from imsm.config.identity import is_imported, training_chain
 from imsm.reporting.render.escaping import markdown_text
 from imsm.reporting.render.formatting import format_number, format_provenance, join_names
 from imsm.reporting.render.table import Table
@@ -23,7 +23,7 @@ _NOT_PUBLIC = {
 _TEMPLATE = """\
 # {name}
 
-{backbone} with {peft}, trained on {learned} (method {method}, seed {seed}). The repository holds {contents}, without
+{backbone} with {peft}, {origin}. The repository holds {contents}, without
 the backbone's weights.
 
 ```python
@@ -72,9 +72,7 @@ def model_card(result: Mapping[str, Any]) -> str:
         name=markdown_text(result["name"]),
         backbone=markdown_text(config["backbone"]["name"]),
         peft=markdown_text(config["peft"]["name"]),
-        learned=markdown_text(_learned(result)),
-        method=markdown_text(result["method"]),
-        seed=config["seed"],
+        origin=markdown_text(_origin(result)),
         contents=f"the adapter ({counts['adapter']:,} parameters){gate}",
         scores=_scores(result).to_markdown(),
         chance=markdown_text(_chance(result)),
@@ -85,6 +83,14 @@ def model_card(result: Mapping[str, Any]) -> str:
     return str(ModelCard(escape_controls(f"---\n{data.to_yaml()}\n---\n{text}")))
 
 
+def _origin(result: Mapping[str, Any]) -> str:
+    """Return where the adapter is from: its training, or the place that it was imported from."""
+    if is_imported(result["identity"]):
+        source = result["config"]["imported"]["source"]
+        return "an adapter that was trained elsewhere" + ("" if is_local_path(source) else f" ({source})")
+    return f"trained on {_learned(result)} (method {result['method']}, seed {result['config']['seed']})"
+
+
 def _learned(result: Mapping[str, Any]) -> str:
     """Return what was learned, in order, e.g. "mrpc, then ropes with replay of webq"."""
     names = []
@@ -93,7 +99,7 @@ def _learned(result: Mapping[str, Any]) -> str:
         names.append(identity["data"]["name"] + (f" with replay of {replay['task']}" if replay else ""))
     if "frozen_adapter" in result["identity"]:
         *adapter, gate = names
-        return f"{', then '.join(adapter)}, with a gate for that frozen adapter trained on {gate}"
+        return f"{', then '.join(adapter) or 'unknown data'}, with a gate for that frozen adapter trained on {gate}"
     return ", then ".join(names)
 
 
@@ -101,6 +107,8 @@ def _training(result: Mapping[str, Any]) -> str:
     """Describe the run's own training; parent runs have their own cards."""
     training, recipe = result["training"] or {}, result["config"]["trainer"]
     identity = result["identity"]
+    if is_imported(identity):
+        return "Unknown: the adapter was trained elsewhere, and only evaluated here."
     rate, part = recipe["learning_rate"], ""
     if "previous_stage" in identity:
         part = f"Last stage ({identity['data']['name']}): "

@@ -29,7 +29,7 @@ from imsm.utils.json_files import read_json
 from imsm.utils.messages import format_value, shorten
 
 _MAX_CONFIG_BYTES = 2**20
-_NOT_USED = {*RUN_FIELDS, "runtime_config"}
+_NOT_USED = {*RUN_FIELDS, "megatron_core", "runtime_config"}
 # Used only to initialize a prompt before training, from a tokenizer that the file names.
 _NOT_USED |= {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"}
 _CONVERT = (
@@ -150,7 +150,13 @@ def check_shapes(adapter: ForeignAdapter, backbone: PreTrainedModel, *, base: st
     saved = _saved_shapes(adapter.folder / SAFETENSORS_WEIGHTS_NAME)
     if getattr(config, "rank_pattern", None) and config.peft_type.value == "ADALORA":
         return  # PEFT resizes these layers when it loads them
+    own = {f"base_model.model.{name.replace('.base_layer', '')}" for name in backbone.state_dict()}
     for name in sorted(saved.keys() ^ expected.keys()):
+        if name.replace(".base_layer", "") in own:
+            raise UserError(
+                f"{adapter.folder}: contains weights of the base model itself ({name}), because its vocabulary or "
+                "embeddings were changed; adapters that replace weights of the base model are not evaluated"
+            )
         where = f"are in its weights but not in {base} with this {CONFIG_NAME}"
         if name in expected:
             where = f"are missing in {SAFETENSORS_WEIGHTS_NAME}"
