@@ -48,11 +48,29 @@ def load_eval_set(
 ) -> EvalSet:
     """Load and tokenize the test examples of a task.
 
-    ``prompt_style`` is "paper" or "corrected". ``limit`` examples are drawn with a fixed seed; None: all.
+    ``prompt_style`` is "paper" or "corrected". ``limit`` examples are drawn with a fixed seed; None: all. The other
+    arguments are those of `tokenize_eval_set`.
+    """
+    examples = load_examples(task, "test", source=source, prompt_style=prompt_style, limit=limit)
+    return tokenize_eval_set(
+        task, examples, tokenizer=tokenizer, closed_vocabulary=closed_vocabulary, chat=chat, max_positions=max_positions
+    )
+
+
+def tokenize_eval_set(
+    task: Task,
+    examples: list[Example],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    closed_vocabulary: bool,
+    chat: bool,
+    max_positions: int | None = None,
+) -> EvalSet:
+    """Tokenize examples of a task.
+
     ``closed_vocabulary`` raises an error for unknown words. ``chat`` formats each prompt as a user turn
     of the tokenizer's chat template. ``max_positions`` are those of the backbone.
     """
-    examples = load_examples(task, "test", source=source, prompt_style=prompt_style, limit=limit)
     prompts, stats = tokenize_prompts(
         examples,
         tokenizer,

@@ -1,5 +1,6 @@
 """When to save a checkpoint, which to keep and which to resume from."""
 
+import math
 import shutil
 import sys
 import time
@@ -25,6 +26,10 @@ from imsm.utils.errors import UserError
 from imsm.utils.run_dir import format_diff
 
 RESUME_MODES = ("auto", "required", "never")
+TARGET_METRIC = "watch_target"
+"""Points on the held-out training examples, a metric of a checkpoint."""
+_SIGNS = {"retention": -1}
+"""-1 for a metric of which the highest value is best."""
 
 
 def checkpoint_to_resume(resume: str, folder: Path, *, identity: Mapping[str, Any]) -> Path | None:
@@ -73,8 +78,9 @@ class CheckpointManager:
     """Save, delete and restore a run's checkpoints.
 
     ``save_minutes`` and ``save_steps`` are intervals; either may trigger a checkpoint. The
-    ``save_total_limit`` newest checkpoints are kept, and the one with the lowest
-    ``metric_for_best_model``. ``identity`` holds the settings that determine the training.
+    ``save_total_limit`` newest checkpoints are kept, and the best: with the lowest ``metric_for_best_model``, or the
+    highest for "retention", among those with at least ``min_target`` in `TARGET_METRIC`. ``identity`` holds the
+    settings that determine the training.
     """
 
     folder: Path
@@ -85,6 +91,7 @@ class CheckpointManager:
     save_steps: int | None = None
     save_total_limit: int = 2
     metric_for_best_model: str | None = None
+    min_target: float | None = None
     resume_from: Path | None = None
     _last_save: float = field(default_factory=time.monotonic)
     _disk_warning_shown: bool = False
@@ -142,7 +149,7 @@ class CheckpointManager:
         return next(iter(list_checkpoints(self.folder)), None)
 
     def best(self) -> Path | None:
-        """Return the earliest intact checkpoint with the lowest ``metric_for_best_model``."""
+        """Return the earliest of the intact checkpoints that are best; None if no one reaches ``min_target``."""
         if self.metric_for_best_model is None:
             return None
         measured = []
@@ -151,14 +158,26 @@ class CheckpointManager:
                 metrics = read_state(path)["metrics"]
             except ValueError:
                 continue
-            if self.metric_for_best_model in metrics:
-                measured.append((metrics[self.metric_for_best_model], _step_of(path), path))
+            value, target = metrics.get(self.metric_for_best_model), metrics.get(TARGET_METRIC, -math.inf)
+            if value is not None and (self.min_target is None or target >= self.min_target):
+                measured.append((_SIGNS.get(self.metric_for_best_model, 1) * value, _step_of(path), path))
         # hashed in order of the metric, so that usually only the best one is read in full
         return next((path for *_, path in sorted(measured) if verify(path) is None), None)
 
     def load_best(self) -> dict[str, float]:
-        """Load the best checkpoint's trainables and return its step and metric; {} if there is none."""
+        """Load the best checkpoint's trainables and return its step and metric; without one, the last stays loaded.
+
+        Then {}, or with ``min_target``, which no checkpoint reached, {"min_target_reached": False}.
+        """
         best = self.engine.dist_context.run_on_main(lambda: str(self.best() or ""))
+        if not best and self.min_target is not None:
+            if self.engine.dist_context.is_main:
+                print(
+                    f"warning: trainer.min_target={self.min_target:g}: no checkpoint reached it on the held-out "
+                    "training examples; the last one is used",
+                    file=sys.stderr,
+                )
+            return {"min_target_reached": False}
         if not best:
             return {}
         load_trainable_params(Path(best), engine=self.engine)

@@ -36,6 +36,8 @@ _UNCACHED_STEPS = 2
 """First steps that run the original stream in spite of a cache."""
 GetHiddenStateCache = Callable[[], HiddenStateCache | None]
 """Returns the hidden states of all examples, or None to run the original stream in every step."""
+AtSaveStep = Callable[[int], dict[str, float]]
+"""Receives a step whose checkpoint is about to be written; returns further metrics of it."""
 Log = Callable[[int, dict[str, float]], None]
 """Receives a step and its metrics."""
 
@@ -122,11 +124,13 @@ def train(
     get_hidden_state_cache: GetHiddenStateCache | None = None,
     rehearsal: Rehearsal | None = None,
     route_share: float = 0.0,
+    at_save_step: AtSaveStep | None = None,
 ) -> TrainingSummary:
     """Train adapter and gate, resuming from the checkpoint manager's checkpoint.
 
-    ``model`` is the one that ``engine`` wraps. The loss of ``validation_examples`` is measured every
-    `save_steps` and at the end. Computing the hidden-state caches is not counted as training time. In the first
+    ``model`` is the one that ``engine`` wraps. The loss of ``validation_examples`` is measured, and ``at_save_step``
+    called, every `save_steps` and at the end. Neither this nor computing the hidden-state caches is counted as
+    training time. In the first
     ``route_share`` of the steps the gate learns from the route loss (`imsm.models.siamese.route_loss`).
 
     Raises:
@@ -163,10 +167,13 @@ def train(
             metrics["tokens_per_second"] = speed = (tokens - initial.tokens) / (seconds - initial.seconds)
             remaining.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
             save_step = checkpoint_manager.is_save_step(step) or step == len(batches)
-            if save_step and validation_examples:
+            if save_step:
+                called = time.monotonic()
                 cache = caches.get("hidden_state_cache")
-                loss = validation_loss(model, validation_examples, hidden_state_cache=cache, **options)
-                metrics["validation_loss"] = loss
+                metrics |= _measure(
+                    model, step, validation_examples, at_save_step, hidden_state_cache=cache, **options
+                )
+                started += time.monotonic() - called
             log(step, metrics)
             _save_or_stop(checkpoint_manager, shutdown, state, metrics, save_step=save_step)
         # a signal during the last checkpoint
@@ -174,6 +181,28 @@ def train(
             raise KeyboardInterrupt
     model.eval()
     return _summary(state, engine=engine, used_cache=any(caches.values()))
+
+
+def _measure(
+    model: SiameseForCausalLM,
+    step: int,
+    validation_examples: Sequence[TokenizedExample],
+    at_save_step: AtSaveStep | None,
+    **options: Any,
+) -> dict[str, float]:
+    """Return the metrics of a save step; ``options`` are those of `validation_loss`.
+
+    Mode and random state are restored, so that the training stays bit-equal.
+    """
+    metrics = {}
+    if validation_examples:
+        metrics["validation_loss"] = validation_loss(model, validation_examples, **options)
+    if at_save_step is not None:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            model.eval()
+            metrics |= at_save_step(step)
+            model.train()
+    return metrics
 
 
 def _num_tokens(example: TokenizedExample) -> int:

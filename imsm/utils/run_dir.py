@@ -33,6 +33,7 @@ class RunDir:
         adapter: Folder of the trained model's adapter.
         trained: JSON file with the training summary; it exists once training is finished.
         checkpoints: Folder of the newest checkpoints of an unfinished training.
+        kept_checkpoints: Folder of the models after each save step, with `evaluation.checkpoints`.
         evaluation: Folder of responses, predictions and scores, one folder per task.
     """
 
@@ -45,6 +46,7 @@ class RunDir:
         self.adapter = self.model / "adapter"
         self.trained = self.path / "training.json"
         self.checkpoints = self.path / "checkpoints"
+        self.kept_checkpoints = self.path / "kept_checkpoints"
         self.evaluation = self.path / "evaluation"
 
     @property

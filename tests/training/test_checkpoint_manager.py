@@ -169,3 +169,26 @@ def test_a_full_disk_is_reported_once(tmp_path: Path, monkeypatch: pytest.Monkey
     manager.restore(total_steps=6)
     manager.save(TrainingState(step=1), {})
     assert capsys.readouterr().err.count("warning: disk is full") == 1
+
+
+def test_the_best_by_retention_reaches_the_target_floor(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    manager = manager_of(run, metric_for_best_model="retention", min_target=60.0, save_total_limit=1)
+    scores = {1: (1.0, 20.0), 2: (0.9, 60.0), 3: (0.95, 65.0), 4: (0.95, 70.0), 5: (0.7, 90.0)}
+    for step, (retention, target) in scores.items():
+        manager.save(TrainingState(step=step), {"retention": retention, "watch_target": target})
+    assert run.saved_steps() == [5, 3]
+    assert manager.load_best() == {"best_step": 3, "best_retention": 0.95}
+
+
+def test_below_the_floor_the_last_is_used_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = TinyRun(tmp_path)
+    manager = manager_of(run, metric_for_best_model="retention", min_target=60.0)
+    manager.save(TrainingState(step=1), {"retention": 1.0, "watch_target": 59.9})
+    manager.save(TrainingState(step=2), {"retention": 0.5})
+    assert manager.load_best() == {"min_target_reached": False}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "warning: trainer.min_target=60: no checkpoint reached it on the held-out training examples; the last "
+        "one is used"
+    )

@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from imsm.evaluation.generation import generate_responses
+from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.training.checkpoint import list_checkpoints, read_state
 from imsm.training.trainer import BatchPlan
 from imsm.utils.errors import RunError
+from tests.models.siamese.tiny import tiny_tokenizer
 from tests.training.tiny_run import NUM_TOKENS, TinyRun, assert_equal_trainables, tiny_examples
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -204,3 +207,26 @@ def test_sigusr1_saves_a_checkpoint_and_training_continues(tmp_path: Path) -> No
     run.train()
     assert len(run.losses) == 6
     assert run.saved_steps() == [6, 2]
+
+
+def test_measuring_at_save_steps_leaves_the_training_bit_equal(tmp_path: Path) -> None:
+    """Also if it generates and draws random numbers; its metrics are logged and saved with the checkpoint."""
+    plain = TinyRun(tmp_path / "plain")
+    plain.train()
+    run = TinyRun(tmp_path / "measured")
+    run.save_options = {"save_steps": 2, "save_total_limit": 9}
+    modes: list[bool] = []
+
+    def measure(step: int) -> dict[str, float]:
+        modes.append(run.model.training)
+        session = DecodingSession(run.model, [[5, 6, 7], [8, 9]], pad_id=0, max_new_tokens=4)
+        generate_responses(session, tiny_tokenizer(), max_new_tokens=4, stop=None)
+        torch.rand(3)
+        return {"measured": float(step)}
+
+    run.at_save_step = measure
+    run.train()
+    assert run.losses == plain.losses
+    assert_equal_trainables(run, plain)
+    assert modes == [False] * 3
+    assert [read_state(path)["metrics"]["measured"] for path in list_checkpoints(run.folder)] == [6, 4, 2]

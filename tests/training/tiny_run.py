@@ -20,7 +20,7 @@ from imsm.training.checkpoint import list_checkpoints, read_state
 from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
 from imsm.training.engines.single_device import SingleDeviceEngine
 from imsm.training.optimizer import build_lr_scheduler, build_optimizer
-from imsm.training.trainer import BatchPlan, TrainingSummary, train
+from imsm.training.trainer import AtSaveStep, BatchPlan, TrainingSummary, train
 from tests.helpers.adapters import lora
 from tests.models.adapters.moe import tiny_loramoe
 from tests.models.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
@@ -115,6 +115,7 @@ class TinyRun:
         self.save_options: dict[str, Any] = {}
         self.validation_examples: list[TokenizedExample] = []
         self.cache: HiddenStateCache | None = None
+        self.at_save_step: AtSaveStep | None = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.losses.append(metrics["loss"])
@@ -142,6 +143,7 @@ class TinyRun:
             log=self.log,
             validation_examples=self.validation_examples,
             get_hidden_state_cache=get_cache or (lambda: self.cache),
+            at_save_step=self.at_save_step,
         )
 
     def checkpoint_manager(self, **options: Any) -> CheckpointManager:
