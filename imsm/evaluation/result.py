@@ -6,11 +6,17 @@ versions, git, fingerprints                     provenance
 machine {device, device_name, cpu, threads}     where the responses were computed or read from the cache
 trainable_parameters {adapter, gate}
 training {steps, seconds, tokens, tokens_per_second, peak_memory_bytes, final_loss,
-          examples, cut, dropped, hidden_state_cache, machine, ...} or null
+          examples, cut, dropped, hidden_state_cache, machine, path, watch, best_step, ...} or null
 evaluation {settings, tasks: {name: {role, trained_on, test_set, contamination, num_examples, metrics,
                                      headline, seconds, new_tokens, unparsed, truncated,
                                      predictions_sha256, ...}}}
 sha256                                          of all of the above
+
+`training.path`, with `evaluation.checkpoints`: the models after each `trainer.save_steps`, in order. The entry of the
+trained model itself is `evaluation`; its step is `training.best_step` if a checkpoint was selected, else the last.
+    [{step, tasks: {name: {role, test_set, num_examples, metrics, headline, ..., predictions_sha256}}}]
+Predictions are in <run>/kept_checkpoints/step-<8 digits>/evaluation/. `training.watch`, with `trainer.watch_items`:
+    {name: {split, items, original}}            items of each forgetting test, and the original's points on them
 """
 
 import importlib.metadata
@@ -65,6 +71,7 @@ class _TaskEntry(_ProtocolEntry):
     reference_loglik: _Number = None
     kl_to_original: _Number = None
     gate_mean: _Number = None
+    decided: dict[str, int] | None = None
     chance: _Number = None
     protocol: str = "strict"
     protocols: dict[str, _ProtocolEntry] = {}
@@ -77,8 +84,24 @@ class _Evaluation(_Model):
     original: dict[str, _TaskEntry] | None = None
 
 
+class _PathEntry(_Model):
+    step: int
+    tasks: dict[str, _TaskEntry]
+
+
+class _Watched(_Model):
+    split: str
+    items: int
+    original: float
+
+
 class _Training(_Model):
     steps: _Number = None
+    path: list[_PathEntry] = []
+    watch: dict[str, _Watched] = {}
+    best_step: int | None = None
+    best_retention: _Number = None
+    min_target_reached: bool = True
     seconds: _Number = None
     tokens: _Number = None
     tokens_per_second: _Number = None

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from imsm.config.schema import RunConfig
 from imsm.data.batching import evaluation_order
+from imsm.data.example import Example
 from imsm.data.sources import check_source, load_examples
 from imsm.data.task import Role, Task, task_module
 from imsm.data.tokenization import TokenizedExample
@@ -50,7 +51,7 @@ class Watch:
     model: SiameseForCausalLM
     tokenizer: PreTrainedTokenizerBase
     eval_sets: dict[str, EvalSet]
-    splits: dict[str, str]
+    splits: dict[str, Role]
     metrics: dict[str, str]
     original: dict[str, float]
     batch_size: int
@@ -125,7 +126,8 @@ def open_watch(
     given = f"trainer.watch_items={count}"
     if processes > 1:
         raise UserError(f"{given}: needs a training in one process, not {processes}; set engine=single, or omit it")
-    eval_sets, splits = {}, {}
+    eval_sets: dict[str, EvalSet] = {}
+    splits: dict[str, Role] = {}
     tasks = {name: task for name, task in evaluated_tasks(config).items() if name != config.data.name}
     for name, task in tasks.items():
         splits[name] = _split(config, task)
@@ -182,7 +184,7 @@ def _metric(config: RunConfig, task: Task) -> str:
     return config.metrics.get(task.metrics[0], task.metrics[0])
 
 
-def _tokenize(config: RunConfig, task: Task, examples: list[Any], tokenizer: PreTrainedTokenizerBase) -> EvalSet:
+def _tokenize(config: RunConfig, task: Task, examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> EvalSet:
     return tokenize_eval_set(
         task,
         examples,

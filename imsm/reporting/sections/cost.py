@@ -20,7 +20,32 @@ def build_training(data: ReportData) -> Section | None:
     figure = ReportFigure(
         name="training", alt="Loss and gate mean over training steps", draw=lambda: draw_training(logs, data)
     )
-    return Section(name="training", title="Training", figures=[figure])
+    selections = [line for run in data.runs for line in _describe_selection(run)]
+    return Section(name="training", title="Training", figures=[figure], paragraphs=selections)
+
+
+def _describe_selection(run: ComparedRun) -> list[str]:
+    """Return sentences about the selection of the checkpoint by retention."""
+    training = run.result["training"] or {}
+    selected, reached = training.get("best_retention"), training.get("min_target_reached", True)
+    if selected is None and reached:
+        return []
+    floor = f"trainer.min_target={run.result['config']['trainer']['min_target']:g}"
+    if not reached:
+        return [
+            f"{run.label}: no checkpoint reached {floor} on the held-out training examples, so the model is that of "
+            "the last step."
+        ]
+    lines = [
+        f"{run.label}: the model is the checkpoint of step {training['best_step']}, whose retention on the watched "
+        f"items, {selected:.2f}, is the highest of those that reach {floor} on the held-out training examples."
+    ]
+    if tests := [name for name, watched in training["watch"].items() if watched["split"] == "test"]:
+        lines.append(
+            f"The watched items of {', '.join(tests)} are from the test set, because these tasks have no training "
+            "examples: these items are not independent of the selection."
+        )
+    return lines
 
 
 def build_cost(data: ReportData) -> Section:

@@ -56,8 +56,11 @@ class ScaledAdapterStreams(StreamRunner):
         return scaled
 
 
-def relative_depths(model: nn.Module, layers: Iterable[nn.Module]) -> dict[nn.Module, float]:
-    """Return (l - 1) / (L - 1) of each layer in block l of L; 0 outside of the blocks, and if there is one block."""
+def relative_depths(model: Any, layers: Iterable[nn.Module]) -> dict[nn.Module, float]:
+    """Return (l - 1) / (L - 1) of each layer in block l of L; 0 outside of the blocks, and if there is one block.
+
+    ``model`` is a PEFT model, or a backbone, with its configuration.
+    """
     names = {module: name for name, module in model.named_modules()}
     # the index in the list of blocks is the first number of a module's name: model.layers.3.mlp.down_proj
     blocks = {layer: next((int(part) for part in names[layer].split(".") if part.isdigit()), 0) for layer in layers}
