@@ -10,12 +10,12 @@ from imsm.utils.hashing import hash_text
 
 # Up to rounding, results do not depend on these (but see `_micro_batch_identity`): a resumed run may change them.
 _UNRELATED = {"name", "method_specific_keys", "micro_batch_size", "gradient_checkpointing"}
-_UNRELATED |= {"save_minutes", "save_steps", "save_total_limit"}
+_UNRELATED |= {"save_minutes", "save_steps", "save_total_limit", "watch_items"}
 # Newer options, omitted at their defaults so that the names of finished runs stay stable.
 _OMITTED_IF_DEFAULT = (
     *("validation_size", "metric_for_best_model", "kl_beta", "kl_mask_target", "group_by_length", "loss_reduction"),
     *("carry_over", "warmup_rounding", "truncation", "max_prompt_tokens", "max_answer_tokens", "mixed_precision"),
-    "token_weight",
+    *("token_weight", "min_target"),
 )
 
 
@@ -39,6 +39,8 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
         "trainer": _trainer_identity(config),
         "seed": config.seed,
     }
+    if config.rehearsal.source != "none":
+        identity["rehearsal"] = rehearsal_identity(config)
     if config.previous_stage is not None:
         identity["previous_stage"] = config.previous_stage.identity
     if config.frozen_run is not None:
@@ -50,6 +52,7 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     gate = {"_target_": config.gate.target, "pooling": config.gate.pooling}
     arguments = config.gate.arguments()
     gate |= {"loss": config.gate.loss} if config.gate.loss != "lm" else {}
+    gate |= {"skip_threshold": config.gate.skip_threshold} if config.gate.skip else {}
     return identity | {"gate": gate | arguments | _micro_batch_identity(arguments, config)}
 
 
@@ -88,12 +91,31 @@ def peft_identity(peft: PeftConfig, *, backbone: BackboneConfig, data: DataConfi
     return values
 
 
+def rehearsal_identity(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of rehearsal; a file of prompts is identified by its content."""
+    values = config.rehearsal.own_values() | {"data": config.data.forgetting_source(config.backbone).record()}
+    return values | ({"prompts": config.prompts_hash} if config.prompts_hash is not None else {})
+
+
+def replay_identity(training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return task, ratio, excluded tests and source of a training's replay, of `peft.replay` or of `rehearsal`.
+
+    ``training`` is its `run_identity`; None without replay.
+    """
+    rehearsal = training.get("rehearsal", {})
+    if rehearsal.get("source") != "replay":
+        replay: dict[str, Any] | None = training["peft"].get("replay")
+        return replay
+    return {key: rehearsal[key] for key in ("task", "ratio", "exclude_tests")} | {"source": rehearsal["data"]}
+
+
 def run_name(config: RunConfig) -> str:
     """Return the name of the run directory: option names and eight digits of the identity's hash.
 
     Examples: ``mini-lora-gsm8k-imsm-query-r8-s0-1a2b3c4d``, ``mini-original-5e6f7a8b``,
     ``mini-lora-gsm8k_mrpc-peft-s0-9a0b1c2d`` (a later stage of a sequence),
     ``mini-lora-gsm8k-imsm-frozen-query-r8-s0-3e4f5a6b`` (with a frozen adapter),
+    ``mini-lora-gsm8k-peft-self_kl-s0-5d6e7f8a`` (with rehearsal),
     ``mini-lora-imported-7c8d9e0f`` (an adapter that was trained elsewhere).
     """
     parts = [config.backbone.name]
@@ -103,6 +125,8 @@ def run_name(config: RunConfig) -> str:
         tasks = [*(config.previous_stage.tasks if config.previous_stage else []), config.data.name]
         parts += [config.peft.name, "_".join(tasks), config.method.name]
         parts += ["frozen"] if config.frozen_run is not None else []
+        rehearsal = config.rehearsal
+        parts += [f"{rehearsal.name}_{rehearsal.loss}"] if rehearsal.source != "none" else []
         if config.method.stream == "interwoven":
             parts.append(config.gate.name)
             parts += [f"r{config.gate.rank}"] if config.gate.rank else []
@@ -197,6 +221,10 @@ def _trainer_identity(config: RunConfig) -> dict[str, Any]:
     # The best model is chosen among the checkpoints at these steps, so here they affect the result.
     if "metric_for_best_model" in recipe:
         recipe["save_steps"] = config.trainer.save_steps
+    if recipe.get("metric_for_best_model") == "retention":
+        recipe["watch_items"] = config.trainer.watch_items
+        tasks = {**config.tasks, config.data.name: config.data}
+        recipe["watch_metrics"] = {name: task.metrics[0] for name, task in sorted(tasks.items())}
     if config.trainer.method_specific_keys:
         recipe |= {"name": config.trainer.name, "method_specific_keys": list(config.trainer.method_specific_keys)}
     return recipe | _micro_batch_identity(config.peft.arguments(), config)

@@ -64,6 +64,58 @@ class ReplayConfig(StrictModel):
     exclude_tests: list[PathName] = Field(min_length=1)
 
 
+class RehearsalConfig(StrictModel):
+    """Texts that each training step reads beside its global batch (`imsm.training.rehearsal`)."""
+
+    name: PathName = "none"
+    source: Literal["none", "replay", "self"] = "none"
+    """Nothing, training examples of another dataset, or texts that the original model generates."""
+    loss: Literal["ce", "kl"] = "kl"
+    weight: NotNegative = 1.0
+    batch_size: Count | None = None
+    num_texts: Count | None = None
+    max_tokens: Annotated[int, Field(ge=2)] | None = None
+    temperature: Positive | None = None
+    prompts: Text | None = None
+    """What the texts continue: "bos", a file, or the name of a dataset."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    task: PathName | None = None
+    ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    exclude_tests: list[PathName] = Field(default=[])
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, problem) for fields that are missing, or of another source."""
+        for source, keys in REHEARSAL_KEYS.items():
+            for key in keys:
+                if source == self.source and getattr(self, key) is None:
+                    yield key, f"is needed by rehearsal={source}; give rehearsal.{key}=..."
+                # batch_size is of both sources
+                elif self.source not in (source, "none") and key != "batch_size" and getattr(self, key) is not None:
+                    yield key, f"is for rehearsal={source}; omit it"
+        if self.source == "replay" and not self.exclude_tests:
+            yield "exclude_tests", "names the test sets whose questions are never replayed; name at least one"
+
+    def replay(self) -> ReplayConfig | None:
+        """Return what is replayed; None for other sources."""
+        if self.source != "replay" or self.task is None or self.ratio is None:
+            return None
+        return ReplayConfig(task=self.task, ratio=self.ratio, exclude_tests=self.exclude_tests)
+
+    def own_values(self) -> dict[str, Any]:
+        """Return the settings of the source in use."""
+        keys = {"source", "loss", "weight", "exclude_tests", *REHEARSAL_KEYS.get(self.source, ())}
+        return self.model_dump(mode="json", include=keys)
+
+
+REHEARSAL_KEYS = {
+    "self": ("batch_size", "num_texts", "max_tokens", "temperature", "prompts", "seed"),
+    "replay": ("batch_size", "task", "ratio"),
+}
+"""Keys that a source of rehearsal needs."""
+FROM_BOS = "bos"
+"""`rehearsal.prompts` of texts that begin with the tokenizer's first token."""
+
+
 class PeftConfig(ComponentConfig):
     """The PEFT method and the roles of the modules it adapts."""
 
@@ -157,15 +209,22 @@ class GateConfig(ComponentConfig):
     trainable: bool = True
     loss: Literal["lm", "route", "route_kl"] = "lm"
     """What trains the gate: the training loss, the route loss, or one after the other."""
+    skip: bool = False
+    """Whether a query whose gate is decided continues with one stream."""
+    skip_threshold: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Distance from 0 or 1 below which the gate is decided."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the gate, without defaults."""
         # A default that is passed explicitly would become part of the run's identity and rename old runs.
-        excluded = {"name", "target", "pooling", "loss"} | ({"output_dropout"} if not self.output_dropout else set())
+        excluded = {"name", "target", "pooling", "loss", "skip", "skip_threshold"}
+        excluded |= set() if self.output_dropout else {"output_dropout"}
         return self.model_dump(exclude=excluded, exclude_unset=True)
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (field, problem) for arguments of the shipped gate that contradict each other."""
+        if not self.skip and "skip_threshold" in self.model_fields_set:
+            yield "skip_threshold", "has no effect without gate.skip; set gate.skip=true as well"
         if self.target != SHIPPED_GATE:
             return
         if len(set(self.inputs)) < len(self.inputs):
@@ -227,7 +286,9 @@ class TrainerConfig(StrictModel):
     save_steps: Count | None
     save_total_limit: Count
     validation_size: Count | None = None
-    metric_for_best_model: Literal["validation_loss"] | None = None
+    metric_for_best_model: Literal["validation_loss", "retention"] | None = None
+    min_target: Annotated[float, Field(ge=0, le=100)] | None = None
+    watch_items: Count | None = None
     kl_beta: Positive | None = None
     kl_mask_target: bool = False
     token_weight: Literal["none", "dft", "eaft", "infosft"] = "none"
@@ -251,6 +312,13 @@ class TrainerConfig(StrictModel):
             yield "metric_for_best_model", "compares checkpoints at fixed steps; set trainer.save_steps as well"
         if self.metric_for_best_model is not None and self.validation_size is None:
             yield "metric_for_best_model", "needs validation examples; set trainer.validation_size as well"
+        needed = {"min_target": (self.min_target, "60"), "watch_items": (self.watch_items, "32")}
+        for key, (value, example) in needed.items() if self.metric_for_best_model == "retention" else ():
+            if value is None:
+                yield "metric_for_best_model", f"needs a value for trainer.{key}; set trainer.{key}={example} as well"
+        if self.min_target is not None and self.metric_for_best_model != "retention":
+            fix = "set trainer.metric_for_best_model=retention as well"
+            yield "min_target", f"is the floor of the selection by retention; {fix}"
         if self.carry_over and self.loss_reduction != "micro_batches":
             yield "carry_over", "carries micro-batches over; set trainer.loss_reduction=micro_batches as well"
         if self.loss_reduction == "micro_batches" and micro is None:
@@ -267,7 +335,9 @@ class EvaluationConfig(StrictModel):
     limit: Count | None
     limit_by_task: dict[str, Count] | None
     batch_size: Count
-    kl: bool = True
+    checkpoints: bool = False
+    """Whether the models at each `trainer.save_steps` are evaluated, too."""
+    kl: bool = False
     """Whether a trained model's KL divergence from the original is computed."""
 
     def check(self) -> Iterator[tuple[str, str]]:
@@ -361,6 +431,7 @@ class RunConfig(StrictModel):
     gate: GateConfig
     method: MethodConfig
     trainer: TrainerConfig
+    rehearsal: RehearsalConfig = RehearsalConfig()
     evaluation: EvaluationConfig
     logger: LoggerConfig
     engine: EngineConfig
@@ -368,6 +439,9 @@ class RunConfig(StrictModel):
     tasks: dict[PathName, Task] = Field(default={})
     """The evaluated tasks by name, including the target."""
     replay_tasks: dict[PathName, Task] = Field(default={})
+    """Tasks that replay and rehearsal name."""
+    prompts_hash: str | None = None
+    """SHA-256 of the file that `rehearsal.prompts` names."""
     stage_tasks: dict[PathName, Task] = Field(default={})
     previous_stage: PreviousStageConfig | None = None
     frozen_run: FrozenAdapterConfig | None = None

@@ -10,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from imsm.config.interpolation import resolve
-from imsm.config.schema import BackboneConfig, DataConfig, EvaluationConfig, ReplayConfig
+from imsm.config.schema import FROM_BOS, BackboneConfig, DataConfig, EvaluationConfig, RehearsalConfig, ReplayConfig
 from imsm.data.sources import DataSource, check_source
 from imsm.data.task import ROLES, Role, Task
 from imsm.evaluation.metrics import resolve_metric
 from imsm.utils.errors import UserError
+from imsm.utils.hashing import hash_file
 from imsm.utils.messages import did_you_mean, format_value, validation_errors
 from imsm.utils.options import closest_match, list_options, load_option
 from imsm.utils.trust import TASKS, check_trusted
@@ -76,39 +77,64 @@ class TaskLookup:
         return modules
 
     def replay_tasks(
-        self, replay: ReplayConfig, data: DataConfig, *, evaluated: Sequence[str], backbone: BackboneConfig
+        self,
+        replay: ReplayConfig | RehearsalConfig,
+        data: DataConfig,
+        *,
+        key: str = "peft.replay",
+        evaluated: Sequence[str],
+        backbone: BackboneConfig,
     ) -> dict[str, Task]:
-        """Return the tasks in `peft.replay` by name: the replayed one, and those whose tests it must not contain.
+        """Return the tasks in the section ``key`` by name: the replayed one, and those whose tests are excluded.
 
         The training data must not depend on which tasks are evaluated, so `exclude_tests` has to
         name every evaluated task explicitly; ``evaluated`` has the names in `evaluation.tasks`.
         """
         if replay.task == data.name:
-            self.errors.append(f"peft.replay.task={data.name}: is the target itself; choose another dataset")
+            self.errors.append(f"{key}.task={data.name}: is the target itself; choose another dataset")
         missing = [name for name in evaluated if name not in (TARGET, data.name, *replay.exclude_tests)]
         if missing:
             self.errors.append(
                 f"evaluation.tasks={format_value(list(evaluated))}: replayed examples are not checked against the "
-                f"tests of {', '.join(missing)}; set peft.replay.exclude_tests="
+                f"tests of {', '.join(missing)}; set {key}.exclude_tests="
                 f"{format_value([*replay.exclude_tests, *missing])}"
             )
         tasks: dict[str, Task] = {}
         source = data.forgetting_source(backbone)
         # The replayed task comes second, so that its key is named where a task is in both.
-        keys = dict.fromkeys(replay.exclude_tests, "peft.replay.exclude_tests")
-        for name, key in {**keys, replay.task: "peft.replay.task"}.items():
-            task = self._load(name, key=key)
+        keys = dict.fromkeys(replay.exclude_tests, f"{key}.exclude_tests")
+        read = {replay.task: f"{key}.task"} if replay.task is not None else {}
+        prompts = getattr(replay, "prompts", None)
+        read |= {prompts: f"{key}.prompts"} if prompts in self.dataset_names() else {}
+        for name, full_key in {**keys, **read}.items():
+            task = self._load(name, key=full_key)
             if task is None:
                 continue
             tasks[name] = task
-            if name == replay.task:
+            if name in read:
                 if not task.splits.get("train"):
-                    self.errors.append(f"{key}={name}: has no training split; choose another dataset")
+                    self.errors.append(f"{full_key}={name}: has no training split; choose another dataset")
                 self._check_files(task, source, ["train"])
             if name in replay.exclude_tests:
                 self._check_files(task, source, ["test"])
         self._check_modules(tasks.values())
         return tasks
+
+    def dataset_names(self) -> list[str]:
+        """Return the names of all datasets."""
+        return list_options("data", config_dir=self.config_dir)
+
+    def prompts_hash(self, prompts: str | None) -> str | None:
+        """Return the SHA-256 of the file that `rehearsal.prompts` names; None for BOS and a dataset."""
+        if prompts in (None, FROM_BOS, *self.dataset_names()):
+            return None
+        try:
+            return hash_file(Path(prompts))
+        except OSError:
+            hint = did_you_mean(closest_match(prompts, [FROM_BOS, *self.dataset_names()]))
+            problem = "is neither bos, a file that can be read, nor a dataset"
+            self.errors.append(f"rehearsal.prompts={prompts}: {problem} ({', '.join(self.dataset_names())}){hint}")
+            return None
 
     def task_sequence(
         self, names: list[str], data: DataConfig, evaluation: EvaluationConfig, *, backbone: BackboneConfig | None

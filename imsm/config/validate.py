@@ -28,6 +28,7 @@ from imsm.config.schema import (
     GateConfig,
     MethodConfig,
     PeftConfig,
+    RehearsalConfig,
     RunConfig,
     TrainerConfig,
 )
@@ -53,7 +54,7 @@ from imsm.utils.strict_model import FIELDS_ONLY
 from imsm.utils.trust import GATES, RESOLVERS, import_trusted, trust_folder
 
 _DERIVED = {"tasks", "replay_tasks", "stage_tasks", "previous_stage", "frozen_run", "imported", "metrics"}
-_DERIVED |= {"config_dir"}
+_DERIVED |= {"prompts_hash", "config_dir"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _RESUME = ("auto", "required", "never")
 
@@ -143,7 +144,9 @@ def _make_paths_absolute(values: dict[str, Any]) -> dict[str, str]:
     """Make a saved configuration independent of the current folder; return an error for each unusable path."""
     errors: dict[str, str] = {}
     data, backbone, engine = (values.get(name) for name in ("data", "backbone", "engine"))
+    rehearsal = values.get("rehearsal")
     paths = [(values, "run_dir"), (values, "frozen_adapter"), (data, "mirror_dir"), (data, "local_dir")]
+    paths += [(rehearsal, "prompts")] if isinstance(rehearsal, dict) and _is_file(rehearsal.get("prompts")) else []
     for section, key in [*paths, (backbone, "name_or_path"), (engine, "hostfile")]:
         if not isinstance(section, dict):
             continue
@@ -154,6 +157,10 @@ def _make_paths_absolute(values: dict[str, Any]) -> dict[str, str]:
             if reason := _unusable(section[key]):
                 errors[name] = f"{name}={shorten(text)}: {reason}; give another path"
     return errors
+
+
+def _is_file(name: Any) -> bool:
+    return isinstance(name, str) and "\0" not in name and os.path.isfile(os.path.expanduser(name))
 
 
 def _unusable(path: str) -> str | None:
@@ -191,6 +198,11 @@ def _look_up(sections: dict[str, Any], lookup: TaskLookup) -> dict[str, Any]:
         derived |= {"tasks": tasks, "metrics": lookup.metric_modules({data.name: data, **tasks}.values())}
         if peft and peft.replay and backbone and trained:
             derived["replay_tasks"] = lookup.replay_tasks(peft.replay, data, evaluated=names, backbone=backbone)
+        rehearsal = sections.get("rehearsal")
+        if rehearsal and rehearsal.source != "none" and backbone and trained:
+            found = lookup.replay_tasks(rehearsal, data, key="rehearsal", evaluated=names, backbone=backbone)
+            derived["replay_tasks"] = derived.get("replay_tasks", {}) | found
+            derived["prompts_hash"] = lookup.prompts_hash(rehearsal.prompts)
     folder = sections.get("frozen_adapter")
     if folder is not None and backbone and peft and "data" in sections:
         peft = sections["peft"] = imported_peft(folder, peft)
@@ -265,6 +277,19 @@ def _gate_arguments(gate: GateConfig) -> Iterator[str]:
         yield from argument_errors("gate", gate_class, gate.arguments(), supplied=["hidden_size"])
     except UserError as error:
         yield str(error)
+
+
+def _gate_loss(gate: GateConfig, method: MethodConfig, rehearsal: RehearsalConfig) -> Iterator[str]:
+    """Reject a route loss without texts of the original, or without a gate that it can train."""
+    if gate.loss == "lm" or method.stream != "interwoven":
+        return
+    if rehearsal.source == "none" or not rehearsal.weight:
+        problem = "the gate learns its value 1 from texts of the original"
+        yield f"gate.loss={gate.loss}: {problem}; set rehearsal=self (or replay) with a rehearsal.weight above 0"
+    elif gate.loss == "route_kl" and rehearsal.loss != "kl":
+        yield "gate.loss=route_kl: the second half of the steps needs the KL to the original; set rehearsal.loss=kl"
+    if not gate.trainable:
+        yield f"gate.loss={gate.loss}: gate={gate.name} is not trained; choose gate=query, or omit it"
 
 
 def _float16(backbone: BackboneConfig, trainer: TrainerConfig, method: MethodConfig) -> Iterator[str]:
@@ -345,6 +370,11 @@ def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> Iterator[
         return  # reported by `_peft_arguments`
 
 
+def _checkpoints(evaluation: EvaluationConfig, trainer: TrainerConfig) -> Iterator[str]:
+    if evaluation.checkpoints and trainer.save_steps is None:
+        yield "evaluation.checkpoints=true: evaluates the models at fixed steps; set trainer.save_steps as well"
+
+
 def _resume(resume: str) -> Iterator[str]:
     if resume not in _RESUME and not os.path.isdir(resume):
         match = closest_match(resume, _RESUME)
@@ -353,7 +383,7 @@ def _resume(resume: str) -> Iterator[str]:
 
 
 def _task_sequence(
-    task_sequence: list[str] | None, peft: PeftConfig, run_dir: str | None, resume: str
+    task_sequence: list[str] | None, peft: PeftConfig, rehearsal: RehearsalConfig, run_dir: str | None, resume: str
 ) -> Iterator[str]:
     if task_sequence is None:
         return
@@ -371,6 +401,15 @@ def _task_sequence(
     if peft.replay is not None:
         problem = f"replays examples of {peft.replay.task} for a single target, not for {given}"
         yield f"peft={peft.name}: {problem}; choose a method without replay"
+    if rehearsal.source == "replay":
+        problem = f"replays examples of {rehearsal.task} for a single target, not for {given}"
+        yield f"rehearsal={rehearsal.name}: {problem}; choose rehearsal=self"
+
+
+def _rehearsal(rehearsal: RehearsalConfig, peft: PeftConfig) -> Iterator[str]:
+    if rehearsal.source == "replay" and peft.replay is not None:
+        problem = f"peft={peft.name} replays examples of {peft.replay.task} already"
+        yield f"rehearsal={rehearsal.name}: {problem}; choose rehearsal=self or none"
 
 
 def _training_split(data: DataConfig, method: MethodConfig) -> Iterator[str]:
@@ -406,14 +445,17 @@ _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _target_roles,
     _peft_arguments,
     _gate_arguments,
+    _gate_loss,
     _float16,
     _hostfile,
     _limit_by_task,
     _data_folders,
     _chat_template,
     _prefix_checkpointing,
+    _checkpoints,
     _resume,
     _task_sequence,
+    _rehearsal,
     _data_source,
     _closed_vocabulary,
     _training_split,

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from imsm.config.identity import parent_trainings
+from imsm.config.identity import parent_trainings, replay_identity
 from imsm.config.schema import ReplayConfig, RunConfig
 from imsm.data.chat_template import use_chat_template
 from imsm.data.example import Example
@@ -56,14 +56,16 @@ def training_examples(config: RunConfig) -> list[Example]:
 
 
 def replay_examples(config: RunConfig, *, target: int) -> Replay | None:
-    """Return the replay examples added to ``target`` training examples, or None without replay.
+    """Return the replay examples for ``target`` training examples, or None without replay.
 
-    Examples that occur in the target's own test set or in `peft.replay.exclude_tests` are excluded.
+    Those of `peft.replay` are mixed into the training examples, those of `rehearsal` are its texts. Examples that
+    occur in the target's own test set or in `exclude_tests` are excluded.
     """
-    if config.peft.replay is None:
+    replay = config.peft.replay or config.rehearsal.replay()
+    if replay is None:
         return None
     return _sample_replay(
-        config.peft.replay,
+        replay,
         tasks=config.replay_tasks,
         replay_source=config.data.forgetting_source(config.backbone),
         target_task=config.data,
@@ -121,13 +123,13 @@ def tokenized_training_set(
 ) -> tuple[list[TokenizedExample], dict[str, Any]]:
     """Return the tokenized training examples, and statistics for `training.json`."""
     examples = training_examples(config)
-    tokenized, stats = _tokenize(config, config.data, examples, tokenizer)
+    tokenized, stats = tokenize_task(config, config.data, examples, tokenizer)
     record: dict[str, Any] = asdict(stats)
     replay = replay_examples(config, target=len(examples))
     if config.peft.replay is not None and replay is not None:
         task = config.replay_tasks[config.peft.replay.task]
-        _warn(f"{task.name} (replay)", replay.warning())
-        replayed, stats = _tokenize(config, task, replay.examples, tokenizer)
+        warn(f"{task.name} (replay)", replay.warning())
+        replayed, stats = tokenize_task(config, task, replay.examples, tokenizer)
         tokenized += replayed
         record["replay"] = asdict(stats) | {"overlapping": replay.num_overlapping}
     return tokenized, record
@@ -151,7 +153,7 @@ def load_eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dic
             chat=config.data.chat_template,
             max_positions=max_positions(config),
         )
-        _warn(f"{name} (test)", eval_sets[name].tokenization_stats.warning())
+        warn(f"{name} (test)", eval_sets[name].tokenization_stats.warning())
         # score the references once, so that an unsupported one is found before training
         golds = [example.golds for example in eval_sets[name].examples]
         metrics = [config.metrics.get(metric, metric) for metric in eval_sets[name].task.metrics]
@@ -173,7 +175,7 @@ def count_test_examples(config: RunConfig, name: str) -> int:
 
 def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Example]:
     """Return the examples of a parent training of ``config``, replay included."""
-    data, replay = identity["data"], identity["peft"].get("replay")
+    data, replay = identity["data"], replay_identity(identity)
     examples = load_examples(
         _task_from_identity(data),
         "train",
@@ -185,9 +187,15 @@ def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Exa
         return examples
     # the parent's own test set was excluded from its replay, so the same sample needs the task here
     known_tasks = {config.data.name: config.data, **config.replay_tasks, **config.tasks}
+    missing = [name for name in (replay["task"], *replay["exclude_tests"]) if name not in known_tasks]
+    if missing:
+        raise UserError(
+            f"{data['name']}: a parent run replayed {replay['task']}, and the tests of {', '.join(missing)} are "
+            "needed to sample the same examples; name them in evaluation.tasks"
+        )
     sampled = _sample_replay(
         ReplayConfig(**{key: value for key, value in replay.items() if key != "source"}),
-        tasks=config.replay_tasks,
+        tasks=known_tasks,
         replay_source=DataSource(**replay["source"]),
         target_task=known_tasks.get(data["name"]),
         target_source=DataSource(**data["source"]),
@@ -259,9 +267,10 @@ def training_limits(config: RunConfig, task: Task) -> tuple[int, int]:
     return recipe.max_prompt_tokens or task.max_prompt_tokens, recipe.max_answer_tokens or task.max_new_tokens
 
 
-def _tokenize(
+def tokenize_task(
     config: RunConfig, task: Task, examples: list[Example], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenizedExample], TokenizationStats]:
+    """Tokenize training examples of a task with the run's limits; a warning is printed."""
     max_prompt_tokens, max_answer_tokens = training_limits(config, task)
     tokenized, stats = tokenize_training(
         examples,
@@ -274,10 +283,11 @@ def _tokenize(
         chat=config.data.chat_template,
         max_positions=max_positions(config),
     )
-    _warn(f"{task.name} (train)", stats.warning())
+    warn(f"{task.name} (train)", stats.warning())
     return tokenized, stats
 
 
-def _warn(dataset: str, warning: str | None) -> None:
+def warn(dataset: str, warning: str | None) -> None:
+    """Print a warning about a dataset, if there is one."""
     if warning:
         print(escape_controls(f"warning: {dataset}: {warning}"), file=sys.stderr)

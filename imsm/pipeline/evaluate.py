@@ -1,15 +1,17 @@
 """Evaluate the original and the trained model, and build the run's result."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from imsm.config.identity import baseline_config, run_identity, run_name, training_chain
+from imsm.config.identity import baseline_config, replay_identity, run_identity, run_name, training_chain
 from imsm.config.schema import RunConfig
 from imsm.data.example import Example
 from imsm.distributed.context import DistributedContext
@@ -20,6 +22,7 @@ from imsm.evaluation.predictions import task_dir
 from imsm.evaluation.result import build_result, write_result
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import all_training_examples
+from imsm.pipeline.kept_checkpoints import kept_checkpoints
 from imsm.pipeline.model import inference_settings, model_hash
 from imsm.utils.files import file_lock
 from imsm.utils.leftovers import remove_run_leftovers
@@ -97,6 +100,8 @@ def evaluate_trained(
     stream, settings = config.method.stream, _inference_settings(config, inputs)
     fingerprint = model_hash(stream, backbone_hash=input_hashes["backbone"], settings=settings, files=files)
     evaluation = _evaluate_tasks(config, inputs, stream=stream, fingerprint=fingerprint, folder=run.path)
+    if config.evaluation.checkpoints and not config.is_imported:
+        training |= {"path": _evaluate_path(config, inputs, run=run, settings=settings)}
     result = build_result(
         name=run.path.name,
         method=config.method.name,
@@ -114,6 +119,48 @@ def evaluate_trained(
     return result
 
 
+def _evaluate_path(
+    config: RunConfig, inputs: EvaluationInputs, *, run: RunDir, settings: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Evaluate the kept checkpoints; return `training.path` of `result.json`. The model has other weights afterwards.
+
+    Each entry has the step, and by task what `evaluation.tasks` has, without contamination, which is the trained
+    model's.
+    """
+    path = []
+    for step, kept, files in kept_checkpoints(run):
+        stream, weights = config.method.stream, kept.model
+        fingerprint = model_hash(stream, backbone_hash=inputs.backbone_hash, settings=settings, files=files)
+        loaded = replace(inputs, get_model=partial(_load_weights, inputs.get_model, weights))
+        label = f"step {step}"
+        tasks = {
+            name: {
+                "role": "target" if name == config.target else "forgetting",
+                "test_set": eval_set.fingerprint,
+                **asdict(
+                    _evaluate_task(
+                        config, loaded, name, stream=stream, fingerprint=fingerprint, folder=kept.path, label=label
+                    )
+                ),
+            }
+            for name, eval_set in inputs.eval_sets.items()
+        }
+        path.append({"step": step, "tasks": tasks})
+    if not path and inputs.dist_context.is_main:
+        print(
+            f"warning: evaluation.checkpoints=true: {run.path} has no checkpoints, because they are kept during the "
+            "training, at every trainer.save_steps before the last step; set it when the training starts",
+            file=sys.stderr,
+        )
+    return path
+
+
+def _load_weights(get_model: Callable[[], SiameseForCausalLM], folder: Path) -> SiameseForCausalLM:
+    model = get_model()
+    model.load_weights(folder)
+    return model
+
+
 def _inference_settings(config: RunConfig, inputs: EvaluationInputs) -> dict[str, str]:
     # of rank 0 for all: processes with other keys would wait for each other forever
     found: dict[str, str] = inputs.dist_context.run_on_main(lambda: inference_settings(config, device=inputs.device))
@@ -126,25 +173,35 @@ def _evaluate_tasks(
     """Evaluate one stream on every task; return the evaluation section of `result.json`."""
     # the original was trained on none of these examples, so it has no contamination to report
     trained_on = None if stream == "original" else all_training_examples(config)
+    label = config.method.name if stream != "original" else "original"
+    options: dict[str, Any] = {"stream": stream, "fingerprint": fingerprint, "folder": folder, "label": label}
     tasks: dict[str, Any] = {}
     for name, eval_set in inputs.eval_sets.items():
-        evaluated = evaluate(
-            eval_set,
-            get_model=inputs.get_model,
-            stream=stream,
-            tokenizer=inputs.tokenizer,
-            model_fingerprint=fingerprint,
-            metrics=metrics_of(config, eval_set),
-            protocol=config.evaluation.protocol,
-            batch_size=config.evaluation.batch_size,
-            response_cache_dir=inputs.runs_root / "response_cache",
-            output_dir=task_dir(folder, task=name, test_set=eval_set.fingerprint),
-            label=f"{config.method.name if stream != 'original' else 'original'}: {name}",
-            dist_context=inputs.dist_context,
-            kl=config.evaluation.kl,
-        )
+        evaluated = _evaluate_task(config, inputs, name, **options)
         tasks[name] = result_entry(config, name, eval_set, evaluated, trained_on=trained_on)
     return {"settings": config.evaluation.model_dump(), "tasks": tasks}
+
+
+def _evaluate_task(
+    config: RunConfig, inputs: EvaluationInputs, name: str, *, stream: str, fingerprint: str, folder: Path, label: str
+) -> EvalResult:
+    """Evaluate one stream on one task; ``label`` begins the text of the progress bar."""
+    eval_set = inputs.eval_sets[name]
+    return evaluate(
+        eval_set,
+        get_model=inputs.get_model,
+        stream=stream,
+        tokenizer=inputs.tokenizer,
+        model_fingerprint=fingerprint,
+        metrics=metrics_of(config, eval_set),
+        protocol=config.evaluation.protocol,
+        batch_size=config.evaluation.batch_size,
+        response_cache_dir=inputs.runs_root / "response_cache",
+        output_dir=task_dir(folder, task=name, test_set=eval_set.fingerprint),
+        label=f"{label}: {name}",
+        dist_context=inputs.dist_context,
+        kl=config.evaluation.kl,
+    )
 
 
 def result_entry(
@@ -171,7 +228,7 @@ def learned_tasks(config: RunConfig) -> list[str]:
     if config.is_imported:
         return [config.target] if config.target is not None else []
     trainings = training_chain(run_identity(config))
-    replays = [training["peft"].get("replay") for training in trainings]
+    replays = [replay_identity(training) for training in trainings]
     targets = [training["data"]["name"] for training in trainings]
     return [*targets, *(replay["task"] for replay in replays if replay)]
 

@@ -40,16 +40,18 @@ def open_hidden_state_cache(
     *,
     pad_id: int,
     dist_context: DistributedContext,
+    texts: bool = False,
 ) -> HiddenStateCache | None:
     """Return the cache for training, computed if missing; None to run the original stream instead.
 
     All processes decide alike: the cache of rank 0 is used if every process can read it.
-    ``examples`` are those for training and validation; DeepSpeed must not have partitioned ``model``.
+    ``examples`` are those for training and validation, or with ``texts`` those of rehearsal; DeepSpeed must not have
+    partitioned ``model``.
 
     Raises:
         UserError: `hidden_state_cache` requires a cache that does not fit or cannot be written.
     """
-    if config.hidden_state_cache == "off" or not needs_original_stream(config):
+    if config.hidden_state_cache == "off" or not needs_original_stream(config, texts=texts):
         return None
     request = _CacheRequest(config, model, examples, pad_id)
     if config.hidden_state_cache == "ram":
@@ -76,14 +78,19 @@ def open_hidden_state_cache(
 
 
 def check_cache_fits(
-    config: RunConfig, model: SiameseForCausalLM, examples: Sequence[TokenizedExample], *, pad_id: int
+    config: RunConfig,
+    model: SiameseForCausalLM,
+    examples: Sequence[TokenizedExample],
+    *,
+    pad_id: int,
+    texts: bool = False,
 ) -> None:
     """Check, before training, that a cache required by `hidden_state_cache` fits.
 
     Raises:
         UserError: The cache exceeds the configured limit or the free disk space.
     """
-    if config.hidden_state_cache in ("disk", "ram") and needs_original_stream(config):
+    if config.hidden_state_cache in ("disk", "ram") and needs_original_stream(config, texts=texts):
         _CacheRequest(config, model, examples, pad_id).check_fits()
 
 

@@ -19,6 +19,8 @@ from imsm.utils.machine import device_name
 from imsm.utils.manifest import verify_run_model
 from imsm.utils.run_dir import RunDir
 
+_ROUTE_SHARES = {"lm": 0.0, "route": 1.0, "route_kl": 0.5}
+"""`gate.loss` -> share of the steps with the route loss."""
 _VERSION = 2
 """Version of the content of `model_hash`."""
 _TUNED_FILES = (f"{ADAPTER}/", GENERATION_CONFIG_NAME)
@@ -33,15 +35,17 @@ def build_adapter(config: RunConfig) -> AdapterSpec:
 
 def model_kwargs(config: RunConfig) -> dict[str, Any]:
     """Return the arguments of `build_model`, except the adapter and the device."""
-    gate = None
+    gate = skip_threshold = None
     if config.method.stream == "interwoven":
         gate = {"_target_": config.gate.target, **config.gate.arguments()}
+        skip_threshold = config.gate.skip_threshold if config.gate.skip else None
     return {
         "backbone": config.backbone.model_dump(
             include={"name_or_path", "revision", "dtype", "attn_implementation", "local_resolver"}
         ),
         "gate": gate,
         "pooling": config.gate.pooling,
+        "skip_threshold": skip_threshold,
         "stream": config.method.stream,
         "seed": config.seed,
     }
@@ -88,10 +92,18 @@ def frozen_adapter_hash(config: RunConfig) -> str | None:
     return hash_json(sorted((name, sha256) for name, sha256 in files.items() if name.startswith(f"{ADAPTER}/")))
 
 
-def needs_original_stream(config: RunConfig) -> bool:
-    """Return whether training reads the original's hidden states (interwoven stream or KL penalty)."""
+def route_share(config: RunConfig) -> float:
+    """Return the share of the steps, from the first on, in which the gate learns from the route loss."""
+    return _ROUTE_SHARES[config.gate.loss] if config.method.stream == "interwoven" else 0.0
+
+
+def needs_original_stream(config: RunConfig, *, texts: bool = False) -> bool:
+    """Return whether training reads the original's hidden states (interwoven stream or KL penalty).
+
+    They are those of the target's examples, or with ``texts`` those of rehearsal's texts.
+    """
     # the KL penalty compares with the original's logits, which its hidden states determine
-    regularized = config.trainer.kl_beta is not None
+    regularized = config.rehearsal.loss == "kl" if texts else config.trainer.kl_beta is not None
     return config.method.trainable and (config.method.stream == "interwoven" or regularized)
 
 

@@ -29,7 +29,7 @@ from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import check_parent_data, load_eval_sets, load_run_tokenizer, training_fingerprint
 from imsm.pipeline.engine import local_device
 from imsm.pipeline.evaluate import EvaluationInputs, evaluate_run
-from imsm.pipeline.model import frozen_adapter_hash, load_run_model
+from imsm.pipeline.model import frozen_adapter_hash, load_run_model, route_share
 from imsm.pipeline.plan.fit import check_fits
 from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
@@ -75,7 +75,9 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
             stack.enter_context(stop_signals.on_stop(partial(logger.__exit__, KeyboardInterrupt, None, None)))
         model = None
         if config.method.trainable and not dist_context.run_on_main(lambda: run.is_trained):
-            with prepare_training(config, run, parent, tokenizer, device, dist_context) as setup:
+            with prepare_training(
+                config, run, parent, tokenizer, device, dist_context, response_cache_dir=runs_root / "response_cache"
+            ) as setup:
                 summary = train(
                     setup.model,
                     setup.examples,
@@ -87,6 +89,9 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
                     log=logger.log if logger else _ignore_metrics,
                     validation_examples=setup.validation,
                     get_hidden_state_cache=setup.get_hidden_state_cache,
+                    rehearsal=setup.rehearsal,
+                    route_share=route_share(config),
+                    at_save_step=setup.at_save_step,
                 )
                 save_trained(config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context)
             model = setup.model if dist_context.store is None else None

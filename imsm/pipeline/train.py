@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,11 +24,15 @@ from imsm.models.siamese.token_weights import TOKEN_WEIGHTS
 from imsm.pipeline.data import tokenized_training_set
 from imsm.pipeline.engine import batch_plan_of, build_engine, local_device
 from imsm.pipeline.hidden_state_cache import check_cache_fits, open_hidden_state_cache
+from imsm.pipeline.kept_checkpoints import keep_checkpoint
 from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, new_model
+from imsm.pipeline.rehearsal import rehearsal_examples
+from imsm.pipeline.watch import Watch, open_watch
 from imsm.training.checkpoint import archive_later
 from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
 from imsm.training.engines.base import Engine
-from imsm.training.trainer import BatchPlan, GetHiddenStateCache, TrainingSummary
+from imsm.training.rehearsal import Rehearsal
+from imsm.training.trainer import AtSaveStep, BatchPlan, GetHiddenStateCache, TrainingSummary
 from imsm.utils.errors import UserError
 from imsm.utils.files import fsync_tree
 from imsm.utils.hashing import hash_json
@@ -50,6 +54,8 @@ class TrainingSetup:
     callbacks: TrainingCallbacks | None
     checkpoint_manager: CheckpointManager
     get_hidden_state_cache: GetHiddenStateCache
+    rehearsal: Rehearsal | None
+    at_save_step: AtSaveStep
     statistics: dict[str, Any]
 
 
@@ -61,15 +67,19 @@ def prepare_training(
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
     dist_context: DistributedContext,
+    *,
+    response_cache_dir: Path | None = None,
 ) -> Iterator[TrainingSetup]:
     """Build everything that `train` needs; the engine is closed on exit.
 
     With `frozen_adapter` only the gate is trained. ``parent`` is the run folder of the previous
-    stage, whose weights are loaded; None to start fresh.
+    stage, whose weights are loaded; None to start fresh. ``response_cache_dir`` keeps the texts of rehearsal.
 
     Raises:
         UserError: The configuration does not fit the data, the model or the machine.
     """
+    if config.evaluation.checkpoints:
+        _check_keeping(config)
     tokenized, statistics = tokenized_training_set(config, tokenizer)
     examples, validation = _split_validation(config, tokenized)
     recipe = config.trainer
@@ -91,8 +101,14 @@ def prepare_training(
     get_cache = cache(
         lambda: open_hidden_state_cache(config, model, tokenized, pad_id=pad_id, dist_context=dist_context)
     )
+    target_examples = tokenized[: statistics["examples"] - statistics["dropped"]]  # replay follows
+    held_out = [each for each in target_examples if any(each is other for other in validation)]
+    watch = open_watch(config, model, tokenizer, held_out, processes=dist_context.world_size)
+    rehearsal, text_statistics = _rehearsal(config, model, tokenizer, dist_context, response_cache_dir)
     if dist_context.store is not None:
-        get_cache()  # DeepSpeed partitions the model, so the cache is computed before
+        get_cache()  # DeepSpeed partitions the model, so the caches are computed before
+        if rehearsal is not None:
+            rehearsal.get_hidden_state_cache()
     if recipe.gradient_checkpointing:
         model.activation_checkpointing_enable()
     callbacks = None
@@ -111,7 +127,12 @@ def prepare_training(
                 config, run, engine=engine, callbacks=callbacks, resume_from=resume_from
             ),
             get_hidden_state_cache=get_cache,
-            statistics=statistics | {"trainable_parameters": parameters},
+            rehearsal=rehearsal,
+            at_save_step=_at_save_step(config, run, model, watch, engine=engine, last_step=steps),
+            statistics=statistics
+            | text_statistics
+            | {"trainable_parameters": parameters}
+            | ({"watch": watch.record()} if watch is not None else {}),
         )
 
 
@@ -147,14 +168,30 @@ def check_resumable_method(config: RunConfig) -> None:
     Raises:
         UserError: The PEFT method trains an encoder that a saved model does not contain.
     """
-    method = build_adapter(config).config
-    peft_type = getattr(getattr(method, "peft_type", None), "value", None)
-    # PEFT saves the virtual tokens that the encoder computes, and drops the encoder
-    if peft_type == "P_TUNING" or getattr(method, "prefix_projection", False):
+    if _drops_encoder(config):
         raise UserError(
             f"peft={config.peft.name}: trains an encoder that is not saved with the model, so later stages cannot "
             "resume from it; use peft=prompt_tuning, prefix_tuning without a projection, or lora"
         )
+
+
+def _drops_encoder(config: RunConfig) -> bool:
+    """Return whether PEFT saves the virtual tokens that an encoder computes, and drops the encoder."""
+    method = build_adapter(config).config
+    peft_type = getattr(getattr(method, "peft_type", None), "value", None)
+    return peft_type == "P_TUNING" or bool(getattr(method, "prefix_projection", False))
+
+
+def _check_keeping(config: RunConfig) -> None:
+    """Check that the model can be saved, and loaded again, at every save step (`evaluation.checkpoints`)."""
+    given = "evaluation.checkpoints=true"
+    if _drops_encoder(config):
+        raise UserError(
+            f"{given}: peft={config.peft.name} trains an encoder that is not saved with the model; omit it, or use "
+            "peft=prompt_tuning, prefix_tuning without a projection, or lora"
+        )
+    if config.frozen_adapter is not None and config.engine.stage == 3:
+        raise UserError(f"{given}: ZeRO stage 3 shards the frozen adapter; set engine=zero2, or omit it")
 
 
 def parent_hash(parent: Path) -> str:
@@ -191,6 +228,32 @@ def _initial_model(
     return model, parameters
 
 
+def _rehearsal(
+    config: RunConfig,
+    model: SiameseForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    dist_context: DistributedContext,
+    response_cache_dir: Path | None,
+) -> tuple[Rehearsal | None, dict[str, Any]]:
+    """Return the texts beside each batch, or None without, and statistics for `training.json`."""
+    texts, statistics = rehearsal_examples(
+        config, model, tokenizer, dist_context=dist_context, response_cache_dir=response_cache_dir
+    )
+    settings, pad_id = config.rehearsal, tokenizer.pad_token_id
+    if settings.batch_size is None or not texts:
+        return None, statistics
+    dist_context.run_on_main(lambda: check_cache_fits(config, model, texts, pad_id=pad_id, texts=True))
+    open_cache = partial(open_hidden_state_cache, config, model, texts, pad_id=pad_id, texts=True)
+    return Rehearsal(
+        texts=texts,
+        loss=settings.loss,
+        weight=settings.weight,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        get_hidden_state_cache=cache(partial(open_cache, dist_context=dist_context)),
+    ), statistics
+
+
 def _checkpoint_manager(
     config: RunConfig, run: RunDir, *, engine: Engine, callbacks: TrainingCallbacks | None, resume_from: Path | None
 ) -> CheckpointManager:
@@ -204,8 +267,24 @@ def _checkpoint_manager(
         save_steps=recipe.save_steps,
         save_total_limit=recipe.save_total_limit,
         metric_for_best_model=recipe.metric_for_best_model,
+        min_target=recipe.min_target,
         resume_from=resume_from,
     )
+
+
+def _at_save_step(
+    config: RunConfig, run: RunDir, model: SiameseForCausalLM, watch: Watch | None, *, engine: Engine, last_step: int
+) -> AtSaveStep:
+    """Return a function that keeps the model for its evaluation, and returns the scores of the watched items."""
+    # without a selection the last one is the trained model
+    last_kept = last_step if config.trainer.metric_for_best_model is not None else last_step - 1
+
+    def at_save_step(step: int) -> dict[str, float]:
+        if config.evaluation.checkpoints and step <= last_kept:
+            keep_checkpoint(run, step, model, engine=engine, dist_context=engine.dist_context)
+        return watch() if watch is not None else {}
+
+    return at_save_step
 
 
 def _finish_run_dir(
@@ -232,7 +311,8 @@ def _find_checkpoint(config: RunConfig, run: RunDir, dist_context: DistributedCo
     def find() -> str | None:
         start = checkpoint_to_resume(config.resume, run.checkpoints, identity=run_identity(config))
         if start is None:
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            for folder in (run.checkpoints, run.kept_checkpoints):
+                shutil.rmtree(folder, ignore_errors=True)
             return None
         # steps after this one are repeated and would collide with the existing checkpoints
         archive_later(start, run.checkpoints)

@@ -5,11 +5,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from imsm.config.identity import is_imported, training_chain
+from imsm.config.identity import is_imported, replay_identity, training_chain
 from imsm.reporting.render.escaping import markdown_text
 from imsm.reporting.render.formatting import format_number, format_provenance, join_names
 from imsm.reporting.render.table import Table
-from imsm.reporting.runs import headline
+from imsm.reporting.runs import headline, tests_at_chance
 from imsm.utils.control_characters import escape_controls
 from imsm.utils.paths import is_local_path
 
@@ -95,7 +95,7 @@ def _learned(result: Mapping[str, Any]) -> str:
     """Return what was learned, in order, e.g. "mrpc, then ropes with replay of webq"."""
     names = []
     for identity in training_chain(result["identity"]):
-        replay = identity["peft"].get("replay")
+        replay = replay_identity(identity)
         names.append(identity["data"]["name"] + (f" with replay of {replay['task']}" if replay else ""))
     if "frozen_adapter" in result["identity"]:
         *adapter, gate = names
@@ -133,7 +133,7 @@ def _sources(result: Mapping[str, Any]) -> str:
 def _training_data(result: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
     """Yield name, kind of source and Hub location of all training and replay data."""
     for identity in training_chain(result["identity"]):
-        data, replay = identity["data"], identity["peft"].get("replay")
+        data, replay = identity["data"], replay_identity(identity)
         yield data["name"], data["source"]["kind"], data.get("hub")
         if replay:
             hub = result["config"]["replay_tasks"][replay["task"]]["hub"]
@@ -144,7 +144,7 @@ def _chance(result: Mapping[str, Any]) -> str:
     """Name the tests on which the original is at chance and those that show forgetting."""
     originals = result["evaluation"].get("original", {})
     tests = [task for task, entry in result["evaluation"]["tasks"].items() if entry["role"] != "target"]
-    at_chance = [task for task in tests if originals.get(task, {}).get("above_chance") is False]
+    at_chance = tests_at_chance(originals, tests)
     if not at_chance:
         return ""
     rest = [task for task in tests if task not in at_chance]
