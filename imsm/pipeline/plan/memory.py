@@ -302,8 +302,9 @@ def _hidden_state_cache_item(config: RunConfig, model: SiameseForCausalLM, train
         dtype=_dtype(model),
     )
     limit = config.hidden_state_cache_gb
+    cached = "the original" if streams == 1 else "both streams"
     basis = (
-        f"hidden states of {'the original' if streams == 1 else 'both streams'} for {train.examples:,} examples with {train.mean[1]:.0f} answer tokens (mean) "
+        f"hidden states of {cached} for {train.examples:,} examples with {train.mean[1]:.0f} answer tokens (mean) "
         f"and one query state; hidden_state_cache={config.hidden_state_cache}, "
     )
     if size > limit * 1e9:
