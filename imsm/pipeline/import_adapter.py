@@ -275,6 +275,9 @@ def evaluated_run(folder: Path, *, overrides: Sequence[str], config_dir: Path | 
             cfg[name] = values[name] | changed
     for name in ("backbone", "peft", "data", "gate"):
         cfg[name] = values[name]
+    if saved.data.source == saved.backbone.default_data_source:
+        # as composed: an explicit source would contradict data.local_dir
+        cfg.data.source = "${backbone.default_data_source}"
     checked = load_config(cfg, config_dir=config_dir)
     new = {name: getattr(checked, name) for name in (*_OF_AN_EVALUATION, "tasks", "metrics")}
     return saved.model_copy(update=new | {"mode": "evaluate", "run_dir": str(folder)})
