@@ -20,6 +20,7 @@ from imsm.training.checkpoint import list_checkpoints, read_state
 from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
 from imsm.training.engines.single_device import SingleDeviceEngine
 from imsm.training.optimizer import build_lr_scheduler, build_optimizer
+from imsm.training.rehearsal import Rehearsal
 from imsm.training.trainer import AtSaveStep, BatchPlan, TrainingSummary, train
 from tests.helpers.adapters import lora
 from tests.models.adapters.moe import tiny_loramoe
@@ -115,11 +116,14 @@ class TinyRun:
         self.save_options: dict[str, Any] = {}
         self.validation_examples: list[TokenizedExample] = []
         self.cache: HiddenStateCache | None = None
+        self.rehearsal: Rehearsal | None = None
+        self.rehearsal_losses: list[float] = []
         self.at_save_step: AtSaveStep | None = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.losses.append(metrics["loss"])
         self.auxiliary_losses.append(metrics.get("auxiliary_loss"))
+        self.rehearsal_losses += [metrics["rehearsal_loss"]] if "rehearsal_loss" in metrics else []
         self.validation_losses += [metrics["validation_loss"]] if "validation_loss" in metrics else []
         if step == self.stop_after:
             os.kill(os.getpid(), signal.SIGINT)
@@ -143,6 +147,7 @@ class TinyRun:
             log=self.log,
             validation_examples=self.validation_examples,
             get_hidden_state_cache=get_cache or (lambda: self.cache),
+            rehearsal=self.rehearsal,
             at_save_step=self.at_save_step,
         )
 

@@ -32,6 +32,7 @@ from imsm.training.engines.deepspeed import DeepSpeedEngine
 from imsm.training.engines.deepspeed_config import deepspeed_config
 from imsm.training.engines.single_device import SingleDeviceEngine
 from imsm.training.optimizer import ELEMENTWISE, build_lr_scheduler, build_optimizer
+from imsm.training.rehearsal import Rehearsal
 from imsm.training.trainer import BatchPlan, train
 from tests.models.adapters.moe import tiny_loramoe
 from tests.models.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
@@ -39,6 +40,8 @@ from tests.training.tiny_run import IDENTITY, tiny_examples
 
 BATCH_PLAN = BatchPlan(num_epochs=2, global_batch_size=5, micro_batch_size=2, seed=7)
 EXAMPLES = tiny_examples(12)
+# five texts for two processes: the second one has an empty micro-batch
+REHEARSAL = Rehearsal(texts=tiny_examples(17)[12:], loss="kl", weight=0.5, batch_size=5, seed=7)
 
 
 class Stage(NamedTuple):
@@ -60,12 +63,14 @@ class Case(NamedTuple):
     checkpointing: bool = False
     kl: float | None = None
     cached: bool = False
+    rehearsal: bool = False
 
     def __str__(self) -> str:
         words = [self.method, "imsm" if self.interwoven else "peft", self.optimizer]
         words += ["bf16"] if self.dtype == torch.bfloat16 else []
         words += ["checkpointing"] if self.checkpointing else []
         words += ["kl"] if self.kl else []
+        words += ["rehearsal"] if self.rehearsal else []
         return "-".join([*words, "cached"] if self.cached else words)
 
 
@@ -83,6 +88,7 @@ CASES = [
     Case("dora", dtype=torch.bfloat16),
     Case("lora", interwoven=False, kl=0.5),
     Case("lora", cached=True),
+    Case("lora", interwoven=False, rehearsal=True),
 ]
 
 
@@ -117,6 +123,7 @@ def build(case: Case) -> dict[str, Any]:
         "lr_scheduler": lr_scheduler,
         "callbacks": callbacks,
         "cache": cache,
+        "rehearsal": REHEARSAL if case.rehearsal else None,
     }
 
 
@@ -198,6 +205,7 @@ def run(parts: dict[str, Any], engine: Engine, folder: Path, *, stop_after: int 
             log=lambda step, values: metrics.append(values),
             validation_examples=EXAMPLES[:3],
             get_hidden_state_cache=lambda: parts["cache"],
+            rehearsal=parts["rehearsal"],
         )
     return {"metrics": metrics, "values": engine.trainable_state_dict()}
 

@@ -121,6 +121,14 @@ def test_the_kl_divergence_equals_that_of_one_process(results: Results, single_d
     assert max(expected) > 0.01 and is_close(found, expected, 1e-4)
 
 
+@pytest.mark.parametrize("stage", [Stage(2), Stage(3)], ids=str)
+def test_the_loss_of_rehearsal_equals_that_of_one_process(results: Results, single_device: dict, stage: Stage) -> None:
+    case = Case("lora", interwoven=False, rehearsal=True)
+    found = [step["rehearsal_loss"] for step in results.metrics(stage, case, "full")]
+    expected = [step["rehearsal_loss"] for step in single_device[case]["metrics"]]
+    assert max(expected) > 0.01 and is_close(found, expected, 1e-4)
+
+
 @pytest.mark.parametrize(("stage", "case"), STAGE_CASES)
 def test_parameters_equal_those_of_one_process(
     results: Results, single_device: dict, stage: Stage, case: Case
