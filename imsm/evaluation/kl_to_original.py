@@ -19,13 +19,13 @@ from typing import cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from imsm.data.batching import collate_prompts
 from imsm.data.tokenization import TokenizedExample, encode_answers
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.inference import GetModel, Shape, through_cache
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.models.siamese.chunked_loss import logit_chunk_size
+from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.kl import divergence_by_position
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import Stream
@@ -33,8 +33,6 @@ from imsm.utils.hashing import hash_json
 
 _VERSION = 1
 """Format of the cached rows; part of every key."""
-_MAX_TOKENS = 2048
-"""Tokens per forward pass: larger passes use more memory, and on a CPU more time, without a gain."""
 _SHAPE: Shape = {"kl": float, "tokens": int, "seconds": float}
 
 
@@ -95,39 +93,30 @@ def mean_kl(
 @torch.inference_mode()
 def kl_sums(model: SiameseForCausalLM, examples: Sequence[TokenizedExample], *, pad_id: int) -> list[float]:
     """Return the sum over each example's answer positions of KL(p_original || p) of the selected stream."""
-    width = max(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
-    longest = max(len(example.answer_ids) for example in examples)
-    # a large vocabulary allows only some positions' float32 logits at a time
-    positions = logit_chunk_size(model.backbone) or _MAX_TOKENS
-    step = max(1, min(_MAX_TOKENS // width, positions // longest))
-    sums: list[float] = []
-    for start in range(0, len(examples), step):
-        sums += _batch_sums(model, examples[start : start + step], pad_id=pad_id)
-    return sums
-
-
-def _batch_sums(model: SiameseForCausalLM, examples: Sequence[TokenizedExample], *, pad_id: int) -> list[float]:
-    """Return the sums of one forward pass of each stream."""
-    # padded on the left, so that all answers are at the end
-    rows = [example.prompt_ids + example.answer_ids for example in examples]
-    ids, mask = collate_prompts(rows, pad_id=pad_id, device=model.device)
-    lengths = [len(example.answer_ids) for example in examples]
-    longest = max(lengths)
-    query_mask = mask.clone()
-    for row, length in enumerate(lengths):
-        query_mask[row, -length:] = 0
-    # without the last token, which predicts nothing of the answer
-    inputs = {"attention_mask": mask[:, :-1], "query_mask": query_mask[:, :-1], "logits_to_keep": longest}
-
-    def logits(stream: Stream) -> torch.Tensor:
-        model.stream = stream
-        found: torch.Tensor = model(ids[:, :-1], use_cache=False, **inputs).logits  # (B, T, V)
-        return found
-
-    stream = model.stream
+    answers = [example.answer_ids for example in examples]
+    longest = max(map(len, answers))
+    ids = torch.tensor([[*each, *[pad_id] * (longest - len(each))] for each in answers], device=model.device)
+    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in answers], device=model.device)
+    trained = model.stream
+    streams: tuple[Stream, Stream] = ("original", trained)
+    sessions = []
     try:
-        both = logits("original"), logits(stream)
+        for model.stream in streams:
+            prompts = [example.prompt_ids for example in examples]
+            sessions.append(DecodingSession(model, prompts, pad_id=pad_id, max_new_tokens=longest))
+        # the prompt's last logits predict the first token of the answer
+        total = divergence_by_position(*(session.logits for session in sessions))  # (B,)
+        # a large vocabulary allows only some positions' float32 logits (B, T, V) at a time
+        chunk = logit_chunk_size(model.backbone)
+        step = longest if chunk is None else max(1, chunk // len(ids))
+        for start in range(0, longest - 1, step):
+            stop = min(start + step, longest - 1)
+            both = []
+            for model.stream, session in zip(streams, sessions, strict=True):
+                both.append(session.forward(ids[:, start:stop], mask=mask[:, start:stop]).flatten(0, 1))
+            # padding has a divergence too; the mask removes it
+            following = mask[:, start + 1 : stop + 1]
+            total += (divergence_by_position(*both).view(len(ids), -1) * following).sum(dim=1)
     finally:
-        model.stream = stream
-    values = [divergence_by_position(*(each[row, -length:] for each in both)) for row, length in enumerate(lengths)]
-    return cast("list[float]", torch.stack([value.sum() for value in values]).tolist())
+        model.stream = trained
+    return cast("list[float]", total.tolist())

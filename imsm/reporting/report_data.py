@@ -16,7 +16,14 @@ from imsm.reporting.paired_comparison import (
     compute_retention,
     score_interval,
 )
-from imsm.reporting.runs import ComparedRun, baselines_of, build_comparison_set, comparable_baselines, headline
+from imsm.reporting.runs import (
+    ComparedRun,
+    baselines_of,
+    build_comparison_set,
+    comparable_baselines,
+    headline,
+    tests_at_chance,
+)
 from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint, matching_baselines, tradeoff_curves, tradeoff_points
 
 REFERENCES = ("original", "peft")
@@ -61,9 +68,20 @@ class ReportData:
 
     @property
     def at_chance(self) -> list[str]:
-        """The forgetting tests on which the original is at chance, where predictions exist."""
-        found = [(task, self._all_retentions[self.focus.label, task]) for task in self.forgetting]
-        return [task for task, retention in found if retention is not None and retention.retained is None]
+        """The forgetting tests on which the original is not above chance by two standard errors."""
+        original = self.by_method.get("original")
+        recorded = {} if original is None else original.result["evaluation"]["tasks"]
+        # results of earlier versions do not record it; their predictions show it
+        unrecorded = [task for task in self.forgetting if recorded.get(task, {}).get("above_chance") is None]
+        found = [(task, self._all_retentions[self.focus.label, task]) for task in unrecorded]
+        shown = [task for task, retention in found if retention is not None and retention.retained is None]
+        named = {*tests_at_chance(recorded, self.forgetting), *shown}
+        return [task for task in self.forgetting if task in named]
+
+    @property
+    def informative(self) -> list[str]:
+        """The forgetting tests that averages are over: those on which the original is above chance."""
+        return [task for task in self.forgetting if task not in self.at_chance]
 
     @property
     def marked(self) -> set[str]:
@@ -118,7 +136,7 @@ class ReportData:
 
     @cached_property
     def points(self) -> list[TradeoffPoint]:
-        """Trade-off points of runs and own baselines; none without an original and a PEFT run."""
+        """Trade-off points of runs and own baselines; none without an original."""
         return self._points(self.baselines)
 
     @cached_property
@@ -127,11 +145,11 @@ class ReportData:
         return self._points(self.peft_baselines) if self.peft_baselines else []
 
     def _points(self, baselines: Sequence[ComparedRun]) -> list[TradeoffPoint]:
-        if self.target is None or not {"original", "peft"} <= self.by_method.keys():
+        if self.target is None or "original" not in self.by_method or len(self.runs) < 2:
             return []
         # the interval, not the estimate: a share of a gain by chance means nothing
         found = [c for c in self.comparisons if (c.task, c.reference) == (self.target, "original")]
-        peft = self.by_method["peft"].label
+        peft = self.by_method.get("peft")
         runs = [*self.runs, *baselines]
         every = self._all_retentions
         return tradeoff_points(
@@ -140,7 +158,7 @@ class ReportData:
             target=self.target,
             metric=self.metrics[self.target],
             forgetting=self.forgetting,
-            peft_gained=any(c.run == peft and c.difference.low > 0 for c in found),
+            peft_gained=peft is not None and any(c.run == peft.label and c.difference.low > 0 for c in found),
         )
 
     @cached_property
@@ -180,6 +198,12 @@ class ReportData:
         """Return a run's mean headline score over tasks; None if it lacks one of them."""
         values = [run.score(task, self.metrics[task]) for task in tasks]
         known = [value for value in values if value is not None]
+        return fmean(known) if known and len(known) == len(values) else None
+
+    def kl_to_original(self, run: ComparedRun, tasks: Sequence[str]) -> float | None:
+        """Return a run's mean KL divergence from the original over tasks, in nats; None if it lacks one of them."""
+        values = [run.task_result(task).get("kl_to_original") for task in tasks]
+        known = [float(value) for value in values if value is not None]
         return fmean(known) if known and len(known) == len(values) else None
 
 

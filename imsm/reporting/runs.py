@@ -218,6 +218,15 @@ def comparable(one: Result, other: Result, task: str) -> bool:
     return one_key == other_key
 
 
+def tests_at_chance(original: Mapping[str, Mapping[str, Any]], tests: Sequence[str]) -> list[str]:
+    """Return the tests on which the original is not above chance by two standard errors.
+
+    ``original`` holds the original's entries of `result.json` by task. No average of forgetting tests includes such a
+    test, because its scores cannot show forgetting.
+    """
+    return [task for task in tests if original.get(task, {}).get("above_chance") is False]
+
+
 def headline(entry: Mapping[str, Any]) -> str:
     """Return a task's headline metric, or its first if that was not computed."""
     named = str(entry["headline"])

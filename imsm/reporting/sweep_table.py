@@ -18,7 +18,7 @@ from imsm.evaluation.statistics.intervals import student_ci
 from imsm.reporting.render.escaping import markdown_text
 from imsm.reporting.render.formatting import MISSING, format_number
 from imsm.reporting.render.table import Table, print_notes, print_table
-from imsm.reporting.runs import headline
+from imsm.reporting.runs import headline, tests_at_chance
 from imsm.utils.control_characters import escape_controls
 from imsm.utils.formatting import format_duration
 
@@ -97,7 +97,9 @@ def _table(runs: Sequence[SweepRun], keys: Sequence[str], *, each_seed: bool) ->
     reference: dict[str, Entry] = next((entries for entries in scored if entries), {})
     reference = {name: reference[name] for name in sorted(reference, key=lambda name: name != target)}
     trained_on = {name for entries in scored for name in reference if entries.get(name, {}).get("trained_on")}
-    forgetting = [name for name in reference if name != target and name not in trained_on]
+    tests = [name for name in reference if name != target and name not in trained_on]
+    at_chance = tests_at_chance(original, tests)
+    forgetting = [name for name in tests if name not in at_chance]
     scores = partial(_score_cells, reference=reference, target=target, forgetting=forgetting)
     several = any(len(found) > 1 for found in settings)
     rows = [["original", *[""] * (len(keys) - 1 + several), *scores([original] if original else []), "", ""]]
@@ -111,7 +113,7 @@ def _table(runs: Sequence[SweepRun], keys: Sequence[str], *, each_seed: bool) ->
         columns=[*keys, *(["seeds"] if several else []), *reference, "retention average", "parameters", "training"],
         rows=rows,
         text_columns=len(keys),
-        notes=[*_notes(rows, reference, forgetting, original), *_baseline_notes(runs)],
+        notes=[*_notes(rows, reference, forgetting, at_chance), *_baseline_notes(runs)],
     )
     return SweepTable(
         table=table,
@@ -139,16 +141,15 @@ def _about(runs: Sequence[SweepRun], key: str) -> str:
 
 
 def _notes(
-    rows: Sequence[Sequence[str]], reference: Mapping[str, Entry], forgetting: Sequence[str], original: Entries
+    rows: Sequence[Sequence[str]], reference: Mapping[str, Entry], forgetting: Sequence[str], at_chance: Sequence[str]
 ) -> list[str]:
     metrics = ", ".join(f"{name} {headline(entry)}" for name, entry in reference.items())
     notes = [f"Metrics: {metrics}."] if metrics else []
     notes += [f"Retention average: the mean of {', '.join(forgetting)}."] if forgetting else []
-    at_chance = [name for name in forgetting if original.get(name, {}).get("above_chance") is False]
     if at_chance:
         notes.append(
-            f"The original is at chance on {' and '.join(at_chance)} (within two standard errors): these scores show "
-            "no forgetting, although the retention average includes them."
+            f"The original is at chance on {' and '.join(at_chance)} (within two standard errors): these scores "
+            "cannot show forgetting, and the retention average leaves them out."
         )
     if any("±" in cell for row in rows for cell in row):
         notes.append("±: 95 % interval of the mean over seeds (Student's t), on the same test examples.")

@@ -11,7 +11,7 @@ from imsm.evaluation.statistics.forgetting import (
     stability,
 )
 from imsm.reporting.render.formatting import MISSING, format_percent
-from imsm.reporting.runs import BASELINE, ComparedRun
+from imsm.reporting.runs import BASELINE, ComparedRun, Result
 
 SWEEPS = {"logit_mix": ("λ", 0.0, 1.0), "adapter_scale": ("α", 1.0, 0.0)}
 """Swept baselines: the symbol of their value, its value at PEFT and at the original."""
@@ -89,14 +89,14 @@ def tradeoff_points(
     forgetting: Sequence[str],
     peft_gained: bool,
 ) -> list[TradeoffPoint]:
-    """Return the points of runs and baselines, which include the original and a PEFT run.
+    """Return the points of runs and baselines, which include the original.
 
     ``retained`` holds for each run its retention by test of ``forgetting``; tests without predictions are absent.
     ``peft_gained``: whether the 95 % interval of PEFT's gain on the target is above 0. Otherwise plasticity is
     undefined, because a share of no gain means nothing.
     """
     scores = {run.method: run.score(target, metric) for run in runs if run.method != BASELINE}
-    before, tuned = scores["original"], scores["peft"] if peft_gained else None
+    before, tuned = scores["original"], scores.get("peft") if peft_gained else None
     points = []
     for run, retained_by_task in zip(runs, retained, strict=True):
         score = run.score(target, metric)
@@ -119,6 +119,18 @@ def tradeoff_points(
             )
         )
     return points
+
+
+def streams_per_token(result: Result) -> float:
+    """Return the mean number of forward passes per generated token: 2 of the interwoven stream, 1 of the others.
+
+    Queries whose gate is decided continue with one stream (`gate.skip`).
+    """
+    if result["method"] == BASELINE or result["identity"]["method"]["stream"] != "interwoven":
+        return 1.0
+    counts = [entry["decided"] for entry in result["evaluation"]["tasks"].values() if entry.get("decided")]
+    both, total = sum(count.get("both", 0) for count in counts), sum(sum(count.values()) for count in counts)
+    return 1 + both / total if total else 2.0
 
 
 def matching_baselines(points: Sequence[TradeoffPoint], curves: Sequence[TradeoffCurve]) -> dict[str, list[str]]:

@@ -156,8 +156,9 @@ def draw_tradeoff(data: ReportData) -> Figure:
 def _add_plasticity_axis(axes: Axes, data: ReportData) -> None:
     """Add a top axis with the share of PEFT's gain, if PEFT gained anything."""
     by_method = {point.method: point for point in data.points if point.baseline is None}
-    low, high = by_method["original"].target, by_method["peft"].target
-    if by_method["peft"].plasticity is None or low is None or high is None:
+    low, peft = by_method["original"].target, by_method.get("peft")
+    high = None if peft is None else peft.target
+    if peft is None or peft.plasticity is None or low is None or high is None:
         return
     gain = high - low
     # matplotlib needs both directions, and calls them with arrays

@@ -41,6 +41,8 @@ class Section:
     notes: list[str] = field(default_factory=list)  # text below the table
     figures: list[ReportFigure] = field(default_factory=list)  # figures below the notes
     heatmaps: list[TokenHeatmap] = field(default_factory=list)  # token heatmaps, shown in the HTML page only
+    wrap: bool = False  # long cells of the table are wrapped in the HTML page
+    lead: bool = False  # shown before the links to the sections, figures next to or above the table
 
 
 @dataclass(frozen=True, kw_only=True)

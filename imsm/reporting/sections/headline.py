@@ -1,50 +1,103 @@
-"""The result of a report in a few sentences."""
+"""What came out of a run in one sentence, written from its numbers."""
 
-from imsm.reporting.render.formatting import format_interval, format_number, join_names
+from collections.abc import Sequence
+
+from imsm.config.identity import is_imported
+from imsm.evaluation.statistics.intervals import Interval, macro_average_ci
+from imsm.reporting.render.formatting import format_interval, format_number
 from imsm.reporting.report_data import ReportData
 from imsm.reporting.runs import ComparedRun
 
+_PEFT_NAMES = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "adalora": "AdaLoRA",
+    "ia3": "(IA)³",
+    "oft": "OFT",
+    "vera": "VeRA",
+    "bitfit": "BitFit",
+    "loramoe": "LoRAMoE",
+}
+"""How papers write the names of PEFT methods."""
+
 
 def build_headline(data: ReportData) -> list[str]:
-    """Return what the run learned and what it retained, next to PEFT where PEFT was compared."""
+    """Return one sentence on what each run gained and lost; then tests at chance and baselines as good as the run."""
     original = data.by_method.get("original")
     if original is None or data.focus is original:
         scores = [f"{task} {format_number(data.mean(data.focus, [task]))}" for task in data.tasks]
         return [f"Scores in points: {', '.join(scores)}."]
-    sentences = [] if data.target is None else [_learned(data, original, data.target)]
-    if data.forgetting:
-        sentences.append(_retained(data, original))
+    # PEFT first: the others are compared with its gain
+    runs = sorted((run for run in data.runs if run is not original), key=lambda run: run.method != "peft")
+    clauses = [_clause(data, run, original, first=run is runs[0]) for run in runs]
+    found = [clause for clause in clauses if clause]
+    sentences = [f"{found[0][:1].upper()}{found[0][1:]}{''.join(f'; {each}' for each in found[1:])}."] if found else []
     if data.at_chance:
-        sentences.append(f"The original is at chance on {' and '.join(data.at_chance)}.")
+        sentences.append(f"The original is at chance on {' and '.join(data.at_chance)}, which no average includes.")
     if names := data.matches.get(data.focus.label):
         sentences.append(f"Training-free baselines match it: {', '.join(names)}.")
     return sentences
 
 
-def _learned(data: ReportData, original: ComparedRun, target: str) -> str:
-    """Return the target score before and after training, with the difference from PEFT."""
-    label = data.focus.label
-    before, after = (format_number(data.mean(run, [target])) for run in (original, data.focus))
-    differences = {
-        each.reference: each.difference for each in data.comparisons if (each.task, each.run) == (target, label)
-    }
-    peft = data.by_method.get("peft")
-    compared = ""
-    if peft is not None and peft.label in differences:
-        found = differences[peft.label]
-        compared = f", {format_interval(found.estimate, found.low, found.high, signed=True)} to {peft.label}"
-    return f"Target {target}: {before} → {after} points{compared}."
+def _clause(data: ReportData, run: ComparedRun, original: ComparedRun, *, first: bool) -> str:
+    """Return what a run gained on the target and lost on the tests; empty if neither was evaluated."""
+    target = [] if data.target is None else [data.target]
+    gain, loss = (_change(data, run, original, tasks) for tasks in (target, data.informative))
+    parts = []
+    if gain is not None:
+        kept = None if first else _share_of_gain(data, run)
+        parts.append(kept or _describe(gain) + (f" points on {data.target}" if first else ""))
+    if loss is not None:
+        tests = data.informative
+        where = f" on {tests[0]}" if len(tests) == 1 else f" on average over {_join(tests)}"
+        parts.append(_describe(loss) + (where if first else ""))
+    return f"{_name(data, run)} {' and '.join(parts)}" if parts else ""
 
 
-def _retained(data: ReportData, original: ComparedRun) -> str:
-    """Return the stability of the run and of PEFT, or the retention average without a PEFT run."""
-    stability = {point.label: point.stability for point in data.points}
-    label, peft = data.focus.label, data.by_method.get("peft")
-    used = join_names([task for task in data.forgetting if task not in data.at_chance])
-    if stability.get(label) is None:
-        before, after = (format_number(data.mean(run, data.forgetting)) for run in (original, data.focus))
-        return f"Retention average over {join_names(data.forgetting)}: {before} → {after} points."
-    compared = ""
-    if peft is not None and peft is not data.focus:
-        compared = f" ({peft.label}: {format_number(stability[peft.label])} %)"
-    return f"Retained of {used}: {format_number(stability[label])} %{compared}."
+def _share_of_gain(data: ReportData, run: ComparedRun) -> str | None:
+    """Return how much of the adapter's gain a gate on the frozen adapter keeps; None for other runs."""
+    share = {point.label: point.plasticity for point in data.points}.get(run.label)
+    if share is None or "frozen_adapter" not in run.result["identity"]:
+        return None
+    return f"kept {share:.0f} % of the gain"
+
+
+def _change(
+    data: ReportData, run: ComparedRun, original: ComparedRun, tasks: Sequence[str]
+) -> Interval | float | None:
+    """Return the mean difference from the original over tasks, with its interval where predictions exist."""
+    after, before = data.mean(run, tasks), data.mean(original, tasks)
+    if after is None or before is None:
+        return None
+    pairs = [each for each in data.comparisons if (each.run, each.reference) == (run.label, original.label)]
+    found = {each.task: each.difference for each in pairs}
+    if not all(task in found for task in tasks):
+        return after - before
+    return macro_average_ci([found[task] for task in tasks], tests=list(tasks))
+
+
+def _describe(change: Interval | float) -> str:
+    """Return "gained 8.5" or "lost 3.0"; with its interval a change that may be 0."""
+    if isinstance(change, Interval):
+        if change.low <= 0 <= change.high and change.low < change.high:
+            return f"changed by {format_interval(change.estimate, change.low, change.high, signed=True)}"
+        change = change.estimate
+    return f"{'lost' if change < 0 else 'gained'} {format_number(abs(change))}"
+
+
+def _name(data: ReportData, run: ComparedRun) -> str:
+    """Return a run's name as prose."""
+    identity, peft = run.result["identity"], str(run.result["config"]["peft"]["name"])
+    if is_imported(identity):
+        return "the imported adapter"
+    if run.method == "peft":
+        return _PEFT_NAMES.get(peft, peft)
+    similar = [other for other in data.runs if other.method == run.method]
+    frozen = [other for other in similar if "frozen_adapter" in other.result["identity"]]
+    if run in frozen and len(frozen) == 1:
+        return "a gate fitted afterwards"
+    return run.label.replace("imsm", "IMSM", 1) if len(similar) > 1 else run.method.replace("imsm", "IMSM")
+
+
+def _join(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"

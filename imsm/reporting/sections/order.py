@@ -2,16 +2,17 @@
 
 from imsm.reporting.render.document import Section
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections import cost, differences, gate, responses, scores, tradeoff
+from imsm.reporting.sections import cost, differences, gate, responses, scores, settings, tradeoff
 
 # what a reader decides by comes first; the details follow
 _BUILDERS = (
+    tradeoff.build_tradeoff,
+    settings.build_settings,
     scores.build_overview,
     scores.build_scores,
     differences.build_differences,
     differences.build_transitions,
     tradeoff.build_averages,
-    tradeoff.build_tradeoff,
     tradeoff.build_baselines,
     differences.build_seeds,
     responses.build_responses,

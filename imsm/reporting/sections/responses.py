@@ -9,7 +9,8 @@ from imsm.reporting.runs import ComparedRun
 _TEXT = (
     "Truncated responses reached the token limit. The log-likelihood (ln p) of the most likely accepted answer, "
     "without the end-of-text token, does not depend on generation: it separates lost knowledge from a lost format. "
-    "The metric `contain` favors long responses."
+    "The metric `contain` favors long responses. KL to the original: mean over the tokens of the first accepted "
+    "answer of KL(p_original || p), in nats (`evaluation.kl=true`)."
 )
 
 
@@ -36,4 +37,5 @@ def _record(data: ReportData, run: ComparedRun, task: str) -> dict[str, str]:
         "tokens per response": format_number(entry["new_tokens"] / max(1, entry["num_examples"])),
         "ln p of the reference": format_number(entry.get("reference_loglik"), digits=2),
         "per token": format_number(per_token, digits=2),
+        "KL to the original": format_number(entry.get("kl_to_original"), digits=3),
     }

@@ -111,9 +111,9 @@ def _lines(data: ReportData) -> list[tuple[str, str, str, Scores]]:
         examples = str(data.focus.task_result(task)["num_examples"])
         scores = {run.label: data.mean(run, [task]) for run in data.runs}
         lines.append((data.name(task), data.metrics[task], examples, scores))
-    if len(data.forgetting) > 1:
-        scores = {run.label: data.mean(run, data.forgetting) for run in data.runs}
-        lines.append(("average", f"{len(data.forgetting)} forgetting tests", "", scores))
+    if len(data.informative) > 1:
+        scores = {run.label: data.mean(run, data.informative) for run in data.runs}
+        lines.append(("average", f"{len(data.informative)} forgetting tests", "", scores))
     return lines
 
 
@@ -136,11 +136,11 @@ def _terminal_rows(data: ReportData, name: str, metric: str, examples: str, scor
 
 
 def _notes(data: ReportData) -> list[str]:
-    notes = [f"The average is over {', '.join(data.forgetting)}."] if len(data.forgetting) > 1 else []
+    notes = [f"The average is over {', '.join(data.informative)}."] if len(data.informative) > 1 else []
     if data.at_chance:
         notes.append(
             f"The original is at chance on {' and '.join(data.at_chance)}: these scores cannot show forgetting, "
-            "and stability leaves them out."
+            "and averages leave them out."
         )
     notes += [
         f"† {task}: a compared run was trained on this task; no average of forgetting tests includes it."

@@ -7,7 +7,9 @@ from imsm.reporting.render.document import ReportFigure, Section
 from imsm.reporting.render.formatting import format_number, format_percent, join_names
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint
+from imsm.reporting.runs import ComparedRun
+from imsm.reporting.tradeoff import TradeoffCurve, TradeoffPoint, streams_per_token
+from imsm.utils.formatting import format_duration
 
 
 def build_averages(data: ReportData) -> Section | None:
@@ -20,7 +22,7 @@ def build_averages(data: ReportData) -> Section | None:
     records = [
         {
             "run": run.label,
-            "retention average": format_number(data.mean(run, data.forgetting)),
+            "retention average": format_number(data.mean(run, data.informative)),
             "paper's average": format_number(data.mean(run, counted)),
             **(points[run.label].cells() if points else {}),
         }
@@ -31,7 +33,7 @@ def build_averages(data: ReportData) -> Section | None:
 
 
 def build_tradeoff(data: ReportData) -> Section | None:
-    """Build the section with the trade-off figure, or None with fewer than two points."""
+    """Build the first section, the trade-off figure with a short table, or None with fewer than two points."""
     points = [point for point in data.points if point.has_position]
     if len(points) < 2:
         return None
@@ -42,9 +44,41 @@ def build_tradeoff(data: ReportData) -> Section | None:
         texts += _describe_curve(curve, runs)
     if not data.curves:
         texts.append("Run `imsm baselines RUN` to add the curves of swept baselines.")
-    alt = "Plasticity and stability of all runs and baselines"
+    alt = "Target score and stability of all runs and baselines"
     figure = ReportFigure(name="tradeoff", alt=alt, draw=lambda: draw_tradeoff(data))
-    return Section(name="tradeoff", title="Learning versus forgetting", paragraphs=texts, figures=[figure])
+    return Section(
+        name="tradeoff",
+        title="Learning versus forgetting",
+        table=Table.from_records([_summary_record(data, run) for run in data.runs]),
+        notes=[_describe_summary(data), *texts],
+        figures=[figure],
+        lead=True,
+    )
+
+
+def _summary_record(data: ReportData, run: ComparedRun) -> dict[str, str]:
+    """Return what a run learned, what it retained, and its price."""
+    stability = {point.label: point.stability for point in data.points}
+    training = run.result["training"] or {}
+    return {
+        "run": run.label,
+        data.name(data.target or "").replace(" (target)", ""): format_number(data.mean(run, [data.target or ""])),
+        "other tests": format_number(data.mean(run, data.informative)),
+        "kept": format_percent(stability.get(run.label)),
+        "KL": format_number(data.kl_to_original(run, data.informative), digits=3),
+        "streams": f"{streams_per_token(run.result):.2g}",
+        "training": format_duration(training.get("seconds")),
+    }
+
+
+def _describe_summary(data: ReportData) -> str:
+    kl = any(data.kl_to_original(run, data.informative) is not None for run in data.runs)
+    return (
+        "Scores in points. Other tests: average over the informative forgetting tests, on which the original is above "
+        f"chance by two standard errors: {join_names(data.informative)}. Kept: their mean retention (stability). "
+        f"{'KL to the original: nats per answer token, mean over these tests. ' if kl else ''}Streams: forward passes "
+        "per generated token."
+    )
 
 
 def build_baselines(data: ReportData) -> Section | None:
@@ -61,7 +95,7 @@ def build_baselines(data: ReportData) -> Section | None:
     for run in [*data.runs, *baselines]:
         record = {"run": run.label}
         record |= {data.name(task): format_number(data.mean(run, [task])) for task in data.tasks}
-        record["retention average"] = format_number(data.mean(run, data.forgetting))
+        record["retention average"] = format_number(data.mean(run, data.informative))
         if run.label in points:
             cells = points[run.label].cells()
             record |= {name: cells[name] for name in ("plasticity", "stability")}
@@ -87,18 +121,6 @@ def describe_matches(run: str, names: Sequence[str]) -> str:
     )
 
 
-def describe_chance(data: ReportData) -> str | None:
-    """Name the tests at chance and those that stability uses; None without a test at chance."""
-    if not data.at_chance:
-        return None
-    used = [task for task in data.forgetting if task not in data.at_chance]
-    return (
-        f"The original is at chance on {' and '.join(data.at_chance)} (not above the best constant answer by two "
-        f"standard errors), so these scores cannot show forgetting. Stability is over {join_names(used)}; the "
-        "retention average includes all forgetting tests."
-    )
-
-
 def retention_on_curve(curve: TradeoffCurve, target: float) -> str:
     """Describe what a curve retains at a target score."""
     retained = curve.stability_at(target)
@@ -114,14 +136,18 @@ def retention_on_curve(curve: TradeoffCurve, target: float) -> str:
 def _average_paragraphs(data: ReportData) -> list[str]:
     trained_on = f" and the tasks marked † ({join_names(sorted(data.trained_on))})" if data.trained_on else ""
     texts = [
-        f"The retention average is over the forgetting tests that no compared run was trained on: "
-        f"{join_names(data.forgetting)}. The paper's average (its tables 2 and 3) includes the target{trained_on}, "
+        "The retention average is over the forgetting tests that no compared run was trained on and on which the "
+        f"original is above chance: {join_names(data.informative)}. The paper's "
+        f"average (its tables 2 and 3) includes the target{trained_on}, "
         "and so mixes learning with retention."
     ]
     if incomplete := [task for task in data.tasks if task not in data.common]:
         texts.append(f"Averages exclude forgetting tests that a run has no score of: {join_names(incomplete)}.")
-    if chance := describe_chance(data):
-        texts.append(chance)
+    if data.at_chance:
+        texts.append(
+            f"The original is at chance on {' and '.join(data.at_chance)} (not above the best constant answer by two "
+            "standard errors): these scores cannot show forgetting, and no average of forgetting tests includes them."
+        )
     if data.points:
         texts.append(
             "Plasticity is the share of PEFT's gain on the target, undefined if the 95 % interval of that gain "

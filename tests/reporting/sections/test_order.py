@@ -15,7 +15,7 @@ from tests.reporting.factories import data_of, report_data
 def test_a_complete_report_has_every_section_but_seeds(data: ReportData) -> None:
     names = [each.name for each in build_sections(data)]
     assert names == [
-        "overview", "scores", "differences", "transitions", "averages", "tradeoff", "baselines",
+        "tradeoff", "run", "overview", "scores", "differences", "transitions", "averages", "baselines",
         "responses", "gate", "training", "protocols", "cost",
     ]  # fmt: skip
 
@@ -31,7 +31,7 @@ def test_sections_without_content_are_omitted(runs: dict[str, Any]) -> None:
 
 def test_the_original_alone_has_a_report() -> None:
     names = [each.name for each in build_sections(data_of([result("original")]))]
-    assert names == ["overview", "averages", "responses", "protocols", "cost"]
+    assert names == ["run", "overview", "averages", "responses", "protocols", "cost"]
 
 
 @pytest.mark.parametrize("name", ["scores", "differences", "transitions", "tradeoff", "gate", "training"])
