@@ -83,7 +83,11 @@ def imported_peft(folder: str, peft: PeftConfig) -> PeftConfig:
         return peft  # reported by `resolve_frozen_adapter`
     arguments = {key: identity["adapter"][key] for key in ("peft_type", "kwargs", "sha256")}
     name = arguments["peft_type"].lower()
-    section = {"name": name if is_path_name(name) else "imported", "_target_": IMPORTED_ADAPTER, "target_roles": []}
+    section: dict[str, Any] = {
+        "name": name if is_path_name(name) else "imported",
+        "_target_": IMPORTED_ADAPTER,
+        "target_roles": [],
+    }
     return PeftConfig(**section, **arguments, recipes=peft.recipes)
 
 

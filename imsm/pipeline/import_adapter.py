@@ -125,7 +125,7 @@ def _local_folder(reference: str) -> Path:
                 f"elsewhere (hf download {reference} --local-dir FOLDER) and give FOLDER"
             ) from error
         raise UserError(
-            f"{reference}: is no folder and cannot be downloaded ({first_line(error)}); check the id, or log in with "
+            f"{reference}: is not a folder and cannot be downloaded ({first_line(error)}); check the id, or log in with "
             "`hf auth login`"
         ) from error
 

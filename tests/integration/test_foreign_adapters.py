@@ -89,7 +89,7 @@ def with_weights_of_the_base(folder: Path) -> None:
 
 
 def hostile_base(folder: Path, **values: Any) -> None:
-    """A base model with code of its own, next to the adapter."""
+    """Save a base model with its own code, next to the adapter."""
     base = save_backbone(folder / "base", texts=["a b"])
     (base / "modeling.py").write_text(PAYLOAD)
     path = base / "config.json"
@@ -138,7 +138,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a missing layer": (without_a_layer, f"are missing in {WEIGHTS}"),
     "weights of the base": (with_weights_of_the_base, "contains weights of the base model itself"),
     "no base": (lambda f: change(f, base_model_name_or_path=None), "names no base model"),
-    "a base that is no text": (lambda f: change(f, base_model_name_or_path=["/"]), "must be a text"),
+    "a base that is a list": (lambda f: change(f, base_model_name_or_path=["/"]), "must be a text"),
+    "a path as the revision": (lambda f: change(f, revision="../../x"), "is not a branch, tag or commit"),
     "a missing base": (
         lambda f: change(f, base_model_name_or_path="/no/model"),
         "no such folder; give it by backbone=",

@@ -5,6 +5,7 @@ tokenizers that the file names are never imported or loaded, and weights are rea
 """
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from imsm.utils.json_files import read_json
 from imsm.utils.messages import format_value, shorten
 
 _MAX_CONFIG_BYTES = 2**20
+_REVISION = re.compile(r"\w[\w./-]*")
 _NOT_USED = {*RUN_FIELDS, "megatron_core", "runtime_config"}
 # Used only to initialize a prompt before training, from a tokenizer that the file names.
 _NOT_USED |= {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"}
@@ -97,6 +99,8 @@ def read_foreign_adapter(folder: Path) -> ForeignAdapter:
     for key, value in (("base_model_name_or_path", base), ("revision", revision)):
         if not isinstance(value, str | None):
             raise UserError(f"{path}: {key}={shorten(str(value))}: must be a text; {_FIX}")
+    if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
+        raise UserError(f"{path}: revision={shorten(revision)}: is not a branch, tag or commit; {_FIX}")
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     try:
         kwargs = _method_arguments(saved)
@@ -135,7 +139,7 @@ def check_shapes(adapter: ForeignAdapter, backbone: PreTrainedModel, *, base: st
     Raises:
         UserError: They differ.
     """
-    config: PeftConfig = imported_adapter(**adapter.arguments).config
+    config: Any = imported_adapter(**adapter.arguments).config
     config.inference_mode = True
     try:
         with torch.device("meta"), warnings.catch_warnings():
@@ -173,7 +177,7 @@ _OTHER_BASE = "give its base model by backbone=OPTION or --base FOLDER_OR_HUB_ID
 
 
 def _check_files(folder: Path) -> None:
-    """Check that both files exist and are no links out of the folder, except to the blobs of a Hub cache."""
+    """Check that both files exist; a link may lead out of the folder only to the blobs of a Hub cache."""
     if not os.path.lexists(folder / CONFIG_NAME):
         raise UserError(f"{folder}: contains no adapter ({CONFIG_NAME} is missing); give a folder that PEFT saved")
     weights = folder / SAFETENSORS_WEIGHTS_NAME
