@@ -30,8 +30,10 @@ def parser() -> argparse.ArgumentParser:
         epilog="baselines: " + ", ".join(list_baselines()),
     )
     parser.add_argument("run", metavar="RUN", help="folder or name of a finished run")
-    parser.add_argument("--baselines", metavar="NAMES", help="comma-separated; default: all that apply to the run")
-    parser.add_argument("--values", help="comma-separated values of lambda and alpha, e.g. 0.1,0.3")
+    parser.add_argument(
+        "--baselines", metavar="NAMES", help="comma-separated; default: all that apply to the run, without gate_skip"
+    )
+    parser.add_argument("--values", help="comma-separated values of lambda, alpha and tau, e.g. 0.1,0.3")
     parser.add_argument("--other", metavar="RUN", help="the same run with another seed, for seed_ensemble")
     add_config_dir(parser)
     return parser
@@ -46,7 +48,8 @@ def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     import_from_config_dir(options.config_dir)
     names = None if options.baselines is None else _split_names(options.baselines)
-    chosen = [load_baseline(name) for name in names or list_baselines()]
+    loaded = [load_baseline(name) for name in names or list_baselines()]
+    chosen = [each for each in loaded if names is not None or each.INFO.by_default]
     values = None if options.values is None else _parse_values(options.values)
     _check_values(chosen, values)
     other = None

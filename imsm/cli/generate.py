@@ -29,6 +29,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="folder or name of a finished run")
     parser.add_argument("text", nargs="?", metavar="TEXT", help="prompt; default: standard input")
     parser.add_argument("--stream", choices=[*STREAMS, "all"], default="all", help="stream that answers (all)")
+    parser.add_argument(
+        "--skip",
+        type=float,
+        metavar="T",
+        help="continue with one stream if the gate is below T or above 1 - T; default: the run's gate.skip_threshold",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add_config_dir(parser)
@@ -52,13 +58,24 @@ def main(arguments: list[str]) -> None:
         find_run(options.run),
         text,
         stream=options.stream,
+        skip_threshold=_check_skip(options.skip),
         max_new_tokens=options.max_new_tokens,
         device=options.device,
     )
 
 
-def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, device: str) -> None:
+def _check_skip(threshold: float | None) -> float | None:
+    if threshold is not None and not 0 < threshold < 0.5:
+        raise UserError(f"--skip {threshold:g}: must be above 0 and below 0.5; choose 0.1")
+    return threshold
+
+
+def print_answers(
+    folder: Path, text: str, *, stream: str, max_new_tokens: int, device: str, skip_threshold: float | None = None
+) -> None:
     """Print the answer of one stream, or of each stream that the run has.
+
+    ``skip_threshold`` replaces the run's own; the streams that the interwoven answer is from are printed after it.
 
     Raises:
         UserError: the run lacks the stream, or the prompt has words outside a closed vocabulary.
@@ -68,6 +85,7 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
     from imsm.data.tokenization import encode_prompts
     from imsm.evaluation.generation import eos_token_ids
     from imsm.models.backbones.loading import load_tokenizer
+    from imsm.models.siamese.kv_cache import DualStreamCache
     from imsm.models.siamese.model import SiameseForCausalLM
     from imsm.training.engines.single_device import choose_device
 
@@ -83,12 +101,15 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
     available = model.available_streams()
     if stream not in ("all", *available):
         raise UserError(f"--stream {stream}: {folder.name} has {', '.join(available)}")
+    if skip_threshold is not None and "interwoven" not in available:
+        raise UserError(f"--skip {skip_threshold:g}: {folder.name} has no gate; give a run of method=imsm")
+    model.skip_threshold = model.skip_threshold if skip_threshold is None else skip_threshold
     streams = [each for each in STREAMS if each in available and stream in ("all", each)]
     # one model answers for all streams: they share the backbone's weights
     for each in streams:
         model.stream = each
         print(f"{each}: " if len(streams) > 1 else "", end="", flush=True)
-        model.generate(
+        output = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=max_new_tokens,
@@ -96,7 +117,11 @@ def print_answers(folder: Path, text: str, *, stream: str, max_new_tokens: int, 
             eos_token_id=eos_token_ids(model, tokenizer),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             streamer=_streamer(tokenizer),
+            return_dict_in_generate=True,
         )
+        cache = getattr(output, "past_key_values", None)
+        if isinstance(cache, DualStreamCache) and cache.choice_names and cache.decision_gate is not None:
+            print(f"decided: {cache.choice_names[0]}, gate {cache.decision_gate.item():.3f}")
 
 
 def _streamer(tokenizer: PreTrainedTokenizerBase) -> TextStreamer:

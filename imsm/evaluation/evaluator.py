@@ -26,6 +26,7 @@ from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.evaluation.scoring import score_predictions
 from imsm.evaluation.statistics.bootstrap import standard_error
 from imsm.evaluation.statistics.forgetting import chance_level, is_above_chance
+from imsm.models.siamese.skip import count_choices
 from imsm.utils.hashing import hash_json
 
 
@@ -44,6 +45,8 @@ class EvalResult:
         kl_to_original: Mean KL divergence from the original in nats (`imsm.evaluation.kl_to_original`); None for the
             original and where it was not computed.
         gate_mean: Mean weight of the original stream; None unless the stream is "interwoven".
+        decided: With `skip_threshold`: number of examples that continued with the "tuned" stream, the "original" one
+            or "both".
         chance: Headline score of the best constant answer; 0 for open questions.
         above_chance: Whether the headline score is two standard errors above it.
         protocols: metrics, headline and unparsed of every protocol.
@@ -65,6 +68,7 @@ class EvalResult:
     above_chance: bool
     protocols: dict[str, dict[str, Any]]
     predictions_sha256: str | None
+    decided: dict[str, int] | None = None
 
 
 def evaluate(
@@ -174,6 +178,7 @@ def score_responses(
         **_chance(eval_set.examples, [row[protocols[protocol]["headline"]] for row in scores]),
         protocols=protocols,
         predictions_sha256=predictions_sha256,
+        decided=count_choices([row["choice"] for row in responses if "choice" in row]),
     )
 
 

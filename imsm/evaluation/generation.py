@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.skip import CHOICES
 
 _STOP_WINDOW = 64
 """Number of last tokens that are searched for the stop pattern."""
@@ -32,6 +33,7 @@ class Generation:
             None unless the stream is "interwoven".
         gate_per_token: The weights at the first positions, likewise.
         token_texts: The text of these tokens, likewise.
+        choice: Streams that generated it, "tuned", "original" or "both"; None without `skip_threshold`.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Generation:
     gate_mean: float | None
     gate_per_token: list[float] | None
     token_texts: list[str] | None
+    choice: str | None = None
 
 
 @torch.inference_mode()
@@ -58,6 +61,7 @@ def generate_responses(
     # The prompt of each row of the session; rows are dropped while others are unfinished.
     prompts = list(range(len(session)))
     unfinished = set(prompts)
+    choices = [None] * len(session) if session.choices is None else [CHOICES[c] for c in session.choices.tolist()]
     while True:
         next_tokens = session.logits.argmax(dim=-1)
         weights = None if session.gate is None else session.gate.tolist()
@@ -78,8 +82,8 @@ def generate_responses(
             next_tokens, prompts = next_tokens[rows], [prompts[row] for row in rows]
         session.forward(next_tokens[:, None])
     return [
-        _generation(row, row_gates or None, tokenizer, eos=eos, limit=max_new_tokens)
-        for row, row_gates in zip(tokens, gates, strict=True)
+        _generation(row, row_gates or None, tokenizer, choice=choice, eos=eos, limit=max_new_tokens)
+        for row, row_gates, choice in zip(tokens, gates, choices, strict=True)
     ]
 
 
@@ -110,7 +114,13 @@ def eos_token_ids(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase)
 
 
 def _generation(
-    row: list[int], weights: list[float] | None, tokenizer: PreTrainedTokenizerBase, *, eos: Sequence[int], limit: int
+    row: list[int],
+    weights: list[float] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    choice: str | None,
+    eos: Sequence[int],
+    limit: int,
 ) -> Generation:
     length = len(row) - (row[-1] in eos)
     return Generation(
@@ -121,6 +131,7 @@ def _generation(
         gate_mean=None if weights is None else round(fmean(weights), _GATE_DECIMALS),
         gate_per_token=None if weights is None else [round(w, _GATE_DECIMALS) for w in weights[:_MAX_GATE_TOKENS]],
         token_texts=None if weights is None else _token_texts(row[:_MAX_GATE_TOKENS], tokenizer),
+        choice=choice,
     )
 
 

@@ -39,6 +39,8 @@ _RESPONSE: Shape = {
     "token_texts": list | None,
     "seconds": float,
 }
+_OPTIONAL: Shape = {"choice": str}
+"""Set with `skip_threshold` only, so that rows of other models stay as they were."""
 _REFERENCE: Shape = {"loglik": float, "tokens": int, "seconds": float}
 
 
@@ -61,7 +63,8 @@ def run_inference(
     prompts per forward pass, and ``label`` the text of the progress bar.
 
     Returns:
-        N rows {text, tokens, ended, gate_mean, gate_per_token, token_texts, seconds}, and N rows
+        N rows {text, tokens, ended, gate_mean, gate_per_token, token_texts, seconds}, with `skip_threshold` also
+        {choice}, and N rows
         {loglik, tokens, seconds} with the sum of ln p over the answer's tokens; None for an example
         whose accepted answers have no tokens.
     """
@@ -146,7 +149,10 @@ def _compute_rows(
         generations = generate_responses(session, tokenizer, max_new_tokens=limit, stop=stop)
         seconds = (prefilled - started + time.monotonic() - scored) / len(indices)
         for row, index, generation in zip(rows, indices, generations, strict=True):
-            row[response_keys[index]] = {**asdict(generation), "seconds": seconds}
+            values = {**asdict(generation), "seconds": seconds}
+            row[response_keys[index]] = {
+                key: values[key] for key in values if values[key] is not None or key in _RESPONSE
+            }
     return rows
 
 
@@ -206,4 +212,5 @@ def through_cache(
 
 
 def _has_shape(row: Row, shape: Shape) -> bool:
-    return row.keys() == shape.keys() and all(isinstance(row[key], expected) for key, expected in shape.items())
+    expected = {**_OPTIONAL, **shape}
+    return row.keys() - _OPTIONAL.keys() == shape.keys() and all(isinstance(row[key], expected[key]) for key in row)

@@ -26,7 +26,7 @@ def build_model(
 ) -> SiameseForCausalLM:
     """Load a backbone and build a siamese model around it, its adapter verified.
 
-    ``options`` are ``gate``, ``pooling``, ``stream`` and ``seed`` of `wrap_backbone`.
+    ``options`` are ``gate``, ``pooling``, ``skip_threshold``, ``stream`` and ``seed`` of `wrap_backbone`.
 
     Raises:
         UserError: the backbone is not available or unsuitable, or the adapter is unsupported or does not fit it.
@@ -49,6 +49,7 @@ def wrap_backbone(
     pooling: str,
     stream: str,
     seed: int,
+    skip_threshold: float | None = None,
     verify_adapter: bool = False,
 ) -> SiameseForCausalLM:
     """Build a siamese model around a loaded backbone, which may be on the meta device.
@@ -57,7 +58,8 @@ def wrap_backbone(
     ``adapter`` is the
     PEFT method of a new adapter; the folder of a finished one, which stays frozen; or None for the
     original model. ``gate`` holds ``_target_`` and arguments; it is None for the original model and
-    plain PEFT. With ``verify_adapter`` the adapter is checked (`imsm.models.siamese.adapter_check`).
+    plain PEFT; ``skip_threshold`` is described in `imsm.models.siamese.skip`.
+    With ``verify_adapter`` the adapter is checked (`imsm.models.siamese.adapter_check`).
 
     Raises:
         UserError: the backbone is unsuitable, or the adapter does not fit it.
@@ -80,6 +82,7 @@ def wrap_backbone(
         gate=gate,
         pooling=pooling,
         stream=stream,
+        skip_threshold=skip_threshold,
         **vars(capabilities),
     )
     gate_module = None

@@ -46,6 +46,12 @@ def gate_table(run: ComparedRun, tasks: Sequence[str], *, metrics: Mapping[str, 
     return pandas.DataFrame(rows)
 
 
+def format_decided(counts: Mapping[str, int]) -> str:
+    """Return the shares of the streams that queries continued with, such as "93 % tuned, 5 % original, 2 % both"."""
+    total = max(1, sum(counts.values()))
+    return ", ".join(f"{100 * count / total:.0f} % {name}" for name, count in counts.items())
+
+
 def gate_by_position(run: ComparedRun, task: str) -> numpy.ndarray | None:
     """Return the mean gate weight at each generated position (P,), or None.
 
@@ -78,7 +84,8 @@ def gate_warnings(run: ComparedRun, tasks: Sequence[str], *, start: float | None
         return []
     warnings = []
     saturated = float(numpy.mean((values < SATURATED) | (values > 1 - SATURATED)))
-    if saturated > 0.5:
+    is_skipping = any(run.task_result(task).get("decided") for task in tasks)
+    if saturated > 0.5 and not is_skipping:
         warnings.append(
             f"{run.label}: the gate is saturated on {100 * saturated:.0f} % of the examples, where only one stream "
             "is used."

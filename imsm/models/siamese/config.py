@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PretrainedConfig
 
 from imsm.models.backbones.loading import check_attention, register_custom_models
+from imsm.models.siamese.skip import check_threshold
 
 
 class SiameseConfig(PretrainedConfig):
@@ -19,6 +20,8 @@ class SiameseConfig(PretrainedConfig):
         stream: the stream that is used: "original", "tuned" or "interwoven".
         supports_cache: whether the backbone can continue from a KV cache (`imsm.models.siamese.backbone_check`).
         supports_inner_padding: whether it can do so with padding inside the sequence.
+        skip_threshold: distance of the gate from 0 or 1 below which a query continues with one stream, in (0, 0.5);
+            None: always both (`imsm.models.siamese.skip`).
     """
 
     model_type = "imsm"
@@ -34,6 +37,7 @@ class SiameseConfig(PretrainedConfig):
         stream: str = "interwoven",
         supports_cache: bool = True,
         supports_inner_padding: bool = False,
+        skip_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -52,6 +56,7 @@ class SiameseConfig(PretrainedConfig):
         self.stream = stream
         self.supports_cache = supports_cache
         self.supports_inner_padding = supports_inner_padding
+        self.skip_threshold = check_threshold(skip_threshold)
         if text_config is not None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(name, getattr(text_config, name, None))
@@ -61,6 +66,13 @@ class SiameseConfig(PretrainedConfig):
         kwargs.pop("is_encoder_decoder", None)
         super().__init__(**kwargs)
         check_attention(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types; without `skip_threshold` at its default, which keeps the hashes of saved models."""
+        values = super().to_dict()
+        if values.get("skip_threshold") is None:
+            values.pop("skip_threshold", None)
+        return values
 
     @property
     def hidden_size(self) -> int:

@@ -37,6 +37,8 @@ class DecodingSession:
     Attributes:
         logits: logits of each row's next token, (B, V).
         gate: mean weight of the original at that position, (B,); None without a gate.
+        choices: streams that each row continues with, (B,), as indices into `imsm.models.siamese.skip.CHOICES`; None
+            without `skip_threshold`.
     """
 
     @torch.inference_mode()
@@ -48,6 +50,7 @@ class DecodingSession:
         self._cache = model.new_cache() if model.config.supports_cache else None
         self.logits: torch.Tensor
         self.gate: torch.Tensor | None
+        self.choices: torch.Tensor | None = None
         batches = self._prefill_batches(prompts, max_new_tokens=max_new_tokens)
         if len(batches) > 1:
             self._concat(
@@ -60,7 +63,8 @@ class DecodingSession:
             prefix_ids = torch.tensor([prompts[0][:prefix]], device=model.device)
             self._ids = self._mask = prefix_ids[:, :0]
             self._query_mask = torch.ones_like(prefix_ids)
-            self._forward(prefix_ids, self._query_mask, query_mask=self._query_mask)
+            # one more column, because the prompts do not end with the prefix
+            self._forward(prefix_ids, self._query_mask, query_mask=functional.pad(self._query_mask, (0, 1), value=1))
             self.select_rows([0] * len(prompts))
             self._query_mask = torch.cat([self._query_mask, mask], dim=1)
         else:
@@ -154,6 +158,8 @@ class DecodingSession:
         self.logits = torch.cat([session.logits for session in sessions])
         gates = [session.gate for session in sessions if session.gate is not None]
         self.gate = torch.cat(gates) if gates else None
+        choices = [session.choices for session in sessions if session.choices is not None]
+        self.choices = torch.cat(choices) if choices else None
         self._cache = concat_caches([session._cache for session in sessions if session._cache is not None])
 
     def _select(self, rows: Sequence[int]) -> None:
@@ -162,6 +168,8 @@ class DecodingSession:
         self._ids, self.logits = self._ids[indices], self.logits[indices]
         if self.gate is not None:
             self.gate = self.gate[indices]
+        if self.choices is not None:
+            self.choices = self.choices[indices]
         # reorder_cache is the only selection of transformers that all cache layers implement
         if self._cache is not None:
             self._cache.reorder_cache(indices)  # type: ignore[arg-type]
@@ -190,6 +198,7 @@ class DecodingSession:
         # a view would keep all logits in memory
         self.logits = logits[:, -1].clone()
         self.gate = None if output.gate is None else output.gate[:, -1]
+        self.choices = output.choices
         return logits
 
 

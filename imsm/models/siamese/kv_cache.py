@@ -7,7 +7,9 @@ are the original stream's, the last B the tuned one's), or virtual tokens before
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional
 from transformers import Cache, DynamicCache, PretrainedConfig
 
 from imsm.models.siamese.query_pooling import QueryState
+from imsm.models.siamese.skip import BOTH, CHOICES, TUNED
 
 
 class PrefixedCache(Cache):
@@ -35,8 +38,23 @@ class PrefixedCache(Cache):
         return max(0, super().get_seq_length(layer_idx) - self.num_virtual)
 
 
+@dataclass(frozen=True)
+class CachePart:
+    """The sequences of a batch that continue with the same streams.
+
+    Args:
+        choice: index into `imsm.models.siamese.skip.CHOICES`.
+        rows: ascending indices of the sequences, (B',).
+        cache: their cache: a `DualStreamCache` for both streams, else one stream's.
+    """
+
+    choice: int
+    rows: torch.Tensor
+    cache: Cache
+
+
 class DualStreamCache(PrefixedCache):
-    """Keys and values of both streams.
+    """Keys and values of both streams, or, where a sequence continues with one stream, of that one.
 
     Args:
         config: the backbone's text configuration, which determines the kinds of layers.
@@ -47,6 +65,10 @@ class DualStreamCache(PrefixedCache):
     Attributes:
         queries: query states of the original and the tuned stream, or None.
         frozen_query: gate inputs of a complete query, (B, 1, ...) each, reused for its answer.
+        choices: streams that each sequence continues with, (B,), as indices into
+            `imsm.models.siamese.skip.CHOICES`; None before the decision or without one.
+        decision_gate: gate that was compared with the threshold, (B,); None without choices.
+        parts: the sequences by choice; None before `split`, empty if all continue with both streams.
     """
 
     def __init__(
@@ -57,6 +79,64 @@ class DualStreamCache(PrefixedCache):
         self.query_mask = query_mask
         self.queries: tuple[QueryState, QueryState] | None = None
         self.frozen_query: tuple[torch.Tensor | None, ...] | None = None
+        self.choices: torch.Tensor | None = None
+        self.decision_gate: torch.Tensor | None = None
+        self.parts: list[CachePart] | None = None
+        self._config = config
+
+    @property
+    def choice_names(self) -> list[str] | None:
+        """The streams that each sequence continues with: "tuned", "original" or "both"; None without a decision."""
+        return None if self.choices is None else [CHOICES[choice] for choice in self.choices.tolist()]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of cached tokens, virtual tokens excluded."""
+        return self.parts[0].cache.get_seq_length(layer_idx) if self.parts else super().get_seq_length(layer_idx)
+
+    def decide(self, choices: torch.Tensor, gate: torch.Tensor) -> None:
+        """Set the streams that each sequence continues with, (B,), and the gate that decided, (B,)."""
+        self.choices, self.decision_gate, self.parts = choices, gate, None
+
+    def split(self) -> list[CachePart]:
+        """Return the parts of a decided batch; the first call drops the streams that are not continued.
+
+        The list is empty if all sequences continue with both streams.
+        """
+        if self.choices is None or self.parts is not None:
+            return self.parts or []
+        chosen = [(choice, (self.choices == choice).nonzero()[:, 0]) for choice in range(len(CHOICES))]
+        chosen = [(choice, rows) for choice, rows in chosen if len(rows)]
+        if [choice for choice, _ in chosen] == [BOTH]:
+            self.parts = []
+            return self.parts
+        # copies share the tensors, which selecting rows replaces
+        memo = {id(tensor): tensor for layer in self.layers for tensor in _tensors(vars(layer).values())}
+        caches = [self._copy(choice, dict(memo)) for choice, _ in chosen]
+        # nothing else may hold the tensors of both streams while rows are selected
+        del memo
+        self.layers, self.decoder_caches = [], ()
+        for (choice, rows), cache in zip(chosen, caches, strict=True):
+            start = len(self.choices) if choice == TUNED and self.batch_both else 0
+            cache.reorder_cache(start + rows)  # type: ignore[arg-type]
+        self._set_parts([CachePart(*each, cache) for each, cache in zip(chosen, caches, strict=True)])
+        self.frozen_query = None
+        return self.parts or []
+
+    def _copy(self, choice: int, memo: dict[int, Any]) -> Cache:
+        """Return a copy of the cache of one stream or of both; tensors in ``memo`` are shared."""
+        if choice == BOTH:
+            both = copy.copy(self)
+            both.decoder_caches = tuple(copy.deepcopy(cache, memo) for cache in self.decoder_caches)
+            both.layers = [layer for cache in both.decoder_caches for layer in cache.layers]
+            both.choices = both.decision_gate = None
+            return both
+        cache = self.decoder_caches[-1 if choice == TUNED else 0]
+        # of prompt learning, whose tuned stream has its own cache
+        num_virtual = cache.get_seq_length() - self.get_seq_length()
+        return PrefixedCache([copy.deepcopy(cache, memo)], num_virtual=num_virtual)
+
+    def _set_parts(self, parts: list[CachePart]) -> None:
+        self.parts, self.layers = parts, [layer for part in parts for layer in part.cache.layers]
 
     @property
     def query_complete(self) -> bool:
@@ -78,6 +158,11 @@ class DualStreamCache(PrefixedCache):
                     "query_mask: differs from the mask of the cached positions; start with an empty cache "
                     "(new_cache())"
                 )
+            if self.query_mask is not None and self._is_decided() and query_mask[:, self.query_mask.shape[1] :].any():
+                raise ValueError(
+                    "query_mask: extends a query whose stream is decided (skip_threshold); start with an empty cache "
+                    "(new_cache())"
+                )
             self.query_mask, self.frozen_query = query_mask, None
         if self.query_mask is None:
             self.query_mask = torch.ones(tokens.shape[:2], device=tokens.device)
@@ -86,16 +171,27 @@ class DualStreamCache(PrefixedCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder the sequences; ``beam_idx`` (B,) indexes sequences."""
-        super().reorder_cache(self._rows(beam_idx))  # type: ignore[arg-type]
+        if self.parts:
+            self._select_parts(beam_idx)
+        else:
+            super().reorder_cache(self._rows(beam_idx))  # type: ignore[arg-type]
         self._select_queries(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the given sequences; ``indices`` (B',) indexes sequences."""
-        super().batch_select_indices(self._rows(indices))
+        if self.parts:
+            self._select_parts(indices)
+        else:
+            super().batch_select_indices(self._rows(indices))
         self._select_queries(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence."""
+        if self.parts and self.choices is not None:
+            self.batch_select_indices(
+                torch.arange(len(self.choices), device=self.choices.device).repeat_interleave(repeats)
+            )
+            return
         # interleaved, so the two halves of a dual batch stay halves
         super().batch_repeat_interleave(repeats)
         if self.query_mask is not None:
@@ -112,6 +208,9 @@ class DualStreamCache(PrefixedCache):
         if queries:
             original, tuned = (QueryState.concat(states) for states in zip(*queries, strict=True))
             self.queries = (original, tuned)
+        choices = [(cache.choices, cache.decision_gate) for cache in caches if cache.choices is not None]
+        if choices:
+            self.decide(*(torch.cat(each) for each in zip(*choices, strict=True)))
         self.frozen_query = None
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -120,7 +219,8 @@ class DualStreamCache(PrefixedCache):
         Raises:
             ValueError: the query would be cropped; the hidden states it was pooled from are not kept.
         """
-        if tokens_to_remove and self.queries is not None and self.query_mask is not None:
+        pooled = self.queries is not None or self.choices is not None
+        if tokens_to_remove and pooled and self.query_mask is not None:
             in_query = self.query_mask.bool().any(dim=0).nonzero()
             end = int(in_query.max()) + 1 if len(in_query) else 0
             if self.get_seq_length() - abs(tokens_to_remove) < end:
@@ -128,9 +228,11 @@ class DualStreamCache(PrefixedCache):
         super().crop(tokens_to_remove)
 
     def reset(self) -> None:
-        """Clear the cache, the query and its mask."""
+        """Clear the cache, the query, its mask and the decision."""
+        if self.parts:
+            self.__init__(config=self._config, batch_both=self.batch_both)  # type: ignore[misc]
         super().reset()
-        self.query_mask = self.queries = self.frozen_query = None
+        self.query_mask = self.queries = self.frozen_query = self.choices = self.decision_gate = self.parts = None
 
     def _agrees(self, query_mask: torch.Tensor, start: int) -> bool:
         """Whether ``query_mask`` equals the cache's mask on the first ``start`` positions."""
@@ -141,6 +243,22 @@ class DualStreamCache(PrefixedCache):
             for mask in (query_mask, self.query_mask.to(query_mask.device))
         )
         return torch.equal(given, used)
+
+    def _is_decided(self) -> bool:
+        return self.choices is not None and bool((self.choices != BOTH).any())
+
+    def _select_parts(self, sequences: torch.Tensor) -> None:
+        """Select sequences (B',) of a split batch; their choices are not changed yet."""
+        assert self.choices is not None and self.parts
+        sequences = sequences.to(self.choices.device)
+        choices, parts = self.choices[sequences], []
+        for part in self.parts:
+            rows = (choices == part.choice).nonzero()[:, 0]
+            if len(rows):
+                # indices within the part
+                part.cache.reorder_cache(torch.searchsorted(part.rows, sequences[rows]))  # type: ignore[arg-type]
+                parts.append(CachePart(part.choice, rows, part.cache))
+        self._set_parts(parts)
 
     def _rows(self, sequences: torch.Tensor) -> torch.Tensor:
         """Return the decoder cache's rows of ``sequences``: both halves of a dual batch."""
@@ -157,6 +275,9 @@ class DualStreamCache(PrefixedCache):
             original, tuned = self.queries
             rows = sequences.to(original.count.device)
             self.queries = (original.select(rows), tuned.select(rows))
+        if self.choices is not None and self.decision_gate is not None:
+            rows = sequences.to(self.choices.device)
+            self.choices, self.decision_gate = self.choices[rows], self.decision_gate[rows]
 
 
 def concat_caches(caches: Sequence[Cache]) -> Cache:
@@ -196,3 +317,12 @@ def _states(layer: Any) -> Iterator[torch.Tensor]:
     for name in ("conv_states", "recurrent_states"):
         states += getattr(layer, name, {}).values()
     yield from (state for state in states if state is not None and state.numel())
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors among ``values``, also those in dicts."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())

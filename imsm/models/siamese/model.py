@@ -36,15 +36,18 @@ from imsm.models.backbones.positions import position_limit
 from imsm.models.siamese.chunked_loss import chunked_loss_sum, logit_chunk_size
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.decoder import find_decoder
-from imsm.models.siamese.gate import apply_gate
+from imsm.models.siamese.gate import apply_gate, interweave
 from imsm.models.siamese.generation import SiameseGenerationMixin
 from imsm.models.siamese.inputs import decoder_inputs, query_mask_from_labels, query_mask_of_chunk, select_positions
-from imsm.models.siamese.kl import KLRegularizer, divergence
-from imsm.models.siamese.kv_cache import DualStreamCache
+from imsm.models.siamese.kl import KLRegularizer, Objective, divergence
+from imsm.models.siamese.kv_cache import CachePart, DualStreamCache
 from imsm.models.siamese.lm_head import apply_lm_head
 from imsm.models.siamese.query_pooling import pool, pool_causal
+from imsm.models.siamese.route_loss import route_loss_sum
 from imsm.models.siamese.serialization import SiameseSerializationMixin
+from imsm.models.siamese.skip import BOTH, CHOICES, ORIGINAL, check_threshold, choose_streams, follow_choices
 from imsm.models.siamese.streams import STREAMS, Stream, StreamRunner
+from imsm.models.siamese.token_weights import TokenWeight, weighted_sum
 from imsm.models.siamese.virtual_tokens import CHECKPOINTING_ERROR
 from imsm.utils.errors import UserError, first_line
 
@@ -61,7 +64,10 @@ class SiameseOutput(ModelOutput):
             (B, T), or (N,) with labels.
         gate_mean: mean of ``gate``.
         divergence: in training with a `KLRegularizer`: unweighted KL to the original per label.
+        route_loss: with ``gate_label``: mean route loss per label; ``loss`` does not contain it.
         last_hidden_state: the head's input, (B, T, D), in place of ``logits`` if it was requested.
+        choices: with `skip_threshold`, once the query is complete: the streams that each row continues with, (B,), as
+            indices into `imsm.models.siamese.skip.CHOICES`.
     """
 
     loss: torch.Tensor | None = None
@@ -70,7 +76,19 @@ class SiameseOutput(ModelOutput):
     gate: torch.Tensor | None = None
     gate_mean: torch.Tensor | None = None
     divergence: torch.Tensor | None = None
+    route_loss: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    choices: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _CachedStreams:
+    """Hidden states (N, D) at the label positions and queries (B, D) that are given; None to compute them."""
+
+    original: torch.Tensor | None = None
+    query_original: torch.Tensor | None = None
+    tuned: torch.Tensor | None = None
+    query_tuned: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +112,9 @@ class SiameseForCausalLM(  # type: ignore[misc]
     """A frozen language model, the same model with an adapter, and the gate between them.
 
     ``model.stream`` selects the stream: "original", "tuned" or "interwoven".
+    ``model.skip_threshold`` lets a query whose gate is decided continue with one stream (`imsm.models.siamese.skip`).
     ``model.kl_regularizer`` adds KL to the original model to the training loss; None adds nothing.
+    ``model.token_weight`` weights the tokens of the training loss (`imsm.models.siamese.token_weights`).
     ``adapted`` is the backbone with the adapter's layers; ``gate`` is None without interweaving.
     """
 
@@ -113,6 +133,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         self.gate = gate
         self.streams = StreamRunner(adapted, find_decoder(self.backbone))
         self.kl_regularizer: KLRegularizer | None = None
+        self.token_weight: TokenWeight | None = None
         self.generation_config = self.backbone.generation_config
         self.stream = config.stream  # type: ignore[assignment]
         positions = position_limit(self.backbone.config)
@@ -149,6 +170,18 @@ class SiameseForCausalLM(  # type: ignore[misc]
         if stream not in available:
             raise ValueError(f"stream={stream!r}: not available in this model; choose from {', '.join(available)}")
         self._stream = stream
+
+    @property
+    def skip_threshold(self) -> float | None:
+        """Distance from 0 or 1 below which a query's gate is decided, in (0, 0.5); None: always both streams.
+
+        In eval mode only; losses and `base_model` always read both streams.
+        """
+        return cast("float | None", self.config.skip_threshold)
+
+    @skip_threshold.setter
+    def skip_threshold(self, threshold: float | None) -> None:
+        self.config.skip_threshold = check_threshold(threshold)
 
     def available_streams(self) -> tuple[Stream, ...]:
         """Return the streams of this model; the interwoven one needs an adapter and a gate."""
@@ -249,6 +282,10 @@ class SiameseForCausalLM(  # type: ignore[misc]
         return_dict: bool | None = None,
         original_hidden_states: torch.Tensor | None = None,
         original_query: torch.Tensor | None = None,
+        tuned_hidden_states: torch.Tensor | None = None,
+        tuned_query: torch.Tensor | None = None,
+        gate_label: float | None = None,
+        objective: Objective = "target",
         return_last_hidden_state: bool = False,
     ) -> SiameseOutput:
         """Run the selected stream; raise ValueError if arguments contradict each other.
@@ -262,13 +299,19 @@ class SiameseForCausalLM(  # type: ignore[misc]
             labels: (B, T), -100 without a loss. Gate and head run at label positions only; the output has no logits.
             query_mask: 1 on query positions, (B, T_query), from the start of the cached sequence; read by the
                 interwoven stream only. Default: all before the first label, or the first chunk of a `DualStreamCache`;
-                ValueError without both.
+                ValueError without both. With `skip_threshold` its last column is the end of the prompt.
             use_cache: create a cache if the backbone supports it and none is given.
             logits_to_keep: last n positions (0: all) or index tensor; ignored with labels.
             num_items_in_batch: divisor of the summed loss; default: the number of labels.
             return_dict: None or True; tuples are not supported.
             original_hidden_states: with labels, h_o where they are predicted, (N, D); skips the original stream.
             original_query: with ``original_hidden_states``, q_o, (B, D), if the gate reads it.
+            tuned_hidden_states: with ``original_hidden_states``, h_t at the same positions; skips the tuned stream.
+            tuned_query: with ``tuned_hidden_states``, q_t, (B, D), if the gate reads it.
+            gate_label: with labels, interwoven stream: train the gate by the route loss with this label
+                (`imsm.models.siamese.route_loss`) in place of ``loss``, which is None if the adapter is frozen.
+            objective: with labels, "target": the training loss; of rehearsal's texts "ce": the cross-entropy alone, or
+                "kl": the sum of KL(p_o || p) over the label positions.
             return_last_hidden_state: return the head's input, (B, T, D), in place of logits; not with labels.
         """
         if return_dict is False:
@@ -285,8 +328,9 @@ class SiameseForCausalLM(  # type: ignore[misc]
         if labels is not None:
             if past_key_values is not None:
                 raise ValueError("past_key_values: not supported with labels, which need complete sequences")
-            cached = None if original_hidden_states is None else (original_hidden_states, original_query)
-            return self._training_forward(inputs, labels, query_mask, num_items_in_batch, cached)
+            cached = _CachedStreams(original_hidden_states, original_query, tuned_hidden_states, tuned_query)
+            positions = self._label_positions(inputs, labels, query_mask, cached, objective)
+            return self._training_forward(positions, num_items_in_batch, gate_label, objective)
         if original_hidden_states is not None:
             raise ValueError("original_hidden_states: only with labels, whose positions they belong to")
         if use_cache and past_key_values is None and self.config.supports_cache:
@@ -309,29 +353,110 @@ class SiameseForCausalLM(  # type: ignore[misc]
                 return SiameseOutput(last_hidden_state=hidden, past_key_values=cache)
             return SiameseOutput(logits=self.head(hidden), past_key_values=cache)
         assert cache is None or isinstance(cache, DualStreamCache)
-        queries: Sequence[torch.Tensor | None] = (None, None)
-        if self._gate.reads_query:
-            # before the decoder runs, which advances the cache
-            chunk_query_mask = query_mask_of_chunk(inputs, query_mask=query_mask, cache=cache)
-            freeze = cache is not None and cache.query_complete and not torch.is_grad_enabled()
-            frozen = cache.frozen_query if cache is not None and freeze else None
-            both = self.streams.both_hidden_states(inputs, cache=cache)
-            if frozen is None:
-                causal = self._pool_queries(*both, chunk_query_mask, cache)
-                if cache is not None and freeze:
-                    cache.frozen_query = frozen = self._freeze_query(*(select_positions(each, 1) for each in causal))
-            queries = frozen or [select_positions(each, logits_to_keep) for each in causal]
+        # an output of the head's input is for losses
+        threshold = None if self.training or return_last_hidden_state else self.skip_threshold
+        choices = None
+        if cache is not None and cache.split():
+            hidden, gate = self._run_parts(inputs, cache, query_mask, logits_to_keep)
         else:
-            both = self.streams.both_hidden_states(inputs, cache=cache)
-        original, tuned = (select_positions(hidden, logits_to_keep) for hidden in both)
+            both, queries = self._run_both(inputs, cache, query_mask, needs_mask=threshold is not None)
+            gate_inputs = _at_positions(both, queries, logits_to_keep)
+            if threshold is not None:
+                choices = self._choose_streams(both, queries, cache, query_mask, threshold)
+            if choices is None and not return_last_hidden_state:
+                logits, gate = self._mix(*gate_inputs)
+                return _inference_output(cache, gate, logits=logits)
+            hidden, gate = self._interweave(*gate_inputs)
+        if choices is not None:
+            kept = select_positions(choices, logits_to_keep)
+            hidden, gate = follow_choices(kept, hidden, gate, original=gate_inputs[0], tuned=gate_inputs[1])
+            choices = choices[:, -1]
         if return_last_hidden_state:
-            hidden, gate = self._interweave(original, tuned, *queries)
-            output = SiameseOutput(last_hidden_state=hidden)
-        else:
-            logits, gate = self._mix(original, tuned, *queries)
-            output = SiameseOutput(logits=logits)
-        output.past_key_values, output.gate, output.gate_mean = cache, gate, gate.mean()
-        return output
+            return _inference_output(cache, gate, last_hidden_state=hidden)
+        return _inference_output(cache, gate, logits=self.head(hidden), choices=choices)
+
+    def _run_both(
+        self,
+        inputs: dict[str, torch.Tensor],
+        cache: DualStreamCache | None,
+        query_mask: torch.Tensor | None,
+        *,
+        needs_mask: bool = False,
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], Sequence[torch.Tensor | None]]:
+        """Run both streams; return h_o and h_t, (B, T, D), and the query arguments of `_mix`.
+
+        The latter are causal, (B, T, D), or those of a complete query, (B, 1, ...). ``needs_mask``: read the query
+        mask even if the gate does not.
+        """
+        if not self._gate.reads_query:
+            if needs_mask:
+                query_mask_of_chunk(inputs, query_mask=query_mask, cache=cache)
+            return self.streams.both_hidden_states(inputs, cache=cache), (None, None)
+        # before the decoder runs, which advances the cache
+        chunk_query_mask = query_mask_of_chunk(inputs, query_mask=query_mask, cache=cache)
+        freeze = cache is not None and cache.query_complete and not torch.is_grad_enabled()
+        frozen = cache.frozen_query if cache is not None and freeze else None
+        both = self.streams.both_hidden_states(inputs, cache=cache)
+        if frozen is not None:
+            return both, frozen
+        causal = self._pool_queries(*both, chunk_query_mask, cache)
+        if cache is None or not freeze:
+            return both, causal
+        cache.frozen_query = self._freeze_query(*(select_positions(each, 1) for each in causal))
+        return both, cache.frozen_query
+
+    def _run_parts(
+        self,
+        inputs: dict[str, torch.Tensor],
+        cache: DualStreamCache,
+        query_mask: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run each part of a decided batch with its streams; return h (B, T, D) and the original's weight (B, T)."""
+        # only to compare the query with that of the cached positions
+        cache.next_query_mask(query_mask, tokens=inputs["position_ids"])
+
+        def run(part: CachePart, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            if isinstance(part.cache, DualStreamCache):
+                return self._interweave(*_at_positions(*self._run_both(inputs, part.cache, None), logits_to_keep))
+            hidden = self.streams.hidden_states(inputs, stream=CHOICES[part.choice], cache=part.cache)
+            hidden = select_positions(hidden, logits_to_keep)
+            weight = hidden.new_full(hidden.shape[:-1], float(part.choice == ORIGINAL), dtype=torch.float32)
+            return hidden, weight
+
+        parts = cache.split()
+        if len(parts) == 1:
+            return run(parts[0], inputs)
+        results = [run(part, {name: value[part.rows] for name, value in inputs.items()}) for part in parts]
+        order = torch.cat([part.rows for part in parts]).argsort()
+        hidden, gate = (torch.cat(each)[order] for each in zip(*results, strict=True))
+        return hidden, gate
+
+    def _choose_streams(
+        self,
+        both: tuple[torch.Tensor, torch.Tensor],
+        queries: Sequence[torch.Tensor | None],
+        cache: DualStreamCache | None,
+        query_mask: torch.Tensor | None,
+        threshold: float,
+    ) -> torch.Tensor | None:
+        """Return the choice at each position (B, T) if the prompt ends in this pass, else None.
+
+        The cache keeps that of each row.
+        """
+        mask = query_mask if cache is None else cache.query_mask
+        assert mask is not None
+        length = both[0].shape[1]
+        start = 0 if cache is None else cache.get_seq_length() - length
+        end = mask.shape[1] - 1 - start
+        if not 0 <= end < length:
+            return None
+        positions = torch.arange(length, device=both[0].device)
+        _, gate = self._interweave(*_at_positions(both, queries, positions[end : end + 1]))
+        choices = choose_streams(gate[:, 0], threshold=threshold)
+        if cache is not None:
+            cache.decide(choices, gate[:, 0])
+        return torch.where(positions >= end, choices[:, None], BOTH)
 
     def _pool_queries(
         self, original: torch.Tensor, tuned: torch.Tensor, query_mask: torch.Tensor, cache: DualStreamCache | None
@@ -356,30 +481,39 @@ class SiameseForCausalLM(  # type: ignore[misc]
 
     def _training_forward(
         self,
-        inputs: dict[str, torch.Tensor],
-        labels: torch.Tensor,
-        query_mask: torch.Tensor | None,
+        positions: _LabelPositions,
         num_items_in_batch: torch.Tensor | int | None,
-        cached: tuple[torch.Tensor, torch.Tensor | None] | None,
+        gate_label: float | None,
+        objective: Objective,
     ) -> SiameseOutput:
         """Compute the loss; gate and head run at label positions only."""
-        positions = self._label_positions(inputs, labels, query_mask, cached)
         targets, original = positions.targets, positions.original
         if num_items_in_batch is None and not len(targets):
             raise ValueError("labels: all are -100, so no loss can be computed")
         num_items = len(targets) if num_items_in_batch is None else num_items_in_batch
-        hidden, gate = positions.hidden, None
-        if hidden is None:
+        hidden, gate, route_loss = positions.hidden, None, None
+        if gate_label is not None:
+            hidden, gate, route_sum = self._route(positions.gate_inputs, gate_label)
+            route_loss = route_sum / num_items
+            if hidden is None:
+                return SiameseOutput(gate=gate, gate_mean=gate.mean(), route_loss=route_loss)
+        elif hidden is None:
             hidden, gate = self._interweave(*positions.gate_inputs)  # type: ignore[arg-type]
         # not in evaluation: the validation loss stays the cross-entropy
-        kl = self.kl_regularizer if self.training and original is not None else None
+        kl = self.kl_regularizer if self.training and original is not None and objective == "target" else None
+        token_weight = self.token_weight if self.training and objective == "target" else None
         kl_sum = hidden.new_zeros((), dtype=torch.float32)
 
         def chunk_loss(rows: torch.Tensor, chunk: slice) -> torch.Tensor:
             nonlocal kl_sum
             logits = self.head(rows)
+            if objective == "kl":
+                assert original is not None
+                with torch.no_grad():
+                    original_logits = self.head(original[chunk])
+                return divergence(original_logits, logits)
             # float32: a log-softmax over V entries is too coarse in half precision
-            loss = functional.cross_entropy(logits.float(), targets[chunk], reduction="sum")
+            loss = _cross_entropy_sum(logits.float(), targets[chunk], token_weight)
             if kl is None or original is None:
                 return loss
             with torch.no_grad():
@@ -398,7 +532,24 @@ class SiameseForCausalLM(  # type: ignore[misc]
             gate=gate,
             gate_mean=None if gate is None else gate.mean(),
             divergence=None if kl is None else kl_sum / num_items,
+            route_loss=route_loss,
         )
+
+    def _route(
+        self, gate_inputs: tuple[torch.Tensor | None, ...], label: float
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Return h (N, D), or None for a frozen adapter, the mean weight (N,), and the summed route loss.
+
+        The mix has no gradient with respect to the gate.
+        """
+        original, tuned, *queries = gate_inputs
+        assert original is not None and tuned is not None
+        with_query = getattr(self._gate, "with_query", None)
+        if with_query is not None:
+            original, tuned = with_query(original, tuned, *queries)
+        loss, weight = route_loss_sum(self._gate, original, tuned, *queries, label=label)
+        trained = any(parameter.requires_grad for parameter in self.adapted.parameters())
+        return interweave(original, tuned, weight) if trained else None, weight.mean(dim=-1), loss
 
     @torch.no_grad()
     def log_likelihood(
@@ -419,57 +570,90 @@ class SiameseForCausalLM(  # type: ignore[misc]
         inputs = decoder_inputs(input_ids, attention_mask=attention_mask)
         positions = self._label_positions(inputs, labels, query_mask)
         rows, targets = positions.rows, positions.targets
+        choices = self._choices_at_labels(positions)
         total = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
         misses = torch.zeros_like(total)
         for start in range(0, len(targets), chunk_size):
             chunk = slice(start, start + chunk_size)
             if positions.hidden is not None:
                 logits = self.head(positions.hidden[chunk])
-            else:
+            elif choices is None:
                 logits, _ = self._mix(*(None if x is None else x[chunk] for x in positions.gate_inputs))  # type: ignore[arg-type]
+            else:
+                original, tuned, *queries = (None if x is None else x[chunk] for x in positions.gate_inputs)
+                assert original is not None and tuned is not None
+                mixed = self._interweave(original, tuned, *queries)
+                hidden, _ = follow_choices(choices[chunk], *mixed, original=original, tuned=tuned)
+                logits = self.head(hidden)
             losses = functional.cross_entropy(logits.float(), targets[chunk], reduction="none")
             # index_add: an answer may continue in the next chunk
             total.index_add_(0, rows[chunk], -losses)
             misses.index_add_(0, rows[chunk], (logits.argmax(dim=-1) != targets[chunk]).float())
         return total, misses == 0
 
+    def _choices_at_labels(self, positions: _LabelPositions) -> torch.Tensor | None:
+        """Return the choice at each label (N,), decided at the first label of its row; None without skipping."""
+        if self.skip_threshold is None or self.training or not (positions.gate_inputs and len(positions.rows)):
+            return None
+        # rows are ascending, so each row's labels are consecutive
+        _, row_of_label, counts = positions.rows.unique_consecutive(return_inverse=True, return_counts=True)
+        first = counts.cumsum(dim=0) - counts
+        inputs = (None if each is None else each[first] for each in positions.gate_inputs)
+        _, gate = self._interweave(*inputs)  # type: ignore[arg-type]
+        return choose_streams(gate, threshold=self.skip_threshold)[row_of_label]
+
     def _label_positions(
         self,
         inputs: dict[str, torch.Tensor],
         labels: torch.Tensor,
         query_mask: torch.Tensor | None,
-        cached: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+        cached: _CachedStreams | None = None,
+        objective: Objective = "target",
     ) -> _LabelPositions:
         """Run the streams and gather hidden states and queries at the N label positions.
 
-        With ``cached`` (h_o at these positions, q_o) the original stream is not run.
+        A stream whose hidden states are ``cached`` is not run.
         """
         # shifted: the hidden state at position t predicts token t + 1
         rows, columns = torch.nonzero(labels[:, 1:] != IGNORE_INDEX, as_tuple=True)
         targets = labels[rows, columns + 1]
-        with_kl = self.stream == "tuned" and self.kl_regularizer is not None and self.training
+        regularized = objective == "target" and self.kl_regularizer is not None and self.training
+        with_kl = self.stream == "tuned" and (regularized or objective == "kl")
         if self.stream != "interwoven" and not with_kl:
             hidden = self.streams.hidden_states(inputs, stream=self.stream, cache=None)
             return _LabelPositions(rows, targets, hidden=hidden[rows, columns])
-        if cached is None:
+        cached = cached or _CachedStreams()
+        original = tuned = None
+        if cached.original is None:
             original, tuned = self.streams.both_hidden_states(inputs, cache=None)
-            original_rows = original[rows, columns]
-        else:
-            original_rows = cached[0]
-            if len(original_rows) != len(targets):
-                raise ValueError(f"original_hidden_states: {len(original_rows)} rows for {len(targets)} labels")
+        elif cached.tuned is None:
             tuned = self.streams.hidden_states(inputs, stream="tuned", cache=None)
-        tuned_rows = tuned[rows, columns]
+
+        def at_labels(hidden: torch.Tensor | None, given: torch.Tensor | None, name: str) -> torch.Tensor:
+            if hidden is not None:
+                return hidden[rows, columns]
+            assert given is not None
+            if len(given) != len(targets):
+                raise ValueError(f"{name}_hidden_states: {len(given)} rows for {len(targets)} labels")
+            return given
+
+        original_rows = at_labels(original, cached.original, "original")
+        tuned_rows = at_labels(tuned, cached.tuned, "tuned")
         if with_kl:
             return _LabelPositions(rows, targets, hidden=tuned_rows, original=original_rows)
         queries: tuple[torch.Tensor | None, ...] = (None, None)
         if self._gate.reads_query:
             query = query_mask_from_labels(labels, attention_mask=inputs.get("attention_mask"), query_mask=query_mask)
-            pooling = self.config.pooling
-            query_original = pool(original, query, pooling=pooling) if cached is None else cached[1]
-            if query_original is None:
-                raise ValueError("original_query=None: the gate reads it; pass it with original_hidden_states")
-            queries = (query_original[rows], pool(tuned, query, pooling=pooling)[rows])
+
+            def pooled(hidden: torch.Tensor | None, given: torch.Tensor | None, name: str) -> torch.Tensor:
+                if hidden is not None:
+                    return pool(hidden, query, pooling=self.config.pooling)
+                if given is None:
+                    raise ValueError(f"{name}_query=None: the gate reads it; pass it with {name}_hidden_states")
+                return given
+
+            query_original = pooled(original, cached.query_original, "original")
+            queries = (query_original[rows], pooled(tuned, cached.query_tuned, "tuned")[rows])
         return _LabelPositions(
             rows, targets, original=original_rows, gate_inputs=(original_rows, tuned_rows, *queries)
         )
@@ -500,6 +684,32 @@ class SiameseForCausalLM(  # type: ignore[misc]
         with self.streams.adapter_disabled():
             logits = apply_lm_head(self.backbone, self.streams.decoder, batched)
         return logits if hidden.ndim == 3 else logits[0]
+
+
+def _inference_output(cache: Cache | None, gate: torch.Tensor, **values: torch.Tensor | None) -> SiameseOutput:
+    """Return an output of the interwoven stream; ``choices`` are the cache's if there is one."""
+    output = SiameseOutput(past_key_values=cache, gate=gate, gate_mean=gate.mean(), **values)
+    if isinstance(cache, DualStreamCache):
+        output.choices = cache.choices
+    return output
+
+
+def _at_positions(
+    both: tuple[torch.Tensor, torch.Tensor], queries: Sequence[torch.Tensor | None], logits_to_keep: int | torch.Tensor
+) -> list[Any]:
+    """Return the arguments of `_mix` at some positions; the query of all positions, (B, 1, ...), is kept."""
+    length = both[0].shape[1]
+    return [
+        each if each is None or each.shape[1] != length else select_positions(each, logits_to_keep)
+        for each in (*both, *queries)
+    ]
+
+
+def _cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, weight: TokenWeight | None) -> torch.Tensor:
+    """Return the sum of the tokens' cross-entropies, weighted if there is a weight; logits (N, V) in float32."""
+    if weight is None:
+        return functional.cross_entropy(logits, targets, reduction="sum")
+    return weighted_sum(weight, logits, functional.cross_entropy(logits, targets, reduction="none"))
 
 
 def _prepare_forward(

@@ -3,7 +3,7 @@
 import pandas
 
 from imsm.reporting.figures.gate import draw_gate
-from imsm.reporting.gate_stats import gate_table, gate_warnings
+from imsm.reporting.gate_stats import format_decided, gate_table, gate_warnings
 from imsm.reporting.paired_comparison import CORRECT
 from imsm.reporting.render.document import ReportFigure, Section, TokenHeatmap
 from imsm.reporting.render.formatting import format_number
@@ -15,6 +15,11 @@ from imsm.reporting.training_log import read_training_log
 _TEXT = (
     "Weight of the original's hidden state where the response's tokens were generated, averaged over dimensions: "
     "0 is PEFT alone, 1 the original alone. AUC: how well the gate separates correct from wrong answers (chance: 0.5)."
+)
+
+
+_DECIDED = (
+    "Decided: the streams that the queries continued with after the prompt; the weight of a chosen one is 0 or 1."
 )
 
 
@@ -30,8 +35,11 @@ def build_gate(data: ReportData) -> Section | None:
         if not stats.empty:
             shown.append(run)
         for row in stats.to_dict("records"):
-            record = {"task": data.name(row.pop("task")), "run": run.label, "examples": str(row.pop("examples"))}
-            records.append(record | {str(key): format_number(value, digits=3) for key, value in row.items()})
+            task = row.pop("task")
+            record = {"task": data.name(task), "run": run.label, "examples": str(row.pop("examples"))}
+            record |= {str(key): format_number(value, digits=3) for key, value in row.items()}
+            decided = run.task_result(task).get("decided")
+            records.append(record | ({"decided": format_decided(decided)} if decided else {}))
         warnings += gate_warnings(run, data.tasks, start=_initial_mean(run))
         heatmaps += _heatmaps(data, run)
     if not records:
@@ -44,7 +52,7 @@ def build_gate(data: ReportData) -> Section | None:
     return Section(
         name="gate",
         title="Gate",
-        paragraphs=[_TEXT, *warnings],
+        paragraphs=[_TEXT, *([_DECIDED] if any("decided" in record for record in records) else []), *warnings],
         table=Table.from_records(records, text_columns=2),
         figures=[figure],
         heatmaps=heatmaps,

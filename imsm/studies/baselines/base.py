@@ -36,6 +36,7 @@ class BaselineInfo:
         low: Smallest valid value.
         high: Largest valid value.
         ends: Values at which it equals the "original" or the "tuned" model, whose responses are reused.
+        by_default: Whether it is evaluated if no baselines are named.
         version: Version of its formula; part of the response cache's key.
     """
 
@@ -47,6 +48,7 @@ class BaselineInfo:
     low: float = 0.0
     high: float = 1.0
     ends: Mapping[float, str] = field(default_factory=dict)
+    by_default: bool = True
     version: int = 1
 
 

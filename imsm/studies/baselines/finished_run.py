@@ -89,8 +89,8 @@ class FinishedRun:
         }
 
     def fingerprint(self, stream: str) -> str:
-        """Return the model hash of the "original" or the "tuned" stream, which excludes the gate."""
-        files = self._files if stream == "tuned" else None
+        """Return the model hash of a stream; only that of the "interwoven" one includes the gate."""
+        files = None if stream == "original" else self._files
         return model_hash(stream, backbone_hash=self._backbone_hash, settings=self._settings, files=files)
 
     @cached_property

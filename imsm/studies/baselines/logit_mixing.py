@@ -101,6 +101,8 @@ def derive_model(model: SiameseForCausalLM, kind: type[Model], *, stream: str, g
     # A copy, because the stream is part of the configuration.
     config = copy.copy(model.config)
     config.stream = stream
+    # a baseline runs both streams at every position
+    config.skip_threshold = None
     derived = kind(config, model.adapted, gate)
     derived.generation_config = model.generation_config
     return derived.eval()

@@ -9,7 +9,7 @@ from imsm.utils.errors import UserError
 
 
 def test_all_shipped_baselines_are_listed() -> None:
-    assert len(list_baselines()) == 10
+    assert len(list_baselines()) == 11
 
 
 @pytest.mark.parametrize(
