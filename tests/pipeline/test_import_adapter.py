@@ -90,6 +90,15 @@ def test_the_tuned_stream_generates_the_tokens_of_peft(name: str, word_files: Pa
     assert not torch.equal(answers, expected)
 
 
+def test_a_configuration_of_an_earlier_peft_means_the_same(copied: Path, tmp_path: Path) -> None:
+    later = imported(copied, tmp_path).run
+    kept = {"base_model_name_or_path", "peft_type", "task_type", "bias", "lora_alpha", "r", "target_modules"}
+    path = copied / "adapter_config.json"
+    values = {key: value for key, value in json.loads(path.read_text()).items() if key in kept}
+    path.write_text(json.dumps(values | {"lora_alpha": 8.0, "loftq_config": {}, "enable_lora": None}))
+    assert imported(copied, tmp_path).run == later
+
+
 def test_the_run_folder_has_the_files_of_a_run(lora: Path, word_files: Path, tmp_path: Path) -> None:
     found = imported(lora, tmp_path)
     run, saved = found.run, load_file(lora / LORA)
