@@ -29,7 +29,7 @@ def route_loss_sum(
     that method; ``queries`` are its further arguments. Only the gate's parameters get a gradient.
     """
     inputs = [None if each is None else each.detach() for each in (original, tuned, *queries)]
-    # a custom gate returns values only, and with a minimum weight g is no sigmoid
+    # a custom gate returns values only; with a minimum weight, g differs from the sigmoid
     if type(gate).forward is Gate.forward and not gate.min_original_weight:
         logit = gate.logit(*inputs)  # type: ignore[operator]
         weight = gate.weight(logit)  # type: ignore[operator]
