@@ -114,5 +114,5 @@ def _own_answers(
     path = write_own_answers(answering, RunDir(folder), texts, runs_root=runs_root())
     limits = [f"data.{key}={getattr(config.data, key)}" for key in ("max_prompt_tokens", "max_new_tokens")]
     chosen = ["data=jsonl", f"data.local_dir={json.dumps(str(path))}", "data.test_share=0.1", *limits]
-    given = {text.partition("=")[0] for text in overrides}
-    return [text for text in chosen if text.partition("=")[0] not in given]
+    overridden = {text.partition("=")[0] for text in overrides}
+    return [text for text in chosen if text.partition("=")[0] not in overridden]

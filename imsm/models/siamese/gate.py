@@ -226,7 +226,8 @@ class Gate(nn.Module):
 
     def weight(self, logit: torch.Tensor) -> torch.Tensor:
         """Return the weight g of the original for a logit: c + (1 - c) sigmoid(logit), c the minimum weight."""
-        return self.min_original_weight + (1 - self.min_original_weight) * torch.sigmoid(logit)
+        weight: torch.Tensor = self.min_original_weight + (1 - self.min_original_weight) * torch.sigmoid(logit)
+        return weight
 
     def _blocks(self) -> dict[str, torch.Tensor]:
         """Split W_A into one (R, D) block per input."""
