@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
     # the verdict alone goes to standard output, so that it can be piped
     with redirect_stdout(sys.stderr):
-        folder = find_run_folder(options.runs[0]) or _evaluate_adapter(options.runs[0], config_dir)
+        folder = _find_run(options.runs[0]) or _evaluate_adapter(options.runs[0], config_dir)
         pair = _read_pair(folder)
         repeats = _repeat(folder, pair, options.repeat)
         check = check_run(pair, margin=options.margin, target_at_least=options.target_at_least, repeats=repeats)
@@ -89,6 +90,17 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--target-at-least {options.target_at_least:g}: must be above 0 and at most 100 points")
 
 
+def _find_run(reference: str) -> Path | None:
+    """Return the folder of a run, given its path or name; None if it is none."""
+    from imsm.evaluation.result import FILE
+
+    folders = (Path(reference).expanduser(), runs_root() / reference)
+    # a run without training.json is checked too: only --repeat needs its model
+    return next((folder.absolute() for folder in folders if os.path.lexists(folder / FILE)), None) or find_run_folder(
+        reference
+    )
+
+
 def _evaluate_adapter(reference: str, config_dir: Path | None) -> Path:
     """Import and evaluate an adapter; return its run's folder."""
     from imsm.pipeline.import_adapter import import_adapter
@@ -104,9 +116,10 @@ def _read_pair(folder: Path) -> Pair:
     from imsm.evaluation.result import read_result
     from imsm.reporting.runs import runs_to_compare
 
-    folder = folder.absolute()
     check_links(folder)
     result = read_result(folder)
+    if result["method"] == "original":
+        raise UserError(f"{folder}: is the original model; give a run with an adapter, or an adapter")
     # a run with its own run_dir is compared with the original in the runs' folder
     root = runs_root() if result["config"].get("run_dir") else folder.parent
     original, *_, run = runs_to_compare(folder, result, runs_root=root, siblings=False)
@@ -130,7 +143,8 @@ def _available(pair: Pair, check: Check) -> dict[str, int | None]:
     from imsm.evaluation.result import FILE
     from imsm.pipeline.data import count_test_examples
 
-    run, found = pair[0], {}
+    run = pair[0]
+    found: dict[str, int | None] = {}
     undecided = [test for test in check.tests if test.needed is not None]
     if not undecided:
         return {}

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from imsm.evaluation.metrics import MetricModule, aggregate, is_mean_of_scores
 from imsm.evaluation.statistics.verdict import (
-    Judgement,
+    Decision,
     PairCounts,
     Verdict,
     change_bounds,
     count_pairs,
-    judge,
+    decide,
     pseudo_values,
 )
 from imsm.reporting.paired_comparison import aggregate_statistic, compute_retention, metric_module, scored_texts
@@ -46,7 +46,7 @@ class CheckedTest:
         score: The run's score in points.
         margin: Largest loss that is allowed, in points; for the target, below ``required``.
         required: The target's required score; None for a forgetting test.
-        judgement: Change, p-values and verdict.
+        decision: Change, p-values and verdict.
         low: Lower 95 % bound of the change, or of the target's score.
         high: Upper 95 % bound.
         floor: Share of examples whose answer changed between repeated generations; None without them.
@@ -60,7 +60,7 @@ class CheckedTest:
     score: float
     margin: float
     required: float | None
-    judgement: Judgement
+    decision: Decision
     low: float
     high: float
     floor: float | None
@@ -93,7 +93,7 @@ class Check:
 def check_run(
     pair: Pair, *, margin: float, target_at_least: float | None = None, repeats: Sequence[Pair] = ()
 ) -> Check:
-    """Judge a run against its original.
+    """Compare a run with its original and decide.
 
     Args:
         pair: The run and its original.
@@ -102,7 +102,7 @@ def check_run(
         repeats: The same models with answers generated again. The verdict holds for each generation.
 
     Raises:
-        UserError: Predictions are missing, damaged or of other examples, or there is no target.
+        UserError: Predictions are missing, damaged or of other examples, or the target was not evaluated.
     """
     run, original = pair
     entries = run.result["evaluation"]["tasks"]
@@ -127,8 +127,8 @@ def check_run(
         else:
             found = [_target_counts(one, task, required) for one, _ in (pair, *repeats)]
             counts[key], margins[key] = [each for each, _ in found], found[0][1]
-    verdict, judged = judge(counts, margins=margins)
-    # a target's score alone says nothing about forgetting
+    verdict, decisions = decide(counts, margins=margins)
+    # a target's score alone is no evidence about forgetting
     if verdict is Verdict.PASS and not any(required is None for _, required in plan.values()):
         verdict = Verdict.INSUFFICIENT_EVIDENCE
     return Check(
@@ -142,7 +142,7 @@ def check_run(
                 task,
                 counts=counts[key],
                 margin=margins[key],
-                judgement=judged[key],
+                decision=decisions[key],
                 required=required,
             )
             for key, (task, required) in plan.items()
@@ -255,7 +255,7 @@ def _statistic(
 
 
 def _largest_change(module: MetricModule, texts: Sequence[str], predictions: pandas.DataFrame) -> float:
-    """Return by how much a metric that is no mean changes if an answer becomes wrong, times the examples, in points.
+    """Return the change of an aggregated metric if one answer becomes wrong, times N, in points.
 
     The largest change over one correct answer of each kind of references; 100 without such an answer.
     """
@@ -295,7 +295,7 @@ def _checked_test(
     *,
     counts: Sequence[PairCounts],
     margin: float,
-    judgement: Judgement,
+    decision: Decision,
     required: float | None,
 ) -> CheckedTest:
     run, original = pairs[0]
@@ -307,8 +307,8 @@ def _checked_test(
     # the target's bounds are of its score, the others' of the change
     shift = 0.0 if required is None else required + margin
     needed = None
-    if judgement.verdict is Verdict.INSUFFICIENT_EVIDENCE and judgement.factor is not None:
-        needed = max(entry["num_examples"] + 1, ceil(entry["num_examples"] * judgement.factor))
+    if decision.verdict is Verdict.INSUFFICIENT_EVIDENCE and decision.factor is not None:
+        needed = max(entry["num_examples"] + 1, ceil(entry["num_examples"] * decision.factor))
     return CheckedTest(
         task=task,
         metric=metric,
@@ -317,7 +317,7 @@ def _checked_test(
         score=score,
         margin=margin,
         required=required,
-        judgement=judgement,
+        decision=decision,
         low=low + shift,
         high=high + shift,
         floor=_floor(pairs, task) if len(pairs) > 1 else None,
@@ -340,19 +340,19 @@ def _key(test: CheckedTest) -> str:
 
 
 def _json_values(test: CheckedTest, available: int | None) -> dict[str, Any]:
-    judgement = test.judgement
+    decision = test.decision
     return {
-        "verdict": str(judgement.verdict),
+        "verdict": str(decision.verdict),
         "metric": test.metric,
         "items": test.items,
         "original": test.original,
         "score": test.score,
         "required": test.required,
-        "change": judgement.estimate if test.required is None else None,
+        "change": decision.estimate if test.required is None else None,
         "low": test.low,
         "high": test.high,
-        "p_pass": judgement.p_pass,
-        "p_fail": judgement.p_fail,
+        "p_pass": decision.p_pass,
+        "p_fail": decision.p_fail,
         "floor": test.floor,
         "items_to_decide": test.needed,
         "items_available": available,
@@ -361,8 +361,8 @@ def _json_values(test: CheckedTest, available: int | None) -> dict[str, Any]:
 
 def _summary(check: Check) -> str:
     forgetting = [test for test in check.tests if test.required is None]
-    failed = [_key(test) for test in check.tests if test.judgement.verdict is Verdict.FAIL]
-    undecided = [_key(test) for test in check.tests if test.judgement.verdict is Verdict.INSUFFICIENT_EVIDENCE]
+    failed = [_key(test) for test in check.tests if test.decision.verdict is Verdict.FAIL]
+    undecided = [_key(test) for test in check.tests if test.decision.verdict is Verdict.INSUFFICIENT_EVIDENCE]
     if failed:
         return f"{check.run} is significantly worse than allowed on {', '.join(failed)}"
     if not forgetting:
@@ -374,7 +374,7 @@ def _summary(check: Check) -> str:
 
 
 def _row(test: CheckedTest, *, repeated: bool) -> dict[str, str]:
-    value = test.score if test.required is not None else test.judgement.estimate
+    value = test.score if test.required is not None else test.decision.estimate
     row = {
         "test": _key(test),
         "metric": test.metric,
@@ -382,15 +382,15 @@ def _row(test: CheckedTest, *, repeated: bool) -> dict[str, str]:
         "original": format_number(test.original),
         "run": format_number(test.score),
         "change [low, high]": format_interval(value, test.low, test.high, signed=test.required is None),
-        "p (Holm)": format_p_value(test.judgement.p_fail),
+        "p (Holm)": format_p_value(test.decision.p_fail),
     }
     if repeated:
         row["floor"] = MISSING if test.floor is None else f"{format_number(100 * test.floor)} %"
-    return {**row, "verdict": str(test.judgement.verdict).lower().replace("_", " ")}
+    return {**row, "verdict": str(test.decision.verdict).lower().replace("_", " ")}
 
 
 def _advice(test: CheckedTest, available: int | None) -> str | None:
-    if test.judgement.verdict is not Verdict.INSUFFICIENT_EVIDENCE:
+    if test.decision.verdict is not Verdict.INSUFFICIENT_EVIDENCE:
         return None
     if test.needed is None:
         return f"{_key(test)}: the change is too close to the limit for any number of examples to decide"

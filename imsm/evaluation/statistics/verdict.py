@@ -81,7 +81,7 @@ class PairCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class Decision:
     """The result of one test.
 
     Attributes:
@@ -109,7 +109,7 @@ def count_pairs(
         gains  = sum max(d, 0) / unit,    losses = sum max(-d, 0) / unit
 
     Mean and second moment of the trinomial are those of the differences, with one more pair of the largest change,
-    because a sample of small changes does not show that there are no large ones. Right and wrong answers
+    because a sample of small changes does not exclude large ones. Right and wrong answers
     (differences of 100, 0 and -100) give their numbers. Correlated pairs of a group count as fewer: the number of
     pairs is divided by the design effect times (t(C - 1) / t(N - 1))^2 (Korn and Graubard 1998, Survey Methodology
     24), where one more group of mean size, all of whose pairs change, is part of the design effect.
@@ -173,10 +173,10 @@ def pseudo_values(
     return numpy.array([found[kind] for kind in kinds])
 
 
-def judge(
+def decide(
     tests: Mapping[str, Sequence[PairCounts]], *, margins: Mapping[str, float]
-) -> tuple[Verdict, dict[str, Judgement]]:
-    """Return the verdict on several tests, and the judgement of each.
+) -> tuple[Verdict, dict[str, Decision]]:
+    """Return the verdict on several tests, and the decision of each.
 
     Args:
         tests: Counts by test. Several of one test are repeated measurements: the largest p-value is used, so
@@ -193,14 +193,14 @@ def judge(
         p_pass[name] = _largest_p(p_above, repeats, margins[name])
         p_fail[name] = _largest_p(p_below, repeats, margins[name])
     adjusted = holm(p_fail)
-    judged = {
-        name: _judge_test(repeats, margins[name], p_pass=p_pass[name], p_fail=adjusted[name], family=len(tests))
+    decisions = {
+        name: _decide_test(repeats, margins[name], p_pass=p_pass[name], p_fail=adjusted[name], family=len(tests))
         for name, repeats in tests.items()
     }
-    verdicts = {each.verdict for each in judged.values()}
+    verdicts = {each.verdict for each in decisions.values()}
     if Verdict.FAIL in verdicts:
-        return Verdict.FAIL, judged
-    return Verdict.PASS if verdicts == {Verdict.PASS} else Verdict.INSUFFICIENT_EVIDENCE, judged
+        return Verdict.FAIL, decisions
+    return Verdict.PASS if verdicts == {Verdict.PASS} else Verdict.INSUFFICIENT_EVIDENCE, decisions
 
 
 def change_bounds(repeats: Sequence[PairCounts], *, margin: float) -> tuple[float, float]:
@@ -239,9 +239,9 @@ def _largest_p(p_value: Callable[[PairCounts, float], float], repeats: Sequence[
     return max(p_value(counts, margin) for counts in repeats)
 
 
-def _judge_test(
+def _decide_test(
     repeats: Sequence[PairCounts], margin: float, *, p_pass: float, p_fail: float, family: int
-) -> Judgement:
+) -> Decision:
     verdict = Verdict.INSUFFICIENT_EVIDENCE
     if p_pass <= ALPHA:
         verdict = Verdict.PASS
@@ -253,7 +253,7 @@ def _judge_test(
     if verdict is Verdict.INSUFFICIENT_EVIDENCE:
         factor = max(known) if len(known) == len(factors) else None
     estimate = float(numpy.mean([counts.estimate for counts in repeats]))
-    return Judgement(estimate=estimate, p_pass=p_pass, p_fail=p_fail, verdict=verdict, factor=factor)
+    return Decision(estimate=estimate, p_pass=p_pass, p_fail=p_fail, verdict=verdict, factor=factor)
 
 
 def _bound(p_value: Callable[[PairCounts, float], float], counts: PairCounts, margin: float, *, side: int) -> float:
@@ -274,7 +274,7 @@ def _bound(p_value: Callable[[PairCounts, float], float], counts: PairCounts, ma
 
 
 def _factor(counts: PairCounts, margin: float, family: int) -> float | None:
-    """Return the factor of a `Judgement` by the normal approximation, with one more pair that changes."""
+    """Return the factor of a `Decision` by the normal approximation, with one more pair that changes."""
     distance = (counts.estimate + margin) / counts.unit
     discordant = (counts.gains + counts.losses + 1) / (counts.pairs + 1)
     variance = max(discordant - (counts.estimate / counts.unit) ** 2, 1 / (counts.pairs + 1))
@@ -287,7 +287,7 @@ def _factor(counts: PairCounts, margin: float, family: int) -> float | None:
 
 def _in_units(counts: PairCounts, margin: float) -> tuple[int, float, float, float]:
     """Return pairs, gains, losses and the margin, the last three in units of at least twice the margin."""
-    # A margin of more than one unit is no difference of two proportions.
+    # A difference of two proportions is at most one unit.
     scale = max(1.0, 2 * abs(margin) / counts.unit) if counts.can_gain else 1.0
     pairs = max(1, floor(counts.pairs + _ROUNDING))
     return pairs, counts.gains / scale, counts.losses / scale, margin / counts.unit / scale
@@ -307,21 +307,21 @@ def _exact_p(pairs: int, gains: int, losses: int, margin: float, *, can_gain: bo
         changed, tail = gains + losses, _NUISANCE_ALPHA / 2
         low = stats.beta.ppf(tail, changed, pairs - changed + 1) if changed else 0.0
         high = stats.beta.isf(tail, changed + 1, pairs - changed) if changed < pairs else 1.0
-        ends = (numpy.clip([low, high], margin, 1.0) - margin) / 2
-        shares, added = numpy.linspace(*ends, _NUISANCE_POINTS), _NUISANCE_ALPHA
+        first, last = ((min(max(float(end), margin), 1.0) - margin) / 2 for end in (low, high))
+        shares, added = numpy.linspace(first, last, _NUISANCE_POINTS), _NUISANCE_ALPHA
     gained = _window(pairs, shares[0], shares[-1])[:, None]
     lost = _window(pairs, shares[0] + margin, shares[-1] + margin)[None, :]
     scores = _score(pairs, gained, lost, margin)
     observed = float(_score(pairs, numpy.array(gains), numpy.array(losses), margin))
     # The statistic falls with the losses, so that for each number of gains a range of losses is as extreme.
     if above:
-        last = lost[0, 0] - 1 + (scores >= observed - _ROUNDING).sum(axis=1, keepdims=True)
+        end = lost[0, 0] - 1 + (scores >= observed - _ROUNDING).sum(axis=1, keepdims=True)
     else:
-        last = lost[0, -1] - (scores <= observed + _ROUNDING).sum(axis=1, keepdims=True)
+        end = lost[0, -1] - (scores <= observed + _ROUNDING).sum(axis=1, keepdims=True)
     # (gains, shares)
     chance = numpy.divide(shares + margin, 1 - shares, out=numpy.ones_like(shares), where=shares < 1)
     chance = numpy.clip(chance, 0, 1)[None, :]
-    extreme = numpy.where(last < 0, 0.0, bdtr(numpy.clip(last, 0, pairs - gained), pairs - gained, chance))
+    extreme = numpy.where(end < 0, 0.0, bdtr(numpy.clip(end, 0, pairs - gained), pairs - gained, chance))
     weights = stats.binom.pmf(gained, pairs, shares[None, :])
     p_value = float((weights * (extreme if above else 1 - extreme)).sum(axis=0).max())
     # The windows leave out at most this much.
