@@ -168,7 +168,7 @@ def find_comparable_runs(runs_root: Path, result: Result) -> list[tuple[dict[str
         return []
     found: dict[str, tuple[dict[str, Any], Path]] = {}
     with_shared_test_set: set[str] = set()
-    for other, path in _finished(runs_root):
+    for other, path in finished_runs(runs_root):
         identity = other["identity"]
         if identity == own or not comparable_up_to_method(own, identity):
             continue
@@ -201,7 +201,7 @@ def seeds_of(runs_root: Path, result: Result) -> dict[int, Result]:
     own = identity_without_seed(result["identity"])
     found: dict[int, Result] = {
         int(other["identity"]["seed"]): other
-        for other, _ in _finished(runs_root)
+        for other, _ in finished_runs(runs_root)
         if "seed" in other["identity"] and identity_without_seed(other["identity"]) == own
     }
     seed = result["identity"].get("seed")
@@ -289,7 +289,7 @@ def _original(folder: Path, result: Result, *, runs_root: Path) -> tuple[Result,
     }, runs_root / name
 
 
-def _finished(runs_root: Path) -> list[tuple[dict[str, Any], Path]]:
+def finished_runs(runs_root: Path) -> list[tuple[dict[str, Any], Path]]:
     """Return the finished runs under a root with their folders, the newest last."""
     # by time: a later run replaces an older one with the same method
     paths = sorted(runs_root.glob(f"*/{FILE}"), key=lambda path: path.lstat().st_mtime)

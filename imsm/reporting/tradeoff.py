@@ -17,6 +17,11 @@ SWEEPS = {"logit_mix": ("λ", 0.0, 1.0), "adapter_scale": ("α", 1.0, 0.0)}
 """Swept baselines: the symbol of their value, its value at PEFT and at the original."""
 OWN_ADAPTER = "tuned"
 """The baseline that uses an interwoven run's adapter alone."""
+_TWO_STREAMS = (
+    *("logit_mix", "probability_mix", "entropy_mix", "max_confidence", "constant_gate", "gate_skip"),
+    "seed_ensemble",
+)
+"""Baselines that read two streams, or two adapters, for each token."""
 _NOT_COMPETING = (OWN_ADAPTER, "oracle_router")
 
 
@@ -122,11 +127,14 @@ def tradeoff_points(
 
 
 def streams_per_token(result: Result) -> float:
-    """Return the mean number of forward passes per generated token: 2 of the interwoven stream, 1 of the others.
+    """Return the mean number of forward passes per generated token: 2 of two streams, 1 of one.
 
     Queries whose gate is decided continue with one stream (`gate.skip`).
     """
-    if result["method"] == BASELINE or result["identity"]["method"]["stream"] != "interwoven":
+    interwoven = result["identity"]["method"]["stream"] == "interwoven"
+    if result["method"] == BASELINE:
+        interwoven = result["config"]["baseline"]["name"] in _TWO_STREAMS
+    if not interwoven:
         return 1.0
     counts = [entry["decided"] for entry in result["evaluation"]["tasks"].values() if entry.get("decided")]
     both, total = sum(count.get("both", 0) for count in counts), sum(sum(count.values()) for count in counts)
