@@ -43,12 +43,13 @@ from imsm.models.builder import build_model
 from imsm.pipeline.data import load_run_tokenizer
 from imsm.pipeline.engine import local_device
 from imsm.pipeline.model import model_kwargs
+from imsm.pipeline.run_status import run_dir_of
 from imsm.utils.errors import UserError, first_line
 from imsm.utils.files import file_lock, fsync_tree
 from imsm.utils.json_files import hash_values, write_hashed_json
 from imsm.utils.manifest import write_manifest
 from imsm.utils.options import list_options, load_option
-from imsm.utils.paths import is_local_path
+from imsm.utils.paths import is_local_path, runs_root
 from imsm.utils.run_dir import IDENTITY_HASH, MODEL_HASH, RunDir, check_input_hashes, open_run_dir
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -125,8 +126,8 @@ def _local_folder(reference: str) -> Path:
                 f"elsewhere (hf download {reference} --local-dir FOLDER) and give FOLDER"
             ) from error
         raise UserError(
-            f"{reference}: is not a folder and cannot be downloaded ({first_line(error)}); check the id, or log in with "
-            "`hf auth login`"
+            f"{reference}: is not a folder and cannot be downloaded ({first_line(error)}); check the id, or log in "
+            "with `hf auth login`"
         ) from error
 
 
@@ -280,4 +281,6 @@ def evaluated_run(folder: Path, *, overrides: Sequence[str], config_dir: Path | 
         cfg.data.source = "${backbone.default_data_source}"
     checked = load_config(cfg, config_dir=config_dir)
     new = {name: getattr(checked, name) for name in (*_OF_AN_EVALUATION, "tasks", "metrics")}
-    return saved.model_copy(update=new | {"mode": "evaluate", "run_dir": str(folder)})
+    # a run at its usual place records no path
+    is_usual = run_dir_of(saved, runs_root=runs_root()).resolve() == folder.resolve()
+    return saved.model_copy(update=new | {"mode": "evaluate", "run_dir": saved.run_dir if is_usual else str(folder)})

@@ -150,7 +150,11 @@ def test_a_trained_run_is_evaluated_again_with_other_settings(
     assert main(["evaluate", str(folder), "evaluation.limit=2"]) == 0
     result = read_result(folder)
     assert result["evaluation"]["tasks"]["jsonl"]["num_examples"] == 2
-    assert result["training"]["steps"] == 2 and result["method"] == "imsm"
+    assert result["training"]["steps"] == 2 and result["method"] == "imsm" and result["config"]["run_dir"] is None
+    moved = folder.rename(tmp_path / "moved")
+    assert main(["evaluate", str(moved), "evaluation.limit=3"]) == 0
+    assert read_result(moved)["evaluation"]["tasks"]["jsonl"]["num_examples"] == 3
+    folder = moved
     capsys.readouterr()
     for given in (["data=gsm8k"], ["seed=3"], ["--target", "gsm8k"], ["--base", "x"]):
         assert main(["evaluate", str(folder), *given]) == 2
