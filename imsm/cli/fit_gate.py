@@ -57,7 +57,9 @@ def main(arguments: list[str]) -> None:
 
     disable_progress_bar()
     folder, saved = _adapter(options.reference, options.overrides, base=options.base, config_dir=config_dir)
-    overrides = list(options.overrides)
+    # those of the backbone were used by the import of an adapter from elsewhere
+    used = "backbone" if saved.is_imported else ()
+    overrides = [text for text in options.overrides if not text.startswith(used)]
     if options.prompts is not None:
         overrides += _own_answers(options.prompts, folder, saved, overrides, config_dir=config_dir)
     config = fit_gate_config(folder, saved, overrides=overrides, config_dir=config_dir)

@@ -161,3 +161,24 @@ def test_the_adapters_own_answers_are_the_target(source: Path, tmp_path: Path) -
 def test_prompts_and_data_exclude_each_other(source: Path) -> None:
     with pytest.raises(UserError, match="--prompts: replaces the target data"):
         main([str(source), "--prompts", "gsm8k", "data=gsm8k"])
+
+
+def test_a_gate_is_fitted_on_an_adapter_from_elsewhere(source: Path, word_files: Path) -> None:
+    foreign, base = source / "model" / "adapter", word_files / "backbone"
+    data = [f"data.local_dir={word_files / 'data'}", "data.metric=contain", "data.max_new_tokens=3"]
+    given = [*SMALL, "data=jsonl", *data, "evaluation.tasks=[target]", "logger=none", "backbone.dtype=float32"]
+    before = set(source.parent.iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMSM_RUNS", str(source.parent))
+        main([str(foreign), *given, "--base", str(base)])
+    made = [folder for folder in set(source.parent.iterdir()) - before if (folder / "result.json").is_file()]
+    (gated,) = [folder for folder in made if read_result(folder)["method"] == "imsm"]
+    assert (gated / ADAPTER).read_bytes() == (foreign / "adapter_model.safetensors").read_bytes()
+
+
+def test_an_imported_adapter_without_data_is_one_message(source: Path, word_files: Path) -> None:
+    foreign, base = source / "model" / "adapter", word_files / "backbone"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMSM_RUNS", str(source.parent))
+        with pytest.raises(UserError, match="give data=NAME, or --prompts"):
+            main([str(foreign), "--base", str(base), "backbone.dtype=float32"])
