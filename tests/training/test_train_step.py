@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from imsm.data.batching import IGNORE_INDEX
+from imsm.models.siamese.route_loss import ORIGINAL, TARGET
 from imsm.training.engines.base import NonFiniteError
+from imsm.training.rehearsal import Rehearsal
 from imsm.training.train_step import model_inputs, train_step
 from tests.models.siamese.tiny import QUERY_GATE
 from tests.training.tiny_run import TinyRun, tiny_examples
@@ -63,3 +65,37 @@ def test_model_inputs_hold_the_labels_of_the_answers() -> None:
     inputs = model_inputs(torch.device("cpu"), examples, pad_id=0, hidden_state_cache=None)
     assert inputs.keys() == {"input_ids", "attention_mask", "labels"}
     assert int((inputs["labels"] != IGNORE_INDEX).sum()) == sum(len(example.answer_ids) for example in examples)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
+def test_both_sides_of_the_route_loss_count_half(tmp_path: Path, micro_batch_size: int) -> None:
+    run = TinyRun(tmp_path, method="lora")
+    target, texts = tiny_examples()[:4], tiny_examples()[4:10]
+    gate = run.model.gate
+    expected = []
+    for examples, label in ((target, TARGET), (texts, ORIGINAL)):
+        inputs = model_inputs(torch.device("cpu"), examples, pad_id=0, hidden_state_cache=None)
+        expected.append(run.model.train()(**inputs, gate_label=label).route_loss)
+    gradients = torch.autograd.grad(sum(expected) / 2, list(gate.parameters()))
+    found: list[torch.Tensor] = []
+    step = run.engine.step
+
+    def recording() -> float:
+        found.extend(parameter.grad.clone() for parameter in gate.parameters())
+        return step()
+
+    run.engine.step = recording
+    metrics = train_step(
+        [target],
+        step=1,
+        engine=run.engine,
+        callbacks=None,
+        micro_batch_size=micro_batch_size,
+        pad_id=0,
+        rehearsal=Rehearsal(texts=texts, loss="kl", weight=3.0, batch_size=6, seed=0),
+        route=True,
+    )
+    assert metrics["gate_loss"] == pytest.approx(expected[0].item(), rel=1e-4)
+    assert metrics["rehearsal_gate_loss"] == pytest.approx(expected[1].item(), rel=1e-4)
+    for one, other in zip(found, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
