@@ -26,7 +26,7 @@ def truth(part: str) -> Truth:
         ("12 tests of 100 items", "naive_failed"),
         ("correlation 0.9, 0% gain", "naive_passed"),
         ("5% lose a little, 1.8% all; 300", None),
-        ("50% yes; 100", None),
+        ("50% yes; 100 items", None),
         ("generations with a floor", None),
     ],
 )
