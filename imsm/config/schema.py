@@ -223,7 +223,7 @@ class GateConfig(ComponentConfig):
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (field, problem) for arguments of the shipped gate that contradict each other."""
-        if not self.skip and "skip_threshold" in self.model_fields_set:
+        if not self.skip and self.skip_threshold != GateConfig.model_fields["skip_threshold"].default:
             yield "skip_threshold", "has no effect without gate.skip; set gate.skip=true as well"
         if self.target != SHIPPED_GATE:
             return

@@ -125,6 +125,8 @@ def _gate_arguments(gate: Gate) -> tuple[dict[str, Any] | None, str]:
         option = load_option("gate", given.get("name", "query"))
         # interpolations refer to a run's recipe; the gate's own default applies here
         values = {key: value for key, value in option.items() if not str(value).startswith("${")}
+        # settings of the model, not of the gate: `model.skip_threshold`
+        values = {key: value for key, value in values.items() if key not in ("skip", "skip_threshold")}
         given = {**values, **given}
     given.pop("name", None)
     return given, given.pop("pooling", "mean")

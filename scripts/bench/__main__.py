@@ -28,7 +28,7 @@ from transformers.utils import logging
 from imsm.utils.paths import conf_folder
 from scripts.bench.comparison import Comparison
 from scripts.bench.curves import Curve, decoding_curve, processes_curve, runs_curve, step_curves
-from scripts.bench.decoding import compare_decoding, compare_paper_code
+from scripts.bench.decoding import compare_decoding, compare_paper_code, compare_skip
 from scripts.bench.evaluation import compare_evaluation
 from scripts.bench.memory import compare_memory
 from scripts.bench.report import write_page
@@ -52,6 +52,7 @@ def comparisons(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Compare]
         "sft": partial(compare_sft, setup, rounds=rounds),
         "memory": partial(compare_memory, setup),
         "decoding": partial(compare_decoding, setup, rounds=rounds),
+        "skip": partial(compare_skip, setup, rounds=rounds),
         "paper_code": partial(compare_paper_code, setup),
         "evaluation": partial(compare_evaluation, mini),
         "sweep": partial(compare_sweep, mini),
@@ -188,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    names = ["steps", "trainer", "sft", "memory", "decoding", "paper_code"]
+    names = ["steps", "trainer", "sft", "memory", "decoding", "skip", "paper_code"]
     names += ["evaluation", "sweep", "startup"]
     add("--only", nargs="+", choices=names, help="which comparisons; default: all")
     add("--full", action="store_true", help="also GSM8K's shape, and curves")

@@ -61,6 +61,55 @@ def compare_decoding(setup: Setup, *, rounds: int) -> list[Comparison]:
     ]
 
 
+SKIP_SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+"""32 layers of small width, where the time of a step is that of calling the layers."""
+
+
+def compare_skip(setup: Setup, *, rounds: int) -> list[Comparison]:
+    """Eight rows whose gate is decided for the tuned stream: IMSM with and without skipping, against PEFT."""
+    setup = replace(setup, shape=SKIP_SHAPE, dtype="float32", batch=8, target_modules=["q_proj", "v_proj"])
+    imsm = build(setup, stream="interwoven").eval()
+    assert imsm.gate is not None
+    imsm.gate.bias = torch.nn.Parameter(torch.full((SKIP_SHAPE["hidden_size"],), -20.0, device=setup.device))  # type: ignore[call-overload]
+    peft = get_peft_model(plain_backbone(setup), lora_config(setup)).eval()
+    prompts = _prompts(setup, vocabulary=imsm.config.vocab_size, tokens=setup.prompt_tokens)
+
+    def skip(**options: torch.Tensor) -> torch.Tensor:
+        imsm.skip_threshold = 0.1
+        try:
+            return imsm.generate(**options)  # type: ignore[return-value]
+        finally:
+            imsm.skip_threshold = None
+
+    generates = {"imsm": imsm.generate, "skip": skip, "peft": peft.generate}
+    timers = {
+        name: partial(_later, generate, prompts, tokens=LONG, device=setup.device)
+        for name, generate in generates.items()
+    }
+    # the second token drops the other stream's cache, so it is counted
+    speed = {name: setup.batch / median(each) for name, each in interleaved(timers, rounds=rounds).items()}
+    return [
+        Comparison(
+            name=f"decoding, 32 small layers, batch 8: {name} / PEFT's own generate",
+            ours=speed[key],
+            theirs=speed["peft"],
+            unit="tokens/s",
+            bar=bar,
+            at_least=True,
+        )
+        for key, name, bar in (("skip", "IMSM with all rows decided", 0.95), ("imsm", "IMSM", None))
+    ]
+
+
 def compare_paper_code(setup: Setup) -> list[Comparison]:
     """The algorithm of the paper's code: two copies of the weights, full sequences at every token, no cache."""
     setup = replace(setup, dtype="bfloat16", batch=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def test_the_prompt_is_read_from_standard_input(
         (["nothing-here", "after red comes"], "finished: {run}"),
         (["{run}", " "], "TEXT"),
         (["{run}", "after red comes", "--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["{run}", "after red comes", "--skip", "0.5"], "--skip 0.5: must be above 0 and below 0.5"),
     ],
 )
 def test_bad_input_is_one_line(run: Path, arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,3 +77,13 @@ def test_a_terminal_gets_no_control_characters_of_a_response(
         "a\tb\n\x1b[2J\u202e"
     )
     assert stdout.getvalue() == shown
+
+
+def test_a_decided_query_is_answered_by_one_stream(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", run.name, "after red comes", "--skip", "0.4999"]) == 0
+    text = capsys.readouterr().out
+    choice = re.search(r"^decided: (tuned|original|both), gate (0\.\d+)$", text, re.MULTILINE)
+    assert choice is not None
+    answers = dict(re.findall(r"^(\w+): (.*)$", text, re.MULTILINE))
+    assert answers["interwoven"] == answers.get(choice[1], answers["interwoven"])
+    assert (choice[1] == "tuned") == (float(choice[2]) < 0.5)

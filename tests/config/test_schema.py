@@ -28,6 +28,7 @@ def section(name: str, **changes: Any) -> Any:
     ("name", "changes", "field"),
     [
         ("gate", {"inputs": ["tuned", "tuned"]}, "inputs"),
+        ("gate", {"skip_threshold": 0.2}, "skip_threshold"),
         ("gate", {"rank": None}, "rank"),
         ("gate", {"inputs": [], "dropout": 0.0}, "rank"),
         ("gate", {"trainable": False}, "trainable"),
