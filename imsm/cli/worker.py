@@ -38,7 +38,8 @@ def run_from_file(settings: dict[str, Any], dist_context: DistributedContext, *,
 
     config_dir = import_from_config_dir(options.config_dir)
     config = RunConfig.from_file(settings["config"], source=options.settings, config_dir=config_dir)
-    run_experiment(config, runs_root=Path(settings["runs_root"]), dist_context=dist_context)
+    command = settings.get("command")
+    run_experiment(config, runs_root=Path(settings["runs_root"]), dist_context=dist_context, command=command)
 
 
 def main() -> NoReturn:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from itertools import chain
 from types import UnionType
 
 from transformers import PreTrainedTokenizerBase
@@ -93,10 +94,9 @@ def run_inference(
         keys = response_keys, reference_keys, references
         return _compute_rows(model(), tokenizer, eval_set, indices, missing, *keys, max_new_tokens=max_new_tokens)
 
-    shapes = {key: _REFERENCE for keys in reference_keys for key in keys} | dict.fromkeys(response_keys, _RESPONSE)
     rows = through_cache(
         [[key, *keys] for key, keys in zip(response_keys, reference_keys, strict=True)],
-        shapes=shapes,
+        shapes=dict.fromkeys(chain(*reference_keys), _REFERENCE) | dict.fromkeys(response_keys, _RESPONSE),
         lengths=[len(prompt.prompt_ids) for prompt in eval_set.prompts],
         compute=compute,
         response_cache=response_cache,

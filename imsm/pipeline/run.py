@@ -43,10 +43,13 @@ from imsm.utils.paths import cache_folder
 from imsm.utils.run_dir import RunDir, check_input_hashes, open_run_dir
 
 
-def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: DistributedContext | None = None) -> None:
+def run_experiment(
+    config: RunConfig, *, runs_root: Path, dist_context: DistributedContext | None = None, command: str | None = None
+) -> None:
     """Train (unless finished), evaluate and report one run.
 
-    ``config`` has no task sequence; without ``dist_context`` this process executes the run alone.
+    ``config`` has no task sequence; without ``dist_context`` this process executes the run alone. ``command`` is
+    recorded with the training.
 
     Raises:
         UserError: The input is invalid; nothing is lost.
@@ -93,7 +96,9 @@ def run_experiment(config: RunConfig, *, runs_root: Path, dist_context: Distribu
                     route_share=route_share(config),
                     at_save_step=setup.at_save_step,
                 )
-                save_trained(config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context)
+                save_trained(
+                    config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context, command=command
+                )
             model = setup.model if dist_context.store is None else None
             del setup  # frees the model that DeepSpeed partitioned, before evaluation loads it again
         inputs = EvaluationInputs(

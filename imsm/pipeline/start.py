@@ -19,6 +19,7 @@ from imsm.pipeline.engine import topology_of
 from imsm.pipeline.nodes import config_dir_arguments, node_commands
 from imsm.pipeline.run import run_experiment
 from imsm.pipeline.run_status import run_dir_of
+from imsm.pipeline.sweeps.status import job_command
 from imsm.utils.errors import UserError
 
 _INSTALL_DEEPSPEED = "pip install -c constraints.txt -e '.[deepspeed]'"
@@ -27,7 +28,7 @@ _INSTALL_DEEPSPEED = "pip install -c constraints.txt -e '.[deepspeed]'"
 def start_run(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> None:
     """Execute a run with as many processes as its engine needs; see `run_distributed`."""
     if not run_distributed(config, runs_root=runs_root, overrides=overrides):
-        run_experiment(config, runs_root=runs_root)
+        run_experiment(config, runs_root=runs_root, command=_command(config, overrides))
 
 
 def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] = ()) -> bool:
@@ -51,10 +52,15 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
     if group is not None:
         gpus = 0 if config.engine.device == "cpu" else visible_gpus()
         dist_context = join_process_group(group, num_gpus=gpus)
-        run_in_group(dist_context, lambda: run_experiment(config, runs_root=runs_root, dist_context=dist_context))
+        command = _command(config, overrides)
+        run_in_group(
+            dist_context,
+            lambda: run_experiment(config, runs_root=runs_root, dist_context=dist_context, command=command),
+        )
         return True
     folder = run_dir_of(config, runs_root=runs_root)
     settings = {"config": config.to_dict(), "runs_root": str(runs_root), "device": topology.device}
+    settings |= {"command": _command(config, overrides)}
     arguments = config_dir_arguments(config)
     nodes, processes, hostfile = topology.nnodes, topology.nproc_per_node, config.engine.hostfile
     if nodes > 1 and hostfile is not None:
@@ -77,6 +83,12 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
         check_gpus_free(num_processes=processes, engine=config.engine.name)
     launch(settings, run_dir=folder, nproc_per_node=processes, worker_arguments=arguments)
     return True
+
+
+def _command(config: RunConfig, overrides: Sequence[str]) -> str | None:
+    """Return the command of the run as it is recorded; None if it was not started by a command line."""
+    config_dir = None if config.config_dir is None else Path(config.config_dir)
+    return job_command(overrides, config_dir=config_dir) if overrides or config_dir else None
 
 
 def _keep_checkpoint_signal_harmless() -> None:

@@ -1,6 +1,7 @@
 """Set up the training of a run, and save the trained model."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ def save_trained(
     run: RunDir,
     tokenizer: PreTrainedTokenizerBase,
     dist_context: DistributedContext,
+    command: str | None = None,
 ) -> None:
     """Save the best or last model; `training.json`, written last, marks training as finished."""
     # before saving: replaces the last weights by those of the best checkpoint, if one is selected
@@ -156,6 +158,7 @@ def save_trained(
     record |= {"engine": config.engine.name, "processes": dist_context.world_size}
     kind = "ram" if config.hidden_state_cache == "ram" else "disk"
     record |= {"hidden_state_cache": kind if summary.hidden_state_cache else "off"}
+    record |= {"finished": time.strftime("%Y-%m-%d %H:%M")} | ({} if command is None else {"command": command})
     record |= {"machine": describe_machine(local_device(config, dist_context))}
     dist_context.run_on_main(lambda: _finish_run_dir(config, run, tokenizer, record))
     if config.trainer.gradient_checkpointing:

@@ -246,8 +246,9 @@ def advice_table(advice: Advice) -> Table:
     ]
     notes = [
         f"{advice.task}: {advice.metric} in points, original {format_number(advice.original)}. Kept: mean "
-        f"retention of {join_names(advice.informative)}, on which the original is above chance by two standard errors. "
-        "Brackets: 95 % intervals over seeds. Streams: forward passes per generated token. Price of training: mean over seeds.",
+        f"retention of {join_names(advice.informative)}, on which the original is above chance by two standard "
+        "errors. Brackets: 95 % intervals over seeds. Streams: forward passes per generated token. Price of training: "
+        "mean over seeds.",
         *(
             [f"Left out, without predictions on the same examples: {join_names(advice.left_out)}."]
             * bool(advice.left_out)

@@ -49,9 +49,9 @@ def default_signals() -> Iterator[None]:
 def test_a_checkpoint_request_outside_training_does_not_kill_the_process(
     tmp_path: Path, runs: list[dict[str, Any]]
 ) -> None:
-    start_run(config(), runs_root=tmp_path)
+    start_run(config(), runs_root=tmp_path, overrides=["gate.rank=4"])
     signal.raise_signal(signal.SIGUSR1)  # with the default handler the process would die
-    assert runs == [{"runs_root": tmp_path}]
+    assert runs == [{"runs_root": tmp_path, "command": "imsm run gate.rank=4"}]
 
 
 @pytest.mark.usefixtures("default_signals", "runs")
@@ -66,7 +66,7 @@ def test_one_process_without_deepspeed_runs_here(
     tmp_path: Path, runs: list[dict[str, Any]], launches: list[dict[str, Any]]
 ) -> None:
     start_run(config(), runs_root=tmp_path)
-    assert (runs, launches) == ([{"runs_root": tmp_path}], [])
+    assert (runs, launches) == ([{"runs_root": tmp_path, "command": None}], [])
 
 
 def test_deepspeed_runs_in_new_processes_with_the_saved_configuration(

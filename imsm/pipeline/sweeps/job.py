@@ -79,7 +79,7 @@ class SweepJob:
                 if config.task_sequence is not None:
                     run_stages(config, runs_root=root, overrides=options)
                 elif not run_distributed(config, runs_root=root, overrides=options):
-                    run_experiment(config, runs_root=root)
+                    run_experiment(config, runs_root=root, command=job_command(overrides, config_dir=self.config_dir))
                 clear_failure(folder)
                 if (result := load_if_finished(config, runs_root=root)) is not None:
                     objective = sweep_objectives(result, config.data.name, goals=goals)

@@ -28,7 +28,7 @@ def run_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tu
     def execute(train: Execute, *overrides: str) -> tuple[float | None, JobOutcome]:
         monkeypatch.setattr(job, "_current_job", lambda: (3, [*overrides, "sweep=none"], 1))
         monkeypatch.setattr(job, "run_distributed", lambda *_, **__: False)
-        monkeypatch.setattr(job, "run_experiment", lambda run_config, *, runs_root: train(run_config))
+        monkeypatch.setattr(job, "run_experiment", lambda run_config, **_: train(run_config))
         sweep = SweepDir(folder=tmp_path / "sweep")
         value = SweepJob(config_dir=None, sweep=sweep, several=True)(composed(*overrides))
         return value, sweep.read_statuses()[3]
