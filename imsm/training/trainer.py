@@ -145,7 +145,7 @@ def train(
     torch.manual_seed(hash((seed, rank)) if rank else seed)
     state = initial = checkpoint_manager.restore(total_steps=len(batches))
     reset_peak_memory(engine.device)
-    caches: dict[str, HiddenStateCache | None] = {}
+    caches: dict[str, Any] = {}
     model.train()
     started = time.monotonic()
     with GracefulShutdown() as shutdown, _progress(batches, engine=engine, done=initial.step) as remaining:

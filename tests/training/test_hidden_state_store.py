@@ -30,6 +30,7 @@ KEY = {
     "pooling": "mean",
     "device": "cpu",
     "examples": "some",
+    "adapter": None,
 }
 CPU = torch.device("cpu")
 
@@ -256,3 +257,16 @@ def test_gradients_equal_those_without_a_cache(method: str, checkpointing: bool)
     assert any(name != "loss" and "gate" not in name for name in results[0])
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_tuned_stream_of_a_frozen_adapter_has_its_own_cache() -> None:
+    model = tiny_siamese()
+    key = CacheKey(**{**vars(tiny_key()), "adapter": "weights"})
+    tuned = open_cache(get_or_compute(key, model, tiny_examples(), pad_id=0, label="tiny"), tiny_examples())
+    in_memory = compute_in_memory(model, tiny_examples(), pad_id=0, stream="tuned")
+    assert torch.equal(tuned.hidden_states, in_memory.hidden_states)
+    assert torch.equal(tuned.queries, in_memory.queries)
+    assert not torch.equal(tuned.hidden_states, opened(model).hidden_states)
+    assert verify(key.path) is None and read_index(key.path)["adapter"] == "weights"
+    # without an adapter, folders of existing caches keep their names
+    assert "adapter" not in tiny_key().values()

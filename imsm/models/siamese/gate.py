@@ -191,7 +191,7 @@ class Gate(nn.Module):
         query_part: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the gate's logit in float32, (..., D) or (..., 1); the arguments are those of `forward`."""
-        logit = None
+        logit: torch.Tensor | None = None
         if self.up is not None:
             # [x_1 ; x_2] W_A = x_1 W_A1 + x_2 W_A2, without the concatenated (..., nD) tensor
             features = query_part if query_part is not None else self.query_part(query_original, query_tuned)
