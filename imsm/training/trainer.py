@@ -155,7 +155,7 @@ def train(
                 called = time.monotonic()
                 get = partial(_get_cache, shutdown=shutdown, checkpoint_manager=checkpoint_manager, state=state)
                 caches["hidden_state_cache"] = get(get_hidden_state_cache)
-                caches["rehearsal_cache"] = get(rehearsal and rehearsal.get_hidden_state_cache)
+                caches["rehearsal_cache"] = get(rehearsal.get_hidden_state_cache if rehearsal is not None else None)
                 started += time.monotonic() - called
             step_options["route"] = step <= route_share * len(batches)
             with _step_errors(checkpoint_manager, state, micro_batch_size=size):
