@@ -5,6 +5,7 @@ affect other jobs of a sweep.
 """
 
 import importlib.util
+import shlex
 import signal
 import threading
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from imsm.pipeline.engine import topology_of
 from imsm.pipeline.nodes import config_dir_arguments, node_commands
 from imsm.pipeline.run import run_experiment
 from imsm.pipeline.run_status import run_dir_of
-from imsm.pipeline.sweeps.status import job_command
 from imsm.utils.errors import UserError
 
 _INSTALL_DEEPSPEED = "pip install -c constraints.txt -e '.[deepspeed]'"
@@ -87,8 +87,8 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
 
 def _command(config: RunConfig, overrides: Sequence[str]) -> str | None:
     """Return the command of the run as it is recorded; None if it was not started by a command line."""
-    config_dir = None if config.config_dir is None else Path(config.config_dir)
-    return job_command(overrides, config_dir=config_dir) if overrides or config_dir else None
+    words = [*config_dir_arguments(config), *overrides]
+    return shlex.join(["imsm", "run", *words]) if words else None
 
 
 def _keep_checkpoint_signal_harmless() -> None:

@@ -165,7 +165,7 @@ def _distinct(found: Mapping[str, Candidate]) -> list[Candidate]:
         if labels.count(candidate.label) > 1:
             candidate.label += f" ({key.split('/')[0][:8]})"
     for candidate in found.values():
-        if candidate.path_of in found:
+        if candidate.path_of is not None and candidate.path_of in found:
             candidate.path_of = found[candidate.path_of].label
     return list(found.values())
 
