@@ -145,6 +145,33 @@ def split_lengths(config: RunConfig, task: Task, role: Role) -> LengthStats:
     return within_limits(lengths or limits_only(task), task)
 
 
+def rehearsal_lengths(config: RunConfig, train: LengthStats) -> LengthStats | None:
+    """Return number and lengths of rehearsal's texts, of which none is taken to be dropped; None without rehearsal."""
+    rehearsal = config.rehearsal
+    if rehearsal.source == "none" or not rehearsal.weight:
+        return None
+    if rehearsal.task is not None and rehearsal.ratio is not None:
+        lengths = split_lengths(config, config.replay_tasks[rehearsal.task], "train")
+        return lengths.limited(None if train.examples is None else max(1, round(rehearsal.ratio * train.examples)))
+    mean, longest = 1.0, 1
+    if rehearsal.prompts in config.replay_tasks:
+        lengths = split_lengths(config, config.replay_tasks[rehearsal.prompts], "train")
+        mean, longest = (lengths.mean or lengths.longest)[0], lengths.longest[0]
+    elif config.prompts_hash is not None and rehearsal.prompts is not None:
+        lines = Path(rehearsal.prompts).read_text(encoding="utf-8", errors="replace").splitlines()
+        tokens = [len(line) / CHARACTERS_PER_TOKEN for line in lines] or [1.0]
+        mean, longest = fmean(tokens), round(max(tokens))
+    assert rehearsal.max_tokens is not None
+    # the cut is in the middle on average
+    half = rehearsal.max_tokens / 2
+    return LengthStats(
+        examples=rehearsal.num_texts,
+        mean=(mean + half, half),
+        longest=(longest, rehearsal.max_tokens),
+        source="rehearsal.max_tokens",
+    )
+
+
 def position_notes(config: RunConfig, tests: dict[str, LengthStats]) -> list[str]:
     """Return a note for each test set whose longest prompt and response exceed the backbone's positions."""
     positions = max_positions(config)
@@ -175,8 +202,16 @@ def format_steps(config: RunConfig, train: LengthStats | None) -> str:
     added = f" and up to {replayed:,} replayed" if replayed else ""
     return (
         f"{batch_plan.num_steps(train.examples + replayed):,} ({epochs} of {train.examples:,} examples"
-        f"{added}, batches of {recipe.global_batch_size}; {train.source})"
+        f"{added}, batches of {recipe.global_batch_size}; {train.source}){_format_texts(config, train)}"
     )
+
+
+def _format_texts(config: RunConfig, train: LengthStats) -> str:
+    texts = rehearsal_lengths(config, train)
+    if texts is None:
+        return ""
+    known = "" if texts.examples is None else f" of {texts.examples:,}"
+    return f", each with {config.rehearsal.batch_size}{known} texts (rehearsal={config.rehearsal.name})"
 
 
 def format_evaluation(config: RunConfig, tests: dict[str, LengthStats]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from imsm.pipeline.data import evaluated_tasks
 from imsm.pipeline.engine import engine_settings, micro_batch_size
 from imsm.pipeline.model import needs_original_stream
 from imsm.pipeline.plan.activations import KVCacheLayer, trace_activations
-from imsm.pipeline.plan.data import LengthStats
+from imsm.pipeline.plan.data import LengthStats, rehearsal_lengths
 from imsm.pipeline.plan.types import MemoryItem
 from imsm.training.optimizer import ELEMENTWISE
 from imsm.utils.formatting import format_bytes
@@ -44,7 +44,8 @@ def estimate_memory(
     rows = micro_batch_size(config, processes=topology.world_size)
     if train is not None and train.examples is not None:
         rows = min(rows, train.examples)
-    prompt, answer = train.longest if train is not None else (1, 1)
+    texts = rehearsal_lengths(config, train) if train is not None else None
+    prompt, answer = max([each.longest for each in (train, texts) if each is not None] or [(1, 1)], key=sum)
     virtual_tokens = 0 if model.streams.virtual_tokens is None else model.streams.virtual_tokens.count
     step = estimate_step(
         model,
@@ -74,6 +75,10 @@ def estimate_memory(
     if train is not None and needs_original_stream(config) and config.hidden_state_cache != "off":
         title = RAM if config.hidden_state_cache == "ram" else DISK
         memory[title] = [_hidden_state_cache_item(config, model, train)]
+    if texts is not None and needs_original_stream(config, texts=True) and config.hidden_state_cache != "off":
+        title = RAM if config.hidden_state_cache == "ram" else DISK
+        item = _hidden_state_cache_item(config, model, texts)
+        memory[title] = [*memory.get(title, []), replace(item, name=f"{item.name}, texts")]
     return memory
 
 

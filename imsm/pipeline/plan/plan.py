@@ -124,6 +124,8 @@ def _settings(config: RunConfig, topology: Topology) -> dict[str, str]:
         recipe = config.trainer.model_dump(exclude={"name", "method_specific_keys"})
         recipe = {k: v for k, v in recipe.items() if not k.startswith("save_")}
         lines["trainer"] = _format_values(recipe, name=config.trainer.name)
+    if method.trainable and config.rehearsal.source != "none":
+        lines["rehearsal"] = _format_values(config.rehearsal.own_values())
     lines["evaluation"] = _format_values(config.evaluation.model_dump())
     engine = config.engine.model_dump(exclude={"name"})
     lines["engine"] = _format_values(engine | {"seed": config.seed}, name=config.engine.name)

@@ -17,9 +17,9 @@ from imsm.config.schema import RunConfig
 from imsm.distributed.topology import Topology
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import evaluated_tasks
-from imsm.pipeline.engine import micro_batch_size
+from imsm.pipeline.engine import batch_plan_of, micro_batch_size
 from imsm.pipeline.model import needs_original_stream
-from imsm.pipeline.plan.data import LengthStats
+from imsm.pipeline.plan.data import LengthStats, rehearsal_lengths
 from imsm.utils.formatting import format_duration
 
 FACTOR = 3
@@ -124,9 +124,13 @@ def workload(
             forward, backward = 2, 0
         flops = train.examples * (forward + backward) * _example_flops(model, prompt + answer, answer)
         passes = math.ceil(train.examples / rows) * (forward + 2 * backward)
+        text_flops, text_passes = _rehearsal_workload(config, model, train=train, rows=rows)
+        flops, passes = flops + text_flops, passes + text_passes
     evaluation, steps, decoding_passes = 0.0, 0, 0
     # the original is evaluated in every run
-    streams = [1] if not config.method.trainable else [1, 2 if config.method.stream == "interwoven" else 1]
+    streams = [1]
+    if config.method.trainable:
+        streams += [2 if config.method.stream == "interwoven" else 1] * (1 + _kept_checkpoints(config, train))
     tasks = evaluated_tasks(config)
     for name, lengths in tests.items():
         limit = config.evaluation.limit_of(name)
@@ -148,6 +152,38 @@ def workload(
         decoding_passes=decoding_passes,
         uses_limits=any(lengths.mean is None for lengths in known),
     )
+
+
+def _rehearsal_workload(
+    config: RunConfig, model: SiameseForCausalLM, *, train: LengthStats, rows: int
+) -> tuple[float, float]:
+    """Return the operations and the passes over the weights of rehearsal's texts, their generation included."""
+    texts, settings = rehearsal_lengths(config, train), config.rehearsal
+    if texts is None or train.examples is None or texts.examples is None or settings.batch_size is None:
+        return 0.0, 0.0
+    prompt, answer = texts.mean or texts.longest
+    read = settings.batch_size * batch_plan_of(config, processes=1).num_steps(train.examples)
+    # reads of a text: by the trained stream, its backward pass, and the original stream
+    backward = float(read)
+    forward = read * (2.0 if config.trainer.gradient_checkpointing else 1.0)
+    cached = config.hidden_state_cache != "off"
+    if needs_original_stream(config, texts=True):
+        forward += min(read, texts.examples) if cached else read
+    if config.frozen_adapter is not None and cached:
+        forward, backward = 2.0 * min(read, texts.examples), 0.0
+    passes = (forward + 2 * backward) / rows
+    if settings.max_tokens is not None:
+        forward += texts.examples
+        passes += math.ceil(texts.examples / config.evaluation.batch_size) * settings.max_tokens
+    return (forward + backward) * _example_flops(model, prompt + answer, answer), passes
+
+
+def _kept_checkpoints(config: RunConfig, train: LengthStats | None) -> int:
+    """Return the number of checkpoints that are evaluated besides the trained model; None: nothing is trained."""
+    save_steps = config.trainer.save_steps
+    if not config.evaluation.checkpoints or save_steps is None or train is None or train.examples is None:
+        return 0
+    return (batch_plan_of(config, processes=1).num_steps(train.examples) - 1) // save_steps
 
 
 def device_speed(model: SiameseForCausalLM, *, device: str, rows: int) -> DeviceSpeed:
