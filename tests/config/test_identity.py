@@ -221,3 +221,27 @@ def test_token_weights_are_part_of_the_identity_if_set() -> None:
 def test_asft_is_its_base_with_dft_and_kl(recipe: str, base: str) -> None:
     parts = [f"trainer={base}", "trainer.token_weight=dft", "trainer.kl_beta=0.1"]
     assert run_identity(config(f"trainer={recipe}")) == run_identity(config(*parts))
+
+
+def test_watched_items_belong_to_the_identity_only_if_they_select_the_checkpoint() -> None:
+    plain = config()
+    assert run_identity(config("trainer.watch_items=8", "evaluation.checkpoints=true", "trainer.save_steps=2")) == (
+        run_identity(plain)
+    )
+    chosen = ["trainer.metric_for_best_model=retention", "trainer.min_target=60", "trainer.watch_items=8"]
+    chosen += ["trainer.validation_size=9", "trainer.save_steps=5"]
+    recipe = run_identity(config(*chosen))["trainer"]
+    assert {key: recipe[key] for key in ("min_target", "watch_items", "save_steps")} == {
+        "min_target": 60,
+        "watch_items": 8,
+        "save_steps": 5,
+    }
+    assert recipe["watch_metrics"] == {
+        "freebaseqa": "contain",
+        "gsm8k": "gsm8k_accuracy",
+        "mrpc": "accuracy",
+        "multirc": "accuracy",
+        "webq": "contain",
+    }
+    assert run_identity(config(*chosen, "evaluation.tasks=[target,webq]"))["trainer"] != recipe
+    assert comparable(config(*chosen), config("method=peft", *chosen))

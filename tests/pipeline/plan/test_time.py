@@ -62,6 +62,20 @@ def test_training_passes_follow_the_method_and_the_cache(model: SiameseForCausal
     assert training("method=peft", "trainer.gradient_checkpointing=true") == pytest.approx(peft * 9 / 6)
 
 
+def test_every_kept_checkpoint_is_evaluated_like_the_trained_model(model: SiameseForCausalLM) -> None:
+    def evaluation(*overrides: str) -> float:
+        chosen = config("trainer.num_epochs=3", "trainer.global_batch_size=16", *overrides)
+        load = workload(chosen, model, train=TRAIN, tests=TESTS, rows=4)
+        assert load is not None
+        return load.evaluation_flops
+
+    kept = ["evaluation.checkpoints=true", "trainer.save_steps=11"]  # of 21
+    original = evaluation("method=original")
+    # one checkpoint in the middle; the last step is the trained model
+    assert evaluation("method=peft", *kept) == pytest.approx(3 * original)
+    assert evaluation("method=imsm", *kept) == pytest.approx(5 * original)
+
+
 def test_without_a_number_of_examples_the_time_is_unknown(model: SiameseForCausalLM) -> None:
     unknown = LengthStats(examples=None, mean=None, longest=(60, 20), source="limits")
 
