@@ -42,8 +42,10 @@ _GROUPS = (*RunConfig.model_fields, "sweep")
 _EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "optuna": "optuna"}
 """Hydra's name of a launcher or sweeper -> the extra of this project that installs it."""
 _GATE_ONLY = ("gate.", "trainer.gate_learning_rate.")
-_TRAINING_ONLY = ("peft.", "trainer.", "rehearsal.", "data.max_train_examples.", "frozen_adapter.")
-_TRAINING_ONLY += ("hidden_state_cache",)
+_TRAINING_ONLY = (
+    *("peft.", "trainer.", "rehearsal.", "data.max_train_examples.", "frozen_adapter."),
+    "hidden_state_cache",
+)
 """Prefixes of the keys (with a final dot) that only a run with a gate, or with training, reads."""
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 

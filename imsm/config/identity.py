@@ -51,9 +51,9 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
         return identity
     gate = {"_target_": config.gate.target, "pooling": config.gate.pooling}
     arguments = config.gate.arguments()
+    skip = {"skip_threshold": config.gate.skip_threshold} if config.gate.skip else {}
     gate |= {"loss": config.gate.loss} if config.gate.loss != "lm" else {}
-    gate |= {"skip_threshold": config.gate.skip_threshold} if config.gate.skip else {}
-    return identity | {"gate": gate | arguments | _micro_batch_identity(arguments, config)}
+    return identity | {"gate": gate | skip | arguments | _micro_batch_identity(arguments, config)}
 
 
 def parent_trainings(config: RunConfig) -> list[dict[str, Any]]:

@@ -126,7 +126,7 @@ class TaskLookup:
 
     def prompts_hash(self, prompts: str | None) -> str | None:
         """Return the SHA-256 of the file that `rehearsal.prompts` names; None for BOS and a dataset."""
-        if prompts in (None, FROM_BOS, *self.dataset_names()):
+        if prompts is None or prompts in (FROM_BOS, *self.dataset_names()):
             return None
         try:
             return hash_file(Path(prompts))

@@ -53,7 +53,12 @@ def load_eval_set(
     """
     examples = load_examples(task, "test", source=source, prompt_style=prompt_style, limit=limit)
     return tokenize_eval_set(
-        task, examples, tokenizer=tokenizer, closed_vocabulary=closed_vocabulary, chat=chat, max_positions=max_positions
+        task,
+        examples,
+        tokenizer=tokenizer,
+        closed_vocabulary=closed_vocabulary,
+        chat=chat,
+        max_positions=max_positions,
     )
 
 

@@ -149,9 +149,9 @@ def _compute_rows(
         generations = generate_responses(session, tokenizer, max_new_tokens=limit, stop=stop)
         seconds = (prefilled - started + time.monotonic() - scored) / len(indices)
         for row, index, generation in zip(rows, indices, generations, strict=True):
-            values = {**asdict(generation), "seconds": seconds}
+            response = {**asdict(generation), "seconds": seconds}
             row[response_keys[index]] = {
-                key: values[key] for key in values if values[key] is not None or key in _RESPONSE
+                key: value for key, value in response.items() if value is not None or key in _RESPONSE
             }
     return rows
 

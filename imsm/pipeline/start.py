@@ -59,8 +59,12 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
         )
         return True
     folder = run_dir_of(config, runs_root=runs_root)
-    settings = {"config": config.to_dict(), "runs_root": str(runs_root), "device": topology.device}
-    settings |= {"command": _command(config, overrides)}
+    settings = {
+        "config": config.to_dict(),
+        "runs_root": str(runs_root),
+        "device": topology.device,
+        "command": _command(config, overrides),
+    }
     arguments = config_dir_arguments(config)
     nodes, processes, hostfile = topology.nnodes, topology.nproc_per_node, config.engine.hostfile
     if nodes > 1 and hostfile is not None:

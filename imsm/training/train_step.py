@@ -90,7 +90,7 @@ def _backward_target(
         inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
         divisor = _answer_tokens(group) * groups_per_step
         label = TARGET if route else None
-        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, divisor=divisor, gate_label=label)
+        output = _forward(examples, inputs, engine=engine, callbacks=callbacks, divisor=divisor, gate_target=label)
         micro_loss = _total_loss(output)
         loss += _main_loss(output).item() if micro else 0.0
         gate_loss += output.route_loss.item() if micro and output.route_loss is not None else 0.0
@@ -132,7 +132,7 @@ def _backward_texts(
     tokens = _answer_tokens(texts)
     parts = _parts([texts], micro_batch_size=micro_batch_size, context=engine.dist_context)
     total = gate_mean = gate_loss = 0.0
-    options: dict[str, Any] = {"divisor": tokens, "objective": loss, "gate_label": ORIGINAL if route else None}
+    options: dict[str, Any] = {"divisor": tokens, "objective": loss, "gate_target": ORIGINAL if route else None}
     has_gate = False
     for number, (micro, group) in enumerate(parts, start=1):
         examples = micro or group[:1]
@@ -186,14 +186,14 @@ def _forward(
     callbacks: TrainingCallbacks | None,
     divisor: int,
     objective: Objective = "target",
-    gate_label: float | None = None,
+    gate_target: float | None = None,
 ) -> SiameseOutput:
     if callbacks is not None:
         types = torch.tensor([example.task_type for example in examples], device=engine.device)
         callbacks.before_forward(inputs["attention_mask"], types)
     # omitted by default: other models of the same interface have no such arguments
     chosen: dict[str, Any] = {} if objective == "target" else {"objective": objective}
-    chosen |= {} if gate_label is None else {"gate_label": gate_label}
+    chosen |= {} if gate_target is None else {"gate_target": gate_target}
     return engine.forward(**inputs, **chosen, num_items_in_batch=divisor)
 
 

@@ -18,7 +18,7 @@ def run_with(gates: list[list[float]], scores: list[float]) -> ComparedRun:
     table = pandas.DataFrame(
         {"gate_mean": [sum(g) / len(g) for g in gates], "gate_per_token": gates, "score.accuracy": scores}
     )
-    run = ComparedRun(label="imsm", result={"method": "imsm"}, folder=Path())
+    run = ComparedRun(label="imsm", result={"method": "imsm", "evaluation": {"tasks": {"task": {}}}}, folder=Path())
     run._predictions["task"] = table
     return run
 

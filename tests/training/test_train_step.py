@@ -75,7 +75,7 @@ def test_both_sides_of_the_route_loss_count_half(tmp_path: Path, micro_batch_siz
     expected = []
     for examples, label in ((target, TARGET), (texts, ORIGINAL)):
         inputs = model_inputs(torch.device("cpu"), examples, pad_id=0, hidden_state_cache=None)
-        expected.append(run.model.train()(**inputs, gate_label=label).route_loss)
+        expected.append(run.model.train()(**inputs, gate_target=label).route_loss)
     gradients = torch.autograd.grad(sum(expected) / 2, list(gate.parameters()))
     found: list[torch.Tensor] = []
     step = run.engine.step

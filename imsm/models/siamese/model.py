@@ -64,7 +64,7 @@ class SiameseOutput(ModelOutput):
             (B, T), or (N,) with labels.
         gate_mean: mean of ``gate``.
         divergence: in training with a `KLRegularizer`: unweighted KL to the original per label.
-        route_loss: with ``gate_label``: mean route loss per label; ``loss`` does not contain it.
+        route_loss: with ``gate_target``: mean route loss per label; ``loss`` does not contain it.
         last_hidden_state: the head's input, (B, T, D), in place of ``logits`` if it was requested.
         choices: with `skip_threshold`, once the query is complete: the streams that each row continues with, (B,), as
             indices into `imsm.models.siamese.skip.CHOICES`.
@@ -284,7 +284,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         original_query: torch.Tensor | None = None,
         tuned_hidden_states: torch.Tensor | None = None,
         tuned_query: torch.Tensor | None = None,
-        gate_label: float | None = None,
+        gate_target: float | None = None,
         objective: Objective = "target",
         return_last_hidden_state: bool = False,
     ) -> SiameseOutput:
@@ -308,7 +308,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
             original_query: with ``original_hidden_states``, q_o, (B, D), if the gate reads it.
             tuned_hidden_states: with ``original_hidden_states``, h_t at the same positions; skips the tuned stream.
             tuned_query: with ``tuned_hidden_states``, q_t, (B, D), if the gate reads it.
-            gate_label: with labels, interwoven stream: train the gate by the route loss with this label
+            gate_target: with labels, interwoven stream: train the gate by the route loss with this label
                 (`imsm.models.siamese.route_loss`) in place of ``loss``, which is None if the adapter is frozen.
             objective: with labels, "target": the training loss; of rehearsal's texts "ce": the cross-entropy alone, or
                 "kl": the sum of KL(p_o || p) over the label positions.
@@ -330,7 +330,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
                 raise ValueError("past_key_values: not supported with labels, which need complete sequences")
             cached = _CachedStreams(original_hidden_states, original_query, tuned_hidden_states, tuned_query)
             positions = self._label_positions(inputs, labels, query_mask, cached, objective)
-            return self._training_forward(positions, num_items_in_batch, gate_label, objective)
+            return self._training_forward(positions, num_items_in_batch, gate_target, objective)
         if original_hidden_states is not None:
             raise ValueError("original_hidden_states: only with labels, whose positions they belong to")
         if use_cache and past_key_values is None and self.config.supports_cache:
@@ -483,7 +483,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         self,
         positions: _LabelPositions,
         num_items_in_batch: torch.Tensor | int | None,
-        gate_label: float | None,
+        gate_target: float | None,
         objective: Objective,
     ) -> SiameseOutput:
         """Compute the loss; gate and head run at label positions only."""
@@ -492,8 +492,8 @@ class SiameseForCausalLM(  # type: ignore[misc]
             raise ValueError("labels: all are -100, so no loss can be computed")
         num_items = len(targets) if num_items_in_batch is None else num_items_in_batch
         hidden, gate, route_loss = positions.hidden, None, None
-        if gate_label is not None:
-            hidden, gate, route_sum = self._route(positions.gate_inputs, gate_label)
+        if gate_target is not None:
+            hidden, gate, route_sum = self._route(positions.gate_inputs, gate_target)
             route_loss = route_sum / num_items
             if hidden is None:
                 return SiameseOutput(gate=gate, gate_mean=gate.mean(), route_loss=route_loss)

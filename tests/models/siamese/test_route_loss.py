@@ -71,7 +71,7 @@ def test_joint_training_gives_the_adapter_the_gradient_of_a_constant_gate(gate: 
     """The reference mixes the hidden states with saved gate values and applies the head."""
     model = tiny_siamese(gate=gate).train()
     _, batch = labelled_batch(side="right")
-    output = model(**batch, gate_label=TARGET, num_items_in_batch=9)
+    output = model(**batch, gate_target=TARGET, num_items_in_batch=9)
     (output.loss + output.route_loss).backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -105,7 +105,7 @@ def test_a_frozen_adapter_needs_no_head(monkeypatch: pytest.MonkeyPatch) -> None
         parameter.requires_grad_(False)
     monkeypatch.setattr(type(model), "head", None)
     _, batch = labelled_batch(side="right")
-    output = model(**batch, gate_label=ORIGINAL)
+    output = model(**batch, gate_target=ORIGINAL)
     assert output.loss is None and output.route_loss is not None
     output.route_loss.backward()
     assert all(parameter.grad is not None for parameter in model.gate.parameters())
@@ -114,9 +114,9 @@ def test_a_frozen_adapter_needs_no_head(monkeypatch: pytest.MonkeyPatch) -> None
 def test_micro_batches_add_up_to_the_batch() -> None:
     model = tiny_siamese().train()
     _, batch = labelled_batch(side="right")
-    whole = model(**batch, gate_label=TARGET, num_items_in_batch=9).route_loss
+    whole = model(**batch, gate_target=TARGET, num_items_in_batch=9).route_loss
     parts = [
-        model(**{name: value[i : i + 1] for name, value in batch.items()}, gate_label=TARGET, num_items_in_batch=9)
+        model(**{name: value[i : i + 1] for name, value in batch.items()}, gate_target=TARGET, num_items_in_batch=9)
         for i in range(3)
     ]
     assert torch.allclose(whole, sum(part.route_loss for part in parts), rtol=1e-5)
