@@ -184,7 +184,7 @@ def test_the_baseline_of_the_documentation_works(peft: Path, tmp_path: Path, mon
         (["--baselines", "json"], "--baselines json"),
         (["--baselines", ".foo"], r"--baselines \.foo"),
         (["--baselines", "a..b"], r"--baselines a\.\.b"),
-        (["--values", "1.5"], r"--values 1.5: lambda of logit_mix must be in -1\.\.1"),
+        (["--values", "1.5"], r"--values 1.5: alpha of lines must be in 0\.\.1"),
         (["--values", "a"], "--values a"),
         (["--values", "nan"], "--values nan"),
         (["--baselines", "entropy_mix", "--values", "0.5"], "--values: none of entropy_mix takes a value"),
