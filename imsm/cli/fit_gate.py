@@ -98,9 +98,10 @@ def _own_answers(
     """Write the adapter's answers to the prompts of a file or a dataset; return the overrides that select them."""
     import json
 
+    from imsm.data.prompts import read_prompts
     from imsm.pipeline.data import training_examples
     from imsm.pipeline.fit_gate import fit_gate_config
-    from imsm.pipeline.own_answers import read_prompts, write_own_answers
+    from imsm.pipeline.own_answers import write_own_answers
 
     if any(text.startswith("data=") for text in overrides):
         raise UserError("--prompts: replaces the target data; omit data=, or --prompts to learn its answers")
@@ -110,7 +111,7 @@ def _own_answers(
         config = fit_gate_config(folder, saved, overrides=given, config_dir=config_dir)
         texts = list(dict.fromkeys(example.prompt for example in training_examples(config)))
     else:
-        texts = read_prompts(Path(prompts).expanduser())
+        texts = read_prompts(Path(prompts).expanduser(), given=f"--prompts {prompts}")
     # the answering model is that of the finished run; only the lengths of the prompts' dataset are used
     answering = saved.model_copy(update={"data": config.data})
     path = write_own_answers(answering, RunDir(folder), texts, runs_root=runs_root())

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from imsm.config.interpolation import resolve
 from imsm.config.schema import FROM_BOS, BackboneConfig, DataConfig, EvaluationConfig, RehearsalConfig, ReplayConfig
+from imsm.data.prompts import read_prompts
 from imsm.data.sources import DataSource, check_source
 from imsm.data.task import ROLES, Role, Task
 from imsm.evaluation.metrics import resolve_metric
@@ -93,9 +94,10 @@ class TaskLookup:
         if replay.task == data.name:
             self.errors.append(f"{key}.task={data.name}: is the target itself; choose another dataset")
         missing = [name for name in evaluated if name not in (TARGET, data.name, *replay.exclude_tests)]
+        texts = "replayed examples" if replay.task is not None else "the texts"
         if missing:
             self.errors.append(
-                f"evaluation.tasks={format_value(list(evaluated))}: replayed examples are not checked against the "
+                f"evaluation.tasks={format_value(list(evaluated))}: {texts} are not checked against the "
                 f"tests of {', '.join(missing)}; set {key}.exclude_tests="
                 f"{format_value([*replay.exclude_tests, *missing])}"
             )
@@ -128,13 +130,19 @@ class TaskLookup:
         """Return the SHA-256 of the file that `rehearsal.prompts` names; None for BOS and a dataset."""
         if prompts is None or prompts in (FROM_BOS, *self.dataset_names()):
             return None
+        given = f"rehearsal.prompts={prompts}"
         try:
-            return hash_file(Path(prompts))
+            found = hash_file(Path(prompts))
         except OSError:
             hint = did_you_mean(closest_match(prompts, [FROM_BOS, *self.dataset_names()]))
             problem = "is neither bos, a file that can be read, nor a dataset"
-            self.errors.append(f"rehearsal.prompts={prompts}: {problem} ({', '.join(self.dataset_names())}){hint}")
+            self.errors.append(f"{given}: {problem} ({', '.join(self.dataset_names())}){hint}")
             return None
+        try:
+            read_prompts(Path(prompts), given=given)
+        except UserError as error:
+            self.errors.append(str(error))
+        return found
 
     def task_sequence(
         self, names: list[str], data: DataConfig, evaluation: EvaluationConfig, *, backbone: BackboneConfig | None

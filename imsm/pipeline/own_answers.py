@@ -12,7 +12,6 @@ from pathlib import Path
 
 from imsm.config.schema import RunConfig
 from imsm.data.example import Example
-from imsm.data.local_files import ENDINGS, iter_rows
 from imsm.data.tokenization import TokenizedExample, tokenize_prompts
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.generation import generate_responses
@@ -29,30 +28,6 @@ from imsm.utils.hashing import hash_json
 from imsm.utils.manifest import verify_run_model
 from imsm.utils.paths import cache_folder
 from imsm.utils.run_dir import RunDir
-
-_FIELDS = ("input", "prompt")
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Return the distinct prompts of a file: one per line, or JSON rows with a text "input" or "prompt".
-
-    Raises:
-        UserError: The file cannot be read, or holds no prompt.
-    """
-    try:
-        if path.name.endswith(ENDINGS):
-            rows = [row.value for row in iter_rows(path)]
-            found = [next((row[key] for key in _FIELDS if isinstance(row.get(key), str)), "") for row in rows]
-        else:
-            found = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(
-            f"--prompts {path}: cannot be read as prompts ({error}); give a text or JSON lines file"
-        ) from error
-    prompts = list(dict.fromkeys(text for text in found if text.strip()))
-    if not prompts:
-        raise UserError(f'--prompts {path}: contains no prompt; give one per line, or JSON rows {{"input": prompt}}')
-    return prompts
 
 
 def write_own_answers(config: RunConfig, run: RunDir, prompts: Sequence[str], *, runs_root: Path) -> Path:

@@ -1,6 +1,5 @@
 """The texts of a run's rehearsal: examples of another dataset, or texts that the original model generates."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from imsm.config.schema import FROM_BOS, RunConfig
+from imsm.data.prompts import read_prompts
 from imsm.data.rehearsal import TextCheck, check_texts, cut_text, prompt_words
 from imsm.data.sources import load_examples
 from imsm.data.tokenization import TokenizedExample, encode_prompts, tokenize_prompts
@@ -125,7 +125,7 @@ def _prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[_Ids
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         found = [ids or (int(start),)]
     elif config.prompts_hash is not None:
-        found = encode_prompts(tokenizer, _read_prompts(Path(rehearsal.prompts)), chat=chat)
+        found = encode_prompts(tokenizer, read_prompts(Path(rehearsal.prompts), given=given), chat=chat)
     else:
         task = config.replay_tasks[rehearsal.prompts]
         style = config.data.prompt_style
@@ -149,21 +149,6 @@ def _prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[_Ids
             f"{limit} positions; shorten the prompt, or set fewer rehearsal.max_tokens"
         )
     return [found[index % len(found)] for index in range(count)]
-
-
-def _read_prompts(path: Path) -> list[str]:
-    """Return the prompts of a file: its lines, or of JSON lines the values of "prompt"."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        prompts = [json.loads(line)["prompt"] for line in lines] if path.suffix == ".jsonl" else lines
-        if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError("no prompt is in it")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"rehearsal.prompts={path}: cannot be read ({error}); give one prompt per line, or JSON lines with the "
-            'key "prompt"'
-        ) from error
-    return prompts
 
 
 def _texts(

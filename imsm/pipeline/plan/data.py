@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from imsm.config.schema import RunConfig
 from imsm.data.example import Example
+from imsm.data.prompts import read_prompts
 from imsm.data.sources import DataSource, iter_examples, load_examples
 from imsm.data.task import Role, Task
 from imsm.models.backbones.loading import resolve_path
@@ -158,8 +159,8 @@ def rehearsal_lengths(config: RunConfig, train: LengthStats) -> LengthStats | No
         lengths = split_lengths(config, config.replay_tasks[rehearsal.prompts], "train")
         mean, longest = (lengths.mean or lengths.longest)[0], lengths.longest[0]
     elif config.prompts_hash is not None and rehearsal.prompts is not None:
-        lines = Path(rehearsal.prompts).read_text(encoding="utf-8", errors="replace").splitlines()
-        tokens = [len(line) / CHARACTERS_PER_TOKEN for line in lines] or [1.0]
+        prompts = read_prompts(Path(rehearsal.prompts), given=f"rehearsal.prompts={rehearsal.prompts}")
+        tokens = [len(prompt) / CHARACTERS_PER_TOKEN for prompt in prompts]
         mean, longest = fmean(tokens), round(max(tokens))
     assert rehearsal.max_tokens is not None
     # the cut is in the middle on average
