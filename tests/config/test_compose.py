@@ -132,7 +132,7 @@ VALUE_ERRORS = {
     "data.metric=acuracy": "did you mean accuracy?",
     "backbone.local_resolver=os.system": "--config-dir",
     "backbone.local_resolver=imsm.nowhere.f": "",
-    "backbone.local_resolver=imsm.models.backbones.gemma3_gguf.folder": "did you mean",
+    "backbone.local_resolver=imsm.models.backbones.gemma3_gguf.local_pat": "did you mean",
     "data.chat_template=true": "llama3_1_instruct",
     "resume=atuo": "did you mean resume=auto?",
     "data.mirror_dir=/no/such/place": "",

@@ -69,7 +69,17 @@ COMMANDS = ("run", "evaluate", "report", "baselines", "predictions", "generate",
 FINE = ("repaired", "clear error", "named", "unaffected")
 """Outcomes: the file was written again; one line with its name, exit code 1 or 2; the same with exit code 0, e.g. a
 part that a report leaves out; the numbers of the undamaged run. The others are `traceback` and `silent`."""
-_VOLATILE = ("seconds", "tokens_per_second", "peak_memory_bytes", "versions", "git", "machine", "created", "sha256")
+_VOLATILE = (
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "versions",
+    "git",
+    "machine",
+    "created",
+    "sha256",
+    "finished",
+)
 
 
 class Trial(NamedTuple):
@@ -133,7 +143,8 @@ class World:
             return (self.root / "predictions.csv").read_text(encoding="utf-8")
         if command in ("run", "evaluate", "report"):
             tables = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.glob("tables/*.csv"))}
-            tables.pop("cost.csv", None)
+            for name in ("cost.csv", "run.csv"):  # times and dates
+                tables.pop(name, None)
             return [tables, _without_times(json.loads((run / "result.json").read_text(encoding="utf-8")))]
         return output
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.models.backbones import gemma3_gguf as gemma3
+from imsm.models.backbones import gguf_package
 from imsm.models.backbones.loading import disable_dropout, load_backbone, load_tokenizer, resolve_path
 from imsm.utils.errors import UserError
 from tests.helpers.tiny_backbone import save_backbone
@@ -17,9 +17,9 @@ GEMMA = {"name_or_path": "google/gemma-3-270m", "local_resolver": "imsm.models.b
 
 
 def test_a_local_resolver_replaces_its_own_hub_id_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemma3.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(gemma3, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(gemma3, "is_complete", lambda folder: True)
+    monkeypatch.setattr(gguf_package.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(gguf_package, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(gguf_package, "is_complete", lambda folder: True)
     assert resolve_path(**GEMMA).startswith(str(tmp_path))
     assert resolve_path(name_or_path="/my/model", local_resolver=GEMMA["local_resolver"]) == "/my/model"
     assert (
