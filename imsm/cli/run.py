@@ -39,7 +39,7 @@ GROUPS = {
     "gate": "how IMSM interweaves the hidden states of the original and the tuned model",
     "method": "original: no training; peft: fine-tuning; imsm: fine-tuning with a gate",
     "trainer": "hyperparameters of the training",
-    "rehearsal": "texts of the original model or of other data, read beside the target",
+    "rehearsal": "texts of the original model or of another dataset, added to each batch",
     "evaluation": "datasets and settings of the evaluation",
     "logger": "mirror of the local log",
     "engine": "one process, or DeepSpeed ZeRO over several",

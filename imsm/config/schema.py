@@ -65,7 +65,7 @@ class ReplayConfig(StrictModel):
 
 
 class RehearsalConfig(StrictModel):
-    """Texts that each training step reads beside its global batch (`imsm.training.rehearsal`)."""
+    """Texts that each training step reads in addition to its global batch (`imsm.training.rehearsal`)."""
 
     name: PathName = "none"
     source: Literal["none", "replay", "self"] = "none"

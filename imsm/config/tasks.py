@@ -85,15 +85,19 @@ class TaskLookup:
         key: str = "peft.replay",
         evaluated: Sequence[str],
         backbone: BackboneConfig,
+        in_sequence: bool,
     ) -> dict[str, Task]:
         """Return the tasks in the section ``key`` by name: the replayed one, and those whose tests are excluded.
 
         The training data must not depend on which tasks are evaluated, so `exclude_tests` has to
-        name every evaluated task explicitly; ``evaluated`` has the names in `evaluation.tasks`.
+        name every evaluated task explicitly; ``evaluated`` has the names in `evaluation.tasks`. The target's own
+        test is excluded without being named, but not in a sequence, whose earlier stages have other targets.
         """
         if replay.task == data.name:
             self.errors.append(f"{key}.task={data.name}: is the target itself; choose another dataset")
-        missing = [name for name in evaluated if name not in (TARGET, data.name, *replay.exclude_tests)]
+        named = [data.name if name == TARGET else name for name in evaluated]
+        implied = () if in_sequence else (data.name,)
+        missing = [name for name in dict.fromkeys(named) if name not in (*implied, *replay.exclude_tests)]
         texts = "replayed examples" if replay.task is not None else "the texts"
         if missing:
             self.errors.append(

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -196,11 +196,13 @@ def _look_up(sections: dict[str, Any], lookup: TaskLookup) -> dict[str, Any]:
         trained = method is not None and method.trainable
         tasks = lookup.evaluation_tasks(names, data, backbone=backbone, trained=trained)
         derived |= {"tasks": tasks, "metrics": lookup.metric_modules({data.name: data, **tasks}.values())}
+        in_sequence = bool(sections.get("task_sequence"))
+        find_replayed = partial(lookup.replay_tasks, data=data, evaluated=names, in_sequence=in_sequence)
         if peft and peft.replay and backbone and trained:
-            derived["replay_tasks"] = lookup.replay_tasks(peft.replay, data, evaluated=names, backbone=backbone)
+            derived["replay_tasks"] = find_replayed(peft.replay, backbone=backbone)
         rehearsal = sections.get("rehearsal")
         if rehearsal and rehearsal.source != "none" and backbone and trained:
-            found = lookup.replay_tasks(rehearsal, data, key="rehearsal", evaluated=names, backbone=backbone)
+            found = find_replayed(rehearsal, key="rehearsal", backbone=backbone)
             derived["replay_tasks"] = derived.get("replay_tasks", {}) | found
             derived["prompts_hash"] = lookup.prompts_hash(rehearsal.prompts)
     folder = sections.get("frozen_adapter")

@@ -15,7 +15,7 @@ from imsm.data.tokenization import TokenizedExample
 GRAM = 8
 """Words in a row that a text may not share with a test's prompt."""
 _MIN_FORM_WORDS = 3
-"""Fewer fixed words are no form that a text could be recognized by."""
+"""With fewer fixed words a text cannot be recognized."""
 _Words = tuple[str, ...]
 
 
@@ -82,7 +82,7 @@ def prompt_words(prompts: Iterable[str]) -> PromptWords:
         start, end = len(before), len(row) - len(after)
         if end - start >= GRAM:
             grams |= _grams(row[start:end], GRAM)
-        # a prompt without words of its own is the form
+        # a prompt may consist of the form only
         elif end > start:
             starts = range(max(0, end - GRAM), max(0, min(start, len(row) - GRAM)) + 1)
             grams |= {row[each : each + GRAM] for each in starts}

@@ -65,9 +65,8 @@ def run_inference(
 
     Returns:
         N rows {text, tokens, ended, gate_mean, gate_per_token, token_texts, seconds}, with `skip_threshold` also
-        {choice}, and N rows
-        {loglik, tokens, seconds} with the sum of ln p over the answer's tokens; None for an example
-        whose accepted answers have no tokens.
+        {choice}, and N rows {loglik, tokens, seconds} with the sum of ln p over the answer's tokens; None for an
+        example whose accepted answers have no tokens.
     """
     # Without duplicates, and without answers that have no tokens.
     references: list[list[TokenIds]] = [

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from imsm.config.schema import RunConfig
 from imsm.data.example import Example
 from imsm.data.tokenization import TokenizedExample, tokenize_prompts
@@ -48,9 +50,9 @@ def write_own_answers(config: RunConfig, run: RunDir, prompts: Sequence[str], *,
         max_new_tokens=data.max_new_tokens,
         max_positions=max_positions(config),
         closed_vocabulary=config.backbone.closed_vocabulary,
-        chat=config.data.chat_template,
+        chat=data.chat_template,
     )
-    answers = _answers(config, run, tokenized, runs_root=runs_root)
+    answers = _answers(config, run, tokenized, tokenizer, runs_root=runs_root)
     rows = [{"input": p, "output": a} for p, a in zip(prompts, answers, strict=True) if a.strip()]
     if not rows:
         raise UserError(
@@ -64,11 +66,17 @@ def write_own_answers(config: RunConfig, run: RunDir, prompts: Sequence[str], *,
     return path
 
 
-def _answers(config: RunConfig, run: RunDir, prompts: list[TokenizedExample], *, runs_root: Path) -> list[str]:
+def _answers(
+    config: RunConfig,
+    run: RunDir,
+    prompts: Sequence[TokenizedExample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    runs_root: Path,
+) -> list[str]:
     """Return the tuned stream's answers, generated as far as the response cache lacks them."""
     backbone, data = config.backbone, config.data
     device = local_device(config, DistributedContext())
-    tokenizer = load_run_tokenizer(config)
     backbone_hash = backbone_fingerprint(
         name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver
     )

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,8 @@ def _texts(
     settings = [_VERSION, fingerprint, "rehearsal", max_tokens, temperature, eos, rehearsal.seed]
     keys = [hash_json([*settings, index, prompt]) for index, prompt in enumerate(prompts)]
     cache = ResponseCache(folder, fingerprint=fingerprint)
-    rows = dict(cache.get(keys, is_valid=lambda _, row: _are_ids(row.get("ids"))))
+    get_rows = partial(cache.get, keys, is_valid=lambda _, row: _are_ids(row.get("ids")))
+    rows = dict(get_rows())
 
     def generate(indices: Sequence[int]) -> list[list[int]]:
         chosen = [prompts[index] for index in indices]
@@ -199,7 +201,7 @@ def _texts(
             bar.update(len(batch))
     if batches:
         # another process may have stored other texts first: all use those
-        rows |= cache.get(keys)
+        rows |= get_rows()
     return [list(rows[key]["ids"]) for key in keys]
 
 

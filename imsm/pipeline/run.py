@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import baseline_config, run_identity
 from imsm.config.schema import RunConfig
@@ -33,8 +34,8 @@ from imsm.pipeline.model import frozen_adapter_hash, load_run_model, route_share
 from imsm.pipeline.plan.fit import check_fits
 from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
-from imsm.pipeline.train import parent_hash, prepare_training, save_trained
-from imsm.training.trainer import train
+from imsm.pipeline.train import TrainingSetup, parent_hash, prepare_training, save_trained
+from imsm.training.trainer import Log, TrainingSummary, train
 from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError, first_line
 from imsm.utils.files import file_lock
@@ -78,29 +79,16 @@ def run_experiment(
             stack.enter_context(stop_signals.on_stop(partial(logger.__exit__, KeyboardInterrupt, None, None)))
         model = None
         if config.method.trainable and not dist_context.run_on_main(lambda: run.is_trained):
-            with prepare_training(
+            prepared = prepare_training(
                 config, run, parent, tokenizer, device, dist_context, response_cache_dir=runs_root / "response_cache"
-            ) as setup:
-                summary = train(
-                    setup.model,
-                    setup.examples,
-                    engine=setup.engine,
-                    callbacks=setup.callbacks,
-                    batch_plan=setup.batch_plan,
-                    checkpoint_manager=setup.checkpoint_manager,
-                    pad_id=tokenizer.pad_token_id,
-                    log=logger.log if logger else _ignore_metrics,
-                    validation_examples=setup.validation,
-                    get_hidden_state_cache=setup.get_hidden_state_cache,
-                    rehearsal=setup.rehearsal,
-                    route_share=route_share(config),
-                    at_save_step=setup.at_save_step,
-                )
+            )
+            with prepared as setup:
+                summary = _train(setup, tokenizer, log=logger.log if logger else _ignore_metrics, config=config)
                 save_trained(
                     config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context, command=command
                 )
             model = setup.model if dist_context.store is None else None
-            del setup  # frees the model that DeepSpeed partitioned, before evaluation loads it again
+            del prepared, setup  # frees the model that DeepSpeed partitioned, before evaluation loads it again
         inputs = EvaluationInputs(
             eval_sets=eval_sets,
             get_model=_model_loader(config, run, model, device=device),
@@ -113,6 +101,26 @@ def run_experiment(
         result = evaluate_run(config, inputs, run=run)
         if logger:
             _report(run, result, logger, runs_root=runs_root)
+
+
+def _train(
+    setup: TrainingSetup, tokenizer: PreTrainedTokenizerBase, *, log: Log, config: RunConfig
+) -> TrainingSummary:
+    return train(
+        setup.model,
+        setup.examples,
+        engine=setup.engine,
+        callbacks=setup.callbacks,
+        batch_plan=setup.batch_plan,
+        checkpoint_manager=setup.checkpoint_manager,
+        pad_id=tokenizer.pad_token_id,
+        log=log,
+        validation_examples=setup.validation,
+        get_hidden_state_cache=setup.get_hidden_state_cache,
+        rehearsal=setup.rehearsal,
+        route_share=route_share(config),
+        at_save_step=setup.at_save_step,
+    )
 
 
 def _check_fits(

@@ -83,19 +83,12 @@ def prepare_training(
         _check_keeping(config)
     tokenized, statistics = tokenized_training_set(config, tokenizer)
     examples, validation = _split_validation(config, tokenized)
-    recipe = config.trainer
     batch_plan = batch_plan_of(config, processes=dist_context.world_size)
-    steps = batch_plan.num_steps(len(examples))
-    if not steps:
-        raise UserError(
-            f"trainer.carry_over=true: {len(examples)} examples fill no batch of {recipe.global_batch_size}; set "
-            "trainer.carry_over=false"
-        )
+    steps = _num_steps(config, batch_plan, len(examples))
     resume_from = _find_checkpoint(config, run, dist_context)
     adapter = build_adapter(config)
     model, parameters = _initial_model(config, adapter, parent=parent, device=device)
-    if dist_context.is_main:
-        print(format_trainable(parameters))
+    dist_context.run_on_main(lambda: print(format_trainable(parameters)))
     pad_id = tokenizer.pad_token_id
     # checked now, because the cache itself is computed lazily at the first training step
     dist_context.run_on_main(lambda: check_cache_fits(config, model, tokenized, pad_id=pad_id))
@@ -103,18 +96,18 @@ def prepare_training(
         lambda: open_hidden_state_cache(config, model, tokenized, pad_id=pad_id, dist_context=dist_context)
     )
     target_examples = tokenized[: statistics["examples"] - statistics["dropped"]]  # replay follows
-    held_out = [each for each in target_examples if any(each is other for other in validation)]
+    validation_ids = set(map(id, validation))
+    held_out = [each for each in target_examples if id(each) in validation_ids]
     watch = open_watch(config, model, tokenizer, held_out, processes=dist_context.world_size)
+    watched = {} if watch is None else {"watch": watch.record()}
     rehearsal, text_statistics = _rehearsal(config, model, tokenizer, dist_context, response_cache_dir)
     if dist_context.store is not None:
         get_cache()  # DeepSpeed partitions the model, so the caches are computed before
         if rehearsal is not None:
             rehearsal.get_hidden_state_cache()
-    if recipe.gradient_checkpointing:
+    if config.trainer.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    callbacks = None
-    if adapter.callbacks and config.frozen_adapter is None:
-        callbacks = adapter.callbacks(cast(PeftModel, model.adapted), steps)
+    callbacks = _callbacks(config, adapter, model, steps)
     scheduled = batch_plan.num_scheduled_steps(len(examples))
     with build_engine(config, model, scheduled_steps=scheduled, device=device, dist_context=dist_context) as engine:
         yield TrainingSetup(
@@ -130,11 +123,26 @@ def prepare_training(
             get_hidden_state_cache=get_cache,
             rehearsal=rehearsal,
             at_save_step=_at_save_step(config, run, model, watch, engine=engine, last_step=steps),
-            statistics=statistics
-            | text_statistics
-            | {"trainable_parameters": parameters}
-            | ({"watch": watch.record()} if watch is not None else {}),
+            statistics=statistics | text_statistics | {"trainable_parameters": parameters} | watched,
         )
+
+
+def _callbacks(
+    config: RunConfig, adapter: AdapterSpec, model: SiameseForCausalLM, steps: int
+) -> TrainingCallbacks | None:
+    if adapter.callbacks is None or config.frozen_adapter is not None:
+        return None
+    return adapter.callbacks(cast(PeftModel, model.adapted), steps)
+
+
+def _num_steps(config: RunConfig, batch_plan: BatchPlan, num_examples: int) -> int:
+    steps = batch_plan.num_steps(num_examples)
+    if not steps:
+        raise UserError(
+            f"trainer.carry_over=true: {num_examples} examples fill no batch of {config.trainer.global_batch_size}; "
+            "set trainer.carry_over=false"
+        )
+    return steps
 
 
 def save_trained(
@@ -238,7 +246,7 @@ def _rehearsal(
     dist_context: DistributedContext,
     response_cache_dir: Path | None,
 ) -> tuple[Rehearsal | None, dict[str, Any]]:
-    """Return the texts beside each batch, or None without, and statistics for `training.json`."""
+    """Return the texts of the training steps (None without rehearsal), and statistics for `training.json`."""
     texts, statistics = rehearsal_examples(
         config, model, tokenizer, dist_context=dist_context, response_cache_dir=response_cache_dir
     )

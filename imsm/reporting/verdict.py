@@ -128,7 +128,7 @@ def check_run(
             found = [_target_counts(one, task, required) for one, _ in (pair, *repeats)]
             counts[key], margins[key] = [each for each, _ in found], found[0][1]
     verdict, decisions = decide(counts, margins=margins)
-    # a target's score alone is no evidence about forgetting
+    # a target's score alone does not show forgetting
     if verdict is Verdict.PASS and not any(required is None for _, required in plan.values()):
         verdict = Verdict.INSUFFICIENT_EVIDENCE
     return Check(

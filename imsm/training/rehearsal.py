@@ -1,4 +1,4 @@
-"""Rehearsal: texts beside each global batch that hold the model to what the original says about them.
+"""Rehearsal: texts added to each global batch, on which the model learns to predict as the original does.
 
     loss = target loss + weight * sum over the texts' counted positions of l / number of these positions
 

@@ -130,8 +130,8 @@ def train(
 
     ``model`` is the one that ``engine`` wraps. The loss of ``validation_examples`` is measured, and ``at_save_step``
     called, every `save_steps` and at the end. Neither this nor computing the hidden-state caches is counted as
-    training time. In the first
-    ``route_share`` of the steps the gate learns from the route loss (`imsm.models.siamese.route_loss`).
+    training time. In the first ``route_share`` of the steps the gate learns from the route loss
+    (`imsm.models.siamese.route_loss`).
 
     Raises:
         RunError: The loss or a gradient is not finite, or memory ran out; the last good state is saved.
@@ -140,40 +140,33 @@ def train(
     batches, size = batch_plan.batches(examples), batch_plan.micro_batch_size
     options: dict[str, Any] = {"engine": engine, "micro_batch_size": size, "pad_id": pad_id}
     step_options = {**options, "callbacks": callbacks, "groups_per_step": batch_plan.groups_per_step}
-    # dropout must differ between processes; a resume overwrites this with the checkpoint's own state
-    rank, seed = engine.dist_context.rank, batch_plan.seed
-    torch.manual_seed(hash((seed, rank)) if rank else seed)
+    _seed_dropout(batch_plan.seed, rank=engine.dist_context.rank)
     state = initial = checkpoint_manager.restore(total_steps=len(batches))
     reset_peak_memory(engine.device)
     caches: dict[str, Any] = {}
     model.train()
-    started = time.monotonic()
+    timer = _Timer(initial.seconds)
     with GracefulShutdown() as shutdown, _progress(batches, engine=engine, done=initial.step) as remaining:
         for step, groups in enumerate(remaining, start=initial.step + 1):
             batch = [[examples[index] for index in group] for group in groups]
             if step > _UNCACHED_STEPS:
-                called = time.monotonic()
                 get = partial(_get_cache, shutdown=shutdown, checkpoint_manager=checkpoint_manager, state=state)
-                caches["hidden_state_cache"] = get(get_hidden_state_cache)
-                caches["rehearsal_cache"] = get(rehearsal.get_hidden_state_cache if rehearsal is not None else None)
-                started += time.monotonic() - called
+                with timer.paused():
+                    caches["hidden_state_cache"] = get(get_hidden_state_cache)
+                    caches["rehearsal_cache"] = get(rehearsal.get_hidden_state_cache if rehearsal else None)
             step_options["route"] = step <= route_share * len(batches)
             with _step_errors(checkpoint_manager, state, micro_batch_size=size):
                 metrics = train_step(batch, step=step, rehearsal=rehearsal, **caches, **step_options)
-            seconds = initial.seconds + time.monotonic() - started
             tokens = state.tokens + sum(map(_num_tokens, chain(*batch, rehearsal.batch(step) if rehearsal else [])))
-            state = TrainingState(step=step, seconds=seconds, tokens=tokens, loss=metrics["loss"])
+            state = TrainingState(step=step, seconds=timer.seconds(), tokens=tokens, loss=metrics["loss"])
             # since the resume only: earlier steps may have run on another machine
-            metrics["tokens_per_second"] = speed = (tokens - initial.tokens) / (seconds - initial.seconds)
+            metrics["tokens_per_second"] = speed = (tokens - initial.tokens) / (state.seconds - initial.seconds)
             remaining.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
             save_step = checkpoint_manager.is_save_step(step) or step == len(batches)
             if save_step:
-                called = time.monotonic()
-                cache = caches.get("hidden_state_cache")
-                metrics |= _measure(
-                    model, step, validation_examples, at_save_step, hidden_state_cache=cache, **options
-                )
-                started += time.monotonic() - called
+                options["hidden_state_cache"] = caches.get("hidden_state_cache")
+                with timer.paused():
+                    metrics |= _measure(model, step, validation_examples, at_save_step, **options)
             log(step, metrics)
             _save_or_stop(checkpoint_manager, shutdown, state, metrics, save_step=save_step)
         # a signal during the last checkpoint
@@ -181,6 +174,28 @@ def train(
             raise KeyboardInterrupt
     model.eval()
     return _summary(state, engine=engine, used_cache=any(caches.values()))
+
+
+def _seed_dropout(seed: int, *, rank: int) -> None:
+    """Seed torch, differently in each process; a resume overwrites this with the checkpoint's own state."""
+    torch.manual_seed(hash((seed, rank)) if rank else seed)
+
+
+class _Timer:
+    """Seconds of training, from those before a resume on."""
+
+    def __init__(self, before: float) -> None:
+        self._started = time.monotonic() - before
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of the ``with`` block."""
+        called = time.monotonic()
+        yield
+        self._started += time.monotonic() - called
 
 
 def _measure(

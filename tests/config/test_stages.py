@@ -104,6 +104,14 @@ def test_an_invalid_sequence_is_an_error_of_one_line(overrides: list[str], probl
     assert "task_sequence=" in line
 
 
+def test_rehearsal_in_a_sequence_excludes_the_tests_of_all_stages() -> None:
+    sequence = ["task_sequence=[mrpc,gsm8k]", "rehearsal=self"]
+    with pytest.raises(UserError, match=r"tests of gsm8k; set rehearsal\.exclude_tests=\[.*,gsm8k\]"):
+        config(*sequence)
+    run = config(*sequence, "rehearsal.exclude_tests=[webq,freebaseqa,multirc,mrpc,gsm8k]")
+    assert [stage.data.name for stage in expand_stages(run)] == ["mrpc", "gsm8k"]
+
+
 @pytest.mark.parametrize("target", ["data=cola", "data.max_new_tokens=4"])
 def test_a_target_in_addition_to_a_sequence_is_an_error(target: str) -> None:
     overrides = ["task_sequence=[gsm8k,mrpc]", target, "data.max_train_examples=8"]

@@ -82,7 +82,11 @@ def test_an_invalid_replay_is_an_error(replay: dict[str, object], problem: str) 
     values = {"task": "webq", "ratio": 0.1, "exclude_tests": ["webq", "mrpc"]} | replay
     run, found = config(), lookup()
     found.replay_tasks(
-        ReplayConfig.model_validate(values), run.data, evaluated=["target", "webq", "mrpc"], backbone=run.backbone
+        ReplayConfig.model_validate(values),
+        run.data,
+        evaluated=["target", "webq", "mrpc"],
+        backbone=run.backbone,
+        in_sequence=False,
     )
     assert any(problem in line for line in found.errors), found.errors
 

@@ -29,7 +29,7 @@ def test_texts_do_not_depend_on_the_batch() -> None:
     together = sample(model, list(range(8)))
     assert [sample(model, [row])[0] for row in range(8)] == together
     assert together[0] != together[4]  # the same prompt with other random numbers
-    # rows that end leave the others as they are
+    # rows that end do not change the others
     eos = (together[0][2], together[3][4])
     ended = sample(model, list(range(8)), eos=eos)
     for row, full in zip(ended, together, strict=True):

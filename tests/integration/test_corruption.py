@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import io
 import json
 import os
@@ -172,10 +171,7 @@ def build_world(root: Path) -> Iterator[World]:
             world.restore()
             code, _, errors, world.numbers[command] = world.call(command)
             assert code == 0, errors
-        gc.collect()
-        gc.freeze()  # statsmodels collects in each call, which takes half a second with torch's objects
         yield world
-        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -24,16 +24,6 @@ _REINSTALL = "pip install --force-reinstall --no-deps " + " ".join(
 )
 
 
-def local_path(path: str = HUB_ID) -> Path | None:
-    """Return the folder of the dequantized model; see `GgufModel.local_path`."""
-    return MODEL.local_path(path)
-
-
-def local_source(path: str) -> str | None:
-    """Describe where the weights are from; see `GgufModel.local_source`."""
-    return MODEL.local_source(path)
-
-
 def package_chunks() -> tuple[Sequence[Path], str]:
     """Return the chunks of the GGUF file, which the package locates, and its SHA-256."""
     try:
@@ -70,3 +60,4 @@ MODEL = GgufModel(
     weights=package_chunks,
     check=check,
 )
+local_path, local_source = MODEL.local_path, MODEL.local_source

@@ -33,7 +33,7 @@ class GgufModel:
 
     Attributes:
         title: Name in messages.
-        hub_id: Its id on the Hub, for which the package stands in.
+        hub_id: Its id on the Hub, which the package replaces.
         package: Top-level module of the package; it is located, not imported.
         folder_name: Folder in the cache.
         size_gb: Size of the float32 weights.

