@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import baseline_config, run_identity
 from imsm.config.schema import RunConfig
@@ -34,8 +33,8 @@ from imsm.pipeline.model import frozen_adapter_hash, load_run_model, route_share
 from imsm.pipeline.plan.fit import check_fits
 from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
-from imsm.pipeline.train import TrainingSetup, parent_hash, prepare_training, save_trained
-from imsm.training.trainer import Log, TrainingSummary, train
+from imsm.pipeline.train import parent_hash, prepare_training, save_trained
+from imsm.training.trainer import train
 from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError, first_line
 from imsm.utils.files import file_lock
@@ -74,16 +73,28 @@ def run_experiment(
         if config.method.trainable:
             # before training: a finished or interrupted training with other inputs must not be mixed with this one
             dist_context.run_on_main(lambda: check_input_hashes(run, hashes))
-        logger = stack.enter_context(_open_logger(config, run)) if dist_context.is_main else None
-        if logger:
-            stack.enter_context(stop_signals.on_stop(partial(logger.__exit__, KeyboardInterrupt, None, None)))
+        logger = _open_logger(config, run, stack) if dist_context.is_main else None
         model = None
         if config.method.trainable and not dist_context.run_on_main(lambda: run.is_trained):
             prepared = prepare_training(
                 config, run, parent, tokenizer, device, dist_context, response_cache_dir=runs_root / "response_cache"
             )
             with prepared as setup:
-                summary = _train(setup, tokenizer, log=logger.log if logger else _ignore_metrics, config=config)
+                summary = train(
+                    setup.model,
+                    setup.examples,
+                    engine=setup.engine,
+                    callbacks=setup.callbacks,
+                    batch_plan=setup.batch_plan,
+                    checkpoint_manager=setup.checkpoint_manager,
+                    pad_id=tokenizer.pad_token_id,
+                    log=logger.log if logger else _ignore_metrics,
+                    validation_examples=setup.validation,
+                    get_hidden_state_cache=setup.get_hidden_state_cache,
+                    rehearsal=setup.rehearsal,
+                    route_share=route_share(config),
+                    at_save_step=setup.at_save_step,
+                )
                 save_trained(
                     config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context, command=command
                 )
@@ -101,26 +112,6 @@ def run_experiment(
         result = evaluate_run(config, inputs, run=run)
         if logger:
             _report(run, result, logger, runs_root=runs_root)
-
-
-def _train(
-    setup: TrainingSetup, tokenizer: PreTrainedTokenizerBase, *, log: Log, config: RunConfig
-) -> TrainingSummary:
-    return train(
-        setup.model,
-        setup.examples,
-        engine=setup.engine,
-        callbacks=setup.callbacks,
-        batch_plan=setup.batch_plan,
-        checkpoint_manager=setup.checkpoint_manager,
-        pad_id=tokenizer.pad_token_id,
-        log=log,
-        validation_examples=setup.validation,
-        get_hidden_state_cache=setup.get_hidden_state_cache,
-        rehearsal=setup.rehearsal,
-        route_share=route_share(config),
-        at_save_step=setup.at_save_step,
-    )
 
 
 def _check_fits(
@@ -222,8 +213,11 @@ def _input_hashes(config: RunConfig, *, parent: Path | None) -> dict[str, str]:
     return hashes
 
 
-def _open_logger(config: RunConfig, run: RunDir) -> RunLogger:
-    return open_logger(run.path, config=config.to_dict(), **config.logger.model_dump())
+def _open_logger(config: RunConfig, run: RunDir, stack: ExitStack) -> RunLogger:
+    """Return the logger, which ``stack`` closes; a stop signal closes it too."""
+    logger = stack.enter_context(open_logger(run.path, config=config.to_dict(), **config.logger.model_dump()))
+    stack.enter_context(stop_signals.on_stop(partial(logger.__exit__, KeyboardInterrupt, None, None)))
+    return logger
 
 
 def _ignore_metrics(step: int, values: dict[str, float]) -> None:
