@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
+from imsm.config.identity import baseline_config
+from imsm.data.tasks.webq import PROMPT
 from imsm.data.tokenization import TokenizedExample
+from imsm.distributed.context import DistributedContext
 from imsm.pipeline import rehearsal, train
+from imsm.pipeline.data import load_run_tokenizer
+from imsm.pipeline.model import new_model
 from imsm.utils.errors import UserError
 from imsm.utils.run_dir import RunDir, read_training
 from tests.helpers.config import config
@@ -74,18 +82,51 @@ def test_texts_continue_the_prompts_of_a_file(word_files: Path, tmp_path: Path, 
     assert one == other and len({text.prompt_ids[:2] for text in one}) == 2
 
 
-def test_examples_of_another_dataset_are_replayed(
-    word_files: Path, tmp_path: Path, seen: dict[str, list[Any]]
-) -> None:
-    mirror = tmp_path / "mirror" / "stanfordnlp" / "web_questions"
-    mirror.mkdir(parents=True)
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    """A mirror with three training questions of WebQ, one of which is in its test set."""
+    folder = tmp_path / "mirror" / "stanfordnlp" / "web_questions"
+    folder.mkdir(parents=True)
     for split, words in (("train", ["red green", "blue", "pink"]), ("test", ["blue"])):
         made = [{"question": each, "answers": ["grey"]} for each in words]
-        (mirror / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("train", "test"))
-    (mirror / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    return tmp_path / "mirror"
+
+
+def test_prompts_of_an_instruct_model_are_user_turns_of_its_chat_template(
+    word_files: Path, tmp_path: Path, mirror: Path, seen: dict[str, list[Any]]
+) -> None:
+    files = tmp_path / "instruct"
+    shutil.copytree(word_files, files)
+    tokenizer = AutoTokenizer.from_pretrained(files / "backbone")
+    turn = "{% if m.role == 'user' %}after {{ m.content }} comes{% else %}{{ m.content }}</s>{% endif %}"
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}"
+    tokenizer.save_pretrained(files / "backbone")
+    file = tmp_path / "prompts.txt"
+    file.write_text("red green\npink blue")
+    webq = [PROMPT.format(question=question) for question in ("red green", "blue", "pink")]
+    for name, prompts in ((str(file), ["red green", "pink blue"]), ("webq", webq)):
+        seen["generated"].clear()
+        # the turns are other prompts, with texts of their own
+        for chat, generated in (("false", 8), ("true", 16), ("true", 16)):
+            given = (f"data.mirror_dir={mirror}", f"rehearsal.prompts={name}", f"data.chat_template={chat}")
+            run = config(*word_overrides(files, *SELF, *given, method="peft"))
+            model = new_model(baseline_config(run), None, device=torch.device("cpu"))
+            texts, _ = rehearsal.rehearsal_examples(
+                run, model, load_run_tokenizer(run), dist_context=DistributedContext(), response_cache_dir=tmp_path
+            )
+            assert sum(seen["generated"]) == generated
+        turns = [tokenizer(f"<s>after {each} comes", add_special_tokens=False)["input_ids"] for each in prompts]
+        assert texts and all(any([*text.prompt_ids][: len(turn)] == turn for turn in turns) for text in texts)
+
+
+def test_examples_of_another_dataset_are_replayed(
+    word_files: Path, tmp_path: Path, mirror: Path, seen: dict[str, list[Any]]
+) -> None:
     given = ("rehearsal=replay", "rehearsal.exclude_tests=[webq]", "rehearsal.ratio=0.5", "trainer.num_epochs=2")
-    folder = run_words(word_files, tmp_path / "runs", *given, f"data.mirror_dir={tmp_path / 'mirror'}", method="peft")
+    folder = run_words(word_files, tmp_path / "runs", *given, f"data.mirror_dir={mirror}", method="peft")
     ((texts, _),) = seen["texts"]
     # "blue" is a question of the test
     assert {text.id for text in texts} == {"webq/train/0", "webq/train/2"} and not seen["generated"]
