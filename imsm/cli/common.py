@@ -1,7 +1,9 @@
 """Arguments and checks that several commands share."""
 
 import os
+import sys
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
 from imsm.utils.errors import UserError
@@ -44,6 +46,12 @@ def find_run(name: str) -> Path:
             return folder
     finished = sorted(path.parent.parent.name for path in root.glob("*/model/config.json"))
     raise UserError(f"run={name}: no finished run, here or in {root}; finished: {', '.join(finished) or 'none'}")
+
+
+def print_without_effect(overrides: Sequence[str]) -> None:
+    """Print a line that names overrides which the run does not use, if there are any."""
+    if overrides:
+        print(f"imsm: {', '.join(overrides)}: no effect in this run; omit it", file=sys.stderr)
 
 
 def write_output(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.cli.common import add_config_dir, import_from_config_dir
+from imsm.cli.common import add_config_dir, import_from_config_dir, print_without_effect
 from imsm.cli.evaluate import find_run_folder
 from imsm.distributed.rendezvous import silence_other_ranks
 from imsm.utils.errors import UserError
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     config_dir = import_from_config_dir(options.config_dir)
     from transformers.utils.logging import disable_progress_bar
 
-    from imsm.pipeline.fit_gate import fit_gate_config
+    from imsm.pipeline.fit_gate import fit_gate_config, without_effect
     from imsm.pipeline.run_status import run_dir_of
     from imsm.pipeline.start import start_run
 
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
     if options.prompts is not None:
         overrides += _own_answers(options.prompts, folder, saved, overrides, config_dir=config_dir)
     config = fit_gate_config(folder, saved, overrides=overrides, config_dir=config_dir)
+    print_without_effect(without_effect(overrides, config_dir=config_dir))
     start_run(config, runs_root=runs_root(), overrides=overrides)
     trained = read_training(RunDir(run_dir_of(config, runs_root=runs_root())))
     print(f"gate: {trained['steps']} steps in {trained['seconds']:.1f} s")

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from imsm.cli.common import add_config_dir, import_from_config_dir
+from imsm.cli.common import add_config_dir, import_from_config_dir, print_without_effect
 from imsm.distributed.rendezvous import detect_process_group, silence_other_ranks
 from imsm.pipeline.sweeps.status import FOLDER, TEMPORARY, SweepDir, format_best_trial, mark_missing_failed, summary
 from imsm.utils.errors import UserError
@@ -162,8 +162,8 @@ def _sweep_spec(options: Namespace, config_dir: Path | None) -> SweepSpec:
         return SweepSpec()
     spec = composer.sweep_spec(options.overrides, sweep=options.multirun)
     # in a sweep over methods an override may be meant for one of them
-    if not spec.several and (unused := composer.without_effect(spec.overrides)):
-        print(f"imsm: {', '.join(unused)}: no effect with this method; omit it", file=sys.stderr)
+    if not spec.several:
+        print_without_effect(composer.without_effect(spec.overrides))
     if spec.launcher == "submitit_slurm" and shutil.which("sbatch") is None:
         raise UserError("sweep=slurm: no sbatch on this machine; start the sweep on a login node, or use sweep=local")
     if spec.keeps_folder and detect_process_group() is not None:

@@ -47,6 +47,11 @@ _TRAINING_ONLY = (
     "hidden_state_cache",
 )
 """Prefixes of the keys (with a final dot) that only a run with a gate, or with training, reads."""
+_MODEL_LOSS_ONLY = (
+    *("trainer.token_weight.", "trainer.kl_beta.", "trainer.kl_mask_target."),
+    *("rehearsal.loss.", "rehearsal.weight."),
+)
+"""Keys that are not read by `gate.loss=route` on a frozen adapter, which computes no logits."""
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError)
 
 
@@ -130,10 +135,14 @@ class ConfigComposer:
                 )
 
     def without_effect(self, overrides: Sequence[str]) -> list[str]:
-        """Return the overrides of a valid run that its method does not use."""
-        method = self.compose(overrides).method
+        """Return the overrides of a valid run that its method or its gate's loss does not use."""
+        cfg = self.compose(overrides)
+        method = cfg.method
         unused: tuple[str, ...] = () if method.stream == "interwoven" else _GATE_ONLY
         unused += () if method.trainable else _TRAINING_ONLY
+        # in joint training the adapter still learns from the model's loss
+        routes_only = cfg.frozen_adapter is not None and cfg.gate.get("loss") == "route"
+        unused += _MODEL_LOSS_ONLY if routes_only and method.stream == "interwoven" else ()
         parsed = [self._parse(text) for text in overrides]
         return [str(o.input_line) for o in parsed if f"{o.key_or_group}.".startswith(unused)]
 

@@ -51,15 +51,13 @@ def fit_gate_config(
     for text in overrides:
         if _section(text) in _OF_THE_ADAPTER:
             raise UserError(f"{text}: is part of the finished run {folder.name}; omit it")
-    chosen = {text.partition("=")[0].lstrip("+~") for text in overrides}
+    chosen = _keys(overrides)
     if saved.imported is not None and saved.target is None and "data" not in chosen:
         raise UserError(
             f"{folder.name}: the data that the adapter was trained on is unknown; give data=NAME, or --prompts to use "
             "its own answers"
         )
-    defaults = [f"{key}={value}" for key, value in DEFAULTS.items() if key not in chosen]
-    composer = ConfigComposer(config_dir)
-    cfg = composer.compose([*defaults, *overrides])
+    cfg = ConfigComposer(config_dir).compose([*_defaults(overrides), *overrides])
     values = saved.to_dict()
     for name in _OF_THE_RUN:
         if name not in chosen:
@@ -76,6 +74,21 @@ def fit_gate_config(
         cfg.seed = saved.seed
     cfg.frozen_adapter = os.path.abspath(folder)
     return load_config(cfg, config_dir=config_dir)
+
+
+def without_effect(overrides: Sequence[str], *, config_dir: Path | None = None) -> list[str]:
+    """Return the overrides of a valid `imsm fit-gate` that its run does not use."""
+    frozen = "frozen_adapter=RUN"  # any path: nothing is validated
+    return ConfigComposer(config_dir).without_effect([*_defaults(overrides), *overrides, frozen])
+
+
+def _defaults(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of `DEFAULTS` that are not given."""
+    return [f"{key}={value}" for key, value in DEFAULTS.items() if key not in _keys(overrides)]
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    return {text.partition("=")[0].lstrip("+~") for text in overrides}
 
 
 def _section(text: str) -> str:

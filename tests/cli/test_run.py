@@ -213,6 +213,6 @@ def test_a_key_without_effect_is_named_but_not_in_a_sweep_over_methods(
 ) -> None:
     replace_experiment(monkeypatch, lambda config: None)
     assert imsm_run(monkeypatch, "method=peft", "gate.rank=4") == 0
-    assert capsys.readouterr().err == "imsm: gate.rank=4: no effect with this method; omit it\n"
+    assert capsys.readouterr().err == "imsm: gate.rank=4: no effect in this run; omit it\n"
     assert imsm_run(monkeypatch, "-m", "method=peft,imsm", "gate.rank=4") == 0
     assert "no effect" not in capsys.readouterr().err

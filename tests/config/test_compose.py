@@ -437,10 +437,20 @@ def test_a_path_that_the_system_rejects_is_one_short_line_beside_the_other_error
 
 
 def test_overrides_that_the_method_does_not_use_are_found(composer: ConfigComposer) -> None:
-    gate, training = ["gate=query", "gate.rank=4"], ["peft.r=4", "trainer.num_epochs=1"]
+    gate, training = ["gate=query", "gate.rank=4"], ["peft.r=4", "trainer.num_epochs=1", "rehearsal=self"]
     used = ["seed=1", "data=mrpc", "evaluation.limit=3"]
     for method, unused in (("imsm", []), ("peft", gate), ("original", [*gate, *training])):
         assert composer.without_effect([f"method={method}", *gate, *training, *used]) == unused
+
+
+def test_keys_of_the_models_loss_are_unused_where_only_a_gate_learns_by_its_route_loss(
+    composer: ConfigComposer,
+) -> None:
+    keys = ["trainer.token_weight=dft", "trainer.kl_beta=0.1", "rehearsal.weight=2", "rehearsal.loss=ce"]
+    for loss, frozen, unused in (("route", ["frozen_adapter=run"], keys), ("route", [], []), ("route_kl", [], [])):
+        given = ["rehearsal=self", "rehearsal.num_texts=4", f"gate.loss={loss}", *keys, *frozen]
+        assert composer.without_effect(given) == unused
+        assert not set(composer.without_effect(["method=peft", *given])) & set(keys)
 
 
 @pytest.mark.parametrize(

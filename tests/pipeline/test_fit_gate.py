@@ -14,7 +14,7 @@ from imsm.cli.fit_gate import main
 from imsm.config.schema import RunConfig
 from imsm.evaluation.result import read_result
 from imsm.models.siamese.streams import StreamRunner
-from imsm.pipeline.fit_gate import MAX_EXAMPLES, fit_gate_config, saved_config
+from imsm.pipeline.fit_gate import MAX_EXAMPLES, fit_gate_config, saved_config, without_effect
 from imsm.pipeline.run_status import run_dir_of
 from imsm.utils.errors import UserError
 from imsm.utils.run_dir import RunDir, read_training
@@ -94,6 +94,12 @@ def test_a_route_loss_needs_texts_and_a_gate(source: Path, override: str, proble
 def test_the_second_half_of_route_kl_needs_the_kl(source: Path) -> None:
     with pytest.raises(UserError, match=r"set rehearsal\.loss=kl"):
         fitted(source, "gate.loss=route_kl", "rehearsal.loss=ce")
+
+
+def test_overrides_without_effect_are_found() -> None:
+    weight = "trainer.token_weight=dft"
+    assert without_effect([weight, "trainer.num_epochs=3"]) == [weight]
+    assert without_effect([weight, "gate.loss=route_kl"]) == without_effect(["gate.rank=4"]) == []
 
 
 def test_the_gate_learns_and_the_adapter_stays(source: Path, gate_run: Path) -> None:
