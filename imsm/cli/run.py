@@ -5,7 +5,6 @@ All overrides are validated before Hydra composes and starts the first run.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from imsm.cli.common import add_config_dir, import_from_config_dir, print_without_effect
+from imsm.cli.common import add_config_dir, fast_imports, import_from_config_dir, print_without_effect
 from imsm.distributed.rendezvous import detect_process_group, silence_other_ranks
 from imsm.pipeline.sweeps.status import FOLDER, TEMPORARY, SweepDir, format_best_trial, mark_missing_failed, summary
 from imsm.utils.errors import UserError
@@ -119,16 +118,17 @@ def main(arguments: list[str]) -> int:
     if options.help:  # Hydra and its plugins take a second to import
         print(help_text(options.config_dir))
         return 0
-    gc.disable()  # the imports allocate many objects and free few: collecting them takes a second
-    config_dir = import_from_config_dir(options.config_dir)
-    spec = _sweep_spec(options, config_dir)
-    import hydra
-    from hydra.core.utils import env_override
+    with fast_imports():
+        config_dir = import_from_config_dir(options.config_dir)
+        spec = _sweep_spec(options, config_dir)
+        import hydra
+        from hydra.core.utils import env_override
 
-    from imsm.config.compose import CONFIG_DIR
-    from imsm.config.sweep import GROUP
+        from imsm.config.compose import CONFIG_DIR
+        from imsm.config.sweep import GROUP
 
-    gc.enable()
+        if not _prints_only(options):
+            import imsm.pipeline.sweeps.job  # noqa: F401  (used by _job)
     # hydra.main parses sys.argv and takes no argument list
     sys.argv = ["imsm run", *_hydra_arguments(options)]
     with _sweep_folder(spec, config_dir) as sweep:

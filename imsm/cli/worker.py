@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imsm.cli.common import add_config_dir, import_from_config_dir
+from imsm.cli.common import add_config_dir, fast_imports, import_from_config_dir
 from imsm.utils import stop_signals
 from imsm.utils.streams import protect_standard_streams
 
@@ -33,8 +33,9 @@ def run_from_file(settings: dict[str, Any], dist_context: DistributedContext, *,
     Raises:
         UserError: the settings name a module that is not trusted, or the run fails.
     """
-    from imsm.config.schema import RunConfig
-    from imsm.pipeline.run import run_experiment
+    with fast_imports():
+        from imsm.config.schema import RunConfig
+        from imsm.pipeline.run import run_experiment
 
     config_dir = import_from_config_dir(options.config_dir)
     config = RunConfig.from_file(settings["config"], source=options.settings, config_dir=config_dir)
@@ -47,8 +48,9 @@ def main() -> NoReturn:
     # before the imports of torch; the launcher prints the message itself
     stop_signals.install(silent=True)
     protect_standard_streams()
-    from imsm.distributed.supervisor import exit_process
-    from imsm.distributed.worker import run_worker
+    with fast_imports():
+        from imsm.distributed.supervisor import exit_process
+        from imsm.distributed.worker import run_worker
 
     options = parser().parse_args()
     exit_process(run_worker(options.settings, partial(run_from_file, options=options)))
