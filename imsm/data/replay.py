@@ -35,12 +35,13 @@ class Replay:
 
 
 def sample_replay(
-    candidates: Sequence[Example], *, excluded: Iterable[Example], ratio: float, num_target_examples: int
+    candidates: Sequence[Example], *, excluded: Iterable[Example], ratio: float, num_target_examples: int, given: str
 ) -> Replay:
     """Sample candidates with a fixed seed, without questions of the excluded examples.
 
     Prompts with the same words are the same question, regardless of case, punctuation and
-    whitespace. ``ratio`` is relative to ``num_target_examples``; at least one example is sampled.
+    whitespace. ``ratio`` is relative to ``num_target_examples``; at least one example is sampled. ``given`` is the
+    option that names the dataset, for messages.
 
     Raises:
         UserError: All candidates are excluded.
@@ -49,9 +50,7 @@ def sample_replay(
     excluded_questions = {words_of(example.prompt) for example in excluded}
     allowed = [example for example in candidates if words_of(example.prompt) not in excluded_questions]
     if not allowed:
-        raise UserError(
-            f"peft.replay.task: all {len(candidates)} training questions are in a test; choose another task"
-        )
+        raise UserError(f"{given}: all {len(candidates)} training questions are in a test; choose another dataset")
     requested = max(1, round(ratio * num_target_examples))
     # a prefix of one permutation: a smaller ratio replays a subset of a larger one's examples
     order = list(range(len(allowed)))

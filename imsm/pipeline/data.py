@@ -64,8 +64,10 @@ def replay_examples(config: RunConfig, *, target: int) -> Replay | None:
     replay = config.peft.replay or config.rehearsal.replay()
     if replay is None:
         return None
+    key = "rehearsal" if config.peft.replay is None else "peft.replay"
     return _sample_replay(
         replay,
+        given=f"{key}.task={replay.task}",
         tasks=config.replay_tasks,
         replay_source=config.data.forgetting_source(config.backbone),
         target_task=config.data,
@@ -125,14 +127,22 @@ def tokenized_training_set(
     examples = training_examples(config)
     tokenized, stats = tokenize_task(config, config.data, examples, tokenizer)
     record: dict[str, Any] = asdict(stats)
-    replay = replay_examples(config, target=len(examples))
-    if config.peft.replay is not None and replay is not None:
-        task = config.replay_tasks[config.peft.replay.task]
-        warn(f"{task.name} (replay)", replay.warning())
-        replayed, stats = tokenize_task(config, task, replay.examples, tokenizer)
+    # the replayed examples of rehearsal are not in the batches
+    if config.peft.replay is not None:
+        replayed, record["replay"] = tokenized_replay(config, config.peft.replay.task, tokenizer, target=len(examples))
         tokenized += replayed
-        record["replay"] = asdict(stats) | {"overlapping": replay.num_overlapping}
     return tokenized, record
+
+
+def tokenized_replay(
+    config: RunConfig, name: str, tokenizer: PreTrainedTokenizerBase, *, target: int
+) -> tuple[list[TokenizedExample], dict[str, Any]]:
+    """Return the tokenized replay examples, of the task ``name``, and statistics; warnings are printed."""
+    replay, task = replay_examples(config, target=target), config.replay_tasks[name]
+    assert replay is not None
+    warn(f"{name} (replay)", replay.warning())
+    tokenized, stats = tokenize_task(config, task, replay.examples, tokenizer)
+    return tokenized, asdict(stats) | {"overlapping": replay.num_overlapping}
 
 
 def load_eval_sets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, EvalSet]:
@@ -195,6 +205,7 @@ def _parent_examples(identity: Mapping[str, Any], config: RunConfig) -> list[Exa
         )
     sampled = _sample_replay(
         ReplayConfig(**{key: value for key, value in replay.items() if key != "source"}),
+        given=f"{data['name']}: replay of {replay['task']}",
         tasks=known_tasks,
         replay_source=DataSource(**replay["source"]),
         target_task=known_tasks.get(data["name"]),
@@ -224,6 +235,7 @@ def _task_from_identity(data: Mapping[str, Any]) -> Task:
 def _sample_replay(
     replay: ReplayConfig,
     *,
+    given: str,
     tasks: Mapping[str, Task],
     replay_source: DataSource,
     target_task: Task | None,
@@ -240,6 +252,7 @@ def _sample_replay(
         excluded=chain.from_iterable(tests),
         ratio=replay.ratio,
         num_target_examples=target,
+        given=given,
     )
 
 

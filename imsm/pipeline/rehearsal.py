@@ -9,8 +9,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from imsm.config.schema import FROM_BOS, RunConfig
+from imsm.data.example import Example
 from imsm.data.prompts import read_prompts
 from imsm.data.rehearsal import TextCheck, check_texts, cut_text, prompt_words
+from imsm.data.replay import words_of
 from imsm.data.sources import load_examples
 from imsm.data.tokenization import TokenizedExample, encode_prompts, tokenize_prompts
 from imsm.distributed.context import DistributedContext
@@ -20,7 +22,7 @@ from imsm.evaluation.sampling import sample_tokens
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.pipeline.data import max_positions, replay_examples, source_of, tokenize_task, training_examples, warn
+from imsm.pipeline.data import max_positions, replay_examples, source_of, tokenized_replay, training_examples, warn
 from imsm.pipeline.model import inference_settings, model_hash
 from imsm.utils.errors import UserError
 from imsm.utils.hashing import hash_json
@@ -73,26 +75,55 @@ def rehearsal_examples(
     return kept, {"rehearsal": {"texts": len(kept), "dropped": check.dropped, "forms": check.forms}}
 
 
+def read_rehearsal_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[TokenizedExample]:
+    """Read everything that `rehearsal_examples` reads besides the model; return the replayed examples or the prompts.
+
+    Raises:
+        UserError: Something is not available, or the prompts are not usable.
+    """
+    _tests(config)
+    if config.rehearsal.source == "replay":
+        return _replayed(config, tokenizer)
+    prompts = dict.fromkeys(_prompts(config, tokenizer))
+    return [TokenizedExample(id=str(number), prompt_ids=ids, answer_ids=()) for number, ids in enumerate(prompts)]
+
+
+def rehearsed_questions(config: RunConfig) -> set[str]:
+    """Return the words of the training prompts that replay and rehearsal read (`imsm.data.replay.words_of`)."""
+    rehearsal, prompts = config.rehearsal, []
+    if rehearsal.prompts in config.replay_tasks:
+        prompts = [example.prompt for example in _prompt_examples(config, rehearsal.prompts)]
+    elif config.prompts_hash is not None and rehearsal.prompts is not None:
+        prompts = read_prompts(Path(rehearsal.prompts), given=f"rehearsal.prompts={rehearsal.prompts}")
+    if config.peft.replay is not None or rehearsal.source == "replay":
+        replay = replay_examples(config, target=len(training_examples(config)))
+        prompts += [example.prompt for example in replay.examples] if replay is not None else []
+    return set(map(words_of, prompts))
+
+
 def _check(config: RunConfig, tokenizer: PreTrainedTokenizerBase, examples: Sequence[TokenizedExample]) -> TextCheck:
     """Compare the texts with the complete tests of `rehearsal.exclude_tests` and of the target."""
     ids = [[*example.prompt_ids, *example.answer_ids] for example in examples]
     texts = [str(tokenizer.decode(each, skip_special_tokens=True)) for each in ids]
+    return check_texts(
+        texts, {name: prompt_words(each.prompt for each in test) for name, test in _tests(config).items()}
+    )
+
+
+def _tests(config: RunConfig) -> dict[str, list[Example]]:
+    """Return the complete tests that the texts are compared with."""
     tasks = {name: config.replay_tasks[name] for name in config.rehearsal.exclude_tests}
     tasks |= {config.data.name: config.data} if config.data.splits.get("test") else {}
     style = config.data.prompt_style
-    tests = {
+    return {
         name: load_examples(task, "test", source=source_of(config, task), prompt_style=style, limit=None)
         for name, task in tasks.items()
     }
-    return check_texts(texts, {name: prompt_words(each.prompt for each in test) for name, test in tests.items()})
 
 
 def _replayed(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[TokenizedExample]:
-    replay = replay_examples(config, target=len(training_examples(config)))
-    assert replay is not None and config.rehearsal.task is not None
-    task = config.replay_tasks[config.rehearsal.task]
-    warn(f"{task.name} (replay)", replay.warning())
-    return tokenize_task(config, task, replay.examples, tokenizer)[0]
+    assert config.rehearsal.task is not None
+    return tokenized_replay(config, config.rehearsal.task, tokenizer, target=len(training_examples(config)))[0]
 
 
 def _generated(
@@ -128,14 +159,10 @@ def _prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[_Ids
     elif config.prompts_hash is not None:
         found = encode_prompts(tokenizer, read_prompts(Path(rehearsal.prompts), given=given), chat=chat)
     else:
-        task = config.replay_tasks[rehearsal.prompts]
-        style = config.data.prompt_style
-        examples = load_examples(task, "train", source=source_of(config, task), prompt_style=style, limit=None)
-        random.Random(f"imsm.rehearsal_prompts/{rehearsal.seed}").shuffle(examples)
         tokenized, stats = tokenize_prompts(
-            examples[:count],
+            _prompt_examples(config, rehearsal.prompts),
             tokenizer,
-            max_prompt_tokens=task.max_prompt_tokens,
+            max_prompt_tokens=config.replay_tasks[rehearsal.prompts].max_prompt_tokens,
             closed_vocabulary=config.backbone.closed_vocabulary,
             chat=chat,
             max_new_tokens=max_tokens,
@@ -150,6 +177,15 @@ def _prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[_Ids
             f"{limit} positions; shorten the prompt, or set fewer rehearsal.max_tokens"
         )
     return [found[index % len(found)] for index in range(count)]
+
+
+def _prompt_examples(config: RunConfig, name: str) -> list[Example]:
+    """Return the training examples of the task ``name`` whose prompts are continued."""
+    task, rehearsal = config.replay_tasks[name], config.rehearsal
+    style = config.data.prompt_style
+    examples = load_examples(task, "train", source=source_of(config, task), prompt_style=style, limit=None)
+    random.Random(f"imsm.rehearsal_prompts/{rehearsal.seed}").shuffle(examples)
+    return examples[: rehearsal.num_texts]
 
 
 def _texts(

@@ -61,8 +61,12 @@ def test_replay_without_any_question_outside_the_tests_is_rejected(monkeypatch: 
         return load_examples(task, "train" if task.name == "webq" else role, **options)
 
     monkeypatch.setattr(data, "load_examples", train_split_as_test)
-    with pytest.raises(UserError, match=r"^peft.replay.task: "):
-        training_fingerprint(replaying())
+    for run, given in (
+        (replaying(), "peft.replay.task"),
+        (config("method=peft", "rehearsal=replay"), "rehearsal.task"),
+    ):
+        with pytest.raises(UserError, match=rf"^{given}=webq: all \d+ training questions are in a test"):
+            training_fingerprint(run)
 
 
 def test_the_training_hash_depends_on_replay() -> None:
