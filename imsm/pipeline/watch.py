@@ -5,13 +5,14 @@
     retention     mean over the forgetting tests of watch_<task> / the original's points on the same examples
 
 The examples are not from a test set where a task has training examples (MRPC, WebQ, ...); of other tasks they are from
-the test set, which `training.json` records as "split". A task that the original cannot answer (0 points) is left out
-of the retention.
+the test set, which `training.json` records as "split". Examples that replay or rehearsal reads are not watched. A task
+that the original cannot answer (0 points) is left out of the retention.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from imsm.config.schema import RunConfig
 from imsm.data.batching import evaluation_order
 from imsm.data.example import Example
+from imsm.data.local_examples import chosen_indices
+from imsm.data.replay import words_of
 from imsm.data.sources import check_source, load_examples
 from imsm.data.task import Role, Task, task_module
 from imsm.data.tokenization import TokenizedExample
@@ -29,7 +32,8 @@ from imsm.evaluation.scoring import score_predictions
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import Stream
-from imsm.pipeline.data import evaluated_tasks, max_positions, source_of, training_examples
+from imsm.pipeline.data import evaluated_tasks, max_positions, source_of, training_examples, warn
+from imsm.pipeline.rehearsal import rehearsed_questions
 from imsm.utils.errors import UserError
 from imsm.utils.oom import AdaptiveBatchSize
 
@@ -126,14 +130,9 @@ def open_watch(
     given = f"trainer.watch_items={count}"
     if processes > 1:
         raise UserError(f"{given}: needs a training in one process, not {processes}; set engine=single, or omit it")
-    eval_sets: dict[str, EvalSet] = {}
-    splits: dict[str, Role] = {}
-    tasks = {name: task for name, task in evaluated_tasks(config).items() if name != config.data.name}
-    for name, task in tasks.items():
-        splits[name] = _split(config, task)
-        source, style = source_of(config, task), config.data.prompt_style
-        examples = load_examples(task, splits[name], source=source, prompt_style=style, limit=count)
-        eval_sets[name] = _tokenize(config, task, examples, tokenizer)
+    tasks = _forgetting_tasks(config)
+    items = watched_items(config, count)
+    eval_sets = {name: _tokenize(config, tasks[name], examples, tokenizer) for name, (_, examples) in items.items()}
     if not tasks:
         raise UserError(f"{given}: no forgetting test is evaluated; add one to evaluation.tasks, or omit it")
     if held_out:
@@ -144,7 +143,7 @@ def open_watch(
         model=model,
         tokenizer=tokenizer,
         eval_sets=eval_sets,
-        splits=splits,
+        splits={name: split for name, (split, _) in items.items()},
         metrics={name: _metric(config, task) for name, task in {**tasks, _TARGET: config.data}.items()},
         original={},
         batch_size=config.evaluation.batch_size,
@@ -153,6 +152,39 @@ def open_watch(
     watch.original.update(watch.scores("original", *tasks))
     _check_original(watch.original, given)
     return watch
+
+
+def watched_items(config: RunConfig, count: int) -> dict[str, tuple[Role, list[Example]]]:
+    """Return the split and the ``count`` watched examples of each forgetting test.
+
+    Training examples that replay or rehearsal reads are left out, unless these are all. Warnings are printed.
+    """
+    rehearsed = rehearsed_questions(config)
+    items: dict[str, tuple[Role, list[Example]]] = {}
+    for name, task in _forgetting_tasks(config).items():
+        split, source = _split(config, task), source_of(config, task)
+        load = partial(load_examples, task, split, source=source, prompt_style=config.data.prompt_style)
+        is_read = rehearsed and split == "train"
+        items[name] = (
+            split,
+            _not_rehearsed(load(limit=None), rehearsed, count, name) if is_read else load(limit=count),
+        )
+    return items
+
+
+def _not_rehearsed(examples: list[Example], rehearsed: Set[str], count: int, name: str) -> list[Example]:
+    kept = [example for example in examples if words_of(example.prompt) not in rehearsed]
+    if not kept:
+        warn(f"{name} (watched)", "the training reads all its training examples, so its score shows no forgetting.")
+        kept = examples
+    elif len(kept) < min(count, len(examples)):
+        warn(f"{name} (watched)", f"only {len(kept)} of {count} items are left that the training does not read.")
+    chosen = chosen_indices(len(kept), count)
+    return [example for index, example in enumerate(kept) if index in chosen]
+
+
+def _forgetting_tasks(config: RunConfig) -> dict[str, Task]:
+    return {name: task for name, task in evaluated_tasks(config).items() if name != config.data.name}
 
 
 def _check_original(original: dict[str, float], given: str) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from imsm.data.replay import words_of
 from imsm.data.sources import load_examples
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline import watch as watch_module
 from imsm.pipeline.data import load_run_tokenizer, source_of, tokenized_training_set
 from imsm.pipeline.model import build_adapter, new_model
+from imsm.pipeline.rehearsal import rehearsed_questions
 from imsm.pipeline.run import run_experiment
-from imsm.pipeline.watch import Watch, open_watch
+from imsm.pipeline.watch import Watch, open_watch, watched_items
 from imsm.utils.errors import UserError
 from imsm.utils.run_dir import RunDir, read_training
 from tests.helpers.config import config
@@ -61,6 +64,31 @@ def test_items_are_no_test_items_where_the_task_has_training_examples() -> None:
     tests = load_examples(task, "test", source=source_of(run_config, task), prompt_style="paper", limit=None)
     watched = {example.prompt for example in watch.eval_sets["webq"].examples}
     assert len(watched) == 6 and not watched & {example.prompt for example in tests}
+
+
+def test_items_are_no_examples_that_are_replayed_or_whose_prompts_are_continued(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    chosen = [*OVERRIDES, "evaluation.tasks=[target,webq]"]
+    run_config = config(*chosen)
+    task = run_config.tasks["webq"]
+    load = partial(load_examples, task, "train", source=source_of(run_config, task), prompt_style="paper")
+    before, everything = watched_items(run_config, 6)["webq"][1], load(limit=None)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": example.prompt}) + "\n" for example in before))
+    count = len(everything)
+    replay = ["rehearsal=replay", f"data.max_train_examples={3 * count // 4}", "rehearsal.ratio=1.0"]
+    for more in (["rehearsal=self", f"rehearsal.prompts={file}"], replay):
+        watching = config(*chosen, *more)
+        texts = rehearsed_questions(watching)
+        items = watched_items(watching, 6)["webq"][1]
+        assert texts & {words_of(each.prompt) for each in before}
+        assert len(items) == 6 and not texts & {words_of(each.prompt) for each in items}
+    assert capsys.readouterr().err == ""
+    for number, left, problem in ((count - 2, 2, "only 2 of 6 items"), (count, 6, "the training reads all")):
+        overrides = ["rehearsal=self", "rehearsal.prompts=webq", f"rehearsal.num_texts={number}"]
+        assert len(watched_items(config(*chosen, *overrides), 6)["webq"][1]) == left
+        assert f"warning: webq (watched): {problem}" in capsys.readouterr().err
 
 
 def test_the_target_is_measured_on_the_held_out_training_examples() -> None:
