@@ -5,7 +5,7 @@ machine; otherwise no weights are loaded and no GPU is used.
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from imsm.config.identity import baseline_config, parent_trainings, run_name
 from imsm.config.schema import RunConfig
 from imsm.config.stages import expand_stages
-from imsm.data.task import HubDataset
+from imsm.data.example import Example
+from imsm.data.task import HubDataset, Role
 from imsm.distributed.context import DistributedContext
 from imsm.models.backbones.download import fetch_backbone, missing_files
 from imsm.models.backbones.fingerprint import backbone_fingerprint
@@ -34,6 +35,8 @@ from imsm.pipeline.hidden_state_cache import precompute_cache
 from imsm.pipeline.model import needs_original_stream, new_model
 from imsm.pipeline.plan.data import tasks_read
 from imsm.pipeline.plan.downloads import dataset_folder, needed_dataset
+from imsm.pipeline.rehearsal import read_rehearsal_data
+from imsm.pipeline.watch import watched_items
 from imsm.training.hidden_state_store import folder_size
 from imsm.utils.errors import UserError
 from imsm.utils.formatting import format_bytes
@@ -116,6 +119,7 @@ def _download_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Non
             training,
             lambda: _format_lengths(tokenized_training_set(config, tokenizer)[0]),
         )
+        _download_rehearsal(config, tokenizer, training)
         if config.frozen_run is not None:  # a parent; the stages of a sequence are downloaded one by one
             _once(
                 "parent runs (train)",
@@ -134,6 +138,26 @@ def _download_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Non
         _once(f"{name} (test)", shared | key, partial(_load_eval_set, only_task, name, tokenizer))
     for name, hub in _hub_datasets(config).items():
         _once(f"{name} (dataset)", hub.model_dump(), partial(_describe_dataset, hub))
+
+
+def _download_rehearsal(config: RunConfig, tokenizer: PreTrainedTokenizerBase, training: dict[str, Any]) -> None:
+    """Load what rehearsal and `trainer.watch_items` read; ``training`` is the key of the training set."""
+    rehearsal, count = config.rehearsal, config.trainer.watch_items
+    tasks = {**config.replay_tasks, **evaluated_tasks(config)}
+    key = training | {
+        "rehearsal": rehearsal.model_dump(mode="json"),
+        "prompts": config.prompts_hash,
+        "tasks": {name: task.model_dump(mode="json") for name, task in tasks.items()},
+    }
+    if rehearsal.source != "none":
+        what = "replay" if rehearsal.source == "replay" else "prompts"
+        _once(f"rehearsal ({what})", key, lambda: _format_lengths(read_rehearsal_data(config, tokenizer)))
+    if count is not None:
+        _once("watched items", key | {"count": count}, lambda: _format_items(watched_items(config, count)))
+
+
+def _format_items(items: Mapping[str, tuple[Role, list[Example]]]) -> str:
+    return ", ".join(f"{name} {len(examples)} ({split})" for name, (split, examples) in items.items())
 
 
 def _compute_cache(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -15,9 +16,14 @@ from huggingface_hub import constants
 
 from imsm.config.identity import run_identity
 from imsm.config.schema import FrozenAdapterConfig
+from imsm.data.example import Example
 from imsm.data.sources import MINIATURE, DataSource, load_examples
+from imsm.data.task import Role, Task
+from imsm.evaluation import eval_set
 from imsm.models.backbones.download import fetch_backbone, missing_files, parts_of_index
+from imsm.pipeline import data as pipeline_data
 from imsm.pipeline import download as pipeline_download
+from imsm.pipeline import rehearsal, watch
 from imsm.pipeline.download import check_offline_files, download
 from imsm.utils.errors import UserError
 from tests.data.shipped import shipped_task
@@ -77,6 +83,31 @@ def test_replay_is_downloaded_too(capsys: pytest.CaptureFixture[str]) -> None:
     download_for("peft=loramoe_blc_replay", "data.max_train_examples=40", "evaluation.limit=4")
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "(train)" in line)
     assert int(line.split()[2]) > 40
+
+
+def test_the_data_of_rehearsal_and_of_watched_items_is_downloaded_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[tuple[str, str]] = set()
+    for module in (pipeline_data, rehearsal, watch, eval_set):
+
+        def recording(task: Task, role: Role, *, load: Any = module.load_examples, **options: Any) -> list[Example]:
+            read.add((task.name, role))
+            examples: list[Example] = load(task, role, **options)
+            return examples
+
+        monkeypatch.setattr(module, "load_examples", recording)
+    few = ("method=peft", "data.max_train_examples=40", "evaluation.limit=4", "evaluation.tasks=[target,webq]")
+    other = {("freebaseqa", "test"), ("multirc", "test"), ("mrpc", "test")}
+    for more, wanted, line in (
+        (["rehearsal=replay"], {("webq", "train"), *other}, "rehearsal (replay)   4 examples, "),
+        (["rehearsal=self"], other, "rehearsal (prompts)  1 examples, 1 tokens"),
+        (["rehearsal=self", "rehearsal.prompts=webq"], {("webq", "train"), *other}, "rehearsal (prompts)  "),
+        (["trainer.watch_items=3"], {("webq", "train")}, "watched items        webq 3 (train)"),
+    ):
+        read.clear()
+        download_for(*few, *more)
+        assert wanted <= read and line in capsys.readouterr().out
 
 
 def test_invalid_data_is_reported_before_the_run() -> None:
