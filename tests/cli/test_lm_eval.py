@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 
 lm_eval = pytest.importorskip("lm_eval")
 
+from lm_eval.tasks import TaskManager  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from imsm.cli.main import main  # noqa: E402
 from imsm.models.siamese.model import SiameseForCausalLM  # noqa: E402
 from tests.evaluation.lm_eval_files import WORDS, perturbed_model, write_backbone, write_tasks  # noqa: E402
+from tests.helpers.peft_folder import save_peft_adapter  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,18 @@ def run(model: SiameseForCausalLM, tokenizer: Any, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.fixture
+def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not index the thousands of tasks of the harness, which takes seconds."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+
+
+@pytest.fixture(autouse=True)
+def no_list_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness adds one to its results, by a process of pip."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 def evaluate(run: Path, tasks: Path, *arguments: str) -> int:
     return main(["lm-eval", str(run), "--include-path", str(tasks), *arguments])
 
@@ -58,6 +73,7 @@ def test_results_are_printed_and_written(run: Path, tasks: Path, capsys: pytest.
     assert 0 <= record["results"]["toy_choice"]["acc,none"] <= 1
 
 
+@pytest.mark.usefixtures("own_tasks_only")
 def test_a_wrong_argument_is_one_line(
     run: Path, tasks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +95,7 @@ def test_a_wrong_argument_is_one_line(
         assert line.startswith(f"imsm: --output {path}: cannot be written (")
 
 
+@pytest.mark.usefixtures("own_tasks_only")
 def test_limited_results_do_not_replace_complete_ones(run: Path, tasks: Path) -> None:
     output = run.parent / "new folder" / "results.json"
     for arguments in ([], ["--limit", "2"], ["--limit", "3", "--output", str(output)]):
@@ -88,3 +105,28 @@ def test_limited_results_do_not_replace_complete_ones(run: Path, tasks: Path) ->
     sizes = [json.loads((run / name).read_text())["n-samples"]["toy_choice"] for name in names]
     assert [size["effective"] for size in sizes] == [2, len(WORDS)]
     assert json.loads(output.read_text())["limit"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_tasks_only")
+def test_an_imported_adapter_and_a_gate_fitted_on_it_are_evaluated(
+    folder: Path, tasks: Path, word_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMSM_RUNS", str(tmp_path / "runs"))
+    adapter = save_peft_adapter(tmp_path / "lora", folder)
+    data = [f"data.local_dir={word_files / 'data'}", "data.metric=contain", "data.max_new_tokens=3"]
+    assert (
+        main(["evaluate", str(adapter), "--target", "jsonl", *data, "evaluation.tasks=[target]", "logger=none"]) == 0
+    )
+    (imported,) = (tmp_path / "runs").glob("*-imported-*")
+    few = ["rehearsal.num_texts=4", "rehearsal.max_tokens=4", "rehearsal.exclude_tests=[]", "trainer.num_epochs=1"]
+    assert main(["fit-gate", str(imported), *few, "gate.skip=true"]) == 0
+    (fitted,) = (tmp_path / "runs").glob("*-frozen-*")
+    samples = {}
+    for run, stream in ((imported, "tuned"), (fitted, "tuned"), (fitted, "interwoven")):
+        assert evaluate(run, tasks, "--tasks", "toy_choice", "--stream", stream, "--log-samples", "--limit", "4") == 0
+        record = json.loads((run / f"harness-{stream}-toy_choice-default-limit4.json").read_text())
+        assert (record["run"], record["stream"]) == (run.name, stream)
+        samples[run, stream] = [sample["resps"] for sample in record["samples"]["toy_choice"]]
+    # the gate leaves the adapter as it is
+    assert samples[imported, "tuned"] == samples[fitted, "tuned"] != samples[fitted, "interwoven"]
