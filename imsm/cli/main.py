@@ -40,7 +40,7 @@ COMMANDS = {
     "continual": Command("continual", "show the tables of a finished task sequence"),
     "lm-eval": Command("lm_eval", "evaluate a finished run with lm-evaluation-harness"),
     "paper": Command("paper", "run or show the paper's tables and figures"),
-    "cache": Command("cache", "list or clear the hidden-state caches"),
+    "cache": Command("cache", "list or clear the hidden-state caches and own answers of adapters"),
     "push": Command("push", "upload a finished run to the Hugging Face Hub"),
     "completion": Command("completion", "print a shell completion script"),
 }

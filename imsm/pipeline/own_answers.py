@@ -28,7 +28,7 @@ from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
 from imsm.utils.hashing import hash_json
 from imsm.utils.manifest import verify_run_model
-from imsm.utils.paths import cache_folder
+from imsm.utils.paths import own_answers_folder
 from imsm.utils.run_dir import RunDir
 
 
@@ -60,7 +60,7 @@ def write_own_answers(config: RunConfig, run: RunDir, prompts: Sequence[str], *,
         )
     if len(rows) < len(prompts):
         print(f"warning: {len(prompts) - len(rows)} prompts with an empty answer are left out", file=sys.stderr)
-    path = cache_folder() / "own_answers" / f"{hash_json(rows)[:32]}.jsonl"
+    path = own_answers_folder() / f"{hash_json(rows)[:32]}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path

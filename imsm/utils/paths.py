@@ -60,6 +60,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("IMSM_CACHE") or user_cache_path("imsm")).expanduser()
 
 
+def own_answers_folder() -> Path:
+    """Return the folder of the answers that adapters gave to prompts (`imsm.pipeline.own_answers`)."""
+    return cache_folder() / "own_answers"
+
+
 def checkout() -> Path | None:
     """Return the source checkout that contains the package, or None for an installed wheel."""
     project = PACKAGE.parent / "pyproject.toml"
