@@ -167,6 +167,11 @@ def test_a_custom_baseline_is_one_file(peft: Path, tmp_path: Path, monkeypatch: 
         assert table.response.equals(expected.response)
 
 
+def test_every_baseline_is_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "baselines.md").read_text()
+    assert [name for name in list_baselines() if f"| `{name}` |" not in text] == []
+
+
 def test_the_baseline_of_the_documentation_works(peft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     guide = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ import pytest
 from imsm.cli import main as module
 from imsm.cli.main import COMMANDS, Command, help_text, main
 from imsm.utils.errors import RunError, UserError
+from tests.helpers.paths import ROOT
 
 HEAVY = ("hydra", "torch", "transformers", "peft", "datasets", "pandas", "matplotlib")
 
@@ -25,6 +26,11 @@ def test_help_has_one_line_per_command(capsys: pytest.CaptureFixture[str]) -> No
     listed = [line.split()[0] for line in help_text().splitlines() if line.startswith("  ")]
     assert listed == list(COMMANDS)
     assert max(map(len, help_text().splitlines())) <= 100
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    assert [name for name in COMMANDS if f"| `imsm {name} " not in text] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)

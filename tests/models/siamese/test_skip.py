@@ -22,7 +22,7 @@ from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.skip import CHOICES, check_threshold, choose_streams, follow_choices
-from tests.models.siamese.tiny import QUERY_GATE, decoded, padded, prompts, tiny_siamese, tiny_tokenizer
+from tests.models.siamese.tiny import QUERY_GATE, decoded, padded, prompts, tiny_backbone, tiny_siamese, tiny_tokenizer
 
 NEW = 6
 OPTIONS: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -135,6 +135,21 @@ def test_other_decoding_methods_follow_the_decision(options: dict[str, Any]) -> 
         expected = model.generate(torch.tensor([row]), **OPTIONS, **options)
         model.stream, model.skip_threshold = "interwoven", 0.3
         assert torch.equal(model.generate(torch.tensor([row]), **OPTIONS, **options), expected)
+
+
+@pytest.mark.parametrize("assistant", ["another model", "its tuned stream"])
+def test_an_assistant_changes_no_token_of_the_chosen_stream(assistant: str) -> None:
+    model, helper = mixed(), tiny_siamese()
+    helper.stream = "tuned"
+    assistant_model = helper if assistant == "its tuned stream" else tiny_backbone("llama")
+    answers = by_hand(model, prompts(4), 0.3)
+    model.skip_threshold = 0.3
+    for row, (_, expected) in zip(prompts(4), answers, strict=True):
+        found = decoded(model, row, eos_token_id=None, max_new_tokens=NEW, assistant_model=assistant_model)
+        assert found == expected
+    helper.stream, helper.skip_threshold = "interwoven", 0.3
+    with pytest.raises(ValueError, match="assistant_model: its interwoven stream cannot assist"):
+        decoded(model, prompts(4)[0], assistant_model=helper)
 
 
 def test_beams_of_a_mixed_batch_equal_those_of_each_row() -> None:
