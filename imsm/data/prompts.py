@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from imsm.data.local_files import ENDINGS, iter_rows
+from imsm.data.local_files import ENDINGS, LocatedRow, iter_rows
+from imsm.data.row_validation import repr_short
 from imsm.utils.errors import UserError
 
 _FIELDS = ("input", "prompt")
@@ -18,13 +19,19 @@ def read_prompts(path: Path, *, given: str) -> list[str]:
     """
     try:
         if path.name.endswith(ENDINGS):
-            rows = [row.value for row in iter_rows(path)]
-            found = [next((row[key] for key in _FIELDS if isinstance(row.get(key), str)), "") for row in rows]
+            found = [_prompt(row, given=given) for row in iter_rows(path)]
         else:
             found = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError, AttributeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{given}: cannot be read as prompts ({error}); give a text or JSON lines file") from error
     prompts = list(dict.fromkeys(text for text in found if text.strip()))
     if not prompts:
         raise UserError(f'{given}: contains no prompt; give one per line, or JSON rows {{"input": prompt}}')
     return prompts
+
+
+def _prompt(row: LocatedRow, *, given: str) -> str:
+    """Return the prompt of a row; "" if it has none."""
+    if not isinstance(row.value, dict):
+        raise UserError(f'{given}: {row.location} must be an object {{"input": prompt}}, not {repr_short(row.value)}')
+    return next((row.value[key] for key in _FIELDS if isinstance(row.value.get(key), str)), "")
