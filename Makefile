@@ -7,7 +7,7 @@ STAMP := $(VENV)/.imsm
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status help demo test check docs rebuild-miniature gemma smollm2 sweep-methods compatibility bench bench-full clean distclean
+.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status forgetting help demo test check docs rebuild-miniature gemma smollm2 sweep-methods compatibility bench bench-full clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ experiments: $(STAMP)-base  ## all of the paper's tables and figures (52 runs of
 status: $(STAMP)-base  ## the experiments' runs: done, missing, failed
 	$(EXPERIMENT) status --scale $(SCALE) --seeds $(SEEDS)
 
+forgetting: $(STAMP)-harness  ## ways to forget less on the miniature, five seeds: experiments/forgetting_mini (an hour)
+	$(PY) -m scripts.forgetting_study experiments/forgetting_mini --seeds 5
+
 METHODS = peft=lora,ia3,adalora,dora,loramoe method=original,peft,imsm
 
 sweep-methods: $(STAMP)-base  ## the paper's PEFT methods on the miniature, one table (about 20 minutes)
@@ -79,6 +82,6 @@ $(STAMP)-base: pyproject.toml constraints.txt
 	$(INSTALL) .
 	touch $@
 
-$(STAMP)-test $(STAMP)-check $(STAMP)-docs $(STAMP)-gemma $(STAMP)-gguf $(STAMP)-bench: $(STAMP)-%: $(STAMP)-base
+$(STAMP)-test $(STAMP)-check $(STAMP)-docs $(STAMP)-harness $(STAMP)-gemma $(STAMP)-gguf $(STAMP)-bench: $(STAMP)-%: $(STAMP)-base
 	$(INSTALL) '.[$*]'
 	touch $@
