@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -64,20 +65,13 @@ def run_experiment(
         stack.enter_context(stop_signals.keeping(f"finished steps are kept in {run.path}"))
         stack.enter_context(_failure_messages(run))
         transformers.utils.logging.disable_progress_bar()
-        device = local_device(config, dist_context)
-        tokenizer = load_run_tokenizer(config)
-        eval_sets = load_eval_sets(config, tokenizer)
-        _check_fits(config, run, eval_sets, dist_context)
         parent = None if config.previous_stage is None else runs_root / config.previous_stage.run
-        hashes = _input_hashes(config, parent=parent)
-        if config.method.trainable:
-            # before training: a finished or interrupted training with other inputs must not be mixed with this one
-            dist_context.run_on_main(lambda: check_input_hashes(run, hashes))
+        inputs = _load_inputs(config, run, parent, runs_root=runs_root, dist_context=dist_context)
         logger = _open_logger(config, run, stack) if dist_context.is_main else None
-        model = None
         if config.method.trainable and not dist_context.run_on_main(lambda: run.is_trained):
+            cache_dir = runs_root / "response_cache"
             prepared = prepare_training(
-                config, run, parent, tokenizer, device, dist_context, response_cache_dir=runs_root / "response_cache"
+                config, run, parent, inputs.tokenizer, inputs.device, dist_context, response_cache_dir=cache_dir
             )
             with prepared as setup:
                 summary = train(
@@ -87,7 +81,7 @@ def run_experiment(
                     callbacks=setup.callbacks,
                     batch_plan=setup.batch_plan,
                     checkpoint_manager=setup.checkpoint_manager,
-                    pad_id=tokenizer.pad_token_id,
+                    pad_id=setup.tokenizer.pad_token_id,
                     log=logger.log if logger else _ignore_metrics,
                     validation_examples=setup.validation,
                     get_hidden_state_cache=setup.get_hidden_state_cache,
@@ -95,23 +89,37 @@ def run_experiment(
                     route_share=route_share(config),
                     at_save_step=setup.at_save_step,
                 )
-                save_trained(
-                    config, setup, summary, run=run, tokenizer=tokenizer, dist_context=dist_context, command=command
-                )
-            model = setup.model if dist_context.store is None else None
+                save_trained(config, setup, summary, run=run, dist_context=dist_context, command=command)
+            if dist_context.store is None:
+                model = setup.model
+                inputs = replace(inputs, get_model=lambda: model)
             del prepared, setup  # frees the model that DeepSpeed partitioned, before evaluation loads it again
-        inputs = EvaluationInputs(
-            eval_sets=eval_sets,
-            get_model=_model_loader(config, run, model, device=device),
-            tokenizer=tokenizer,
-            backbone_hash=hashes["backbone"],
-            device=device,
-            runs_root=runs_root,
-            dist_context=dist_context,
-        )
         result = evaluate_run(config, inputs, run=run)
         if logger:
             _report(run, result, logger, runs_root=runs_root)
+
+
+def _load_inputs(
+    config: RunConfig, run: RunDir, parent: Path | None, *, runs_root: Path, dist_context: DistributedContext
+) -> EvaluationInputs:
+    """Load the tokenizer and the evaluation sets, and check them, the machine and the run's inputs before training."""
+    device = local_device(config, dist_context)
+    tokenizer = load_run_tokenizer(config)
+    eval_sets = load_eval_sets(config, tokenizer)
+    _check_fits(config, run, eval_sets, dist_context)
+    hashes = _input_hashes(config, parent=parent)
+    if config.method.trainable:
+        # a finished or interrupted training with other inputs must not be mixed with this one
+        dist_context.run_on_main(lambda: check_input_hashes(run, hashes))
+    return EvaluationInputs(
+        eval_sets=eval_sets,
+        get_model=_model_loader(config, run, device=device),
+        tokenizer=tokenizer,
+        backbone_hash=hashes["backbone"],
+        device=device,
+        runs_root=runs_root,
+        dist_context=dist_context,
+    )
 
 
 def _check_fits(
@@ -224,15 +232,11 @@ def _ignore_metrics(step: int, values: dict[str, float]) -> None:
     """Discard training metrics: only rank 0 logs them."""
 
 
-def _model_loader(
-    config: RunConfig, run: RunDir, trained: SiameseForCausalLM | None, *, device: torch.device
-) -> Callable[[], SiameseForCausalLM]:
-    """Return a function that loads the model once, unless it was trained in this process."""
+def _model_loader(config: RunConfig, run: RunDir, *, device: torch.device) -> Callable[[], SiameseForCausalLM]:
+    """Return a function that loads the model once."""
 
     @cache
     def load() -> SiameseForCausalLM:
-        if trained is not None:
-            return trained
         # the partitioned model may be part of a reference cycle; empty_cache frees only unreferenced blocks
         gc.collect()
         if device.type == "cuda":

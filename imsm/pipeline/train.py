@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -48,6 +48,7 @@ class TrainingSetup:
     """Arguments of `train` for one run, and the statistics recorded with its result."""
 
     model: SiameseForCausalLM
+    tokenizer: PreTrainedTokenizerBase
     examples: list[TokenizedExample]
     validation: list[TokenizedExample]
     batch_plan: BatchPlan
@@ -89,15 +90,9 @@ def prepare_training(
     adapter = build_adapter(config)
     model, parameters = _initial_model(config, adapter, parent=parent, device=device)
     dist_context.run_on_main(lambda: print(format_trainable(parameters)))
-    pad_id = tokenizer.pad_token_id
-    # checked now, because the cache itself is computed lazily at the first training step
-    dist_context.run_on_main(lambda: check_cache_fits(config, model, tokenized, pad_id=pad_id))
-    get_cache = cache(
-        lambda: open_hidden_state_cache(config, model, tokenized, pad_id=pad_id, dist_context=dist_context)
-    )
+    get_cache = _lazy_cache(config, model, tokenized, tokenizer.pad_token_id, dist_context)
     target_examples = tokenized[: statistics["examples"] - statistics["dropped"]]  # replay follows
-    validation_ids = set(map(id, validation))
-    held_out = [each for each in target_examples if id(each) in validation_ids]
+    held_out = _common(target_examples, validation)
     watch = open_watch(config, model, tokenizer, held_out, processes=dist_context.world_size)
     watched = {} if watch is None else {"watch": watch.record()}
     rehearsal, text_statistics = _rehearsal(config, model, tokenizer, dist_context, response_cache_dir)
@@ -112,19 +107,39 @@ def prepare_training(
     with build_engine(config, model, scheduled_steps=scheduled, device=device, dist_context=dist_context) as engine:
         yield TrainingSetup(
             model=model,
+            tokenizer=tokenizer,
             examples=examples,
             validation=validation,
             batch_plan=batch_plan,
             engine=engine,
             callbacks=callbacks,
-            checkpoint_manager=_checkpoint_manager(
-                config, run, engine=engine, callbacks=callbacks, resume_from=resume_from
-            ),
+            checkpoint_manager=_checkpoint_manager(config, run, engine, callbacks, resume_from=resume_from),
             get_hidden_state_cache=get_cache,
             rehearsal=rehearsal,
             at_save_step=_at_save_step(config, run, model, watch, engine=engine, last_step=steps),
             statistics=statistics | text_statistics | {"trainable_parameters": parameters} | watched,
         )
+
+
+def _lazy_cache(
+    config: RunConfig,
+    model: SiameseForCausalLM,
+    examples: list[TokenizedExample],
+    pad_id: int,
+    dist_context: DistributedContext,
+    *,
+    texts: bool = False,
+) -> GetHiddenStateCache:
+    """Check that the hidden-state cache fits, and return a function that computes it once, when it is called first."""
+    dist_context.run_on_main(lambda: check_cache_fits(config, model, examples, pad_id=pad_id, texts=texts))
+    options: dict[str, Any] = {"pad_id": pad_id, "dist_context": dist_context, "texts": texts}
+    return cache(partial(open_hidden_state_cache, config, model, examples, **options))
+
+
+def _common(examples: Sequence[TokenizedExample], others: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+    """Return the examples that are among the others, too."""
+    ids = set(map(id, others))
+    return [each for each in examples if id(each) in ids]
 
 
 def _callbacks(
@@ -151,7 +166,6 @@ def save_trained(
     summary: TrainingSummary,
     *,
     run: RunDir,
-    tokenizer: PreTrainedTokenizerBase,
     dist_context: DistributedContext,
     command: str | None = None,
 ) -> None:
@@ -168,7 +182,7 @@ def save_trained(
     record |= {"hidden_state_cache": kind if summary.hidden_state_cache else "off"}
     record |= {"finished": time.strftime("%Y-%m-%d %H:%M")} | ({} if command is None else {"command": command})
     record |= {"machine": describe_machine(local_device(config, dist_context))}
-    dist_context.run_on_main(lambda: _finish_run_dir(config, run, tokenizer, record))
+    dist_context.run_on_main(lambda: _finish_run_dir(config, run, setup.tokenizer, record))
     if config.trainer.gradient_checkpointing:
         setup.model.activation_checkpointing_disable()
 
@@ -250,23 +264,21 @@ def _rehearsal(
     texts, statistics = rehearsal_examples(
         config, model, tokenizer, dist_context=dist_context, response_cache_dir=response_cache_dir
     )
-    settings, pad_id = config.rehearsal, tokenizer.pad_token_id
+    settings = config.rehearsal
     if settings.batch_size is None or not texts:
         return None, statistics
-    dist_context.run_on_main(lambda: check_cache_fits(config, model, texts, pad_id=pad_id, texts=True))
-    open_cache = partial(open_hidden_state_cache, config, model, texts, pad_id=pad_id, texts=True)
     return Rehearsal(
         texts=texts,
         loss=settings.loss,
         weight=settings.weight,
         batch_size=settings.batch_size,
         seed=config.seed,
-        get_hidden_state_cache=cache(partial(open_cache, dist_context=dist_context)),
+        get_hidden_state_cache=_lazy_cache(config, model, texts, tokenizer.pad_token_id, dist_context, texts=True),
     ), statistics
 
 
 def _checkpoint_manager(
-    config: RunConfig, run: RunDir, *, engine: Engine, callbacks: TrainingCallbacks | None, resume_from: Path | None
+    config: RunConfig, run: RunDir, engine: Engine, callbacks: TrainingCallbacks | None, *, resume_from: Path | None
 ) -> CheckpointManager:
     recipe = config.trainer
     return CheckpointManager(

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -150,18 +149,14 @@ def train(
         for step, groups in enumerate(remaining, start=initial.step + 1):
             batch = [[examples[index] for index in group] for group in groups]
             if step > _UNCACHED_STEPS:
-                get = partial(_get_cache, shutdown=shutdown, checkpoint_manager=checkpoint_manager, state=state)
                 with timer.paused():
-                    caches["hidden_state_cache"] = get(get_hidden_state_cache)
-                    caches["rehearsal_cache"] = get(rehearsal.get_hidden_state_cache if rehearsal else None)
+                    caches = _get_caches(get_hidden_state_cache, rehearsal, shutdown, checkpoint_manager, state)
             step_options["route"] = step <= route_share * len(batches)
             with _step_errors(checkpoint_manager, state, micro_batch_size=size):
                 metrics = train_step(batch, step=step, rehearsal=rehearsal, **caches, **step_options)
             tokens = state.tokens + sum(map(_num_tokens, chain(*batch, rehearsal.batch(step) if rehearsal else [])))
             state = TrainingState(step=step, seconds=timer.seconds(), tokens=tokens, loss=metrics["loss"])
-            # since the resume only: earlier steps may have run on another machine
-            metrics["tokens_per_second"] = speed = (tokens - initial.tokens) / (state.seconds - initial.seconds)
-            remaining.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            _add_speed(metrics, state, initial=initial, bar=remaining)
             save_step = checkpoint_manager.is_save_step(step) or step == len(batches)
             if save_step:
                 options["hidden_state_cache"] = caches.get("hidden_state_cache")
@@ -229,22 +224,35 @@ def _progress(batches: Sequence[Any], *, engine: Engine, done: int) -> tqdm:
     return progress_bar(batches[done:], total=len(batches), done=done, label="training", unit="step", shown=shown)
 
 
-def _get_cache(
+def _add_speed(metrics: dict[str, float], state: TrainingState, *, initial: TrainingState, bar: tqdm) -> None:
+    """Add the tokens per second to a step's metrics, and show them."""
+    # since the resume only: earlier steps may have run on another machine
+    speed = (state.tokens - initial.tokens) / (state.seconds - initial.seconds)
+    metrics["tokens_per_second"] = speed
+    bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+
+
+def _get_caches(
     get_hidden_state_cache: GetHiddenStateCache | None,
-    *,
+    rehearsal: Rehearsal | None,
     shutdown: GracefulShutdown,
     checkpoint_manager: CheckpointManager,
     state: TrainingState,
-) -> HiddenStateCache | None:
-    """Return the cache; a signal interrupts its computation in a single process."""
-    if get_hidden_state_cache is None:
-        return None
-    # several processes compute it before training: here the others would wait in a collective
+) -> dict[str, HiddenStateCache | None]:
+    """Return the caches of examples and texts; a signal interrupts their computation in a single process."""
+
+    def get() -> dict[str, HiddenStateCache | None]:
+        return {
+            "hidden_state_cache": get_hidden_state_cache() if get_hidden_state_cache is not None else None,
+            "rehearsal_cache": rehearsal.get_hidden_state_cache() if rehearsal is not None else None,
+        }
+
+    # several processes compute them before training: here the others would wait in a collective
     if checkpoint_manager.engine.dist_context.world_size > 1:
-        return get_hidden_state_cache()
+        return get()
     try:
         with shutdown.immediate():
-            return get_hidden_state_cache()
+            return get()
     except KeyboardInterrupt:
         checkpoint_manager.save_if_finite(state)
         raise
