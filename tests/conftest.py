@@ -31,6 +31,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_are_not_collected() -> None:
+    """The same for libraries that tests imported, and for what they cached."""
+    if len(gc.get_objects()) > 100_000:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_signal_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last stop signal determines the exit code and the message of a command in this process."""
