@@ -20,8 +20,8 @@ composer = cache(ConfigComposer)
 
 @cache
 def composed(*overrides: str) -> DictConfig:
-    """Return the composed configuration; it is cached, so do not change it."""
-    return composer().compose(overrides)
+    """Return the composed configuration, with the last value of each key; it is cached, so do not change it."""
+    return composer().compose(list({text.partition("=")[0]: text for text in overrides}.values()))
 
 
 def config(*overrides: str, config_dir: Path | None = None) -> RunConfig:
