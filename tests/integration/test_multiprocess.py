@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from imsm.pipeline.run import run_experiment
+from tests.helpers.cli import imsm_run
 from tests.helpers.config import config
 
 pytest.importorskip("deepspeed")
@@ -28,20 +29,31 @@ TWO_PROCESSES = ["engine.nproc_per_node=2", "engine.device=cpu"]
 TIMEOUT = 240
 
 
+def with_shared(overrides: Sequence[str]) -> list[str]:
+    given = {text.partition("=")[0] for text in overrides}
+    return [*(text for text in OVERRIDES if text.partition("=")[0] not in given), *overrides]
+
+
 def start(root: Path, *overrides: str) -> subprocess.Popen[str]:
     environment = os.environ | {"IMSM_RUNS": str(root), "OMP_NUM_THREADS": "1"}
-    given = {text.partition("=")[0] for text in overrides}
-    shared = [text for text in OVERRIDES if text.partition("=")[0] not in given]
-    command = [sys.executable, "-m", "imsm.run", *shared, *overrides]
+    command = [sys.executable, "-m", "imsm.run", *with_shared(overrides)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def run(root: Path, *overrides: str, code: int = 0) -> str:
-    """Run the command to its end; return its output."""
-    process = start(root, *overrides)
-    output = process.communicate(timeout=TIMEOUT)[0]
-    assert process.returncode == code, output[-3000:]
-    return output
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run a command, whose worker processes are started by this one; return its exit code and all output."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run_command(root: Path, *overrides: str) -> tuple[int, str]:
+        monkeypatch.setenv("IMSM_RUNS", str(root))
+        capfd.readouterr()
+        code = imsm_run(monkeypatch, *with_shared(overrides))
+        return code, "".join(capfd.readouterr())
+
+    return run_command
 
 
 def only(root: Path, name: str) -> Path:
@@ -62,10 +74,13 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("engine", "peft"), [("zero2", "lora"), ("zero3", "p_tuning")])
-def test_two_processes_give_the_result_of_one(tmp_path: Path, engine: str, peft: str) -> None:
+def test_two_processes_give_the_result_of_one(
+    tmp_path: Path, run: Callable[..., tuple[int, str]], engine: str, peft: str
+) -> None:
     single, double = tmp_path / "single", tmp_path / "double"
     run_experiment(config(*OVERRIDES, f"peft={peft}"), runs_root=single)
-    output = run(double, f"peft={peft}", f"engine={engine}", *TWO_PROCESSES)
+    code, output = run(double, f"peft={peft}", f"engine={engine}", *TWO_PROCESSES)
+    assert code == 0, output[-3000:]
     assert output.count("trainable parameters") == 1  # only rank 0 prints
     one, two = only(single, "imsm"), only(double, "imsm")
     assert one.name == two.name
@@ -110,7 +125,8 @@ def test_an_interrupt_saves_a_checkpoint_that_one_process_resumes(tmp_path: Path
     assert f"resuming after step {step} of 240" in output
 
 
-def test_an_input_error_is_reported_once(tmp_path: Path) -> None:
-    output = run(tmp_path, "engine=zero2", *TWO_PROCESSES, "resume=required", code=2)
+def test_an_input_error_is_reported_once(tmp_path: Path, run: Callable[..., tuple[int, str]]) -> None:
+    code, output = run(tmp_path, "engine=zero2", *TWO_PROCESSES, "resume=required")
+    assert code == 2, output[-3000:]
     assert output.count("imsm: ") == 1 and "resume=required: found no checkpoint" in output
     assert "Traceback" not in output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from imsm.pipeline.run_status import read_failure, run_dir_of
 from imsm.pipeline.sweeps.status import FOLDER
 from imsm.utils.files import file_lock
 from tests.helpers.cli import imsm_run, replace_experiment
+from tests.helpers.word_run import word_overrides
 
 TINY = ["data.max_train_examples=16", "trainer.num_epochs=1", "evaluation.limit=2", "evaluation.tasks=[target]"]
 # Fails as long as the file `<how>_<rank>` exists, and deletes it first.
@@ -41,17 +41,6 @@ class BrittleGate(Gate):
 """
 
 
-def imsm(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "imsm", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env={**os.environ, "IMSM_RUNS": str(root / "runs"), "OMP_NUM_THREADS": "1", **environment},
-        timeout=500,
-    )
-
-
 def result_times(runs: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
 
@@ -62,8 +51,10 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-@pytest.mark.slow
-def test_a_rerun_repeats_only_the_jobs_that_raised_or_were_killed(tmp_path: Path) -> None:
+@pytest.mark.slow  # six processes of jobs
+def test_a_rerun_repeats_only_the_jobs_that_raised_or_were_killed(
+    monkeypatch: pytest.MonkeyPatch, runs: Path, word_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     custom = tmp_path / "custom"
     (custom / "gate").mkdir(parents=True)
@@ -74,50 +65,53 @@ def test_a_rerun_repeats_only_the_jobs_that_raised_or_were_killed(tmp_path: Path
     )
     (custom / "raise_8").touch()
     (custom / "kill_16").touch()
-    overrides = ["gate=brittle", "gate.rank=4,8,16", *TINY, "sweep=local"]
-    sweep = ["run", "-m", "--config-dir", str(custom), *overrides, "hydra.launcher.cpus_per_task=1"]
+    overrides = ["gate=brittle", "gate.rank=4,8,16", *word_overrides(word_files), "sweep=local"]
+    sweep = ["-m", "--config-dir", str(custom), *overrides, "hydra.launcher.cpus_per_task=1"]
 
-    first = imsm(tmp_path, *sweep)
-    assert first.returncode == 1, first.stderr
-    assert "sweep of 3: 1 done, 2 failed" in first.stdout
-    assert "LookupError: the gate broke" in first.stdout
-    done = result_times(tmp_path / "runs")
+    assert imsm_run(monkeypatch, *sweep) == 1
+    first = capsys.readouterr().out
+    assert "sweep of 3: 1 done, 2 failed" in first
+    assert "LookupError: the gate broke" in first
+    done = result_times(runs)
     assert len(done) == 1
 
-    table = imsm(tmp_path, "compare", "--config-dir", str(custom), *overrides)
-    assert table.returncode == 0, table.stderr
-    assert table.stdout.count("failed: ") == 2
-    assert "failed: LookupError: the gate broke" in table.stdout
-    assert "failed: its process ended without a result" in table.stdout
-    assert "again: imsm run --config-dir" in table.stdout
-    assert "missing: " not in table.stdout
+    assert main(["compare", "--config-dir", str(custom), *overrides]) == 0
+    table = capsys.readouterr().out
+    assert table.count("failed: ") == 2
+    assert "failed: LookupError: the gate broke" in table
+    assert "failed: its process ended without a result" in table
+    assert "again: imsm run --config-dir" in table
+    assert "missing: " not in table
 
-    second = imsm(tmp_path, *sweep)
-    assert second.returncode == 0, second.stderr + second.stdout
-    assert "sweep of 3: 2 done, 0 failed, 1 skipped (finished before)" in second.stdout
-    repeated = result_times(tmp_path / "runs")
+    code, second = imsm_run(monkeypatch, *sweep), capsys.readouterr()
+    assert code == 0, second.err + second.out
+    assert "sweep of 3: 2 done, 0 failed, 1 skipped (finished before)" in second.out
+    repeated = result_times(runs)
     assert len(repeated) == 3
     assert {name: repeated[name] for name in done} == done
-    assert not list((tmp_path / "runs").glob("*/failure.json"))
+    assert not list(runs.glob("*/failure.json"))
 
 
 @pytest.mark.slow
-def test_a_search_skips_finished_trials_and_prints_the_best_values(tmp_path: Path) -> None:
+def test_a_search_skips_finished_trials_and_prints_the_best_values(
+    monkeypatch: pytest.MonkeyPatch, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     # two goals need a forgetting test
     search = ["sweep=optuna", "gate.rank=choice(4,8)", *TINY[:-1], "evaluation.tasks=[target,mrpc]"]
-    done = imsm(tmp_path, "run", "-m", *search, "hydra.sweeper.n_trials=2")
-    assert done.returncode == 0, done.stderr
-    assert "sweep of 2: 2 done, 0 failed" in done.stdout
-    assert "not beaten in both target and average of the forgetting tests:" in done.stdout
-    assert " points: gate.rank=" in done.stdout and " trainer.learning_rate=0.0" in done.stdout
-    before = result_times(tmp_path / "runs")
-    more = imsm(tmp_path, "run", "-m", *search, "hydra.sweeper.n_trials=3")
-    assert "sweep of 3: 1 done, 0 failed, 2 skipped (finished before)" in more.stdout, more.stderr
-    assert before.keys() < result_times(tmp_path / "runs").keys()
-    table = imsm(tmp_path, "compare", *search)
-    assert "trainer.learning_rate" in table.stdout and "missing" not in table.stdout
-    assert sum(line.startswith((" 4 ", " 8 ")) for line in table.stdout.splitlines()) == 3
+    assert imsm_run(monkeypatch, "-m", *search, "hydra.sweeper.n_trials=2") == 0
+    done = capsys.readouterr().out
+    assert "sweep of 2: 2 done, 0 failed" in done
+    assert "not beaten in both target and average of the forgetting tests:" in done
+    assert " points: gate.rank=" in done and " trainer.learning_rate=0.0" in done
+    before = result_times(runs)
+    imsm_run(monkeypatch, "-m", *search, "hydra.sweeper.n_trials=3")
+    assert "sweep of 3: 1 done, 0 failed, 2 skipped (finished before)" in capsys.readouterr().out
+    assert before.keys() < result_times(runs).keys()
+    main(["compare", *search])
+    table = capsys.readouterr().out
+    assert "trainer.learning_rate" in table and "missing" not in table
+    assert sum(line.startswith((" 4 ", " 8 ")) for line in table.splitlines()) == 3
 
 
 # Stand-ins for SLURM's programs, which run the jobs on this machine.
@@ -142,19 +136,21 @@ printf 'JobID|State|NodeList\n7_0|RUNNING|here\n7_1|RUNNING|here\n'
 
 
 @pytest.mark.slow
-def test_a_sweep_on_slurm_is_one_job_array(tmp_path: Path) -> None:
+def test_a_sweep_on_slurm_is_one_job_array(
+    monkeypatch: pytest.MonkeyPatch, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in {"sbatch": SBATCH.format(python=sys.executable), "srun": SRUN, "sacct": SACCT}.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     overrides = ["sweep=slurm", "hydra.launcher.partition=a100", "mode=plan", "gate.rank=4,8"]
-    done = imsm(tmp_path, "run", "-m", *overrides, PATH=path)
-    assert done.returncode == 0, done.stderr
-    assert "gate.rank=4: done" in done.stdout and "gate.rank=8: done" in done.stdout
-    (submission,) = (tmp_path / "runs").glob("sweeps/slurm-*/*/jobs/7_submission.sh")
+    code, done = imsm_run(monkeypatch, "-m", *overrides), capsys.readouterr()
+    assert code == 0, done.err
+    assert "gate.rank=4: done" in done.out and "gate.rank=8: done" in done.out
+    (submission,) = runs.glob("sweeps/slurm-*/*/jobs/7_submission.sh")
     script = submission.read_text()
     for line in ("--array=0-1%2", "--partition=a100", "--gpus-per-node=1", "--time=480"):
         assert f"#SBATCH {line}\n" in script
