@@ -2,17 +2,20 @@
 
     python -m tests.helpers.crash_at_write FOLDER EVERY override...
 
-Each point is a process of its own, forked from this one, which computes nothing itself. Prints a
-line per point that went wrong, and at the end how many there were.
+Each point is a process of its own, forked from this one, which computes nothing itself: it only
+imports what they import. Prints a line per point that went wrong, and at the end how many there were.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,14 @@ def in_child(work: Callable[[], None], log: Path) -> int:
             sys.stderr.flush()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def import_all(names: list[str]) -> None:
+    """Import modules that the forked processes would each import; their objects are never collected."""
+    for name in names:
+        with suppress(ImportError):  # made at run time
+            importlib.import_module(name)
+    gc.freeze()
 
 
 def kill_before(root: Path, number: int, said: Path) -> None:
@@ -81,8 +92,14 @@ def main() -> None:
     folder, every, chosen = Path(sys.argv[1]), int(sys.argv[2]), config(*sys.argv[3:])
     torch.set_num_threads(1)
     whole, log, said = folder / "whole", folder / "log", folder / "said"
-    if in_child(lambda: run_experiment(chosen, runs_root=whole), log) != 0:
+
+    def undisturbed() -> None:
+        run_experiment(chosen, runs_root=whole)
+        said.write_text("\n".join(sys.modules))
+
+    if in_child(undisturbed, log) != 0:
         sys.exit(log.read_text())
+    import_all(said.read_text().splitlines())
     number, wrong, points = 1, 0, 0
     while True:
         parts = folder / "parts"
