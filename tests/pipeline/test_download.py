@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import pytest
@@ -168,8 +169,35 @@ def test_offline_a_run_checks_its_files_first(cached: Path, tmp_path: Path) -> N
     check_offline_files(config())  # the miniature is always available
 
 
-def command(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run the command with a temporary home; `SITE` is code executed before it."""
+# executes command lines in one process; removes a file between two of them
+PROGRAM = """
+import contextlib, io, json, os, sys
+from imsm.cli.main import main
+
+results = []
+for line in json.loads(sys.argv[1]):
+    if isinstance(line, str):
+        os.remove(line)
+        continue
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["run", *line])
+    results.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
+
+
+class Result(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+def commands(home: Path, *lines: Sequence[str] | Path, **more: str) -> list[Result]:
+    """Execute commands in one process with a temporary home; `SITE` is code executed before them.
+
+    A path among the commands is removed when its turn comes.
+    """
     environment = {
         **os.environ,
         "HF_HOME": str(home / "hf"),
@@ -182,8 +210,11 @@ def command(home: Path, *arguments: str, **more: str) -> subprocess.CompletedPro
     site = home / "site" / "sitecustomize.py"
     site.parent.mkdir(exist_ok=True)
     site.write_text(environment.pop("SITE", ""))
-    line = [sys.executable, "-m", "imsm.run", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, cwd=home, env=environment)
+    program = [sys.executable, "-c", PROGRAM, json.dumps(lines, default=str)]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=home, env=environment)
+    assert done.returncode == 0, done.stderr
+    # the loggers of libraries keep the process's own stream
+    return [Result(code, out, err + done.stderr) for code, out, err in json.loads(done.stdout.splitlines()[-1])]
 
 
 @pytest.fixture
@@ -216,8 +247,8 @@ def test_a_run_downloaded_with_a_network_works_without(served: Hub, tmp_path: Pa
         "data.max_new_tokens=120", "engine=single",
     ]  # fmt: skip
     with hub(models=served.models, datasets=served.datasets) as there:
-        done = command(tmp_path, *overrides, "mode=download", HF_ENDPOINT=there.url)
-    assert done.returncode == 0, done.stderr
+        (done,) = commands(tmp_path, [*overrides, "mode=download"], HF_ENDPOINT=there.url)
+    assert done.code == 0, done.stderr
     assert "some/llama" in done.stdout and "gsm8k (train)        32 examples" in done.stdout
     assert "openai/gsm8k: " in done.stdout
     (parts, wanted) = [{name for name in there.fetched if name.startswith("model/") == mine} for mine in (True, False)]
@@ -228,25 +259,24 @@ def test_a_run_downloaded_with_a_network_works_without(served: Hub, tmp_path: Pa
     assert not (tmp_path / "runs").exists()
 
     alone = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": there.url, "SITE": BLOCKED}
-    run = command(tmp_path, *overrides, **alone)
-    assert run.returncode == 0, run.stderr
-    assert "datasets" not in run.stderr and "latest cached" not in run.stderr
-    again = command(tmp_path, *overrides, "mode=download", **alone)
-    assert (again.returncode, "32 examples" in again.stdout) == (0, True), again.stderr
     weights = next((tmp_path / "hf" / "hub").glob("models--*/snapshots/*/model-00002-*"))
-    weights.unlink()
-    missing = command(tmp_path, *overrides, "seed=2", **alone)
-    assert missing.returncode == 2
-    (line,) = missing.stderr.splitlines()
+    lines = [overrides, [*overrides, "mode=download"], weights, [*overrides, "seed=2"]]
+    run, again, missing = commands(tmp_path, *lines, **alone)
+    assert run.code == 0, run.stderr
+    assert "datasets" not in run.stderr and "latest cached" not in run.stderr
+    assert (again.code, "32 examples" in again.stdout) == (0, True), again.stderr
+    assert missing.code == 2
+    (line,) = [line for line in missing.stderr.splitlines() if line.startswith("imsm: ")]
     assert weights.name in line and "mode=download" in line
+    assert "Traceback" not in missing.stderr
 
 
 @pytest.mark.slow
 def test_a_miniature_run_opens_no_connection(tmp_path: Path) -> None:
     overrides = ["data.max_train_examples=32", "evaluation.limit=2", "evaluation.tasks=[target]"]
-    for mode in ("download", "run"):
-        done = command(tmp_path, *overrides, "engine=single", f"mode={mode}", SITE=BLOCKED)
-        assert done.returncode == 0, done.stderr
+    lines = [[*overrides, "engine=single", f"mode={mode}"] for mode in ("download", "run")]
+    for done in commands(tmp_path, *lines, SITE=BLOCKED):
+        assert done.code == 0, done.stderr
         assert "no network" not in done.stderr
 
 
