@@ -39,7 +39,10 @@ from tests.models.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
 from tests.training.tiny_run import IDENTITY, tiny_examples
 
 BATCH_PLAN = BatchPlan(num_epochs=2, global_batch_size=5, micro_batch_size=2, seed=7)
-EXAMPLES = tiny_examples(12)
+# two steps per epoch, the second one with fewer examples
+EXAMPLES = tiny_examples(8)
+STOP = 2
+"""Steps of a run that is stopped, of the four of a complete one."""
 # five texts for two processes: the second one has an empty micro-batch
 REHEARSAL = Rehearsal(texts=tiny_examples(17)[12:], loss="kl", weight=0.5, batch_size=5, seed=7)
 
@@ -75,7 +78,7 @@ class Case(NamedTuple):
 
 
 RESUMED = [Case("lora"), Case("adalora"), Case("ia3", optimizer="adafactor")]
-"""Cases that are also stopped after three steps and resumed."""
+"""Cases that are also stopped after `STOP` steps and resumed."""
 CASES = [
     *RESUMED,
     Case("ia3"),
@@ -217,7 +220,7 @@ def run_stage(stage: Stage, cases: Sequence[Case], output: Path, dist_context: D
         zero = partial(run_deepspeed, case, stage=stage, dist_context=dist_context)
         results = {"full": zero(folder / "full")}
         if case in RESUMED:
-            zero(folder / "resumed", stop_after=3)
+            zero(folder / "resumed", stop_after=STOP)
             dist_context.run_on_main(partial(copy_for_single_device, folder))
             results["resumed"] = zero(folder / "resumed")
             results["from-single-device"] = zero(folder / "from-single-device")
