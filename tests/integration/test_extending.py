@@ -17,6 +17,7 @@ from imsm.config.validate import load_config
 from imsm.pipeline.data import load_eval_sets, load_run_tokenizer, tokenized_training_set
 from imsm.pipeline.run import run_experiment
 from imsm.utils import trust
+from tests.helpers.cli import imsm_run
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_backbone import save_backbone
 
@@ -184,8 +185,11 @@ def test_a_registered_method_is_validated_by_its_fields(config_dir: Path, monkey
     assert "peft.start" in line
 
 
-def test_an_invalid_custom_argument_ends_the_command_with_exit_code_2(config_dir: Path) -> None:
-    done = run_command(config_dir, *CHOICES, "gate.lowest=1", f"data.mirror_dir={config_dir.parent / 'mirror'}")
-    assert done.returncode == 2
-    assert "did you mean gate.low=1" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_invalid_custom_argument_ends_the_command_with_exit_code_2(
+    config_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror = f"data.mirror_dir={config_dir.parent / 'mirror'}"
+    assert imsm_run(monkeypatch, "--config-dir", str(config_dir), *CHOICES, "gate.lowest=1", mirror) == 2
+    error = capsys.readouterr().err
+    assert "did you mean gate.low=1" in error
+    assert "Traceback" not in error
