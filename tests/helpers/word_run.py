@@ -14,6 +14,7 @@ from imsm.config.identity import run_name
 from imsm.pipeline.run import run_experiment
 from imsm.training import trainer
 from tests.helpers.config import config
+from tests.helpers.figures import no_figures
 from tests.helpers.tiny_backbone import save_backbone
 
 WORDS = ["red", "green", "blue", "black", "white", "brown", "pink", "grey"]
@@ -53,9 +54,10 @@ def word_overrides(files: Path, *more: str, method: str = "imsm") -> list[str]:
 
 
 def run_words(files: Path, runs_root: Path, *more: str, method: str = "imsm") -> Path:
-    """Execute a run; return its folder."""
+    """Execute a run, without the figures of its report; return its folder."""
     run_config = config(*word_overrides(files, *more, method=method))
-    run_experiment(run_config, runs_root=runs_root)
+    with no_figures():
+        run_experiment(run_config, runs_root=runs_root)
     return runs_root / run_name(run_config)
 
 
