@@ -24,6 +24,7 @@ import torch
 from imsm.pipeline.run import run_experiment
 from scripts.crash_test import differences
 from tests.helpers.config import config
+from tests.helpers.figures import no_figures
 
 _WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
@@ -125,4 +126,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with no_figures():
+        main()

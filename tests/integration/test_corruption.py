@@ -30,6 +30,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from imsm.cli.main import main
 from imsm.utils.json_files import write_hashed_json
 from tests.helpers.damage import DAMAGES
+from tests.helpers.figures import no_figures
 from tests.helpers.word_run import word_overrides, write_word_files
 
 RUN, PEFT, ORIGINAL = "runs/*-imsm-*", "runs/*-peft-*", "runs/*-original-*"
@@ -185,14 +186,11 @@ def _fast() -> Iterator[None]:
             compositions[key] = load(loader, *arguments, **keywords)
         return copy.deepcopy(compositions[key])
 
-    def no_figures(folder: Path, sections: Any) -> dict[str, bytes]:
-        return {figure.name: b"" for section in sections for figure in section.figures}
-
     threads, argv, path = torch.get_num_threads(), list(sys.argv), list(sys.path)
     torch.set_num_threads(1)
     with (
         mock.patch.object(ConfigLoaderImpl, "load_configuration", composed),
-        mock.patch("imsm.reporting.report.write_figures", no_figures),
+        no_figures(),
         mock.patch("os.fsync", lambda descriptor: None),
     ):
         yield
