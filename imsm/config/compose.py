@@ -34,6 +34,7 @@ from imsm.config.overrides import (
 from imsm.config.schema import RunConfig
 from imsm.config.sweep import SweepSpec, expand_jobs, shared_run_dir_errors
 from imsm.utils.errors import UserError
+from imsm.utils.options import list_options
 from imsm.utils.paths import conf_folder, runs_root
 
 CONFIG_DIR = "IMSM_CONFIG_DIR"
@@ -65,7 +66,9 @@ class ConfigComposer:
         with env_override(environment), initialize_config_dir(str(conf_folder()), version_base="1.3"):
             self._loader = GlobalHydra.instance().config_loader()
         self._parser = OverridesParser.create(config_loader=self._loader)
-        self._options = {g: self._loader.get_group_options(g) for g in self._loader.list_groups("") if g in _GROUPS}
+        # not Hydra's get_group_options, which copies all of its search path for each group
+        options = {group: list_options(group, config_dir=config_dir) for group in sorted(_GROUPS)}
+        self._options = {group: names for group, names in options.items() if names}
         self._compositions: dict[tuple[str, ...], DictConfig] = {}
 
     def validate(self, overrides: Sequence[str], *, sweep: bool, composition_only: bool = False) -> list[str]:
