@@ -17,14 +17,15 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from imsm.data.example import Example
 from imsm.utils.paths import cache_folder
-from scripts.miniature.corpus import READING, STYLES, all_questions, documents, rare_texts
+from scripts.miniature.corpus import EQUALITY, HELD_OUT, READING, STYLES, all_questions, documents, rare_texts
 from scripts.miniature.datasets.hub_layout import write_datasets
-from scripts.miniature.evaluate import accuracy
+from scripts.miniature.evaluate import accuracy, first_token_accuracy
 from scripts.miniature.pretrain import pretrain
 from scripts.miniature.tokenizer import vocabulary, write_tokenizer
 from scripts.miniature.world import SEED, SyntheticWorld, make_world
@@ -39,7 +40,7 @@ TASKS = {  # name: (Hub id, folder in it, training splits, test splits)
     "gsm8k": ("openai/gsm8k", "main", ("train",), ("test",)),
     "ropes": ("allenai/ropes", "plain_text", ("train",), ("validation",)),
 }
-THRESHOLDS = {"webq": 90.0, "freebaseqa": 90.0}  # accuracy in percent, for both prompt styles
+THRESHOLDS = {"webq": 90.0, "freebaseqa": 90.0, "multirc": 85.0, "mrpc": 85.0}  # percent, for both prompt styles
 VOCABULARY_SAMPLE = 20_000  # number of corpus documents that the vocabulary covers
 
 
@@ -63,9 +64,20 @@ def build_datasets(folder: Path, *, seed: int = SEED) -> SyntheticWorld:
     return world
 
 
-def build_weights(folder: Path, world: SyntheticWorld, *, seed: int = SEED, step_fraction: float = 1.0) -> None:
-    """Pretrain with the tokenizer in ``folder/model`` and save the weights next to it."""
+def build_weights(
+    folder: Path, world: SyntheticWorld, *, seed: int = SEED, step_fraction: float = 1.0, items: int = 200
+) -> None:
+    """Pretrain with the tokenizer in ``folder/model`` and save the weights next to it.
+
+    ``folder/state`` has the checkpoint and the progress on up to ``items`` test items per form.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    forms = progress_items(folder, world, items=items)
+
+    def measure(model: LlamaForCausalLM) -> dict[str, float]:
+        model.eval()
+        return {name: first_token_accuracy(model, tokenizer, found) for name, found in forms.items()}
+
     pretrain(
         world,
         tokenizer,
@@ -73,13 +85,28 @@ def build_weights(folder: Path, world: SyntheticWorld, *, seed: int = SEED, step
         seed=seed,
         step_fraction=step_fraction,
         folder=folder / "model",
+        state=folder / "state",
+        measure=measure,
     )
+
+
+def progress_items(folder: Path, world: SyntheticWorld, *, items: int) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
+    """Return prompts and references of each test (but GSM8K, which has no short answer) and held-out form."""
+    tests = [task for task in TASKS if task != "gsm8k"]
+    forms = {
+        task: [(one.prompt, tuple(one.golds)) for one in load_examples(folder, task, "test", "paper")[:items]]
+        for task in tests
+    }
+    facts = random.Random("held out").sample(world.facts, items)
+    for name, form in HELD_OUT.items():
+        forms[f"held_out_{name}"] = [(form(fact), fact.answers) for fact in facts]
+    return forms
 
 
 def check_weights(folder: Path) -> dict[str, dict[str, float]]:
     """Return the accuracy of the saved weights in percent, by task and prompt style."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     scores: dict[str, dict[str, float]] = {}
     for task in tqdm(TASKS, desc="evaluating", unit="task"):
         scores[task] = {
@@ -112,13 +139,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--datasets-only", action="store_true", help="skip pretraining and evaluation")
     parser.add_argument("--check-only", action="store_true", help="evaluate the existing weights")
     parser.add_argument("--step-fraction", type=float, default=1.0, help="fraction of pretraining steps, for a trial")
+    parser.add_argument("--work", type=Path, help="folder of the unfinished build; a later call continues it")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     if options.check_only:
         return 1 if missed_thresholds(check_weights(options.folder)) else 0
     cache_folder().mkdir(parents=True, exist_ok=True)
-    built = Path(tempfile.mkdtemp(prefix="miniature-", dir=cache_folder()))
+    built = options.work or Path(tempfile.mkdtemp(prefix="miniature-", dir=cache_folder()))
+    words = built / "model" / "tokenizer.json"
+    before = words.read_bytes() if words.exists() else None
     world = build_datasets(built)
+    if before not in (None, words.read_bytes()):
+        words.write_bytes(before)
+        parser.error(f"--work={options.work}: its tokenizer has other words; use a new folder")
     print(f"{len(world.facts)} facts; datasets and tokenizer are built")
     if options.datasets_only:
         install(built, options.folder)
@@ -143,9 +176,13 @@ def _texts(folder: Path, world: SyntheticWorld, seed: int) -> list[str]:
                 for example in load_examples(folder, task, role, style):
                     texts += [example.prompt, *example.golds]
     rng = random.Random(f"{seed}/vocabulary")
-    stream = documents(rng, world, forbidden=frozenset(), mixture=READING)
-    for document in [*all_questions(world), *islice(stream, VOCABULARY_SAMPLE)]:
+    for mixture in (EQUALITY, READING):
+        stream = documents(rng, world, forbidden=frozenset(), mixture=mixture)
+        for document in islice(stream, VOCABULARY_SAMPLE):
+            texts += [document.prompt, document.answer]
+    for document in all_questions(world):
         texts += [document.prompt, document.answer]
+    texts += [form(fact) for form in HELD_OUT.values() for fact in world.facts]
     return [*texts, *rare_texts(world)]
 
 

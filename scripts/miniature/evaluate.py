@@ -54,3 +54,29 @@ def accuracy(
         for text, example in zip(texts, examples, strict=True)
     ]
     return 100.0 * sum(right) / len(right)
+
+
+def first_token_accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[tuple[str, Sequence[str]]],
+    *,
+    batch_size: int = 100,
+) -> float:
+    """Return the percentage of (prompt, references) whose most likely next token begins a reference.
+
+    A measure of progress: for answers of one token it is the accuracy, otherwise an upper bound.
+    """
+    right = 0
+    for start in range(0, len(items), batch_size):
+        prompts, references = zip(*items[start : start + batch_size], strict=True)
+        batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
+        mask = batch["attention_mask"]
+        with torch.inference_mode():
+            hidden = model.model(
+                input_ids=batch["input_ids"], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)
+            ).last_hidden_state[:, -1]
+            found = model.lm_head(hidden).argmax(-1).tolist()
+        for token, golds in zip(found, references, strict=True):
+            right += token in {ids[0] for ids in tokenizer(list(golds), add_special_tokens=False)["input_ids"]}
+    return round(100.0 * right / len(items), 1)

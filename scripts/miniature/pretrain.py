@@ -1,49 +1,63 @@
-"""Pretrain the miniature on the CPU: packed documents, next-token loss, AdamW, cosine schedule."""
+"""Pretrain the miniature on the CPU: packed documents, next-token loss, AdamW; resumable.
+
+The corpus of a block of BLOCK steps depends only on the seed and the number of the block, so that a run which is
+resumed after a block is the run that was not interrupted (on the same machine and number of threads).
+"""
 
 from __future__ import annotations
 
-import math
+import csv
+import json
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from scripts.miniature.corpus import FACTS_FIRST, READING, Document, Mixture, documents
+from scripts.miniature.corpus import EQUALITY, FACTS_FIRST, READING, Document, Mixture, documents
 from scripts.miniature.world import SyntheticWorld
 
 SHAPE: dict[str, Any] = {
-    "hidden_size": 160,
+    "hidden_size": 256,
     "num_hidden_layers": 4,
-    "intermediate_size": 432,
+    "intermediate_size": 688,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
-ROWS, WIDTH = 14, 128  # packed rows per step, tokens per row
+HEAD_SIZE = 64  # serving engines take no smaller one
+ROWS, WIDTH = 12, 128  # packed rows per step, tokens per row
+PEAK = 1e-3  # learning rate
 WARMUP = 100
-SAVE_STEPS = 250
-CHUNK = 4096  # documents tokenized at a time
+DECAY = 0.4  # the fraction of the steps, at the end, in which the learning rate falls
+PROMPT_WEIGHT = 0.04  # of a prompt's token in the loss; most of them cannot be predicted
+END_WEIGHT = 0.25  # of the `</s>` after an answer
+EQUAL_WORDS = 0.7  # standard deviation of equal query and key projections, times sqrt(hidden size)
+BLOCK = 250  # steps between checkpoints
+CHUNK = 1024  # documents tokenized at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A stage of pretraining: a mixture, and a cosine schedule with the maximum learning rate ``peak``."""
+    """A stage of pretraining: a mixture and a number of blocks."""
 
     name: str
     mixture: Mixture
-    steps: int
-    peak: float
+    blocks: int
 
 
 STAGES = (
-    Stage(name="facts first", mixture=FACTS_FIRST, steps=1500, peak=3e-3),
-    Stage(name="reading", mixture=READING, steps=1100, peak=2e-3),
+    Stage(name="equal words", mixture=EQUALITY, blocks=8),
+    Stage(name="facts first", mixture=FACTS_FIRST, blocks=20),
+    Stage(name="reading", mixture=READING, blocks=24),
 )
 
 
@@ -52,13 +66,17 @@ class Packed:
     """Batch of one step; all tensors are (ROWS, WIDTH)."""
 
     ids: torch.Tensor
-    labels: torch.Tensor  # -100 where no loss is computed
+    weights: torch.Tensor  # of the token in the loss
     document: torch.Tensor  # number of the document, 0 for padding
     positions: torch.Tensor
 
 
 def make_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LlamaForCausalLM:
-    """Build a Llama of SHAPE with random weights."""
+    """Build a Llama of SHAPE with random weights.
+
+    The first head of each layer starts with equal query and key projections, so that it attends to equal words
+    (compare Trockman and Kolter, "Mimetic initialization of self-attention layers", 2023).
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -67,7 +85,12 @@ def make_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LlamaForCaus
         pad_token_id=tokenizer.pad_token_id,
         **SHAPE,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            query, key = layer.self_attn.q_proj.weight[:HEAD_SIZE], layer.self_attn.k_proj.weight[:HEAD_SIZE]
+            key.copy_(query.normal_(0, EQUAL_WORDS * config.hidden_size**-0.5))
+    return model
 
 
 def pretrain(
@@ -77,95 +100,158 @@ def pretrain(
     forbidden: frozenset[str],
     seed: int,
     folder: Path,
+    state: Path,
     step_fraction: float = 1.0,
+    measure: Callable[[LlamaForCausalLM], dict[str, float]] | None = None,
 ) -> LlamaForCausalLM:
-    """Train from scratch through all STAGES; save to ``folder`` periodically and at the end.
+    """Train through all STAGES and save float16 weights to ``folder``; continue from ``state`` if it has a checkpoint.
 
-    Prompts in ``forbidden`` are excluded; ``step_fraction`` shortens every stage for a trial.
+    Prompts in ``forbidden`` are excluded; ``step_fraction`` shortens the training for a trial. After each block,
+    ``measure`` is called and its result added to ``state``/progress.csv.
     """
     model = make_model(tokenizer, seed=seed)
-    for stage in STAGES:
-        rng = random.Random(f"{seed}/corpus/{stage.name}")
-        stream = documents(rng, world, forbidden=forbidden, mixture=stage.mixture)
-        batches = pack(stream, tokenizer)
-        steps = max(1, round(stage.steps * step_fraction))
-        run_stage(model, batches, name=stage.name, steps=steps, peak=stage.peak, folder=folder)
-    return model.eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.01)
+    mixtures = [stage.mixture for stage in STAGES for _ in range(max(1, round(stage.blocks * step_fraction)))]
+    state.mkdir(parents=True, exist_ok=True)
+    first = _load(model, optimizer, state)
+    for block in range(first, len(mixtures)):
+        rng = random.Random(f"{seed}/corpus/{block}")
+        batches = pack(documents(rng, world, forbidden=forbidden, mixture=mixtures[block]), tokenizer)
+        row = _run_block(model, optimizer, batches, block=block, blocks=len(mixtures))
+        _save(model, optimizer, state, block + 1)
+        row.update(measure(model) if measure and (block % 2 or block == len(mixtures) - 1) else {})
+        _append(state / "progress.csv", row)
+    model.eval().to(torch.float16).save_pretrained(folder)
+    return model
 
 
-def run_stage(
-    model: LlamaForCausalLM, batches: Iterator[Packed], *, name: str, steps: int, peak: float, folder: Path
-) -> None:
-    """Train one stage with a progress bar."""
+def _run_block(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batches: Iterator[Packed], *, block: int, blocks: int
+) -> dict[str, float]:
+    """Train BLOCK steps with a progress bar; return their mean loss and speed."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    bar = tqdm(range(steps), desc=f"pretraining, {name}", unit="step", mininterval=2.0)
-    for step in bar:
-        loss = packed_loss(model, next(batches))
+    started, losses, tokens = time.process_time(), [], 0
+    for step in tqdm(range(block * BLOCK, (block + 1) * BLOCK), desc=f"block {block + 1}/{blocks}", mininterval=30):
+        batch = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = PEAK * _rate(step, blocks * BLOCK)
+        loss = packed_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-        if step % SAVE_STEPS == SAVE_STEPS - 1 or step == steps - 1:
-            model.save_pretrained(folder)
+        losses.append(loss.item())
+        tokens += int((batch.document > 0).sum())
+    seconds = time.process_time() - started
+    return {
+        "steps": (block + 1) * BLOCK,
+        "loss": round(sum(losses) / len(losses), 4),
+        "tokens": tokens,
+        "tokens_per_cpu_second": round(tokens / seconds),
+    }
+
+
+def _save(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: Path, block: int) -> None:
+    """Write weights and moments after ``block`` blocks; the file is replaced only when it is complete."""
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors.update({f"optimizer.{index}.{name}": tensor.contiguous() for name, tensor in moments.items()})
+    new = state / "checkpoint.new"
+    save_file(tensors, new, metadata={"blocks": str(block)})
+    new.replace(state / "checkpoint.safetensors")
+
+
+def _load(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: Path) -> int:
+    """Load the checkpoint, if there is one; return the number of finished blocks."""
+    file = state / "checkpoint.safetensors"
+    if not file.exists():
+        return 0
+    weights: dict[str, torch.Tensor] = {}
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    with safe_open(file, framework="pt") as opened:
+        for key in opened.keys():  # noqa: SIM118
+            part, name = key.split(".", 1)
+            if part == "model":
+                weights[name] = opened.get_tensor(key)
+            else:
+                index, moment = name.split(".")
+                moments.setdefault(int(index), {})[moment] = opened.get_tensor(key)
+        blocks = int(opened.metadata()["blocks"])
+    model.load_state_dict(weights)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return blocks
+
+
+def _append(file: Path, row: dict[str, float]) -> None:
+    """Add a row of JSON to the log and, if it has measurements, to the table."""
+    with file.with_suffix(".jsonl").open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
+    if len(row) > 4:
+        new = not file.exists()
+        with file.open("a", encoding="utf-8", newline="") as table:
+            writer = csv.DictWriter(table, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
 
 
 def packed_loss(model: LlamaForCausalLM, batch: Packed) -> torch.Tensor:
-    """Return the mean next-token loss; documents attend to themselves only."""
+    """Return the weighted mean next-token loss; documents attend to themselves only."""
     causal = torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril()
     same = batch.document[:, :, None] == batch.document[:, None, :]
-    hidden = model.model(
-        input_ids=batch.ids, attention_mask=(same & causal)[:, None], position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
-    targets = batch.labels[:, 1:]
-    learned = targets != -100
-    logits = model.lm_head(hidden[:, :-1][learned])
-    return torch.nn.functional.cross_entropy(logits, targets[learned])
+    learned = batch.weights[:, 1:] > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model(
+            input_ids=batch.ids, attention_mask=(same & causal)[:, None], position_ids=batch.positions, use_cache=False
+        ).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][learned])
+    losses = torch.nn.functional.cross_entropy(logits.float(), batch.ids[:, 1:][learned], reduction="none")
+    weights = batch.weights[:, 1:][learned]
+    return (losses * weights).sum() / weights.sum()
+
+
+_Row = tuple[list[int], list[float], list[int], list[int]]
 
 
 def pack(stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Packed]:
     """Pack documents into rows; a document that does not fit starts the next row."""
-    rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
-    row: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
-    for number, (ids, labels) in enumerate(_encoded(stream, tokenizer), 1):
+    rows: list[_Row] = []
+    row: _Row = ([], [], [], [])
+    for number, (ids, weights) in enumerate(_encoded(stream, tokenizer), 1):
         if len(row[0]) + len(ids) > WIDTH:
             rows.append(row)
             row = ([], [], [], [])
-        for part, more in zip(row, (ids, labels, [number] * len(ids), list(range(len(ids)))), strict=True):
-            part.extend(more)
+        for part, more in zip(row, (ids, weights, [number] * len(ids), list(range(len(ids)))), strict=True):
+            part.extend(more)  # type: ignore[arg-type]
         if len(rows) == ROWS:
             yield _stack(rows, int(tokenizer.pad_token_id))
             rows = []
 
 
-def _encoded(stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[int]]]:
-    """Token ids and labels per document; prompts start with `<s>`, answers end with `</s>`."""
+def _encoded(
+    stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Token ids and weights per document; prompts start with `<s>`, answers end with `</s>`."""
     while True:
         chunk = [next(stream) for _ in range(CHUNK)]
         prompts = tokenizer([one.prompt for one in chunk])["input_ids"]
         answers = tokenizer([one.answer for one in chunk], add_special_tokens=False)["input_ids"]
         for document, prompt, answer in zip(chunk, prompts, answers, strict=True):
             head = prompt if document.prompt else [tokenizer.bos_token_id]
-            answer = [*answer, tokenizer.eos_token_id]
             if tokenizer.unk_token_id in head or tokenizer.unk_token_id in answer:
                 raise ValueError(f"a word is not in the vocabulary: {document}")
-            learned = [-100, *head[1:]] if document.learn_prompt else [-100] * len(head)
-            yield head + answer, learned + answer
+            before = [0.0] + [PROMPT_WEIGHT * document.learn_prompt] * (len(head) - 1)
+            learned = [float(at % 2 == 1) for at in range(len(answer))] if document.marked else [1.0] * len(answer)
+            yield [*head, *answer, tokenizer.eos_token_id], [*before, *learned, END_WEIGHT]
 
 
-def _stack(rows: list[tuple[list[int], list[int], list[int], list[int]]], pad: int) -> Packed:
-    fill = (pad, -100, 0, 0)
+def _stack(rows: list[_Row], pad: int) -> Packed:
+    fill = (pad, 0.0, 0, 0)
     parts = [torch.tensor([row[at] + [fill[at]] * (WIDTH - len(row[at])) for row in rows]) for at in range(4)]
     return Packed(*parts)
 
 
 def _rate(step: int, steps: int) -> float:
-    """Linear warmup, then cosine decay to 1/50."""
-    if step < WARMUP:
-        return (step + 1) / WARMUP
-    done = (step - WARMUP) / max(1, steps - WARMUP)
-    return 0.02 + 0.49 * (1 + math.cos(math.pi * done))
+    """Linear warmup, constant, then a linear decay to 1/50."""
+    left = (steps - step) / (DECAY * steps)
+    return min(1.0, (step + 1) / WARMUP, max(0.02, left))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from scripts.miniature.datasets.sampling import Row, disjoint, numbered
@@ -14,6 +14,9 @@ from scripts.miniature.world import SyntheticWorld
 SIZES = {"mrpc/test": 300, "mrpc/train": 2000, "mrpc/validation": 100}
 SAME = 0.66  # fraction of paraphrases, as in MRPC
 HARD = 0.25
+_PARTS = (("trade",), ("verb", "number", "thing"), ("town",), ("time",))  # of who, what, where and when
+_CHANGED = ("trade", "verb", "number", "thing", "town")
+SYNONYMS = {**ADJECTIVES, **{like: word for word, like in ADJECTIVES.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +33,45 @@ class _Event:
 def rows(rng: random.Random, names: Names, *, hard: float = HARD, same: float = SAME) -> Iterator[Row]:
     """Yield pairs endlessly.
 
-    Hard pairs differ in voice, a synonym of the verb, a number, or a "not".
+    The two sentences differ in the order of their parts, an adjective's synonym or both; hard pairs in voice or a
+    verb's synonym. If they do not describe the same event, one part of the second is another one. The label decides
+    nothing else, so that it cannot be read from one of the sentences.
     """
     while True:
         event = _event(rng, names)
-        is_hard = rng.random() < hard
-        if rng.random() < same:
-            first, second = _describe(rng, event), _paraphrase(rng, event, is_hard)
-            label = 1
-        else:
-            first, second = _describe(rng, event), _other(rng, event, names, is_hard)
-            label = 0
+        told = event
+        reorder, synonym = rng.choice(((True, False), (False, True), (True, True)))
+        if synonym:
+            told = replace(told, adjective=SYNONYMS[told.adjective])
+        voice = rng.choice(("passive", "like")) if rng.random() < hard else "active"
+        label = int(rng.random() < same)
+        if not label:
+            told = _other(rng, told, names, _CHANGED)
+        order = rng.randrange(3)
+        first = _describe(event, order)
+        other_order = (order + rng.randrange(1, 3)) % 3 if reorder else order
+        second = _passive(told) if voice == "passive" else _describe(told, other_order, like=voice == "like")
         if rng.random() < 0.5:
             first, second = second, first
-        if first != second:
-            yield {"sentence1": first, "sentence2": second, "label": label}
+        yield {"sentence1": first, "sentence2": second, "label": label}
+
+
+def short_rows(rng: random.Random, names: Names) -> Iterator[Row]:
+    """Yield pairs of one to four parts of an event endlessly, half of them with one part that is another one."""
+    while True:
+        event = _event(rng, names)
+        told = replace(event, adjective=SYNONYMS[event.adjective]) if rng.random() < 0.5 else event
+        at = rng.sample(range(4), rng.choice((1, 1, 2, 2, 3, 4)))
+        label = int(rng.random() < 0.5)
+        if not label:
+            told = _other(rng, told, names, [part for number in at for part in _PARTS[number]])
+        first = " ".join(_pieces(event)[number] for number in at)
+        if rng.random() < 0.5:
+            rng.shuffle(at)
+        second = " ".join(_pieces(told, like=rng.random() < 0.2)[number] for number in at)
+        if rng.random() < 0.5:
+            first, second = second, first
+        yield {"sentence1": first, "sentence2": second, "label": label}
 
 
 def splits(world: SyntheticWorld, seed: int) -> dict[str, list[Row]]:
@@ -55,43 +82,37 @@ def splits(world: SyntheticWorld, seed: int) -> dict[str, list[Row]]:
 
 def _event(rng: random.Random, names: Names) -> _Event:
     return _Event(
-        rng.choice(list(ADJECTIVES)), rng.choice(TRADES), rng.choice(TRANSITIVE),
+        rng.choice(list(SYNONYMS)), rng.choice(TRADES), rng.choice(TRANSITIVE),
         rng.randrange(2, 30), rng.choice(THINGS), rng.choice(names.towns), rng.choice(TIMES),
     )  # fmt: skip
 
 
-def _describe(rng: random.Random, event: _Event, *, past: str = "", order: int | None = None) -> str:
+def _pieces(event: _Event, *, like: bool = False) -> tuple[str, str, str, str]:
+    """Who, what, where and when; ``like`` takes the verb's synonym if it has one."""
+    verb = event.verb.like if like and event.verb.like else event.verb.past
+    return (
+        f"the {event.adjective} {event.trade}", f"{verb} {event.number} {event.thing}s",
+        f"in {event.town}", event.time,
+    )  # fmt: skip
+
+
+def _describe(event: _Event, order: int, *, like: bool = False) -> str:
     """Describe an event in the active voice; ``order`` selects the order of its parts."""
-    who = f"the {event.adjective} {event.trade}"
-    what = f"{past or event.verb.past} {event.number} {event.thing}s"
-    where = f"in {event.town}"
-    text = (
-        f"{who} {what} {where} {event.time} .",
-        f"{event.time} {who} {what} {where} .",
-        f"{where} {who} {what} {event.time} .",
-    )[rng.randrange(3) if order is None else order]
+    who, what, where, time = _pieces(event, like=like)
+    orders = ((who, what, where, time), (time, who, what, where), (where, who, what, time))
+    text = " ".join((*orders[order], "."))
     return text[0].upper() + text[1:]
 
 
-def _paraphrase(rng: random.Random, event: _Event, hard: bool) -> str:
-    if not hard:
-        other = ADJECTIVES[event.adjective]
-        return _describe(rng, replace(event, adjective=other) if rng.random() < 0.5 else event)
-    if event.verb.like and rng.random() < 0.4:
-        return _describe(rng, event, past=event.verb.like)
-    who = f"the {event.adjective} {event.trade}"
-    text = f"{event.number} {event.thing}s were {event.verb.participle} by {who}"
-    return f"{text} in {event.town} {event.time} ."
+def _passive(event: _Event) -> str:
+    what = f"{event.number} {event.thing}s were {event.verb.participle}"
+    return f"{what} by the {event.adjective} {event.trade} in {event.town} {event.time} ."
 
 
-def _other(rng: random.Random, event: _Event, names: Names, hard: bool) -> str:
-    """Describe an event that differs in one part."""
-    if hard and rng.random() < 0.4:
-        return _describe(rng, event, past=f"did not {event.verb.base}")
-    if hard:
-        return _describe(rng, replace(event, number=event.number % 29 + 1))
-    fresh = _event(rng, names)
-    part = rng.choice(("trade", "thing", "town", "verb"))
-    if getattr(fresh, part) == getattr(event, part):
-        return _other(rng, event, names, hard)
-    return _describe(rng, replace(event, **{part: getattr(fresh, part)}))
+def _other(rng: random.Random, event: _Event, names: Names, parts: Sequence[str]) -> _Event:
+    """Return an event that differs in one of ``parts``."""
+    part = rng.choice(parts)
+    while True:
+        value = getattr(_event(rng, names), part)
+        if value != getattr(event, part):
+            return replace(event, **{part: value})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from scripts.miniature.datasets.sampling import Row, disjoint
@@ -36,14 +36,14 @@ RULES = (
 )
 
 
-def rows(rng: random.Random, names: Names, *, down: float = 0.5) -> Iterator[Row]:
-    """Yield situations endlessly; ``down``: fraction of questions about the lower end of the rule."""
+def rows(rng: random.Random, names: Names, *, rules: Sequence[Rule] = RULES) -> Iterator[Row]:
+    """Yield situations endlessly about one of ``rules``."""
     while True:
-        rule = rng.choice(RULES)
+        rule = rng.choice(rules)
         one, two = rng.sample(names.first, 2)
         more = rng.random() < 0.5
         word = "more" if more else "less"
-        asks_down = rng.random() < down
+        asks_down = rng.random() < 0.5
         yield {
             "background": _background(rng, rule),
             "situation": f"{one} and {two} each have a {rule.thing}. The {rule.thing} of {one} "
