@@ -120,7 +120,7 @@ def check_weights(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def install(built: Path, folder: Path) -> None:
-    """Replace hub/ and model/ of ``folder`` by those in ``built``, and delete ``built``."""
+    """Replace hub/ and model/ of ``folder`` by those in ``built``."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("hub", "model"):
         new = folder / f".{part}.new"
@@ -129,7 +129,6 @@ def install(built: Path, folder: Path) -> None:
         if (folder / part).exists():
             shutil.rmtree(folder / part)
         new.rename(folder / part)
-    shutil.rmtree(built)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,12 +148,13 @@ def main(arguments: list[str] | None = None) -> int:
     words = built / "model" / "tokenizer.json"
     before = words.read_bytes() if words.exists() else None
     world = build_datasets(built)
-    if before not in (None, words.read_bytes()):
+    if before is not None and before != words.read_bytes():
         words.write_bytes(before)
         parser.error(f"--work={options.work}: its tokenizer has other words; use a new folder")
     print(f"{len(world.facts)} facts; datasets and tokenizer are built")
     if options.datasets_only:
         install(built, options.folder)
+        _discard(built, options.work)
         return 0
     build_weights(built, world, step_fraction=options.step_fraction)
     missed = missed_thresholds(check_weights(built))
@@ -163,8 +163,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.folder} is unchanged; the new files are in {built}", file=sys.stderr)
         return 1
     install(built, options.folder)
+    _discard(built, options.work)
     print(f"installed in {options.folder}")
     return 0
+
+
+def _discard(built: Path, work: Path | None) -> None:
+    """Delete the build; a folder that the user named is kept, with its checkpoint and progress."""
+    if work is None:
+        shutil.rmtree(built)
 
 
 def _texts(folder: Path, world: SyntheticWorld, seed: int) -> list[str]:
