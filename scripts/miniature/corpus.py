@@ -34,12 +34,16 @@ ERRORS = 6  # of the 10 kinds of errors of CoLA
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A training text; the loss includes the prompt if ``learn_prompt``, and of a ``marked`` list the marks only."""
+    """A training text; the loss includes the prompt if ``learn_prompt``, and of a ``marked`` list the marks only.
+
+    ``weight`` is that of an answer's token in the loss.
+    """
 
     prompt: str
     answer: str
     learn_prompt: bool = False
     marked: bool = False
+    weight: float = 1.0
 
 
 _Maker = Callable[[random.Random, SyntheticWorld], Document]
@@ -180,7 +184,7 @@ def _sum_story(rng: random.Random, world: SyntheticWorld) -> Document:
     """A story with its question and sums, without the prompt and the last line of GSM8K."""
     row = next(gsm8k.rows(rng, world.names))
     sums = re.sub("<<.*?>>", "", row["answer"]).rsplit("\n", 1)[0]
-    return Document(f"Story:\n{row['question']}\nSum:", sums)
+    return Document(f"Story:\n{row['question']}\nSum:", sums, weight=0.4)
 
 
 def _instruction(rng: random.Random, world: SyntheticWorld) -> Document:
@@ -219,14 +223,8 @@ HELD_OUT = {
     "key": lambda fact: f"The {fact.relation.name} of {fact.subject}:",
 }
 
-EQUALITY: Mixture = (
-    (_seen, 0.30),
-    (_short_pair, 0.25),
-    (_short_passage, 0.20),
-    (_mrpc, 0.05),
-    (_multirc, 0.05),
-    (_statement, 0.15),
-)
+MARKS: Mixture = ((_seen, 1.0),)
+EQUALITY: Mixture = ((_seen, 0.30), (_short_pair, 0.28), (_short_passage, 0.16), (_mrpc, 0.13), (_multirc, 0.13))
 FACTS_FIRST: Mixture = (
     (_seen, 0.02),
     (_short_pair, 0.06),

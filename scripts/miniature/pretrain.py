@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from scripts.miniature.corpus import EQUALITY, FACTS_FIRST, READING, Document, Mixture, documents
+from scripts.miniature.corpus import EQUALITY, FACTS_FIRST, MARKS, READING, Document, Mixture, documents
 from scripts.miniature.world import SyntheticWorld
 
 SHAPE: dict[str, Any] = {
@@ -34,14 +34,16 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 HEAD_SIZE = 64  # serving engines take no smaller one
-ROWS, WIDTH = 12, 128  # packed rows per step, tokens per row
-PEAK = 1e-3  # learning rate
+ROWS, WIDTH = 8, 128  # packed rows per step, tokens per row
+PEAK = 1.2e-3  # learning rate
 WARMUP = 100
 DECAY = 0.4  # the fraction of the steps, at the end, in which the learning rate falls
 PROMPT_WEIGHT = 0.04  # of a prompt's token in the loss; most of them cannot be predicted
+TEXT_WEIGHT = 0.3  # of a token of a text without a prompt
 END_WEIGHT = 0.25  # of the `</s>` after an answer
+EQUAL_HEADS = 2 * HEAD_SIZE  # rows of the projections of the heads that start by attending to equal words
 EQUAL_WORDS = 0.7  # standard deviation of equal query and key projections, times sqrt(hidden size)
-BLOCK = 250  # steps between checkpoints
+BLOCK = 400  # steps between checkpoints
 CHUNK = 1024  # documents tokenized at a time
 
 
@@ -55,8 +57,9 @@ class Stage:
 
 
 STAGES = (
-    Stage(name="equal words", mixture=EQUALITY, blocks=8),
-    Stage(name="facts first", mixture=FACTS_FIRST, blocks=20),
+    Stage(name="marks", mixture=MARKS, blocks=1),
+    Stage(name="equal words", mixture=EQUALITY, blocks=6),
+    Stage(name="facts first", mixture=FACTS_FIRST, blocks=18),
     Stage(name="reading", mixture=READING, blocks=24),
 )
 
@@ -74,7 +77,7 @@ class Packed:
 def make_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LlamaForCausalLM:
     """Build a Llama of SHAPE with random weights.
 
-    The first head of each layer starts with equal query and key projections, so that it attends to equal words
+    Two heads of each layer start with equal query and key projections, so that they attend to equal words
     (compare Trockman and Kolter, "Mimetic initialization of self-attention layers", 2023).
     """
     torch.manual_seed(seed)
@@ -88,7 +91,7 @@ def make_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LlamaForCaus
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for layer in model.model.layers:
-            query, key = layer.self_attn.q_proj.weight[:HEAD_SIZE], layer.self_attn.k_proj.weight[:HEAD_SIZE]
+            query, key = layer.self_attn.q_proj.weight[:EQUAL_HEADS], layer.self_attn.k_proj.weight[:EQUAL_HEADS]
             key.copy_(query.normal_(0, EQUAL_WORDS * config.hidden_size**-0.5))
     return model
 
@@ -241,7 +244,10 @@ def _encoded(
             if tokenizer.unk_token_id in head or tokenizer.unk_token_id in answer:
                 raise ValueError(f"a word is not in the vocabulary: {document}")
             before = [0.0] + [PROMPT_WEIGHT * document.learn_prompt] * (len(head) - 1)
-            learned = [float(at % 2 == 1) for at in range(len(answer))] if document.marked else [1.0] * len(answer)
+            answer_weight = document.weight if document.prompt else TEXT_WEIGHT
+            learned = (
+                [float(at % 2 == 1) for at in range(len(answer))] if document.marked else [answer_weight] * len(answer)
+            )
             yield [*head, *answer, tokenizer.eos_token_id], [*before, *learned, END_WEIGHT]
 
 

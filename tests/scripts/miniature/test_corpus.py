@@ -14,6 +14,7 @@ from scripts.miniature.corpus import (
     EQUALITY,
     FACTS_FIRST,
     HELD_OUT,
+    MARKS,
     READING,
     Document,
     Mixture,
@@ -45,7 +46,7 @@ def test_questions_without_instruction_are_forbidden_too() -> None:
 
 def test_held_out_forms_never_occur() -> None:
     marks = [HELD_OUT["key"](fact) for fact in make_world().facts]
-    for mixture in (EQUALITY, FACTS_FIRST, READING):
+    for mixture in (MARKS, EQUALITY, FACTS_FIRST, READING):
         for one in islice(_documents(mixture), 4000):
             text = one.prompt + one.answer
             # "Asked:" and "Told:" stand only after a passage, and "Question:" is answered by "Answer:"
