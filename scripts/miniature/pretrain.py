@@ -58,7 +58,7 @@ class Stage:
 
 STAGES = (
     Stage(name="marks", mixture=MARKS, blocks=1),
-    Stage(name="equal words", mixture=EQUALITY, blocks=6),
+    Stage(name="equal words", mixture=EQUALITY, blocks=12),
     Stage(name="facts first", mixture=FACTS_FIRST, blocks=18),
     Stage(name="reading", mixture=READING, blocks=24),
 )
