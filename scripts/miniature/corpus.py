@@ -28,6 +28,7 @@ from scripts.miniature.sentences import sentence
 from scripts.miniature.world import Fact, SyntheticWorld, join_words
 
 STYLES = ("paper", "corrected")
+PLAIN = 0.8  # of the prompts of MRPC and MultiRC without their instruction
 ASKED_RULES = 3  # of the 8 rules of ROPES, whose questions are asked in other words; the rest is left to fine-tuning
 ERRORS = 6  # of the 10 kinds of errors of CoLA
 
@@ -47,7 +48,7 @@ class Document:
 
 
 _Maker = Callable[[random.Random, SyntheticWorld], Document]
-Mixture = tuple[tuple[_Maker, float], ...]  # fractions of the documents
+Mixture = tuple[tuple[_Maker, float], ...]  # weights of the documents
 
 
 def documents(
@@ -123,14 +124,14 @@ def _seen(rng: random.Random, world: SyntheticWorld) -> Document:
 
 
 def _multirc(rng: random.Random, world: SyntheticWorld) -> Document:
-    """A passage of one to three events, half of them without the instruction."""
+    """A passage of one to three events, most of them without the instruction."""
     while True:
-        rows = next(multirc.passages(rng, world.names, events=rng.choice((1, 2, 3, 3))))
+        rows = next(multirc.passages(rng, world.names, events=rng.choice((1, 2, 3))))
         rows = [{**row, "idx": {"paragraph": 0, **row["idx"]}} for row in rows]
         found = render("multirc", rows, rng.choice(STYLES))
         if found:
             document = replace(rng.choice(found), learn_prompt=True)
-            return without_instruction(document) if rng.random() < 0.5 else document
+            return without_instruction(document) if rng.random() < PLAIN else document
 
 
 def _short_passage(rng: random.Random, world: SyntheticWorld) -> Document:
@@ -159,7 +160,7 @@ def without_instruction(document: Document) -> Document:
 def _mrpc(rng: random.Random, world: SyntheticWorld) -> Document:
     row = next(mrpc.rows(rng, world.names, same=0.5))
     document = replace(render("mrpc", [row], rng.choice(STYLES))[0], learn_prompt=True)
-    return without_instruction(document) if rng.random() < 0.5 else document
+    return without_instruction(document) if rng.random() < PLAIN else document
 
 
 def _short_pair(rng: random.Random, world: SyntheticWorld) -> Document:
@@ -223,13 +224,12 @@ HELD_OUT = {
     "key": lambda fact: f"The {fact.relation.name} of {fact.subject}:",
 }
 
-MARKS: Mixture = ((_seen, 1.0),)
-EQUALITY: Mixture = ((_seen, 0.30), (_short_pair, 0.28), (_short_passage, 0.16), (_mrpc, 0.13), (_multirc, 0.13))
+EQUALITY: Mixture = ((_seen, 2.0), (_short_pair, 2.0), (_short_passage, 1.0), (_mrpc, 1.0), (_multirc, 1.0))
 FACTS_FIRST: Mixture = (
     (_seen, 0.02),
     (_short_pair, 0.06),
-    (_short_passage, 0.04),
-    (_multirc, 0.08),
+    (_short_passage, 0.06),
+    (_multirc, 0.15),
     (_mrpc, 0.10),
     (_statement, 0.23),
     (_plain_question, 0.19),
@@ -245,11 +245,12 @@ READING: Mixture = (
     (_statement, 0.11),
     (_plain_question, 0.13),
     (_question, 0.14),
-    (_multirc, 0.12),
+    (_short_passage, 0.08),
+    (_multirc, 0.40),
     (_passage, 0.04),
-    (_mrpc, 0.14),
+    (_mrpc, 0.12),
     (_sums, 0.05),
-    (_sum_story, 0.08),
+    (_sum_story, 0.06),
     (_instruction, 0.02),
     (_sentence, 0.04),
     (_grammaticality, 0.06),

@@ -21,27 +21,24 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from scripts.miniature.corpus import EQUALITY, FACTS_FIRST, MARKS, READING, Document, Mixture, documents
+from scripts.miniature.corpus import EQUALITY, FACTS_FIRST, READING, Document, Mixture, documents
 from scripts.miniature.world import SyntheticWorld
 
 SHAPE: dict[str, Any] = {
-    "hidden_size": 256,
+    "hidden_size": 128,
     "num_hidden_layers": 4,
-    "intermediate_size": 688,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    "intermediate_size": 512,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
 HEAD_SIZE = 64  # serving engines take no smaller one
-ROWS, WIDTH = 8, 128  # packed rows per step, tokens per row
-PEAK = 1.2e-3  # learning rate
+WIDTH = 128  # tokens per packed row
 WARMUP = 100
 DECAY = 0.4  # the fraction of the steps, at the end, in which the learning rate falls
-PROMPT_WEIGHT = 0.04  # of a prompt's token in the loss; most of them cannot be predicted
-TEXT_WEIGHT = 0.3  # of a token of a text without a prompt
 END_WEIGHT = 0.25  # of the `</s>` after an answer
-EQUAL_HEADS = 2 * HEAD_SIZE  # rows of the projections of the heads that start by attending to equal words
+EQUAL_HEADS = HEAD_SIZE  # rows of the projections of the head that starts by attending to equal words
 EQUAL_WORDS = 0.7  # standard deviation of equal query and key projections, times sqrt(hidden size)
 BLOCK = 400  # steps between checkpoints
 CHUNK = 1024  # documents tokenized at a time
@@ -49,24 +46,29 @@ CHUNK = 1024  # documents tokenized at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A stage of pretraining: a mixture and a number of blocks."""
+    """A stage of pretraining."""
 
     name: str
     mixture: Mixture
     blocks: int
+    rows: int  # packed rows per step
+    peak: float  # learning rate
+    prompt_weight: float  # of a prompt's token in the loss
+    text_weight: float  # of a token of a text without a prompt
 
 
 STAGES = (
-    Stage(name="marks", mixture=MARKS, blocks=1),
-    Stage(name="equal words", mixture=EQUALITY, blocks=12),
-    Stage(name="facts first", mixture=FACTS_FIRST, blocks=18),
-    Stage(name="reading", mixture=READING, blocks=24),
+    # few weights for what cannot be predicted: the answers teach to find equal words
+    Stage(name="equal words", mixture=EQUALITY, blocks=13, rows=6, peak=1.2e-3, prompt_weight=0.03, text_weight=0.3),
+    # the facts stand in the texts and in the questions
+    Stage(name="facts first", mixture=FACTS_FIRST, blocks=12, rows=12, peak=2e-3, prompt_weight=0.3, text_weight=1.0),
+    Stage(name="reading", mixture=READING, blocks=14, rows=12, peak=2e-3, prompt_weight=0.1, text_weight=0.5),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Batch of one step; all tensors are (ROWS, WIDTH)."""
+    """Batch of one step; all tensors are (rows, WIDTH)."""
 
     ids: torch.Tensor
     weights: torch.Tensor  # of the token in the loss
@@ -77,7 +79,7 @@ class Packed:
 def make_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> LlamaForCausalLM:
     """Build a Llama of SHAPE with random weights.
 
-    Two heads of each layer start with equal query and key projections, so that they attend to equal words
+    One head of each layer starts with equal query and key projections, so that it attends to equal words
     (compare Trockman and Kolter, "Mimetic initialization of self-attention layers", 2023).
     """
     torch.manual_seed(seed)
@@ -113,23 +115,29 @@ def pretrain(
     ``measure`` is called and its result added to ``state``/progress.csv.
     """
     model = make_model(tokenizer, seed=seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.01)
-    mixtures = [stage.mixture for stage in STAGES for _ in range(max(1, round(stage.blocks * step_fraction)))]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=STAGES[0].peak, betas=(0.9, 0.98), weight_decay=0.01)
+    blocks = [stage for stage in STAGES for _ in range(max(1, round(stage.blocks * step_fraction)))]
     state.mkdir(parents=True, exist_ok=True)
     first = _load(model, optimizer, state)
-    for block in range(first, len(mixtures)):
-        rng = random.Random(f"{seed}/corpus/{block}")
-        batches = pack(documents(rng, world, forbidden=forbidden, mixture=mixtures[block]), tokenizer)
-        row = _run_block(model, optimizer, batches, block=block, blocks=len(mixtures))
+    for block in range(first, len(blocks)):
+        stage, rng = blocks[block], random.Random(f"{seed}/corpus/{block}")
+        batches = pack(documents(rng, world, forbidden=forbidden, mixture=stage.mixture), tokenizer, stage)
+        row = _run_block(model, optimizer, batches, peak=stage.peak, block=block, blocks=len(blocks))
         _save(model, optimizer, state, block + 1)
-        row.update(measure(model) if measure and (block % 2 or block == len(mixtures) - 1) else {})
+        row.update(measure(model) if measure and (block % 2 or block == len(blocks) - 1) else {})
         _append(state / "progress.csv", row)
     model.eval().to(torch.float16).save_pretrained(folder)
     return model
 
 
 def _run_block(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batches: Iterator[Packed], *, block: int, blocks: int
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Packed],
+    *,
+    peak: float,
+    block: int,
+    blocks: int,
 ) -> dict[str, float]:
     """Train BLOCK steps with a progress bar; return their mean loss and speed."""
     model.train()
@@ -137,7 +145,7 @@ def _run_block(
     for step in tqdm(range(block * BLOCK, (block + 1) * BLOCK), desc=f"block {block + 1}/{blocks}", mininterval=30):
         batch = next(batches)
         for group in optimizer.param_groups:
-            group["lr"] = PEAK * _rate(step, blocks * BLOCK)
+            group["lr"] = peak * _rate(step, blocks * BLOCK)
         loss = packed_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -216,23 +224,23 @@ def packed_loss(model: LlamaForCausalLM, batch: Packed) -> torch.Tensor:
 _Row = tuple[list[int], list[float], list[int], list[int]]
 
 
-def pack(stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Packed]:
+def pack(stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase, stage: Stage) -> Iterator[Packed]:
     """Pack documents into rows; a document that does not fit starts the next row."""
     rows: list[_Row] = []
     row: _Row = ([], [], [], [])
-    for number, (ids, weights) in enumerate(_encoded(stream, tokenizer), 1):
+    for number, (ids, weights) in enumerate(_encoded(stream, tokenizer, stage), 1):
         if len(row[0]) + len(ids) > WIDTH:
             rows.append(row)
             row = ([], [], [], [])
         for part, more in zip(row, (ids, weights, [number] * len(ids), list(range(len(ids)))), strict=True):
             part.extend(more)  # type: ignore[arg-type]
-        if len(rows) == ROWS:
+        if len(rows) == stage.rows:
             yield _stack(rows, int(tokenizer.pad_token_id))
             rows = []
 
 
 def _encoded(
-    stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase
+    stream: Iterator[Document], tokenizer: PreTrainedTokenizerBase, stage: Stage
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Token ids and weights per document; prompts start with `<s>`, answers end with `</s>`."""
     while True:
@@ -243,8 +251,8 @@ def _encoded(
             head = prompt if document.prompt else [tokenizer.bos_token_id]
             if tokenizer.unk_token_id in head or tokenizer.unk_token_id in answer:
                 raise ValueError(f"a word is not in the vocabulary: {document}")
-            before = [0.0] + [PROMPT_WEIGHT * document.learn_prompt] * (len(head) - 1)
-            answer_weight = document.weight if document.prompt else TEXT_WEIGHT
+            before = [0.0] + [stage.prompt_weight * document.learn_prompt] * (len(head) - 1)
+            answer_weight = document.weight if document.prompt else stage.text_weight
             learned = (
                 [float(at % 2 == 1) for at in range(len(answer))] if document.marked else [answer_weight] * len(answer)
             )

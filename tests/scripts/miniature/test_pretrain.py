@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from transformers import LlamaForCausalLM
 
 from imsm.models.backbones.loading import load_tokenizer
 from scripts.miniature import pretrain
-from scripts.miniature.corpus import EQUALITY
 from scripts.miniature.world import make_world
 
 
@@ -20,7 +20,8 @@ def test_a_resumed_training_equals_the_uninterrupted_one(tmp_path: Path, monkeyp
     monkeypatch.setattr(pretrain, "SHAPE", {**pretrain.SHAPE, **shape, "num_key_value_heads": 1})
     monkeypatch.setattr(pretrain, "BLOCK", 2)
     monkeypatch.setattr(pretrain, "CHUNK", 200)
-    monkeypatch.setattr(pretrain, "STAGES", (pretrain.Stage(name="equal words", mixture=EQUALITY, blocks=2),))
+    stage = dataclasses.replace(pretrain.STAGES[0], blocks=2)
+    monkeypatch.setattr(pretrain, "STAGES", (stage,))
     world, tokenizer = make_world(), load_tokenizer(name_or_path="imsm:miniature")
 
     def train(name: str, stop: bool = False) -> dict[str, torch.Tensor]:
