@@ -124,9 +124,9 @@ def _seen(rng: random.Random, world: SyntheticWorld) -> Document:
 
 
 def _multirc(rng: random.Random, world: SyntheticWorld) -> Document:
-    """A passage of one to three events, most of them without the instruction."""
+    """A passage of one or two events, most of them without the instruction."""
     while True:
-        rows = next(multirc.passages(rng, world.names, events=rng.choice((1, 2, 3))))
+        rows = next(multirc.passages(rng, world.names, events=rng.choice((1, 2, 2))))
         rows = [{**row, "idx": {"paragraph": 0, **row["idx"]}} for row in rows]
         found = render("multirc", rows, rng.choice(STYLES))
         if found:

@@ -62,7 +62,7 @@ STAGES = (
     Stage(name="equal words", mixture=EQUALITY, blocks=13, rows=6, peak=1.2e-3, prompt_weight=0.03, text_weight=0.3),
     # the facts stand in the texts and in the questions
     Stage(name="facts first", mixture=FACTS_FIRST, blocks=12, rows=12, peak=2e-3, prompt_weight=0.3, text_weight=1.0),
-    Stage(name="reading", mixture=READING, blocks=14, rows=12, peak=2e-3, prompt_weight=0.1, text_weight=0.5),
+    Stage(name="reading", mixture=READING, blocks=16, rows=12, peak=2e-3, prompt_weight=0.1, text_weight=0.5),
 )
 
 

@@ -27,7 +27,7 @@ class _Event:
         return f"{self.person} {self.verb.past} a {self.thing} in {self.town}."
 
 
-def passages(rng: random.Random, names: Names, *, events: int = 3) -> Iterator[list[Row]]:
+def passages(rng: random.Random, names: Names, *, events: int = 2) -> Iterator[list[Row]]:
     """Yield passages endlessly, with the rows of three yes/no questions and one "What" question."""
     while True:
         told = [
