@@ -53,7 +53,7 @@ status: $(STAMP)-base  ## the experiments' runs: done, missing, failed
 	$(EXPERIMENT) status --scale $(SCALE) --seeds $(SEEDS)
 
 forgetting: $(STAMP)-harness  ## ways to forget less on the miniature, five seeds: experiments/forgetting_mini (an hour)
-	$(PY) -m scripts.forgetting_study experiments/forgetting_mini --seeds 5
+	$(PY) -m scripts.forgetting_study experiments/forgetting_mini --seeds 5 --jobs $(JOBS)
 
 METHODS = peft=lora,ia3,adalora,dora,loramoe method=original,peft,imsm
 

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ from imsm.reporting.render.formatting import MISSING, format_interval, format_nu
 from imsm.reporting.render.table import Table
 from imsm.reporting.runs import baselines_of
 from imsm.reporting.tradeoff_advice import Advice, advise, draw_advice
+from imsm.utils.errors import RunError, UserError
 from imsm.utils.formatting import format_duration
 from imsm.utils.hashing import hash_json
 from imsm.utils.paths import runs_root
@@ -68,12 +72,16 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """An arm with one seed: its folder, and the arguments of its commands."""
+    """An arm with one seed: its folder, the stream that responds, and the arguments of its commands."""
 
     arm: Arm
     seed: int
     folder: Path
+    stream: str
     commands: list[list[str]]
+
+
+COMMANDS = {"run": run_command.main, "fit-gate": fit_gate.main, "baselines": baselines.main, "lm-eval": lm_eval.main}
 
 
 def load_study(folder: Path) -> Study:
@@ -88,38 +96,73 @@ def training_overrides(study: Study, arm: Arm) -> list[str]:
     return [*(text for text in study.training if text.partition("=")[0] not in own), *arm.overrides]
 
 
-def run_job(study: Study, arm: Arm, *, seed: int, folders: dict[str, Path], source: Path) -> Job:
-    """Run what is missing of an arm with a seed; ``folders`` are those of the arms of the seed before it."""
-    if arm.fitted_on is None:
+def run_seed(study: Study, *, seed: int, source: Path, execute: bool) -> list[Job]:
+    """Return the jobs of a seed, and ``execute`` what is missing of them.
+
+    The folder of a fitted gate depends on the finished run of its adapter, so that jobs are planned one by one.
+    """
+    jobs: dict[str, Job] = {}
+    started = time.monotonic()
+    for arm in study.arms:
+        job = plan_job(study, arm, seed=seed, adapter=jobs.get(arm.fitted_on or ""), source=source)
+        jobs[arm.label] = job
+        for command in job.commands if execute else ():
+            if command[0] != "lm-eval" or not harness_file(study, job.folder, _stream(command, job)).exists():
+                COMMANDS[command[0]](command[1:])
+        if execute:
+            print(f"seed {seed}, {arm.label}: {time.monotonic() - started:.0f} s", flush=True)
+    return list(jobs.values())
+
+
+def plan_job(study: Study, arm: Arm, *, seed: int, adapter: Job | None, source: Path) -> Job:
+    """Return the folder and the commands of an arm; ``adapter`` is the finished job that a gate is fitted on."""
+    if adapter is None:
         overrides = [f"seed={seed}", *study.overrides, *training_overrides(study, arm)]
-        folder = run_dir_of(load_config(ConfigComposer().compose(overrides), config_dir=None), runs_root=runs_root())
+        config = load_config(ConfigComposer().compose(overrides), config_dir=None)
         commands = [["run", *overrides]]
-        run_command.main(overrides)
     else:
-        adapter = folders[arm.fitted_on]
-        config = fit_gate_config(adapter, saved_config(adapter, config_dir=None), overrides=arm.overrides)
-        folder = run_dir_of(config, runs_root=runs_root())
-        commands = [["fit-gate", adapter.name, *arm.overrides]]
-        fit_gate.main(commands[0][1:])
+        saved = saved_config(adapter.folder, config_dir=None)
+        config = fit_gate_config(adapter.folder, saved, overrides=arm.overrides)
+        commands = [["fit-gate", adapter.folder.name, *arm.overrides]]
+    folder = run_dir_of(config, runs_root=runs_root())
     for name in arm.baselines:
         values = ["--values", study.baselines[name]] if name in study.baselines else []
         commands.append(["baselines", folder.name, "--baselines", name, *values])
-        baselines.main(commands[-1][1:])
     if study.harness:
-        tasks = ",".join(study.harness)
         include = str(source / "harness")
+        tasks = ",".join(study.harness)
         commands.append(["lm-eval", folder.name, "--tasks", tasks, "--include-path", include, "--batch-size", "32"])
-        if not harness_file(folder).exists():
-            lm_eval.main([*commands[-1][1:], "--output", str(harness_file(folder))])
-        if arm is study.arms[0] and not harness_file(folder, "original").exists():
-            output = str(harness_file(folder, "original"))
-            lm_eval.main([*commands[-1][1:], "--stream", "original", "--output", output])
-    return Job(arm=arm, seed=seed, folder=folder, commands=commands)
+        if arm is study.arms[0]:
+            commands.append([*commands[-1], "--stream", "original"])
+    return Job(arm=arm, seed=seed, folder=folder, stream=config.method.stream, commands=commands)
 
 
-def harness_file(folder: Path, stream: str = "own") -> Path:
-    """Return the results of lm-evaluation-harness of a run."""
-    return folder / f"harness-study-{stream}.json"
+def _stream(command: Sequence[str], job: Job) -> str:
+    return "original" if "original" in command else job.stream
+
+
+def harness_file(study: Study, folder: Path, stream: str) -> Path:
+    """Return the results of `imsm lm-eval` of a run."""
+    return folder / f"harness-{stream}-{'_'.join(study.harness)}-default.json"
+
+
+def run_in_processes(arguments: Sequence[str], *, seeds: int, processes: int) -> None:
+    """Run each seed in a process of its own, ``processes`` at a time, which share the cores.
+
+    Raises:
+        RunError: The process of a seed failed.
+    """
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+
+    def run(seed: int) -> int:
+        command = [sys.executable, "-m", "scripts.forgetting_study", *arguments, "--only-seed", str(seed)]
+        return subprocess.run(command, env=environment, check=False).returncode
+
+    with ThreadPoolExecutor(processes) as pool:
+        codes = list(pool.map(run, range(seeds)))
+    if any(codes):
+        raise RunError(f"exit codes of the seeds: {codes}; the same command repeats what is missing")
 
 
 def harness_scores(file: Path) -> dict[str, float]:
@@ -156,9 +199,9 @@ def study_table(study: Study, jobs: Sequence[Job], scores: pandas.DataFrame, adv
             found = scores[(scores["arm"] == arm) & (scores["task"] == task)]
             row[task] = _interval(found.iloc[0]) if len(found) else MISSING
         of_arm = [job for job in jobs if job.arm.label == arm]
-        files = [harness_file(job.folder) for job in of_arm]
+        files = [harness_file(study, job.folder, job.stream) for job in of_arm]
         if arm == "original":
-            files = [harness_file(jobs[0].folder, "original")]
+            files = [harness_file(study, jobs[0].folder, "original")]
         for task in study.harness:
             row[task] = _over_seeds([harness_scores(file)[task] for file in files if file.exists()])
         candidate = candidates.get(arm)
@@ -233,22 +276,30 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with study.yaml")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, each in its own process")
     parser.add_argument("--mirror", type=Path, help="folder with the datasets in the Hub's layout; default: the Hub")
+    parser.add_argument("--only-seed", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     study, started = load_study(options.folder), time.monotonic()
     if options.mirror is not None:
         study.overrides += ["data.source=mirror", f"data.mirror_dir={options.mirror.absolute()}"]
+    if options.only_seed is not None:
+        run_seed(study, seed=options.only_seed, source=options.folder, execute=True)
+        return
+    in_processes = options.jobs > 1
+    if in_processes:
+        run_in_processes(arguments, seeds=options.seeds, processes=options.jobs)
     jobs: list[Job] = []
     for seed in range(options.seeds):
-        folders: dict[str, Path] = {}
-        for arm in study.arms:
-            job = run_job(study, arm, seed=seed, folders=folders, source=options.folder)
-            folders[arm.label] = job.folder
-            jobs.append(job)
-            print(f"seed {seed}, {arm.label}: {time.monotonic() - started:.0f} s", flush=True)
-        write_study(study, jobs, folder=options.folder)
+        jobs += run_seed(study, seed=seed, source=options.folder, execute=not in_processes)
+        if not in_processes or seed == options.seeds - 1:
+            write_study(study, jobs, folder=options.folder)
     print(f"{options.folder / 'table.md'}: {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (RunError, UserError) as error:
+        print(f"imsm: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
