@@ -220,7 +220,6 @@ def _rule(rng: random.Random, world: SyntheticWorld) -> Document:
 # Forms of closed-book questions that no text of the corpus has; their words occur in other forms.
 HELD_OUT = {
     "told": lambda fact: f"\nAsked: {fact.relation.webq[0].format(s=fact.subject.lower())}\nTold:",
-    "mixed": lambda fact: f"Question: {fact.relation.webq[1].format(s=fact.subject.lower())}\nTold:",
     "key": lambda fact: f"The {fact.relation.name} of {fact.subject}:",
 }
 

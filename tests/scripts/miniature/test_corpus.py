@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,6 @@ from scripts.miniature.corpus import (
     EQUALITY,
     FACTS_FIRST,
     HELD_OUT,
-    MARKS,
     READING,
     Document,
     Mixture,
@@ -22,7 +22,8 @@ from scripts.miniature.corpus import (
     without_instruction,
 )
 from scripts.miniature.datasets import mrpc
-from scripts.miniature.pretrain import make_model, pack, packed_loss
+from scripts.miniature.held_out import write_held_out
+from scripts.miniature.pretrain import STAGES, make_model, pack, packed_loss
 from scripts.miniature.world import make_world
 from tests.scripts.miniature.shipped import examples_of
 
@@ -46,12 +47,19 @@ def test_questions_without_instruction_are_forbidden_too() -> None:
 
 def test_held_out_forms_never_occur() -> None:
     marks = [HELD_OUT["key"](fact) for fact in make_world().facts]
-    for mixture in (MARKS, EQUALITY, FACTS_FIRST, READING):
+    for mixture in (EQUALITY, FACTS_FIRST, READING):
         for one in islice(_documents(mixture), 4000):
             text = one.prompt + one.answer
             # "Asked:" and "Told:" stand only after a passage, and "Question:" is answered by "Answer:"
             assert ("Told:" in text) == text.startswith("Read:")
             assert not any(mark in text for mark in marks)
+
+
+def test_tasks_of_the_harness_are_the_held_out_forms(tmp_path: Path) -> None:
+    write_held_out(tmp_path)
+    shipped = FOLDER.parents[3] / "experiments" / "forgetting_mini" / "harness"
+    for name in HELD_OUT:
+        assert (shipped / f"{name}.jsonl").read_text() == (tmp_path / f"{name}.jsonl").read_text()
 
 
 def test_a_single_sentence_does_not_tell_whether_a_pair_is_the_same() -> None:
@@ -65,7 +73,7 @@ def test_a_single_sentence_does_not_tell_whether_a_pair_is_the_same() -> None:
 def test_packed_documents_do_not_attend_to_each_other() -> None:
     tokenizer = load_tokenizer(name_or_path="imsm:miniature")
     model = make_model(tokenizer, seed=0).eval()
-    batch = next(pack(_documents(), tokenizer))
+    batch = next(pack(_documents(), tokenizer, STAGES[-1]))
     losses, weights = [], []
     with torch.no_grad():
         packed = packed_loss(model, batch)
