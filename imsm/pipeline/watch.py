@@ -5,8 +5,8 @@
     retention     mean over the forgetting tests of watch_<task> / the original's points on the same examples
 
 The examples are not from a test set where a task has training examples (MRPC, WebQ, ...); of other tasks they are from
-the test set, which `training.json` records as "split". Examples that replay or rehearsal reads are not watched. A task
-that the original cannot answer (0 points) is left out of the retention.
+the test set, which `training.json` records as "split". Training examples that replay or rehearsal reads are not
+watched, unless the task has no others. A task that the original cannot answer (0 points) is left out of the retention.
 """
 
 import sys
