@@ -5,8 +5,9 @@
 The folder has `study.yaml`: `overrides` of all runs, `training` overrides of the trained ones, the values of the
 training-free `baselines`, and `arms`. An arm is a run (`overrides`), or a gate fitted on the adapter of another arm
 (`fitted_on`); the names in its `baselines` are evaluated on it. `harness` names tasks of lm-evaluation-harness in
-`harness/` of the folder, whose prompts have forms that no training text has. Finished runs are used again, so that an
-interrupted study continues. Writes table.md, table.csv, tradeoff.png and commands.md into the folder.
+`harness/` of the folder; the paths in their yamls are relative to the working directory, the checkout. Finished runs
+are used again, so that an interrupted study continues. Writes table.md, table.csv, tradeoff.png and commands.md into
+the folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,13 +82,29 @@ class Job:
     commands: list[list[str]]
 
 
-COMMANDS = {"run": run_command.main, "fit-gate": fit_gate.main, "baselines": baselines.main, "lm-eval": lm_eval.main}
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "run": run_command.main,
+    "fit-gate": fit_gate.main,
+    "baselines": baselines.main,
+    "lm-eval": lm_eval.main,
+}
 
 
 def load_study(folder: Path) -> Study:
-    """Return the study of a folder."""
-    values = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
-    return Study(**{**values, "arms": [Arm(**arm) for arm in values["arms"]]})
+    """Return the study of a folder.
+
+    Raises:
+        UserError: It has none, or a label has a colon.
+    """
+    file = folder / "study.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: has no study.yaml")
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    study = Study(**{**values, "arms": [Arm(**arm) for arm in values["arms"]]})
+    # the names of baselines follow a colon
+    if wrong := [arm.label for arm in study.arms if ":" in arm.label]:
+        raise UserError(f"{file}: label={wrong[0]}: must have no colon")
+    return study
 
 
 def training_overrides(study: Study, arm: Arm) -> list[str]:
@@ -107,8 +124,10 @@ def run_seed(study: Study, *, seed: int, source: Path, execute: bool) -> list[Jo
         job = plan_job(study, arm, seed=seed, adapter=jobs.get(arm.fitted_on or ""), source=source)
         jobs[arm.label] = job
         for command in job.commands if execute else ():
-            if command[0] != "lm-eval" or not harness_file(study, job.folder, _stream(command, job)).exists():
-                COMMANDS[command[0]](command[1:])
+            if command[0] == "lm-eval" and _is_evaluated(study, job, command, source=source):
+                continue
+            if code := COMMANDS[command[0]](command[1:]):
+                raise RunError(f"{shlex.join(command)}: exit code {code}")
         if execute:
             print(f"seed {seed}, {arm.label}: {time.monotonic() - started:.0f} s", flush=True)
     return list(jobs.values())
@@ -137,8 +156,11 @@ def plan_job(study: Study, arm: Arm, *, seed: int, adapter: Job | None, source: 
     return Job(arm=arm, seed=seed, folder=folder, stream=config.method.stream, commands=commands)
 
 
-def _stream(command: Sequence[str], job: Job) -> str:
-    return "original" if "original" in command else job.stream
+def _is_evaluated(study: Study, job: Job, command: Sequence[str], *, source: Path) -> bool:
+    """Whether the results of a command of the harness are newer than its tasks."""
+    file = harness_file(study, job.folder, "original" if "original" in command else job.stream)
+    changed = max(path.stat().st_mtime for path in (source / "harness").iterdir())
+    return file.exists() and file.stat().st_mtime > changed
 
 
 def harness_file(study: Study, folder: Path, stream: str) -> Path:
@@ -207,7 +229,8 @@ def study_table(study: Study, jobs: Sequence[Job], scores: pandas.DataFrame, adv
         candidate = candidates.get(arm)
         row["kept, %"] = _over_seeds(candidate.kept) if candidate else MISSING
         row["streams"] = f"{candidate.streams:.2g}" if candidate else "1"
-        seconds = [read_result(job.folder)["training"]["seconds"] for job in of_arm]
+        trainings = [read_result(job.folder)["training"] for job in of_arm]
+        seconds = [training["seconds"] for training in trainings if training]
         row["training"] = format_duration(sum(seconds) / len(seconds)) if seconds else MISSING
         rows.append(row)
     return Table.from_records(rows)
@@ -225,23 +248,23 @@ def _over_seeds(points: Sequence[float]) -> str:
 
 
 def study_advice(jobs: Sequence[Job]) -> Advice:
-    """Return the candidates under the names of the arms, without runs that are not of the study."""
+    """Return the candidates under the names of the arms."""
     first = jobs[0].folder
-    advice = advise(first, read_result(first), runs_root=runs_root(), keep=95.0, target_at_least=None)
+    among = {job.folder for job in jobs}
+    advice = advise(first, read_result(first), runs_root=runs_root(), keep=95.0, target_at_least=None, among=among)
 
     def key(result: Mapping[str, Any]) -> str:
         return hash_json(identity_without_seed({k: v for k, v in result["identity"].items() if k != "baseline"}))
 
     labels = {key(read_result(job.folder)): job.arm.label for job in jobs}
-    kept = [each for each in advice.candidates if key(each.results[0]) in labels]
     sentences = advice.sentences
     # the longest first, because a run's label is the beginning of those of its baselines
-    for candidate in sorted(kept, key=lambda each: -len(each.label)):
+    for candidate in sorted(advice.candidates, key=lambda each: -len(each.label)):
         baseline = candidate.label.partition(": ")[2]
         label = labels[key(candidate.results[0])] + (f": {baseline}" if baseline else "")
         sentences = [text.replace(candidate.label, label) for text in sentences]
         candidate.label = label
-    return replace(advice, candidates=kept, sentences=sentences)
+    return replace(advice, sentences=sentences)
 
 
 def write_study(study: Study, jobs: Sequence[Job], *, folder: Path) -> None:
@@ -249,13 +272,10 @@ def write_study(study: Study, jobs: Sequence[Job], *, folder: Path) -> None:
     advice, scores = study_advice(jobs), study_scores(jobs)
     table = study_table(study, jobs, scores, advice)
     notes = [
-        f"Seeds: {len({job.seed for job in jobs})}. Points; brackets: 95 % intervals over seeds and examples. "
+        f"Seeds: {len({job.seed for job in jobs})}. Points; brackets: 95 % intervals over seeds and examples, in the "
+        f"columns {join_names(['kept', *study.harness])} over seeds. "
         f"Kept: mean retention of {join_names(advice.informative)}, on which the original is above chance by two "
         "standard errors. Streams: forward passes per generated token. Training: mean over seeds.",
-        *(
-            [f"{join_names(study.harness)}: lm-evaluation-harness, forms that no training text has."]
-            * bool(study.harness)
-        ),
         *advice.sentences,
         *study.notes,
     ]

@@ -73,10 +73,14 @@ def _cells(folder: Path) -> list[str]:
 
 def _answer_cells(path: Path) -> list[str]:
     """Return the number of an adapter's own answers, and their time."""
-    with path.open("rb") as stream:
-        count = sum(1 for _ in stream)
-    written = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-    return ["own answers of an adapter", f"{count:,}", "", "", "", written]
+    label = "own answers of an adapter"
+    try:
+        with path.open("rb") as stream:
+            count = sum(1 for _ in stream)
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+    except OSError:  # deleted by another process
+        return [label, "", "", "", "", ""]
+    return [label, f"{count:,}", "", "", "", written]
 
 
 def _clear(keys: list[str]) -> None:

@@ -21,12 +21,15 @@ def fast_imports() -> Iterator[None]:
 
     Imports allocate many objects and free few: collecting them takes 1 to 2 s of every process.
     """
+    enabled = gc.isenabled()
+    gc.collect()  # otherwise the garbage of an earlier run in this process would be excluded too, and stay in memory
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def add_config_dir(parser: ArgumentParser) -> None:

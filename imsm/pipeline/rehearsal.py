@@ -95,6 +95,7 @@ def rehearsed_questions(config: RunConfig) -> set[str]:
         prompts = [example.prompt for example in _prompt_examples(config, rehearsal.prompts)]
     elif config.prompts_hash is not None and rehearsal.prompts is not None:
         prompts = read_prompts(Path(rehearsal.prompts), given=f"rehearsal.prompts={rehearsal.prompts}")
+        prompts = prompts[: rehearsal.num_texts]
     if config.peft.replay is not None or rehearsal.source == "replay":
         replay = replay_examples(config, target=len(training_examples(config)))
         prompts += [example.prompt for example in replay.examples] if replay is not None else []

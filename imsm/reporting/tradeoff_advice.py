@@ -1,7 +1,7 @@
 """All that is known of one target: methods, baselines, seeds and checkpoints, their price, and the one to choose."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,19 @@ class Advice:
     sentences: list[str]
 
 
-def advise(folder: Path, result: Result, *, runs_root: Path, keep: float, target_at_least: float | None) -> Advice:
+def advise(
+    folder: Path,
+    result: Result,
+    *,
+    runs_root: Path,
+    keep: float,
+    target_at_least: float | None,
+    among: Collection[Path] | None = None,
+) -> Advice:
     """Collect all runs on the backbone and the target of a run, and recommend one under the constraint.
 
-    ``keep`` is a retention in percent, ``target_at_least`` a target score in points.
+    ``keep`` is a retention in percent, ``target_at_least`` a target score in points, ``among`` the folders of the
+    runs to compare (None: all).
 
     Raises:
         UserError: The run has no target, or no forgetting test on which the original is above chance.
@@ -102,7 +111,7 @@ def advise(folder: Path, result: Result, *, runs_root: Path, keep: float, target
         )
     found: dict[str, Candidate] = {}
     left_out = []
-    for key, run, path_of in _known_runs(result, folder, runs_root):
+    for key, run, path_of in _known_runs(result, folder, runs_root, among):
         shared = [name for name in (task, *informative) if comparable(result, run.result, name)]
         metric = headline(entries[task])
         retained = [compute_retention(run, original, task=t, metric=headline(entries[t])) for t in informative]
@@ -132,10 +141,12 @@ def advise(folder: Path, result: Result, *, runs_root: Path, keep: float, target
     )
 
 
-def _known_runs(result: Result, folder: Path, root: Path) -> Iterator[tuple[str, ComparedRun, str | None]]:
+def _known_runs(
+    result: Result, folder: Path, root: Path, among: Collection[Path] | None
+) -> Iterator[tuple[str, ComparedRun, str | None]]:
     """Yield the runs, baselines and checkpoints on a run's backbone and target, with a key that seeds share."""
     target = _target(result)
-    found = [(path, other) for other, path in finished_runs(root) if path != folder]
+    found = [(p, other) for other, p in finished_runs(root) if p != folder and (among is None or p in among)]
     for path, other in [*found, (folder, result)]:
         identity = other["identity"]
         same = identity["backbone"] == result["identity"]["backbone"] and _target(other) == target

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
-from imsm.cli.common import find_run, import_from_config_dir, write_output
+from imsm.cli.common import fast_imports, find_run, import_from_config_dir, write_output
 from imsm.utils.errors import UserError
 
 
@@ -37,3 +39,19 @@ def test_the_output_folder_is_created(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "table.md").read_text() == "text"
     with pytest.raises(UserError, match="--output"):
         write_output(tmp_path / "new" / "table.md" / "x", "text")
+
+
+class _Cycle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_garbage_of_an_earlier_run_is_collected() -> None:
+    with fast_imports():
+        kept = weakref.ref(_Cycle())
+    gc.collect()
+    dead = weakref.ref(_Cycle())
+    with fast_imports():
+        assert dead() is None
+    assert kept() is not None  # made inside: it is excluded, as library objects are
+    assert gc.isenabled()

@@ -41,6 +41,11 @@ def test_seeds_share_a_candidate_with_an_interval(runs: dict[str, Any]) -> None:
     assert found.target == student_ci(found.targets) and found.target.low < found.target.high
     table = advice_table(advice_of(runs))
     assert table.column("seeds").count("3") == 1
+    # among these two runs, without the other seeds
+    chosen = advice_of(runs, among={runs["peft"][0], runs["imsm"][0]})
+    assert {len(each.targets) for each in chosen.candidates} == {1}
+    alone = advice_of(runs, among={runs["imsm"][0]})
+    assert all("imsm" in each.label for each in alone.candidates) and alone.candidates
 
 
 def test_checkpoints_are_candidates_and_a_path(runs: dict[str, Any]) -> None:

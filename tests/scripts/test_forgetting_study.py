@@ -9,6 +9,7 @@ import pytest
 
 from imsm.config.compose import ConfigComposer
 from imsm.evaluation.result import read_result
+from imsm.utils.errors import UserError
 from imsm.utils.paths import checkout
 from scripts import forgetting_study as study
 
@@ -62,9 +63,19 @@ def test_small_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     # a second call uses the finished runs
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/model/*")}
     shutil.rmtree(tmp_path / "runs" / "sweeps", ignore_errors=True)
-    study.main([str(folder), "--seeds", "1"])
+    study.main([str(folder), "--seeds", "1", "--jobs", "2"])
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (folder / "table.md").read_text(encoding="utf-8") == text
+    assert "imsm fit-gate mini-lora-gsm8k-peft-s0-" in (folder / "commands.md").read_text(encoding="utf-8")
+    # results of the harness are columns
+    found = study.load_study(folder)
+    found.harness = ["told"]
+    jobs = study.run_seed(found, seed=0, source=folder, execute=False)
+    results = json.dumps({"results": {"told": {"exact_match,none": 0.25}}})
+    study.harness_file(found, jobs[1].folder, "tuned").write_text(results, encoding="utf-8")
+    shown = study.study_table(found, jobs, study.study_scores(jobs), study.study_advice(jobs))
+    column = shown.columns.index("told")
+    assert [row[column] for row in shown.rows if row[0] in ("PEFT", "slow PEFT")] == ["–", "25.0"]
 
 
 def test_harness_scores_are_the_first_metric_in_points(tmp_path: Path) -> None:
@@ -72,3 +83,11 @@ def test_harness_scores_are_the_first_metric_in_points(tmp_path: Path) -> None:
     metrics = {"alias": "told", "exact_match,none": 0.25, "exact_match_stderr,none": 0.1}
     file.write_text(json.dumps({"results": {"told": metrics}}), encoding="utf-8")
     assert study.harness_scores(file) == {"told": 25.0}
+
+
+def test_wrong_studies_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no study\.yaml"):
+        study.load_study(tmp_path)
+    (tmp_path / "study.yaml").write_text("{title: a, overrides: [], training: [], arms: [{label: 'a: b'}]}")
+    with pytest.raises(UserError, match="must have no colon"):
+        study.load_study(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from itertools import islice
@@ -76,19 +77,15 @@ def test_packed_documents_do_not_attend_to_each_other() -> None:
     tokenizer = load_tokenizer(name_or_path="imsm:miniature")
     model = make_model(tokenizer, seed=0).eval()
     batch = next(pack(_documents(), tokenizer, STAGES[-1]))
-    losses, weights = [], []
+    last = batch.document == batch.document.amax(1, keepdim=True)
+    alone = dataclasses.replace(batch, weights=batch.weights * last)
+    others = torch.where(last, batch.ids, torch.randint_like(batch.ids, len(tokenizer)))
     with torch.no_grad():
-        packed = packed_loss(model, batch)
-        for row in range(len(batch.ids)):
-            for place in batch.document[row].unique():
-                if place:
-                    at = batch.document[row] == place
-                    logits = model(batch.ids[row][at][None]).logits[0, :-1]
-                    losses.append(torch.nn.functional.cross_entropy(logits, batch.ids[row][at][1:], reduction="none"))
-                    weights.append(batch.weights[row][at][1:])
-    alone, weight = torch.cat(losses), torch.cat(weights)
-    # the packed loss is computed in bfloat16
-    torch.testing.assert_close(packed, (alone * weight).sum() / weight.sum(), atol=2e-2, rtol=0)
+        expected = packed_loss(model, alone)
+        assert packed_loss(model, dataclasses.replace(alone, ids=others)) == expected
+        # as one document, the random words change the loss
+        mixed = dataclasses.replace(alone, ids=others, document=torch.ones_like(batch.document))
+        assert packed_loss(model, mixed) != expected
 
 
 def _documents(mixture: Mixture = READING) -> Iterator[Document]:
