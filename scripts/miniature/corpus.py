@@ -2,11 +2,11 @@
 
 It contains the prompts of WebQ, FreebaseQA, MultiRC and MRPC. It never contains the prompts of CoLA,
 GSM8K and ROPES, only the required knowledge in other formats, so that fine-tuning has something to
-learn, and never the forms of HELD_OUT, closed-book questions in words of other forms. Test
+learn, and never the forms of HELD_OUT: closed-book questions whose words occur in other forms. Test
 prompts are excluded: their facts occur as statements and in other phrasings.
 
 MRPC and MultiRC need heads that find equal words. These are learned first, from texts with a label
-after every word (`_seen`), then from short pairs and short passages.
+after every word (`_seen`), and from short pairs and short passages.
 """
 
 from __future__ import annotations

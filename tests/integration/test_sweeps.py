@@ -105,10 +105,10 @@ def test_a_search_skips_finished_trials_and_prints_the_best_values(
     assert "not beaten in both target and average of the forgetting tests:" in done
     assert " points: gate.rank=" in done and " trainer.learning_rate=0.0" in done
     before = result_times(runs)
-    imsm_run(monkeypatch, "-m", *search, "hydra.sweeper.n_trials=3")
+    assert imsm_run(monkeypatch, "-m", *search, "hydra.sweeper.n_trials=3") == 0
     assert "sweep of 3: 1 done, 0 failed, 2 skipped (finished before)" in capsys.readouterr().out
     assert before.keys() < result_times(runs).keys()
-    main(["compare", *search])
+    assert main(["compare", *search]) == 0
     table = capsys.readouterr().out
     assert "trainer.learning_rate" in table and "missing" not in table
     assert sum(line.startswith((" 4 ", " 8 ")) for line in table.splitlines()) == 3
