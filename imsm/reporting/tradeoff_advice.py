@@ -319,6 +319,4 @@ def draw_advice(advice: Advice) -> Figure:
         axes.set_ylabel("mean retention of the other tests (%)")
         axes.margins(0.08)
         legend_below(figure, axes)
-        for legend in figure.legends:
-            legend.set_ncols(1 if len(advice.candidates) > 6 else 2)
     return figure

@@ -28,6 +28,11 @@ STYLE: Any = {
 WIDTH = 5.4
 """Width of a figure in inches; its text stays legible when a page of 400 pixels shrinks it."""
 
+_CHARACTER = 0.5 * STYLE["font.size"] / 72
+"""Mean width of a character in inches."""
+_HANDLE = 8
+"""Width of a legend's marker and space, in characters."""
+
 
 def one_axes(*, height: float) -> tuple[Figure, Axes]:
     """Return a full-width figure with one pair of axes; ``height`` is in inches."""
@@ -86,10 +91,12 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Place the legend below the axes."""
+    """Place the legend below the axes, in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
+    longest = max(map(len, names), default=0) + _HANDLE
+    fitting = int(figure.get_figwidth() / (longest * _CHARACTER))
     # "outside" is placed by the constrained layout only, which keeps the axes clear of it
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, max(1, len(names))))
+    figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(4, len(names), fitting)))
 
 
 def color(style: int) -> str:

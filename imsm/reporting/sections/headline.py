@@ -82,7 +82,8 @@ def _describe(change: Interval | float) -> str:
         if change.low <= 0 <= change.high and change.low < change.high:
             return f"changed by {format_interval(change.estimate, change.low, change.high, signed=True)}"
         change = change.estimate
-    return f"{'lost' if change < 0 else 'gained'} {format_number(abs(change))}"
+    number = format_number(abs(change))
+    return f"{'lost' if change < 0 else 'gained'} {number}" if float(number) else f"changed by {number}"
 
 
 def _name(data: ReportData, run: ComparedRun) -> str:

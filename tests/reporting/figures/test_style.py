@@ -19,3 +19,15 @@ def test_error_bars_lines_and_row_labels() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
     assert axes.get_ylim() == (1.5, -0.5)
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"a", "b"}
+
+
+def test_the_legend_fits_into_the_figure() -> None:
+    for names in (["peft", "imsm"], ["imsm (query r8 loss=route, frozen adapter)"] * 3, [f"run {n}" for n in range(9)]):
+        figure, axes = one_axes(height=3)
+        for style, name in enumerate(names):
+            line(axes, [0, 1], [0, 1], style=style, label=name)
+        legend_below(figure, axes)
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+    assert len(names) > 4
