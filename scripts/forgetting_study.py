@@ -41,6 +41,7 @@ from imsm.reporting.prediction_table import average_over_seeds, prediction_table
 from imsm.reporting.render.formatting import MISSING, format_interval, format_number, join_names
 from imsm.reporting.render.table import Table
 from imsm.reporting.runs import baselines_of
+from imsm.reporting.tradeoff import OWN_ADAPTER
 from imsm.reporting.tradeoff_advice import Advice, advise, draw_advice
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.formatting import format_duration
@@ -202,6 +203,8 @@ def study_scores(jobs: Sequence[Job]) -> pandas.DataFrame:
     scores = average_over_seeds(prediction_table([job.folder for job in jobs]))
     labels = {job.folder.name: job.arm.label for job in jobs}
     extra = {(job.folder.name, each.label) for job in jobs for each in baselines_of(job.folder)}
+    # the adapter of a fitted gate is the row of its own arm
+    scores = scores[scores["method"] != OWN_ADAPTER].reset_index(drop=True)
     names = [
         "original" if method == "original" else labels[run] + (f": {method}" if (run, method) in extra else "")
         for run, method in zip(scores["run"], scores["method"], strict=True)
