@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from imsm.config.identity import identity_without_seed, is_original
 from imsm.evaluation.statistics.forgetting import stability
 from imsm.evaluation.statistics.intervals import Interval, student_ci
-from imsm.reporting.figures.style import MARKERS, STYLE, color, legend_below, one_axes
+from imsm.reporting.figures.style import COLORS, MARKERS, STYLE, color, legend_below, one_axes
 from imsm.reporting.paired_comparison import compute_retention
 from imsm.reporting.render.formatting import MISSING, format_interval, format_number, join_names
 from imsm.reporting.render.table import Table
@@ -26,7 +26,7 @@ from imsm.reporting.runs import (
     runs_to_compare,
     tests_at_chance,
 )
-from imsm.reporting.tradeoff import streams_per_token
+from imsm.reporting.tradeoff import OWN_ADAPTER, streams_per_token
 from imsm.utils.errors import UserError
 from imsm.utils.formatting import format_duration
 from imsm.utils.hashing import hash_json
@@ -156,6 +156,8 @@ def _known_runs(
         key = hash_json(identity_without_seed(identity))
         yield key, ComparedRun(label=label, result=other, folder=path), None
         for baseline in baselines_of(path):
+            if baseline.label == OWN_ADAPTER and "frozen_adapter" in identity:
+                continue  # the run that the adapter is from
             yield f"{key}/{baseline.label}", replace(baseline, label=f"{label}: {baseline.label}"), None
         for step in (other["training"] or {}).get("path", []):
             at = {**other, "evaluation": {**other["evaluation"], "tasks": step["tasks"]}}
@@ -302,7 +304,8 @@ def draw_advice(advice: Advice) -> Figure:
                 [y.estimate],
                 xerr=[[x.estimate - x.low], [x.high - x.estimate]],
                 yerr=[[y.estimate - y.low], [y.high - y.estimate]],
-                fmt=MARKERS[style % len(MARKERS)],
+                # shifted after each round of colors, so that no two methods look the same
+                fmt=MARKERS[(style + style // len(COLORS)) % len(MARKERS)],
                 color=color(style),
                 markersize=9 if each is advice.recommended else 5,
                 capsize=2,

@@ -1,5 +1,6 @@
 """Style of the figures, readable in grayscale and by color-blind readers."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ WIDTH = 5.4
 
 _CHARACTER = 0.5 * STYLE["font.size"] / 72
 """Mean width of a character in inches."""
+_ROW = 1.7 * STYLE["font.size"] / 72
+"""Height of a legend's row in inches."""
 _HANDLE = 8
 """Width of a legend's marker and space, in characters."""
 
@@ -91,12 +94,13 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Place the legend below the axes, in as many columns as fit."""
+    """Place the legend below the axes, in as many columns as fit; the figure grows with its rows."""
     handles, names = axes.get_legend_handles_labels()
     longest = max(map(len, names), default=0) + _HANDLE
-    fitting = int(figure.get_figwidth() / (longest * _CHARACTER))
+    columns = max(1, min(4, len(names), int(figure.get_figwidth() / (longest * _CHARACTER))))
+    figure.set_figheight(figure.get_figheight() + _ROW * (math.ceil(len(names) / columns) - 1))
     # "outside" is placed by the constrained layout only, which keeps the axes clear of it
-    figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(4, len(names), fitting)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
 def color(style: int) -> str:
