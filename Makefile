@@ -52,7 +52,7 @@ experiments: $(STAMP)-base  ## all of the paper's tables and figures (52 runs of
 status: $(STAMP)-base  ## the experiments' runs: done, missing, failed
 	$(EXPERIMENT) status --scale $(SCALE) --seeds $(SEEDS)
 
-forgetting: $(STAMP)-harness  ## ways to forget less on the miniature, five seeds: experiments/forgetting_mini (an hour)
+forgetting: $(STAMP)-harness  ## ways to forget less on the miniature, five seeds: experiments/forgetting_mini (40 minutes)
 	$(PY) -m scripts.forgetting_study experiments/forgetting_mini --seeds 5 --jobs $(JOBS)
 
 METHODS = peft=lora,ia3,adalora,dora,loramoe method=original,peft,imsm

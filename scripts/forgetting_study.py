@@ -1,13 +1,13 @@
-"""Compare ways to forget less: run every arm of a study over several seeds and write one table.
+"""Compare ways to forget less: run every variant of a study over several seeds and write one table.
 
     python -m scripts.forgetting_study experiments/forgetting_mini --seeds 5 [--mirror MIRROR]
 
 The folder has `study.yaml`: `overrides` of all runs, `training` overrides of the trained ones, the values of the
-training-free `baselines`, and `arms`. An arm is a run (`overrides`), or a gate fitted on the adapter of another arm
-(`fitted_on`); the names in its `baselines` are evaluated on it. `harness` names tasks of lm-evaluation-harness in
-`harness/` of the folder; the paths in their yamls are relative to the working directory, the checkout. Finished runs
-are used again, so that an interrupted study continues. Writes table.md, table.csv, tradeoff.png and commands.md into
-the folder.
+training-free `baselines`, and `variants`. A variant is a run (`overrides`), or a gate that is fitted on the adapter of
+another variant (`fitted_on`); the names in its `baselines` are evaluated on it. `harness` names tasks of
+lm-evaluation-harness in `harness/` of the folder; the paths in their yamls are relative to the working directory, the
+checkout. Finished runs are used again, so that an interrupted study continues. Writes table.md, table.csv,
+tradeoff.png and commands.md into the folder.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from imsm.utils.paths import runs_root
 
 
 @dataclass(kw_only=True)
-class Arm:
-    """A run of a study, or a gate that is fitted on the adapter of another arm."""
+class Variant:
+    """A run of a study, or a gate that is fitted on the adapter of another variant."""
 
     label: str
     overrides: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Study:
     title: str
     overrides: list[str]
     training: list[str]
-    arms: list[Arm]
+    variants: list[Variant]
     baselines: dict[str, str] = field(default_factory=dict)  # values of a baseline, comma-separated
     harness: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -74,9 +74,9 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """An arm with one seed: its folder, the stream that responds, and the arguments of its commands."""
+    """A variant with one seed: its folder, the stream that responds, and the arguments of its commands."""
 
-    arm: Arm
+    variant: Variant
     seed: int
     folder: Path
     stream: str
@@ -101,17 +101,17 @@ def load_study(folder: Path) -> Study:
     if not file.is_file():
         raise UserError(f"{folder}: has no study.yaml")
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    study = Study(**{**values, "arms": [Arm(**arm) for arm in values["arms"]]})
+    study = Study(**{**values, "variants": [Variant(**variant) for variant in values["variants"]]})
     # the names of baselines follow a colon
-    if wrong := [arm.label for arm in study.arms if ":" in arm.label]:
+    if wrong := [variant.label for variant in study.variants if ":" in variant.label]:
         raise UserError(f"{file}: label={wrong[0]}: must have no colon")
     return study
 
 
-def training_overrides(study: Study, arm: Arm) -> list[str]:
-    """Return the overrides of an arm's training; the arm's own replace those of the study."""
-    own = {text.partition("=")[0] for text in arm.overrides}
-    return [*(text for text in study.training if text.partition("=")[0] not in own), *arm.overrides]
+def training_overrides(study: Study, variant: Variant) -> list[str]:
+    """Return the overrides of a variant's training; the variant's own replace those of the study."""
+    own = {text.partition("=")[0] for text in variant.overrides}
+    return [*(text for text in study.training if text.partition("=")[0] not in own), *variant.overrides]
 
 
 def run_seed(study: Study, *, seed: int, source: Path, execute: bool) -> list[Job]:
@@ -121,40 +121,40 @@ def run_seed(study: Study, *, seed: int, source: Path, execute: bool) -> list[Jo
     """
     jobs: dict[str, Job] = {}
     started = time.monotonic()
-    for arm in study.arms:
-        job = plan_job(study, arm, seed=seed, adapter=jobs.get(arm.fitted_on or ""), source=source)
-        jobs[arm.label] = job
+    for variant in study.variants:
+        job = plan_job(study, variant, seed=seed, adapter=jobs.get(variant.fitted_on or ""), source=source)
+        jobs[variant.label] = job
         for command in job.commands if execute else ():
             if command[0] == "lm-eval" and _is_evaluated(study, job, command, source=source):
                 continue
             if code := COMMANDS[command[0]](command[1:]):
                 raise RunError(f"{shlex.join(command)}: exit code {code}")
         if execute:
-            print(f"seed {seed}, {arm.label}: {time.monotonic() - started:.0f} s", flush=True)
+            print(f"seed {seed}, {variant.label}: {time.monotonic() - started:.0f} s", flush=True)
     return list(jobs.values())
 
 
-def plan_job(study: Study, arm: Arm, *, seed: int, adapter: Job | None, source: Path) -> Job:
-    """Return the folder and the commands of an arm; ``adapter`` is the finished job that a gate is fitted on."""
+def plan_job(study: Study, variant: Variant, *, seed: int, adapter: Job | None, source: Path) -> Job:
+    """Return the folder and the commands of a variant; ``adapter`` is the finished job that a gate is fitted on."""
     if adapter is None:
-        overrides = [f"seed={seed}", *study.overrides, *training_overrides(study, arm)]
+        overrides = [f"seed={seed}", *study.overrides, *training_overrides(study, variant)]
         config = load_config(ConfigComposer().compose(overrides), config_dir=None)
         commands = [["run", *overrides]]
     else:
         saved = saved_config(adapter.folder, config_dir=None)
-        config = fit_gate_config(adapter.folder, saved, overrides=arm.overrides)
-        commands = [["fit-gate", adapter.folder.name, *arm.overrides]]
+        config = fit_gate_config(adapter.folder, saved, overrides=variant.overrides)
+        commands = [["fit-gate", adapter.folder.name, *variant.overrides]]
     folder = run_dir_of(config, runs_root=runs_root())
-    for name in arm.baselines:
+    for name in variant.baselines:
         values = ["--values", study.baselines[name]] if name in study.baselines else []
         commands.append(["baselines", folder.name, "--baselines", name, *values])
     if study.harness:
         include = str(source / "harness")
         tasks = ",".join(study.harness)
         commands.append(["lm-eval", folder.name, "--tasks", tasks, "--include-path", include, "--batch-size", "32"])
-        if arm is study.arms[0]:
+        if variant is study.variants[0]:
             commands.append([*commands[-1], "--stream", "original"])
-    return Job(arm=arm, seed=seed, folder=folder, stream=config.method.stream, commands=commands)
+    return Job(variant=variant, seed=seed, folder=folder, stream=config.method.stream, commands=commands)
 
 
 def _is_evaluated(study: Study, job: Job, command: Sequence[str], *, source: Path) -> bool:
@@ -199,40 +199,42 @@ def harness_scores(file: Path) -> dict[str, float]:
 
 
 def study_scores(jobs: Sequence[Job]) -> pandas.DataFrame:
-    """Return one row per arm or baseline and task with the mean score over seeds and its interval, in points."""
+    """Return one row per variant or baseline and task with the mean score over seeds and its interval, in points."""
     scores = average_over_seeds(prediction_table([job.folder for job in jobs]))
-    labels = {job.folder.name: job.arm.label for job in jobs}
+    labels = {job.folder.name: job.variant.label for job in jobs}
     extra = {(job.folder.name, each.label) for job in jobs for each in baselines_of(job.folder)}
-    # the adapter of a fitted gate is the row of its own arm
+    # the adapter of a fitted gate is the row of its own variant
     scores = scores[scores["method"] != OWN_ADAPTER].reset_index(drop=True)
     names = [
         "original" if method == "original" else labels[run] + (f": {method}" if (run, method) in extra else "")
         for run, method in zip(scores["run"], scores["method"], strict=True)
     ]
-    scores.insert(0, "arm", names)
+    scores.insert(0, "variant", names)
     return scores.drop(columns=["run", "method"])
 
 
 def study_table(study: Study, jobs: Sequence[Job], scores: pandas.DataFrame, advice: Advice) -> Table:
-    """Return one row per arm and baseline: scores, mean retention, forward passes per token, time of training."""
+    """Return one row per variant and baseline: scores, mean retention, forward passes per token, time of training."""
     candidates = {each.label: each for each in advice.candidates}
-    order = {label: number for number, label in enumerate(["original", *(arm.label for arm in study.arms)])}
+    order = {
+        label: number for number, label in enumerate(["original", *(variant.label for variant in study.variants)])
+    }
     rows = []
-    for arm in sorted(dict.fromkeys(scores["arm"]), key=lambda arm: order[arm.split(":")[0]]):
-        row = {"method": arm}
+    for variant in sorted(dict.fromkeys(scores["variant"]), key=lambda variant: order[variant.split(":")[0]]):
+        row = {"method": variant}
         for task in dict.fromkeys(scores["task"]):
-            found = scores[(scores["arm"] == arm) & (scores["task"] == task)]
+            found = scores[(scores["variant"] == variant) & (scores["task"] == task)]
             row[task] = _interval(found.iloc[0]) if len(found) else MISSING
-        of_arm = [job for job in jobs if job.arm.label == arm]
-        files = [harness_file(study, job.folder, job.stream) for job in of_arm]
-        if arm == "original":
+        of_variant = [job for job in jobs if job.variant.label == variant]
+        files = [harness_file(study, job.folder, job.stream) for job in of_variant]
+        if variant == "original":
             files = [harness_file(study, jobs[0].folder, "original")]
         for task in study.harness:
             row[task] = _over_seeds([harness_scores(file)[task] for file in files if file.exists()])
-        candidate = candidates.get(arm)
+        candidate = candidates.get(variant)
         row["kept, %"] = _over_seeds(candidate.kept) if candidate else MISSING
         row["streams"] = f"{candidate.streams:.2g}" if candidate else "1"
-        trainings = [read_result(job.folder)["training"] for job in of_arm]
+        trainings = [read_result(job.folder)["training"] for job in of_variant]
         seconds = [training["seconds"] for training in trainings if training]
         row["training"] = format_duration(sum(seconds) / len(seconds)) if seconds else MISSING
         rows.append(row)
@@ -251,7 +253,7 @@ def _over_seeds(points: Sequence[float]) -> str:
 
 
 def study_advice(jobs: Sequence[Job]) -> Advice:
-    """Return the candidates under the names of the arms."""
+    """Return the candidates under the names of the variants."""
     first = jobs[0].folder
     among = {job.folder for job in jobs}
     advice = advise(first, read_result(first), runs_root=runs_root(), keep=95.0, target_at_least=None, among=among)
@@ -259,7 +261,7 @@ def study_advice(jobs: Sequence[Job]) -> Advice:
     def key(result: Mapping[str, Any]) -> str:
         return hash_json(identity_without_seed({k: v for k, v in result["identity"].items() if k != "baseline"}))
 
-    labels = {key(read_result(job.folder)): job.arm.label for job in jobs}
+    labels = {key(read_result(job.folder)): job.variant.label for job in jobs}
     sentences = advice.sentences
     # the longest first, because a run's label is the beginning of those of its baselines
     for candidate in sorted(advice.candidates, key=lambda each: -len(each.label)):

@@ -21,7 +21,7 @@ title: Small
 overrides: [backbone=mini, data=gsm8k, data.max_train_examples=16, evaluation.limit=6, logger=none]
 training: [trainer.num_epochs=1, "evaluation.tasks=[target,webq]"]
 baselines: {adapter_scale: "0.5"}
-arms:
+variants:
   - {label: PEFT, overrides: [method=peft], baselines: [adapter_scale]}
   - {label: slow PEFT, overrides: [method=peft, trainer.learning_rate=1e-5]}
   - {label: gate, fitted_on: PEFT, overrides: [trainer.num_epochs=1, rehearsal.num_texts=8]}
@@ -32,9 +32,9 @@ arms:
 def test_shipped_studies_are_valid(folder: Path) -> None:
     found = study.load_study(folder)
     composer = ConfigComposer()
-    for arm in found.arms:
-        fitted = ["method=imsm", "rehearsal=self", *arm.overrides]
-        own = fitted if arm.fitted_on else [*found.overrides, *study.training_overrides(found, arm)]
+    for variant in found.variants:
+        fitted = ["method=imsm", "rehearsal=self", *variant.overrides]
+        own = fitted if variant.fitted_on else [*found.overrides, *study.training_overrides(found, variant)]
         assert composer.validate(own, sweep=False) == []
     assert [task for task in found.harness if not (folder / "harness" / f"{task}.yaml").is_file()] == []
 
@@ -47,14 +47,14 @@ def test_small_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     (folder / "study.yaml").write_text(SMALL, encoding="utf-8")
     study.main([str(folder), "--seeds", "1"])
     table = pandas.read_csv(folder / "table.csv")
-    arms = ["original", "PEFT", "PEFT: adapter scale 0.5", "slow PEFT", "gate"]
-    assert set(arms) <= set(table["arm"])
+    variants = ["original", "PEFT", "PEFT: adapter scale 0.5", "slow PEFT", "gate"]
+    assert set(variants) <= set(table["variant"])
     # the scores are the means of the runs' own
     runs = [read_result(path.parent) for path in (tmp_path / "runs").glob("*-peft-s?-*/result.json")]
     slow = [run for run in runs if run["config"]["trainer"]["learning_rate"] == 1e-5]
     assert sorted(run["config"]["seed"] for run in slow) == [0]
     for task, metric in (("gsm8k", "gsm8k_accuracy"), ("webq", "contain")):
-        row = table[(table["arm"] == "slow PEFT") & (table["task"] == task)].iloc[0]
+        row = table[(table["variant"] == "slow PEFT") & (table["task"] == task)].iloc[0]
         assert row["score"] == pytest.approx(slow[0]["evaluation"]["tasks"][task]["metrics"][metric])
     text = (folder / "table.md").read_text(encoding="utf-8")
     assert "| slow PEFT" in text
@@ -88,6 +88,6 @@ def test_harness_scores_are_the_first_metric_in_points(tmp_path: Path) -> None:
 def test_wrong_studies_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no study\.yaml"):
         study.load_study(tmp_path)
-    (tmp_path / "study.yaml").write_text("{title: a, overrides: [], training: [], arms: [{label: 'a: b'}]}")
+    (tmp_path / "study.yaml").write_text("{title: a, overrides: [], training: [], variants: [{label: 'a: b'}]}")
     with pytest.raises(UserError, match="must have no colon"):
         study.load_study(tmp_path)
