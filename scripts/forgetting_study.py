@@ -95,7 +95,7 @@ def load_study(folder: Path) -> Study:
     """Return the study of a folder.
 
     Raises:
-        UserError: It has none, or a label has a colon.
+        UserError: It has none, a label has a colon, or `fitted_on` is unknown.
     """
     file = folder / "study.yaml"
     if not file.is_file():
@@ -105,6 +105,11 @@ def load_study(folder: Path) -> Study:
     # the names of baselines follow a colon
     if wrong := [variant.label for variant in study.variants if ":" in variant.label]:
         raise UserError(f"{file}: label={wrong[0]}: must have no colon")
+    known: set[str | None] = {None}
+    for variant in study.variants:
+        if variant.fitted_on not in known:
+            raise UserError(f"{file}: fitted_on={variant.fitted_on}: is not the label of a variant before it")
+        known.add(variant.label)
     return study
 
 

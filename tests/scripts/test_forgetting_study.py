@@ -91,3 +91,8 @@ def test_wrong_studies_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("{title: a, overrides: [], training: [], variants: [{label: 'a: b'}]}")
     with pytest.raises(UserError, match="must have no colon"):
         study.load_study(tmp_path)
+    (tmp_path / "study.yaml").write_text(
+        "{title: a, overrides: [], training: [], variants: [{label: gate, fitted_on: PEFT}, {label: PEFT}]}"
+    )
+    with pytest.raises(UserError, match="fitted_on=PEFT: is not the label of a variant before it"):
+        study.load_study(tmp_path)
