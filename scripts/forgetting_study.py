@@ -175,7 +175,7 @@ def harness_file(study: Study, folder: Path, stream: str) -> Path:
 
 
 def run_in_processes(arguments: Sequence[str], *, seeds: int, processes: int) -> None:
-    """Run each seed in a process of its own, ``processes`` at a time, which share the cores.
+    """Run each seed in a separate process, ``processes`` at a time, which share the cores.
 
     Raises:
         RunError: The process of a seed failed.
@@ -208,7 +208,7 @@ def study_scores(jobs: Sequence[Job]) -> pandas.DataFrame:
     scores = average_over_seeds(prediction_table([job.folder for job in jobs]))
     labels = {job.folder.name: job.variant.label for job in jobs}
     extra = {(job.folder.name, each.label) for job in jobs for each in baselines_of(job.folder)}
-    # the adapter of a fitted gate is the row of its own variant
+    # the adapter of a fitted gate has a row already: that of the variant it was fitted on
     scores = scores[scores["method"] != OWN_ADAPTER].reset_index(drop=True)
     names = [
         "original" if method == "original" else labels[run] + (f": {method}" if (run, method) in extra else "")

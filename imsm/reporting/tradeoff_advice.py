@@ -69,7 +69,7 @@ class Advice:
     task: str
     metric: str
     informative: list[str]
-    original: float
+    original: float | None  # target score in points
     candidates: list[Candidate]
     left_out: list[str]
     recommended: Candidate | None
@@ -94,17 +94,11 @@ def advise(
         UserError: The run has no target, or no forgetting test on which the original is above chance.
     """
     original = runs_to_compare(folder, result, runs_root=runs_root, siblings=False)[0]
-    entries = result["evaluation"]["tasks"]
-    task = next((name for name, entry in entries.items() if entry["role"] == "target"), None)
+    entries, task = result["evaluation"]["tasks"], _target(result)
     if task is None:
         raise UserError(f"{folder}: its target was not evaluated; name it in evaluation.tasks")
     tests = [name for name, entry in entries.items() if name != task and not entry.get("trained_on")]
-    at_chance = tests_at_chance(original.result["evaluation"]["tasks"], tests)
-    for name in tests:
-        # results of earlier versions do not record it; their predictions show it
-        own = compute_retention(original, original, task=name, metric=headline(entries[name]))
-        at_chance += [name] if own is not None and own.retained is None else []
-    informative = [name for name in tests if name not in at_chance]
+    informative = _informative(original, tests, entries)
     if not informative:
         raise UserError(
             f"{folder}: the original is above chance on none of its forgetting tests ({join_names(tests)})"
@@ -127,18 +121,27 @@ def advise(
         candidate.targets.append(score)
         candidate.kept.append(mean)
     candidates = _distinct(found)
-    before = original.score(task, headline(entries[task]))
     recommended, sentences = _recommend(candidates, keep=keep, target_at_least=target_at_least)
     return Advice(
         task=task,
         metric=headline(entries[task]),
         informative=informative,
-        original=before or 0.0,
+        original=original.score(task, headline(entries[task])),
         candidates=sorted(candidates, key=lambda each: (-each.target.estimate, -each.retention.estimate)),
         left_out=left_out,
         recommended=recommended,
         sentences=sentences,
     )
+
+
+def _informative(original: ComparedRun, tests: Sequence[str], entries: Mapping[str, Any]) -> list[str]:
+    """Return the tests on which the original is above chance."""
+    at_chance = tests_at_chance(original.result["evaluation"]["tasks"], tests)
+    for name in tests:
+        # results of earlier versions do not record it; their predictions show it
+        own = compute_retention(original, original, task=name, metric=headline(entries[name]))
+        at_chance += [name] if own is not None and own.retained is None else []
+    return [name for name in tests if name not in at_chance]
 
 
 def _known_runs(
@@ -296,7 +299,8 @@ def draw_advice(advice: Advice) -> Figure:
         steps = [(each.target.estimate, each.retention.estimate) for each in front]
         if steps:
             axes.step(*zip(*steps, strict=True), where="post", color="#BBBBBB", linewidth=1, label="Pareto front")
-        axes.plot([advice.original], [100], "x", color="#555555", label="original")
+        if advice.original is not None:
+            axes.plot([advice.original], [100], "x", color="#555555", label="original")
         for style, each in enumerate(each for each in advice.candidates if each.path_of is None):
             x, y = each.target, each.retention
             axes.errorbar(
@@ -314,7 +318,8 @@ def draw_advice(advice: Advice) -> Figure:
             # results are in the order of the steps; each path ends at the trained model
             path = [other for other in advice.candidates if other.path_of == each.label]
             path.sort(key=lambda other: int(other.label.rpartition("step ")[2]))
-            points = [(100, advice.original), *((o.retention.estimate, o.target.estimate) for o in (*path, each))]
+            start = [] if advice.original is None else [(100.0, advice.original)]
+            points = [*start, *((o.retention.estimate, o.target.estimate) for o in (*path, each))]
             if path:
                 kept, scores = zip(*points, strict=True)
                 axes.plot(scores, kept, color=color(style), linewidth=0.9, marker=".", markersize=4)
