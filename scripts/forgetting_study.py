@@ -178,19 +178,24 @@ def run_in_processes(arguments: Sequence[str], *, seeds: int, processes: int) ->
     """Run each seed in a separate process, ``processes`` at a time, which share the cores.
 
     Raises:
-        RunError: The process of a seed failed.
+        RunError: The process of a seed failed or was interrupted; no further one was started.
     """
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    failed: dict[int, int] = {}
 
-    def run(seed: int) -> int:
-        command = [sys.executable, "-m", "scripts.forgetting_study", *arguments, "--only-seed", str(seed)]
-        return subprocess.run(command, env=environment, check=False).returncode
+    def run(seed: int) -> None:
+        if not failed:
+            command = [sys.executable, "-m", "scripts.forgetting_study", *arguments, "--only-seed", str(seed)]
+            if code := subprocess.run(command, env=environment, check=False).returncode:
+                failed[seed] = code
 
     with ThreadPoolExecutor(processes) as pool:
-        codes = list(pool.map(run, range(seeds)))
-    if any(codes):
-        raise RunError(f"exit codes of the seeds: {codes}; the same command repeats what is missing")
+        for seed in range(seeds):
+            pool.submit(run, seed)
+    if failed:
+        codes = ", ".join(f"seed {seed}: exit code {code}" for seed, code in failed.items())
+        raise RunError(f"{codes}; the same command repeats what is missing")
 
 
 def harness_scores(file: Path) -> dict[str, float]:
@@ -333,3 +338,6 @@ if __name__ == "__main__":
     except (RunError, UserError) as error:
         print(f"imsm: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
