@@ -95,13 +95,18 @@ def load_study(folder: Path) -> Study:
     """Return the study of a folder.
 
     Raises:
-        UserError: It has none, a label has a colon, or `fitted_on` is unknown.
+        UserError: It has none or a wrong one: an unknown key, a label with a colon, an unknown `fitted_on`.
     """
     file = folder / "study.yaml"
     if not file.is_file():
         raise UserError(f"{folder}: has no study.yaml")
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    study = Study(**{**values, "variants": [Variant(**variant) for variant in values["variants"]]})
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        study = Study(**{**values, "variants": [Variant(**variant) for variant in values["variants"]]})
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{file}: is not a study ({' '.join(str(error).split())}); see experiments/*/study.yaml"
+        ) from error
     # the names of baselines follow a colon
     if wrong := [variant.label for variant in study.variants if ":" in variant.label]:
         raise UserError(f"{file}: label={wrong[0]}: must have no colon")

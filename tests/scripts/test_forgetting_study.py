@@ -88,6 +88,10 @@ def test_harness_scores_are_the_first_metric_in_points(tmp_path: Path) -> None:
 def test_wrong_studies_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no study\.yaml"):
         study.load_study(tmp_path)
+    for text in ("[", "title", "{title: a}", "{title: a, overrides: [], training: [], variants: [], sedes: 3}"):
+        (tmp_path / "study.yaml").write_text(text)
+        with pytest.raises(UserError, match="is not a study"):
+            study.load_study(tmp_path)
     (tmp_path / "study.yaml").write_text("{title: a, overrides: [], training: [], variants: [{label: 'a: b'}]}")
     with pytest.raises(UserError, match="must have no colon"):
         study.load_study(tmp_path)
