@@ -1,0 +1,131 @@
+"""Export the tuned stream of a run as a plain model folder of transformers.
+
+The folder holds the backbone with the adapter merged into its weights (`model.safetensors`), `config.json`,
+`generation_config.json` and the tokenizer. vLLM, llama.cpp's converter and Text Generation Inference read the same
+files; none of them needs imsm.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.utils import CONFIG_NAME, cached_file
+
+from imsm.models.backbones.fingerprint import backbone_fingerprint
+from imsm.models.backbones.loading import load_tokenizer, resolve_path
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.utils.errors import RunError, UserError
+from imsm.utils.json_files import read_json
+from imsm.utils.new_folder import new_folder
+from imsm.utils.run_dir import RunDir, read_identity, read_input_hashes
+
+_SENTENCEPIECE = "tokenizer.model"
+"""Vocabulary that llama.cpp's converter reads for some models; transformers reads tokenizer.json and saves no copy."""
+_CLASS, _EARLIER_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
+"""Name of the general tokenizer, and its earlier name, which all versions of transformers read."""
+_TOLERANCE = 1e-2
+"""Largest difference of log probabilities between the tuned stream and the merged model in float32."""
+_CHECKED_TOKENS = 64
+
+
+def export_merged(run: RunDir, folder: Path, *, stream: str | None = None) -> float:
+    """Write the tuned stream of a run to a new folder; return the largest change of a log probability by merging.
+
+    ``stream`` must be "tuned" for a run with a gate, whose own stream is no plain model. The hashes of the run's
+    files and of its backbone are verified first. The change is measured on one sequence of 64 tokens.
+
+    Raises:
+        UserError: the run has a gate and ``stream`` is None, its method cannot be merged, its backbone is not a
+            model of transformers, its files changed, or ``folder`` is not new.
+        RunError: the merged model is not the tuned stream.
+    """
+    with new_folder(folder, option="--merged") as temporary:
+        model = _load_tuned(run, stream=stream)
+        backbone: Mapping[str, Any] = model.config.backbone
+        source = resolve_path(backbone["name_or_path"], local_resolver=backbone.get("local_resolver"))
+        tokens = torch.arange(_CHECKED_TOKENS)[None] % model.backbone.config.get_text_config().vocab_size
+        expected = _log_probabilities(model, tokens)
+        generation_config = model.generation_config
+        try:
+            plain = model.merge_and_unload()
+        except UserError as error:
+            raise UserError(f"run={run.path}: {error}, or serve the run: imsm serve {run.path.name}") from error
+        change = float((_log_probabilities(plain, tokens) - expected).abs().max())
+        # of reduced precision the merged weights are rounded, which changes more
+        if not change <= (_TOLERANCE if plain.dtype == torch.float32 else float("inf")):
+            raise RunError(
+                f"run={run.path}: merging changed a log probability by {change:.2g}; the adapter is not exact"
+            )
+        plain.generation_config = generation_config
+        plain.save_pretrained(temporary)
+        _write_config(plain, temporary / CONFIG_NAME, source=source, revision=backbone.get("revision"))
+        _write_tokenizer(run, temporary, source=source, revision=backbone.get("revision"))
+    return change
+
+
+def _load_tuned(run: RunDir, *, stream: str | None) -> SiameseForCausalLM:
+    """Load a run's model on the CPU with its tuned stream selected, after the checks that need no weights."""
+    fix = "restore the file, or remove the run and run its command again"
+    config = read_json(run.model / CONFIG_NAME, fix=fix, shape={"backbone": dict, "backbone.name_or_path": str})
+    if config.get("gate") is not None and stream is None:
+        raise UserError(
+            f"run={run.path}: its gate depends on the tokens, so no plain model computes the interwoven stream; serve "
+            f"it with imsm serve {run.path.name} or export it with --vllm DIR, or add --stream tuned for the tuned "
+            "stream alone"
+        )
+    backbone = {key: config["backbone"].get(key) for key in ("name_or_path", "revision", "local_resolver")}
+    if run.inputs.exists() and backbone_fingerprint(**backbone) != read_input_hashes(run)["backbone"]:
+        raise UserError(
+            f"run={run.path}: the backbone {backbone['name_or_path']} changed since the run was trained "
+            f"({run.inputs.name}); restore it"
+        )
+    model = SiameseForCausalLM.from_pretrained(run.path, device="cpu")
+    if not type(model.backbone).__module__.startswith("transformers."):
+        raise UserError(
+            f"run={run.path}: its backbone {type(model.backbone).__name__} is not a class of transformers, which "
+            f"other programs could load; serve the run: imsm serve {run.path.name}"
+        )
+    model.stream = "tuned"
+    return model
+
+
+@torch.inference_mode()
+def _log_probabilities(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the log probabilities of the next token, (1, T, V) in float32."""
+    return model(input_ids=tokens).logits.float().log_softmax(-1)
+
+
+def _write_config(model: PreTrainedModel, path: Path, *, source: str, revision: str | None) -> None:
+    """Replace the configuration by the backbone's own, if it is of the same class.
+
+    Programs with an older transformers read RoPE settings and others only in the form of the backbone's file.
+    """
+    original = Path(str(cached_file(source, CONFIG_NAME, revision=revision)))
+    values = read_json(original, fix="download the backbone again")
+    if values.get("architectures") != [type(model).__name__]:
+        return
+    key = "dtype" if "dtype" in values else "torch_dtype"
+    values[key] = str(model.dtype).removeprefix("torch.")
+    values.pop("_name_or_path", None)
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(run: RunDir, folder: Path, *, source: str, revision: str | None) -> None:
+    """Write the run's tokenizer, with its chat template only if the run's prompts used it."""
+    tokenizer = load_tokenizer(name_or_path=str(run.model))
+    if run.identity.exists() and not read_identity(run, {"backbone": dict})["backbone"].get("chat_template", False):
+        tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    path = folder / TOKENIZER_CONFIG_FILE
+    values = read_json(path, fix="run the command again")
+    if values.get("tokenizer_class") == _CLASS:
+        path.write_text(json.dumps(values | {"tokenizer_class": _EARLIER_CLASS}, indent=2, ensure_ascii=False) + "\n")
+    # raised if the backbone has no such file
+    with suppress(OSError):
+        shutil.copyfile(str(cached_file(source, _SENTENCEPIECE, revision=revision)), folder / _SENTENCEPIECE)
