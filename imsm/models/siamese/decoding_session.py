@@ -1,7 +1,8 @@
 """A prefilled decoding session: KV cache and next-token logits of a batch of prompts.
 
 Prompts are processed once; any number of continuations can be scored or decoded from there. A common prefix of all
-prompts is processed once for the batch. Finished rows can be dropped, so that they do not slow down the others.
+prompts is processed once for the batch. Finished rows can be dropped, so that they do not slow down the others, and
+rows of another session can join.
 
 Shapes: B rows, T cached positions, n new positions, V vocabulary size.
 """
@@ -10,16 +11,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import torch
 from torch.nn import functional
-from transformers import PretrainedConfig
+from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from imsm.data.batching import collate_prompts
-from imsm.models.siamese.kv_cache import concat_caches
+from imsm.models.siamese.kv_cache import DualStreamCache, concat_caches, pad_right, trim_cache
 from imsm.models.siamese.model import SiameseForCausalLM
 
 MIN_SAVED_POSITIONS = 256
@@ -32,30 +33,43 @@ class DecodingSession:
     """The selected stream of a model on a batch of prompts.
 
     ``prompts`` are token ids; each prompt is its query. At most ``max_new_tokens`` tokens may follow.
-    A backbone without cache support processes its sequences from the start at every step.
+    A backbone without cache support processes its sequences from the start at every step. With ``both_streams`` both
+    streams are run, whichever is selected, and their last hidden states are kept (`SiameseForCausalLM.forward_streams`).
 
     Attributes:
         logits: logits of each row's next token, (B, V).
         gate: mean weight of the original at that position, (B,); None without a gate.
         choices: streams that each row continues with, (B,), as indices into `imsm.models.siamese.skip.CHOICES`; None
-            without `skip_threshold`.
+            without `skip_threshold`, and with ``both_streams``.
+        streams: with ``both_streams``: h_o and h_t at that position, (B, 1, D) each, and the gate's weights
+            (B, 1, D or 1), or None for the original and the tuned stream.
     """
 
     @torch.inference_mode()
     def __init__(
-        self, model: SiameseForCausalLM, prompts: Sequence[Sequence[int]], *, pad_id: int, max_new_tokens: int = 0
+        self,
+        model: SiameseForCausalLM,
+        prompts: Sequence[Sequence[int]],
+        *,
+        pad_id: int,
+        max_new_tokens: int = 0,
+        both_streams: bool = False,
     ) -> None:
         self.model = model
         self._config = model.config.get_text_config(decoder=True)
-        self._cache = model.new_cache() if model.config.supports_cache else None
+        self._cache: Cache | None = None
+        if model.config.supports_cache:
+            self._cache = model.new_dual_cache() if both_streams else model.new_cache()
+        self._both_streams = both_streams
         self.logits: torch.Tensor
         self.gate: torch.Tensor | None
         self.choices: torch.Tensor | None = None
+        self.streams: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
+        self._longest = max(map(len, prompts)) + max_new_tokens
         batches = self._prefill_batches(prompts, max_new_tokens=max_new_tokens)
         if len(batches) > 1:
-            self._concat(
-                [DecodingSession(model, prompts[b], pad_id=pad_id, max_new_tokens=max_new_tokens) for b in batches]
-            )
+            options = {"pad_id": pad_id, "max_new_tokens": max_new_tokens, "both_streams": both_streams}
+            self._concat([DecodingSession(model, prompts[batch], **options) for batch in batches])
             return
         prefix = self._shared_prefix(prompts, max_new_tokens=max_new_tokens)
         ids, mask = collate_prompts([prompt[prefix:] for prompt in prompts], pad_id=pad_id, device=model.device)
@@ -90,6 +104,32 @@ class DecodingSession:
         if list(rows) != list(range(len(self))):
             self._select(rows)
 
+    def can_extend(self, other: DecodingSession) -> bool:
+        """Whether the rows of ``other``, a session of the same model, can join this one."""
+        layers = [] if self._cache is None or other._cache is None else [*self._cache.layers, *other._cache.layers]
+        if self.choices is not None or other.choices is not None:
+            return False
+        longest = max(self._longest, other._longest)
+        return self._can_pad_left(layers, longest) and self._both_streams == other._both_streams
+
+    @torch.inference_mode()
+    def extend(self, other: DecodingSession) -> None:
+        """Add the rows of ``other`` after those of this session; ``other`` is consumed."""
+        for session in (self, other):
+            # positions after the prompt, so that the masks of both end at the last cached position
+            session._pad_query_mask()
+        self._concat([self, other])
+        self._longest = max(self._longest, other._longest)
+
+    @torch.inference_mode()
+    def trim(self) -> None:
+        """Remove the leading positions that are padding in all rows."""
+        columns = self._mask.any(dim=0)
+        start = int(columns.long().argmax()) if len(columns) else 0
+        if start and self._cache is not None:
+            trim_cache(self._cache, start)
+            self._mask, self._query_mask = self._mask[:, start:], self._query_mask[:, start:]
+
     @torch.inference_mode()
     def fork(self, rows: Sequence[int]) -> DecodingSession:
         """Return a new session with the given rows; this one is unchanged."""
@@ -110,14 +150,9 @@ class DecodingSession:
 
     def _prefill_batches(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[slice]:
         """Split prompts into batches of `MAX_PREFILL_TOKENS` if their caches can be concatenated."""
-        everything = [slice(0, len(prompts))]
-        layers = [] if self._cache is None else self._cache.layers
-        if self.model.streams.virtual_tokens is not None or not layers or not all(map(_is_positional, layers)):
-            return everything
-        # joining pads shorter prompts on the left, which a window or a length-dependent RoPE would notice
         longest = max(map(len, prompts)) + max_new_tokens
-        if longest > min(_attention_window(self._config), _max_static_rope_length(self._config)):
-            return everything
+        if not self._can_pad_left([] if self._cache is None else self._cache.layers, longest):
+            return [slice(0, len(prompts))]
         batches, start, longest = [], 0, 0
         for row, prompt in enumerate(prompts):
             longest = max(longest, len(prompt))
@@ -125,6 +160,13 @@ class DecodingSession:
                 batches.append(slice(start, row))
                 start, longest = row, len(prompt)
         return [*batches, slice(start, len(prompts))]
+
+    def _can_pad_left(self, layers: Sequence[object], longest: int) -> bool:
+        """Whether the cached rows can be padded on the left, if the longest row has ``longest`` positions."""
+        if self.model.streams.virtual_tokens is not None or not layers or not all(map(_is_positional, layers)):
+            return False
+        # a window or a length-dependent RoPE would notice the padding
+        return longest <= min(_attention_window(self._config), _max_static_rope_length(self._config))
 
     def _shared_prefix(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> int:
         """Return the length of the common prefix to process once; every prompt is longer."""
@@ -160,7 +202,14 @@ class DecodingSession:
         self.gate = torch.cat(gates) if gates else None
         choices = [session.choices for session in sessions if session.choices is not None]
         self.choices = torch.cat(choices) if choices else None
+        streams = [session.streams for session in sessions if session.streams is not None]
+        self.streams = _map_streams(torch.cat, *streams) if streams else None
         self._cache = concat_caches([session._cache for session in sessions if session._cache is not None])
+
+    def _pad_query_mask(self) -> None:
+        self._query_mask = pad_right(self._query_mask, self._mask.shape[1])
+        if isinstance(self._cache, DualStreamCache) and self._cache.query_mask is not None:
+            self._cache.query_mask = pad_right(self._cache.query_mask, self._mask.shape[1])
 
     def _select(self, rows: Sequence[int]) -> None:
         indices = torch.tensor(rows, device=self._mask.device)
@@ -170,6 +219,8 @@ class DecodingSession:
             self.gate = self.gate[indices]
         if self.choices is not None:
             self.choices = self.choices[indices]
+        if self.streams is not None:
+            self.streams = _map_streams(lambda each: each[0][indices], self.streams)
         # reorder_cache is the only selection of transformers that all cache layers implement
         if self._cache is not None:
             self._cache.reorder_cache(indices)  # type: ignore[arg-type]
@@ -187,8 +238,11 @@ class DecodingSession:
         if self._cache is None:
             self._ids = torch.cat([self._ids, tokens], dim=1)
             query_mask = self._query_mask
+        ids = tokens if self._cache is not None else self._ids
+        if self._both_streams:
+            return self._forward_streams(ids, query_mask, logits_to_keep)
         output = self.model(
-            input_ids=tokens if self._cache is not None else self._ids,
+            input_ids=ids,
             attention_mask=self._mask,
             past_key_values=self._cache,
             query_mask=query_mask,
@@ -200,6 +254,32 @@ class DecodingSession:
         self.gate = None if output.gate is None else output.gate[:, -1]
         self.choices = output.choices
         return logits
+
+    def _forward_streams(
+        self, ids: torch.Tensor, query_mask: torch.Tensor | None, logits_to_keep: int
+    ) -> torch.Tensor:
+        assert self._cache is None or isinstance(self._cache, DualStreamCache)
+        output = self.model.forward_streams(
+            ids,
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            query_mask=query_mask,
+            logits_to_keep=logits_to_keep,
+        )
+        self.logits = output.logits[:, -1].clone()
+        self.gate = None if output.gate is None else output.gate[:, -1].mean(dim=-1)
+        self.streams = _map_streams(lambda each: each[0][:, -1:], (output.original, output.tuned, output.gate))
+        return output.logits
+
+
+Streams = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+def _map_streams(function: Callable[[list[torch.Tensor]], torch.Tensor], *sessions: Streams) -> Streams:
+    """Apply ``function`` to the list of each tensor of several sessions; None stays None."""
+    original, tuned, gates = zip(*sessions, strict=True)
+    known = [gate for gate in gates if gate is not None]
+    return function([*original]), function([*tuned]), function(known) if known else None
 
 
 def _is_positional(layer: object) -> TypeGuard[DynamicLayer]:

@@ -44,13 +44,17 @@ class SiameseGenerationMixin(GenerationMixin):
         ``query_mask`` (B, T_query) is 1 on query positions; None means the complete first chunk. The
         original and the tuned stream ignore it.
         """
-        text_config = self.config.get_text_config(decoder=True)
         if self.cache_class is DualStreamCache:
-            return DualStreamCache(config=text_config, query_mask=query_mask, batch_both=self.streams.batch_both)
-        plain = DynamicCache(config=text_config)
+            return self.new_dual_cache(query_mask=query_mask)
+        plain = DynamicCache(config=self.config.get_text_config(decoder=True))
         if self.cache_class is Cache or self.streams.virtual_tokens is None:
             return plain
         return PrefixedCache([plain], num_virtual=self.streams.virtual_tokens.count)
+
+    def new_dual_cache(self, *, query_mask: torch.Tensor | None = None) -> DualStreamCache:
+        """Return an empty cache of both streams, for `forward_streams`."""
+        text_config = self.config.get_text_config(decoder=True)
+        return DualStreamCache(config=text_config, query_mask=query_mask, batch_both=self.streams.batch_both)
 
     def check_cache(self, cache: Cache) -> None:
         """Raise ValueError if ``cache`` cannot be used by the selected stream."""

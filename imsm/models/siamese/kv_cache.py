@@ -303,6 +303,24 @@ def concat_caches(caches: Sequence[Cache]) -> Cache:
     return first
 
 
+def trim_cache(cache: Cache, start: int) -> None:
+    """Remove the first ``start`` positions of every sequence of a cache that holds keys and values by position."""
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            tensor = getattr(layer, name)
+            if tensor is not None and tensor.numel():
+                setattr(layer, name, tensor[..., start:, :])
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length -= start
+    if isinstance(cache, DualStreamCache) and cache.query_mask is not None:
+        cache.query_mask = cache.query_mask[:, start:]
+
+
+def pad_right(mask: torch.Tensor, width: int) -> torch.Tensor:
+    """Pad a mask (B, T) with zeros on the right to ``width`` columns."""
+    return functional.pad(mask, (0, max(0, width - mask.shape[1])))
+
+
 def _concat_padded(tensors: list[torch.Tensor], *, width: int, halves: int) -> torch.Tensor:
     """Concatenate keys or values (rows, H, T, E), padded on the left to ``width`` positions."""
     padded = [functional.pad(tensor, (0, 0, width - tensor.shape[-2], 0)) for tensor in tensors]

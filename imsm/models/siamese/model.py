@@ -82,6 +82,24 @@ class SiameseOutput(ModelOutput):
 
 
 @dataclass(frozen=True)
+class StreamsOutput:
+    """Output of `SiameseForCausalLM.forward_streams` at the n computed positions.
+
+    Args:
+        logits: logits of the selected stream, (B, n, V).
+        original: h_o, (B, n, D).
+        tuned: h_t, (B, n, D).
+        gate: the original's weight, (B, n, D), or (B, n, 1) if it is one per token; None unless the interwoven stream
+            is selected.
+    """
+
+    logits: torch.Tensor
+    original: torch.Tensor
+    tuned: torch.Tensor
+    gate: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class _CachedStreams:
     """Hidden states (N, D) at the label positions and queries (B, D) that are given; None to compute them."""
 
@@ -336,6 +354,51 @@ class SiameseForCausalLM(  # type: ignore[misc]
         if use_cache and past_key_values is None and self.config.supports_cache:
             past_key_values = self.new_cache()
         return self._inference_forward(inputs, past_key_values, query_mask, logits_to_keep, return_last_hidden_state)
+
+    @torch.no_grad()
+    def forward_streams(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor,
+        past_key_values: DualStreamCache | None = None,
+        query_mask: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+    ) -> StreamsOutput:
+        """Run both streams, whichever is selected, to compare them token by token.
+
+        Arguments are as in `forward`; the logits are equal to its logits. With `skip_threshold` both streams are run
+        too, and a decided query takes the logits of its stream.
+
+        Raises:
+            ValueError: the model has no adapter, or arguments contradict each other.
+        """
+        if not self.streams.has_adapter:
+            raise ValueError("forward_streams: the model has no adapter, so there is one stream only")
+        self.streams.guard.check(first_layer_only=past_key_values is not None)
+        self.check_length(input_ids, attention_mask)
+        cache = past_key_values
+        inputs = decoder_inputs(input_ids, attention_mask=attention_mask, cache=cache)
+        if self.stream != "interwoven":
+            both = self.streams.both_hidden_states(inputs, cache=cache)
+            original, tuned = (select_positions(each, logits_to_keep) for each in both)
+            logits = self.head(original if self.stream == "original" else tuned)
+            return StreamsOutput(logits, original, tuned, None)
+        threshold = self.skip_threshold
+        both, queries = self._run_both(inputs, cache, query_mask, needs_mask=threshold is not None)
+        gate_inputs = _at_positions(both, queries, logits_to_keep)
+        weights = self._gate_weights(*gate_inputs)
+        if threshold is None:
+            return StreamsOutput(self._mix(*gate_inputs)[0], *gate_inputs[:2], weights)
+        hidden, gate = self._interweave(*gate_inputs)
+        choices = self._choose_streams(both, queries, cache, query_mask, threshold)
+        if choices is None and cache is not None and cache.choices is not None:
+            choices = cache.choices[:, None].expand(both[0].shape[:2])
+        if choices is not None:
+            kept = select_positions(choices, logits_to_keep)
+            hidden, gate = follow_choices(kept, hidden, gate, original=gate_inputs[0], tuned=gate_inputs[1])
+            weights = torch.where((kept == BOTH)[..., None], weights, gate[..., None])
+        return StreamsOutput(self.head(hidden), *gate_inputs[:2], weights)
 
     def _inference_forward(
         self,
@@ -675,6 +738,12 @@ class SiameseForCausalLM(  # type: ignore[misc]
         """Return h (..., D) of eq. 4-6, and the original's weight (...), mean over D."""
         hidden, gate = apply_gate(self._gate, original, tuned, *queries)
         return hidden, gate.detach().mean(dim=-1)
+
+    def _gate_weights(
+        self, original: torch.Tensor, tuned: torch.Tensor, *queries: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the original's weights g, (..., D) or (..., 1); baselines that override `_mix` override this too."""
+        return apply_gate(self._gate, original, tuned, *queries)[1].detach()
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the backbone's logits (..., V) of hidden states (..., D), adapter off (eq. 7)."""

@@ -88,6 +88,11 @@ class LogitMixingModel(SiameseForCausalLM):
         logits, weight = self._gate(self.head(original), self.head(tuned))
         return logits, weight
 
+    def _gate_weights(
+        self, original: torch.Tensor, tuned: torch.Tensor, *queries: torch.Tensor | None
+    ) -> torch.Tensor:
+        return self._mix(original, tuned)[1][..., None]
+
 
 def build_mixing_model(model: SiameseForCausalLM, mix: Mix) -> LogitMixingModel:
     """Build a model that mixes the logits of both streams of ``model``, which is unchanged."""

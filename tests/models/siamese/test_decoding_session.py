@@ -168,6 +168,58 @@ def test_fork_leaves_the_session_unchanged() -> None:
         torch.testing.assert_close(other.logits[0], session(model, [rows[2] + [5, 6]]).logits[0], atol=1e-4, rtol=0)
 
 
+def decode(state: DecodingSession, steps: int) -> list[list[int]]:
+    """Return the greedy tokens of each row."""
+    tokens: list[list[int]] = [[] for _ in range(len(state))]
+    for _ in range(steps):
+        chosen = state.logits.argmax(dim=-1)
+        for row, token in zip(tokens, chosen.tolist(), strict=True):
+            row.append(token)
+        state.forward(chosen[:, None])
+    return tokens
+
+
+@pytest.mark.parametrize("both_streams", [False, True])
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(("architecture", "method"), [("llama", "lora"), ("gemma3", "lora"), ("qwen2", "ia3")])
+def test_rows_join_and_leave(architecture: str, method: str, stream: str, both_streams: bool) -> None:
+    model = tiny_siamese(architecture, method)
+    model.stream = stream  # type: ignore[assignment]
+    rows = [row[:2] for row in prompts(4)]
+    rows[3] = rows[3][:1]
+    options = {"pad_id": 0, "max_new_tokens": 5, "both_streams": both_streams}
+    alone = [decode(DecodingSession(model, [row], **options), 5)[0] for row in rows]
+    running = DecodingSession(model, rows[:2], **options)
+    first = decode(running, 2)
+    other = DecodingSession(model, rows[2:], **options)
+    assert running.can_extend(other)
+    running.extend(other)
+    assert len(running) == 4
+    # the longest row leaves, so that all others begin with padding
+    running.select_rows([3, 1, 2])
+    second = decode(running, 1)
+    running.trim()
+    assert running._mask.any(dim=0)[0] and running._mask.shape[1] == 5
+    third = decode(running, 2)
+    assert second[0] + third[0] == alone[3][:3]
+    assert first[1] + second[1] + third[1] == alone[1][:5]
+    assert second[2] + third[2] == alone[2][:3]
+    running.select_rows([0])
+    running.trim()
+    assert running._mask.shape[1] == 4 and decode(running, 2)[0] == alone[3][3:5]
+
+
+def test_rows_do_not_join_where_padding_matters() -> None:
+    model = tiny_siamese("gemma3")
+    options = {"pad_id": 0, "max_new_tokens": 3}
+    short = DecodingSession(model, [[5, 6, 7]], **options)
+    long = DecodingSession(model, [[5] * 20], **options)
+    assert short.can_extend(short) and not short.can_extend(long)
+    prefix = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    virtual = DecodingSession(tiny_siamese("llama", AdapterSpec(prefix)), [[5, 6]], **options)
+    assert not virtual.can_extend(virtual)
+
+
 PREFIX = [11, 47, 5, 90, 23, 64, 8]
 
 
