@@ -12,7 +12,7 @@ import pandas
 
 from imsm.evaluation.metrics import MetricModule, aggregate, is_mean_of_scores, resolve_metric
 from imsm.evaluation.statistics.bootstrap import standard_error
-from imsm.evaluation.statistics.forgetting import OutcomeTransitions, chance_level, retention, transitions
+from imsm.evaluation.statistics.forgetting import OutcomeTransitions, chance_level, outcomes, retention, transitions
 from imsm.evaluation.statistics.intervals import (
     Interval,
     bootstrap_statistic_ci,
@@ -135,6 +135,18 @@ def compute_retention(run: ComparedRun, original: ComparedRun, *, task: str, met
             error=100 * error if error else None,
         ),
     )
+
+
+def outcomes_by_example(run: ComparedRun, original: ComparedRun, *, task: str, metric: str) -> pandas.Series | None:
+    """Return each example's outcome by its id, as counted by `compute_retention`; None without predictions.
+
+    The outcomes are those of `imsm.evaluation.statistics.forgetting.outcomes`, in the order of the run's predictions.
+    """
+    pair = _pair(run, original, task, metric)
+    if pair is None:
+        return None
+    after, before = (_scores(predictions, metric) >= CORRECT for predictions in pair)
+    return pandas.Series(outcomes(before, after), index=pair[0].index)
 
 
 def _pair(

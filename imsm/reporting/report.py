@@ -48,8 +48,8 @@ def build_report(folder: Path, result: Mapping[str, Any], *, runs_root: Path) ->
     comparison = build_comparison_set(folder, result, runs_root=runs_root)
     data = build_report_data(comparison.runs, comparison.baselines, comparison.seeds)
     return Report(
-        title=_title(data),
-        subtitle=_subtitle(data.focus.result, compared=len(data.runs) > 1),
+        title=report_title(data),
+        subtitle=report_subtitle(data.focus.result, compared=len(data.runs) > 1),
         headline=build_headline(data),
         run=str(result["name"]),
         excluded=comparison.excluded,
@@ -83,7 +83,7 @@ def write_tables(folder: Path, sections: Sequence[Section]) -> None:
             write_atomic(directory / f"{section.name}.csv", section.table.to_csv())
 
 
-def _title(data: ReportData) -> str:
+def report_title(data: ReportData) -> str:
     """Return a readable name of the run, e.g. "IMSM with lora on gsm8k"."""
     config = data.focus.result["config"]
     if data.focus.method == "original":
@@ -95,7 +95,8 @@ def _title(data: ReportData) -> str:
     return f"{method} with {config['peft']['name']} on {config['data']['name']}"
 
 
-def _subtitle(result: Mapping[str, Any], *, compared: bool) -> str:
+def report_subtitle(result: Mapping[str, Any], *, compared: bool) -> str:
+    """Return the backbone and, for a run that is ``compared`` with its original, adapter, data, recipe and seed."""
     config = result["config"]
     parts = ["original"]
     if compared and is_imported(result["identity"]):

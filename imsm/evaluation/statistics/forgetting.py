@@ -5,10 +5,11 @@ Symbols: b the original's score on a task, s the tuned run's, c the chance level
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from statistics import fmean
 
+import numpy
 from numpy.typing import ArrayLike
 
 from imsm.data.answer_text import yes_or_no
@@ -33,8 +34,12 @@ class OutcomeTransitions:
         return self.kept + self.forgotten + self.learned + self.never_known
 
 
-def transitions(original: ArrayLike, tuned: ArrayLike) -> OutcomeTransitions:
-    """Count N examples by outcome before and after; a score of at least 1/2 counts as right.
+OUTCOMES = tuple(field.name for field in fields(OutcomeTransitions))
+"""Outcomes of an example: kept, forgotten, learned, never_known."""
+
+
+def outcomes(original: ArrayLike, tuned: ArrayLike) -> list[str]:
+    """Return the outcome of each of N examples, one of `OUTCOMES`; a score of at least 1/2 counts as right.
 
     Raises:
         ValueError: No examples, unequal numbers, or a value that is not finite.
@@ -42,12 +47,14 @@ def transitions(original: ArrayLike, tuned: ArrayLike) -> OutcomeTransitions:
     before, after = (as_finite_array(values) >= 0.5 for values in (original, tuned))
     if before.shape != after.shape:
         raise ValueError(f"{before.size} examples against {after.size}: a pair needs both")
-    return OutcomeTransitions(
-        kept=int((before & after).sum()),
-        forgotten=int((before & ~after).sum()),
-        learned=int((~before & after).sum()),
-        never_known=int((~before & ~after).sum()),
-    )
+    names: list[str] = numpy.select([before & after, before, after], OUTCOMES[:3], OUTCOMES[3]).tolist()
+    return names
+
+
+def transitions(original: ArrayLike, tuned: ArrayLike) -> OutcomeTransitions:
+    """Count N examples by their `outcomes`, with the same arguments and errors."""
+    counts = Counter(outcomes(original, tuned))
+    return OutcomeTransitions(**{name: counts[name] for name in OUTCOMES})
 
 
 def chance_level(references: Sequence[Sequence[str]]) -> float:

@@ -8,6 +8,7 @@ import pytest
 from imsm.evaluation.statistics.forgetting import (
     chance_level,
     harmonic_mean,
+    outcomes,
     hypervolume,
     plasticity,
     retention,
@@ -21,6 +22,7 @@ def test_each_outcome_is_counted() -> None:
     found = transitions([1, 1, 0, 0, 1], [1, 0, 1, 0, 1])
     assert (found.kept, found.forgotten, found.learned, found.never_known) == (2, 1, 1, 1)
     assert found.items == 5
+    assert outcomes([1, 1, 0, 0, 1], [1, 0, 1, 0, 1]) == ["kept", "forgotten", "learned", "never_known", "kept"]
     with pytest.raises(ValueError, match="a pair needs both"):
         transitions([1], [1, 0])
 

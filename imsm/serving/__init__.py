@@ -1,0 +1,1 @@
+"""Serve finished runs: an OpenAI-compatible API and the lens page."""
