@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     # the verdict alone goes to standard output, so that it can be piped
     with redirect_stdout(sys.stderr):
         folder = _find_run(options.runs[0]) or _evaluate_adapter(options.runs[0], config_dir)
-        pair = _read_pair(folder)
+        pair = read_pair(folder)
         repeats = _repeat(folder, pair, options.repeat)
         check = check_run(pair, margin=options.margin, target_at_least=options.target_at_least, repeats=repeats)
         available = _available(pair, check)
@@ -111,7 +111,7 @@ def _evaluate_adapter(reference: str, config_dir: Path | None) -> Path:
     return imported.run.path
 
 
-def _read_pair(folder: Path) -> Pair:
+def read_pair(folder: Path) -> Pair:
     """Return a finished run and its original."""
     from imsm.evaluation.result import read_result
     from imsm.reporting.runs import runs_to_compare

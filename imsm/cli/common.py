@@ -73,8 +73,8 @@ def print_without_effect(overrides: Sequence[str]) -> None:
         print(f"imsm: {', '.join(overrides)}: no effect in this run; omit it", file=sys.stderr)
 
 
-def write_output(path: Path, text: str) -> None:
-    """Write the file of `--output`, with its folder.
+def write_output(path: Path, text: str, *, option: str = "--output") -> None:
+    """Write the file that an option names, with its folder.
 
     Raises:
         UserError: the file cannot be written.
@@ -83,4 +83,4 @@ def write_output(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
     except OSError as error:
-        raise UserError(f"--output {path}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror or error})") from error

@@ -1,13 +1,17 @@
 """`imsm export RUN`: write a finished run in a format of other programs.
 
-`--merged DIR` writes the tuned stream as a plain model folder of transformers, without imsm.
+`--merged DIR` writes the tuned stream as a plain model folder of transformers, without imsm. `--llm-comparator FILE`
+writes the run's answers next to the original's for PAIR's LLM Comparator, from its saved predictions.
 """
 
 import argparse
+import json
 from pathlib import Path
 
-from imsm.cli.common import add_config_dir, find_run, import_from_config_dir
+from imsm.cli.check import read_pair
+from imsm.cli.common import add_config_dir, find_run, import_from_config_dir, write_output
 from imsm.utils.errors import UserError
+from imsm.utils.paths import resolve_run_dir
 from imsm.utils.run_dir import RunDir
 
 
@@ -17,7 +21,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="folder or name of a finished run")
     formats = parser.add_mutually_exclusive_group(required=True)
     formats.add_argument("--merged", type=Path, metavar="DIR", help="plain model folder with the adapter merged")
-    parser.add_argument("--stream", choices=["tuned"], help="of a run with a gate: export this stream alone")
+    formats.add_argument("--llm-comparator", type=Path, metavar="FILE", help="answers as JSON for LLM Comparator")
+    parser.add_argument("--stream", choices=["tuned"], help="of a run with a gate: merge this stream alone")
     add_config_dir(parser)
     return parser
 
@@ -32,11 +37,25 @@ def main(arguments: list[str]) -> None:
     import_from_config_dir(options.config_dir)
     if options.stream is not None and options.merged is None:
         raise UserError(f"--stream {options.stream}: is for --merged; omit it")
-    _export_merged(RunDir(find_run(options.run)), options.merged, stream=options.stream)
+    if options.llm_comparator is not None:
+        _export_answers(resolve_run_dir(options.run, option="RUN"), options.llm_comparator.expanduser())
+    else:
+        _export_merged(RunDir(find_run(options.run)), options.merged.expanduser().absolute(), stream=options.stream)
+
+
+def _export_answers(run: Path, path: Path) -> None:
+    from imsm.reporting.llm_comparator import llm_comparator
+
+    values = llm_comparator(*read_pair(run))
+    write_output(path, json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n", option="--llm-comparator")
+    models = " and ".join(model["name"] for model in values["models"])
+    print(
+        f"{path}: {len(values['examples']):,} examples, {models}; open it at https://pair-code.github.io/llm-comparator"
+    )
 
 
 def _export_merged(run: RunDir, folder: Path, *, stream: str | None) -> None:
     from imsm.pipeline.export_merged import export_merged
 
-    change = export_merged(run, folder.expanduser().absolute(), stream=stream)
+    change = export_merged(run, folder, stream=stream)
     print(f"{folder}: the tuned stream of {run.path.name}; merging changed log probabilities by at most {change:.1g}")

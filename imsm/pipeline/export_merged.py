@@ -37,7 +37,7 @@ _CHECKED_TOKENS = 64
 def export_merged(run: RunDir, folder: Path, *, stream: str | None = None) -> float:
     """Write the tuned stream of a run to a new folder; return the largest change of a log probability by merging.
 
-    ``stream`` must be "tuned" for a run with a gate, whose own stream is no plain model. The hashes of the run's
+    ``stream`` must be "tuned" for a run with a gate, which no plain model computes. The hashes of the run's
     files and of its backbone are verified first. The change is measured on one sequence of 64 tokens.
 
     Raises:
