@@ -40,6 +40,7 @@ COMMANDS = {
     "continual": Command("continual", "show the tables of a finished task sequence"),
     "lm-eval": Command("lm_eval", "evaluate a finished run with lm-evaluation-harness"),
     "paper": Command("paper", "run or show the paper's tables and figures"),
+    "serve": Command("serve", "serve finished runs: OpenAI API and a page that shows which stream answers"),
     "cache": Command("cache", "list or clear the hidden-state caches and own answers of adapters"),
     "export": Command("export", "write a finished run in a format of other programs, e.g. as one merged model"),
     "push": Command("push", "upload a finished run to the Hugging Face Hub"),

@@ -1,1 +1,1 @@
-"""Serve finished runs: an OpenAI-compatible API and the lens page."""
+"""Serve finished runs: an OpenAI-compatible server with its page, and a plugin for vLLM."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeGuard
 
 import torch
@@ -34,7 +35,7 @@ class DecodingSession:
 
     ``prompts`` are token ids; each prompt is its query. At most ``max_new_tokens`` tokens may follow.
     A backbone without cache support processes its sequences from the start at every step. With ``both_streams`` both
-    streams are run, whichever is selected, and their last hidden states are kept (`SiameseForCausalLM.forward_streams`).
+    streams are run, whichever is selected, and their hidden states are kept (`SiameseForCausalLM.forward_streams`).
 
     Attributes:
         logits: logits of each row's next token, (B, V).
@@ -68,8 +69,10 @@ class DecodingSession:
         self._longest = max(map(len, prompts)) + max_new_tokens
         batches = self._prefill_batches(prompts, max_new_tokens=max_new_tokens)
         if len(batches) > 1:
-            options = {"pad_id": pad_id, "max_new_tokens": max_new_tokens, "both_streams": both_streams}
-            self._concat([DecodingSession(model, prompts[batch], **options) for batch in batches])
+            prefill = partial(
+                DecodingSession, model, pad_id=pad_id, max_new_tokens=max_new_tokens, both_streams=both_streams
+            )
+            self._concat([prefill(prompts[batch]) for batch in batches])
             return
         prefix = self._shared_prefix(prompts, max_new_tokens=max_new_tokens)
         ids, mask = collate_prompts([prompt[prefix:] for prompt in prompts], pad_id=pad_id, device=model.device)
@@ -124,9 +127,10 @@ class DecodingSession:
     @torch.inference_mode()
     def trim(self) -> None:
         """Remove the leading positions that are padding in all rows."""
-        columns = self._mask.any(dim=0)
-        start = int(columns.long().argmax()) if len(columns) else 0
-        if start and self._cache is not None:
+        if self._cache is None or not self._can_pad_left(self._cache.layers, self._longest):
+            return
+        start = int(self._mask.any(dim=0).long().argmax())
+        if start:
             trim_cache(self._cache, start)
             self._mask, self._query_mask = self._mask[:, start:], self._query_mask[:, start:]
 

@@ -387,18 +387,18 @@ class SiameseForCausalLM(  # type: ignore[misc]
         threshold = self.skip_threshold
         both, queries = self._run_both(inputs, cache, query_mask, needs_mask=threshold is not None)
         gate_inputs = _at_positions(both, queries, logits_to_keep)
-        weights = self._gate_weights(*gate_inputs)
+        original, tuned, weights = *gate_inputs[:2], self._gate_weights(*gate_inputs)
         if threshold is None:
-            return StreamsOutput(self._mix(*gate_inputs)[0], *gate_inputs[:2], weights)
+            return StreamsOutput(self._mix(*gate_inputs)[0], original, tuned, weights)
         hidden, gate = self._interweave(*gate_inputs)
         choices = self._choose_streams(both, queries, cache, query_mask, threshold)
         if choices is None and cache is not None and cache.choices is not None:
             choices = cache.choices[:, None].expand(both[0].shape[:2])
         if choices is not None:
             kept = select_positions(choices, logits_to_keep)
-            hidden, gate = follow_choices(kept, hidden, gate, original=gate_inputs[0], tuned=gate_inputs[1])
+            hidden, gate = follow_choices(kept, hidden, gate, original=original, tuned=tuned)
             weights = torch.where((kept == BOTH)[..., None], weights, gate[..., None])
-        return StreamsOutput(self.head(hidden), *gate_inputs[:2], weights)
+        return StreamsOutput(self.head(hidden), original, tuned, weights)
 
     def _inference_forward(
         self,
