@@ -1,4 +1,4 @@
-"""JSON views of served runs: report cards, and evaluated examples with everybody's answers.
+"""JSON views of served runs: report cards, and evaluated examples with the answers of all runs on them.
 
 Numbers are those of the report (`imsm.reporting`): scores in points, outcomes by `outcomes_by_example`.
 """
@@ -19,13 +19,9 @@ from imsm.reporting.report_data import ReportData, build_report_data
 from imsm.reporting.runs import ComparedRun, comparable, headline, runs_to_compare
 from imsm.reporting.sections.headline import build_headline
 from imsm.reporting.sections.settings import build_settings
-from imsm.studies.baselines.registry import load_baseline
 from imsm.utils.errors import UserError
 from imsm.utils.paths import runs_root
-from imsm.utils.run_dir import MODEL_HASH
 
-BASELINES = ("logit_mix", "probability_mix", "adapter_scale", "lines", "constant_gate")
-"""Training-free baselines with one value, which a server can build for any value between their bounds."""
 MAX_ITEMS = 200
 """Largest number of examples in one answer of `list_items`."""
 
@@ -34,9 +30,8 @@ def list_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return the report card of each run.
 
     Keys: ``run``, ``title``, ``subtitle``, ``method``, ``backbone``, ``peft``, ``target``, ``seed``, ``streams``,
-    ``headline`` (sentences), ``fingerprint`` (SHA-256 of the saved model's hashes, or of the backbone),
-    ``gate`` (None without one), ``scores`` (one entry per task), ``forgetting`` (means over the informative tests),
-    ``settings`` (names and values), and ``imsm.baselines`` with their bounds.
+    ``headline`` (sentences), ``gate`` (None without one), ``scores`` (one entry per task), ``forgetting`` (means over
+    the informative tests), and ``settings`` (names and values).
 
     Raises:
         UserError: A folder has no finished run, or its result lacks the scores of its original.
@@ -93,7 +88,6 @@ def _card(folder: Path) -> dict[str, Any]:
     data = build_report_data(runs if len(runs) == 1 else [runs[0], runs[-1]])
     result, config = data.focus.result, data.focus.result["config"]
     stream = str(config["method"]["stream"])
-    fingerprint = (result["training"] or {}).get(MODEL_HASH) or result["fingerprints"].get("backbone")
     settings = build_settings(data).table
     gate = config["gate"] if stream == "interwoven" else None
     return {
@@ -107,12 +101,10 @@ def _card(folder: Path) -> dict[str, Any]:
         "seed": config["seed"],
         "streams": ["original", "tuned", "interwoven"][: {"original": 1, "tuned": 2}.get(stream, 3)],
         "headline": build_headline(data),
-        "fingerprint": fingerprint,
         "gate": None if gate is None else {"name": gate.get("name"), "rank": gate.get("rank")},
         "scores": list(_scores(data)),
         "forgetting": _forgetting(data),
         "settings": [] if settings is None else settings.rows,
-        "imsm": {"baselines": list(_baselines(stream))},
     }
 
 
@@ -151,17 +143,6 @@ def _forgetting(data: ReportData) -> dict[str, Any] | None:
         "retained": stability({task: retained.get(task) for task in tests}),
         "gate": fmean(gates) if gates else None,
     }
-
-
-def _baselines(stream: str) -> Iterator[dict[str, Any]]:
-    """Yield the baselines that apply to a stream: a constant gate replaces a gate, so it needs one."""
-    for name in BASELINES:
-        info = load_baseline(name).INFO
-        if stream == "original" or (name == "constant_gate" and stream != "interwoven"):
-            continue
-        value = info.grid[len(info.grid) // 2] if info.grid else (info.low + info.high) / 2
-        keys = ("name", "meaning", "symbol", "low", "high")
-        yield {**{key: getattr(info, key) for key in keys}, "value": value}
 
 
 def _load_runs(folder: Path) -> list[ComparedRun]:

@@ -88,15 +88,12 @@ def test_a_card_has_the_scores_of_the_result(shared: dict[str, Any]) -> None:
     assert [len(card["streams"]) for card in cards] == [1, 2, 3]
     for card, method in zip(cards, ("original", "peft", "imsm"), strict=True):
         folder, record, _ = shared[method]
-        assert card["run"] == folder.name and card["fingerprint"] and card["settings"] and card["headline"]
+        assert card["run"] == folder.name and card["settings"] and card["headline"]
         tasks = record["evaluation"]["tasks"]
         for entry in card["scores"]:
             assert entry["score"] == tasks[entry["task"]]["metrics"][entry["metric"]]
             expected = shared["original"][1]["evaluation"]["tasks"][entry["task"]]["metrics"][entry["metric"]]
             assert entry["original"] == (None if method == "original" else expected)
-    baselines = [[entry["name"] for entry in card["imsm"]["baselines"]] for card in cards]
-    assert baselines[0] == [] and "constant_gate" not in baselines[1] and "constant_gate" in baselines[2]
-    assert all(entry["low"] < entry["value"] < entry["high"] for card in cards for entry in card["imsm"]["baselines"])
     json.dumps(cards, allow_nan=False)
 
 
