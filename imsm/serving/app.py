@@ -154,13 +154,15 @@ def _add_api(app: FastAPI, models: ServedModels, runner: Engine) -> None:
     async def completions(body: CompletionBody, request: Request) -> Any:
         run, card = _find(models, body.model)
         prompts = _completion_prompts(run, body.prompt)
-        return await _respond(request, runner, await _prepare(run, card, body, prompts, chat=False))
+        generation = await _prepare(runner, run, card, body, prompts, chat=False)
+        return await _respond(request, runner, generation)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Any:
         run, card = _find(models, body.model)
         prompts = [_chat_prompt(run, body)]
-        return await _respond(request, runner, await _prepare(run, card, body, prompts, chat=True))
+        generation = await _prepare(runner, run, card, body, prompts, chat=True)
+        return await _respond(request, runner, generation)
 
 
 def _add_pages(app: FastAPI, models: ServedModels) -> None:
@@ -250,15 +252,24 @@ def _chat_prompt(run: ServedRun, body: ChatBody) -> list[int]:
 
 
 async def _prepare(
-    run: ServedRun, card: ModelCard, body: CompletionBody | ChatBody, prompts: list[list[int]], *, chat: bool
+    runner: Engine,
+    run: ServedRun,
+    card: ModelCard,
+    body: CompletionBody | ChatBody,
+    prompts: list[list[int]],
+    *,
+    chat: bool,
 ) -> _Generation:
     """Check the prompts, and build the model if it is a baseline's."""
     tokenizer = run.run.tokenizer
     param = "messages" if chat else "prompt"
     if tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in prompt for prompt in prompts):
         raise ApiError(400, f"{param}: has words that are not in the backbone's vocabulary", param=param)
-    # in a thread, because a baseline is built on its first use
-    model = await asyncio.to_thread(run.model, card)
+    try:
+        # a baseline is built on its first use
+        model = await asyncio.wrap_future(runner.call(partial(run.model, card)))
+    except QueueFullError:
+        raise ApiError(503, "the server is shutting down") from None
     limit = body.max_tokens
     if isinstance(body, ChatBody):
         limit = body.max_completion_tokens or body.max_tokens

@@ -16,7 +16,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,7 @@ from imsm.serving.answer_text import AnswerText
 from imsm.serving.sampling import Sampling, choose_token
 from imsm.utils.oom import is_out_of_memory
 
+Result = TypeVar("Result")
 MAX_ADMITTED = 8
 """Requests that are prefilled between two steps, so that running answers do not wait for long."""
 
@@ -149,6 +152,7 @@ class Engine:
     def __init__(self, *, max_batch: int = 32, max_waiting: int = 128) -> None:
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self._waiting: deque[Request] = deque()
+        self._calls: list[Callable[[], None]] = []
         self._lanes: dict[tuple[int, bool], list[_Batch]] = {}
         self._changed = threading.Condition()
         self._closed = False
@@ -182,6 +186,28 @@ class Engine:
     def _count(self) -> int:
         return sum(len(batch.rows) for batches in self._lanes.values() for batch in batches)
 
+    def call(self, function: Callable[[], Result]) -> Future[Result]:
+        """Run a function in the engine's thread, between two steps: the streams patch the layers that they share.
+
+        Raises:
+            QueueFullError: the engine is closed.
+        """
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            # of any type: the caller receives it
+            except Exception as error:
+                future.set_exception(error)
+
+        with self._changed:
+            if self._closed:
+                raise QueueFullError
+            self._calls.append(run)
+            self._changed.notify()
+        return future
+
     @property
     def waiting(self) -> int:
         """Number of requests that wait for a place."""
@@ -190,11 +216,14 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting or self._lanes)
+                self._changed.wait_for(lambda: self._closed or self._calls or self._waiting or self._lanes)
                 if self._closed:
                     break
+                calls, self._calls = self._calls, []
                 admitted = self._admit()
                 self.in_flight = self._count() + len(admitted)
+            for call in calls:
+                call()
             for requests in _by_lane(admitted).values():
                 self._guarded(self._prefill, requests, requests)
             for lane, batches in list(self._lanes.items()):
@@ -204,6 +233,8 @@ class Engine:
                 if not self._lanes[lane]:
                     del self._lanes[lane]
         unfinished = [row.request for batches in self._lanes.values() for batch in batches for row in batch.rows]
+        for call in self._calls:
+            call()
         for request in [*unfinished, *self._waiting]:
             request.report(Step(error="the server is shutting down"))
 
