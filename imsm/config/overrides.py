@@ -13,6 +13,9 @@ from imsm.utils.options import closest_match, unknown_option
 
 _OPEN_MAPPINGS = ("backbone.module_names", "backbone.architecture", "peft.target_roles_by_backbone", "peft.recipes")
 
+_SEVERAL = ("logger",)
+"""Groups of which a run can select several options, e.g. ``logger=[wandb,trackio]``; Hydra merges their values."""
+
 
 def not_an_override(text: str, options: Mapping[str, Sequence[str]]) -> str:
     """Return the message for an argument without `=`, with the options of that name or the nearest one."""
@@ -74,7 +77,7 @@ def not_parsed(text: str, reason: str, parses: Callable[[str], bool]) -> str:
 
 
 def check_option(override: Override, names: Sequence[str], choices: Mapping[str, str]) -> None:
-    """Check that an override selects one of the group's options, ``names``.
+    """Check that an override selects one of the group's options, ``names``, or several where that is possible.
 
     ``choices`` has the line of each previous override by group.
 
@@ -88,10 +91,12 @@ def check_option(override: Override, names: Sequence[str], choices: Mapping[str,
     value = override.value()
     if override.is_add() or override.is_force_add():
         raise UserError(f"{line}: write {group}={format_value(value)} without a +")
-    if isinstance(value, list | dict | Sweep):
-        raise UserError(f"{line}: must be one option of {group} ({listed})")
-    if str(value) not in names:
-        raise UserError(unknown_option(group, format_value(value), names))
+    values = value if isinstance(value, list) and value and group in _SEVERAL else [value]
+    for each in values:
+        if isinstance(each, list | dict | Sweep):
+            raise UserError(f"{line}: must be one option of {group} ({listed})")
+        if str(each) not in names:
+            raise UserError(unknown_option(group, format_value(each), names))
     # Hydra silently takes the last of two options; a repeated equal one is harmless.
     if choices.get(group, line) != line:
         raise UserError(f"{line}: conflicts with {choices[group]}; remove one of them")

@@ -21,6 +21,7 @@ from imsm.utils.strict_model import PathName, StrictModel, Text
 from imsm.utils.trust import check_trusted
 
 GateInput = Literal["query_original", "original", "tuned", "query_tuned"]
+TrackingService = Literal["wandb", "trackio", "tensorboard"]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 SHIPPED_GATE = "imsm.models.siamese.gate.Gate"
 IMPORTED_ADAPTER = "imsm.models.adapters.imported.imported_adapter"
@@ -351,13 +352,28 @@ class EvaluationConfig(StrictModel):
 
 
 class LoggerConfig(StrictModel):
-    """The tracking service that mirrors the local log."""
+    """The tracking services that mirror the local log; several options of this group are merged."""
 
-    name: Literal["none", "wandb"]
+    name: Literal["none", "wandb", "trackio", "tensorboard"]
+    """The last of the selected options."""
+    services: dict[TrackingService, bool] = Field(default={})
     project: str | None
     entity: str | None
     mode: Literal["auto", "online", "offline"]
     init_timeout: Positive
+    space_id: Text | None = None
+    """Hugging Face Space that Trackio logs to; None: this machine."""
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, problem) for fields that contradict each other."""
+        if self.services and self.name not in self.services:
+            yield "name", f"is not one of {', '.join(self.services)}; select options of the group: logger={self.name}"
+
+    def selected(self) -> list[str]:
+        """Return the names of the services, in the order of their selection."""
+        # results of earlier versions and custom options may have the name alone
+        names = [name for name, used in self.services.items() if used] if self.services else [self.name]
+        return [name for name in names if name != "none"]
 
 
 class EngineConfig(StrictModel):

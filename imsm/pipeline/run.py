@@ -223,7 +223,7 @@ def _input_hashes(config: RunConfig, *, parent: Path | None) -> dict[str, str]:
 
 def _open_logger(config: RunConfig, run: RunDir, stack: ExitStack) -> RunLogger:
     """Return the logger, which ``stack`` closes; a stop signal closes it too."""
-    logger = stack.enter_context(open_logger(run.path, config=config.to_dict(), **config.logger.model_dump()))
+    logger = stack.enter_context(open_logger(run.path, config=config.to_dict(), settings=config.logger))
     stack.enter_context(stop_signals.on_stop(partial(logger.__exit__, KeyboardInterrupt, None, None)))
     return logger
 

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imsm.pipeline.tracking import RunLogger, has_wandb_key, open_logger, score_changes, without_secrets
+from imsm.config.schema import LoggerConfig
+from imsm.pipeline.tracking import RunLogger, open_logger, score_changes, without_secrets
+from imsm.pipeline.tracking_services import BACKENDS, has_wandb_key
 from imsm.utils.errors import file_error
 
 RESULT = {
@@ -24,6 +26,12 @@ RESULT = {
         }
     }
 }
+
+
+def settings(*names: str, **changed: Any) -> LoggerConfig:
+    """The section `logger` of a run with these services."""
+    values = {"project": "imsm", "entity": None, "mode": "auto", "init_timeout": 30.0} | changed
+    return LoggerConfig(name=[*names, "none"][0], services=dict.fromkeys(names, True), **values)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -54,7 +62,7 @@ class RecordingBackend:
 
 def test_every_record_is_written_and_forwarded(tmp_path: Path) -> None:
     backend = RecordingBackend()
-    with RunLogger(tmp_path / "log.jsonl", backend) as logger:
+    with RunLogger(tmp_path / "log.jsonl", {"service": backend}) as logger:
         logger.log(1, {"loss": 2.5})
         logger.log(2, {"loss": float("nan")})
         logger.finish(RESULT)
@@ -69,14 +77,14 @@ def test_every_record_is_written_and_forwarded(tmp_path: Path) -> None:
 
 def test_a_failed_run_closes_the_backend_as_failed(tmp_path: Path) -> None:
     backend = RecordingBackend()
-    with pytest.raises(ZeroDivisionError), RunLogger(tmp_path / "log.jsonl", backend):
+    with pytest.raises(ZeroDivisionError), RunLogger(tmp_path / "log.jsonl", {"service": backend}):
         raise ZeroDivisionError
     assert backend.calls == [("end", True)]
 
 
 @pytest.mark.parametrize("event", ["log", "summary", "end"])
 def test_a_failing_backend_is_one_warning(tmp_path: Path, capsys, event: str) -> None:
-    with RunLogger(tmp_path / "log.jsonl", RecordingBackend(fails=event)) as logger:
+    with RunLogger(tmp_path / "log.jsonl", {"service": RecordingBackend(fails=event)}) as logger:
         for step in range(3):
             logger.log(step, {"loss": 1.0})
         logger.finish(RESULT)
@@ -84,6 +92,31 @@ def test_a_failing_backend_is_one_warning(tmp_path: Path, capsys, event: str) ->
     warnings = capsys.readouterr().err.strip().splitlines()
     assert len(warnings) == 1
     assert f"{event} failed (no network)" in warnings[0]
+
+
+@pytest.mark.parametrize("event", ["log", "summary", "end"])
+def test_a_failing_service_leaves_the_others(tmp_path: Path, capsys, event: str) -> None:
+    broken, other = RecordingBackend(fails=event), RecordingBackend()
+    with RunLogger(tmp_path / "log.jsonl", {"broken": broken, "other": other}) as logger:
+        logger.log(1, {"loss": 1.0})
+        logger.finish(RESULT)
+    assert [event for event, _ in other.calls] == ["log", "summary", "end"]
+    (warning,) = capsys.readouterr().err.strip().splitlines()
+    assert warning.startswith(f"warning: logger=broken: {event} failed (no network)")
+
+
+def test_a_service_that_does_not_start_leaves_the_others(tmp_path: Path, monkeypatch, capsys) -> None:
+    def fail(*_: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'trackio'", name="trackio")
+
+    other = RecordingBackend()
+    monkeypatch.setitem(BACKENDS, "trackio", fail)
+    monkeypatch.setitem(BACKENDS, "wandb", lambda *_: other)
+    with open_logger(tmp_path, config={}, settings=settings("trackio", "wandb")) as logger:
+        logger.log(1, {"loss": 1.0})
+    assert [event for event, _ in other.calls] == ["log", "end"]
+    (warning,) = capsys.readouterr().err.strip().splitlines()
+    assert "logger=trackio: start failed (No module named 'trackio'; pip install trackio)" in warning
 
 
 @pytest.mark.parametrize("failing", ["import", "init", "finish"])
@@ -100,16 +133,16 @@ def test_a_broken_wandb_never_fails_a_run(tmp_path: Path, monkeypatch, capsys, f
 
     fake = None if failing == "import" else SimpleNamespace(init=init, Settings=dict)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    with open_logger(tmp_path, config={}, name="wandb") as logger:
+    with open_logger(tmp_path, config={}, settings=settings("wandb")) as logger:
         logger.log(1, {"loss": 1.0})
         logger.finish(RESULT)
     assert len(lines(tmp_path)) == 2
-    assert capsys.readouterr().err.count("warning: logger") == 1
+    assert capsys.readouterr().err.count("warning: logger=wandb: ") == 1
 
 
 def test_without_a_backend_wandb_is_not_imported(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with open_logger(tmp_path, config={}, name="none") as logger:
+    with open_logger(tmp_path, config={}, settings=settings()) as logger:
         logger.log(1, {"loss": 1.0})
     assert len(lines(tmp_path)) == 1
 
@@ -165,8 +198,8 @@ def test_a_real_offline_run_uploads_metrics_and_report(tmp_path: Path, monkeypat
     folder = tmp_path / "run"
     folder.mkdir()
     values = {"api_key": "do-not-show", "seed": 7}
-    with open_logger(folder, config=values, name="wandb", project="imsm") as logger:
-        assert logger.backend is not None
+    with open_logger(folder, config=values, settings=settings("wandb")) as logger:
+        assert list(logger.backends) == ["wandb"]
         logger.log(1, {"loss": 2.0})
         logger.finish(RESULT)
         for name in ("report.html", "report.md", "tables/scores.csv"):
@@ -215,27 +248,27 @@ def test_an_unreachable_wandb_is_one_warning(tmp_path: Path, monkeypatch, capsys
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         started = time.monotonic()
-        with open_logger(tmp_path, config={}, name="wandb", project="imsm", mode="online", init_timeout=3) as logger:
-            assert logger.backend is None
+        with open_logger(tmp_path, config={}, settings=settings("wandb", mode="online", init_timeout=3.0)) as logger:
+            assert logger.backends == {}
             logger.log(1, {"loss": 1.0})
             logger.finish(RESULT)
     assert time.monotonic() - started < 60
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1
-    assert warnings[0].startswith("warning: logger: start failed (") and "log.jsonl only" in warnings[0]
+    assert warnings[0].startswith("warning: logger=wandb: start failed (") and "log.jsonl is complete" in warnings[0]
     assert len(lines(tmp_path)) == 2
 
 
 def test_a_log_with_damaged_lines_is_continued(tmp_path: Path) -> None:
     nested = b'{"step": ' + b"[" * 100_000
     (tmp_path / "log.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n\xff\xfe\n[]\n' + nested + b"\nhalf")
-    with open_logger(tmp_path, config={}, name="none") as logger:
+    with open_logger(tmp_path, config={}, settings=settings()) as logger:
         logger.log(2, {"loss": 1.0})
     assert [row["step"] for row in lines(tmp_path)] == [1, 2]
 
 
 def test_a_folder_in_the_place_of_the_log_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").mkdir()
-    with open_logger(tmp_path, config={}, name="none") as logger, pytest.raises(OSError) as caught:
+    with open_logger(tmp_path, config={}, settings=settings()) as logger, pytest.raises(OSError) as caught:
         logger.log(1, {"loss": 1.0})
     assert str(tmp_path / "log.jsonl") in str(file_error(caught.value))
