@@ -1,7 +1,8 @@
 """`imsm export RUN`: write a finished run in a format of other programs.
 
-`--merged DIR` writes the tuned stream as a plain model folder of transformers, without imsm. `--llm-comparator FILE`
-writes the run's answers next to the original's for PAIR's LLM Comparator, from its saved predictions.
+`--merged DIR` writes the tuned stream as a plain model folder of transformers, without imsm. `--vllm DIR` writes the
+folder of all streams that `vllm serve` takes with imsm's plugin. `--llm-comparator FILE` writes the run's answers next
+to the original's for PAIR's LLM Comparator, from its saved predictions.
 """
 
 import argparse
@@ -21,8 +22,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="folder or name of a finished run")
     formats = parser.add_mutually_exclusive_group(required=True)
     formats.add_argument("--merged", type=Path, metavar="DIR", help="plain model folder with the adapter merged")
+    formats.add_argument("--vllm", type=Path, metavar="DIR", help="folder of all streams for the vLLM plugin")
     formats.add_argument("--llm-comparator", type=Path, metavar="FILE", help="answers as JSON for LLM Comparator")
     parser.add_argument("--stream", choices=["tuned"], help="of a run with a gate: merge this stream alone")
+    parser.add_argument("--link", action="store_true", help="with --vllm: link the backbone's weights, do not copy")
     add_config_dir(parser)
     return parser
 
@@ -37,8 +40,12 @@ def main(arguments: list[str]) -> None:
     import_from_config_dir(options.config_dir)
     if options.stream is not None and options.merged is None:
         raise UserError(f"--stream {options.stream}: is for --merged; omit it")
+    if options.link and options.vllm is None:
+        raise UserError("--link: is for --vllm; omit it")
     if options.llm_comparator is not None:
         _export_answers(resolve_run_dir(options.run, option="RUN"), options.llm_comparator.expanduser())
+    elif options.vllm is not None:
+        _export_vllm(RunDir(find_run(options.run)), options.vllm.expanduser().absolute(), link=options.link)
     else:
         _export_merged(RunDir(find_run(options.run)), options.merged.expanduser().absolute(), stream=options.stream)
 
@@ -59,3 +66,10 @@ def _export_merged(run: RunDir, folder: Path, *, stream: str | None) -> None:
 
     change = export_merged(run, folder, stream=stream)
     print(f"{folder}: the tuned stream of {run.path.name}; merging changed log probabilities by at most {change:.1g}")
+
+
+def _export_vllm(run: RunDir, folder: Path, *, link: bool) -> None:
+    from imsm.serving.vllm_export import export_vllm
+
+    kinds = ", ".join(f"{count} {kind}" for kind, count in export_vllm(run, folder, link=link).items() if count)
+    print(f"{folder}: {run.path.name} for vLLM (changes of layers: {kinds}); vllm serve {folder}")

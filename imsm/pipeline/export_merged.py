@@ -65,33 +65,49 @@ def export_merged(run: RunDir, folder: Path, *, stream: str | None = None) -> fl
         plain.generation_config = generation_config
         plain.save_pretrained(temporary)
         _write_config(plain, temporary / CONFIG_NAME, source=source, revision=backbone.get("revision"))
-        _write_tokenizer(run, temporary, source=source, revision=backbone.get("revision"))
+        write_tokenizer(run, temporary, source=source, revision=backbone.get("revision"))
     return change
 
 
 def _load_tuned(run: RunDir, *, stream: str | None) -> SiameseForCausalLM:
     """Load a run's model on the CPU with its tuned stream selected, after the checks that need no weights."""
-    fix = "restore the file, or remove the run and run its command again"
-    config = read_json(run.model / CONFIG_NAME, fix=fix, shape={"backbone": dict, "backbone.name_or_path": str})
-    if config.get("gate") is not None and stream is None:
+    if _read_config(run).get("gate") is not None and stream is None:
         raise UserError(
             f"run={run.path}: its gate depends on the tokens, so no plain model computes the interwoven stream; serve "
             f"it with imsm serve {run.path.name} or export it with --vllm DIR, or add --stream tuned for the tuned "
             "stream alone"
         )
+    model = load_verified(run)
+    model.stream = "tuned"
+    return model
+
+
+def _read_config(run: RunDir) -> dict[str, Any]:
+    fix = "restore the file, or remove the run and run its command again"
+    shape = {"backbone": dict, "backbone.name_or_path": str}
+    config: dict[str, Any] = read_json(run.model / CONFIG_NAME, fix=fix, shape=shape)
+    return config
+
+
+def load_verified(run: RunDir, *, dtype: str | None = None) -> SiameseForCausalLM:
+    """Load a run's model on the CPU, in the run's own ``dtype`` by default.
+
+    Raises:
+        UserError: its files or its backbone changed, or the backbone is not a model of transformers.
+    """
+    config = _read_config(run)
     backbone = {key: config["backbone"].get(key) for key in ("name_or_path", "revision", "local_resolver")}
     if run.inputs.exists() and backbone_fingerprint(**backbone) != read_input_hashes(run)["backbone"]:
         raise UserError(
             f"run={run.path}: the backbone {backbone['name_or_path']} changed since the run was trained "
             f"({run.inputs.name}); restore it"
         )
-    model = SiameseForCausalLM.from_pretrained(run.path, device="cpu")
+    model = SiameseForCausalLM.from_pretrained(run.path, device="cpu", dtype=dtype)
     if not type(model.backbone).__module__.startswith("transformers."):
         raise UserError(
             f"run={run.path}: its backbone {type(model.backbone).__name__} is not a class of transformers, which "
             f"other programs could load; serve the run: imsm serve {run.path.name}"
         )
-    model.stream = "tuned"
     return model
 
 
@@ -116,7 +132,7 @@ def _write_config(model: PreTrainedModel, path: Path, *, source: str, revision: 
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(run: RunDir, folder: Path, *, source: str, revision: str | None) -> None:
+def write_tokenizer(run: RunDir, folder: Path, *, source: str, revision: str | None) -> None:
     """Write the run's tokenizer, with its chat template only if the run's prompts used it."""
     tokenizer = load_tokenizer(name_or_path=str(run.model))
     if run.identity.exists() and not read_identity(run, {"backbone": dict})["backbone"].get("chat_template", False):
