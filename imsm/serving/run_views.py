@@ -36,7 +36,7 @@ def list_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         UserError: A folder has no finished run, or its result lacks the scores of its original.
     """
-    return [_card(folder) for folder in folders]
+    return [dict(_cached_card(folder, _time_of_change(folder))) for folder in folders]
 
 
 def list_items(
@@ -82,8 +82,9 @@ def list_items(
     }
 
 
-def _card(folder: Path) -> dict[str, Any]:
-    runs = _load_runs(folder)
+@lru_cache(maxsize=32)
+def _cached_card(folder: Path, time: int) -> dict[str, Any]:
+    runs = _cached_runs(folder, time)
     # without the other runs: a card is about its run, and the intervals of the others take time
     data = build_report_data(runs if len(runs) == 1 else [runs[0], runs[-1]])
     result, config = data.focus.result, data.focus.result["config"]

@@ -162,8 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(json.dumps(value).encode(), "application/json", status)
 
     def _send(self, content: bytes, kind: str, status: int = 200) -> None:
-        self._head(status, kind)
-        self.wfile.write(content)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the page has left
+            self._head(status, kind)
+            self.wfile.write(content)
 
     def _head(self, status: int, kind: str) -> None:
         self.send_response(status)

@@ -215,7 +215,8 @@ class Column {
     const again = debounce(() => { if (state.prompt !== null && this.node.isConnected) this.ask(state.prompt); }, DEBOUNCE_MS);
     choice.addEventListener("change", () => { choose(); again(); });
     this.slider.addEventListener("input", () => { show(); again(); });
-    this.head.append(el("div", { class: "mix-controls" }, choice, output, this.slider));
+    this.title.replaceChildren(choice);
+    this.head.append(el("div", { class: "mix-controls" }, output, this.slider));
     choose();
   }
 
@@ -390,6 +391,13 @@ function buildColumns() {
   updateButtons();
 }
 
+function selectRun(run) {
+  $("run").value = run;
+  buildColumns();
+  $("examples").hidden = false;
+  showExamples();
+}
+
 function ask() {
   const prompt = $("prompt").value;
   if (!prompt.trim()) {
@@ -415,10 +423,7 @@ function updateButtons() {
 
 /** Put an evaluated item into the first tab and ask it. */
 function askItem(run, item) {
-  if ($("run").value !== run) {
-    $("run").value = run;
-    buildColumns();
-  }
+  if ($("run").value !== run) selectRun(run);
   $("prompt").value = item.prompt;
   $("asked-item").replaceChildren(`${item.id} · gold `, el("b", { text: item.references.join(" | ") }), item.change ? ` · ${CHANGES[item.change]}` : "");
   $("asked-item").hidden = false;
@@ -459,8 +464,8 @@ function cardNode(card) {
     list(facts),
     el("details", {}, el("summary", { text: "Settings and outcomes" }), list([...card.settings, ...card.scores.filter((score) => score.changes).map((score) => [score.task, Object.entries(score.changes).map(([name, count]) => `${CHANGES[name]} ${count}`).join(" · ")])])),
     el("div", { class: "actions" },
-      el("button", { type: "button", text: "Ask this run", onclick: () => { $("run").value = card.run; $("run").dispatchEvent(new Event("change")); selectTab("ask"); $("prompt").focus(); } }),
-      el("button", { type: "button", text: "Its items", onclick: () => { $("items-run").value = card.run; $("items-run").dispatchEvent(new Event("change")); selectTab("items"); $("items-search").focus(); } })),
+      el("button", { type: "button", text: "Ask this run", onclick: () => { selectRun(card.run); selectTab("ask"); $("prompt").focus(); } }),
+      el("button", { type: "button", text: "Its items", onclick: () => { $("items-run").value = card.run; fillTasks(); items.offset = 0; selectTab("items"); $("items-search").focus(); } })),
   );
 }
 
@@ -661,7 +666,7 @@ function listen() {
   });
   $("prompt").addEventListener("input", () => { $("asked-item").hidden = true; });
   $("stop").addEventListener("click", stop);
-  $("run").addEventListener("change", () => { buildColumns(); $("examples").hidden = false; showExamples(); });
+  $("run").addEventListener("change", () => selectRun($("run").value));
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     state.key = $("key").value;
