@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,8 +17,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from sse_starlette import EventSourceResponse
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imsm.data.chat_template import encode_chat
 from imsm.data.tokenization import encode_prompts
@@ -43,7 +45,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_DISCONNECT_SECONDS = 0.25
 _COMPLETION_TOKENS, _CHAT_TOKENS = 16, 256
 """Tokens to generate at most, if a request does not say."""
 
@@ -89,20 +90,34 @@ def create_app(models: ServedModels, runner: Engine, *, hosts: Sequence[str]) ->
 
     app = FastAPI(title="imsm", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.middleware("http")(_check_request)
+    app.add_middleware(_Guard)
     _add_error_handlers(app)
     _add_api(app, models, runner)
     _add_pages(app, models)
     return app
 
 
-async def _check_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Check the key and the size of a request, and add the security headers."""
-    response = _rejection(request)
-    if response is None:
-        response = await call_next(request)
-    response.headers.update(_HEADERS)
-    return response
+class _Guard:
+    """Check the key and the size of a request, and add the security headers.
+
+    Plain ASGI: Starlette's HTTP middleware hides from a stream that its client has left.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        app = _rejection(Request(scope)) or self.app
+        await app(scope, receive, send_with_headers)
 
 
 def _rejection(request: Request) -> Response | None:
@@ -348,26 +363,34 @@ async def _respond(request: Request, runner: Engine, generation: _Generation) ->
         raise ApiError(429, f"{runner.waiting} requests are waiting; try again later", code="queue_full") from None
     if generation.stream:
         return EventSourceResponse(_events(generation, requests, steps), sep="\n")
-    answers = [Answer() for _ in requests]
+    work = asyncio.ensure_future(_collect(requests, steps))
+    left = asyncio.ensure_future(_until_left(request))
     try:
-        while any(answer.finish_reason is None for answer in answers):
-            index, step = await _next_step(request, steps)
-            if step.error is not None:
-                raise ApiError(503, step.error)
-            answers[index].steps.append(step)
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(499, "the client left")
+        return generation.format.response(work.result(), prompt_tokens=generation.prompt_tokens)
     finally:
         _cancel(requests)
-    return generation.format.response(answers, prompt_tokens=generation.prompt_tokens)
+        work.cancel()
+        left.cancel()
 
 
-async def _next_step(request: Request, steps: asyncio.Queue[tuple[int, Step]]) -> tuple[int, Step]:
-    """Return the next step; raise if the client has left."""
-    while True:
-        try:
-            return await asyncio.wait_for(steps.get(), _DISCONNECT_SECONDS)
-        except TimeoutError:
-            if await request.is_disconnected():
-                raise ApiError(499, "the client left") from None
+async def _collect(requests: Sequence[engine.Request], steps: asyncio.Queue[tuple[int, Step]]) -> list[Answer]:
+    """Return the complete answers; raise ApiError if one of them fails."""
+    answers = [Answer() for _ in requests]
+    while any(answer.finish_reason is None for answer in answers):
+        index, step = await steps.get()
+        if step.error is not None:
+            raise ApiError(503, step.error)
+        answers[index].steps.append(step)
+    return answers
+
+
+async def _until_left(request: Request) -> None:
+    """Wait until the client closes the connection; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _events(

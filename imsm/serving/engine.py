@@ -232,6 +232,7 @@ class Engine:
                 self._lanes[lane] = [batch for batch in batches if batch.rows]
                 if not self._lanes[lane]:
                     del self._lanes[lane]
+            self.in_flight = self._count()
         unfinished = [row.request for batches in self._lanes.values() for batch in batches for row in batch.rows]
         for call in self._calls:
             call()

@@ -23,7 +23,7 @@ def serve(folders: Sequence[Path], *, host: str, port: int, max_batch: int, max_
         UserError: a run cannot be loaded, or the address cannot be bound.
     """
     # before the models are loaded, which takes longer
-    listener = _bind(host, port)
+    listener = bind(host, port)
     with listener:
         models = ServedModels(folders)
         engine = Engine(max_batch=max_batch, max_waiting=max_waiting)
@@ -39,7 +39,8 @@ def serve(folders: Sequence[Path], *, host: str, port: int, max_batch: int, max_
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; raise UserError if the address is not free. Port 0 is any free one."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
