@@ -46,7 +46,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _COMPLETION_TOKENS, _CHAT_TOKENS = 16, 256
-"""Tokens to generate at most, if a request does not say."""
+"""Tokens to generate at most, without `max_tokens`."""
 
 
 class ApiError(Exception):
@@ -79,8 +79,7 @@ class _Generation:
 def create_app(models: ServedModels, runner: Engine, *, hosts: Sequence[str]) -> FastAPI:
     """Return the application; ``runner`` is started and closed with it.
 
-    ``hosts`` are the names under which it may be called: a page of another site cannot reach a local server by a name
-    of its own (DNS rebinding).
+    ``hosts`` are the accepted host names: another site's page cannot reach a local server by DNS rebinding.
     """
 
     @asynccontextmanager
