@@ -8,7 +8,6 @@ Saved predictions are read; only `--repeat` loads the model of a finished run.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -16,9 +15,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.cli.common import add_config_dir, import_from_config_dir
+from imsm.cli.common import add_config_dir, import_from_config_dir, print_json
 from imsm.cli.evaluate import find_run_folder
-from imsm.utils.control_characters import escape_controls
 from imsm.utils.errors import UserError
 from imsm.utils.paths import check_links, runs_root
 
@@ -70,7 +68,7 @@ def main(arguments: list[str]) -> int:
         available = _available(pair, check)
     if options.json:
         record = {**check.to_json(available), "exit_code": EXIT_CODES[check.verdict]}
-        print(escape_controls(json.dumps(record, indent=2)))
+        print_json(record)
     else:
         render_check(check, available=available)
     return EXIT_CODES[check.verdict]

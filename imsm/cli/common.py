@@ -7,9 +7,11 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from imsm.utils.errors import UserError
 from imsm.utils.files import write_atomic
+from imsm.utils.json_files import format_json
 from imsm.utils.paths import runs_root
 from imsm.utils.run_dir import RunDir
 from imsm.utils.trust import trust_folder
@@ -71,6 +73,11 @@ def print_without_effect(overrides: Sequence[str]) -> None:
     """Print a line that names overrides which the run does not use, if there are any."""
     if overrides:
         print(f"imsm: {', '.join(overrides)}: no effect in this run; omit it", file=sys.stderr)
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print a value as JSON; see `format_json`."""
+    print(format_json(value, indent=indent))
 
 
 def write_output(path: Path, text: str, *, option: str = "--output") -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.cli.common import add_config_dir, import_from_config_dir, write_output
+from imsm.cli.common import add_config_dir, import_from_config_dir, print_json, write_output
 from imsm.pipeline.sweeps.status import job_command, latest_attempt, sweep_dir
 from imsm.utils.errors import UserError
 from imsm.utils.paths import runs_root
@@ -28,6 +28,9 @@ def parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="imsm compare", description="Show the runs of a sweep in one table.")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", choices=words, help="those of `imsm run -m`")
     parser.add_argument("--each-seed", action="store_true", help="one row per seed instead of the mean over seeds")
+    parser.add_argument(
+        "--json", action="store_true", help="print every run with its scores as JSON instead of a table"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table as Markdown")
     add_config_dir(parser)
     return parser
@@ -41,7 +44,7 @@ def main(arguments: list[str]) -> None:
     """
     options = parser().parse_intermixed_args(arguments)
     from imsm.config.compose import ConfigComposer
-    from imsm.reporting.sweep_table import render_markdown, render_terminal, sweep_tables
+    from imsm.reporting.sweep_table import as_json, render_markdown, render_terminal, sweep_tables
     from imsm.utils.messages import format_errors
 
     composer = ConfigComposer(import_from_config_dir(options.config_dir))
@@ -53,6 +56,9 @@ def main(arguments: list[str]) -> None:
         key, run = _sweep_run(composer, overrides)
         # the first row of equal runs is kept, e.g. the original for several values of gate.rank
         runs.setdefault(key, run)
+    if options.json:
+        print_json([as_json(run) for run in runs.values()])
+        return
     tables = sweep_tables(list(runs.values()), each_seed=options.each_seed)
     render_terminal(tables)
     if options.output is not None:

@@ -42,6 +42,8 @@ COMMANDS = {
     "paper": Command("paper", "run or show the paper's tables and figures"),
     "serve": Command("serve", "serve finished runs: OpenAI API and a page that shows which stream answers"),
     "cache": Command("cache", "list or clear the hidden-state caches and own answers of adapters"),
+    "status": Command("status", "show the state of all runs"),
+    "schema": Command("schema", "print the JSON schema of a run's configuration"),
     "export": Command("export", "write a finished run in a format of other programs, e.g. as one merged model"),
     "push": Command("push", "upload a finished run to the Hugging Face Hub"),
     "completion": Command("completion", "print a shell completion script"),

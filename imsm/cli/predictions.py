@@ -8,10 +8,11 @@ answers and the responses of all runs in one row per example. No model is loaded
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imsm.cli.common import write_output
+from imsm.cli.common import print_json, write_output
 from imsm.utils.errors import UserError
 from imsm.utils.paths import resolve_run_dir
 
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder or name of a finished run")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"write the table; ends in {', '.join(_FORMATS)}")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON, also those of --full")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--full", action="store_true", help="write every prediction instead of the summary")
     rows.add_argument("--by-example", action="store_true", help="write one row per example, with columns per run")
@@ -46,7 +48,9 @@ def main(arguments: list[str]) -> None:
     output = options.output
     if output is not None and output.suffix not in _FORMATS:
         raise UserError(f"--output {output}: must end in {', '.join(_FORMATS)}")
-    if options.full or options.by_example:
+    if options.json and output is not None:
+        raise UserError(f"--output {output}: is written instead of printed; omit --json, or use a .jsonl file")
+    if (options.full or options.by_example) and not options.json:
         option = "--full" if options.full else "--by-example"
         if output is None:
             raise UserError(f"{option}: predictions are written, not printed; add --output FILE")
@@ -70,6 +74,9 @@ def main(arguments: list[str]) -> None:
         table = compare_by_example(table)
     elif not options.full:
         table = average_over_seeds(table) if options.seeds else summarize_predictions(table)
+    if options.json:
+        print_json(json.loads(table.to_json(orient="records")))
+        return
     if output is None:
         print_table(as_table(table), Console())
         return

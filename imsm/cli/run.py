@@ -73,7 +73,7 @@ Examples
   imsm run data=jsonl data.local_dir=FOLDER data.metric=contain
   imsm run --config-dir MY_CONF data=my_data         custom yamls and modules
 
-Flags: -m (--multirun), --cfg job, --config-dir FOLDER, --info, --hydra-help
+Flags: -m (--multirun), --cfg job, --json (of a plan), --config-dir FOLDER, --info, --hydra-help
 
 Runs are written to runs/ of the checkout (without one: to the user's data folder), or to IMSM_RUNS.
 `python -m imsm.run ...` is the same as `imsm run ...`."""
@@ -91,6 +91,7 @@ def parser(words: Sequence[str] | None = None) -> ArgumentParser:
     info = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=info, help="print Hydra's information")
     parser.add_argument("--hydra-help", action="store_true", help="print Hydra's help")
+    parser.add_argument("--json", action="store_true", help="with mode=plan: print each plan as one line of JSON")
     add_config_dir(parser)
     return parser
 
@@ -118,6 +119,8 @@ def main(arguments: list[str]) -> int:
     if options.help:  # Hydra and its plugins take a second to import
         print(help_text(options.config_dir))
         return 0
+    if options.json and "mode=plan" not in options.overrides:
+        raise UserError("--json: is for imsm plan; omit it, or read result.json in the run's folder")
     with fast_imports():
         config_dir = import_from_config_dir(options.config_dir)
         spec = _sweep_spec(options, config_dir)
@@ -179,7 +182,7 @@ def _job(
         return lambda cfg: None
     from imsm.pipeline.sweeps.job import SweepJob
 
-    return SweepJob(config_dir=config_dir, sweep=sweep, several=spec.several)
+    return SweepJob(config_dir=config_dir, sweep=sweep, several=spec.several, plan_as_json=options.json)
 
 
 def _prints_only(options: Namespace) -> bool:

@@ -43,18 +43,19 @@ def run_stages(config: RunConfig, *, runs_root: Path, overrides: Sequence[str] =
         write_sequence_report(runs_root / run_name(stages[-1]))
 
 
-def plan_stages(config: RunConfig, *, compact: bool, overrides: Sequence[str] = ()) -> None:
-    """Print the plan of a run, or of every stage of a sequence (the first stage in full)."""
+def plan_stages(config: RunConfig, *, compact: bool, as_json: bool = False, overrides: Sequence[str] = ()) -> None:
+    """Print the plan of a run, or of every stage of a sequence (the first stage in full); see `print_plan`."""
     if config.task_sequence is None:
-        print_plan(config, compact=compact, overrides=overrides)
+        print_plan(config, compact=compact, as_json=as_json, overrides=overrides)
         return
     stages = expand_stages(config)
     if config.method.trainable:
         check_resumable_method(config)
     for number, stage in enumerate(stages, start=1):
         parents = f", after {' and '.join(stage.previous_stage.tasks)}" if stage.previous_stage is not None else ""
-        print(f"stage {number} of {len(stages)}: {stage.data.name}{parents}")
-        print_plan(stage, compact=compact or number > 1, overrides=overrides)
+        if not as_json:
+            print(f"stage {number} of {len(stages)}: {stage.data.name}{parents}")
+        print_plan(stage, compact=compact or number > 1, as_json=as_json, overrides=overrides)
 
 
 def _check_parent(stage: RunConfig, *, runs_root: Path) -> None:

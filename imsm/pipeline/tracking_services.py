@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import matplotlib.image
 import pandas
 
 from imsm.config.schema import LoggerConfig
@@ -172,10 +171,12 @@ class TensorBoardBackend:
 
     def log_report(self, folder: Path) -> None:
         """Log the report's text and figures."""
+        from matplotlib.image import imread
+
         writer = self._open()
         for path in _report_files(folder):
             if path.suffix == ".png":
-                image = matplotlib.image.imread(path)[..., :3]  # without transparency
+                image = imread(path)[..., :3]  # without transparency
                 writer.add_image(f"report/{path.stem}", image, self._step, dataformats="HWC")
             elif path.suffix == ".md":
                 writer.add_text("report", path.read_text(encoding="utf-8"), self._step)

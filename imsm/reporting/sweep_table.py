@@ -69,6 +69,27 @@ def sweep_tables(runs: Sequence[SweepRun], *, each_seed: bool = False) -> list[S
     ]
 
 
+def as_json(run: SweepRun) -> dict[str, Any]:
+    """Return the JSON values of one run: its settings, state and, if it is finished, scores in points by task."""
+    result = run.result or {}
+    training = result.get("training") or {}
+    tasks = result.get("evaluation", {}).get("tasks", {})
+    keys = ("role", "trained_on", "num_examples", "headline", "metrics", "test_set", "protocol")
+    return {
+        "name": result.get("name"),
+        "settings": dict(run.swept),
+        "target": run.target,
+        "about": dict(run.about),
+        "state": "finished" if run.result is not None else "missing" if run.failure is None else "failed",
+        "error": run.failure,
+        "command": run.command,
+        "tasks": {name: {key: entry[key] for key in keys if key in entry} for name, entry in tasks.items()},
+        "trainable_parameters": result.get("trainable_parameters"),
+        "training_seconds": training.get("seconds"),
+        "matched_by": list(run.matched_by),
+    }
+
+
 def render_terminal(tables: Sequence[SweepTable], *, console: Console | None = None) -> None:
     """Print the tables, and the commands of the missing runs in one line each."""
     console = console or Console()

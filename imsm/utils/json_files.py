@@ -13,6 +13,15 @@ HASH_KEY = "sha256"
 _NAMES: dict[type, str] = {dict: "a mapping", list: "a list", str: "a text", int: "a whole number"}
 
 
+def format_json(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON in ASCII, without control characters that a terminal would execute.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    return json.dumps(value, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
+
+
 def read_json(path: Path, *, fix: str, expect: type = dict, shape: Mapping[str, type] | None = None) -> Any:
     """Return the content of a JSON file.
 

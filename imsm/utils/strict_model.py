@@ -26,7 +26,9 @@ FIELDS_ONLY = "fields_only"
 class StrictModel(BaseModel):
     """Immutable model without unknown keys, type coercion, NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (field, problem) for fields that contradict each other."""

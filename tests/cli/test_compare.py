@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -56,3 +57,15 @@ def test_the_command_of_a_missing_run_can_be_pasted_into_a_shell(capsys: pytest.
     assert main(["compare", "peft=ia3", "method=peft", tasks]) == 0
     (line,) = [each for each in capsys.readouterr().out.splitlines() if "missing" in each]
     assert shlex.split(line)[-3:] == ["peft=ia3", "method=peft", tasks], line
+
+
+def test_json_has_every_run_with_its_state(runs_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs_root / run_name(config("peft=ia3", "method=peft"))
+    folder.mkdir(parents=True)
+    write_result(folder, result("peft", "peft=ia3", points=12.5))
+    assert main(["compare", "peft=lora,ia3", "method=peft", "--json"]) == 0
+    missing, finished = json.loads(capsys.readouterr().out)
+    assert (missing["state"], missing["command"]) == ("missing", "imsm run peft=lora method=peft")
+    assert (finished["state"], finished["settings"]["peft"], finished["target"]) == ("finished", "ia3", "gsm8k")
+    points = {value for entry in finished["tasks"].values() for value in entry["metrics"].values()}
+    assert points == {12.5} and finished["tasks"]["gsm8k"]["role"] == "target"

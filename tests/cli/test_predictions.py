@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas
@@ -91,3 +92,17 @@ def test_bad_input_is_one_line(
     assert main(["predictions", *(each.format(run=runs[0], empty=tmp_path) for each in arguments)]) == 2
     error = capsys.readouterr().err
     assert text in error and len(error.splitlines()) == 1
+
+
+def test_json_has_the_rows_of_the_table(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    names = [str(run) for run in runs]
+    assert main(["predictions", *names, "--json"]) == 0
+    summary = summarize_predictions(prediction_table(runs))
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["score"] for row in rows] == pytest.approx(list(summary["score"]))
+    assert rows[0]["method"] == "original" and rows[0]["seed"] is None  # not NaN, which JSON lacks
+    assert main(["predictions", *names, "--full", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(prediction_table(runs))
+    assert main(["predictions", *names, "--json", "--output", "table.csv"]) == 2
+    assert "--json" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -218,3 +219,18 @@ def test_a_key_without_effect_is_named_but_not_in_a_sweep_over_methods(
     assert capsys.readouterr().err == "imsm: gate.rank=4: no effect in this run; omit it\n"
     assert imsm_run(monkeypatch, "-m", "method=peft,imsm", "gate.rank=4") == 0
     assert "no effect" not in capsys.readouterr().err
+
+
+def test_a_plan_is_one_line_of_json_per_run(
+    monkeypatch: pytest.MonkeyPatch, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert imsm_run(monkeypatch, "mode=plan", "method=original,imsm", "-m", "--json") == 0
+    original, trained = map(json.loads, capsys.readouterr().out.splitlines())
+    assert original["name"].startswith("mini-original") and trained["trainable"]["gate"] > 0
+    assert all(item["size"] is None or item["size"] > 0 for items in trained["memory"].values() for item in items)
+    assert not runs.exists()
+
+
+def test_json_is_for_plans(monkeypatch: pytest.MonkeyPatch, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert imsm_run(monkeypatch, "--json") == 2
+    assert "--json: is for imsm plan" in capsys.readouterr().err

@@ -26,8 +26,8 @@ from imsm.utils.paths import runs_root
 from imsm.utils.trust import RESOLVERS, import_trusted_module
 
 
-def print_plan(config: RunConfig, *, compact: bool, overrides: Sequence[str] = ()) -> None:
-    """Print the plan of one run: a page, or a few lines if ``compact`` (for a job of a sweep).
+def print_plan(config: RunConfig, *, compact: bool, as_json: bool = False, overrides: Sequence[str] = ()) -> None:
+    """Print the plan of one run: a page, a few lines if ``compact`` (for a job of a sweep), or one line of JSON.
 
     ``overrides`` of the command are part of the lines that start it on several nodes.
 
@@ -35,6 +35,9 @@ def print_plan(config: RunConfig, *, compact: bool, overrides: Sequence[str] = (
         UserError: The backbone's architecture is invalid, or the adapter does not fit it.
     """
     plan = make_plan(config, overrides=overrides)
+    if as_json:
+        print(plan.to_json())
+        return
     trainable = None if plan.trainable is None else format_trainable(plan.trainable)
     (show_block if compact else show_page)(plan, trainable=trainable)
 

@@ -1,7 +1,9 @@
 """The contents of a plan: memory, downloads and text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+
+from imsm.utils.json_files import format_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,10 @@ class Plan:
     downloads: list[DownloadItem]  # models and datasets that the run reads
     time: str = "unknown: the architecture is unknown"  # estimated duration, as text
     start: list[str] = field(default_factory=list)  # lines that explain how to start the run on several machines
+
+    def to_json(self) -> str:
+        """Return all values as one line of JSON, sizes in bytes."""
+        return format_json(asdict(self))
 
 
 def total(items: Sequence[MemoryItem]) -> int | None:

@@ -45,11 +45,13 @@ class SweepJob:
         config_dir: Folder of custom options (`--config-dir`).
         sweep: Folder for the status of each job.
         several: Whether the sweep has more than one job.
+        plan_as_json: Whether a plan is printed as one line of JSON.
     """
 
     config_dir: Path | None
     sweep: SweepDir
     several: bool
+    plan_as_json: bool = False
 
     def __call__(self, cfg: DictConfig) -> float | list[float] | None:
         """Execute one job; return the values that a search maximizes, or None without one."""
@@ -67,7 +69,7 @@ class SweepJob:
                 )
             folder = run_dir_of(config, runs_root=root)
             if config.mode == "plan":
-                plan_stages(config, compact=self.several, overrides=options)
+                plan_stages(config, compact=self.several, as_json=self.plan_as_json, overrides=options)
             elif config.mode == "download":
                 clear_failure(folder)
                 download(config, sys.argv[1:])
