@@ -63,7 +63,7 @@ def export_vllm(run: RunDir, folder: Path, *, link: bool = False) -> dict[str, i
         source = _source_folder(model)
         tensors = {f"imsm.{name}": tensor.contiguous() for name, tensor in {**gate, **changes}.items()}
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        _write_backbone(model, source, temporary, link=link)
+        _write_backbone(source, temporary, link=link)
         imsm = {"format": 1, "run": run.path.name, "gate": gate_settings, "pooling": model.config.pooling}
         _write_config(model, source, temporary / CONFIG_NAME, architecture=architecture, settings=imsm)
         model.generation_config.save_pretrained(temporary)
@@ -184,7 +184,7 @@ def _source_folder(model: SiameseForCausalLM) -> Path:
     return Path(str(cached_file(source, CONFIG_NAME, revision=backbone.get("revision")))).parent
 
 
-def _write_backbone(model: SiameseForCausalLM, source: Path, folder: Path, *, link: bool) -> None:
+def _write_backbone(source: Path, folder: Path, *, link: bool) -> None:
     """Copy or link the backbone's weight files, and list the plugin's tensors in their index if there is one."""
     index = source / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():

@@ -1,10 +1,11 @@
 """Answer prompts with vLLM; runs in vLLM's own environment and imports nothing of imsm.
 
-    VLLM_PYTHON scripts/vllm/answers.py REQUESTS.json ANSWERS.json
+    VLLM_PYTHON scripts/vllm/answers.py WORK.json ANSWERS.json
 
-REQUESTS holds "model", "engine" (arguments of `vllm.LLM`), "max_tokens" and "requests": each with "prompt" (token
-ids) and "arguments" (extra_args of the plugin). ANSWERS holds per request "tokens", "logprobs" and, if it was
-recorded, "gate"; "seconds" of the generation; and "metrics", counters of vLLM.
+WORK holds "model", "engine" (arguments of `vllm.LLM`), "max_tokens" and "rounds". A round is a list of requests that
+are answered in one continuous batch, each with "prompt" (token ids) and "arguments" (extra_args of the plugin).
+ANSWERS holds per round and request "tokens", "logprobs" and the recorded "gate"; "seconds" per round; and "metrics",
+counters of vLLM.
 """
 
 import json
@@ -19,34 +20,40 @@ _COUNTERS = ("vllm:num_preemptions", "vllm:prefix_cache_hits", "vllm:prefix_cach
 
 
 def main() -> None:
-    """Read the requests, answer all of them in one continuous batch, write the answers."""
+    """Read the requests, answer them, write the answers."""
     work: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     llm = LLM(work["model"], disable_log_stats=False, **work["engine"])
-    requests = work["requests"]
+    warm_up = SamplingParams(temperature=0.0, max_tokens=1)
+    llm.generate([{"prompt_token_ids": [1]}], warm_up, use_tqdm=False)  # type: ignore[list-item]
+    rounds, seconds = [], []
+    for requests in work["rounds"]:
+        start = time.perf_counter()
+        rounds.append(_answer(llm, requests, max_tokens=work["max_tokens"]))
+        seconds.append(time.perf_counter() - start)
+    metrics = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics() if metric.name in _COUNTERS}
+    Path(sys.argv[2]).write_text(json.dumps({"rounds": rounds, "seconds": seconds, "metrics": metrics}))
+
+
+def _answer(llm: LLM, requests: list[dict[str, Any]], *, max_tokens: int) -> list[dict[str, Any]]:
     prompts: Any = [{"prompt_token_ids": request["prompt"]} for request in requests]
-    options = {"temperature": 0.0, "max_tokens": work["max_tokens"], "ignore_eos": True, "logprobs": 0}
-    params = [SamplingParams(**options, extra_args=request["arguments"]) for request in requests]
-    llm.generate(prompts[:1], params[:1], use_tqdm=False)  # the first pass allocates
-    start = time.perf_counter()
+    params = [
+        SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=0, extra_args=request["arguments"]
+        )
+        for request in requests
+    ]
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - start
-    recorded = _recorded_gates(llm, requests)
+    names = [request["arguments"].get("imsm_record") for request in requests]
+    gates: dict[str, Any] = {}
+    if any(names):
+        (gates,) = llm.collective_rpc("take_gates", args=([name for name in names if name],))
     answers = []
-    for request, output in zip(requests, outputs, strict=True):
+    for name, output in zip(names, outputs, strict=True):
         (answer,) = output.outputs
-        logprobs = [step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs or (), strict=True)]
-        gate = recorded.get(request["arguments"].get("imsm_record"))
-        answers.append({"tokens": list(answer.token_ids), "logprobs": logprobs, "gate": gate})
-    metrics = {metric.name: metric.value for metric in llm.get_metrics() if metric.name in _COUNTERS}
-    Path(sys.argv[2]).write_text(json.dumps({"answers": answers, "seconds": seconds, "metrics": metrics}))
-
-
-def _recorded_gates(llm: LLM, requests: list[dict[str, Any]]) -> dict[str, list[float]]:
-    names = [request["arguments"]["imsm_record"] for request in requests if "imsm_record" in request["arguments"]]
-    if not names:
-        return {}
-    (gates,) = llm.collective_rpc("take_gates", args=(names,))
-    return gates
+        steps = zip(answer.token_ids, answer.logprobs or (), strict=True)
+        logprobs = [step[token].logprob for token, step in steps]
+        answers.append({"tokens": list(answer.token_ids), "logprobs": logprobs, "gate": gates.get(name)})
+    return answers
 
 
 if __name__ == "__main__":

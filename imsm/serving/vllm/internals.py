@@ -17,7 +17,12 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-REQUEST_TABLE = "imsm.serving.vllm.requests:RequestTable"
+REQUEST_TABLES = {
+    True: "imsm.serving.vllm.requests:RequestTable",
+    False: "imsm.serving.vllm.requests:RequestTableWithoutGate",
+}
+"""Logits processors of models with and without a gate."""
+GATE_WORKER = "imsm.serving.vllm.gate_records.GateWorker"
 
 
 @contextmanager
@@ -88,4 +93,6 @@ class SiameseConfigHook(VerifyAndUpdateConfig):
         model_config = vllm_config.model_config
         # tensors of the batch are made in each pass, which a CUDA graph would not see
         model_config.enforce_eager = True
-        model_config.logits_processors = [*(model_config.logits_processors or ()), REQUEST_TABLE]
+        parallel.worker_extension_cls = parallel.worker_extension_cls or GATE_WORKER
+        has_gate = model_config.hf_config.imsm["gate"] is not None
+        model_config.logits_processors = [*(model_config.logits_processors or ()), REQUEST_TABLES[has_gate]]

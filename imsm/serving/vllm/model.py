@@ -22,6 +22,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from imsm.serving.vllm.deltas import Deltas
 from imsm.serving.vllm.gate import PREFIX as GATE_PREFIX
 from imsm.serving.vllm.gate import Gate
+from imsm.serving.vllm.gate_records import GateRecords
 from imsm.serving.vllm.internals import two_streams_per_head
 from imsm.serving.vllm.query_memory import QueryMemory
 from imsm.serving.vllm.requests import STREAMS, RequestTable
@@ -51,6 +52,7 @@ class SiameseMixin(nn.Module):
                 max_positions=model_config.max_model_len,
                 pooling=settings["pooling"],
             )
+        self.gate_records = GateRecords()
         self.instance_id, self.layer_name = vllm_config.instance_id, layers[0].layer_name
 
     def forward(
@@ -64,7 +66,7 @@ class SiameseMixin(nn.Module):
         assert input_ids is not None and intermediate_tensors is None and inputs_embeds is None
         both = super().forward(torch.cat([input_ids, input_ids]), torch.cat([positions, positions]))  # type: ignore[misc]
         original, tuned = both.chunk(2)
-        lengths, weights = self._rows(positions)
+        lengths, weights, records = self._rows(positions)
         if self.gate is None:
             weight = weights[:, None]
         else:
@@ -74,31 +76,36 @@ class SiameseMixin(nn.Module):
                 part = self.query_memory(part, positions, torch.minimum(positions, lengths - 1))
             gate = self.gate(original, tuned, part)
             weight = torch.where(weights.isnan()[:, None], gate, weights[:, None])
+            if records:
+                names, rows = zip(*records.items(), strict=True)
+                numbers = (positions - lengths + 1)[list(rows)].tolist()
+                self.gate_records.add(names, numbers, gate[list(rows)])
         return torch.lerp(tuned, original, weight.to(tuned.dtype).expand_as(tuned))
 
-    def _rows(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return prompt length and constant weight of the request of each token, (N,); the latter NaN for the gate."""
+    def _rows(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, int]]:
+        """Return prompt length and constant weight of each token's request, (N,), and the rows whose gate is recorded.
+
+        A constant weight of NaN stands for the gate's.
+        """
         count, device = len(positions), positions.device
         lengths = torch.full((count,), torch.iinfo(torch.int64).max, device=device)
         weights = torch.full((count,), self.default_weight, device=device)
         metadata: Any = get_forward_context().attn_metadata
         if not metadata:  # a profiling run
-            return lengths, weights
+            return lengths, weights, {}
         requests = RequestTable.of_engine[self.instance_id].requests
         starts = metadata[self.layer_name].query_start_loc
         rows = [requests[index] for index in range(len(starts) - 1)]
-        counts = starts.diff()
+        counts, used = starts.diff(), int(starts[-1])
         constant = [self.default_weight if row.weight is None else row.weight for row in rows]
-        used = int(starts[-1])
-
-        def per_token(values: list[Any], dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype, device=device).repeat_interleave(counts)
-
-        lengths[:used] = per_token([row.prompt_length for row in rows], torch.int64)
-        weights[:used] = per_token(constant, torch.float32)
-        if self.gate is None and bool(weights.isnan().any()):
+        lengths[:used] = torch.tensor([row.prompt_length for row in rows], device=device).repeat_interleave(counts)
+        weights[:used] = torch.tensor(constant, device=device).repeat_interleave(counts)
+        if self.gate is None:
             weights = weights.nan_to_num(self.default_weight)
-        return lengths, weights
+        recorded = {row.record: int(end) - 1 for row, end in zip(rows, starts[1:], strict=True) if row.record}
+        # the last row of a request predicts a token unless it is inside the prompt
+        ends = {name: row for name, row in recorded.items() if positions[row] >= lengths[row] - 1}
+        return lengths, weights, ends
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load the backbone as the stock model does, then the tuned stream's changes and the gate."""

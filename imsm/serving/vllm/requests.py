@@ -64,6 +64,7 @@ def read_arguments(extra_args: dict[str, Any] | None) -> dict[str, Any]:
 class RequestTable(LogitsProcessor):
     """The requests of the current batch, by their place in it."""
 
+    has_gate: ClassVar[bool] = True
     of_engine: ClassVar[dict[str, RequestTable]] = {}
     """The tables of this process, by vLLM's instance id."""
 
@@ -74,7 +75,10 @@ class RequestTable(LogitsProcessor):
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Reject wrong arguments when a request arrives."""
-        read_arguments(sampling_params.extra_args)
+        arguments = read_arguments(sampling_params.extra_args)
+        weight = arguments["weight"]
+        if not cls.has_gate and (arguments["record"] or (weight is not None and math.isnan(weight))):
+            raise ValueError("imsm_stream, imsm_record: the run has no gate; choose imsm_stream original or tuned")
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow the changes of the batch."""
@@ -87,6 +91,12 @@ class RequestTable(LogitsProcessor):
     def is_argmax_invariant(self) -> bool:
         """Return True: no logit changes."""
         return True
+
+
+class RequestTableWithoutGate(RequestTable):
+    """The table of a model without a gate, whose requests cannot ask for it."""
+
+    has_gate = False
 
 
 def _request(params: SamplingParams, prompt: list[int] | None, _: list[int]) -> Request:
