@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -419,21 +417,11 @@ def test_every_control_has_a_name(page: Any) -> None:
 
 @needs_chromium
 @pytest.mark.slow
-def test_the_lens_of_a_real_server(tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    uvicorn = pytest.importorskip("uvicorn")
-    app = pytest.importorskip("imsm.serving.app")
-    from imsm.serving.engine import Engine
-    from imsm.serving.models import ServedModels
-
+def test_the_lens_of_a_real_server(tmp_path: Path, open_page: Open) -> None:
+    running = pytest.importorskip("tests.serving.running").running
     folder = run_words(write_word_files(tmp_path), tmp_path / "runs")
-    created = app.create_app(ServedModels([folder]), Engine(max_batch=4, max_waiting=16), hosts=["127.0.0.1"])
-    served = uvicorn.Server(uvicorn.Config(created, port=0, log_level="error"))
-    thread = threading.Thread(target=served.run)
-    thread.start()
-    try:
-        while not served.started:
-            time.sleep(0.05)
-        page = open_page(f"http://127.0.0.1:{served.servers[0].sockets[0].getsockname()[1]}/")
+    with running([folder]) as (address, _):
+        page = open_page(f"{address}/")
         page.locator("#tab-items").click()
         page.locator("tbody tr").first.click()
         expect(page.locator(".column .state", has_text="done")).to_have_count(4)
@@ -452,6 +440,3 @@ def test_the_lens_of_a_real_server(tmp_path: Path, open_page: Open, monkeypatch:
         assert (
             column(page, "interwoven").locator(".answer").text_content().replace("∎", "").strip() == response.strip()
         )
-    finally:
-        served.should_exit = True
-        thread.join(20)

@@ -115,7 +115,7 @@ const details = {
     token.setAttribute("aria-describedby", "details");
     const panel = $("details");
     panel.replaceChildren(
-      el("h4", {}, el("code", { text: visible(data.text) || "end" }), el("span", { text: WINNER_TEXTS[data.winner] ?? "" })),
+      el("h4", {}, el("code", { text: visible(data.text).trim() || "end" }), el("span", { text: WINNER_TEXTS[data.winner] ?? "" })),
       gateLine(data),
       el("p", { class: "kl", text: `KL(original ‖ tuned) ${data.kl === null || data.kl === undefined ? "–" : data.kl.toFixed(3)} nats` }),
       el("div", { class: "streams" }, candidates("original", data), candidates("tuned", data)),
@@ -141,7 +141,7 @@ const details = {
   },
 };
 
-const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ /, "␣");
+const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
 function gateLine(data) {
   if (data.gate === null || data.gate === undefined) return el("p", { class: "kl", text: "One stream: no gate." });
@@ -162,7 +162,7 @@ function candidates(stream, data) {
     const fill = el("span", { class: "fill" });
     fill.style.width = `${100 * probability}%`;
     const chosen = candidate.id === data.id ? " chosen" : "";
-    return el("div", { class: `candidate${chosen}` }, fill, el("code", { text: visible(candidate.text) || "end" }), el("span", { text: percent(probability) }));
+    return el("div", { class: `candidate${chosen}` }, fill, el("code", { text: visible(candidate.text).trim() || "space" }), el("span", { text: percent(probability) }));
   });
   return el("div", { class: stream }, el("h5", { text: stream }), ...rows);
 }
@@ -215,6 +215,7 @@ class Column {
     const again = debounce(() => { if (state.prompt !== null && this.node.isConnected) this.ask(state.prompt); }, DEBOUNCE_MS);
     choice.addEventListener("change", () => { choose(); again(); });
     this.slider.addEventListener("input", () => { show(); again(); });
+    if (baselines.some(({ name }) => name === "logit_mix")) choice.value = "logit_mix";
     this.title.replaceChildren(choice);
     this.head.append(el("div", { class: "mix-controls" }, output, this.slider));
     choose();
@@ -437,14 +438,14 @@ function askItem(run, item) {
 async function showExamples() {
   const card = selectedCard();
   if (!card) return;
-  const pages = await Promise.all(card.scores.slice(0, 3).map(({ task }) => getJson(itemsPath({ run: card.run, task, limit: 1 })).catch(() => ({ items: [] }))));
+  // two of each: what they share are the task's instructions
+  const paths = card.scores.slice(0, 3).map(({ task }) => itemsPath({ run: card.run, task, limit: 2 }));
+  const views = await Promise.all(paths.map((path) => getJson(path).catch(() => ({ items: [] }))));
   if (card !== selectedCard()) return;
-  $("examples").replaceChildren(...pages.flatMap(({ items }) => items).map((item) => el(
-    "button",
-    { type: "button", title: item.prompt, onclick: () => askItem(card.run, item) },
-    el("b", { text: item.task }),
-    item.prompt.length > 90 ? `… ${item.prompt.slice(-90)}` : item.prompt,
-  )));
+  $("examples").replaceChildren(...views.filter(({ items }) => items.length).map(({ items: [item, ...others] }) => {
+    const text = withoutLines(item.prompt, sharedLines([item, ...others])[item.task]).replaceAll("\n", " ");
+    return el("button", { type: "button", title: item.prompt, onclick: () => askItem(card.run, item) }, el("b", { text: item.task }), text);
+  }));
 }
 
 /* ---- tab 2: runs ---- */
@@ -558,6 +559,8 @@ function sharedLines(found) {
   return counts;
 }
 
+const withoutLines = (text, count) => text.split("\n").slice(count).join("\n");
+
 /** Return the different responses, each with the labels of the runs that gave it. */
 function replies(answers) {
   return [...Map.groupBy(answers, (answer) => JSON.stringify([answer.response, answer.score])).values()].map((group) => {
@@ -572,7 +575,7 @@ function replies(answers) {
 
 function itemRow(run, item, skipped) {
   const open = () => askItem(run, item);
-  const shown = item.prompt.split("\n").slice(skipped).join("\n");
+  const shown = withoutLines(item.prompt, skipped);
   const button = el("button", { type: "button", class: "plain clamp", title: item.prompt, onclick: (event) => { event.stopPropagation(); open(); } },
     skipped ? el("span", { class: "skipped", text: "… " }) : null, shown);
   return el("tr", { onclick: open },
@@ -616,7 +619,8 @@ function selectTab(name, focus = false) {
   }
   if (focus) $(`tab-${name}`).focus();
   details.hide();
-  history.replaceState(null, "", `#${name}`);
+  // not #ask: the browser would focus the element of that id
+  history.replaceState(null, "", `#/${name}`);
   if (name === "items") loadItems();
 }
 
@@ -692,5 +696,5 @@ function listen() {
 
 setTheme(stored(localStorage, "imsm-theme") ?? "");
 listen();
-selectTab(TABS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "ask");
+selectTab(TABS.includes(location.hash.slice(2)) ? location.hash.slice(2) : "ask");
 load();
