@@ -69,7 +69,7 @@ def _export_merged(run: RunDir, folder: Path, *, stream: str | None) -> None:
 
 
 def _export_vllm(run: RunDir, folder: Path, *, link: bool) -> None:
-    from imsm.serving.vllm_export import export_vllm
+    from imsm.pipeline.export_vllm import export_vllm
 
     kinds = ", ".join(f"{count} {kind}" for kind, count in export_vllm(run, folder, link=link).items() if count)
     print(f"{folder}: {run.path.name} for vLLM (changes of layers: {kinds}); vllm serve {folder}")

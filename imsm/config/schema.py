@@ -340,6 +340,8 @@ class EvaluationConfig(StrictModel):
     """Whether the models at each `trainer.save_steps` are evaluated, too."""
     kl: bool = False
     """Whether a trained model's KL divergence from the original is computed."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What generates the responses; vLLM in its own environment (IMSM_VLLM_PYTHON)."""
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (field, problem) for fields that contradict each other."""

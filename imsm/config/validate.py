@@ -377,6 +377,15 @@ def _checkpoints(evaluation: EvaluationConfig, trainer: TrainerConfig) -> Iterat
         yield "evaluation.checkpoints=true: evaluates the models at fixed steps; set trainer.save_steps as well"
 
 
+def _backend(evaluation: EvaluationConfig) -> Iterator[str]:
+    python = os.environ.get("IMSM_VLLM_PYTHON", "")
+    if evaluation.backend == "vllm" and not os.access(python, os.X_OK):
+        yield (
+            f"evaluation.backend=vllm: IMSM_VLLM_PYTHON={python or 'is not set'}; set it to the interpreter of vLLM's "
+            "environment (docs/guides/vllm.md), or omit evaluation.backend"
+        )
+
+
 def _resume(resume: str) -> Iterator[str]:
     if resume not in _RESUME and not os.path.isdir(resume):
         match = closest_match(resume, _RESUME)
@@ -455,6 +464,7 @@ _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _chat_template,
     _prefix_checkpointing,
     _checkpoints,
+    _backend,
     _resume,
     _task_sequence,
     _rehearsal,

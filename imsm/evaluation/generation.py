@@ -82,7 +82,7 @@ def generate_responses(
             next_tokens, prompts = next_tokens[rows], [prompts[row] for row in rows]
         session.forward(next_tokens[:, None])
     return [
-        _generation(row, row_gates or None, tokenizer, choice=choice, eos=eos, limit=max_new_tokens)
+        build_generation(row, row_gates or None, tokenizer, choice=choice, eos=eos, limit=max_new_tokens)
         for row, row_gates, choice in zip(tokens, gates, choices, strict=True)
     ]
 
@@ -105,6 +105,15 @@ def _finished_finder(
     return find_finished
 
 
+def end_of_response(
+    tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, eos: Sequence[int], stop: str | None
+) -> int:
+    """Return after how many of the tokens `generate_responses` would have ended; all of them without EOS and stop."""
+    find_finished = _finished_finder(tokenizer, eos=eos, stop=stop)
+    ends = (length for length in range(1, len(tokens) + 1) if find_finished({0: list(tokens[:length])}))
+    return next(ends, len(tokens))
+
+
 def eos_token_ids(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the EOS tokens of the tokenizer and of the backbone's generation config."""
     # Chat models list their end-of-turn token in the generation config only.
@@ -113,7 +122,7 @@ def eos_token_ids(model: SiameseForCausalLM, tokenizer: PreTrainedTokenizerBase)
     return sorted({tokenizer.eos_token_id, *(token for token in listed if token is not None)})
 
 
-def _generation(
+def build_generation(
     row: list[int],
     weights: list[float] | None,
     tokenizer: PreTrainedTokenizerBase,
@@ -122,6 +131,10 @@ def _generation(
     eos: Sequence[int],
     limit: int,
 ) -> Generation:
+    """Return the response of generated tokens, which end with EOS, at a stop pattern or at ``limit`` tokens.
+
+    ``weights`` are the gate at each of them.
+    """
     length = len(row) - (row[-1] in eos)
     return Generation(
         text=str(tokenizer.decode(row[:length], skip_special_tokens=True)),

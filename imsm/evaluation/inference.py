@@ -31,7 +31,7 @@ _VERSION = 5
 """Format of the cached rows; part of every key."""
 GetModel = Callable[[], SiameseForCausalLM]
 Shape = dict[str, type | UnionType]
-_RESPONSE: Shape = {
+RESPONSE: Shape = {
     "text": str,
     "tokens": int,
     "ended": bool,
@@ -73,8 +73,7 @@ def run_inference(
         [ids for ids in dict.fromkeys(encode_answers(tokenizer, example.golds[:MAX_REFERENCES])) if ids]
         for example in eval_set.examples
     ]
-    settings = [eval_set.task.max_new_tokens, eval_set.task.stop]
-    response_keys = [hash_json([_VERSION, fingerprint, p.prompt_ids, *settings]) for p in eval_set.prompts]
+    keys_of_responses = response_keys(eval_set, fingerprint=fingerprint)
     reference_keys = [
         [hash_json([_VERSION, fingerprint, "reference", prompt.prompt_ids, ids]) for ids in answers]
         for prompt, answers in zip(eval_set.prompts, references, strict=True)
@@ -90,12 +89,12 @@ def run_inference(
         return loaded
 
     def compute(indices: Sequence[int], missing: set[str]) -> list[dict[str, Row]]:
-        keys = response_keys, reference_keys, references
+        keys = keys_of_responses, reference_keys, references
         return _compute_rows(model(), tokenizer, eval_set, indices, missing, *keys, max_new_tokens=max_new_tokens)
 
     rows = through_cache(
-        [[key, *keys] for key, keys in zip(response_keys, reference_keys, strict=True)],
-        shapes=dict.fromkeys(chain(*reference_keys), _REFERENCE) | dict.fromkeys(response_keys, _RESPONSE),
+        [[key, *keys] for key, keys in zip(keys_of_responses, reference_keys, strict=True)],
+        shapes=dict.fromkeys(chain(*reference_keys), _REFERENCE) | dict.fromkeys(keys_of_responses, RESPONSE),
         lengths=[len(prompt.prompt_ids) for prompt in eval_set.prompts],
         compute=compute,
         response_cache=response_cache,
@@ -104,7 +103,13 @@ def run_inference(
         dist_context=dist_context,
     )
     best = [max((rows[key] for key in keys), key=lambda row: row["loglik"], default=None) for keys in reference_keys]
-    return [rows[key] for key in response_keys], best
+    return [rows[key] for key in keys_of_responses], best
+
+
+def response_keys(eval_set: EvalSet, *, fingerprint: str) -> list[str]:
+    """Return the response cache's key of each example's response."""
+    settings = [eval_set.task.max_new_tokens, eval_set.task.stop]
+    return [hash_json([_VERSION, fingerprint, prompt.prompt_ids, *settings]) for prompt in eval_set.prompts]
 
 
 def _compute_rows(
@@ -150,7 +155,7 @@ def _compute_rows(
         for row, index, generation in zip(rows, indices, generations, strict=True):
             response = {**asdict(generation), "seconds": seconds}
             row[response_keys[index]] = {
-                key: value for key, value in response.items() if value is not None or key in _RESPONSE
+                key: value for key, value in response.items() if value is not None or key in RESPONSE
             }
     return rows
 

@@ -78,8 +78,20 @@ class _TaskEntry(_ProtocolEntry):
     contamination: _Contamination | None = None
 
 
+class _Agreement(_Model):
+    examples: int
+    equal: int
+    other_score: float
+
+
+class _Backend(_Model):
+    engine: str
+    agreement: dict[str, _Agreement]
+
+
 class _Evaluation(_Model):
     settings: dict[str, Any] = {}
+    backend: _Backend | None = None
     tasks: dict[str, _TaskEntry]
     original: dict[str, _TaskEntry] | None = None
 

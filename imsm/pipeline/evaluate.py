@@ -16,14 +16,19 @@ from imsm.config.schema import RunConfig
 from imsm.data.example import Example
 from imsm.distributed.context import DistributedContext
 from imsm.evaluation.contamination import find_contamination
+from imsm.evaluation.engine_responses import agreement, fill_responses
 from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.evaluator import EvalResult, evaluate
+from imsm.evaluation.generation import eos_token_ids
 from imsm.evaluation.predictions import task_dir
+from imsm.evaluation.response_cache import ResponseCache
 from imsm.evaluation.result import build_result, write_result
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import all_training_examples
 from imsm.pipeline.kept_checkpoints import kept_checkpoints
 from imsm.pipeline.model import inference_settings, model_hash
+from imsm.pipeline.vllm_backend import SETTINGS as ENGINE_SETTINGS
+from imsm.pipeline.vllm_backend import vllm_generator
 from imsm.utils.files import file_lock
 from imsm.utils.leftovers import remove_run_leftovers
 from imsm.utils.machine import describe_machine
@@ -44,6 +49,14 @@ class EvaluationInputs:
     dist_context: DistributedContext  # processes of the run
 
 
+@dataclass(frozen=True)
+class _Fingerprints:
+    """Hashes of a model with the engine that generates its responses, and with transformers."""
+
+    responses: str
+    transformers: str
+
+
 def evaluate_run(config: RunConfig, inputs: EvaluationInputs, *, run: RunDir) -> dict[str, Any]:
     """Evaluate the original, then the trained model if there is one; write and return the run's result."""
     original = evaluate_original(config, inputs)
@@ -62,17 +75,17 @@ def evaluate_original(config: RunConfig, inputs: EvaluationInputs) -> dict[str, 
         folder = Path(config.run_dir)
     is_main = inputs.dist_context.is_main
     settings = _inference_settings(config, inputs)
-    fingerprint = model_hash("original", backbone_hash=inputs.backbone_hash, settings=settings)
+    fingerprints = _fingerprints(config, settings, partial(model_hash, "original", backbone_hash=inputs.backbone_hash))
     # runs that share the folder of the original wait for each other; its own run holds the lock already
     with nullcontext() if is_own_run or not is_main else file_lock(folder, wait=True):
         inputs.dist_context.run_on_main(lambda: _open_original(folder, baseline))
-        evaluation = _evaluate_tasks(config, inputs, stream="original", fingerprint=fingerprint, folder=folder)
+        evaluation = _evaluate_tasks(config, inputs, stream="original", fingerprints=fingerprints, folder=folder)
         result = build_result(
             name=folder.name,
             method="original",
             identity=run_identity(baseline),
             config=baseline.to_dict(),
-            fingerprints={"backbone": inputs.backbone_hash, **settings, "responses": fingerprint},
+            fingerprints={"backbone": inputs.backbone_hash, **settings, "responses": fingerprints.responses},
             machine=describe_machine(inputs.device),
             trainable_parameters={"adapter": 0, "gate": 0},
             training=None,
@@ -98,8 +111,9 @@ def evaluate_trained(
     files = verify_run_model(run)
     training, input_hashes = read_training(run), read_input_hashes(run)
     stream, settings = config.method.stream, _inference_settings(config, inputs)
-    fingerprint = model_hash(stream, backbone_hash=input_hashes["backbone"], settings=settings, files=files)
-    evaluation = _evaluate_tasks(config, inputs, stream=stream, fingerprint=fingerprint, folder=run.path)
+    hash_model = partial(model_hash, stream, backbone_hash=input_hashes["backbone"], files=files)
+    fingerprints = _fingerprints(config, settings, hash_model)
+    evaluation = _evaluate_tasks(config, inputs, stream=stream, fingerprints=fingerprints, folder=run.path)
     if config.evaluation.checkpoints and not config.is_imported:
         training |= {"path": _evaluate_path(config, inputs, run=run, settings=settings)}
     result = build_result(
@@ -107,7 +121,7 @@ def evaluate_trained(
         method=config.method.name,
         identity=run_identity(config),
         config=config.to_dict(),
-        fingerprints={**input_hashes, **files, **settings, "responses": fingerprint},
+        fingerprints={**input_hashes, **files, **settings, "responses": fingerprints.responses},
         machine=describe_machine(inputs.device),
         trainable_parameters=training["trainable_parameters"],
         training=None if config.is_imported else training,
@@ -167,10 +181,23 @@ def _inference_settings(config: RunConfig, inputs: EvaluationInputs) -> dict[str
     return found
 
 
+def _fingerprints(config: RunConfig, settings: dict[str, str], hash_model: Callable[..., str]) -> _Fingerprints:
+    transformers = hash_model(settings=settings)
+    if config.evaluation.backend == "transformers":
+        return _Fingerprints(transformers, transformers)
+    return _Fingerprints(hash_model(settings={**settings, **ENGINE_SETTINGS}), transformers)
+
+
 def _evaluate_tasks(
-    config: RunConfig, inputs: EvaluationInputs, *, stream: str, fingerprint: str, folder: Path
+    config: RunConfig, inputs: EvaluationInputs, *, stream: str, fingerprints: _Fingerprints, folder: Path
 ) -> dict[str, Any]:
     """Evaluate one stream on every task; return the evaluation section of `result.json`."""
+    fingerprint = fingerprints.responses
+    evaluation: dict[str, Any] = {"settings": config.evaluation.model_dump()}
+    if config.evaluation.backend == "vllm":
+        evaluation["backend"] = inputs.dist_context.run_on_main(
+            lambda: _answer_with_vllm(config, inputs, stream=stream, fingerprints=fingerprints, folder=folder)
+        )
     # the original was trained on none of these examples, so it has no contamination to report
     trained_on = None if stream == "original" else all_training_examples(config)
     label = config.method.name if stream != "original" else "original"
@@ -179,7 +206,41 @@ def _evaluate_tasks(
     for name, eval_set in inputs.eval_sets.items():
         evaluated = _evaluate_task(config, inputs, name, **options)
         tasks[name] = result_entry(config, name, eval_set, evaluated, trained_on=trained_on)
-    return {"settings": config.evaluation.model_dump(), "tasks": tasks}
+    return {**evaluation, "tasks": tasks}
+
+
+def _answer_with_vllm(
+    config: RunConfig, inputs: EvaluationInputs, *, stream: str, fingerprints: _Fingerprints, folder: Path
+) -> dict[str, Any]:
+    """Fill the response cache with vLLM's answers; return {name, agreement}, the latter by task.
+
+    A task without cached answers of transformers has no agreement.
+    """
+    caches = [
+        ResponseCache(inputs.runs_root / "response_cache", fingerprint=fingerprint)
+        for fingerprint in (fingerprints.responses, fingerprints.transformers)
+    ]
+    eos = eos_token_ids(inputs.get_model(), inputs.tokenizer)
+    fill_responses(
+        inputs.eval_sets,
+        generate=vllm_generator(config, run=RunDir(folder), stream=stream, eos=eos),
+        tokenizer=inputs.tokenizer,
+        eos=eos,
+        fingerprint=fingerprints.responses,
+        response_cache=caches[0],
+    )
+    found = {
+        name: agreement(
+            eval_set,
+            fingerprint=fingerprints.responses,
+            response_cache=caches[0],
+            other_fingerprint=fingerprints.transformers,
+            other_cache=caches[1],
+            metric=metrics_of(config, eval_set)["strict"][0],
+        )
+        for name, eval_set in inputs.eval_sets.items()
+    }
+    return {**ENGINE_SETTINGS, "agreement": {name: each for name, each in found.items() if each is not None}}
 
 
 def _evaluate_task(

@@ -32,7 +32,7 @@ from imsm.evaluation.predictions import FILE
 from imsm.models.backbones.loading import load_tokenizer, resolve_path
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.export_merged import export_merged
-from imsm.serving.vllm_export import export_vllm
+from imsm.pipeline.export_vllm import export_vllm
 from imsm.utils.run_dir import RunDir, read_identity
 
 STREAMS = ("original", "tuned", "interwoven")
@@ -85,14 +85,15 @@ class Engine:
     options: dict[str, Any] = field(default_factory=dict)
 
     def answer(self, model: Path | str, rounds: Sequence[Sequence[dict[str, Any]]], **options: Any) -> dict[str, Any]:
-        """Return what `scripts/vllm/answers.py` writes."""
+        """Return what `imsm.serving.vllm.answers` writes."""
         engine = {"dtype": "float32", "enforce_eager": True, **self.options, **options}
         work, answers = self.folder / "work.json", self.folder / "answers.json"
-        max_tokens = engine.pop("max_tokens")
-        values = {"model": str(model), "engine": engine, "max_tokens": max_tokens, "rounds": rounds}
+        limit = engine.pop("max_tokens")
+        requests = [[{**request, "max_tokens": limit} for request in each] for each in rounds]
+        values = {"model": str(model), "engine": engine, "stop_token_ids": None, "rounds": requests}
         work.write_text(json.dumps(values))
         environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-        command = [self.python, str(Path(__file__).with_name("answers.py")), str(work), str(answers)]
+        command = [self.python, "-P", "-m", "imsm.serving.vllm.answers", str(work), str(answers)]
         subprocess.run(command, env=environment, check=True)
         result: dict[str, Any] = json.loads(answers.read_text())
         return result

@@ -2,7 +2,7 @@
 
 from imsm.reporting.render.document import Section
 from imsm.reporting.report_data import ReportData
-from imsm.reporting.sections import cost, differences, gate, responses, scores, settings, tradeoff
+from imsm.reporting.sections import backend, cost, differences, gate, responses, scores, settings, tradeoff
 
 # what a reader decides by comes first; the details follow
 _BUILDERS = (
@@ -16,6 +16,7 @@ _BUILDERS = (
     tradeoff.build_baselines,
     differences.build_seeds,
     responses.build_responses,
+    backend.build_backend,
     gate.build_gate,
     cost.build_training,
     scores.build_protocols,

@@ -16,9 +16,10 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 from imsm.cli.main import main
 from imsm.models.adapters.base import AdapterSpec
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.serving import vllm_export
+from imsm.pipeline import export_vllm as exporting
+from imsm.pipeline.export_vllm import ARCHITECTURES, export_vllm, linear_change
+from imsm.serving import vllm as plugin
 from imsm.serving.vllm.gate import Gate
-from imsm.serving.vllm_export import export_vllm, linear_change
 from imsm.utils.errors import UserError
 from imsm.utils.run_dir import RunDir
 from tests.helpers.adapters import prompt_tuning
@@ -139,19 +140,19 @@ def test_index_of_a_sharded_backbone_lists_the_tensors_of_the_plugin(tmp_path: P
     (source / "part.safetensors").write_bytes(b"weights")
     index = {"metadata": {}, "weight_map": {"model.norm.weight": "part.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    vllm_export.save_file({"imsm.gate.bias": torch.zeros(1)}, folder / "imsm.safetensors")
-    vllm_export._write_backbone(source, folder, link=False)
+    exporting.save_file({"imsm.gate.bias": torch.zeros(1)}, folder / "imsm.safetensors")
+    exporting._write_backbone(source, folder, link=False)
     written = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     assert written == {"model.norm.weight": "part.safetensors", "imsm.gate.bias": "imsm.safetensors"}
     assert (folder / "part.safetensors").read_bytes() == b"weights"
     index["weight_map"]["model.norm.weight"] = "../secret"
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="outside its folder"):
-        vllm_export._write_backbone(source, folder, link=False)
+        exporting._write_backbone(source, folder, link=False)
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: SiameseForCausalLM) -> str:
-    monkeypatch.setattr(vllm_export, "load_verified", lambda run, dtype: model)
+    monkeypatch.setattr(exporting, "load_verified", lambda run, dtype: model)
     with pytest.raises(UserError) as caught:
         export_vllm(RunDir(tmp_path / "run"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -173,7 +174,7 @@ def test_what_the_plugin_does_not_compute_is_refused(monkeypatch: pytest.MonkeyP
     }
     for reason, model in cases.items():
         assert reason in refusal(monkeypatch, tmp_path, model)
-    monkeypatch.setattr(vllm_export, "ARCHITECTURES", {"QwenForCausalLM": "SiameseQwenForCausalLM"})
+    monkeypatch.setattr(exporting, "ARCHITECTURES", {"QwenForCausalLM": "SiameseQwenForCausalLM"})
     assert "QwenForCausalLM, not LlamaForCausalLM" in refusal(monkeypatch, tmp_path, tiny_siamese())
 
 
@@ -184,3 +185,7 @@ def test_command_writes_the_folder_and_names_it(
     assert f"vllm serve {tmp_path / 'new'}" in capsys.readouterr().out
     assert main(["export", str(run.path), "--merged", str(tmp_path / "other"), "--link"]) == 2
     assert "--link: is for --vllm" in capsys.readouterr().err
+
+
+def test_the_plugin_has_the_architectures() -> None:
+    assert ARCHITECTURES == plugin.ARCHITECTURES

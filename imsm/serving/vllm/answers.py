@@ -1,9 +1,10 @@
-"""Answer prompts with vLLM; runs in vLLM's own environment and imports nothing of imsm.
+"""Answer prompts greedily with vLLM; runs in vLLM's own environment.
 
-    VLLM_PYTHON scripts/vllm/answers.py WORK.json ANSWERS.json
+    VLLM_PYTHON -m imsm.serving.vllm.answers WORK.json ANSWERS.json
 
-WORK holds "model", "engine" (arguments of `vllm.LLM`), "max_tokens" and "rounds". A round is a list of requests that
-are answered in one continuous batch, each with "prompt" (token ids) and "arguments" (extra_args of the plugin).
+WORK holds "model", "engine" (arguments of `vllm.LLM`), "stop_token_ids" (null: generate "max_tokens" tokens, EOS or
+not) and "rounds". A round is a list of requests that are answered in one continuous batch, each with "prompt" (token
+ids), "max_tokens" and "arguments" (extra_args of the plugin).
 ANSWERS holds per round and request "tokens", "logprobs" and the recorded "gate"; "seconds" per round; and "metrics",
 counters of vLLM.
 """
@@ -28,17 +29,22 @@ def main() -> None:
     rounds, seconds = [], []
     for requests in work["rounds"]:
         start = time.perf_counter()
-        rounds.append(_answer(llm, requests, max_tokens=work["max_tokens"]))
+        rounds.append(_answer(llm, requests, stop_token_ids=work["stop_token_ids"]))
         seconds.append(time.perf_counter() - start)
     metrics = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics() if metric.name in _COUNTERS}
     Path(sys.argv[2]).write_text(json.dumps({"rounds": rounds, "seconds": seconds, "metrics": metrics}))
 
 
-def _answer(llm: LLM, requests: list[dict[str, Any]], *, max_tokens: int) -> list[dict[str, Any]]:
+def _answer(llm: LLM, requests: list[dict[str, Any]], *, stop_token_ids: list[int] | None) -> list[dict[str, Any]]:
     prompts: Any = [{"prompt_token_ids": request["prompt"]} for request in requests]
     params = [
         SamplingParams(
-            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=0, extra_args=request["arguments"]
+            temperature=0.0,
+            max_tokens=request["max_tokens"],
+            ignore_eos=stop_token_ids is None,
+            stop_token_ids=stop_token_ids,
+            logprobs=0,
+            extra_args=request["arguments"],
         )
         for request in requests
     ]

@@ -30,13 +30,19 @@ from imsm.models.backbones.loading import resolve_path
 from imsm.models.siamese.gate import Gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.export_merged import load_verified, write_tokenizer
-from imsm.serving.vllm import ARCHITECTURES
 from imsm.utils.errors import UserError, first_line
 from imsm.utils.json_files import read_json
 from imsm.utils.new_folder import new_folder
 from imsm.utils.run_dir import RunDir
 
 WEIGHTS = "imsm.safetensors"
+ARCHITECTURES = {
+    name: f"Siamese{name}"
+    for name in (
+        "Gemma3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"
+    )
+}  # fmt: skip
+"""Architectures of transformers, and the plugin's for both streams (`imsm.serving.vllm.ARCHITECTURES`)."""
 POOLINGS = ("mean", "last")
 """Poolings of the query that attention can compute; a maximum is none."""
 _MAX_RANK = 128
