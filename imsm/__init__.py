@@ -1,7 +1,7 @@
 """Measure what PEFT and IMSM teach a language model, and what they make it forget.
 
-The packages, from top to bottom: ``cli``, ``studies``, ``pipeline``, ``reporting``, ``config``,
-``training`` and ``evaluation``, ``models``, ``data`` and ``distributed``, ``utils``.
+The packages, from top to bottom: ``cli``, ``serving``, ``studies``, ``pipeline``, ``reporting``,
+``config``, ``training`` and ``evaluation``, ``models``, ``data`` and ``distributed``, ``utils``.
 """
 
 from __future__ import annotations
