@@ -36,6 +36,7 @@ from imsm.models.backbones.positions import position_limit
 from imsm.models.siamese.chunked_loss import chunked_loss_sum, logit_chunk_size
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.decoder import find_decoder
+from imsm.models.siamese.explanation import SiameseExplanationMixin
 from imsm.models.siamese.gate import apply_gate, interweave
 from imsm.models.siamese.generation import SiameseGenerationMixin
 from imsm.models.siamese.inputs import decoder_inputs, query_mask_from_labels, query_mask_of_chunk, select_positions
@@ -125,7 +126,7 @@ class _LabelPositions:
 
 
 class SiameseForCausalLM(  # type: ignore[misc]
-    SiameseSerializationMixin, SiameseGenerationMixin, PreTrainedModel, GenerationMixin
+    SiameseSerializationMixin, SiameseExplanationMixin, SiameseGenerationMixin, PreTrainedModel, GenerationMixin
 ):
     """A frozen language model, the same model with an adapter, and the gate between them.
 

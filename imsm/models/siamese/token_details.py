@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-
-from imsm.models.siamese.model import SiameseForCausalLM
 
 WINNERS = ("neither", "tuned", "original", "both")
 """The streams whose most likely token was generated: 2 * original + tuned is the index."""
 Candidates = tuple[tuple[int, float], ...]
 """Token ids with their ln p, most likely first."""
+
+
+class HasHead(Protocol):
+    """A model with the backbone's head, e.g. `SiameseForCausalLM`."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits (..., V) of hidden states (..., D)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ class TokenDetails:
 
 @torch.inference_mode()
 def token_details(
-    model: SiameseForCausalLM,
+    model: HasHead,
     tokens: Sequence[int],
     *,
     original: torch.Tensor,
