@@ -7,7 +7,7 @@ STAMP := $(VENV)/.imsm
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status forgetting help demo test check docs rebuild-miniature gemma smollm2 sweep-methods compatibility bench bench-full clean distclean
+.PHONY: table1 table2 table3 table4 table5 table6 figure3 figure4 experiments status forgetting help demo test check docs rebuild-miniature gemma smollm2 sweep-methods compatibility bench bench-full vllm clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,12 +70,21 @@ bench: $(STAMP)-bench $(STAMP)-gemma  ## speed and memory compared with plain PE
 bench-full: $(STAMP)-bench $(STAMP)-gemma  ## the same, with plots of how cost grows
 	$(PY) -m scripts.bench --full
 
+VLLM ?= .vllm
+
+vllm: $(STAMP)-test $(VLLM)/.imsm  ## vLLM's CPU build with the plugin, in an environment of its own, and its tests (10 minutes)
+	IMSM_VLLM_PYTHON=$(abspath $(VLLM))/bin/python OMP_NUM_THREADS=1 $(PY) -m pytest -m vllm tests/scripts/vllm
+
+$(VLLM)/.imsm: scripts/vllm/setup.sh
+	$< $(VLLM)
+	touch $@
+
 clean:  ## remove caches and build products; runs and .venv stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
 	find imsm tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## remove .venv as well
-	rm -rf $(VENV)
+distclean: clean  ## remove the environments as well
+	rm -rf $(VENV) $(VLLM)
 
 $(STAMP)-base: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -25,7 +25,7 @@ def main() -> None:
     work: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     llm = LLM(work["model"], disable_log_stats=False, **work["engine"])
     warm_up = SamplingParams(temperature=0.0, max_tokens=1)
-    llm.generate([{"prompt_token_ids": [1]}], warm_up, use_tqdm=False)  # type: ignore[list-item]
+    llm.generate([{"prompt_token_ids": [1]}], warm_up, use_tqdm=False)
     rounds, seconds = [], []
     for requests in work["rounds"]:
         start = time.perf_counter()

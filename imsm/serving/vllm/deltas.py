@@ -24,6 +24,11 @@ class Delta(nn.Module):
         tensors: "delta", or "up" and "down"; "bias".
     """
 
+    delta: torch.Tensor | None
+    up: torch.Tensor | None
+    down: torch.Tensor | None
+    bias: torch.Tensor | None
+
     def __init__(self, columns: slice, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.columns = columns
@@ -33,7 +38,7 @@ class Delta(nn.Module):
     def add_to(self, output: torch.Tensor, inputs: torch.Tensor) -> None:
         """Add the change for ``inputs`` (N, in) to ``output`` (N, out)."""
         part = output[:, self.columns]
-        if self.down is not None:
+        if self.down is not None and self.up is not None:
             part += functional.linear(functional.linear(inputs, self.down), self.up)
         if self.delta is not None:
             part += functional.linear(inputs, self.delta)

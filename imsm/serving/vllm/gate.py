@@ -27,6 +27,9 @@ class Gate(nn.Module):
         min_original_weight: c, the minimum weight of the original.
     """
 
+    up: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(self, *, inputs: list[str], min_original_weight: float) -> None:
         super().__init__()
         self.inputs, self.minimum = inputs, min_original_weight
@@ -61,7 +64,7 @@ class Gate(nn.Module):
         parts = [self._features(name, hidden[name]) for name in self.inputs if name in hidden]
         if query is not None:
             parts.append(query.float())
-        logit = functional.linear(torch.stack(parts).sum(dim=0), self.up) if parts else None
+        logit: torch.Tensor | None = functional.linear(torch.stack(parts).sum(dim=0), self.up) if parts else None
         if self.bias is not None:
             logit = self.bias.expand(len(original), -1) if logit is None else logit + self.bias
         assert logit is not None

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from fastapi import FastAPI, HTTPException
 
-_MAX_RECORDS = 4096
+_MAX_RECORDS = 100_000
 """Number of answers whose gates are kept until they are read; the oldest is dropped first."""
 
 

@@ -64,7 +64,7 @@ class SiameseMixin(nn.Module):
     ) -> torch.Tensor:
         """Return the head's inputs (N, D)."""
         assert input_ids is not None and intermediate_tensors is None and inputs_embeds is None
-        both = super().forward(torch.cat([input_ids, input_ids]), torch.cat([positions, positions]))  # type: ignore[misc]
+        both = super().forward(torch.cat([input_ids, input_ids]), torch.cat([positions, positions]))
         original, tuned = both.chunk(2)
         lengths, weights, records = self._rows(positions)
         if self.gate is None:

@@ -40,6 +40,8 @@ class QueryMemory(nn.Module):
         ValueError: positions do not fit into the heads, or all layers have a sliding window.
     """
 
+    periods: torch.Tensor
+
     def __init__(
         self, like: Attention, *, cache_config: CacheConfig, first_layer: int, max_positions: int, pooling: str
     ) -> None:
