@@ -122,8 +122,8 @@ class _Guard:
 def _rejection(request: Request) -> Response | None:
     key = os.environ.get(API_KEY)
     if key and request.url.path.startswith(("/v1/", "/api/")):
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not secrets.compare_digest(given.encode(), key.encode()):
+        given = request.headers.get("authorization", "")
+        if not secrets.compare_digest(given.encode(), f"Bearer {key}".encode()):
             error = ApiError(401, f"Authorization: must be Bearer and the key in {API_KEY}", code="invalid_api_key")
             return JSONResponse(error.content, error.status)
     length = request.headers.get("content-length", "0")
@@ -149,6 +149,11 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def http_error(_: Request, error: HTTPException) -> Response:
         return JSONResponse(error_object(str(error.detail)), error.status_code)
 
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        # Starlette prints the traceback to standard error
+        return JSONResponse(error_object(type(error).__name__, kind="server_error"), 500)
+
     @app.exception_handler(UserError)
     async def user_error(_: Request, error: UserError) -> Response:
         return JSONResponse(error_object(str(error)), 400)
@@ -167,14 +172,15 @@ def _add_api(app: FastAPI, models: ServedModels, runner: Engine) -> None:
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Any:
         run, card = _find(models, body.model)
-        prompts = _completion_prompts(run, body.prompt)
+        # in a thread: tokenizing a long text takes seconds
+        prompts = await asyncio.to_thread(_completion_prompts, run, body.prompt)
         generation = await _prepare(runner, run, card, body, prompts, chat=False)
         return await _respond(request, runner, generation)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Any:
         run, card = _find(models, body.model)
-        prompts = [_chat_prompt(run, body)]
+        prompts = [await asyncio.to_thread(_chat_prompt, run, body)]
         generation = await _prepare(runner, run, card, body, prompts, chat=True)
         return await _respond(request, runner, generation)
 

@@ -36,7 +36,9 @@ def choose_token(logits: torch.Tensor, sampling: Sampling, generator: torch.Gene
     if sampling.temperature == 0:
         return int(logits.argmax())
     # on the CPU and in float64, so that equal seeds give equal tokens in batches of any size
-    probabilities = (logits.double().cpu() / sampling.temperature).softmax(dim=-1)
+    logits = logits.double().cpu()
+    # minus the maximum, so that a tiny temperature gives no infinity
+    probabilities = ((logits - logits.max()) / sampling.temperature).softmax(dim=-1)
     if sampling.top_p < 1:
         ordered, ids = probabilities.sort(descending=True)
         # a token is kept if those before it do not reach top_p

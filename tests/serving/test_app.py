@@ -221,9 +221,22 @@ def test_key(server: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch) -> Non
     for path in ("v1/models", "api/runs"):
         assert status(f"{server[0]}/{path}") == 401
         assert status(f"{server[0]}/{path}", Authorization="Bearer wrong") == 401
+        assert status(f"{server[0]}/{path}", Authorization="s\u00e9cret") == 401
     assert status(f"{server[0]}/") == 200
     monkeypatch.setenv(API_KEY, "secret")
     assert status(f"{server[0]}/v1/models", Authorization="Bearer secret") == 200
+
+
+def test_an_unexpected_error_is_an_error_object(
+    client: openai.OpenAI, imsm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("secret path")
+
+    monkeypatch.setattr("imsm.serving.app._completion_prompts", broken)
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.completions.create(model=imsm_run.name, prompt=PROMPTS[0])
+    assert caught.value.body == {"message": "AssertionError", "type": "server_error", "param": None, "code": None}
 
 
 def test_many_clients_at_once(client: openai.OpenAI, imsm_run: Path, generated: dict[str, list[str]]) -> None:
