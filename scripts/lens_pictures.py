@@ -42,9 +42,18 @@ def draw(page: Any, width: int, scheme: str, options: argparse.Namespace) -> Non
     if (width, scheme) == (1280, "light"):
         # a token that the tuned model alone predicts
         page.locator(f"{TOKEN}[data-winner=tuned]").nth(options.token).hover()
-    # written again by Pillow, whose files are smaller; a palette would change the pale colors
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.save(ASSETS / f"lens_{width}_{scheme}.png", optimize=True)
+    with_palette(picture).save(ASSETS / f"lens_{width}_{scheme}.png", optimize=True)
+
+
+def with_palette(picture: Image.Image) -> Image.Image:
+    """Return the picture with 256 colors, which makes the file a third as large."""
+    counts = sorted(picture.getcolors(picture.width * picture.height), reverse=True)
+    # the most frequent colors, so that the paper keeps its tone, and those that cover the others
+    others = picture.quantize(96, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).getpalette()[: 3 * 96]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*(value for _, color in counts[:160] for value in color), *others])
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def main() -> None:

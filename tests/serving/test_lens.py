@@ -255,7 +255,10 @@ def test_a_run_without_a_gate_has_two_streams_and_a_mix(page: Any, server: LensS
     page.locator("#run").select_option(runs["peft"][0].name)
     kinds = [node.get_attribute("data-kind") for node in page.locator(".column").all()]
     assert kinds == ["original", "tuned", "mix"]
-    ask(page, columns=3)
+    # one of the run's own questions
+    page.locator("#examples button").first.click()
+    expect(page.locator(".column .state", has_text="done")).to_have_count(3)
+    expect(page.locator("#asked-item")).to_contain_text("gsm8k/0 · gold paris")
     assert {request["model"].split(":")[0] for request in server.asked} == {runs["peft"][0].name}
 
 
@@ -276,6 +279,7 @@ def test_markup_of_answers_prompts_and_gold_stays_text(page: Any) -> None:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_items_are_filtered_as_the_views_count_them(page: Any, runs: dict[str, Any]) -> None:
     folder = runs["imsm"][0]
     page.locator("#tab-items").click()
@@ -385,8 +389,8 @@ def test_a_key_is_asked_for_and_sent(browser: Any, runs: dict[str, Any]) -> None
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [400, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light")])
 def test_nothing_is_wider_than_the_page(open_page: Open, server: LensServer, width: int, scheme: str) -> None:
     page = open_page(server.url, width=width, color_scheme=scheme, reduced_motion="reduce")
     ask(page)

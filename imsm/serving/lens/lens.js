@@ -221,12 +221,12 @@ class Column {
     choose();
   }
 
-  clear() {
+  clear(text = "not asked yet") {
     this.tokens = [];
     this.text = "";
     this.answer.replaceChildren(el("span", { class: "empty", text: "–" }));
     this.summary.hidden = this.problem.hidden = this.warning.hidden = true;
-    this.identity.replaceChildren(el("span", { text: this.card.run }), el("span", { text: "not asked yet" }));
+    this.identity.replaceChildren(el("span", { text: this.card.run }), el("span", { text }));
     this.state.textContent = "";
     this.node.classList.remove("waiting", "streaming");
   }
@@ -236,7 +236,7 @@ class Column {
     this.abort?.abort();
     const abort = (this.abort = new AbortController());
     if (details.node && this.answer.contains(details.node)) details.hide();
-    this.clear();
+    this.clear("no answer yet");
     const model = this.model;
     this.setState("waiting", "waiting …");
     try {
@@ -396,6 +396,8 @@ function selectRun(run) {
   $("run").value = run;
   buildColumns();
   $("examples").hidden = false;
+  // those of the other run must not be clicked while these load
+  $("examples").replaceChildren();
   showExamples();
 }
 
@@ -691,7 +693,7 @@ function listen() {
   });
   document.addEventListener("click", () => details.hide());
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") details.hide(); });
-  addEventListener("scroll", () => { if (!details.pinned) details.hide(); }, { passive: true });
+  addEventListener("scroll", () => { if (details.node) details.place(details.node, $("details")); }, { passive: true });
 }
 
 setTheme(stored(localStorage, "imsm-theme") ?? "");
