@@ -25,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
     formats.add_argument("--vllm", type=Path, metavar="DIR", help="folder of all streams for the vLLM plugin")
     formats.add_argument("--llm-comparator", type=Path, metavar="FILE", help="answers as JSON for LLM Comparator")
     parser.add_argument("--stream", choices=["tuned"], help="of a run with a gate: merge this stream alone")
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, help="type of the merged weights; default: the run's own")
     parser.add_argument("--link", action="store_true", help="with --vllm: link the backbone's weights, do not copy")
     add_config_dir(parser)
     return parser
@@ -40,6 +42,8 @@ def main(arguments: list[str]) -> None:
     import_from_config_dir(options.config_dir)
     if options.stream is not None and options.merged is None:
         raise UserError(f"--stream {options.stream}: is for --merged; omit it")
+    if options.dtype is not None and options.merged is None:
+        raise UserError(f"--dtype {options.dtype}: is for --merged; omit it")
     if options.link and options.vllm is None:
         raise UserError("--link: is for --vllm; omit it")
     if options.llm_comparator is not None:
@@ -47,7 +51,8 @@ def main(arguments: list[str]) -> None:
     elif options.vllm is not None:
         _export_vllm(RunDir(find_run(options.run)), options.vllm.expanduser().absolute(), link=options.link)
     else:
-        _export_merged(RunDir(find_run(options.run)), options.merged.expanduser().absolute(), stream=options.stream)
+        run, folder = RunDir(find_run(options.run)), options.merged.expanduser().absolute()
+        _export_merged(run, folder, stream=options.stream, dtype=options.dtype)
 
 
 def _export_answers(run: Path, path: Path) -> None:
@@ -61,11 +66,14 @@ def _export_answers(run: Path, path: Path) -> None:
     )
 
 
-def _export_merged(run: RunDir, folder: Path, *, stream: str | None) -> None:
+def _export_merged(run: RunDir, folder: Path, *, stream: str | None, dtype: str | None) -> None:
     from imsm.pipeline.export_merged import export_merged
 
-    change = export_merged(run, folder, stream=stream)
-    print(f"{folder}: the tuned stream of {run.path.name}; merging changed log probabilities by at most {change:.1g}")
+    check = export_merged(run, folder, stream=stream, dtype=dtype)
+    print(
+        f"{folder}: the tuned stream of {run.path.name} in {check.dtype}; KL from it at most {check.kl:.1g} nats, "
+        f"the most likely token equal at {check.equal} of {check.positions} positions of a test text"
+    )
 
 
 def _export_vllm(run: RunDir, folder: Path, *, link: bool) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.pipeline.export_merged import export_merged
+from imsm.pipeline.export_merged import export_merged, with_earlier_keys
 from imsm.utils.errors import RunError, UserError
 from imsm.utils.run_dir import RunDir
 from tests.helpers.word_run import run_words
@@ -38,14 +38,14 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 def test_transformers_alone_loads_a_model_with_the_tuned_streams_logits(
     runs: dict[str, Path], tmp_path: Path, method: str, stream: str | None
 ) -> None:
-    change = export_merged(RunDir(runs[method]), tmp_path / "new" / "merged", stream=stream)
+    check = export_merged(RunDir(runs[method]), tmp_path / "new" / "merged", stream=stream)
     model = SiameseForCausalLM.from_pretrained(runs[method])
     model.stream = "tuned"
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "new" / "merged")
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-4)
     model.stream = "original"
     assert not torch.allclose(logits(plain), logits(model), atol=1e-2)
-    assert change < 1e-3
+    assert check.kl < 1e-5 and check.equal == check.positions > 10 and check.dtype == "float32"
     assert sorted(path.name for path in (tmp_path / "new" / "merged").iterdir()) == FILES
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["merged"]
     assert plain.generation_config.eos_token_id == 2
@@ -56,7 +56,8 @@ def test_config_is_the_backbones_own_and_names_no_path(
 ) -> None:
     export_merged(RunDir(runs["peft"]), tmp_path / "merged")
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
-    assert config == json.loads((word_files / "backbone" / "config.json").read_text())
+    own = json.loads((word_files / "backbone" / "config.json").read_text())
+    assert config == own | {"torch_dtype": "float32", "rope_theta": own["rope_parameters"]["rope_theta"]}
     # a later class name would stop earlier versions of transformers
     assert json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())["tokenizer_class"] == (
         "PreTrainedTokenizerFast"
@@ -66,6 +67,38 @@ def test_config_is_the_backbones_own_and_names_no_path(
     for text in ("after red comes", " blue"):
         own = AutoTokenizer.from_pretrained(word_files / "backbone")(text).input_ids
         assert AutoTokenizer.from_pretrained(tmp_path / "merged")(text).input_ids == own
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 500000.0},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ],
+)
+def test_earlier_keys_do_not_change_the_configuration(rope: dict[str, object]) -> None:
+    values = LlamaConfig(rope_parameters=rope, dtype="bfloat16").to_dict()
+    added = with_earlier_keys(values)
+    assert added["rope_theta"] == 500000.0 and added["torch_dtype"] == "bfloat16"
+    assert ("rope_scaling" in added) == (rope["rope_type"] == "llama3")
+    read = LlamaConfig.from_dict(added)
+    assert read.rope_parameters == values["rope_parameters"] and read.dtype == torch.bfloat16
+    # a file of transformers 4 keeps its own keys
+    old = {"dtype": "float32", "rope_theta": 1e6, "rope_scaling": None}
+    assert with_earlier_keys(old) == old | {"torch_dtype": "float32"}
+
+
+def test_another_type_of_the_weights_is_written(runs: dict[str, Path], tmp_path: Path) -> None:
+    check = export_merged(RunDir(runs["peft"]), tmp_path / "merged", dtype="bfloat16")
+    assert check.dtype == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
 
 
 def test_chat_template_is_kept_only_where_the_run_used_it(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -143,6 +176,6 @@ def test_wrong_merge_is_an_error(runs: dict[str, Path], tmp_path: Path, monkeypa
 
     merge = SiameseForCausalLM.merge_and_unload
     monkeypatch.setattr(SiameseForCausalLM, "merge_and_unload", without_adapter)
-    with pytest.raises(RunError, match="merging changed a log probability"):
+    with pytest.raises(RunError, match="the merged model differs from the tuned stream"):
         export_merged(RunDir(runs["peft"]), tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
