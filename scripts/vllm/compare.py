@@ -78,7 +78,7 @@ class Agreement:
 
 @dataclass
 class Engine:
-    """vLLM in a process of its own environment."""
+    """vLLM in its own process and environment."""
 
     python: str
     folder: Path

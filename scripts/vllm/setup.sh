@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install vLLM's CPU build and imsm's plugin into an environment of their own.
+# Install vLLM's CPU build and imsm's plugin into a separate environment.
 #
 #     scripts/vllm/setup.sh FOLDER
 #

@@ -69,7 +69,7 @@ class Deltas(nn.ModuleList):
             try:
                 module: Any = model.get_submodule(f"{parent}.{whole}")
             except AttributeError as error:
-                raise ValueError(f"{layer}: is no layer of {type(model).__name__}; export the run again") from error
+                raise ValueError(f"{layer}: is not a layer of {type(model).__name__}; export the run again") from error
             sizes = [0] if index is None else list(module.output_sizes)
             start = 0 if index is None else sum(sizes[:index])
             columns = slice(None) if index is None else slice(start, start + sizes[index])
@@ -80,7 +80,7 @@ class Deltas(nn.ModuleList):
 
 def _adder(delta: Delta) -> Any:
     def add(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
-        # a pair with the bias, if the layer leaves its addition to the caller
+        # a pair with the bias, if the caller adds it
         values = output[0] if isinstance(output, tuple) else output
         half = len(values) // 2
         delta.add_to(values[half:], inputs[0][half:])

@@ -85,15 +85,15 @@ class SiameseMixin(nn.Module):
     def _rows(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, int]]:
         """Return prompt length and constant weight of each token's request, (N,), and the rows whose gate is recorded.
 
-        A constant weight of NaN stands for the gate's.
+        A constant weight of NaN means the gate's.
         """
         count, device = len(positions), positions.device
         lengths = torch.full((count,), torch.iinfo(torch.int64).max, device=device)
         weights = torch.full((count,), self.default_weight, device=device)
         metadata: Any = get_forward_context().attn_metadata
-        if not metadata:  # a profiling run
-            return lengths, weights, {}
         requests = RequestTable.of_engine[self.instance_id].requests
+        if not metadata or not requests:  # a profiling run
+            return lengths, weights, {}
         starts = metadata[self.layer_name].query_start_loc
         rows = [requests[index] for index in range(len(starts) - 1)]
         counts, used = starts.diff(), int(starts[-1])

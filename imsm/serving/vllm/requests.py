@@ -4,8 +4,8 @@
     extra_args={"imsm_gate": 0.3}                 a constant weight of the original in place of the gate
     extra_args={"imsm_record": "any name"}        record the gate of each generated token under this name
 
-In the HTTP API these are ``vllm_xargs``. vLLM tells its logits processors which request is at which place of a batch;
-`RequestTable` is one that changes no logits and keeps this for the model.
+In the HTTP API these are ``vllm_xargs``. vLLM reports to its logits processors which request is at which place of a
+batch; `RequestTable` is one that changes no logits and keeps this for the model.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class RequestTable(LogitsProcessor):
 
 
 class RequestTableWithoutGate(RequestTable):
-    """The table of a model without a gate, whose requests cannot ask for it."""
+    """The table of a model without a gate, which rejects arguments for one."""
 
     has_gate = False
 

@@ -57,7 +57,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
 def save_run(folder: Path, model_type: str, options: dict[str, Any], method: str, pooling: str) -> RunDir:
     """Save a random backbone and a random siamese model on it, as a run has it."""
     torch.manual_seed(11)
-    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **COMMON, **options))
+    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **COMMON | options))
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
             if "norm" not in name and "embed" not in name:

@@ -51,7 +51,7 @@ def test_changes_apply_to_the_tuned_rows_of_their_layer() -> None:
 
 
 def test_a_change_of_no_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"layer\.gate_proj: is no layer of Model"):
+    with pytest.raises(ValueError, match=r"layer\.gate_proj: is not a layer of Model"):
         Deltas().attach(
             Model(), {"delta.layer.gate_proj.bias": torch.zeros(6)}, dtype=torch.float32, device=torch.device("cpu")
         )
