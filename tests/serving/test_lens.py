@@ -412,6 +412,8 @@ def test_every_control_has_a_name(page: Any) -> None:
     ask(page)
     for tab in ("ask", "runs", "items"):
         page.locator(f"#tab-{tab}").click()
+        if tab == "items":
+            expect(page.locator("#items-table .id").first).to_be_visible()
         for role in ("button", "textbox", "searchbox", "combobox", "slider", "spinbutton", "listbox", "tab", "radio"):
             every = page.get_by_role(role)
             named = page.get_by_role(role, name=re.compile(r"\S"))

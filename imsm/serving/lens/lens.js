@@ -15,20 +15,30 @@ const WINNER_TEXTS = {
 const PAGE_SIZE = 25;
 const DEBOUNCE_MS = 350;
 
-const state = { key: stored(sessionStorage, "imsm-key") ?? "", cards: [], models: new Map(), columns: [], prompt: null };
+const state = {
+  key: stored(sessionStorage, "imsm-key") ?? "",
+  cards: [],
+  models: new Map(), // what the server lists, by id
+  columns: [],
+  prompt: null, // that of the answers on the page
+};
 
 /** Return a new element; a property is an attribute, a listener (`onclick`), or one of `text` and `class`. */
 function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (value === null || value === undefined || value === false) continue;
+    if (!given(value) || value === false) continue;
     if (name === "text") node.textContent = value;
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  node.append(...children.filter(given));
   return node;
 }
+
+const span = (name, text) => el("span", { class: name, text });
+const option = (value, text = value) => el("option", { value, text });
+const given = (value) => value !== null && value !== undefined;
 
 function stored(storage, name, value) {
   try {
@@ -41,7 +51,7 @@ function stored(storage, name, value) {
 }
 
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)} %`;
-const points = (value) => (value === null || value === undefined ? "–" : value.toFixed(1).replace("-", "−"));
+const points = (value) => (!given(value) ? "–" : value.toFixed(1).replace("-", "−"));
 const signed = (value) => (value > 0 ? "+" : "") + points(value);
 const short = (fingerprint) => fingerprint.slice(0, 8);
 const announce = (text) => { $("live").textContent = text; };
@@ -76,9 +86,9 @@ async function request(path, options = {}) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  const message = body?.error?.message ?? body?.detail ?? response.statusText;
+  const message = body?.error?.message ?? response.statusText;
   if (response.status === 401) $("key-form").hidden = false;
-  throw new ApiError(response.status, `${response.status}: ${typeof message === "string" ? message : JSON.stringify(message)}`);
+  throw new ApiError(response.status, `${response.status}: ${message}`);
 }
 
 const getJson = async (path, options) => (await request(path, options)).json();
@@ -114,10 +124,12 @@ const details = {
     token.classList.add("active");
     token.setAttribute("aria-describedby", "details");
     const panel = $("details");
+    const divergence = given(data.kl) ? data.kl.toFixed(3) : "–";
     panel.replaceChildren(
-      el("h4", {}, el("code", { text: visible(data.text).trim() || "end" }), el("span", { text: WINNER_TEXTS[data.winner] ?? "" })),
+      el("h4", {},
+        el("code", { text: visible(data.text).trim() || "end" }), span("", WINNER_TEXTS[data.winner] ?? "")),
       gateLine(data),
-      el("p", { class: "kl", text: `KL(original ‖ tuned) ${data.kl === null || data.kl === undefined ? "–" : data.kl.toFixed(3)} nats` }),
+      el("p", { class: "kl", text: `KL(original ‖ tuned) ${divergence} nats` }),
       el("div", { class: "streams" }, candidates("original", data), candidates("tuned", data)),
     );
     panel.hidden = false;
@@ -144,25 +156,26 @@ const details = {
 const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
 function gateLine(data) {
-  if (data.gate === null || data.gate === undefined) return el("p", { class: "kl", text: "One stream: no gate." });
-  const spread = el("span", { class: "spread" });
-  const mean = el("span", { class: "mean" });
+  if (!given(data.gate)) return el("p", { class: "kl", text: "One stream: no gate." });
+  const [spread, mean] = [span("spread"), span("mean")];
   const std = data.gate_std ?? 0;
   const low = Math.max(0, data.gate - std);
   spread.style.left = `${100 * low}%`;
   spread.style.width = `${100 * (Math.min(1, data.gate + std) - low)}%`;
   mean.style.left = `${100 * data.gate}%`;
-  const text = `${data.gate.toFixed(2)}${data.gate_std === null || data.gate_std === undefined ? "" : ` ± ${std.toFixed(2)}`}`;
-  return el("div", { class: "gate-line" }, el("span", { text: "Gate" }), el("span", { class: "track" }, spread, mean), el("span", { text }));
+  const text = data.gate.toFixed(2) + (given(data.gate_std) ? ` ± ${std.toFixed(2)}` : "");
+  const track = el("span", { class: "track" }, spread, mean);
+  return el("div", { class: "gate-line" }, span("", "Gate"), track, span("", text));
 }
 
 function candidates(stream, data) {
   const rows = (data[stream] ?? []).map((candidate) => {
     const probability = Math.exp(candidate.logprob);
-    const fill = el("span", { class: "fill" });
+    const fill = span("fill");
     fill.style.width = `${100 * probability}%`;
     const chosen = candidate.id === data.id ? " chosen" : "";
-    return el("div", { class: `candidate${chosen}` }, fill, el("code", { text: visible(candidate.text).trim() || "space" }), el("span", { text: percent(probability) }));
+    const text = el("code", { text: visible(candidate.text).trim() || "space" });
+    return el("div", { class: `candidate${chosen}` }, fill, text, span("", percent(probability)));
   });
   return el("div", { class: stream }, el("h5", { text: stream }), ...rows);
 }
@@ -175,15 +188,16 @@ class Column {
     this.card = card;
     this.tokens = [];
     this.abort = null;
-    this.state = el("span", { class: "state" });
-    this.title = el("span", { text: kind });
+    this.state = span("state");
+    this.title = span("", kind);
     this.identity = el("p", { class: "identity" });
     this.warning = el("p", { class: "mismatch", role: "alert", hidden: true });
     this.answer = el("div", { class: "answer", role: "listbox", tabindex: "0", "aria-orientation": "horizontal" });
     this.problem = el("p", { class: "problem", role: "alert", hidden: true });
     this.summary = el("div", { class: "summary", hidden: true });
     this.head = el("header", { class: "column-head" }, el("h3", {}, this.title, this.state), this.identity);
-    this.node = el("article", { class: "column", "data-kind": kind }, this.head, this.answer, this.problem, this.summary);
+    const parts = [this.head, this.answer, this.problem, this.summary];
+    this.node = el("article", { class: "column", "data-kind": kind }, ...parts);
     if (kind === "mix") this.addMixControls();
     this.head.append(this.warning);
     this.answer.setAttribute("aria-label", `Answer of ${kind}`);
@@ -199,10 +213,14 @@ class Column {
 
   addMixControls() {
     const baselines = this.card.imsm.baselines;
-    const choice = el("select", { "aria-label": "Baseline" }, ...baselines.map(({ name }) => el("option", { value: name, text: name.replaceAll("_", " ") })));
+    const names = baselines.map(({ name }) => option(name, name.replaceAll("_", " ")));
+    const choice = el("select", { "aria-label": "Baseline" }, ...names);
     this.slider = el("input", { type: "range", step: "0.01", "aria-label": "Value of the baseline" });
     const output = el("output");
-    const show = () => { output.textContent = `${SYMBOLS[this.baseline.symbol] ?? this.baseline.symbol} = ${Number(this.slider.value).toFixed(2)}`; };
+    const show = () => {
+      const symbol = SYMBOLS[this.baseline.symbol] ?? this.baseline.symbol;
+      output.textContent = `${symbol} = ${Number(this.slider.value).toFixed(2)}`;
+    };
     const choose = () => {
       this.baseline = baselines.find(({ name }) => name === choice.value);
       this.slider.min = this.baseline.low;
@@ -212,7 +230,9 @@ class Column {
       this.slider.title = this.baseline.meaning;
       show();
     };
-    const again = debounce(() => { if (state.prompt !== null && this.node.isConnected) this.ask(state.prompt); }, DEBOUNCE_MS);
+    const again = debounce(() => {
+      if (state.prompt !== null && this.node.isConnected) this.ask(state.prompt);
+    }, DEBOUNCE_MS);
     choice.addEventListener("change", () => { choose(); again(); });
     this.slider.addEventListener("input", () => { show(); again(); });
     if (baselines.some(({ name }) => name === "logit_mix")) choice.value = "logit_mix";
@@ -224,9 +244,9 @@ class Column {
   clear(text = "not asked yet") {
     this.tokens = [];
     this.text = "";
-    this.answer.replaceChildren(el("span", { class: "empty", text: "–" }));
+    this.answer.replaceChildren(span("empty", "–"));
     this.summary.hidden = this.problem.hidden = this.warning.hidden = true;
-    this.identity.replaceChildren(el("span", { text: this.card.run }), el("span", { text }));
+    this.identity.replaceChildren(span("", this.card.run), span("", text));
     this.state.textContent = "";
     this.node.classList.remove("waiting", "streaming");
   }
@@ -240,7 +260,8 @@ class Column {
     const model = this.model;
     this.setState("waiting", "waiting …");
     try {
-      const response = await request("/v1/chat/completions", { method: "POST", signal: abort.signal, ...body(model, prompt) });
+      const options = { method: "POST", signal: abort.signal, ...body(model, prompt) };
+      const response = await request("/v1/chat/completions", options);
       for await (const chunk of events(response)) this.take(chunk, model);
       this.setState("", "done");
       announce(`${this.kind} answered: ${this.text}`);
@@ -290,26 +311,38 @@ class Column {
     const fingerprint = chunk.system_fingerprint ?? listed?.imsm?.fingerprint;
     const code = el("code", { text: fingerprint ? short(fingerprint) : "no fingerprint", title: fingerprint ?? "" });
     const run = chunk.model.startsWith(`${this.card.run}:`) ? this.card.run : "";
-    this.identity.replaceChildren(el("span", { text: run }), el("span", {}, el("b", { text: run ? chunk.model.slice(run.length + 1) : chunk.model }), " · ", code));
+    const name = run ? chunk.model.slice(run.length + 1) : chunk.model;
+    this.identity.replaceChildren(span("", run), el("span", {}, el("b", { text: name }), " · ", code));
     const problems = [];
     if (chunk.model !== asked) problems.push(`Asked for ${asked}; the server answered as ${chunk.model}.`);
     const expected = state.models.get(asked)?.imsm?.fingerprint;
-    if (expected && fingerprint && fingerprint !== expected) problems.push(`The weights are ${short(fingerprint)}, listed are ${short(expected)}.`);
+    if (expected && fingerprint && fingerprint !== expected) {
+      problems.push(`Its fingerprint is ${short(fingerprint)}; /v1/models has ${short(expected)}.`);
+    }
     this.warning.textContent = problems.join(" ");
     this.warning.hidden = problems.length === 0;
   }
 
   add(token) {
-    const gated = token.gate !== null && token.gate !== undefined;
-    const label = `${token.text.trim() || (token.text ? "space" : "end")}, ${WINNER_TEXTS[token.winner] ?? ""}${gated ? `, gate ${token.gate.toFixed(2)}` : ""}`;
-    const node = el("span", { class: gated ? "token gated" : "token", role: "option", tabindex: "-1", "aria-selected": "false", "aria-label": label, "data-winner": token.winner, "data-index": this.tokens.length });
+    const gated = given(token.gate);
+    const text = token.text.trim() || (token.text ? "space" : "end");
+    const label = [text, WINNER_TEXTS[token.winner], gated ? `gate ${token.gate.toFixed(2)}` : null].filter(given);
+    const node = el("span", {
+      class: gated ? "token gated" : "token",
+      role: "option",
+      tabindex: "-1",
+      "aria-selected": "false",
+      "aria-label": label.join(", "),
+      "data-winner": token.winner,
+      "data-index": this.tokens.length,
+    });
     if (gated) node.style.setProperty("--gate", token.gate);
     // a line break has no width, and could be neither seen nor pointed at
     for (const part of token.text.split(/(\n)/)) {
-      if (part === "\n") node.append(el("span", { class: "glyph", text: "↵" }));
+      if (part === "\n") node.append(span("glyph", "↵"));
       if (part) node.append(part);
     }
-    if (!token.text) node.append(el("span", { class: "glyph", text: "∎" }));
+    if (!token.text) node.append(span("glyph", "∎"));
     this.tokens.push(token);
     this.text += token.text;
     this.answer.append(node);
@@ -318,15 +351,18 @@ class Column {
   summarize() {
     const total = this.tokens.length;
     const counts = WINNERS.map((winner) => [winner, this.tokens.filter((token) => token.winner === winner).length]);
-    const bar = el("div", { class: "shares", "aria-hidden": "true" }, ...counts.map(([winner, count]) => {
-      const part = el("span", { class: winner });
+    const parts = counts.map(([winner, count]) => {
+      const part = span(winner);
       part.style.width = `${(100 * count) / total}%`;
       return part;
-    }));
-    const gates = this.tokens.map((token) => token.gate).filter((gate) => gate !== null && gate !== undefined);
-    const mean = gates.length ? ` · mean gate ${(gates.reduce((sum, gate) => sum + gate, 0) / gates.length).toFixed(2)}` : "";
-    const shares = counts.filter(([, count]) => count).map(([winner, count]) => `${winner} ${percent(count / total)}`);
-    this.summary.replaceChildren(bar, `${total} token${total === 1 ? "" : "s"} · ${shares.join(" · ")}${mean}`);
+    });
+    const texts = [`${total} token${total === 1 ? "" : "s"}`];
+    texts.push(...counts.filter(([, count]) => count).map(([winner, count]) => `${winner} ${percent(count / total)}`));
+    const gates = this.tokens.map((token) => token.gate).filter(given);
+    const sum = gates.reduce((part, gate) => part + gate, 0);
+    if (gates.length) texts.push(`mean gate ${(sum / gates.length).toFixed(2)}`);
+    const bar = el("div", { class: "shares", "aria-hidden": "true" }, ...parts);
+    this.summary.replaceChildren(bar, texts.join(" · "));
     this.summary.hidden = false;
   }
 
@@ -336,7 +372,9 @@ class Column {
     this.answer.addEventListener("pointerover", (event) => {
       if (event.pointerType === "mouse" && !details.pinned && tokenOf(event)) show(tokenOf(event));
     });
-    this.answer.addEventListener("pointerleave", () => { if (!details.pinned && !this.answer.contains(document.activeElement)) details.hide(); });
+    this.answer.addEventListener("pointerleave", () => {
+      if (!details.pinned && !this.answer.contains(document.activeElement)) details.hide();
+    });
     this.answer.addEventListener("click", (event) => {
       const node = tokenOf(event);
       if (!node) return;
@@ -354,7 +392,9 @@ class Column {
     const nodes = this.answer.querySelectorAll(".token");
     const at = [...nodes].indexOf(document.activeElement);
     const last = nodes.length - 1;
-    const target = { ArrowRight: Math.min(at + 1, last), ArrowDown: Math.min(at + 1, last), ArrowLeft: Math.max(at - 1, 0), ArrowUp: Math.max(at - 1, 0), Home: 0, End: last }[event.key];
+    const [before, after] = [Math.max(at - 1, 0), Math.min(at + 1, last)];
+    const targets = { ArrowLeft: before, ArrowUp: before, ArrowRight: after, ArrowDown: after, Home: 0, End: last };
+    const target = targets[event.key];
     if (target === undefined || last < 0) return;
     event.preventDefault();
     nodes[at]?.setAttribute("aria-selected", "false");
@@ -428,7 +468,8 @@ function updateButtons() {
 function askItem(run, item) {
   if ($("run").value !== run) selectRun(run);
   $("prompt").value = item.prompt;
-  $("asked-item").replaceChildren(`${item.id} · gold `, el("b", { text: item.references.join(" | ") }), item.change ? ` · ${CHANGES[item.change]}` : "");
+  const gold = el("b", { text: item.references.join(" | ") });
+  $("asked-item").replaceChildren(`${item.id} · gold `, gold, item.change ? ` · ${CHANGES[item.change]}` : "");
   $("asked-item").hidden = false;
   selectTab("ask");
   $("prompt").focus();
@@ -446,58 +487,91 @@ async function showExamples() {
   if (card !== selectedCard()) return;
   $("examples").replaceChildren(...views.filter(({ items }) => items.length).map(({ items: [item, ...others] }) => {
     const text = withoutLines(item.prompt, sharedLines([item, ...others])[item.task]).replaceAll("\n", " ");
-    return el("button", { type: "button", title: item.prompt, onclick: () => askItem(card.run, item) }, el("b", { text: item.task }), text);
+    const onclick = () => askItem(card.run, item);
+    return el("button", { type: "button", title: item.prompt, onclick }, el("b", { text: item.task }), text);
   }));
 }
 
 /* ---- tab 2: runs ---- */
 
 function cardNode(card) {
-  const fingerprints = card.streams.map((stream) => [stream, state.models.get(`${card.run}:${stream}`)?.imsm.fingerprint]);
-  const prints = fingerprints.filter(([, value]) => value).map(([stream, value]) => `${stream} ${short(value)}`).join(" · ");
-  const facts = [["run", card.run], ["fingerprint", prints], ["gate", card.gate ? [card.gate.name, card.gate.rank ? `rank ${card.gate.rank}` : ""].join(" ") : null]];
-  const list = (rows) => el("dl", {}, ...rows.filter(([, value]) => value).flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })]));
   return el("article", { class: "card" },
     el("h3", { text: card.title }),
     el("p", { class: "subtitle", text: card.subtitle }),
     el("p", { class: "headline", text: card.headline.join(" ") }),
-    el("div", { class: "score heads", "aria-hidden": "true" }, el("span", { text: "task" }), el("span", { class: "rail-head", text: "○ original   ● this run" }), el("span", { class: "number", text: "points" }), el("span", { class: "number", text: "change" }), el("span", { class: "number", text: card.gate ? "gate" : "" })),
+    el("div", { class: "score heads", "aria-hidden": "true" },
+      span("task", "task"), span("rail-head", "○ original   ● this run"), span("number", "points"),
+      span("number", "change"), span("number", card.gate ? "gate" : "")),
     ...card.scores.map((score) => scoreRow(score, score.role === "target" ? `${score.task} (target)` : score.task)),
     card.forgetting ? scoreRow(card.forgetting, "other tests", true) : null,
-    list(facts),
-    el("details", {}, el("summary", { text: "Settings and outcomes" }), list([...card.settings, ...card.scores.filter((score) => score.changes).map((score) => [score.task, Object.entries(score.changes).map(([name, count]) => `${CHANGES[name]} ${count}`).join(" · ")])])),
+    facts(identityOf(card)),
+    el("details", {},
+      el("summary", { text: "Settings and outcomes" }), facts([...card.settings, ...outcomesOf(card)])),
     el("div", { class: "actions" },
-      el("button", { type: "button", text: "Ask this run", onclick: () => { selectRun(card.run); selectTab("ask"); $("prompt").focus(); } }),
-      el("button", { type: "button", text: "Its items", onclick: () => { $("items-run").value = card.run; fillTasks(); items.offset = 0; selectTab("items"); $("items-search").focus(); } })),
+      el("button", { type: "button", text: "Ask this run", onclick: () => openRun(card.run) }),
+      el("button", { type: "button", text: "Its items", onclick: () => openItems(card.run) })),
   );
+}
+
+/** Return a list of names and values, without those that have none. */
+function facts(rows) {
+  const known = rows.filter(([, value]) => value);
+  return el("dl", {}, ...known.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })]));
+}
+
+function identityOf(card) {
+  const listed = card.streams.map((stream) => [stream, state.models.get(`${card.run}:${stream}`)?.imsm.fingerprint]);
+  const prints = listed.filter(([, value]) => value).map(([stream, value]) => `${stream} ${short(value)}`);
+  const gate = card.gate ? card.gate.name + (card.gate.rank ? `, rank ${card.gate.rank}` : "") : null;
+  return [["run", card.run], ["fingerprint", prints.join(" · ")], ["gate", gate]];
+}
+
+function outcomesOf(card) {
+  const text = (changes) => Object.entries(changes).map(([name, count]) => `${CHANGES[name]} ${count}`).join(" · ");
+  return card.scores.filter((score) => score.changes).map((score) => [score.task, text(score.changes)]);
+}
+
+function openRun(run) {
+  selectRun(run);
+  selectTab("ask");
+  $("prompt").focus();
+}
+
+function openItems(run) {
+  $("items-run").value = run;
+  fillTasks();
+  items.offset = 0;
+  selectTab("items");
+  $("items-search").focus();
 }
 
 /** Return a row with the scores of the original and the run on a rail from 0 to 100 points. */
 function scoreRow(score, name, total = false) {
-  const known = score.original !== null && score.score !== null;
+  const known = given(score.original) && given(score.score);
   const rail = el("span", { class: "rail", "aria-hidden": "true" });
   const at = (value) => `${Math.min(100, Math.max(0, value))}%`;
   if (known) {
-    const change = el("span", { class: "change" });
+    const change = span("change");
     change.style.left = at(Math.min(score.original, score.score));
     change.style.width = at(Math.abs(score.score - score.original));
     rail.append(change);
   }
   for (const [value, kind] of [[score.original, "dot"], [score.score, "dot after"]]) {
-    if (value === null) continue;
-    const dot = el("span", { class: kind });
+    if (!given(value)) continue;
+    const dot = span(kind);
     dot.style.left = at(value);
     rail.append(dot);
   }
   const difference = known ? score.score - score.original : null;
   const direction = difference > 0.05 ? " up" : difference < -0.05 ? " down" : "";
-  const chip = score.gate === null || score.gate === undefined ? el("span") : el("span", { class: "gate-chip", text: score.gate.toFixed(2), title: "mean gate: weight of the original" });
+  const chip = given(score.gate) ? span("gate-chip", score.gate.toFixed(2)) : span("");
+  chip.title = given(score.gate) ? "mean gate: weight of the original" : "";
   chip.style.setProperty("--gate", score.gate ?? 0.5);
   return el("div", { class: total ? "score total" : "score" },
     el("span", { class: "task", text: name, title: score.metric ?? (score.tests ?? []).join(", ") }),
     rail,
-    el("span", { class: "number", text: `${points(score.original)} → ${points(score.score)}` }),
-    el("span", { class: `number${direction}`, text: difference === null ? "–" : signed(difference) }),
+    span("number", `${points(score.original)} → ${points(score.score)}`),
+    span(`number${direction}`, difference === null ? "–" : signed(difference)),
     chip,
   );
 }
@@ -507,8 +581,7 @@ function scoreRow(score, name, total = false) {
 const items = { offset: 0, total: 0, change: "", abort: null };
 
 function itemsPath(filters) {
-  const given = Object.entries(filters).filter(([, value]) => value !== "" && value !== null);
-  return `/api/items?${new URLSearchParams(given)}`;
+  return `/api/items?${new URLSearchParams(Object.entries(filters).filter(([, value]) => value !== ""))}`;
 }
 
 async function loadItems() {
@@ -516,7 +589,8 @@ async function loadItems() {
   const abort = (items.abort = new AbortController());
   const run = $("items-run").value;
   if (!run) return;
-  const filters = { run, task: $("items-task").value, change: items.change, search: $("items-search").value.trim(), offset: items.offset, limit: PAGE_SIZE };
+  const [task, search] = [$("items-task").value, $("items-search").value.trim()];
+  const filters = { run, task, change: items.change, search, offset: items.offset, limit: PAGE_SIZE };
   try {
     const view = await getJson(itemsPath(filters), { signal: abort.signal });
     showItems(run, view);
@@ -530,8 +604,8 @@ function showItems(run, view) {
   items.total = view.total;
   showChanges(view.changes);
   const last = Math.min(view.offset + view.items.length, view.total);
-  const range = view.total ? `${(view.offset + 1).toLocaleString("en")}–${last.toLocaleString("en")} of ${view.total.toLocaleString("en")}` : "none";
-  $("range").textContent = range;
+  const [first, end, total] = [view.offset + 1, last, view.total].map((count) => count.toLocaleString("en"));
+  $("range").textContent = view.total ? `${first}–${end} of ${total}` : "none";
   $("previous").disabled = view.offset === 0;
   $("next").disabled = last >= view.total;
   announce(`${view.total} items`);
@@ -553,10 +627,12 @@ function sharedLines(found) {
   const counts = {};
   for (const [task, group] of Map.groupBy(found, (item) => item.task)) {
     const prompts = group.map((item) => item.prompt.split("\n"));
-    const shortest = Math.min(...prompts.map((lines) => lines.length));
-    let count = 0;
-    while (prompts.length > 1 && count < shortest - 1 && prompts.every((lines) => lines[count] === prompts[0][count])) count += 1;
-    counts[task] = count;
+    // at least one line remains, and all of a single prompt
+    const most = prompts.length > 1 ? Math.min(...prompts.map((lines) => lines.length)) - 1 : 0;
+    counts[task] = 0;
+    while (counts[task] < most && prompts.every((lines) => lines[counts[task]] === prompts[0][counts[task]])) {
+      counts[task] += 1;
+    }
   }
   return counts;
 }
@@ -565,36 +641,54 @@ const withoutLines = (text, count) => text.split("\n").slice(count).join("\n");
 
 /** Return the different responses, each with the labels of the runs that gave it. */
 function replies(answers) {
-  return [...Map.groupBy(answers, (answer) => JSON.stringify([answer.response, answer.score])).values()].map((group) => {
-    const right = group[0].score >= 0.5;
-    const labels = group.map(({ label, gate }) => (gate === null ? label : `${label}, gate ${gate.toFixed(2)}`));
+  const groups = Map.groupBy(answers, (answer) => JSON.stringify([answer.response, answer.score]));
+  return [...groups.values()].map((group) => {
+    const [{ response, score }] = group;
+    const [mark, label, direction] = score >= 0.5 ? ["✓", "right", "up"] : ["✗", "wrong", "down"];
+    const labels = group.map((each) => each.label + (given(each.gate) ? `, gate ${each.gate.toFixed(2)}` : ""));
     return el("div", { class: "reply" },
-      el("span", { class: `verdict ${right ? "up" : "down"}`, role: "img", "aria-label": right ? "right" : "wrong", text: right ? "✓" : "✗" }),
-      el("span", { class: "text clamp short", text: group[0].response.trim() || "(empty)", title: group[0].response }),
-      el("span", { class: "label", text: labels.join(" · ") }));
+      el("span", { class: `verdict ${direction}`, role: "img", "aria-label": label, text: mark }),
+      el("span", { class: "text clamp short", text: response.trim() || "(empty)", title: response }),
+      span("label", labels.join(" · ")));
   });
 }
 
 function itemRow(run, item, skipped) {
-  const open = () => askItem(run, item);
-  const shown = withoutLines(item.prompt, skipped);
-  const button = el("button", { type: "button", class: "plain clamp", title: item.prompt, onclick: (event) => { event.stopPropagation(); open(); } },
-    skipped ? el("span", { class: "skipped", text: "… " }) : null, shown);
+  const open = (event) => {
+    event.stopPropagation();
+    askItem(run, item);
+  };
+  const prompt = el("button", { type: "button", class: "plain clamp", title: item.prompt, onclick: open },
+    skipped ? span("skipped", "… ") : null, withoutLines(item.prompt, skipped));
+  const gold = item.references.join(" | ");
+  const badge = item.change ? span(`badge ${item.change}`, CHANGES[item.change]) : null;
   return el("tr", { onclick: open },
-    el("td", {}, el("span", { text: item.task }), el("span", { class: "id", text: item.id }), item.change ? el("span", { class: `badge ${item.change}`, text: CHANGES[item.change] }) : null),
-    el("td", { class: "prompt", "data-label": "Prompt" }, button),
-    el("td", { "data-label": "Gold" }, el("span", { class: "clamp", text: item.references.join(" | "), title: item.references.join(" | ") })),
+    el("td", {}, span("", item.task), span("id", item.id), badge),
+    el("td", { class: "prompt", "data-label": "Prompt" }, prompt),
+    el("td", { "data-label": "Gold" }, el("span", { class: "clamp", text: gold, title: gold })),
     el("td", { "data-label": "Answers" }, ...replies(item.answers)));
+}
+
+function changeChip(value, text) {
+  const onchange = () => {
+    items.change = value;
+    firstPage();
+  };
+  return el("label", { "data-value": value },
+    el("input", { type: "radio", name: "change", value, checked: value === items.change, onchange }),
+    span("", text), span("count"));
 }
 
 function showChanges(counts) {
   const total = Object.values(counts).reduce((sum, count) => sum + count, 0);
-  const chips = [["", "all", total || ""], ...Object.entries(CHANGES).map(([value, text]) => [value, text, counts[value] ?? 0])];
-  for (const [value, text, count] of chips) {
-    const label = $("changes").querySelector(`[data-value="${value}"]`) ?? $("changes").appendChild(el("label", { "data-value": value },
-      el("input", { type: "radio", name: "change", value, checked: value === items.change, onchange: () => { items.change = value; firstPage(); } }),
-      el("span", { text }), el("span", { class: "count" })));
-    label.querySelector(".count").textContent = count.toLocaleString("en");
+  const outcomes = Object.entries(CHANGES).map(([value, text]) => [value, text, counts[value] ?? 0]);
+  const chips = [["", "all", total], ...outcomes];
+  // kept when the counts change, so that the focus stays where it is
+  if (!$("changes").querySelector("label")) {
+    $("changes").append(...chips.map(([value, text]) => changeChip(value, text)));
+  }
+  for (const [value, , count] of chips) {
+    $("changes").querySelector(`[data-value="${value}"] .count`).textContent = count.toLocaleString("en");
   }
 }
 
@@ -603,9 +697,14 @@ function firstPage() {
   loadItems();
 }
 
+function turnPage(step) {
+  items.offset = Math.max(0, items.offset + step);
+  loadItems();
+}
+
 function fillTasks() {
   const card = state.cards.find(({ run }) => run === $("items-run").value);
-  $("items-task").replaceChildren(el("option", { value: "", text: "all" }), ...(card?.scores ?? []).map(({ task }) => el("option", { value: task, text: task })));
+  $("items-task").replaceChildren(option("", "all"), ...(card?.scores ?? []).map(({ task }) => option(task)));
 }
 
 /* ---- frame ---- */
@@ -635,7 +734,7 @@ function moveTab(event) {
 }
 
 function setTheme(theme) {
-  const [icon, label] = { "": ["◐", "automatic"], light: ["☀", "light"], dark: ["☾", "dark"] }[theme] ?? ["◐", "automatic"];
+  const [icon, label] = { light: ["☀", "light"], dark: ["☾", "dark"] }[theme] ?? ["◐", "automatic"];
   if (theme) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
   $("theme").textContent = icon;
@@ -656,7 +755,7 @@ async function load() {
     return;
   }
   $("key-form").hidden = true;
-  for (const select of [$("run"), $("items-run")]) select.replaceChildren(...state.cards.map(({ run }) => el("option", { value: run, text: run })));
+  for (const select of ["run", "items-run"]) $(select).replaceChildren(...state.cards.map(({ run }) => option(run)));
   $("cards").replaceChildren(...state.cards.map(cardNode));
   buildColumns();
   fillTasks();
@@ -683,8 +782,8 @@ function listen() {
   $("items-run").addEventListener("change", () => { fillTasks(); firstPage(); });
   $("items-task").addEventListener("change", firstPage);
   $("items-search").addEventListener("input", debounce(firstPage, 250));
-  $("previous").addEventListener("click", () => { items.offset = Math.max(0, items.offset - PAGE_SIZE); loadItems(); });
-  $("next").addEventListener("click", () => { items.offset += PAGE_SIZE; loadItems(); });
+  $("previous").addEventListener("click", () => turnPage(-PAGE_SIZE));
+  $("next").addEventListener("click", () => turnPage(PAGE_SIZE));
   for (const tab of TABS) $(`tab-${tab}`).addEventListener("click", () => selectTab(tab));
   document.querySelector("[role=tablist]").addEventListener("keydown", moveTab);
   $("theme").addEventListener("click", () => {
@@ -693,7 +792,7 @@ function listen() {
   });
   document.addEventListener("click", () => details.hide());
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") details.hide(); });
-  addEventListener("scroll", () => { if (details.node) details.place(details.node, $("details")); }, { passive: true });
+  addEventListener("scroll", () => details.node && details.place(details.node, $("details")), { passive: true });
 }
 
 setTheme(stored(localStorage, "imsm-theme") ?? "");

@@ -8,8 +8,8 @@ import pytest
 from imsm.evaluation.statistics.forgetting import (
     chance_level,
     harmonic_mean,
-    outcomes,
     hypervolume,
+    outcomes,
     plasticity,
     retention,
     retention_at_target,
