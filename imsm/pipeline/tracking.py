@@ -18,6 +18,8 @@ from statistics import fmean
 from types import TracebackType
 from typing import Any
 
+from tqdm import tqdm
+
 from imsm.config.schema import LoggerConfig
 from imsm.pipeline.tracking_services import BACKENDS, LoggerBackend
 from imsm.reporting.runs import headline
@@ -36,7 +38,8 @@ class RunLogger:
 
     path: Path
     backends: dict[str, LoggerBackend] = field(default_factory=dict)
-    warn: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr))
+    # print() would append to the line of a live progress bar
+    warn: Callable[[str], None] = field(default=lambda text: tqdm.write(text, file=sys.stderr))
     _training_started: bool = False
     _repaired: bool = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import sys
 from contextlib import closing
@@ -14,8 +15,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from imsm.evaluation.result import read_result
 from imsm.pipeline.tracking import open_logger
+from imsm.pipeline.tracking_services import BACKENDS, TrackioBackend
 from tests.helpers.config import composed, config
+from tests.helpers.word_run import run_words
 from tests.pipeline.test_tracking import RESULT, lines, settings
 
 REPORT = ("report/gate", "report/table_scores", "report/text")
@@ -170,3 +174,41 @@ def test_shared_settings_are_equal_in_all_options() -> None:
         for key in ("name", "services", "space_id"):
             values.pop(key, None)
     assert shared == [shared[0]] * 4
+
+
+@pytest.mark.parametrize("event", ["init", "log", "finish"])
+def test_a_run_finishes_when_its_trackers_fail(
+    word_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], event: str
+) -> None:
+    working = FakeTrackio()
+    monkeypatch.setitem(sys.modules, "trackio", FakeTrackio(fails=event))
+    monkeypatch.setitem(BACKENDS, "wandb", lambda *_: TrackioBackend.__new__(TrackioBackend))  # without its run
+    monkeypatch.setitem(BACKENDS, "tensorboard", lambda *_: Recorder(working))
+    folder = run_words(
+        word_files, tmp_path, "logger=[trackio,wandb,tensorboard]", "trainer.num_epochs=1", method="peft"
+    )
+    assert read_result(folder)["status"] == "finished"
+    # each on a line of its own, not on that of a progress bar
+    warnings = [line for line in re.split(r"[\r\n]+", capsys.readouterr().err) if line.startswith("warning: ")]
+    assert sorted(line.split(":")[1].strip() for line in warnings) == ["logger=trackio", "logger=wandb"]
+    assert len(working.calls) == len(lines(folder)) + 2  # every line, the report, and the end
+
+
+class Recorder:
+    """A service that passes everything to a fake."""
+
+    def __init__(self, fake: FakeTrackio) -> None:
+        self.fake = fake
+
+    def log(self, values: Any, step: int) -> None:
+        self.fake.log(values, step)
+
+    def log_summary(self, values: Any) -> None:
+        self.fake.log(values)
+
+    def log_report(self, folder: Path) -> None:
+        self.fake.log({"report": folder})
+
+    def close(self, *, failed: bool) -> None:
+        assert not failed
+        self.fake.finish()
