@@ -16,10 +16,10 @@ Shapes: B rows per stream; a dual batch has 2B rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
@@ -31,6 +31,7 @@ from torch import nn
 Forward = Callable[..., Any]
 Disable = Callable[[], AbstractContextManager[None]]
 
+_MISSING = object()
 # Set directly: `BaseTunerLayer.enable_adapters(True)` would also make frozen adapters trainable.
 _SWITCH = "_disable_adapters"
 # PEFT has no common base class: modules_to_save and trainable tokens are wrappers, not tuner layers.
@@ -39,25 +40,37 @@ _TUNER_LAYERS = BaseTunerLayer | AuxiliaryTrainingWrapper
 _ADAPTED_ATTENTION = AdaptedAttention | AdaptedAttentionGPT
 
 
-@contextmanager
-def patched_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
+class _Attributes(AbstractContextManager[None]):
+    """Set an attribute of some modules inside this block; other blocks may nest.
+
+    The attributes are set in the modules' ``__dict__``: at every generated token all tuner layers are patched, and
+    `nn.Module.__setattr__` and a context manager per layer would take longer than some of the layers.
+    """
+
+    def __init__(self, name: str, values: Iterable[tuple[nn.Module, Any]]) -> None:
+        self._name, self._values = name, values
+        self._before: list[tuple[dict[str, Any], Any]] = []
+
+    def __enter__(self) -> None:
+        name = self._name
+        for module, value in self._values:
+            attributes = module.__dict__
+            self._before.append((attributes, attributes.get(name, _MISSING)))
+            attributes[name] = value
+
+    def __exit__(self, *_: object) -> None:
+        name, before = self._name, self._before
+        while before:
+            attributes, value = before.pop()
+            if value is _MISSING:
+                del attributes[name]
+            else:  # accelerate's hooks also patch the instance
+                attributes[name] = value
+
+
+def patched_forward(module: nn.Module, forward: Forward) -> AbstractContextManager[None]:
     """Replace ``module.forward`` by ``forward`` inside this block."""
-    instance_forward = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if instance_forward is not None:  # accelerate's hooks also patch the instance
-            module.forward = instance_forward
-
-
-@contextmanager
-def _entered(contexts: Iterable[AbstractContextManager[None]]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
+    return _Attributes("forward", [(module, forward)])
 
 
 class AdapterLayers:
@@ -70,26 +83,33 @@ class AdapterLayers:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = _outermost_tuner_layers(model)
+        self._disable_outside: dict[nn.Module, Disable] = {}
         self.supports_dual = not any(isinstance(layer, _ADAPTED_ATTENTION) for layer in self.layers)
-        self._disable = {layer: _disable_fn(layer) for layer in self.layers}
+        self._disable = {layer: _disable_fn([layer]) for layer in self.layers}
+        self._disable_all = _disable_fn(self.layers)
         self._dual_layers = [DualStreamLayer(layer, disable=fn) for layer, fn in self._disable.items()]
 
-    def disabled(self) -> AbstractContextManager[None]:
-        """Run every tuner layer as the layer that it wraps."""
+    def disabled(self, *, outside: nn.Module | None = None) -> AbstractContextManager[None]:
+        """Run every tuner layer as the layer that it wraps; with ``outside`` those that are no part of that module."""
         # PeftModel.disable_adapter() walks all modules and makes frozen adapters trainable on exit
-        return _entered(disable() for disable in self._disable.values())
+        if outside is None:
+            return self._disable_all()
+        if outside not in self._disable_outside:
+            inside = set(outside.modules())
+            self._disable_outside[outside] = _disable_fn([layer for layer in self.layers if layer not in inside])
+        return self._disable_outside[outside]()
 
     def dual(self) -> AbstractContextManager[None]:
         """Accept batches of 2B rows: the first half original, the second half tuned."""
-        return _entered(layer.patched() for layer in self._dual_layers)
+        return _Attributes("forward", [(layer.layer, layer.forward_fn()) for layer in self._dual_layers])
 
     def wrapped(self, wrap: Callable[[nn.Module, Disable, Forward], Forward]) -> AbstractContextManager[None]:
         """Replace each layer's forward by ``wrap(layer, disable, forward)``.
 
         Inside a ``with disable():`` block, ``forward`` is that of the wrapped layer.
         """
-        return _entered(
-            patched_forward(layer, wrap(layer, disable, layer.forward)) for layer, disable in self._disable.items()
+        return _Attributes(
+            "forward", [(layer, wrap(layer, disable, layer.forward)) for layer, disable in self._disable.items()]
         )
 
     def disable_sharing(self) -> None:
@@ -117,21 +137,17 @@ class DualStreamLayer:
         plain = isinstance(base, nn.Module) and not any(hasattr(m, _SWITCH) for m in base.modules())
         self._base = base if plain else None
         self.shares_base = self._base is not None
+        self._lora = _plain_lora(layer)
 
-    @contextmanager
-    def patched(self) -> Iterator[None]:
-        """Let the layer accept 2B rows inside this block."""
-        forward = self.layer.forward
+    def forward_fn(self) -> Forward:
+        """Return a forward of the layer for 2B rows."""
+        return partial(self._forward, self.layer.forward)
 
-        def dual_forward(*args: Any, **kwargs: Any) -> Any:
-            # a merged base weight is not the original's
-            merged = getattr(self.layer, "merged", False)
-            if self.shares_base and not merged and len(args) == 1 and not kwargs:
-                return self._forward_shared(forward, args[0])
-            return self._forward_halves(forward, *args, **kwargs)
-
-        with patched_forward(self.layer, dual_forward):
-            yield
+    def _forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        # a merged base weight is not the original's
+        if self.shares_base and len(args) == 1 and not kwargs and not getattr(self.layer, "merged", False):
+            return self._forward_shared(forward, args[0])
+        return self._forward_halves(forward, *args, **kwargs)
 
     def _forward_shared(self, forward: Forward, rows: torch.Tensor) -> Any:
         """Run (2B, ...) rows with one call of the base layer."""
@@ -149,7 +165,8 @@ class DualStreamLayer:
         # an identity or an eval-mode dropout returns its input, which the residual still reads
         owns_storage = output.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
         in_place = owns_storage and not torch.is_grad_enabled()
-        if in_place and _try_add_lora_inplace(self.layer, tuned_base_output, tuned_rows):
+        lora = self._lora if in_place else None
+        if lora is not None and _try_add_lora_inplace(self.layer, lora, tuned_base_output, tuned_rows):
             return output
         calls = 0
 
@@ -193,36 +210,50 @@ def _map_outputs(join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ori
     return join(original, tuned)
 
 
-def _try_add_lora_inplace(layer: nn.Module, output: torch.Tensor, rows: torch.Tensor) -> bool:
-    """Add a plain LoRA update of ``rows`` (..., D_in) to the base layer's output (..., D_out).
+class _PlainLora(NamedTuple):
+    """The parts of one plain LoRA on a linear layer, looked up once: `nn.Module.__getattr__` is slow."""
 
-    Return False, with ``output`` unchanged, for anything but one plain LoRA on a linear layer.
-    """
+    name: str
+    down: nn.Linear
+    up: nn.Linear
+    dropout: nn.Module
+
+
+def _plain_lora(layer: Any) -> _PlainLora | None:
+    """Return the LoRA of ``layer``; None for anything but one plain LoRA on a linear layer."""
     # the exact type: subclasses (quantized layers) compute something else
-    if type(layer) is not Linear or layer.disable_adapters or layer.merged:
-        return False
-    if len(layer.active_adapters) != 1:
-        return False
+    if type(layer) is not Linear or len(layer.active_adapters) != 1:
+        return None
     (name,) = layer.active_adapters
     # `lora_variant`: DoRA and others
     if name not in layer.lora_A or name in layer.lora_variant:
-        return False
+        return None
     down, up = layer.lora_A[name], layer.lora_B[name]
     if not (type(down) is nn.Linear and type(up) is nn.Linear and up.bias is None):
+        return None
+    return _PlainLora(name, down, up, layer.lora_dropout[name])
+
+
+def _try_add_lora_inplace(layer: Any, lora: _PlainLora, output: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Add the update ``lora`` of ``rows`` (..., D_in) to the base layer's output (..., D_out).
+
+    Return False, with ``output`` unchanged, if the layer is switched off or its state forbids it.
+    """
+    if layer.disable_adapters or layer.merged:
         return False
-    dropout = layer.lora_dropout[name]
-    no_dropout = isinstance(dropout, nn.Identity) or not dropout.training
+    no_dropout = isinstance(lora.dropout, nn.Identity) or not lora.dropout.training
     # DeepSpeed ZeRO-3 may hold only a shard of the weight outside the layer's own forward
-    gathered = len(up.weight) == output.shape[-1]
+    up = lora.up.weight
+    gathered = len(up) == output.shape[-1]
     if not (no_dropout and gathered and output.is_contiguous()):
         return False
-    features = down(rows.to(down.weight.dtype))  # (..., r)
-    scaling = layer.scaling[name]
-    if up.weight.dtype == output.dtype:
+    features = lora.down(rows.to(lora.down.weight.dtype))  # (..., r)
+    scaling = layer.scaling[lora.name]
+    if up.dtype == output.dtype:
         flat = output.view(-1, output.shape[-1])
-        flat.addmm_(features.reshape(-1, features.shape[-1]), up.weight.t(), alpha=scaling)
+        flat.addmm_(features.reshape(-1, features.shape[-1]), up.t(), alpha=scaling)
     else:  # add in float32 and round once, as PEFT does
-        output.add_(up(features), alpha=scaling)
+        output.add_(lora.up(features), alpha=scaling)
     return True
 
 
@@ -236,21 +267,25 @@ def _outermost_tuner_layers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _disable_fn(layer: nn.Module) -> Disable:
-    """Return a factory of context managers inside which ``layer`` equals its base layer."""
-    if isinstance(layer, _ADAPTED_ATTENTION):  # `layer.model` is the wrapped attention module
-        return partial(patched_forward, layer, layer.model.forward)
+def _disable_fn(layers: Sequence[nn.Module]) -> Disable:
+    """Return a factory of context managers inside which each outermost tuner layer equals its base layer."""
+    attentions = [layer for layer in layers if isinstance(layer, _ADAPTED_ATTENTION)]
     # nested switches: experts have one tuner layer per weight, trained tokens one in a wrapper
-    return partial(_switched_off, [module for module in layer.modules() if hasattr(module, _SWITCH)])
+    switches = [
+        (module, True)
+        for layer in layers
+        if not isinstance(layer, _ADAPTED_ATTENTION)
+        for module in layer.modules()
+        if hasattr(module, _SWITCH)
+    ]
+    if not attentions:
+        return partial(_Attributes, _SWITCH, switches)
+    return partial(_attentions_disabled, attentions, switches)
 
 
 @contextmanager
-def _switched_off(layers: list[nn.Module]) -> Iterator[None]:
-    before = [getattr(layer, _SWITCH) for layer in layers]
-    for layer in layers:
-        setattr(layer, _SWITCH, True)
-    try:
+def _attentions_disabled(attentions: Sequence[Any], switches: Sequence[tuple[nn.Module, bool]]) -> Iterator[None]:
+    # `layer.model` is the wrapped attention module
+    originals = [(layer, layer.model.forward) for layer in attentions]
+    with _Attributes(_SWITCH, switches), _Attributes("forward", originals):
         yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            setattr(layer, _SWITCH, value)

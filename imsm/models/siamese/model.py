@@ -751,7 +751,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         batched = hidden if hidden.ndim == 3 else hidden[None]
         # for rows of a strided slice, torch on a CPU would copy the head's weight for each of them
         batched = batched.contiguous()
-        with self.streams.adapter_disabled():
+        with self.streams.head_disabled():
             logits = apply_lm_head(self.backbone, self.streams.decoder, batched)
         return logits if hidden.ndim == 3 else logits[0]
 

@@ -100,6 +100,10 @@ class StreamRunner:
         self.batch_both = other.batch_both
         self.adapter_layers.copy_sharing(other.adapter_layers)
 
+    def head_disabled(self) -> AbstractContextManager[None]:
+        """Disable the tuner layers outside the decoder, those that `imsm.models.siamese.lm_head` runs."""
+        return self.adapter_layers.disabled(outside=self.decoder)
+
     def adapter_disabled(self) -> AbstractContextManager[None]:
         """Disable the adapter: the decoder equals the original model bit for bit."""
         return self.adapter_layers.disabled()

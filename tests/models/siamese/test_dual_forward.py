@@ -13,7 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
 
-from imsm.models.siamese.dual_forward import DualStreamLayer, _try_add_lora_inplace
+from imsm.models.siamese.dual_forward import DualStreamLayer, _plain_lora, _try_add_lora_inplace, patched_forward
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import StreamRunner
 from imsm.studies.baselines.logit_mixing import build_mixing_model, mix_logits
@@ -158,7 +158,7 @@ def test_layer_input_is_not_modified(base: torch.nn.Module) -> None:
     layer = Scaled()
     rows = torch.arange(4.0)
     dual_layer = DualStreamLayer(layer, disable=contextlib.nullcontext)  # type: ignore[arg-type]
-    with dual_layer.patched():
+    with patched_forward(dual_layer.layer, dual_layer.forward_fn()):
         found = layer(rows)
     assert found.tolist() == [0, 1, 6, 9] and dual_layer.shares_base
     assert rows.tolist() == [0, 1, 2, 3]
@@ -176,7 +176,8 @@ def _lora_layer(base: torch.nn.Module | None = None, **options: Any) -> torch.nn
 def _added(layer: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor | None:
     output = layer.base_layer(rows)
     before = output.clone()
-    if _try_add_lora_inplace(layer, output, rows):
+    lora = _plain_lora(layer)
+    if lora is not None and _try_add_lora_inplace(layer, lora, output, rows):
         return output
     assert torch.equal(output, before)
     return None
