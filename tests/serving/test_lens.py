@@ -425,7 +425,7 @@ def test_every_control_has_a_name(page: Any) -> None:
 @pytest.mark.slow
 def test_the_lens_of_a_real_server(tmp_path: Path, open_page: Open) -> None:
     running = pytest.importorskip("tests.serving.running").running
-    folder = run_words(write_word_files(tmp_path), tmp_path / "runs")
+    folder = run_words(write_word_files(tmp_path), tmp_path / "runs", "trainer.num_epochs=40")
     with running([folder]) as (address, _):
         page = open_page(f"{address}/")
         page.locator("#tab-items").click()
@@ -441,8 +441,9 @@ def test_the_lens_of_a_real_server(tmp_path: Path, open_page: Open) -> None:
         assert len(prints) == 4
         assert column(page, "interwoven").locator(".gated").count() > 0
         item = list_items(folder, task=None, change=None, search=None, offset=0, limit=1)["items"][0]
-        response = item["answers"][-1]["response"]
-        # greedy, as in the evaluation
-        assert (
-            column(page, "interwoven").locator(".answer").text_content().replace("∎", "").strip() == response.strip()
-        )
+        responses = {answer["label"]: answer["response"].strip() for answer in item["answers"]}
+        assert responses["original"] != responses["imsm"]
+        for kind, label in (("original", "original"), ("interwoven", "imsm")):
+            # greedy as in the evaluation, whose limit is 3 tokens
+            text = column(page, kind).locator(".answer").text_content().replace("∎", "").strip()
+            assert responses[label] and text.startswith(responses[label])
