@@ -46,13 +46,17 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--dtype {options.dtype}: is for --merged; omit it")
     if options.link and options.vllm is None:
         raise UserError("--link: is for --vllm; omit it")
+    output = (options.llm_comparator or options.vllm or options.merged).expanduser().absolute()
+    find = resolve_run_dir if options.llm_comparator is not None else find_run
+    run = RunDir(find(options.run))
+    if output.resolve().is_relative_to(run.model.resolve()):
+        raise UserError(f"{output}: is in the run's model folder, whose files are hashed; choose another folder")
     if options.llm_comparator is not None:
-        _export_answers(resolve_run_dir(options.run, option="RUN"), options.llm_comparator.expanduser())
+        _export_answers(run.path, output)
     elif options.vllm is not None:
-        _export_vllm(RunDir(find_run(options.run)), options.vllm.expanduser().absolute(), link=options.link)
+        _export_vllm(run, output, link=options.link)
     else:
-        run, folder = RunDir(find_run(options.run)), options.merged.expanduser().absolute()
-        _export_merged(run, folder, stream=options.stream, dtype=options.dtype)
+        _export_merged(run, output, stream=options.stream, dtype=options.dtype)
 
 
 def _export_answers(run: Path, path: Path) -> None:

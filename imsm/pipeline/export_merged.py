@@ -89,6 +89,9 @@ def export_merged(run: RunDir, folder: Path, *, stream: str | None = None, dtype
         plain.save_pretrained(temporary)
         _write_config(plain, temporary / CONFIG_NAME, source=source, revision=backbone.get("revision"))
         write_tokenizer(run, temporary, source=source, revision=backbone.get("revision"))
+        for path in temporary.iterdir():
+            # safetensors makes its files readable for their owner only
+            shutil.copymode(temporary / CONFIG_NAME, path)
     return check
 
 

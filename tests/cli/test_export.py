@@ -71,11 +71,22 @@ def test_answers_are_written_without_loading_the_model(
     assert "--llm-comparator" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--merged", "--vllm", "--llm-comparator"])
+def test_nothing_is_written_into_the_hashed_model_folder(
+    runs_root: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = run_name(runs_root, "peft")
+    assert main(["export", name, option, str(runs_root / name / "model" / "new")]) == 2
+    assert "is in the run's model folder" in capsys.readouterr().err
+    assert not (runs_root / name / "model" / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["nowhere", "--merged", "{}/m"], "run=nowhere: no finished run"),
-        (["nowhere", "--llm-comparator", "{}/c.json"], "RUN nowhere: no such folder"),
+        (["nowhere", "--llm-comparator", "{}/c.json"], "nowhere: no such folder"),
+        (["nowhere", "--llm-comparator", "{}/c.json", "--dtype", "float32"], "--dtype float32: is for --merged"),
         (["nowhere", "--llm-comparator", "{}/c.json", "--stream", "tuned"], "--stream tuned: is for --merged"),
     ],
 )

@@ -48,6 +48,7 @@ def test_transformers_alone_loads_a_model_with_the_tuned_streams_logits(
     assert check.kl < 1e-5 and check.equal == check.positions > 10 and check.dtype == "float32"
     assert sorted(path.name for path in (tmp_path / "new" / "merged").iterdir()) == FILES
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["merged"]
+    assert len({path.stat().st_mode for path in (tmp_path / "new" / "merged").iterdir()}) == 1
     assert plain.generation_config.eos_token_id == 2
 
 
