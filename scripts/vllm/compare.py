@@ -8,7 +8,7 @@ preempted; then a second round of prompts that contain the first round's answers
 greedy token differs from that of `generate` where it was not tied, or a log probability by more than 1e-3.
 
 The second table has tokens per second: vLLM without the plugin on the backbone and on the merged model, the plugin's
-streams, and `generate` with a batch of 16.
+streams, `generate` in batches of 16, and the engine of `imsm serve` with 16 answers in flight, which end at EOS.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -33,6 +34,8 @@ from imsm.models.backbones.loading import load_tokenizer, resolve_path
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.export_merged import export_merged
 from imsm.pipeline.export_vllm import export_vllm
+from imsm.serving.engine import Engine as ServeEngine
+from imsm.serving.engine import Model, Request, Step
 from imsm.utils.run_dir import RunDir, read_identity
 
 STREAMS = ("original", "tuned", "interwoven")
@@ -149,10 +152,16 @@ def generate(
 
 
 def compare(
-    model: SiameseForCausalLM, engine: Engine, exported: Path, prompts: Sequence[Sequence[int]], *, max_tokens: int
+    model: SiameseForCausalLM,
+    engine: Engine,
+    exported: Path,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    streams: Sequence[str] = STREAMS,
 ) -> tuple[dict[str, Agreement], dict[str, int]]:
     """Return the agreement of each stream, and vLLM's counters."""
-    streams = [stream for stream in STREAMS if stream in model.available_streams()]
+    streams = [stream for stream in streams if stream in model.available_streams()]
     references = [{s: generate(model, prompts, stream=s, max_tokens=max_tokens) for s in streams}]
     # prompts that continue an answer: the blocks of its tokens are in the prefix cache
     last = references[0][streams[-1]]
@@ -201,24 +210,47 @@ def measure_speed(
     source = resolve_path(backbone["name_or_path"], local_resolver=backbone.get("local_resolver"))
     merged = engine.folder / "merged"
     export_merged(run, merged, stream="tuned")
-    plain = {"original": source, "tuned": merged}
-    options = {"max_model_len": max(map(len, prompts)) + max_tokens + 1, "kv_cache_memory_bytes": 2**30, **limits}
+    # without prefix caching, since the streams are answered one after another
+    options = {"max_model_len": max(map(len, prompts)) + max_tokens + 1, "kv_cache_memory_bytes": 2**29}
+    options |= {"enable_prefix_caching": False, **limits}
     generated, speeds = len(prompts) * max_tokens, {}
-    for name, folder in plain.items():
-        requests = [{"prompt": list(prompt), "arguments": {}} for prompt in prompts]
-        speeds[f"vLLM without the plugin, {name}"] = (
-            generated / engine.answer(folder, [requests], **options)["seconds"][0]
-        )
+    plain = [[{"prompt": list(prompt), "arguments": {}} for prompt in prompts]]
+    for name, folder in {"original": source, "tuned": merged}.items():
+        (seconds,) = engine.answer(folder, plain, **options)["seconds"]
+        speeds[f"vLLM without the plugin, {name}"] = generated / seconds
     streams = [stream for stream in STREAMS if stream in model.available_streams()]
-    requests = [[{"prompt": list(p), "arguments": {"imsm_stream": s}} for p in prompts] for s in streams]
-    for index, stream in enumerate(streams):
-        result = engine.answer(exported, [requests[index]], **options)
-        speeds[f"plugin, {stream}"] = generated / result["seconds"][0]
+    rounds = [[{"prompt": list(p), "arguments": {"imsm_stream": s}} for p in prompts] for s in streams]
+    for stream, seconds in zip(streams, engine.answer(exported, rounds, **options)["seconds"], strict=True):
+        speeds[f"vLLM with the plugin, {stream}"] = generated / seconds
     for stream in streams:
         start = time.perf_counter()
         generate(model, prompts, stream=stream, max_tokens=max_tokens)
         speeds[f"generate, {stream}"] = generated / (time.perf_counter() - start)
+    for stream in streams:
+        start = time.perf_counter()
+        tokens = _serve(run, model, prompts, stream=stream, max_tokens=max_tokens)
+        speeds[f"imsm serve, {stream}"] = tokens / (time.perf_counter() - start)
     return speeds
+
+
+def _serve(
+    run: RunDir, model: SiameseForCausalLM, prompts: Sequence[Sequence[int]], *, stream: str, max_tokens: int
+) -> int:
+    """Answer the prompts with the engine of `imsm serve`; return the number of generated tokens."""
+    model.stream = stream  # type: ignore[assignment]
+    served = Model(name=stream, model=model, tokenizer=load_tokenizer(name_or_path=str(run.model)))
+    steps: SimpleQueue[Step] = SimpleQueue()
+    tokens = 0
+    with ServeEngine(max_batch=_BATCH, max_waiting=len(prompts)) as engine:
+        for prompt in prompts:
+            engine.submit(Request(model=served, prompt=prompt, max_tokens=max_tokens, report=steps.put))
+        left = len(prompts)
+        while left:
+            step = steps.get()
+            if step.error is not None:
+                raise RuntimeError(step.error)
+            tokens, left = tokens + (step.token is not None), left - (step.finish_reason is not None)
+    return tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -231,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=200, metavar="N")
     parser.add_argument("--max-tokens", type=int, default=24, metavar="N")
     parser.add_argument("--max-length", type=int, default=400, metavar="N", help="longest prompt, in tokens")
+    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=STREAMS, help="streams to compare (all)")
     parser.add_argument("--speed", type=int, default=0, metavar="N", help="measure the speed on N prompts")
     options = parser.parse_args(arguments)
     if options.python is None:
@@ -241,7 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with TemporaryDirectory() as temporary:
         engine, exported = Engine(options.python, Path(temporary)), Path(temporary) / "exported"
         export_vllm(run, exported, link=True)
-        agreements, metrics = compare(model, engine, exported, prompts, max_tokens=options.max_tokens)
+        agreements, metrics = compare(
+            model, engine, exported, prompts, max_tokens=options.max_tokens, streams=options.streams
+        )
         print(tabulate(_rows(agreements), headers=("stream", *vars(Agreement())), tablefmt="pipe", floatfmt=".1e"))
         print(", ".join(f"{name.removeprefix('vllm:')} {value:g}" for name, value in sorted(metrics.items())))
         if options.speed:
