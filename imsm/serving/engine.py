@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -355,7 +355,7 @@ def _details(session: DecodingSession, rows: Sequence[_Row], tokens: Sequence[in
     if session.streams is None:
         return None
     original, tuned, gate = session.streams
-    return token_details(
+    found = token_details(
         session.model,
         tokens,
         original=original[:, 0],
@@ -363,6 +363,11 @@ def _details(session: DecodingSession, rows: Sequence[_Row], tokens: Sequence[in
         gate=None if gate is None else gate[:, 0],
         top=max(row.request.details or 0 for row in rows),
     )
+    # a row gets what it asked for, whatever the others asked for
+    return [
+        replace(each, original=each.original[: row.request.details], tuned=each.tuned[: row.request.details])
+        for row, each in zip(rows, found, strict=True)
+    ]
 
 
 def _step_of(row: _Row, token: int, logits: torch.Tensor, details: TokenDetails | None) -> Step:
