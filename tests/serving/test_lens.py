@@ -22,6 +22,8 @@ expect = sync_api.expect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LENS = Path(imsm.serving.__file__).parent / "lens"
 TOKENS = len(ANSWER)
+SECONDS = 90
+"""Time for an expected state; long, because tests also run on busy machines."""
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 Open = Callable[..., Any]
 
@@ -42,7 +44,7 @@ def browser() -> Iterator[Any]:
     # closed with the module: Playwright's event loop would forbid asyncio.run() in later tests
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        expect.set_options(timeout=20_000)
+        expect.set_options(timeout=SECONDS * 1000)
         yield browser
         browser.close()
 
@@ -62,6 +64,7 @@ def open_page(browser: Any, messages: list[str]) -> Iterator[Open]:
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(SECONDS * 1000)
         origin = re.match(r"http://[^/]+/", url)
         assert origin is not None
         page.on("console", lambda message: messages.append(message.text))
@@ -146,7 +149,7 @@ def test_tokens_appear_as_they_arrive_and_stop_ends_the_requests(page: Any, serv
     page.locator("#stop").click()
     expect(page.locator(".column .state", has_text="stopped")).to_have_count(4)
     expect(page.locator("#stop")).to_be_hidden()
-    assert server.disconnected.wait(20)
+    assert server.disconnected.wait(SECONDS)
     server.release.set()
     ask(page, "hold")
     expect(column(page, "tuned").locator(".token")).to_have_count(TOKENS)
@@ -376,6 +379,7 @@ def test_tabs_and_theme_by_keyboard(page: Any, server: LensServer) -> None:
 def test_a_key_is_asked_for_and_sent(browser: Any, runs: dict[str, Any]) -> None:
     with serve([runs["imsm"][0]], key="secret") as server:
         page = browser.new_page()
+        page.set_default_timeout(SECONDS * 1000)
         page.goto(server.url)
         expect(page.locator("#key-form")).to_be_visible()
         page.locator("#key").fill("wrong")
