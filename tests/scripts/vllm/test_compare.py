@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +87,7 @@ def save_run(folder: Path, model_type: str, options: dict[str, Any], method: str
     return RunDir(folder)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", CASES)
 def test_plugin_answers_as_generate(case: str, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", *CASES[case])
@@ -93,3 +102,56 @@ def test_plugin_answers_as_generate(case: str, tmp_path: Path) -> None:
     for stream, agreement in agreements.items():
         assert agreement.tokens > 200 and agreement.differences == 0, stream
         assert agreement.logprob < 1e-3 and agreement.gate < 1e-3, stream
+
+
+@contextmanager
+def server(folder: Path, log: Path) -> Iterator[str]:
+    """Serve an exported folder on a free port; yield the URL of its API."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--model", str(folder), "--served-model-name", "run", "--host", "127.0.0.1", "--port", str(port)]
+    options += ["--dtype", "float32", "--kv-cache-memory-bytes", str(2**26), "--max-model-len", "128"]
+    environment = os.environ | {"VLLM_PLUGINS": "imsm,imsm_gates", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [str(PYTHON), "-P", "-m", "vllm.entrypoints.openai.api_server", *options]
+    with log.open("w") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
+        try:
+            deadline = time.monotonic() + 540
+            while process.poll() is None and time.monotonic() < deadline:
+                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+                time.sleep(1)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+
+
+def post(url: str, **values: Any) -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(url, json.dumps(values).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.mark.timeout(900)
+def test_server_answers_in_the_requested_stream_and_gives_the_gate(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", *CASES["llama, dora"])
+    export_vllm(run, tmp_path / "exported")
+    model = SiameseForCausalLM.from_pretrained(run.path)
+    prompt = [5, 80, 33, 12, 7]
+    references = {s: compare.generate(model, [prompt], stream=s, max_tokens=12)[0] for s in compare.STREAMS}
+    assert len({tuple(each["tokens"]) for each in references.values()}) == 3
+    common = {"model": "run", "prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    with server(tmp_path / "exported", tmp_path / "server.log") as url:
+        for stream, reference in references.items():
+            arguments = {"imsm_stream": stream, "imsm_record": stream}
+            status, body = post(f"{url}/completions", vllm_xargs=arguments, return_token_ids=True, **common)
+            assert (status, body["choices"][0]["token_ids"]) == (200, reference["tokens"])
+        with urllib.request.urlopen(f"{url}/imsm/gates/interwoven", timeout=60) as response:
+            means = [gate["mean"] for gate in json.load(response)["gates"]]
+        assert means == pytest.approx(references["interwoven"]["gates"], abs=1e-3)
+        for wrong in ({"imsm_stream": "other"}, {"imsm_gate": 2}, {"imsm_colour": "red"}):
+            status, body = post(f"{url}/completions", vllm_xargs=wrong, **common)
+            assert status == 400 and next(iter(wrong)) in body["error"]["message"]
