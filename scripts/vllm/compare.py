@@ -1,6 +1,6 @@
 """Compare the vLLM plugin with `SiameseForCausalLM.generate` on a finished run, and measure its speed.
 
-    python -m scripts.vllm.compare RUN --python VLLM_ENV/bin/python --prompts 200
+    IMSM_VLLM_PYTHON=.vllm/bin/python python -m scripts.vllm.compare RUN --prompts 200
 
 The prompts are those of the run's predictions, evenly spaced by length. vLLM answers all of them in each stream in one
 continuous batch, with a prefill of 16 tokens per step, prefix caching, and a cache so small that requests are
@@ -14,11 +14,10 @@ streams, `generate` in batches of 16, and the engine of `imsm serve` with 16 ans
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -34,8 +33,8 @@ from imsm.models.backbones.loading import load_tokenizer, resolve_path
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.export_merged import export_merged
 from imsm.pipeline.export_vllm import export_vllm
-from imsm.serving.engine import Engine as ServeEngine
-from imsm.serving.engine import Model, Request, Step
+from imsm.pipeline.vllm_backend import PYTHON, run_engine
+from imsm.serving.engine import Engine, Model, Request, Step
 from imsm.utils.run_dir import RunDir, read_identity
 
 STREAMS = ("original", "tuned", "interwoven")
@@ -79,27 +78,13 @@ class Agreement:
                 self.gate = max(self.gate, abs(answer["gate"][position][0] - reference["gates"][position]))
 
 
-@dataclass
-class Engine:
-    """vLLM in its own process and environment."""
-
-    python: str
-    folder: Path
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def answer(self, model: Path | str, rounds: Sequence[Sequence[dict[str, Any]]], **options: Any) -> dict[str, Any]:
-        """Return what `imsm.serving.vllm.answers` writes."""
-        engine = {"dtype": "float32", "enforce_eager": True, **self.options, **options}
-        work, answers = self.folder / "work.json", self.folder / "answers.json"
-        limit = engine.pop("max_tokens")
-        requests = [[{**request, "max_tokens": limit} for request in each] for each in rounds]
-        values = {"model": str(model), "engine": engine, "stop_token_ids": None, "rounds": requests}
-        work.write_text(json.dumps(values))
-        environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-        command = [self.python, "-P", "-m", "imsm.serving.vllm.answers", str(work), str(answers)]
-        subprocess.run(command, env=environment, check=True)
-        result: dict[str, Any] = json.loads(answers.read_text())
-        return result
+def run_vllm(
+    folder: Path, model: Path | str, rounds: Sequence[Sequence[dict[str, Any]]], *, max_tokens: int, **options: Any
+) -> dict[str, Any]:
+    """Return vLLM's answers (`imsm.serving.vllm.answers`); files are exchanged in ``folder``."""
+    engine = {"dtype": "float32", "enforce_eager": True, **options}
+    requests = [[{**request, "max_tokens": max_tokens} for request in each] for each in rounds]
+    return run_engine({"model": str(model), "engine": engine, "stop_token_ids": None, "rounds": requests}, folder)
 
 
 def read_prompts(run: RunDir, *, count: int, max_length: int) -> list[list[int]]:
@@ -153,7 +138,6 @@ def generate(
 
 def compare(
     model: SiameseForCausalLM,
-    engine: Engine,
     exported: Path,
     prompts: Sequence[Sequence[int]],
     *,
@@ -183,7 +167,7 @@ def compare(
     blocks = 3 * (longest // _BLOCK + 1)
     small = {"block_size": _BLOCK, "num_gpu_blocks_override": blocks, "kv_cache_memory_bytes": 2**28}
     limits = {"max_model_len": longest + 1, "max_num_seqs": 16, "max_tokens": max_tokens}
-    result = engine.answer(exported, rounds, **_STRICT, **small, **limits)
+    result = run_vllm(exported.parent, exported, rounds, **_STRICT, **small, **limits)
     agreements = {stream: Agreement() for stream in streams}
     for answers, reference in zip(result["rounds"], references, strict=True):
         for index, answer in enumerate(answers):
@@ -197,30 +181,27 @@ def _arguments(stream: str, name: str) -> dict[str, str]:
 
 
 def measure_speed(
-    run: RunDir,
-    model: SiameseForCausalLM,
-    engine: Engine,
-    exported: Path,
-    prompts: Sequence[Sequence[int]],
-    **limits: int,
+    run: RunDir, model: SiameseForCausalLM, exported: Path, prompts: Sequence[Sequence[int]], **limits: int
 ) -> dict[str, float]:
     """Return generated tokens per second of each way to answer the prompts."""
     max_tokens = limits["max_tokens"]
     backbone = model.config.backbone
     source = resolve_path(backbone["name_or_path"], local_resolver=backbone.get("local_resolver"))
-    merged = engine.folder / "merged"
+    merged = exported.parent / "merged"
     export_merged(run, merged, stream="tuned")
     # without prefix caching, since the streams are answered one after another
     options = {"max_model_len": max(map(len, prompts)) + max_tokens + 1, "kv_cache_memory_bytes": 2**29}
     options |= {"enable_prefix_caching": False, **limits}
     generated, speeds = len(prompts) * max_tokens, {}
     plain = [[{"prompt": list(prompt), "arguments": {}} for prompt in prompts]]
-    for name, folder in {"original": source, "tuned": merged}.items():
-        (seconds,) = engine.answer(folder, plain, **options)["seconds"]
+    for name, folder in {"original": source, "tuned": str(merged)}.items():
+        (seconds,) = run_vllm(exported.parent, folder, plain, **options)["seconds"]
         speeds[f"vLLM without the plugin, {name}"] = generated / seconds
     streams = [stream for stream in STREAMS if stream in model.available_streams()]
     rounds = [[{"prompt": list(p), "arguments": {"imsm_stream": s}} for p in prompts] for s in streams]
-    for stream, seconds in zip(streams, engine.answer(exported, rounds, **options)["seconds"], strict=True):
+    for stream, seconds in zip(
+        streams, run_vllm(exported.parent, exported, rounds, **options)["seconds"], strict=True
+    ):
         speeds[f"vLLM with the plugin, {stream}"] = generated / seconds
     for stream in streams:
         start = time.perf_counter()
@@ -241,7 +222,7 @@ def _serve(
     served = Model(name=stream, model=model, tokenizer=load_tokenizer(name_or_path=str(run.model)))
     steps: SimpleQueue[Step] = SimpleQueue()
     tokens = 0
-    with ServeEngine(max_batch=_BATCH, max_waiting=len(prompts)) as engine:
+    with Engine(max_batch=_BATCH, max_waiting=len(prompts)) as engine:
         for prompt in prompts:
             engine.submit(Request(model=served, prompt=prompt, max_tokens=max_tokens, report=steps.put))
         left = len(prompts)
@@ -257,33 +238,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print both tables; return 1 if the answers do not agree."""
     parser = argparse.ArgumentParser(prog="python -m scripts.vllm.compare", description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="folder or name of a finished run")
-    parser.add_argument(
-        "--python", default=os.environ.get("IMSM_VLLM_PYTHON"), help="interpreter of vLLM's environment"
-    )
     parser.add_argument("--prompts", type=int, default=200, metavar="N")
     parser.add_argument("--max-tokens", type=int, default=24, metavar="N")
     parser.add_argument("--max-length", type=int, default=400, metavar="N", help="longest prompt, in tokens")
     parser.add_argument("--streams", nargs="+", choices=STREAMS, default=STREAMS, help="streams to compare (all)")
     parser.add_argument("--speed", type=int, default=0, metavar="N", help="measure the speed on N prompts")
     options = parser.parse_args(arguments)
-    if options.python is None:
-        parser.error("--python: give the interpreter of vLLM's environment, or set IMSM_VLLM_PYTHON")
+    if PYTHON not in os.environ:
+        parser.error(f"{PYTHON}: set it to the interpreter of vLLM's environment")
     run = RunDir(find_run(options.run))
     prompts = read_prompts(run, count=options.prompts, max_length=options.max_length)
     model = SiameseForCausalLM.from_pretrained(run.path, dtype="float32", device="cpu")
     with TemporaryDirectory() as temporary:
-        engine, exported = Engine(options.python, Path(temporary)), Path(temporary) / "exported"
+        exported = Path(temporary) / "exported"
         export_vllm(run, exported, link=True)
-        agreements, metrics = compare(
-            model, engine, exported, prompts, max_tokens=options.max_tokens, streams=options.streams
-        )
+        agreements, metrics = compare(model, exported, prompts, max_tokens=options.max_tokens, streams=options.streams)
         print(tabulate(_rows(agreements), headers=("stream", *vars(Agreement())), tablefmt="pipe", floatfmt=".1e"))
         print(", ".join(f"{name.removeprefix('vllm:')} {value:g}" for name, value in sorted(metrics.items())))
         if options.speed:
             sample = prompts[:: max(1, len(prompts) // options.speed)]
-            speeds = measure_speed(
-                run, model, engine, exported, sample, max_tokens=options.max_tokens, max_num_seqs=_BATCH
-            )
+            speeds = measure_speed(run, model, exported, sample, max_tokens=options.max_tokens, max_num_seqs=_BATCH)
             print(tabulate(speeds.items(), headers=("", "tokens/s"), tablefmt="pipe", floatfmt=".1f"))
     wrong = [s for s, a in agreements.items() if a.differences or a.logprob > LOGPROB_TOLERANCE]
     return 1 if wrong else 0

@@ -23,12 +23,13 @@ from imsm.models.backbones.loading import disable_dropout
 from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.gate import INPUTS, build_gate
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.pipeline import vllm_backend
 from imsm.pipeline.export_vllm import export_vllm
 from imsm.utils.run_dir import RunDir
 from scripts.vllm import compare
 from tests.models.siamese.tiny import ADAPTERS, perturb, tiny_tokenizer
 
-PYTHON = os.environ.get("IMSM_VLLM_PYTHON")
+PYTHON = os.environ.get(vllm_backend.PYTHON)
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(PYTHON is None, reason="IMSM_VLLM_PYTHON: names no environment of vLLM; run `make vllm`"),
@@ -96,8 +97,7 @@ def test_plugin_answers_as_generate(case: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     lengths = (3, 17, 40, 64, 65, 90, 100, 120)
     prompts = [torch.randint(3, 97, (length,), generator=generator).tolist() for length in lengths]
-    engine = compare.Engine(str(PYTHON), tmp_path)
-    agreements, metrics = compare.compare(model, engine, tmp_path / "exported", prompts, max_tokens=40)
+    agreements, metrics = compare.compare(model, tmp_path / "exported", prompts, max_tokens=40)
     assert metrics["vllm:num_preemptions"] > 0 and metrics["vllm:prefix_cache_hits"] > 0
     for stream, agreement in agreements.items():
         assert agreement.tokens > 200 and agreement.differences == 0, stream
