@@ -49,7 +49,6 @@ _MAX_RANK = 128
 """Largest rank of a change that is stored as factors."""
 _TOLERANCE = 1e-4
 """Largest error of the linear change, relative to the layer's output."""
-_FAILURES = (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 def export_vllm(run: RunDir, folder: Path, *, link: bool = False) -> dict[str, int]:
@@ -131,7 +130,8 @@ def _layer_changes(run: RunDir, model: SiameseForCausalLM) -> dict[str, torch.Te
         if id(layer) in adapted:
             try:
                 change = linear_change(layer)
-            except _FAILURES as error:
+            # of PEFT: a layer that needs other inputs than (B, T, in), or computes in its own precision
+            except (RuntimeError, TypeError, ValueError) as error:
                 raise UserError(
                     f"run={run.path}: {name} is not a linear layer with a linear change ({first_line(error)}), which "
                     "the vLLM plugin does not compute; serve it with imsm serve"

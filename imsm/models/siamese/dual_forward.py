@@ -90,7 +90,7 @@ class AdapterLayers:
         self._dual_layers = [DualStreamLayer(layer, disable=fn) for layer, fn in self._disable.items()]
 
     def disabled(self, *, outside: nn.Module | None = None) -> AbstractContextManager[None]:
-        """Run every tuner layer as the layer that it wraps; with ``outside`` those that are no part of that module."""
+        """Run every tuner layer as the layer that it wraps; with ``outside`` only those outside that module."""
         # PeftModel.disable_adapter() walks all modules and makes frozen adapters trainable on exit
         if outside is None:
             return self._disable_all()
