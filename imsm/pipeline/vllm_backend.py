@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,17 +22,20 @@ from imsm.config.schema import RunConfig
 from imsm.evaluation.engine_responses import EngineAnswer, EngineRequest, Generate
 from imsm.models.backbones.loading import resolve_path
 from imsm.pipeline.export_vllm import export_vllm
+from imsm.utils import stop_signals
 from imsm.utils.errors import RunError
+from imsm.utils.leftovers import remove_folders
+from imsm.utils.paths import cache_folder
 from imsm.utils.run_dir import RunDir
 
 PYTHON = "IMSM_VLLM_PYTHON"
 """Environment variable with the interpreter of vLLM's environment."""
 SETTINGS = {"engine": "vllm 0.32"}
 """Part of the key of the responses."""
+_FOLDER = "vllm-"
 _ANSWERS = "imsm.serving.vllm.answers"
 _ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 Work = Mapping[str, Any]
-Run = Callable[[Work, Path], dict[str, Any]]
 
 
 def vllm_generator(config: RunConfig, *, run: RunDir, stream: str, eos: Sequence[int]) -> Generate:
@@ -46,8 +51,7 @@ def vllm_generator(config: RunConfig, *, run: RunDir, stream: str, eos: Sequence
 def _generate(
     requests: Sequence[EngineRequest], *, config: RunConfig, run: RunDir, stream: str, eos: Sequence[int]
 ) -> list[EngineAnswer]:
-    with TemporaryDirectory(prefix="imsm-vllm-") as temporary:
-        folder = Path(temporary)
+    with _temporary_folder() as folder:
         if stream == "original":
             backbone = config.backbone
             model = resolve_path(backbone.name_or_path, local_resolver=backbone.local_resolver)
@@ -83,6 +87,18 @@ def _generate(
     ]
 
 
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Yield a folder in the cache, removed afterwards, on a stop signal, or by the next evaluation after a kill."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    remove_folders(cache_folder(), prefix=_FOLDER)
+    with (
+        TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-", dir=cache_folder()) as name,
+        stop_signals.on_stop(partial(shutil.rmtree, name, ignore_errors=True)),
+    ):
+        yield Path(name)
+
+
 def _arguments(stream: str, name: str) -> dict[str, str]:
     return {"imsm_stream": stream} | ({"imsm_record": name} if stream == "interwoven" else {})
 
@@ -96,11 +112,15 @@ def run_engine(work: Work, folder: Path) -> dict[str, Any]:
     request, response = folder / "work.json", folder / "answers.json"
     request.write_text(json.dumps(work), encoding="utf-8")
     command = [os.environ[PYTHON], "-P", "-m", _ANSWERS, str(request), str(response)]
-    # vLLM prints to standard output, which belongs to the report
-    process = subprocess.run(command, env=os.environ | _ENVIRONMENT, stdout=2, check=False)
-    if process.returncode or not response.is_file():
+    # vLLM prints to standard output, which belongs to the report; its processes end when the pipe to them closes
+    process = subprocess.Popen(
+        command, env=os.environ | _ENVIRONMENT, stdin=subprocess.PIPE, stdout=2, start_new_session=True
+    )
+    with process:
+        code = process.wait()
+    if code or not response.is_file():
         raise RunError(
-            f"evaluation.backend=vllm: its process ended with exit code {process.returncode}; see its output above, "
+            f"evaluation.backend=vllm: its process ended with exit code {code}; see its output above, "
             "or set evaluation.backend=transformers; the training is kept"
         )
     result: dict[str, Any] = json.loads(response.read_text(encoding="utf-8"))

@@ -100,6 +100,9 @@ def opened(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> tupl
         "generate": ["after red comes"],
         "predictions": ["--output", "table.csv"],
         "push": ["a/b", "--dry-run"],
+        "export": ["--merged", "exported", "--stream", "tuned"],
+        # ends before it listens
+        "serve": ["dl", "--port", "0"],
     }
     code = main([command, "dl", *arguments.get(command, []), *more])
     error = capsys.readouterr().err
@@ -110,8 +113,9 @@ def opened(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> tupl
 @pytest.mark.parametrize("name", NAMES)
 def test_a_gate_class_is_not_imported(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     change_model(folder, "config.json", lambda values: values["gate"].update(_target_=name))
-    code, error = opened("generate", capsys)
-    assert code == 2 and "gate._target_" in error and "--config-dir" in error
+    for command in ("generate", "export"):
+        code, error = opened(command, capsys)
+        assert code == 2 and "gate._target_" in error and "--config-dir" in error
     assert ran(folder) == []
 
 
@@ -166,7 +170,7 @@ def test_code_that_other_libraries_would_load_is_not_run(
     assert ran(folder) == []
 
 
-@pytest.mark.parametrize("command", ["report", "predictions", "baselines", "push", "generate"])
+@pytest.mark.parametrize("command", ["report", "predictions", "baselines", "push", "generate", "export", "serve"])
 @pytest.mark.parametrize("name", ["dl.payload", "payload", "imsm.evil"])
 def test_modules_of_a_result_are_not_imported(
     folder: Path, command: str, name: str, capsys: pytest.CaptureFixture[str]
@@ -183,7 +187,7 @@ def test_modules_of_a_result_are_not_imported(
 
     change_result(folder, change)
     code, error = opened(command, capsys)
-    assert code == 2 if command == "baselines" else code in (0, 2)
+    assert code == 2 if command in ("baselines", "serve") else code in (0, 2)
     assert "--config-dir" in error if command in ("baselines", "report") else code == 0 or "--config-dir" in error
     assert ran(folder) == []
 
@@ -255,6 +259,6 @@ def test_a_fifo_does_not_block(folder: Path, capsys: pytest.CaptureFixture[str])
 
 def test_the_unchanged_copy_is_readable(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_result(folder)["method"] == "imsm"
-    for command in ("report", "predictions", "baselines", "push", "generate"):
+    for command in ("report", "predictions", "baselines", "push", "generate", "export"):
         assert opened(command, capsys)[0] == 0
     assert ran(folder) == []

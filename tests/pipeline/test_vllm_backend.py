@@ -112,6 +112,16 @@ def test_a_failing_process_is_one_line(word_files: Path, runs: Path, monkeypatch
         run_words(word_files, runs.parent, *WITH_VLLM)
 
 
+def test_no_folder_stays_behind(
+    word_files: Path, runs: Path, engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMSM_CACHE", str(tmp_path / "cache"))
+    (killed := tmp_path / "cache" / "vllm-999999999-abc").mkdir(parents=True)
+    run_words(word_files, runs.parent, *WITH_VLLM)
+    assert not killed.exists() and not list((tmp_path / "cache").glob("vllm-*"))
+    assert [Path(call["model"]).is_relative_to(tmp_path / "cache") for call in engine.calls] == [False, True]
+
+
 @pytest.mark.parametrize("value", [None, "/nowhere/python"])
 def test_the_environment_is_checked_before_anything_else(
     word_files: Path, value: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,8 @@
 
     VLLM_PYTHON -m imsm.serving.vllm.answers WORK.json ANSWERS.json
 
+It is started in a process group of its own, which it kills when its standard input ends.
+
 WORK holds "model", "engine" (arguments of `vllm.LLM`), "stop_token_ids" (null: generate "max_tokens" tokens, EOS or
 not) and "rounds". A round is a list of requests that are answered in one continuous batch, each with "prompt" (token
 ids), "max_tokens" and "arguments" (extra_args of the plugin).
@@ -17,11 +19,14 @@ from typing import Any
 
 from vllm import LLM, SamplingParams
 
+from imsm.serving.vllm.parent import end_with_parent
+
 _COUNTERS = ("vllm:num_preemptions", "vllm:prefix_cache_hits", "vllm:prefix_cache_queries")
 
 
 def main() -> None:
     """Read the requests, answer them, write the answers."""
+    end_with_parent()
     work: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     llm = LLM(work["model"], disable_log_stats=False, **work["engine"])
     warm_up = SamplingParams(temperature=0.0, max_tokens=1)
