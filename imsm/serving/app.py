@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,17 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from sse_starlette import EventSourceResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from imsm.data.chat_template import encode_chat
-from imsm.data.tokenization import encode_prompts
-from imsm.serving import engine, run_views
-from imsm.serving.engine import Engine, Model, QueueFullError, Step
+from imsm.serving import run_views
+from imsm.serving.answering import respond
+from imsm.serving.engine import Engine
 from imsm.serving.models import ModelCard, ServedModels, ServedRun
-from imsm.serving.protocol import Answer, ChatBody, CompletionBody, ResponseFormat, error_object
-from imsm.serving.sampling import Sampling
+from imsm.serving.preparation import chat_prompt, completion_prompts, prepare
+from imsm.serving.protocol import ApiError, ChatBody, CompletionBody, error_object
 from imsm.utils.errors import UserError
 
 API_KEY = "IMSM_API_KEY"
@@ -45,35 +42,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_COMPLETION_TOKENS, _CHAT_TOKENS = 16, 256
-"""Tokens to generate at most, without `max_tokens`."""
-
-
-class ApiError(Exception):
-    """An answer of the API other than 200."""
-
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        kind = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error"}.get(
-            status, "invalid_request_error"
-        )
-        self.status = status
-        self.content = error_object(message, kind=kind, param=param, code=code)
-
-
-@dataclass(frozen=True)
-class _Generation:
-    """The prompts of a request, and how to answer."""
-
-    format: ResponseFormat
-    prompts: Sequence[Sequence[int]]
-    submit: Callable[[int, Callable[[Step], None]], engine.Request]
-    stream: bool
-    include_usage: bool
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(map(len, self.prompts))
 
 
 def create_app(models: ServedModels, runner: Engine, *, hosts: Sequence[str]) -> FastAPI:
@@ -173,16 +141,16 @@ def _add_api(app: FastAPI, models: ServedModels, runner: Engine) -> None:
     async def completions(body: CompletionBody, request: Request) -> Any:
         run, card = _find(models, body.model)
         # in a thread: tokenizing a long text takes seconds
-        prompts = await asyncio.to_thread(_completion_prompts, run, body.prompt)
-        generation = await _prepare(runner, run, card, body, prompts, chat=False)
-        return await _respond(request, runner, generation)
+        prompts = await asyncio.to_thread(completion_prompts, run, body.prompt)
+        generation = await prepare(runner, run, card, body, prompts, chat=False)
+        return await respond(request, runner, generation)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Any:
         run, card = _find(models, body.model)
-        prompts = [await asyncio.to_thread(_chat_prompt, run, body)]
-        generation = await _prepare(runner, run, card, body, prompts, chat=True)
-        return await _respond(request, runner, generation)
+        prompts = [await asyncio.to_thread(chat_prompt, run, body)]
+        generation = await prepare(runner, run, card, body, prompts, chat=True)
+        return await respond(request, runner, generation)
 
 
 def _add_pages(app: FastAPI, models: ServedModels) -> None:
@@ -217,7 +185,7 @@ def _add_pages(app: FastAPI, models: ServedModels) -> None:
         if run not in folders:
             raise ApiError(404, f"run={run[:200]}: not served; choose from {', '.join(folders)}", param="run")
         view = partial(run_views.list_items, task=task or None, change=change or None, search=search or None)
-        return view(folders[run], offset=max(offset, 0), limit=min(max(limit, 1), 500))
+        return view(folders[run], offset=max(offset, 0), limit=max(limit, 1))
 
 
 def _find(models: ServedModels, name: str) -> tuple[ServedRun, ModelCard]:
@@ -237,188 +205,3 @@ def _model_object(run: ServedRun, card: ModelCard) -> dict[str, Any]:
         "owned_by": "imsm",
         "imsm": {**details, "backbone": run.backbone},
     }
-
-
-def _completion_prompts(run: ServedRun, prompt: Any) -> list[list[int]]:
-    """Return the token ids of a completion's prompts."""
-    several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
-    given = prompt if several else [prompt]
-    vocabulary = run.run.model().config.get_text_config(decoder=True).vocab_size
-    prompts: list[list[int]] = []
-    for each in given:
-        if isinstance(each, str):
-            # as the run was evaluated, but without a template: the text is the user's own
-            prompts.append(list(encode_prompts(run.run.tokenizer, [each], chat=False)[0]))
-        elif all(0 <= token < vocabulary for token in each):
-            prompts.append(list(each))
-        else:
-            raise ApiError(400, f"prompt: token ids must be from 0 to {vocabulary - 1}", param="prompt")
-    if not prompts or not all(prompts):
-        raise ApiError(400, "prompt: is empty", param="prompt")
-    return prompts
-
-
-def _chat_prompt(run: ServedRun, body: ChatBody) -> list[int]:
-    """Return the token ids of a conversation, in the format that the run was evaluated in.
-
-    Without a chat template the messages are joined by line breaks; one user message is the prompt of a test.
-    """
-    if run.chat:
-        return list(encode_chat(run.run.tokenizer, [[(m.role, m.text) for m in body.messages]])[0])
-    text = "\n".join(message.text for message in body.messages)
-    if not text.strip():
-        raise ApiError(400, "messages: are empty", param="messages")
-    return list(encode_prompts(run.run.tokenizer, [text], chat=False)[0])
-
-
-async def _prepare(
-    runner: Engine,
-    run: ServedRun,
-    card: ModelCard,
-    body: CompletionBody | ChatBody,
-    prompts: list[list[int]],
-    *,
-    chat: bool,
-) -> _Generation:
-    """Check the prompts, and build the model if it is a baseline's."""
-    tokenizer = run.run.tokenizer
-    param = "messages" if chat else "prompt"
-    if tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in prompt for prompt in prompts):
-        raise ApiError(400, f"{param}: has words that are not in the backbone's vocabulary", param=param)
-    try:
-        # a baseline is built on its first use
-        model = await asyncio.wrap_future(runner.call(partial(run.model, card)))
-    except QueueFullError:
-        raise ApiError(503, "the server is shutting down") from None
-    limit = body.max_tokens
-    if isinstance(body, ChatBody):
-        limit = body.max_completion_tokens or body.max_tokens
-        logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    else:
-        logprobs = body.logprobs
-    max_tokens = _room(model, prompts, limit, default=_CHAT_TOKENS if chat else _COMPLETION_TOKENS, param=param)
-    sampling = Sampling(
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        seed=body.seed,
-    )
-    details = body.imsm.top if body.imsm.details else None
-
-    def submit(index: int, report: Callable[[Step], None]) -> engine.Request:
-        seed = None if sampling.seed is None else sampling.seed + index
-        return engine.Request(
-            model=model,
-            prompt=prompts[index],
-            max_tokens=max_tokens,
-            report=report,
-            sampling=replace(sampling, seed=seed),
-            stop=body.stop_strings,
-            logprobs=logprobs,
-            details=details,
-        )
-
-    return _Generation(
-        format=ResponseFormat(
-            chat=chat,
-            model=card.id,
-            fingerprint=card.fingerprint,
-            tokenizer=tokenizer,
-            logprobs=logprobs is not None,
-            details=details is not None,
-        ),
-        prompts=prompts,
-        submit=submit,
-        stream=bool(body.stream),
-        include_usage=body.stream_options is not None and body.stream_options.include_usage,
-    )
-
-
-def _room(model: Model, prompts: Sequence[Sequence[int]], limit: int | None, *, default: int, param: str) -> int:
-    """Return the number of tokens to generate at most; raise ApiError if they do not fit into the positions."""
-    positions = model.model.max_positions
-    longest = max(map(len, prompts))
-    if positions is None:
-        return limit or default
-    if longest + (limit or 1) > positions:
-        raise ApiError(
-            400,
-            f"{param}: {longest} tokens and {limit or 1} to generate exceed the {positions} positions of the backbone",
-            param=param,
-            code="context_length_exceeded",
-        )
-    return limit or min(default, positions - longest)
-
-
-async def _respond(request: Request, runner: Engine, generation: _Generation) -> Any:
-    """Submit the answers; return them, or stream them."""
-    steps: asyncio.Queue[tuple[int, Step]] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def report(index: int, step: Step) -> None:
-        # called in the engine's thread; after the loop ended nobody waits for the step
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(steps.put_nowait, (index, step))
-
-    requests = [generation.submit(index, partial(report, index)) for index in range(len(generation.prompts))]
-    try:
-        for each in requests:
-            runner.submit(each)
-    except QueueFullError:
-        _cancel(requests)
-        raise ApiError(429, f"{runner.waiting} requests are waiting; try again later", code="queue_full") from None
-    if generation.stream:
-        return EventSourceResponse(_events(generation, requests, steps), sep="\n")
-    work = asyncio.ensure_future(_collect(requests, steps))
-    left = asyncio.ensure_future(_until_left(request))
-    try:
-        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ApiError(499, "the client left")
-        return generation.format.response(work.result(), prompt_tokens=generation.prompt_tokens)
-    finally:
-        _cancel(requests)
-        work.cancel()
-        left.cancel()
-
-
-async def _collect(requests: Sequence[engine.Request], steps: asyncio.Queue[tuple[int, Step]]) -> list[Answer]:
-    """Return the complete answers; raise ApiError if one of them fails."""
-    answers = [Answer() for _ in requests]
-    while any(answer.finish_reason is None for answer in answers):
-        index, step = await steps.get()
-        if step.error is not None:
-            raise ApiError(503, step.error)
-        answers[index].steps.append(step)
-    return answers
-
-
-async def _until_left(request: Request) -> None:
-    """Wait until the client closes the connection; the body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _events(
-    generation: _Generation, requests: Sequence[engine.Request], steps: asyncio.Queue[tuple[int, Step]]
-) -> AsyncIterator[dict[str, str]]:
-    """Yield the events of a stream; closing the iterator, as a disconnect does, ends the answers."""
-    answers = [Answer() for _ in requests]
-    try:
-        while any(answer.finish_reason is None for answer in answers):
-            index, step = await steps.get()
-            if step.error is not None:
-                yield {"data": json.dumps(error_object(step.error, kind="server_error"))}
-                return
-            chunk = generation.format.chunk(index, step, first=not answers[index].steps)
-            answers[index].steps.append(step)
-            yield {"data": json.dumps(chunk)}
-        if generation.include_usage:
-            yield {"data": json.dumps(generation.format.usage_chunk(answers, prompt_tokens=generation.prompt_tokens))}
-        yield {"data": "[DONE]"}
-    finally:
-        _cancel(requests)
-
-
-def _cancel(requests: Sequence[engine.Request]) -> None:
-    for request in requests:
-        request.cancelled = True

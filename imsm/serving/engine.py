@@ -27,7 +27,7 @@ from imsm.evaluation.generation import eos_token_ids
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.skip import CHOICES
-from imsm.models.siamese.token_details import TokenDetails, token_details
+from imsm.models.siamese.token_details import MIN_LOGPROB, TokenDetails, token_details
 from imsm.serving.answer_text import AnswerText
 from imsm.serving.sampling import Sampling, choose_token
 from imsm.utils.oom import is_out_of_memory
@@ -382,7 +382,7 @@ def _step_of(row: _Row, token: int, logits: torch.Tensor, details: TokenDetails 
         reason = "stop" if row.text.stopped else reason
     logprob, top = None, tuple[Logprob, ...]()
     if request.logprobs is not None:
-        log_probabilities = logits.float().log_softmax(dim=-1)
+        log_probabilities = logits.float().log_softmax(dim=-1).clamp(min=MIN_LOGPROB)
         logprob = float(log_probabilities[token])
         best = log_probabilities.topk(min(request.logprobs, len(log_probabilities)))
         top = tuple(

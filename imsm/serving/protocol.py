@@ -241,3 +241,15 @@ def error_object(
 ) -> dict[str, Any]:
     """Return the API's error object."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class ApiError(Exception):
+    """An answer of the API other than 200; ``content`` is its error object."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        kind = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error"}.get(
+            status, "invalid_request_error"
+        )
+        self.status = status
+        self.content = error_object(message, kind=kind, param=param, code=code)

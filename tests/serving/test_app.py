@@ -203,6 +203,9 @@ def status(url: str, body: bytes | None = None, **headers: str) -> int:
 def test_malformed_requests(server: tuple[str, Engine]) -> None:
     url = f"{server[0]}/v1/completions"
     assert status(url, b"{") == 400
+    # what a page of another site can send without asking (no CORS preflight)
+    body = json.dumps({"model": "x", "prompt": "x"}).encode()
+    assert status(url, body) == 404 and status(url, body, **{"Content-Type": "text/plain"}) == 400
     assert status(url, b"[]") == 400
     assert status(url, json.dumps({"model": "x", "prompt": {"a": 1}}).encode()) == 400
     connection = http.client.HTTPConnection(server[0].removeprefix("http://"), timeout=30)
@@ -233,7 +236,7 @@ def test_an_unexpected_error_is_an_error_object(
     def broken(*_: object) -> None:
         raise AssertionError("secret path")
 
-    monkeypatch.setattr("imsm.serving.app._completion_prompts", broken)
+    monkeypatch.setattr("imsm.serving.app.completion_prompts", broken)
     with pytest.raises(openai.InternalServerError) as caught:
         client.completions.create(model=imsm_run.name, prompt=PROMPTS[0])
     assert caught.value.body == {"message": "AssertionError", "type": "server_error", "param": None, "code": None}

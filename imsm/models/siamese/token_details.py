@@ -13,6 +13,8 @@ import torch
 
 WINNERS = ("neither", "tuned", "original", "both")
 """The streams whose most likely token was generated: 2 * original + tuned is the index."""
+MIN_LOGPROB = -9999.0
+"""Reported in place of -inf, which JSON does not have, for tokens that a model excludes; OpenAI's API has the same."""
 Candidates = tuple[tuple[int, float], ...]
 """Token ids with their ln p, most likely first."""
 
@@ -64,7 +66,9 @@ def token_details(
     """
     chosen = torch.tensor(list(tokens), device=original.device)
     # float32: a log-softmax over V entries is too coarse in half precision
-    log_original, log_tuned = (model.head(hidden).float().log_softmax(dim=-1) for hidden in (original, tuned))
+    log_original, log_tuned = (
+        model.head(hidden).float().log_softmax(dim=-1).clamp(min=MIN_LOGPROB) for hidden in (original, tuned)
+    )
     winners = 2 * (log_original.argmax(dim=-1) == chosen) + (log_tuned.argmax(dim=-1) == chosen).long()
     divergence = (log_original.exp() * (log_original - log_tuned)).sum(dim=-1).clamp(min=0)
     means = [None] * len(chosen) if gate is None else gate.float().mean(dim=-1).tolist()

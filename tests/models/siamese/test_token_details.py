@@ -10,7 +10,7 @@ from imsm.models.siamese.config import SiameseConfig
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import STREAMS
-from imsm.models.siamese.token_details import token_details
+from imsm.models.siamese.token_details import MIN_LOGPROB, token_details
 from tests.models.siamese.tiny import prompts, tiny_backbone, tiny_siamese
 
 
@@ -81,3 +81,14 @@ def test_a_model_without_adapter_has_one_stream() -> None:
     ids = torch.tensor([[5, 6]])
     with pytest.raises(ValueError, match="no adapter"):
         bare.forward_streams(ids, attention_mask=torch.ones_like(ids))
+
+
+def test_excluded_tokens_have_finite_values() -> None:
+    class Excluding:
+        """Its head gives one token the logit -inf."""
+
+        def head(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.stack([hidden[:, 0], torch.full((len(hidden),), -torch.inf)], dim=-1)
+
+    (details,) = token_details(Excluding(), [0], original=torch.ones(1, 3), tuned=torch.zeros(1, 3), gate=None, top=2)
+    assert details.kl == 0 and details.original == ((0, 0.0), (1, MIN_LOGPROB))
