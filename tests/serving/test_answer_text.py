@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from imsm.models.backbones.loading import load_tokenizer
 from imsm.serving.answer_text import AnswerText
 from tests.models.siamese.tiny import tiny_tokenizer
 
-RESOLVER = "imsm.models.backbones.smollm2_gguf.local_path"
 TEXTS = ["Zoë  paid 3.50 € — twice!\n\n  So: 7 €", "日本語のテキスト 🧑‍🚀🚀 emoji", "don't , you 'll see . ok", ""]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return load_tokenizer(name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct", local_resolver=RESOLVER)
+    """Byte-level BPE, as Llama 3's and SmolLM2's: most characters beyond ASCII span tokens here."""
+    byte_level = ByteLevelBPETokenizer()
+    byte_level.train_from_iterator(["The answer is 42. Question: another? one two"], vocab_size=300, min_frequency=1)
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level._tokenizer, clean_up_tokenization_spaces=False)
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], AnswerText]:

@@ -28,7 +28,7 @@ from scripts.bench.timing import decode, interleaved
 from scripts.bench.workloads import Setup, build, random_batch
 from tests.models.siamese.tiny import ARCHITECTURES, tiny_siamese
 
-BARE = ("datasets", "hydra", "matplotlib", "omegaconf", "pandas", "pydantic", "rich", "scipy")
+BARE = ("datasets", "hydra", "matplotlib", "omegaconf", "pydantic", "rich", "scipy")
 """Packages that a bare GPU machine lacks."""
 
 
