@@ -1,7 +1,6 @@
 """Batched greedy decoding with a KV cache and stop patterns."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
@@ -9,12 +8,11 @@ from statistics import fmean
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from imsm.evaluation.stop_pattern import finished_finder
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.skip import CHOICES
 
-_STOP_WINDOW = 64
-"""Number of last tokens that are searched for the stop pattern."""
 _MAX_GATE_TOKENS, _GATE_DECIMALS = 64, 5
 """Number of positions whose gate is stored with a response, and its decimal places."""
 _COMPACT_BELOW = 0.85
@@ -55,7 +53,7 @@ def generate_responses(
     stop at EOS only.
     """
     eos = eos_token_ids(session.model, tokenizer)
-    find_finished = _finished_finder(tokenizer, eos=eos, stop=stop)
+    find_finished = finished_finder(tokenizer, eos=eos, stop=stop)
     tokens: list[list[int]] = [[] for _ in range(len(session))]
     gates: list[list[float]] = [[] for _ in range(len(session))]
     # The prompt of each row of the session; rows are dropped while others are unfinished.
@@ -64,9 +62,9 @@ def generate_responses(
     choices = [None] * len(session) if session.choices is None else [CHOICES[c] for c in session.choices.tolist()]
     while True:
         next_tokens = session.logits.argmax(dim=-1)
-        weights = None if session.gate is None else session.gate.tolist()
+        new, weights = _read_step(next_tokens, session.gate)
         # Finished rows are decoded until the batch is compacted; their further tokens are ignored.
-        for row, token in enumerate(next_tokens.tolist()):
+        for row, token in enumerate(new):
             if prompts[row] in unfinished:
                 tokens[prompts[row]].append(token)
                 if weights is not None:
@@ -87,29 +85,20 @@ def generate_responses(
     ]
 
 
-def _finished_finder(
-    tokenizer: PreTrainedTokenizerBase, *, eos: Sequence[int], stop: str | None
-) -> Callable[[dict[int, list[int]]], set[int]]:
-    """Return a function from token rows to the keys of the finished rows."""
-    pattern = None if stop is None else re.compile(stop)
-
-    def find_finished(rows: dict[int, list[int]]) -> set[int]:
-        finished = {index for index, row in rows.items() if row[-1] in eos}
-        if pattern is not None:
-            # Decoding complete responses at every step would take time quadratic in their length.
-            tails = [row[-_STOP_WINDOW:] for row in rows.values()]
-            texts = tokenizer.batch_decode(tails, skip_special_tokens=True)
-            finished |= {index for index, text in zip(rows, texts, strict=True) if pattern.search(text)}
-        return finished
-
-    return find_finished
+def _read_step(tokens: torch.Tensor, gate: torch.Tensor | None) -> tuple[list[int], list[float] | None]:
+    """Return the values of tokens (B,) and gate (B,); of both in one transfer, because each waits for the device."""
+    if gate is None:
+        return tokens.tolist(), None
+    # float64 holds every token id and every gate exactly
+    new, weights = torch.stack([tokens.double(), gate.double()]).tolist()
+    return [int(token) for token in new], weights
 
 
 def end_of_response(
     tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, eos: Sequence[int], stop: str | None
 ) -> int:
     """Return after how many of the tokens `generate_responses` would have ended; all of them without EOS and stop."""
-    find_finished = _finished_finder(tokenizer, eos=eos, stop=stop)
+    find_finished = finished_finder(tokenizer, eos=eos, stop=stop)
     ends = (length for length in range(1, len(tokens) + 1) if find_finished({0: list(tokens[:length])}))
     return next(ends, len(tokens))
 
