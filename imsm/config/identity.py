@@ -10,12 +10,12 @@ from imsm.utils.hashing import hash_text
 
 # Up to rounding, results do not depend on these (but see `_micro_batch_identity`): a resumed run may change them.
 _UNRELATED = {"name", "method_specific_keys", "micro_batch_size", "gradient_checkpointing"}
-_UNRELATED |= {"save_minutes", "save_steps", "save_total_limit", "watch_items"}
+_UNRELATED |= {"save_minutes", "save_steps", "save_total_limit", "watch_items", "micro_batch_tokens", "packing"}
 # Newer options, omitted at their defaults so that the names of finished runs stay stable.
 _OMITTED_IF_DEFAULT = (
     *("validation_size", "metric_for_best_model", "kl_beta", "kl_mask_target", "group_by_length", "loss_reduction"),
     *("carry_over", "warmup_rounding", "truncation", "max_prompt_tokens", "max_answer_tokens", "mixed_precision"),
-    *("token_weight", "min_target"),
+    *("token_weight", "min_target", "deterministic"),
 )
 
 
@@ -239,7 +239,10 @@ def _micro_batch_identity(arguments: Mapping[str, Any], config: RunConfig) -> di
     dropout = any(rate and not isinstance(rate, bool) for key, rate in arguments.items() if key.endswith("dropout"))
     if not (dropout or arguments.get("blc_weight") or config.trainer.loss_reduction == "micro_batches"):
         return {}
-    return {"micro_batch_size": config.trainer.micro_batch_size or config.trainer.global_batch_size}
+    recipe = config.trainer
+    if recipe.micro_batch_tokens is not None:
+        return {"micro_batch_tokens": recipe.micro_batch_tokens, "packing": recipe.packing}
+    return {"micro_batch_size": recipe.micro_batch_size or recipe.global_batch_size}
 
 
 def _data_identity(config: RunConfig) -> dict[str, Any]:

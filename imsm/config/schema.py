@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from imsm.data.sources import DataSource, Kind, PromptStyle
 from imsm.data.task import Task
+from imsm.evaluation.batch_size import CPU_BATCH_SIZE
 from imsm.utils import trust
 from imsm.utils.errors import UserError
 from imsm.utils.instantiate import Count, NotNegative, Positive, Probability
@@ -281,6 +282,10 @@ class TrainerConfig(StrictModel):
     num_epochs: Count
     global_batch_size: Count
     micro_batch_size: Count | None
+    micro_batch_tokens: Count | None = None
+    """Tokens of a micro-batch, padding included, in place of its size."""
+    packing: bool = False
+    """Whether the examples of a micro-batch are concatenated in one row."""
     group_by_length: bool = False
     gradient_checkpointing: bool
     save_minutes: Positive
@@ -300,6 +305,8 @@ class TrainerConfig(StrictModel):
     max_prompt_tokens: Count | None = None
     max_answer_tokens: Count | None = None
     mixed_precision: Literal["fp16"] | None = None
+    deterministic: bool = False
+    """Whether training steps use deterministic algorithms, so that the same GPU gives the same bits."""
     method_specific_keys: list[str] = Field(default=[])
 
     def check(self) -> Iterator[tuple[str, str]]:
@@ -324,6 +331,11 @@ class TrainerConfig(StrictModel):
             yield "carry_over", "carries micro-batches over; set trainer.loss_reduction=micro_batches as well"
         if self.loss_reduction == "micro_batches" and micro is None:
             yield "loss_reduction", "needs the size of a micro-batch; set trainer.micro_batch_size as well"
+        if self.micro_batch_tokens is not None and self.loss_reduction == "micro_batches":
+            fix = "set trainer.loss_reduction=tokens, or omit it"
+            yield "micro_batch_tokens", f"would change a loss that is a mean over micro-batches; {fix}"
+        if self.packing and self.micro_batch_tokens is None:
+            yield "packing", "needs the length of a packed row; set trainer.micro_batch_tokens=4096 as well"
         if self.kl_mask_target and self.kl_beta is None:
             yield "kl_mask_target", "has no effect without the KL term; set trainer.kl_beta as well"
 
@@ -335,7 +347,8 @@ class EvaluationConfig(StrictModel):
     tasks: list[PathName] = Field(min_length=1)
     limit: Count | None
     limit_by_task: dict[str, Count] | None
-    batch_size: Count
+    batch_size: Count | None
+    """Prompts per forward pass; None: 16 on a CPU, by free memory on a GPU."""
     checkpoints: bool = False
     """Whether the models at each `trainer.save_steps` are evaluated, too."""
     kl: bool = False
@@ -347,6 +360,16 @@ class EvaluationConfig(StrictModel):
         """Yield (field, problem) for fields that contradict each other."""
         for name in dict.fromkeys(name for name in self.tasks if self.tasks.count(name) > 1):
             yield "tasks", f"{name} is named twice; name each task once"
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _none_if_auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
+    @property
+    def fixed_batch_size(self) -> int:
+        """The batch size where it is not chosen by free memory."""
+        return self.batch_size or CPU_BATCH_SIZE
 
     def limit_of(self, task: str) -> int | None:
         """Return the number of evaluated examples of a task, or None for all."""
@@ -385,6 +408,8 @@ class EngineConfig(StrictModel):
     stage: Literal[0, 1, 2, 3] | None
     """ZeRO stage; 0: one process without DeepSpeed; None: chosen by the number of GPUs."""
     offload: bool
+    fsdp2: bool = False
+    """Whether the decoder layers are sharded over the processes with torch's FSDP2, from loading on."""
     device: Literal["auto", "cpu", "cuda"]
     nproc_per_node: Count | None
     nnodes: Count
@@ -398,6 +423,8 @@ class EngineConfig(StrictModel):
         """Yield (field, problem) for fields that contradict each other."""
         if self.hostfile is not None and self.nnodes == 1:
             yield "hostfile", "is for several nodes; set engine.nnodes as well, or omit it"
+        if self.fsdp2 and (self.stage != 0 or self.offload):
+            yield "fsdp2", "is an engine of its own, without ZeRO; set engine=fsdp2, or omit it"
 
 
 class PreviousStageConfig(StrictModel):

@@ -6,6 +6,7 @@ Shapes: B examples, T positions of the longest one.
 import math
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -35,6 +36,22 @@ def collate_training(examples: Sequence[TokenizedExample], *, pad_id: int) -> di
         "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
         "labels": torch.tensor([[*row, *[IGNORE_INDEX] * (width - len(row))] for row in labels]),
     }
+
+
+def collate_packed(examples: Sequence[TokenizedExample]) -> dict[str, torch.Tensor]:
+    """Concatenate all examples in one row, without padding.
+
+    Returns:
+        input_ids, position_ids (0 where an example begins) and labels (-100 on prompts), each int64
+        of shape (1, T).
+    """
+    tokens = [token for example in examples for token in example.prompt_ids + example.answer_ids]
+    positions = [n for example in examples for n in range(len(example.prompt_ids) + len(example.answer_ids))]
+    labels = [
+        label for example in examples for label in ((IGNORE_INDEX,) * len(example.prompt_ids) + example.answer_ids)
+    ]
+    rows = {"input_ids": tokens, "position_ids": positions, "labels": labels}
+    return {name: torch.tensor([row]) for name, row in rows.items()}
 
 
 def collate_prompts(
@@ -104,15 +121,55 @@ def step_groups(
     return steps
 
 
-def micro_batches(batch: Sequence[T], *, micro_batch_size: int, rank: int, world_size: int) -> list[Sequence[T]]:
-    """Return a process's share of a global batch in micro-batches.
+@dataclass(frozen=True, kw_only=True)
+class MicroBatching:
+    """How a process cuts its share of a global batch into micro-batches.
 
-    Every process gets the same number of micro-batches; the last ones may be empty.
+    Args:
+        size: most examples of a micro-batch; not used with ``tokens``.
+        tokens: most tokens of a micro-batch, padding included; a longer example is alone.
+        packed: whether the examples of a micro-batch are concatenated in one row, see `collate_packed`.
+        sort: whether micro-batches may hold examples of similar length, which changes the loss of the global batch
+            by rounding alone.
     """
-    # strided, so that sorted batches give every process the same mix of lengths
-    share = batch[rank::world_size]
-    count = math.ceil(math.ceil(len(batch) / world_size) / micro_batch_size)
-    return [share[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
+
+    size: int
+    tokens: int | None = None
+    packed: bool = False
+    sort: bool = True
+
+    def split(self, batch: Sequence[TokenizedExample], *, rank: int, world_size: int) -> list[list[TokenizedExample]]:
+        """Return the micro-batches of process ``rank``; every process gets the same number, the last may be empty."""
+        # without a choice the order of the examples stays
+        fits = self.tokens is None and math.ceil(len(batch) / world_size) <= self.size
+        ordered = sorted(batch, key=lambda each: -num_tokens(each)) if self.sort and not fits else batch
+        # strided, so that sorted batches give every process the same mix of lengths
+        shares = [self._cut(ordered[number::world_size]) for number in range(world_size)]
+        missing = max(map(len, shares)) - len(shares[rank])
+        return [*shares[rank], *([] for _ in range(missing))]
+
+    def _cut(self, share: Sequence[TokenizedExample]) -> list[list[TokenizedExample]]:
+        if self.tokens is None:
+            return _chunks(list(share), self.size)
+        parts: list[list[TokenizedExample]] = []
+        for example in share:
+            # packed: the first part with room; else the last one, whose examples are the most similar
+            candidates = parts if self.packed else parts[-1:]
+            part = next((each for each in candidates if self._cost([*each, example]) <= self.tokens), None)
+            if part is None:
+                parts.append([example])
+            else:
+                part.append(example)
+        return parts
+
+    def _cost(self, examples: Sequence[TokenizedExample]) -> int:
+        lengths = list(map(num_tokens, examples))
+        return sum(lengths) if self.packed else len(lengths) * max(lengths)
+
+
+def num_tokens(example: TokenizedExample) -> int:
+    """Return the tokens of prompt and answer."""
+    return len(example.prompt_ids) + len(example.answer_ids)
 
 
 def evaluation_order(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
@@ -121,5 +178,5 @@ def evaluation_order(lengths: Sequence[int], *, batch_size: int) -> list[list[in
     return _chunks(order, batch_size)
 
 
-def _chunks(order: list[int], size: int) -> list[list[int]]:
+def _chunks(order: list[T], size: int) -> list[list[T]]:
     return [order[start : start + size] for start in range(0, len(order), size)]

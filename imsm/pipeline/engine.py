@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from imsm.config.schema import RunConfig
+from imsm.data.batching import MicroBatching
 from imsm.distributed.context import DistributedContext
 from imsm.distributed.multi_node import slots_per_node
 from imsm.distributed.process_group import init_process_group
@@ -15,6 +16,7 @@ from imsm.distributed.topology import Topology, resolve_topology
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training.engines.base import Engine
 from imsm.training.engines.deepspeed_config import deepspeed_config
+from imsm.training.engines.fsdp2 import Fsdp2Engine
 from imsm.training.engines.single_device import SingleDeviceEngine, choose_device
 from imsm.training.optimizer import ELEMENTWISE, build_lr_scheduler, build_optimizer
 from imsm.training.trainer import BatchPlan
@@ -53,6 +55,7 @@ def topology_of(config: RunConfig, *, gpus: int, joined: int | None = None, else
         name=engine.name,
         stage=engine.stage,
         offload=engine.offload,
+        fsdp2=engine.fsdp2,
         device=engine.device,
         nproc_per_node=processes,
         nnodes=engine.nnodes,
@@ -100,7 +103,13 @@ def batch_plan_of(config: RunConfig, *, processes: int) -> BatchPlan:
     return BatchPlan(
         num_epochs=recipe.num_epochs,
         global_batch_size=recipe.global_batch_size,
-        micro_batch_size=micro_batch_size(config, processes=processes),
+        micro_batching=MicroBatching(
+            size=micro_batch_size(config, processes=processes),
+            tokens=recipe.micro_batch_tokens,
+            packed=recipe.packing,
+            # the balance of LoRAMoE's experts is that of a micro-batch
+            sort=not config.peft.arguments().get("blc_weight"),
+        ),
         seed=config.seed,
         group_by_length=recipe.group_by_length,
         loss_group_size=recipe.micro_batch_size if recipe.loss_reduction == "micro_batches" else None,
@@ -166,11 +175,21 @@ def build_engine(
             fp16=recipe.mixed_precision == "fp16",
         )
         return
+    init_process_group(dist_context, device=device, timeout_minutes=config.engine.collective_timeout_minutes)
+    if config.engine.fsdp2:
+        yield Fsdp2Engine(
+            model,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            max_grad_norm=recipe.max_grad_norm,
+            device=device,
+            dist_context=dist_context,
+        )
+        return
     from imsm.training.engines.deepspeed import DeepSpeedEngine  # optional dependency
 
     # inside the group its size is known, so nothing is inferred from the hostfile
     topology = topology_of(config, gpus=torch.cuda.device_count(), joined=dist_context.world_size)
-    init_process_group(dist_context, device=device, timeout_minutes=config.engine.collective_timeout_minutes)
     engine = DeepSpeedEngine(
         model,
         optimizer=optimizer,

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from imsm.data.batching import collate_training, micro_batches
+from imsm.data.batching import MicroBatching, collate_packed, collate_training
 from imsm.data.tokenization import TokenizedExample
-from imsm.distributed.context import DistributedContext
 from imsm.models.adapters.base import TrainingCallbacks
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
+from imsm.models.siamese.inputs import to_device
 from imsm.models.siamese.kl import Objective
 from imsm.models.siamese.model import SiameseOutput
 from imsm.models.siamese.route_loss import ORIGINAL, TARGET
@@ -25,7 +25,7 @@ def train_step(
     step: int,
     engine: Engine,
     callbacks: TrainingCallbacks | None,
-    micro_batch_size: int,
+    micro_batching: MicroBatching,
     pad_id: int,
     groups_per_step: int = 1,
     hidden_state_cache: HiddenStateCache | None = None,
@@ -48,11 +48,13 @@ def train_step(
     rates = engine.learning_rates()  # before the step, which advances the LR scheduler
     texts = rehearsal.batch(step) if rehearsal is not None else []
     options: dict[str, Any] = {"engine": engine, "callbacks": callbacks, "pad_id": pad_id}
-    options |= {"micro_batch_size": micro_batch_size, "is_last": not texts, "route": route}
-    sums = _backward_target(batch, groups_per_step=groups_per_step, hidden_state_cache=hidden_state_cache, **options)
+    options |= {"micro_batching": micro_batching, "metrics": (scalars := _Scalars()), "route": route}
+    options["is_last"] = not texts
+    _backward_target(batch, groups_per_step=groups_per_step, hidden_state_cache=hidden_state_cache, **options)
     if rehearsal is not None and texts:
         options |= {"hidden_state_cache": rehearsal_cache, "is_last": True}
-        sums |= _backward_texts(texts, loss=rehearsal.loss, weight=rehearsal.weight, **options)
+        _backward_texts(texts, loss=rehearsal.loss, weight=rehearsal.weight, **options)
+    sums = scalars.read()
     sums = dict(zip(sums, engine.all_reduce_sum(list(sums.values())), strict=True))
     # the reduced loss, so that all processes raise, before anything is updated
     total = sum(sums.get(key, 0.0) for key in ("loss", "auxiliary_loss", "rehearsal_loss", "gate_loss"))
@@ -64,55 +66,67 @@ def train_step(
     return metrics | {f"learning_rate_{group}": rate for group, rate in rates.items()} | sums
 
 
+class _Scalars:
+    """Sums of scalars on the device, which are read once per step: each read waits for all queued work."""
+
+    def __init__(self) -> None:
+        self._terms: dict[str, list[tuple[torch.Tensor, float]]] = {}
+
+    def add(self, name: str, value: torch.Tensor | None, *, weight: float = 1.0) -> None:
+        """Add ``weight`` times a value to a sum; None: the name has no value. A weight of 0 still names the sum."""
+        if value is not None:
+            self._terms.setdefault(name, []).append((value.detach(), weight))
+
+    def read(self) -> dict[str, float]:
+        """Return the sums."""
+        values = [value.float() for terms in self._terms.values() for value, _ in terms]
+        numbers = iter(torch.stack(values).tolist() if values else [])
+        sums = {name: [(next(numbers), weight) for _, weight in terms] for name, terms in self._terms.items()}
+        # not a product with 0: the value of an empty micro-batch may be infinite
+        return {name: sum((n * weight for n, weight in terms if weight), 0.0) for name, terms in sums.items()}
+
+
 def _backward_target(
     batch: Sequence[Sequence[TokenizedExample]],
     *,
     engine: Engine,
     callbacks: TrainingCallbacks | None,
-    micro_batch_size: int,
+    micro_batching: MicroBatching,
+    metrics: _Scalars,
     pad_id: int,
     groups_per_step: int,
     hidden_state_cache: HiddenStateCache | None,
     is_last: bool,
     route: bool,
-) -> dict[str, float]:
-    """Accumulate the gradient of the target's loss; return this process's share of the step's metrics.
+) -> None:
+    """Accumulate the gradient of the target's loss, and this process's share of the step's metrics.
 
     ``is_last`` is whether no other backward pass of the step follows.
     """
     answer_tokens = sum(map(_answer_tokens, batch))
-    parts = _parts(batch, micro_batch_size=micro_batch_size, context=engine.dist_context)
-    loss = auxiliary_loss = gate_mean = divergence = gate_loss = 0.0
-    has_auxiliary = has_gate = has_divergence = False
+    parts = _parts(batch, micro_batching, engine)
     for number, (micro, group) in enumerate(parts, start=1):
         # ZeRO needs the same number of forwards in every process: an empty micro-batch has weight 0
-        examples = micro or group[:1]
-        inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
+        examples, counts = micro or group[:1], float(bool(micro))
+        inputs = model_inputs(
+            engine.device, examples, packed=micro_batching.packed, pad_id=pad_id, hidden_state_cache=hidden_state_cache
+        )
         divisor = _answer_tokens(group) * groups_per_step
         label = TARGET if route else None
         output = _forward(examples, inputs, engine=engine, callbacks=callbacks, divisor=divisor, gate_target=label)
         micro_loss = _total_loss(output)
-        loss += _main_loss(output).item() if micro else 0.0
-        gate_loss += output.route_loss.item() if micro and output.route_loss is not None else 0.0
+        metrics.add("loss", _main_loss(output), weight=counts)
         auxiliary = callbacks.auxiliary_loss() if callbacks is not None else None
         if auxiliary is not None:
-            has_auxiliary = True
             # a mean over the micro-batch's examples; the loss is already divided by all answer tokens
             auxiliary = auxiliary * (len(micro) / (len(group) * groups_per_step))
-            auxiliary_loss += auxiliary.item()
+            metrics.add("auxiliary_loss", auxiliary)
             micro_loss = micro_loss + auxiliary
         # 0 * loss, not a skipped backward: ZeRO's gradient hooks have to run
         engine.backward(micro_loss if micro else 0 * micro_loss, last=is_last and number == len(parts))
-        if output.gate_mean is not None:
-            has_gate = True
-            gate_mean += output.gate_mean.item() * (_answer_tokens(micro) / answer_tokens)
-        if output.divergence is not None:
-            has_divergence = True
-            divergence += output.divergence.item() if micro else 0.0
-    metrics = {"loss": loss} | ({"auxiliary_loss": auxiliary_loss} if has_auxiliary else {})
-    metrics |= {"kl_to_original": divergence} if has_divergence else {}
-    metrics |= {"gate_loss": gate_loss} if route else {}
-    return metrics | ({"gate_mean": gate_mean} if has_gate else {})
+        metrics.add("kl_to_original", output.divergence, weight=counts)
+        metrics.add("gate_loss", output.route_loss, weight=counts)
+        metrics.add("gate_mean", output.gate_mean, weight=_answer_tokens(micro) / answer_tokens)
 
 
 def _backward_texts(
@@ -122,33 +136,30 @@ def _backward_texts(
     weight: float,
     engine: Engine,
     callbacks: TrainingCallbacks | None,
-    micro_batch_size: int,
+    micro_batching: MicroBatching,
+    metrics: _Scalars,
     pad_id: int,
     hidden_state_cache: HiddenStateCache | None,
     is_last: bool,
     route: bool,
-) -> dict[str, float]:
-    """Accumulate the gradient of the texts' weighted loss; return this process's share of their metrics."""
+) -> None:
+    """Accumulate the gradient of the texts' weighted loss, and this process's share of their metrics."""
     tokens = _answer_tokens(texts)
-    parts = _parts([texts], micro_batch_size=micro_batch_size, context=engine.dist_context)
-    total = gate_mean = gate_loss = 0.0
+    parts = _parts([texts], micro_batching, engine)
     options: dict[str, Any] = {"divisor": tokens, "objective": loss, "gate_target": ORIGINAL if route else None}
-    has_gate = False
     for number, (micro, group) in enumerate(parts, start=1):
-        examples = micro or group[:1]
-        inputs = model_inputs(engine.device, examples, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
+        examples, counts = micro or group[:1], float(bool(micro))
+        inputs = model_inputs(
+            engine.device, examples, packed=micro_batching.packed, pad_id=pad_id, hidden_state_cache=hidden_state_cache
+        )
         output = _forward(examples, inputs, engine=engine, callbacks=callbacks, **options)
         if callbacks is not None:
             # ends the recording of this forward pass; the auxiliary loss is the target's alone
             callbacks.auxiliary_loss()
-        engine.backward((1 if micro else 0) * _total_loss(output, weight), last=is_last and number == len(parts))
-        total += _main_loss(output).item() if micro else 0.0
-        gate_loss += output.route_loss.item() if micro and output.route_loss is not None else 0.0
-        if output.gate_mean is not None:
-            has_gate = True
-            gate_mean += output.gate_mean.item() * (_answer_tokens(micro) / tokens)
-    metrics = {"rehearsal_loss": total} | ({"rehearsal_gate_loss": gate_loss} if route else {})
-    return metrics | ({"rehearsal_gate_mean": gate_mean} if has_gate else {})
+        engine.backward(counts * _total_loss(output, weight), last=is_last and number == len(parts))
+        metrics.add("rehearsal_loss", _main_loss(output), weight=counts)
+        metrics.add("rehearsal_gate_loss", output.route_loss, weight=counts)
+        metrics.add("rehearsal_gate_mean", output.gate_mean, weight=_answer_tokens(micro) / tokens)
 
 
 def _main_loss(output: SiameseOutput) -> torch.Tensor:
@@ -167,11 +178,12 @@ def _total_loss(output: SiameseOutput, weight: float = 1.0) -> torch.Tensor:
 
 
 def _parts(
-    batch: Sequence[Sequence[TokenizedExample]], *, micro_batch_size: int, context: DistributedContext
+    batch: Sequence[Sequence[TokenizedExample]], micro_batching: MicroBatching, engine: Engine
 ) -> list[tuple[Sequence[TokenizedExample], Sequence[TokenizedExample]]]:
     """Return this process's micro-batches, each with the group that it is from."""
-    split = {"micro_batch_size": micro_batch_size, "rank": context.rank, "world_size": context.world_size}
-    return [(micro, group) for group in batch for micro in micro_batches(group, **split)]
+    context = engine.dist_context
+    split = {"rank": context.rank, "world_size": context.world_size}
+    return [(micro, group) for group in batch for micro in micro_batching.split(group, **split)]
 
 
 def _answer_tokens(examples: Sequence[TokenizedExample]) -> int:
@@ -190,7 +202,7 @@ def _forward(
 ) -> SiameseOutput:
     if callbacks is not None:
         types = torch.tensor([example.task_type for example in examples], device=engine.device)
-        callbacks.before_forward(inputs["attention_mask"], types)
+        callbacks.before_forward(inputs["attention_mask"].to(engine.device), types)
     # omitted by default: other models of the same interface have no such arguments
     chosen: dict[str, Any] = {} if objective == "target" else {"objective": objective}
     chosen |= {} if gate_target is None else {"gate_target": gate_target}
@@ -224,8 +236,13 @@ def model_inputs(
     *,
     pad_id: int,
     hidden_state_cache: HiddenStateCache | None,
+    packed: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Return the model's inputs for some examples: tokens, labels and cached hidden states."""
-    inputs = collate_training(examples, pad_id=pad_id)
-    inputs |= hidden_state_cache.model_inputs(examples) if hidden_state_cache is not None else {}
-    return {name: value.to(device) for name, value in inputs.items()}
+    """Return the model's inputs for some examples: tokens, labels and cached hidden states.
+
+    What selects positions stays on the CPU (`imsm.models.siamese.labels`).
+    """
+    inputs = collate_packed(examples) if packed else collate_training(examples, pad_id=pad_id)
+    moved = {"input_ids": inputs["input_ids"]}
+    moved |= hidden_state_cache.model_inputs(examples) if hidden_state_cache is not None else {}
+    return inputs | {name: to_device(value, device) for name, value in moved.items()}

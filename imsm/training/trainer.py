@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from imsm.data.batching import step_groups, training_order
+from imsm.data.batching import MicroBatching, num_tokens, step_groups, training_order
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.adapters.base import TrainingCallbacks
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training.checkpoint import TrainingState
 from imsm.training.checkpoint_manager import CheckpointManager
+from imsm.training.determinism import deterministic_algorithms
 from imsm.training.engines.base import Engine, NonFiniteError, PartialStepError
 from imsm.training.engines.single_device import peak_memory, reset_peak_memory
 from imsm.training.rehearsal import Rehearsal
@@ -52,7 +53,7 @@ class BatchPlan:
 
     num_epochs: int
     global_batch_size: int
-    micro_batch_size: int
+    micro_batching: MicroBatching
     seed: int
     group_by_length: bool = False
     loss_group_size: int | None = None
@@ -80,7 +81,7 @@ class BatchPlan:
 
     def batches(self, examples: Sequence[TokenizedExample]) -> list[list[list[int]]]:
         """Return the groups of every step as example indices."""
-        lengths = [_num_tokens(example) for example in examples] if self.group_by_length else None
+        lengths = [num_tokens(example) for example in examples] if self.group_by_length else None
         epochs = (
             training_order(len(examples), batch_size=self._group_size, seed=self.seed, epoch=epoch, lengths=lengths)
             for epoch in range(self.num_epochs)
@@ -124,20 +125,22 @@ def train(
     rehearsal: Rehearsal | None = None,
     route_share: float = 0.0,
     at_save_step: AtSaveStep | None = None,
+    deterministic: bool = False,
 ) -> TrainingSummary:
     """Train adapter and gate, resuming from the checkpoint manager's checkpoint.
 
     ``model`` is the one that ``engine`` wraps. The loss of ``validation_examples`` is measured, and ``at_save_step``
     called, every `save_steps` and at the end. Neither this nor computing the hidden-state caches is counted as
     training time. In the first ``route_share`` of the steps the gate learns from the route loss
-    (`imsm.models.siamese.route_loss`).
+    (`imsm.models.siamese.route_loss`). With ``deterministic`` the steps use deterministic algorithms.
 
     Raises:
+        UserError: With ``deterministic``: an operation has no such algorithm on this device.
         RunError: The loss or a gradient is not finite, or memory ran out; the last good state is saved.
         KeyboardInterrupt: After a signal, when all finished steps are saved.
     """
-    batches, size = batch_plan.batches(examples), batch_plan.micro_batch_size
-    options: dict[str, Any] = {"engine": engine, "micro_batch_size": size, "pad_id": pad_id}
+    batches, micro = batch_plan.batches(examples), batch_plan.micro_batching
+    options: dict[str, Any] = {"engine": engine, "micro_batching": micro, "pad_id": pad_id}
     step_options = {**options, "callbacks": callbacks, "groups_per_step": batch_plan.groups_per_step}
     _seed_dropout(batch_plan.seed, rank=engine.dist_context.rank)
     state = initial = checkpoint_manager.restore(total_steps=len(batches))
@@ -152,9 +155,10 @@ def train(
                 with timer.paused():
                     caches = _get_caches(get_hidden_state_cache, rehearsal, shutdown, checkpoint_manager, state)
             step_options["route"] = step <= route_share * len(batches)
-            with _step_errors(checkpoint_manager, state, micro_batch_size=size):
+            errors = _step_errors(checkpoint_manager, state, micro)
+            with errors, deterministic_algorithms(deterministic):
                 metrics = train_step(batch, step=step, rehearsal=rehearsal, **caches, **step_options)
-            tokens = state.tokens + sum(map(_num_tokens, chain(*batch, rehearsal.batch(step) if rehearsal else [])))
+            tokens = state.tokens + sum(map(num_tokens, chain(*batch, rehearsal.batch(step) if rehearsal else [])))
             state = TrainingState(step=step, seconds=timer.seconds(), tokens=tokens, loss=metrics["loss"])
             _add_speed(metrics, state, initial=initial, bar=remaining)
             save_step = checkpoint_manager.is_save_step(step) or step == len(batches)
@@ -213,10 +217,6 @@ def _measure(
             metrics |= at_save_step(step)
             model.train()
     return metrics
-
-
-def _num_tokens(example: TokenizedExample) -> int:
-    return len(example.prompt_ids) + len(example.answer_ids)
 
 
 def _progress(batches: Sequence[Any], *, engine: Engine, done: int) -> tqdm:
@@ -291,7 +291,7 @@ def _summary(state: TrainingState, *, engine: Engine, used_cache: bool) -> Train
 
 @contextmanager
 def _step_errors(
-    checkpoint_manager: CheckpointManager, state: TrainingState, *, micro_batch_size: int
+    checkpoint_manager: CheckpointManager, state: TrainingState, micro_batching: MicroBatching
 ) -> Iterator[None]:
     """Turn a failed step into a RunError with a fix, after saving ``state`` where it is intact."""
     try:
@@ -311,9 +311,12 @@ def _step_errors(
         intact = single_process and not isinstance(error, PartialStepError)
         newest = checkpoint_manager.save_if_finite(state) if intact else checkpoint_manager.newest()
         fixes = ["trainer.gradient_checkpointing=true", "backbone.dtype=bfloat16"]
-        if micro_batch_size > 1:
-            fixes.insert(0, f"trainer.micro_batch_size={micro_batch_size // 2}")
+        key, value = "micro_batch_size", micro_batching.size
+        if micro_batching.tokens is not None:
+            key, value = "micro_batch_tokens", micro_batching.tokens
+        if value > 1:
+            fixes.insert(0, f"trainer.{key}={value // 2}")
         raise RunError(
-            f"out of memory at step {state.step + 1} with micro_batch_size={micro_batch_size}: try "
+            f"out of memory at step {state.step + 1} with {key}={value}: try "
             f"{', '.join(fixes)}{f'; the last checkpoint is {newest}' if newest else ''}"
         ) from error

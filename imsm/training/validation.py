@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from imsm.data.batching import micro_batches
+from imsm.data.batching import MicroBatching
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.siamese.hidden_state_cache import HiddenStateCache
 from imsm.models.siamese.model import SiameseForCausalLM
@@ -18,7 +18,7 @@ def validation_loss(
     examples: Sequence[TokenizedExample],
     *,
     engine: Engine,
-    micro_batch_size: int,
+    micro_batching: MicroBatching,
     pad_id: int,
     hidden_state_cache: HiddenStateCache | None = None,
 ) -> float:
@@ -27,8 +27,8 @@ def validation_loss(
     ``examples`` are the same in every process; each evaluates its share. The model's mode is
     restored. Without a cache the original stream is run.
     """
-    rank, world_size = engine.dist_context.rank, engine.dist_context.world_size
-    parts = micro_batches(examples, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+    context = engine.dist_context
+    parts = micro_batching.split(examples, rank=context.rank, world_size=context.world_size)
     answer_tokens = sum(len(example.answer_ids) for example in examples)
     was_training = model.training
     model.eval()
@@ -36,7 +36,9 @@ def validation_loss(
     for micro in parts:
         # a process without examples left still has to take part in ZeRO's forward
         rows = micro or examples[:1]
-        inputs = model_inputs(engine.device, rows, pad_id=pad_id, hidden_state_cache=hidden_state_cache)
+        inputs = model_inputs(
+            engine.device, rows, packed=micro_batching.packed, pad_id=pad_id, hidden_state_cache=hidden_state_cache
+        )
         micro_loss = engine.forward(**inputs, num_items_in_batch=answer_tokens).loss
         assert micro_loss is not None
         loss += micro_loss.item() if micro else 0.0

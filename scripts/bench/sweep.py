@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from imsm.data.batching import MicroBatching
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training.checkpoint_manager import CheckpointManager
@@ -51,7 +52,7 @@ def sweep_seconds(setup: Setup, *, num_runs: int = 4) -> tuple[list[float], list
     items = random_batch(setup, vocabulary=_vocabulary(setup), rows=setup.batch * STEPS // EPOCHS)
     seconds: dict[Stream, list[float]] = {"interwoven": [0.0], "tuned": [0.0]}
     train_step(build(setup, stream="tuned"), setup)()  # warm-up
-    with tempfile.TemporaryDirectory() as folder, _cache_in(folder):
+    with tempfile.TemporaryDirectory() as folder, cache_in(folder):
         choices = list(product(METHODS, RANKS))
         for number in range(num_runs):
             method, rank = choices[number % len(choices)]
@@ -88,7 +89,9 @@ def _train(
 ) -> None:
     """Run the real training loop, including the final checkpoint."""
     optimizer = build_optimizer(model, name="adamw", learning_rate=3e-4, gate_learning_rate=None, weight_decay=0.0)
-    batching = BatchPlan(num_epochs=EPOCHS, global_batch_size=setup.batch, micro_batch_size=setup.batch, seed=0)
+    batching = BatchPlan(
+        num_epochs=EPOCHS, global_batch_size=setup.batch, micro_batching=MicroBatching(size=setup.batch), seed=0
+    )
     schedule = build_lr_scheduler(
         optimizer, lr_scheduler_type="linear", warmup_ratio=0.1, num_training_steps=batching.num_steps(len(items))
     )
@@ -111,7 +114,7 @@ def _train(
 
 
 @contextmanager
-def _cache_in(folder: str) -> Iterator[None]:
+def cache_in(folder: str) -> Iterator[None]:
     """Store caches in ``folder``."""
     before = os.environ.get("IMSM_CACHE")
     os.environ["IMSM_CACHE"] = folder

@@ -22,6 +22,7 @@ from peft.tuners.lora.config import ArrowConfig, KasaConfig, MontecloraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging
 
+from imsm.data.batching import MicroBatching
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.adapters.adalora import adalora
 from imsm.models.adapters.base import AdapterSpec
@@ -169,7 +170,9 @@ def training(model: SiameseForCausalLM, adapter: AdapterSpec, *, folder: Path) -
         examples(),
         engine=engine,
         callbacks=callbacks,
-        batch_plan=BatchPlan(num_epochs=STEPS, global_batch_size=BATCH, micro_batch_size=BATCH, seed=0),
+        batch_plan=BatchPlan(
+            num_epochs=STEPS, global_batch_size=BATCH, micro_batching=MicroBatching(size=BATCH), seed=0
+        ),
         checkpoint_manager=CheckpointManager(
             folder=folder, identity={}, engine=engine, callbacks=callbacks, save_minutes=60
         ),

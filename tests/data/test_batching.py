@@ -7,7 +7,15 @@ import random
 import pytest
 import torch
 
-from imsm.data.batching import collate_prompts, collate_training, evaluation_order, micro_batches, training_order
+from imsm.data.batching import (
+    MicroBatching,
+    collate_packed,
+    collate_prompts,
+    collate_training,
+    evaluation_order,
+    num_tokens,
+    training_order,
+)
 from imsm.data.tokenization import TokenizedExample
 
 EXAMPLES = [
@@ -86,12 +94,56 @@ def test_evaluation_order_is_longest_first_and_stable() -> None:
     assert evaluation_order([3, 9, 3, 5, 9], batch_size=2) == [[1, 4], [3, 0], [2]]
 
 
+def of_length(length: int) -> TokenizedExample:
+    return TokenizedExample(id=str(length), prompt_ids=(5,) * (length - 1), answer_ids=(2,))
+
+
+def shares(batching: MicroBatching, batch: list[TokenizedExample], world_size: int) -> list[list[list[int]]]:
+    parts = [batching.split(batch, rank=rank, world_size=world_size) for rank in range(world_size)]
+    lengths = [[[num_tokens(each) for each in micro] for micro in part] for part in parts]
+    # every example once, and the same number of forward passes in every process
+    assert sorted(n for part in lengths for micro in part for n in micro) == sorted(map(num_tokens, batch))
+    assert len({len(part) for part in parts}) == 1
+    return lengths
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("size", [1, 5, 16])
-def test_micro_batches_split_a_batch_evenly(size: int, world_size: int) -> None:
-    batch = list(range(size))
-    parts = [micro_batches(batch, micro_batch_size=2, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert sorted(item for part in parts for micro in part for item in micro) == batch
-    assert len({len(part) for part in parts}) == 1  # the same number of forwards
+@pytest.mark.parametrize("sort", [True, False])
+def test_micro_batches_split_a_batch_evenly(size: int, world_size: int, sort: bool) -> None:
+    batch = [of_length(length) for length in range(2, 2 + size)]
+    parts = shares(MicroBatching(size=2, sort=sort), batch, world_size)
     assert all(len(micro) <= 2 for part in parts for micro in part)
     assert len(parts[0]) == -(-size // world_size) // 2 + (-(-size // world_size)) % 2
+
+
+def test_micro_batches_hold_examples_of_similar_length_unless_there_is_one_or_the_order_counts() -> None:
+    batch = [of_length(length) for length in (3, 9, 2, 8)]
+    assert shares(MicroBatching(size=2), batch, 1) == [[[9, 8], [3, 2]]]
+    assert shares(MicroBatching(size=4), batch, 1) == [[[3, 9, 2, 8]]]
+    assert shares(MicroBatching(size=2, sort=False), batch, 1) == [[[3, 9], [2, 8]]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_token_budget_counts_padding_only_if_there_is_any(world_size: int, packed: bool) -> None:
+    lengths = [random.Random(i).randint(2, 60) for i in range(40)]
+    parts = shares(MicroBatching(size=1, tokens=100, packed=packed), list(map(of_length, lengths)), world_size)
+    costs = [sum(micro) if packed else len(micro) * max(micro) for part in parts for micro in part if micro]
+    assert max(costs) <= 100
+    assert sum(costs) / sum(lengths) == 1 if packed else sum(costs) / sum(lengths) < 1.3
+    # few passes: nearly full
+    assert len(costs) <= sum(costs) / 65 + world_size
+
+
+def test_an_example_longer_than_the_budget_is_alone() -> None:
+    for packed in (True, False):
+        batching = MicroBatching(size=8, tokens=10, packed=packed)
+        assert shares(batching, [of_length(n) for n in (5, 30, 4)], 1) == [[[30], [5, 4]]]
+
+
+def test_packed_rows_have_positions_that_restart_and_labels_of_answers_alone() -> None:
+    batch = collate_packed(EXAMPLES)
+    assert batch["input_ids"].tolist() == [[1, 5, 6, 7, 2, 1, 8, 9, 9, 9, 2, 1, 2]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0, 1]]
+    assert batch["labels"].tolist() == [[-100, -100, -100, 7, 2, -100, -100, 9, 9, 9, 2, -100, 2]]

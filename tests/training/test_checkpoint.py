@@ -73,6 +73,19 @@ def test_a_damaged_file_is_named_and_not_loaded(
         load_checkpoint(checkpoint, engine=saved.engine, callbacks=saved.callbacks)
 
 
+def test_a_checkpoint_of_a_cpu_run_does_not_open_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU, reading its random state would take some hundred MB of its memory."""
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("CUDA was opened")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, opened)
+    run = TinyRun(tmp_path)
+    load_checkpoint(save(run, step=1), engine=run.engine, callbacks=run.callbacks)
+
+
 def test_a_flipped_bit_is_found_after_the_checkpoint_was_used_once(saved: TinyRun, tmp_path: Path) -> None:
     """Size and time are kept, as on a failing disk."""
     checkpoint = tmp_path / "step-1"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from imsm.data.batching import collate_training
+from imsm.data.batching import MicroBatching, collate_training
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.siamese.hidden_state_cache import compute_in_memory
 from imsm.models.siamese.model import SiameseForCausalLM
@@ -72,7 +72,7 @@ def test_the_gradient_equals_that_of_two_plain_forward_passes(tmp_path: Path, ga
         return 1.0
 
     run.engine.step = keep_and_skip  # type: ignore[method-assign]
-    options = {"engine": run.engine, "callbacks": None, "micro_batch_size": 2, "pad_id": 0}
+    options = {"engine": run.engine, "callbacks": None, "micro_batching": MicroBatching(size=2), "pad_id": 0}
     metrics = train_step([target], step=1, rehearsal=settings, **options)
     assert metrics["rehearsal_loss"] == pytest.approx(expected_loss.item(), abs=1e-6)
     for one, other in zip(found, expected, strict=True):
@@ -128,7 +128,7 @@ def test_losses_per_micro_batch_leave_the_texts_their_own_divisor(tmp_path: Path
     texts = rehearsal()
     expected = plain_loss(run.model, texts.batch(1), loss="kl").item()
     groups = [tiny_examples()[:2], tiny_examples()[2:4]]
-    options = {"engine": run.engine, "callbacks": None, "micro_batch_size": 2, "pad_id": 0}
+    options = {"engine": run.engine, "callbacks": None, "micro_batching": MicroBatching(size=2), "pad_id": 0}
     metrics = train_step(groups, step=1, groups_per_step=2, rehearsal=texts, **options)
     assert metrics["rehearsal_loss"] == pytest.approx(expected, abs=1e-6)
 

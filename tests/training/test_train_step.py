@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imsm.data.batching import IGNORE_INDEX
+from imsm.data.batching import IGNORE_INDEX, MicroBatching
 from imsm.models.siamese.route_loss import ORIGINAL, TARGET
 from imsm.training.engines.base import NonFiniteError
 from imsm.training.rehearsal import Rehearsal
@@ -34,7 +34,7 @@ def test_a_loss_per_group_is_the_sum_of_their_means_by_the_number_of_a_full_step
     for group in groups:
         inputs = model_inputs(torch.device("cpu"), group, pad_id=0, hidden_state_cache=None)
         means.append(run.model(**inputs).loss.item())
-    options = {"engine": run.engine, "callbacks": None, "micro_batch_size": 1, "pad_id": 0}
+    options = {"engine": run.engine, "callbacks": None, "micro_batching": MicroBatching(size=1), "pad_id": 0}
     metrics = train_step(groups, step=1, groups_per_step=2, **options)
     assert metrics["loss"] == pytest.approx(sum(means) / 2, abs=1e-5)
 
@@ -42,7 +42,7 @@ def test_a_loss_per_group_is_the_sum_of_their_means_by_the_number_of_a_full_step
 def test_metrics_of_a_step(tmp_path: Path) -> None:
     run = TinyRun(tmp_path, method="loramoe")
     run.model.train()
-    options = {"engine": run.engine, "callbacks": run.callbacks, "micro_batch_size": 2, "pad_id": 0}
+    options = {"engine": run.engine, "callbacks": run.callbacks, "micro_batching": MicroBatching(size=2), "pad_id": 0}
     metrics = train_step([tiny_examples()[:4]], step=1, **options)
     names = {"loss", "gradient_norm", "learning_rate_adapter", "learning_rate_gate", "auxiliary_loss", "gate_mean"}
     assert metrics.keys() == names
@@ -55,7 +55,14 @@ def test_a_non_finite_gradient_is_reported_with_the_step_and_changes_nothing(tmp
     parameter = next(p for p in run.model.parameters() if p.requires_grad)
     parameter.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(NonFiniteError, match="gradient norm is nan at step 4"):
-        train_step([tiny_examples()[:4]], step=4, engine=run.engine, callbacks=None, micro_batch_size=4, pad_id=0)
+        train_step(
+            [tiny_examples()[:4]],
+            step=4,
+            engine=run.engine,
+            callbacks=None,
+            micro_batching=MicroBatching(size=4),
+            pad_id=0,
+        )
     for name, value in run.engine.trainable_state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -90,7 +97,7 @@ def test_both_sides_of_the_route_loss_count_half(tmp_path: Path, micro_batch_siz
         step=1,
         engine=run.engine,
         callbacks=None,
-        micro_batch_size=micro_batch_size,
+        micro_batching=MicroBatching(size=micro_batch_size),
         pad_id=0,
         rehearsal=Rehearsal(texts=texts, loss="kl", weight=3.0, batch_size=6, seed=0),
         route=True,

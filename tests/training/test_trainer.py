@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from imsm.data.batching import MicroBatching
 from imsm.evaluation.generation import generate_responses
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.training.checkpoint import list_checkpoints, read_state
@@ -22,7 +23,7 @@ OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
 def test_steps_of_a_batch_plan() -> None:
-    plan = BatchPlan(num_epochs=3, global_batch_size=5, micro_batch_size=5, seed=1)
+    plan = BatchPlan(num_epochs=3, global_batch_size=5, micro_batching=MicroBatching(size=5), seed=1)
     batches = plan.batches(tiny_examples())
     assert plan.num_steps(12) == len(batches) == 9
     assert [[len(group) for group in groups] for groups in batches[:3]] == [[5], [5], [2]]
@@ -31,13 +32,22 @@ def test_steps_of_a_batch_plan() -> None:
 
 def test_carry_over_adds_the_last_micro_batches_of_an_epoch_to_the_next_step() -> None:
     """12 examples are 6 micro-batches of 2, of which a step takes 4."""
-    plan = BatchPlan(num_epochs=4, global_batch_size=8, micro_batch_size=2, seed=1, loss_group_size=2, carry_over=True)
+    plan = BatchPlan(
+        num_epochs=4,
+        global_batch_size=8,
+        micro_batching=MicroBatching(size=2),
+        seed=1,
+        loss_group_size=2,
+        carry_over=True,
+    )
     batches = plan.batches(tiny_examples())
     assert [len(groups) for groups in batches] == [4, 6, 6, 6]
     assert plan.num_steps(12) == 4 and plan.num_scheduled_steps(12) == 6
     used = [sorted(index for group in groups for index in group) for groups in batches]
     assert all(len(set(indices)) < len(indices) for indices in used[1:])  # from two epochs
-    whole = BatchPlan(num_epochs=4, global_batch_size=8, micro_batch_size=2, seed=1, loss_group_size=2)
+    whole = BatchPlan(
+        num_epochs=4, global_batch_size=8, micro_batching=MicroBatching(size=2), seed=1, loss_group_size=2
+    )
     assert [len(groups) for groups in whole.batches(tiny_examples())] == [4, 2] * 4
 
 
@@ -46,7 +56,12 @@ def test_a_resumed_run_with_losses_per_micro_batch_is_bit_equal(tmp_path: Path, 
     def run(folder: str) -> TinyRun:
         built = TinyRun(tmp_path / folder, num_epochs=4)
         built.batch_plan = BatchPlan(
-            num_epochs=4, global_batch_size=8, micro_batch_size=2, seed=7, loss_group_size=2, carry_over=carry_over
+            num_epochs=4,
+            global_batch_size=8,
+            micro_batching=MicroBatching(size=2),
+            seed=7,
+            loss_group_size=2,
+            carry_over=carry_over,
         )
         return built
 

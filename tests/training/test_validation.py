@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from imsm.data.batching import MicroBatching
 from imsm.training.validation import validation_loss
 from tests.training.tiny_run import TinyRun, tiny_examples
 
@@ -21,7 +22,7 @@ def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
     assert len(validated.validation_losses) == 6
     model, engine = validated.model.train(), validated.engine
     losses = [
-        validation_loss(model, tiny_examples()[:5], engine=engine, pad_id=0, micro_batch_size=size)
+        validation_loss(model, tiny_examples()[:5], engine=engine, pad_id=0, micro_batching=MicroBatching(size=size))
         for size in (1, 2, 5)
     ]
     assert losses == pytest.approx([validated.validation_losses[-1]] * 3, abs=1e-6)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from imsm.data.batching import MicroBatching
 from imsm.data.tokenization import TokenizedExample
 from imsm.models.adapters.adalora import adalora_static
 from imsm.models.adapters.base import AdapterSpec
@@ -78,6 +79,7 @@ class TinyRun:
         *,
         method: str = "lora_with_dropout",
         micro_batch_size: int = 4,
+        micro_batching: MicroBatching | None = None,
         optimizer: str = "adamw",
         num_epochs: int = 2,
         gate: dict | None = QUERY_GATE,
@@ -87,7 +89,10 @@ class TinyRun:
         self.model: SiameseForCausalLM = tiny_siamese("llama", adapter, gate=gate)
         self.folder = folder / "checkpoints"
         self.batch_plan = BatchPlan(
-            num_epochs=num_epochs, global_batch_size=4, micro_batch_size=micro_batch_size, seed=7
+            num_epochs=num_epochs,
+            global_batch_size=4,
+            micro_batching=micro_batching or MicroBatching(size=micro_batch_size),
+            seed=7,
         )
         num_steps = self.batch_plan.num_steps(12)
         torch_optimizer = build_optimizer(
@@ -119,6 +124,7 @@ class TinyRun:
         self.rehearsal: Rehearsal | None = None
         self.rehearsal_losses: list[float] = []
         self.at_save_step: AtSaveStep | None = None
+        self.deterministic = False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.losses.append(metrics["loss"])
@@ -149,6 +155,7 @@ class TinyRun:
             get_hidden_state_cache=get_cache or (lambda: self.cache),
             rehearsal=self.rehearsal,
             at_save_step=self.at_save_step,
+            deterministic=self.deterministic,
         )
 
     def checkpoint_manager(self, **options: Any) -> CheckpointManager:

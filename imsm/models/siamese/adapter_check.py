@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from imsm.models.backbones.sharded import local_part
 from imsm.models.siamese.decoder import find_decoder
 from imsm.models.siamese.kv_cache import DualStreamCache
 from imsm.models.siamese.streams import StreamRunner
@@ -248,10 +249,9 @@ def _relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _checksums(model: nn.Module) -> set[tuple[Any, ...]]:
-    """Shape, dtype and bit checksum of every tensor of a model."""
-    return {
-        (value.shape, value.dtype, int(_bits(value).sum(dtype=torch.int64))) for value in model.state_dict().values()
-    }
+    """Shape, dtype and bit checksum of every tensor of a model, of a sharded one of this process's part."""
+    parts = map(local_part, model.state_dict().values())
+    return {(part.shape, part.dtype, int(_bits(part).sum(dtype=torch.int64))) for part in parts}
 
 
 def _bits(value: torch.Tensor) -> torch.Tensor:

@@ -20,11 +20,12 @@ from itertools import accumulate
 
 import torch
 
-from imsm.data.batching import IGNORE_INDEX, collate_training
+from imsm.data.batching import collate_training
 from imsm.data.tokenization import TokenizedExample
-from imsm.models.siamese.inputs import decoder_inputs, query_mask_from_labels
+from imsm.models.siamese.inputs import labelled_inputs, to_device
+from imsm.models.siamese.labels import index_labels, index_queries
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.models.siamese.query_pooling import pool
+from imsm.models.siamese.packed_sequences import known_sequences
 from imsm.models.siamese.streams import Stream
 from imsm.utils.hashing import hash_chunks
 
@@ -146,16 +147,22 @@ def compute_in_memory(
 def _compute_chunk(
     model: SiameseForCausalLM, chunk: Sequence[TokenizedExample], *, pad_id: int, device: torch.device, stream: Stream
 ) -> ChunkResult:
-    batch = {name: value.to(device) for name, value in collate_training(chunk, pad_id=pad_id).items()}
-    labels = batch.pop("labels")
-    mask = batch["attention_mask"]
-    inputs = decoder_inputs(batch["input_ids"], attention_mask=mask)
-    hidden_states = model.streams.hidden_states(inputs, stream=stream, cache=None)
-    query_mask = query_mask_from_labels(labels, attention_mask=mask, query_mask=None)
-    queries = pool(hidden_states, query_mask, pooling=model.config.pooling)
-    rows, columns = torch.nonzero(labels[:, 1:] != IGNORE_INDEX, as_tuple=True)
+    batch = collate_training(chunk, pad_id=pad_id)
+    labels, mask = batch["labels"], batch["attention_mask"]
+    inputs = labelled_inputs(
+        to_device(batch["input_ids"], device),
+        inputs_embeds=None,
+        attention_mask=mask,
+        position_ids=None,
+        keep_mask=model.streams.virtual_tokens is not None,
+    )
+    with known_sequences(None):
+        hidden_states = model.streams.hidden_states(inputs, stream=stream, cache=None)
+    index = index_labels(labels, sequences=None, device=device)
+    query = index_queries(labels, attention_mask=mask, query_mask=None, sequences=None, device=device)
+    queries = query.pool(hidden_states, pooling=model.config.pooling)
     # chunk by chunk: those of all examples may not fit on the device
-    return hidden_states[rows, columns].cpu(), queries.cpu()
+    return hidden_states[index.rows, index.columns].cpu(), queries.cpu()
 
 
 def _chunks(examples: Sequence[TokenizedExample]) -> Iterator[list[TokenizedExample]]:

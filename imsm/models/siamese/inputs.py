@@ -52,6 +52,44 @@ def decoder_inputs(
     return inputs
 
 
+def labelled_inputs(
+    input_ids: torch.Tensor | None,
+    *,
+    inputs_embeds: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    keep_mask: bool,
+) -> dict[str, torch.Tensor]:
+    """Return the decoder's keyword arguments for complete sequences with labels, on the device of the tokens.
+
+    A causal decoder never reads padding on the right, so without ``keep_mask`` its mask is left out, and attention
+    needs none. A mask on a GPU is kept: reading it would make the CPU wait.
+
+    Raises:
+        ValueError: as `decoder_inputs`.
+    """
+    inputs = decoder_inputs(
+        input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids
+    )
+    if position_ids is None and not keep_mask and _padded_on_the_right(attention_mask):
+        del inputs["attention_mask"], inputs["position_ids"]
+    device = next(iter(inputs.values())).device
+    return {name: to_device(value, device) for name, value in inputs.items()}
+
+
+def _padded_on_the_right(mask: torch.Tensor | None) -> bool:
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.device.type != "cpu":
+        return False
+    return bool((mask[:, 1:] <= mask[:, :-1]).all()) and bool(mask[:, 0].all())
+
+
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy ``values`` to ``device``; to a GPU without waiting for its queued work."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def query_mask_of_chunk(
     inputs: dict[str, torch.Tensor], *, query_mask: torch.Tensor | None, cache: Cache | None
 ) -> torch.Tensor:

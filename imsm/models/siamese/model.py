@@ -31,7 +31,6 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from imsm.data.batching import IGNORE_INDEX
 from imsm.models.backbones.positions import position_limit
 from imsm.models.siamese.chunked_loss import chunked_loss_sum, logit_chunk_size
 from imsm.models.siamese.config import SiameseConfig
@@ -39,11 +38,20 @@ from imsm.models.siamese.decoder import find_decoder
 from imsm.models.siamese.explanation import SiameseExplanationMixin
 from imsm.models.siamese.gate import apply_gate, interweave
 from imsm.models.siamese.generation import SiameseGenerationMixin
-from imsm.models.siamese.inputs import decoder_inputs, query_mask_from_labels, query_mask_of_chunk, select_positions
+from imsm.models.siamese.inputs import (
+    decoder_inputs,
+    labelled_inputs,
+    query_mask_from_labels,
+    query_mask_of_chunk,
+    select_positions,
+    to_device,
+)
 from imsm.models.siamese.kl import KLRegularizer, Objective, divergence
 from imsm.models.siamese.kv_cache import CachePart, DualStreamCache
+from imsm.models.siamese.labels import LabelIndex, QueryIndex, index_labels, index_queries, sequence_numbers
 from imsm.models.siamese.lm_head import apply_lm_head
-from imsm.models.siamese.query_pooling import pool, pool_causal
+from imsm.models.siamese.packed_sequences import flash_attention_kwargs, known_sequences
+from imsm.models.siamese.query_pooling import pool_causal
 from imsm.models.siamese.route_loss import route_loss_sum
 from imsm.models.siamese.serialization import SiameseSerializationMixin
 from imsm.models.siamese.skip import BOTH, CHOICES, ORIGINAL, check_threshold, choose_streams, follow_choices
@@ -108,6 +116,16 @@ class _CachedStreams:
     query_original: torch.Tensor | None = None
     tuned: torch.Tensor | None = None
     query_tuned: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _LabelledBatch:
+    """The decoder's inputs, the indices of labels and queries, and of packed rows the sequence of each position."""
+
+    inputs: dict[str, Any]
+    index: LabelIndex
+    queries: QueryIndex | None
+    sequences: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -312,10 +330,12 @@ class SiameseForCausalLM(  # type: ignore[misc]
         Args:
             input_ids: (B, T).
             attention_mask: 1 on real tokens, (B, past + T).
-            position_ids: (B, T); counted from the mask by default, so padding can be anywhere.
+            position_ids: (B, T); counted from the mask by default, so padding can be anywhere. With labels and without
+                a mask a position 0 begins another sequence of the row (`imsm.models.siamese.labels`).
             past_key_values: a cache for the selected stream, see `new_cache`.
             inputs_embeds: (B, T, D), in place of ``input_ids``.
             labels: (B, T), -100 without a loss. Gate and head run at label positions only; the output has no logits.
+                Labels, mask and positions may be on the CPU, which saves reading them on a GPU.
             query_mask: 1 on query positions, (B, T_query), from the start of the cached sequence; read by the
                 interwoven stream only. Default: all before the first label, or the first chunk of a `DualStreamCache`;
                 ValueError without both. With `skip_threshold` its last column is the end of the prompt.
@@ -337,19 +357,15 @@ class SiameseForCausalLM(  # type: ignore[misc]
             raise ValueError("return_dict=False: only a SiameseOutput can be returned")
         if past_key_values is not None:
             self.check_cache(past_key_values)
-        inputs = decoder_inputs(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=past_key_values,
-        )
+        given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         if labels is not None:
             if past_key_values is not None:
                 raise ValueError("past_key_values: not supported with labels, which need complete sequences")
             cached = _CachedStreams(original_hidden_states, original_query, tuned_hidden_states, tuned_query)
-            positions = self._label_positions(inputs, labels, query_mask, cached, objective)
+            batch = self._labelled_batch(input_ids, labels, query_mask, **given)
+            positions = self._label_positions(batch, cached, objective)
             return self._training_forward(positions, num_items_in_batch, gate_target, objective)
+        inputs = decoder_inputs(input_ids, cache=past_key_values, **given)
         if original_hidden_states is not None:
             raise ValueError("original_hidden_states: only with labels, whose positions they belong to")
         if use_cache and past_key_values is None and self.config.supports_cache:
@@ -631,8 +647,8 @@ class SiameseForCausalLM(  # type: ignore[misc]
         Logits of ``chunk_size`` positions are in memory at once.
         """
         self.streams.guard.check()
-        inputs = decoder_inputs(input_ids, attention_mask=attention_mask)
-        positions = self._label_positions(inputs, labels, query_mask)
+        batch = self._labelled_batch(input_ids, labels, query_mask, attention_mask=attention_mask)
+        positions = self._label_positions(batch)
         rows, targets = positions.rows, positions.targets
         choices = self._choices_at_labels(positions)
         total = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
@@ -666,61 +682,100 @@ class SiameseForCausalLM(  # type: ignore[misc]
         _, gate = self._interweave(*inputs)  # type: ignore[arg-type]
         return choose_streams(gate, threshold=self.skip_threshold)[row_of_label]
 
-    def _label_positions(
+    def _labelled_batch(
         self,
-        inputs: dict[str, torch.Tensor],
+        input_ids: torch.Tensor | None,
         labels: torch.Tensor,
         query_mask: torch.Tensor | None,
-        cached: _CachedStreams | None = None,
-        objective: Objective = "target",
+        *,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> _LabelledBatch:
+        """Return the decoder's inputs, and the indices of labels and queries."""
+        inputs: dict[str, Any] = labelled_inputs(
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            keep_mask=self.streams.virtual_tokens is not None,
+        )
+        device = next(iter(inputs.values())).device
+        sequences = None
+        # without a choice of positions each row is one sequence
+        if position_ids is not None and attention_mask is None and bool((position_ids[:, 1:] == 0).any()):
+            sequences = sequence_numbers(position_ids)
+            if "flash" in str(self.backbone.config._attn_implementation):
+                inputs |= flash_attention_kwargs(position_ids, device=device)
+        index = index_labels(labels, sequences=sequences, device=device)
+        queries = None
+        if self.stream == "interwoven" and self._gate.reads_query:
+            mask = None if attention_mask is None else attention_mask.to(labels.device)
+            queries = index_queries(
+                labels, attention_mask=mask, query_mask=query_mask, sequences=sequences, device=device
+            )
+        return _LabelledBatch(inputs, index, queries, None if sequences is None else to_device(sequences, device))
+
+    def _label_positions(
+        self, batch: _LabelledBatch, cached: _CachedStreams | None = None, objective: Objective = "target"
     ) -> _LabelPositions:
         """Run the streams and gather hidden states and queries at the N label positions.
 
         A stream whose hidden states are ``cached`` is not run.
         """
-        # shifted: the hidden state at position t predicts token t + 1
-        rows, columns = torch.nonzero(labels[:, 1:] != IGNORE_INDEX, as_tuple=True)
-        targets = labels[rows, columns + 1]
+        index = batch.index
         regularized = objective == "target" and self.kl_regularizer is not None and self.training
         with_kl = self.stream == "tuned" and (regularized or objective == "kl")
-        if self.stream != "interwoven" and not with_kl:
-            hidden = self.streams.hidden_states(inputs, stream=self.stream, cache=None)
-            return _LabelPositions(rows, targets, hidden=hidden[rows, columns])
         cached = cached or _CachedStreams()
-        original = tuned = None
-        if cached.original is None:
-            original, tuned = self.streams.both_hidden_states(inputs, cache=None)
-        elif cached.tuned is None:
-            tuned = self.streams.hidden_states(inputs, stream="tuned", cache=None)
+        original, tuned = self._run_labelled(batch, cached, with_kl=with_kl)
+        if self.stream != "interwoven" and not with_kl:
+            hidden = original if tuned is None else tuned
+            assert hidden is not None
+            return _LabelPositions(index.rows, index.targets, hidden=hidden[index.rows, index.columns])
 
         def at_labels(hidden: torch.Tensor | None, given: torch.Tensor | None, name: str) -> torch.Tensor:
             if hidden is not None:
-                return hidden[rows, columns]
+                return hidden[index.rows, index.columns]
             assert given is not None
-            if len(given) != len(targets):
-                raise ValueError(f"{name}_hidden_states: {len(given)} rows for {len(targets)} labels")
+            if len(given) != len(index.targets):
+                raise ValueError(f"{name}_hidden_states: {len(given)} rows for {len(index.targets)} labels")
             return given
 
         original_rows = at_labels(original, cached.original, "original")
         tuned_rows = at_labels(tuned, cached.tuned, "tuned")
         if with_kl:
-            return _LabelPositions(rows, targets, hidden=tuned_rows, original=original_rows)
+            return _LabelPositions(index.rows, index.targets, hidden=tuned_rows, original=original_rows)
         queries: tuple[torch.Tensor | None, ...] = (None, None)
-        if self._gate.reads_query:
-            query = query_mask_from_labels(labels, attention_mask=inputs.get("attention_mask"), query_mask=query_mask)
+        if (query := batch.queries) is not None:
 
             def pooled(hidden: torch.Tensor | None, given: torch.Tensor | None, name: str) -> torch.Tensor:
                 if hidden is not None:
-                    return pool(hidden, query, pooling=self.config.pooling)
+                    return query.pool(hidden, pooling=self.config.pooling)
                 if given is None:
                     raise ValueError(f"{name}_query=None: the gate reads it; pass it with {name}_hidden_states")
                 return given
 
             query_original = pooled(original, cached.query_original, "original")
-            queries = (query_original[rows], pooled(tuned, cached.query_tuned, "tuned")[rows])
+            query_tuned = pooled(tuned, cached.query_tuned, "tuned")
+            queries = (query_original[index.sequences], query_tuned[index.sequences])
         return _LabelPositions(
-            rows, targets, original=original_rows, gate_inputs=(original_rows, tuned_rows, *queries)
+            index.rows, index.targets, original=original_rows, gate_inputs=(original_rows, tuned_rows, *queries)
         )
+
+    def _run_labelled(
+        self, batch: _LabelledBatch, cached: _CachedStreams, *, with_kl: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return h_o and h_t (B, T, D); None for a stream that is not needed or ``cached``."""
+        inputs, packed = batch.inputs, batch.sequences is not None
+        reads_both = self.stream == "interwoven" or with_kl
+        with known_sequences(batch.sequences):
+            if reads_both and cached.original is None:
+                return self.streams.both_hidden_states(inputs, cache=None, two_passes=packed)
+            if self.stream == "original":
+                return self.streams.hidden_states(inputs, stream="original", cache=None), None
+            if reads_both and cached.tuned is not None:
+                return None, None
+            return None, self.streams.hidden_states(inputs, stream="tuned", cache=None)
 
     def _mix(
         self, original: torch.Tensor, tuned: torch.Tensor, *queries: torch.Tensor | None
@@ -797,11 +852,15 @@ def _prepare_forward(
     # a step of decoding takes only milliseconds
     model.streams.guard.check(first_layer_only=kwargs.get("past_key_values") is not None)
     tokens = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
-    if tokens is not None:
-        model.check_length(tokens, kwargs.get("attention_mask"))
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    if tokens is not None and mask is None and positions is not None and kwargs.get("labels") is not None:
+        # packed rows are longer than their sequences
+        model.check_length(positions[:, : int(positions.max()) + 1], None)
+    elif tokens is not None:
+        model.check_length(tokens, mask)
     if not kwargs.get("fused_lm_head"):
         return args, kwargs
-    mask, labels = kwargs.get("attention_mask"), kwargs["labels"]
+    labels = kwargs["labels"]
     if mask is None:
         raise ValueError("packing, padding_free: rows with several examples have no single query; set both to False")
     if model.stream == "interwoven" and model._gate.reads_query:

@@ -7,7 +7,7 @@ A folder holds ``config.json``, ``generation_config.json``, ``adapter/`` (PEFT's
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
@@ -139,12 +139,14 @@ class SiameseSerializationMixin:
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         trainable: bool = False,
+        load: Callable[..., PreTrainedModel] = load_backbone,
         **hub_options: Any,
     ) -> Self:
         """Load a run folder, or a folder written by `save_pretrained`.
 
         ``config`` and the backbone's ``dtype`` replace the saved ones; "auto" keeps the saved dtype.
-        ``trainable`` makes adapter and gate require gradients. Hub options of the auto classes are ignored.
+        ``trainable`` makes adapter and gate require gradients. ``load`` is a function with the arguments of
+        `load_backbone`. Hub options of the auto classes are ignored.
 
         Raises:
             UserError: the folder holds no siamese model, its files changed since they were saved, or its backbone
@@ -161,7 +163,7 @@ class SiameseSerializationMixin:
         # pipelines of transformers pass "auto" by default
         if dtype not in (None, "auto"):
             arguments["dtype"] = str(dtype).removeprefix("torch.")
-        backbone = load_backbone(**arguments)
+        backbone = load(**arguments)
         device = backbone.device if device is None else torch.device(device)
         backbone.to(device)  # type: ignore[arg-type]
         adapted: nn.Module = backbone

@@ -9,7 +9,7 @@ Shapes: B batch, T positions, D hidden size.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -60,7 +60,7 @@ class StreamRunner:
         """Whether there is a tuned stream."""
         return bool(self.layers) or self.virtual_tokens is not None
 
-    def hidden_states(self, inputs: dict[str, torch.Tensor], *, stream: str, cache: Cache | None) -> torch.Tensor:
+    def hidden_states(self, inputs: dict[str, Any], *, stream: str, cache: Cache | None) -> torch.Tensor:
         """Return the last hidden states (B, T, D) of the "original" or the "tuned" stream."""
         # transformers' masks need the decoder's own cache, which counts virtual tokens
         if isinstance(cache, PrefixedCache):
@@ -73,15 +73,15 @@ class StreamRunner:
         return hidden_states
 
     def both_hidden_states(
-        self, inputs: dict[str, torch.Tensor], *, cache: DualStreamCache | None
+        self, inputs: dict[str, Any], *, cache: DualStreamCache | None, two_passes: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the original and the tuned hidden states, each (B, T, D).
 
-        The original hidden states never carry a gradient.
+        The original hidden states never carry a gradient. ``two_passes``: one after the other, for packed rows.
         """
         # Two passes with gradients: one batch would store the activations of both halves, and
         # checkpointing would recompute a layer outside the dual-stream context.
-        two_passes = cache is None and torch.is_grad_enabled()
+        two_passes = two_passes or (cache is None and torch.is_grad_enabled())
         batch_both = self.batch_both if cache is None else cache.batch_both
         if two_passes or not batch_both:
             original_cache, tuned_cache = (None, None) if cache is None else cache.decoder_caches

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from imsm.data.batching import collate_prompts, collate_training, step_groups
+from imsm.data.batching import collate_prompts, collate_training, MicroBatching, step_groups
 from imsm.data.example import Example
 from imsm.data.tokenization import TokenizedExample, encode_prompts, tokenize_training
 from imsm.models.adapters.base import attach_adapter
@@ -170,7 +170,7 @@ def test_training_equals_the_released_program(mode: int, cached: bool) -> None:
     plan = BatchPlan(
         num_epochs=epochs,
         global_batch_size=training["batch_size"] * accumulation,
-        micro_batch_size=training["batch_size"],
+        micro_batching=MicroBatching(size=training["batch_size"]),
         seed=0,
         loss_group_size=training["batch_size"],
         carry_over=True,
@@ -202,7 +202,7 @@ def test_training_equals_the_released_program(mode: int, cached: bool) -> None:
             step=number,
             engine=engine,
             callbacks=None,
-            micro_batch_size=training["batch_size"],
+            micro_batching=MicroBatching(size=training["batch_size"]),
             pad_id=0,
             groups_per_step=plan.groups_per_step,
             hidden_state_cache=cache,

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed import TCPStore
 
+from imsm.data.batching import MicroBatching
 from imsm.distributed.context import DistributedContext
 from imsm.distributed.process_group import init_process_group
 from imsm.distributed.supervisor import exit_process
@@ -38,7 +39,7 @@ from tests.models.adapters.moe import tiny_loramoe
 from tests.models.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
 from tests.training.tiny_run import IDENTITY, tiny_examples
 
-BATCH_PLAN = BatchPlan(num_epochs=2, global_batch_size=5, micro_batch_size=2, seed=7)
+BATCH_PLAN = BatchPlan(num_epochs=2, global_batch_size=5, micro_batching=MicroBatching(size=2), seed=7)
 # two steps per epoch, the second one with fewer examples
 EXAMPLES = tiny_examples(8)
 STOP = 2
@@ -148,7 +149,7 @@ def deepspeed_engine(
         stage=stage.number,
         offload=stage.offload,
         pin_memory=False,
-        micro_batch_size=2,
+        micro_batching=MicroBatching(size=2),
         gradient_accumulation_steps=2,
         max_grad_norm=0.5,
         largest_param=max(sizes),
