@@ -23,6 +23,7 @@ import transformers
 from imsm.config.identity import baseline_config, run_identity
 from imsm.config.schema import RunConfig
 from imsm.distributed.context import DistributedContext
+from imsm.distributed.process_group import init_process_group
 from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.result import FILE as RESULT
 from imsm.models.backbones.fingerprint import backbone_fingerprint
@@ -30,11 +31,12 @@ from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import check_parent_data, load_eval_sets, load_run_tokenizer, training_fingerprint
 from imsm.pipeline.engine import local_device
 from imsm.pipeline.evaluate import EvaluationInputs, evaluate_run
-from imsm.pipeline.model import frozen_adapter_hash, load_run_model, route_share
+from imsm.pipeline.model import frozen_adapter_hash, load_run_model, lock_step, route_share
 from imsm.pipeline.plan.fit import check_fits
 from imsm.pipeline.run_status import run_dir_of
 from imsm.pipeline.tracking import RunLogger, open_logger
 from imsm.pipeline.train import parent_hash, prepare_training, save_trained
+from imsm.training.determinism import set_deterministic_environment
 from imsm.training.trainer import train
 from imsm.utils import stop_signals
 from imsm.utils.errors import RunError, UserError, first_line
@@ -59,6 +61,8 @@ def run_experiment(
     """
     dist_context = dist_context or DistributedContext()
     run = RunDir(run_dir_of(config, runs_root=runs_root))
+    if config.trainer.deterministic:
+        set_deterministic_environment()
     with ExitStack() as stack:
         # locked first: every later step may write to the folder
         dist_context.run_on_main(lambda: _lock_run_dir(config, run, stack))
@@ -88,12 +92,16 @@ def run_experiment(
                     rehearsal=setup.rehearsal,
                     route_share=route_share(config),
                     at_save_step=setup.at_save_step,
+                    deterministic=config.trainer.deterministic,
                 )
                 save_trained(config, setup, summary, run=run, dist_context=dist_context, command=command)
-            if dist_context.store is None:
+            # DeepSpeed has destroyed the model
+            if dist_context.store is None or config.engine.fsdp2:
                 model = setup.model
                 inputs = replace(inputs, get_model=lambda: model)
             del prepared, setup  # frees the model that DeepSpeed partitioned, before evaluation loads it again
+        if config.engine.fsdp2 and dist_context.store is not None:
+            _join_sharded_evaluation(config, inputs)
         result = evaluate_run(config, inputs, run=run)
         if logger:
             _report(run, result, logger, runs_root=runs_root)
@@ -120,6 +128,13 @@ def _load_inputs(
         runs_root=runs_root,
         dist_context=dist_context,
     )
+
+
+def _join_sharded_evaluation(config: RunConfig, inputs: EvaluationInputs) -> None:
+    """Prepare the processes for running different numbers of passes of one sharded model."""
+    minutes = config.engine.collective_timeout_minutes
+    init_process_group(inputs.dist_context, device=inputs.device, timeout_minutes=minutes)
+    inputs.dist_context.lock_step = partial(lock_step, inputs.get_model)
 
 
 def _check_fits(

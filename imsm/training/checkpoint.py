@@ -17,6 +17,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from imsm.distributed.context import DistributedContext
 from imsm.models.adapters.base import TrainingCallbacks
 from imsm.training.engines.base import Engine
 from imsm.utils.errors import RunError, UserError
@@ -70,7 +70,7 @@ def save_checkpoint(
         "trainables": engine.trainable_state_dict(),
         "optimizer": _to_cpu(optimizer_tensors),
         "callbacks": _to_cpu(callbacks.state()) if callbacks else {},
-        "rng": _gather_rng_states(engine.dist_context),
+        "rng": _gather_rng_states(engine),
     }
     values = {
         "format": FORMAT,
@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, *, engine: Engine, callbacks: TrainingCallbacks 
         callbacks.load_state(callback_state)
     state = TrainingState(**values["training_state"])
     # last, so that nothing above can advance it
-    _restore_rng(rng, rank=engine.dist_context.rank, step=state.step)
+    _restore_rng(rng, engine=engine, step=state.step)
     return state
 
 
@@ -214,27 +214,30 @@ def _write(path: Path, tensors: Mapping[str, dict[str, torch.Tensor]], values: d
         ) from error
 
 
-def _gather_rng_states(dist_context: DistributedContext) -> dict[str, torch.Tensor]:
-    """Return the random states of all processes as "cpu.<rank>" and "cuda.<rank>"."""
+def _gather_rng_states(engine: Engine) -> dict[str, torch.Tensor]:
+    """Return the random states of all processes as "cpu.<rank>", and as "cuda.<rank>" if they train on GPUs."""
     local = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        local["cuda"] = torch.cuda.get_rng_state()
+    # by the engine's device: on a machine with a GPU, reading its state would open a CUDA context in a run on the CPU
+    if engine.device.type == "cuda":
+        local["cuda"] = torch.cuda.get_rng_state(engine.device)
     # as text over the store: NCCL cannot gather CPU tensors
     encoded = json.dumps({k: base64.b64encode(v.numpy().tobytes()).decode() for k, v in local.items()})
     return {
         f"{device}.{rank}": torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8).clone()
-        for rank, text in enumerate(dist_context.all_gather(encoded))
+        for rank, text in enumerate(engine.dist_context.all_gather(encoded))
         for device, state in json.loads(text).items()
     }
 
 
-def _restore_rng(states: Mapping[str, torch.Tensor], *, rank: int, step: int) -> None:
-    """Set this process's random state; a rank without a saved one is seeded by rank and step."""
+def _restore_rng(states: Mapping[str, torch.Tensor], *, engine: Engine, step: int) -> None:
+    """Set this process's random state; a rank or device without a saved one is seeded by rank and step."""
+    rank = engine.dist_context.rank
     devices: dict[str, tuple[Callable[[torch.Tensor], None], Callable[[int], Any]]] = {
         # torch.manual_seed also seeds CUDA, so the CPU comes first
-        "cpu": (torch.set_rng_state, torch.manual_seed),
-        **({"cuda": (torch.cuda.set_rng_state, torch.cuda.manual_seed)} if torch.cuda.is_available() else {}),
+        "cpu": (torch.set_rng_state, torch.manual_seed)
     }
+    if engine.device.type == "cuda":
+        devices["cuda"] = (partial(torch.cuda.set_rng_state, device=engine.device), torch.cuda.manual_seed)
     for device, (restore, seed) in devices.items():
         if f"{device}.{rank}" in states:
             restore(states[f"{device}.{rank}"])

@@ -1,11 +1,13 @@
 """Measure speed and memory, each row together with what it is compared with.
 
-    python -m scripts.bench            # at most 25 minutes on two cores
+    python -m scripts.bench            # at most 30 minutes on two cores
     python -m scripts.bench --full     # also plots of how cost grows
+    python -m scripts.bench --device cuda --seconds 300 --output DIR
 
 Run it in the checkout. Writes `benchmarks/results/<device>.json` and a page with plots, and prints a
-table. On a GPU it uses Llama 3 8B's shape with random weights in bfloat16. Rows whose libraries are
-not installed are skipped and listed.
+table. On a GPU it measures rows of its own (`scripts.bench.gpu`) with random weights of Llama 3 8B's
+shape in bfloat16, writes the file after each, and a second call continues; `--tiny` measures these
+rows with tiny shapes on any device. Rows whose libraries are not installed are skipped and listed.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ from scripts.bench.comparison import Comparison
 from scripts.bench.curves import Curve, decoding_curve, processes_curve, runs_curve, step_curves
 from scripts.bench.decoding import compare_decoding, compare_paper_code, compare_skip
 from scripts.bench.evaluation import compare_evaluation
+from scripts.bench.gpu import main as gpu_main
+from scripts.bench.gpu import rows as gpu_rows
+from scripts.bench.host import compare_host
 from scripts.bench.memory import compare_memory
 from scripts.bench.report import write_page
 from scripts.bench.result import ROOT, commit, device_name, print_table, write_result
@@ -40,6 +45,8 @@ from scripts.bench.workloads import Setup
 
 SHAPES = {"mrpc": {"prompt_tokens": 80, "answer_tokens": 2}, "gsm8k": {"prompt_tokens": 128, "answer_tokens": 128}}
 """Tokens of an example: MRPC's answers are one word and the end token, GSM8K's are worked solutions."""
+CPU_NAMES = ["steps", "trainer", "sft", "memory", "decoding", "host", "skip", "paper_code", "evaluation", "sweep"]
+CPU_NAMES += ["startup"]
 Compare = Callable[[], list[Comparison]]
 Draw = Callable[[], list[Curve]]
 
@@ -52,6 +59,7 @@ def comparisons(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Compare]
         "sft": partial(compare_sft, setup, rounds=rounds),
         "memory": partial(compare_memory, setup),
         "decoding": partial(compare_decoding, setup, rounds=rounds),
+        "host": partial(compare_host, setup),
         "skip": partial(compare_skip, setup, rounds=rounds),
         "paper_code": partial(compare_paper_code, setup),
         "evaluation": partial(compare_evaluation, mini),
@@ -116,18 +124,20 @@ def measure(requested: dict[str, Callable[[], list[Any]]]) -> tuple[list[Any], l
             print(f"{row.name}{ratio}", file=sys.stderr, flush=True)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
     return found, left_out
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure, write and print; return the path of the result file."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     commit_at_start = commit()
     logging.disable_progress_bar()  # while weights are loaded
     warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries
-    gpu = options.device.startswith("cuda")
+    gpu = options.device.startswith("cuda") or options.tiny
+    names = [row.name for row in gpu_rows.ROWS] if gpu else CPU_NAMES
+    if unknown := sorted(set(options.only or ()) - set(names)):
+        parser.error(f"--only={', '.join(unknown)}: not measured on this device; choose from {', '.join(names)}")
     setup = make_setup(
         options.backbone or ("llama3" if gpu else "gemma3_270m"),
         device=options.device,
@@ -135,6 +145,16 @@ def main(argv: Sequence[str] | None = None) -> Path:
         random=options.random or gpu,
         batch=options.batch,
     )
+    name = options.name or device_name(options.device)
+    if gpu:
+        try:
+            return gpu_main.run(options, setup, name=name, commit=commit_at_start)
+        except ValueError as error:
+            parser.error(str(error))
+    return _measure_on_cpu(options, setup, path=options.output / f"{name}.json", commit_at_start=commit_at_start)
+
+
+def _measure_on_cpu(options: argparse.Namespace, setup: Setup, *, path: Path, commit_at_start: str | None) -> Path:
     mini = make_setup("mini", device=options.device, dtype="float32", random=False, batch=16)
     mini = replace(mini, target_modules=_linear("mini"))
     everything = comparisons(setup, mini, rounds=options.rounds)
@@ -146,9 +166,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
         rows += [each for each in more if isinstance(each, Comparison)]
         drawn = [each for each in more if isinstance(each, Curve)]
         left_out += lacking
-    path = options.output / f"{options.name or device_name(options.device)}.json"
     settings = {
-        "backbone": options.backbone or ("llama3" if gpu else "gemma3_270m"),
+        "backbone": options.backbone or "gemma3_270m",
         "random_weights": setup.shape is not None,
         "batch": setup.batch,
         "prompt_tokens": setup.prompt_tokens,
@@ -189,10 +208,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    names = ["steps", "trainer", "sft", "memory", "decoding", "skip", "paper_code"]
-    names += ["evaluation", "sweep", "startup"]
-    add("--only", nargs="+", choices=names, help="which comparisons; default: all")
-    add("--full", action="store_true", help="also GSM8K's shape, and curves")
+    add("--only", nargs="+", metavar="NAME", help=f"which comparisons; default: all; on a CPU {', '.join(CPU_NAMES)}")
+    add("--full", action="store_true", help="CPU: also GSM8K's shape, and curves")
+    add("--seconds", type=float, default=300, help="GPU: start no row after this time")
+    add("--tiny", action="store_true", help="the GPU's rows with tiny shapes, on any device")
     backbones = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
     add(
         "--backbone",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ from peft import get_peft_model
 from imsm.models.siamese.decoder import find_decoder
 from imsm.models.siamese.gate import apply_gate
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.streams import Stream
 from scripts.bench.comparison import Comparison
 from scripts.bench.steps import lora_config
 from scripts.bench.timing import decode, interleaved, now
@@ -23,22 +24,30 @@ NEW, LONG = 32, 128
 
 
 def compare_decoding(setup: Setup, *, rounds: int) -> list[Comparison]:
-    """One row at a time in bfloat16, all through `generate()`, the first token not counted."""
-    setup = replace(setup, dtype="bfloat16", batch=1)
-    gpu = setup.device.startswith("cuda")
+    """One row at a time, all through `generate()`, the first token not counted; also in bfloat16."""
+    return [
+        row
+        for dtype, bars in (("float32", (0.90, None)), ("bfloat16", (0.70, 1.15)))
+        for row in _decoding(replace(setup, dtype=dtype, batch=1), bars, rounds=rounds)
+    ]
+
+
+def _decoding(setup: Setup, bars: tuple[float, float | None], *, rounds: int) -> list[Comparison]:
+    """IMSM against PEFT's own generate, and against two passes if that has a bar."""
     imsm = build(setup, stream="interwoven").eval()
     peft = get_peft_model(plain_backbone(setup), lora_config(setup)).eval()
     prompts = _prompts(setup, vocabulary=imsm.config.vocab_size, tokens=setup.prompt_tokens)
 
     def twice(**options: torch.Tensor) -> torch.Tensor:
-        with _two_passes(imsm):
+        with two_passes(imsm):
             return imsm.generate(**options)  # type: ignore[return-value]
 
-    generates: dict[str, Callable[..., torch.Tensor]] = {
-        "imsm": imsm.generate,  # type: ignore[dict-item]
-        "peft": peft.generate,
-        "twice": twice,
+    others: dict[str, tuple[str, Callable[..., torch.Tensor], float | None]] = {
+        "peft": ("PEFT's own generate", peft.generate, bars[0]),
+        "twice": ("two passes with caches", twice, bars[1]),
     }
+    others = {name: each for name, each in others.items() if each[2] is not None}
+    generates = {"imsm": imsm.generate, **{name: generate for name, (_, generate, _) in others.items()}}
     timers = {
         name: partial(_later, generate, prompts, tokens=NEW, device=setup.device)
         for name, generate in generates.items()
@@ -47,17 +56,14 @@ def compare_decoding(setup: Setup, *, rounds: int) -> list[Comparison]:
     speed = {name: 1 / median(seconds) for name, seconds in found.items()}
     return [
         Comparison(
-            name=f"decoding, batch 1, bfloat16: IMSM / {against}",
+            name=f"decoding, batch 1, {setup.dtype}: IMSM / {against}",
             ours=speed["imsm"],
             theirs=speed[name],
             unit="tokens/s",
-            bar=gpu_bar if gpu else bar,
+            bar=bar,
             at_least=True,
         )
-        for name, against, bar, gpu_bar in (
-            ("peft", "PEFT's own generate", 0.70, 0.97),
-            ("twice", "two passes with caches", 1.15, 1.7),
-        )
+        for name, (against, _, bar) in others.items()
     ]
 
 
@@ -152,7 +158,7 @@ def _generate_long(model: SiameseForCausalLM, prompts: torch.Tensor) -> None:
 
 
 @contextmanager
-def _two_passes(model: SiameseForCausalLM) -> Iterator[None]:
+def two_passes(model: SiameseForCausalLM) -> Iterator[None]:
     """Run each stream in a separate pass with a separate cache."""
     if not model.streams.batch_both:
         raise RuntimeError("both streams do not run as one batch: nothing to compare")
@@ -163,14 +169,39 @@ def _two_passes(model: SiameseForCausalLM) -> Iterator[None]:
         model.streams.batch_both = True
 
 
-@torch.inference_mode()
 def _paper_code(original: torch.nn.Module, tuned: torch.nn.Module, gate: torch.nn.Module, ids: torch.Tensor) -> None:
-    """Both copies read the full sequence for each token; the head runs at its last position."""
-    query = ids.shape[1]
+    """Decode with two copies of the weights."""
     decoders = find_decoder(original), find_decoder(tuned.get_base_model())  # type: ignore[operator]
-    for _ in range(LONG):
-        hidden_states = [decoder(input_ids=ids, use_cache=False).last_hidden_state for decoder in decoders]
+    read = [
+        lambda ids, decoder=decoder: decoder(input_ids=ids, use_cache=False).last_hidden_state for decoder in decoders
+    ]
+    _generate_without_cache(read, gate, original.get_output_embeddings(), ids, tokens=LONG)  # type: ignore[operator]
+
+
+def generate_without_cache(model: SiameseForCausalLM, ids: torch.Tensor, *, tokens: int) -> None:
+    """Decode with the paper code's algorithm, both streams over the same weights."""
+    streams: tuple[Stream, ...] = ("original", "tuned")
+    read = [
+        lambda ids, stream=stream: model.streams.hidden_states({"input_ids": ids}, stream=stream, cache=None)
+        for stream in streams
+    ]
+    assert model.gate is not None
+    _generate_without_cache(read, model.gate, model.head, ids, tokens=tokens)
+
+
+@torch.inference_mode()
+def _generate_without_cache(
+    read: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+    gate: torch.nn.Module,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    ids: torch.Tensor,
+    *,
+    tokens: int,
+) -> None:
+    """Both streams read the full sequence for each token; the head runs at its last position."""
+    query = ids.shape[1]
+    for _ in range(tokens):
+        hidden_states = [each(ids) for each in read]
         queries = [states[:, :query].mean(dim=1, keepdim=True) for states in hidden_states]
         mixed, _ = apply_gate(gate, *hidden_states, *queries)
-        logits = original.get_output_embeddings()(mixed[:, -1:])  # type: ignore[operator]
-        ids = torch.cat([ids, logits.argmax(dim=-1)], dim=1)
+        ids = torch.cat([ids, head(mixed[:, -1:]).argmax(dim=-1)], dim=1)

@@ -34,7 +34,7 @@ def compare_evaluation(setup: Setup) -> list[Comparison]:
             ours=speed[together],
             theirs=speed[1],
             unit="examples/s",
-            bar=6,
+            bar=8,
             at_least=True,
         )
     ]

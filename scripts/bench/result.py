@@ -37,20 +37,27 @@ def write_result(
 
     ``commit_at_start`` is the commit when measuring began; if it has changed since, both are recorded.
     """
-    ended = commit()
     record = {
         "comparisons": [row.record() for row in rows],
         "curves": [curve.record() for curve in curves],
         "left_out": list(left_out),
+        **describe(device, settings=settings, commit_at_start=commit_at_start),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def describe(device: str, *, settings: dict[str, Any], commit_at_start: str | None) -> dict[str, Any]:
+    """Return device, commit, date, versions and settings of a measurement."""
+    ended = commit()
+    return {
         "device": _described(device),
         "commit": commit_at_start if commit_at_start == ended else f"{commit_at_start}, at the end {ended}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
         "settings": settings,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return record
 
 
 def device_name(device: str) -> str:

@@ -67,7 +67,14 @@ class Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def decode(generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, tokens: int, device: str) -> list[float]:
+def decode(
+    generate: Callable[..., torch.Tensor],
+    prompts: torch.Tensor,
+    *,
+    tokens: int,
+    device: str,
+    mask: torch.Tensor | None = None,
+) -> list[float]:
     """Return the seconds of each new token; the first includes the prefill.
 
     Args:
@@ -75,6 +82,7 @@ def decode(generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, toke
         prompts: token ids, (B, T).
         tokens: number of new tokens; the end token does not stop generation.
         device: the model's device.
+        mask: attention mask, (B, T); None without padding.
     """
     clock = Clock(device)
     config = GenerationConfig(do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0)
@@ -82,7 +90,7 @@ def decode(generate: Callable[..., torch.Tensor], prompts: torch.Tensor, *, toke
     with torch.inference_mode():
         generate(
             input_ids=prompts,
-            attention_mask=torch.ones_like(prompts),
+            attention_mask=torch.ones_like(prompts) if mask is None else mask,
             generation_config=config,
             stopping_criteria=StoppingCriteriaList([clock]),
         )

@@ -73,8 +73,14 @@ def test_default_identities_have_no_key_of_a_newer_option() -> None:
     """Otherwise runs that were finished before the option existed would have other names."""
     newer = {"loss_reduction", "carry_over", "warmup_rounding", "truncation", "max_prompt_tokens", "mixed_precision"}
     identity = run_identity(config())
-    assert not (newer | {"max_answer_tokens", "micro_batch_size"}) & identity["trainer"].keys()
+    assert not (newer | {"max_answer_tokens", "micro_batch_size", "deterministic"}) & identity["trainer"].keys()
     assert "output_dropout" not in identity["gate"]
+
+
+def test_deterministic_algorithms_are_another_training() -> None:
+    """They round differently on a GPU, so a checkpoint of one must not be resumed by the other."""
+    assert run_identity(config("trainer.deterministic=true"))["trainer"]["deterministic"] is True
+    assert run_name(config("trainer.deterministic=false")) == run_name(config())
 
 
 def test_a_loss_per_micro_batch_depends_on_its_size() -> None:

@@ -28,8 +28,9 @@ from scripts.bench.timing import decode, interleaved
 from scripts.bench.workloads import Setup, build, random_batch
 from tests.models.siamese.tiny import ARCHITECTURES, tiny_siamese
 
-BARE = ("datasets", "hydra", "matplotlib", "omegaconf", "pydantic", "rich", "scipy")
-"""Packages that a bare GPU machine lacks."""
+BARE = ("datasets", "evaluate", "hydra", "omegaconf", "platformdirs", "pydantic", "regex", "shtab", "sklearn", "tabulate")
+"""Packages that a bare GPU machine may lack; matplotlib, rich and scipy as well."""
+BARE += ("matplotlib", "rich", "scipy", "trl", "wandb")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_bar_is_met_up_to_its_value_from_either_side() -> None:
 
 def test_steps_have_their_bars(setup: Setup) -> None:
     rows = by_name(compare_steps(setup, rounds=1))
-    assert [row.bar for row in rows.values()] == [1.10, 1.55, 1.40]
+    assert [row.bar for row in rows.values()] == [1.05, 1.50, 1.40]
     cached, uncached, _ = rows.values()
     assert cached.theirs == uncached.theirs
 
@@ -96,11 +97,11 @@ def test_two_passes_are_two_passes(setup: Setup) -> None:
     ids = torch.tensor([random_batch(setup, vocabulary=97)[0].prompt_ids])
     model.generate(ids, max_new_tokens=3, min_new_tokens=3)
     assert len(passes) == 3
-    with decoding._two_passes(model):
+    with decoding.two_passes(model):
         model.generate(ids, max_new_tokens=3, min_new_tokens=3)
     assert len(passes) == 3 + 2 * 3
     model.streams.batch_both = False
-    with pytest.raises(RuntimeError, match="nothing to compare"), decoding._two_passes(model):
+    with pytest.raises(RuntimeError, match="nothing to compare"), decoding.two_passes(model):
         pass
 
 
@@ -116,10 +117,8 @@ def test_transformers_own_trainer_is_held_against(setup: Setup) -> None:
 
 def test_decoding_rows(setup: Setup) -> None:
     rows = by_name(compare_decoding(replace(setup, prompt_tokens=20), rounds=1))
-    assert [(row.bar, row.at_least, row.unit) for row in rows.values()] == [
-        (0.70, True, "tokens/s"),
-        (1.15, True, "tokens/s"),
-    ]
+    assert [row.bar for row in rows.values()] == [0.90, 0.70, 1.15]
+    assert all(row.at_least and row.unit == "tokens/s" for row in rows.values())
     (row,) = compare_paper_code(setup)
     assert row.bar == 10
 

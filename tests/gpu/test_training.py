@@ -1,0 +1,130 @@
+"""Training on the device: equal streams, equal losses, equal bits after a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from imsm.data.batching import MicroBatching
+from imsm.models.siamese.hidden_state_cache import compute_in_memory
+from imsm.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from imsm.training.determinism import deterministic_algorithms, set_deterministic_environment
+from imsm.training.train_step import train_step
+from tests.gpu.tiny import (
+    DEVICE,
+    both_dtypes,
+    engine_of,
+    examples,
+    lora_with_dropout,
+    losses,
+    model_on_device,
+    needs_gpu,
+    padded_inputs,
+)
+from tests.models.siamese.tiny import tiny_siamese
+
+pytestmark = pytest.mark.gpu
+set_deterministic_environment()  # before CUDA starts
+
+
+@both_dtypes
+def test_without_the_adapter_the_decoder_is_the_backbone_bit_for_bit(dtype: torch.dtype) -> None:
+    model = model_on_device(dtype)
+    inputs, _ = padded_inputs("right")
+    with torch.no_grad():
+        original = model.streams.hidden_states(inputs, stream="original", cache=None)
+        with model.adapted.disable_adapter():
+            backbone = model.streams.decoder(**inputs, use_cache=False).last_hidden_state
+    assert torch.equal(original, backbone)
+
+
+@both_dtypes
+def test_before_the_first_update_both_streams_are_equal_and_the_gate_has_no_gradient(dtype: torch.dtype) -> None:
+    """The first steps run without the hidden-state cache because of it (`imsm.training.trainer`)."""
+    model = model_on_device(dtype, lora_with_dropout(0.0))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    engine = engine_of(model)
+    model.train()
+    train_step([examples()[:8]], step=1, engine=engine, callbacks=None, micro_batching=MicroBatching(size=8), pad_id=0)
+    gate = [engine.optimizer.state[p]["exp_avg"] for p in model.gate.parameters() if p in engine.optimizer.state]
+    assert gate and not any(moment.any() for moment in gate)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_both_streams_in_one_pass_equal_two_passes(dtype: torch.dtype, tolerance: float) -> None:
+    model = model_on_device(dtype)
+    inputs, is_token = padded_inputs("left")
+    with torch.inference_mode():
+        together = model.streams.both_hidden_states(inputs, cache=None)
+        model.streams.batch_both = False
+        separate = model.streams.both_hidden_states(inputs, cache=None)
+    for one, other in zip(together, separate, strict=True):
+        difference = (one[is_token].float() - other[is_token].float()).norm()
+        assert difference <= tolerance * other[is_token].float().norm()
+
+
+def test_losses_equal_those_of_the_cpu() -> None:
+    assert losses(model_on_device()) == pytest.approx(losses(tiny_siamese()), rel=2e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_a_hidden_state_cache_does_not_change_losses(dtype: torch.dtype, tolerance: float) -> None:
+    cache = compute_in_memory(model_on_device(dtype), examples(), pad_id=0)
+    assert not cache.hidden_states.is_cuda
+    cached = losses(model_on_device(dtype), cache=cache)
+    assert cached == pytest.approx(losses(model_on_device(dtype)), rel=tolerance)
+
+
+@both_dtypes
+def test_two_trainings_are_equal_bit_for_bit(dtype: torch.dtype) -> None:
+    one, other = (losses(model_on_device(dtype)) for _ in range(2))
+    assert one == other
+
+
+@both_dtypes
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_resumed_training_with_dropout_is_equal_bit_for_bit(
+    tmp_path: Path, dtype: torch.dtype, deterministic: bool
+) -> None:
+    """The random state of the device is part of the checkpoint."""
+    torch.manual_seed(0)
+    model = model_on_device(dtype, lora_with_dropout(0.3))
+    engine = engine_of(model)
+    with deterministic_algorithms(deterministic):
+        losses(model, engine=engine, steps=3)
+        state = TrainingState(step=3)
+        checkpoint = save_checkpoint(tmp_path, state=state, metrics={}, engine=engine, callbacks=None, identity={})
+        expected = losses(model, engine=engine, steps=3, first=4)
+        torch.manual_seed(99)
+        resumed = model_on_device(dtype, lora_with_dropout(0.3))
+        engine = engine_of(resumed)
+        load_checkpoint(checkpoint, engine=engine, callbacks=None)
+        assert losses(resumed, engine=engine, steps=3, first=4) == expected
+    for (name, one), other in zip(model.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_gradient_checkpointing_does_not_change_losses() -> None:
+    plain = losses(model_on_device(), steps=3)
+    model = model_on_device()
+    model.activation_checkpointing_enable()
+    assert losses(model, steps=3) == pytest.approx(plain, rel=1e-5)
+
+
+@needs_gpu
+def test_a_checkpoint_of_a_gpu_continues_on_the_cpu(tmp_path: Path) -> None:
+    model = model_on_device()
+    engine = engine_of(model)
+    losses(model, engine=engine, steps=2)
+    state = TrainingState(step=2)
+    checkpoint = save_checkpoint(tmp_path, state=state, metrics={}, engine=engine, callbacks=None, identity={})
+    expected = losses(model, engine=engine, steps=2, first=3)
+    resumed = tiny_siamese()
+    engine = engine_of(resumed)
+    load_checkpoint(checkpoint, engine=engine, callbacks=None)
+    assert losses(resumed, engine=engine, steps=2, first=3) == pytest.approx(expected, rel=2e-4)
+    assert DEVICE.type == "cuda" and next(resumed.parameters()).device.type == "cpu"
