@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from imsm.utils.errors import RunError, UserError
@@ -33,6 +35,8 @@ class DistributedContext:
         if world_size > 1 and store is None:
             raise ValueError(f"world_size={world_size}: several processes need a store")
         self.rank, self.world_size, self.local_rank, self.store = rank, world_size, local_rank, store
+        self.lock_step: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Inside its block processes may run different numbers of forward passes; see `imsm.distributed.lock_step`."""
         self._calls = 0
 
     @property
@@ -68,6 +72,14 @@ class DistributedContext:
         self._write(key, json.dumps({"value": value}))
         return value
 
+    def run_model_on_main(self, fn: Callable[[], T]) -> T:
+        """Return what `run_on_main` does, for a ``fn`` that runs the model, whose weights may be sharded."""
+        outcome: Callable[[], T] = fn
+        with self.lock_step():
+            if self.is_main:
+                outcome = _call(fn)
+        return self.run_on_main(outcome)
+
     def all_gather(self, text: str) -> list[str]:
         """Return the strings of all processes, ordered by rank."""
         if self.world_size == 1:
@@ -90,3 +102,16 @@ class DistributedContext:
         while not self.store.check([key]):
             time.sleep(_POLL_SECONDS)
         return str(self.store.get(key).decode())
+
+
+def _call(fn: Callable[[], T]) -> Callable[[], T]:
+    """Call ``fn``; return a function that returns its result, or raises its UserError or RunError."""
+
+    def fail(error: Exception) -> T:
+        raise error
+
+    try:
+        value = fn()
+    except (UserError, RunError) as error:
+        return partial(fail, error)
+    return lambda: value

@@ -1,6 +1,7 @@
 """torch's process group, used for collectives on tensors."""
 
 import atexit
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -29,3 +30,11 @@ def init_process_group(dist_context: DistributedContext, *, device: torch.device
     )
     # NCCL warns about a process group that is not destroyed
     atexit.register(distributed.destroy_process_group)
+
+
+def sum_over_processes(values: Sequence[float], *, device: torch.device) -> list[float]:
+    """Return each value summed over all processes of the group."""
+    # float64, so that counts and losses are not rounded to float32
+    summed = torch.tensor(values, dtype=torch.float64, device=device)
+    distributed.all_reduce(summed)
+    return [float(value) for value in summed.tolist()]

@@ -7,9 +7,9 @@ from imsm.utils.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """The processes of a run; ZeRO ``stage`` 0 is plain torch in one process on "cpu" or "cuda".
+    """The processes of a run; ZeRO ``stage`` 0 without ``fsdp2`` is plain torch in one process on "cpu" or "cuda".
 
-    ``offload`` keeps ZeRO's weights and optimizer state in CPU memory.
+    ``offload`` keeps ZeRO's weights and optimizer state in CPU memory; ``fsdp2`` shards the backbone's layers.
     """
 
     stage: int
@@ -17,6 +17,7 @@ class Topology:
     device: str
     nproc_per_node: int
     nnodes: int
+    fsdp2: bool = False
 
     @property
     def world_size(self) -> int:
@@ -25,14 +26,14 @@ class Topology:
 
     @property
     def distributed(self) -> bool:
-        """Whether DeepSpeed trains the run, even in one process."""
-        return self.stage > 0
+        """Whether DeepSpeed or FSDP2 trains the run, even in one process."""
+        return self.stage > 0 or self.fsdp2
 
     def __str__(self) -> str:
         text = f"{self.nproc_per_node} process{'es' if self.nproc_per_node > 1 else ''}"
         if self.nnodes > 1:
             text += f" on each of {self.nnodes} nodes, {self.world_size} in total"
-        backend = f"DeepSpeed ZeRO stage {self.stage}" if self.distributed else "plain torch"
+        backend = f"DeepSpeed ZeRO stage {self.stage}" if self.stage else "FSDP2" if self.fsdp2 else "plain torch"
         return f"{text}; {backend}{', offloaded to the CPU' if self.offload else ''}"
 
 
@@ -46,6 +47,7 @@ def resolve_topology(
     nnodes: int,
     num_gpus: int,
     world_size: int | None = None,
+    fsdp2: bool = False,
 ) -> Topology:
     """Resolve the automatic engine settings on this machine.
 
@@ -63,10 +65,10 @@ def resolve_topology(
     if world_size is not None:
         nproc_per_node, nnodes = world_size, 1
     elif nproc_per_node is None:
-        nproc_per_node = num_gpus if resolved_device == "cuda" and stage != 0 else 1
+        nproc_per_node = num_gpus if resolved_device == "cuda" and (stage != 0 or fsdp2) else 1
     if stage is None:
         stage = 2 if nproc_per_node * nnodes > 1 else 0
-    if stage == 0 and nproc_per_node * nnodes > 1:
+    if stage == 0 and not fsdp2 and nproc_per_node * nnodes > 1:
         setting = f"engine.nproc_per_node={nproc_per_node}" if nnodes == 1 else f"engine.nnodes={nnodes}"
         given = f"{world_size} processes were started" if world_size is not None else f"{setting} is set"
         raise UserError(f"engine={name}: runs in one process, but {given}; use engine=zero2 or auto")
@@ -76,4 +78,6 @@ def resolve_topology(
             f"engine.nproc_per_node={nproc_per_node}: only {num_gpus} GPU{'s are' if num_gpus > 1 else ' is'} "
             f"visible; set engine.nproc_per_node={num_gpus}, or engine.device=cpu"
         )
-    return Topology(stage=stage, offload=offload, device=resolved_device, nproc_per_node=nproc_per_node, nnodes=nnodes)
+    return Topology(
+        stage=stage, offload=offload, device=resolved_device, nproc_per_node=nproc_per_node, nnodes=nnodes, fsdp2=fsdp2
+    )

@@ -3,6 +3,7 @@
 Saved models are loaded by `SiameseForCausalLM.from_pretrained`; both use `SiameseForCausalLM.from_parts`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ from imsm.models.siamese.serialization import load_adapter
 
 
 def build_model(
-    *, backbone: dict[str, Any], adapter: AdapterSpec | Path | None, device: torch.device | None = None, **options: Any
+    *,
+    backbone: dict[str, Any],
+    adapter: AdapterSpec | Path | None,
+    device: torch.device | None = None,
+    load: Callable[..., PreTrainedModel] = load_backbone,
+    **options: Any,
 ) -> SiameseForCausalLM:
     """Load a backbone and build a siamese model around it, its adapter verified.
 
+    ``load`` is a function with the arguments of `load_backbone`, which ``backbone`` holds.
     ``options`` are ``gate``, ``pooling``, ``skip_threshold``, ``stream`` and ``seed`` of `wrap_backbone`.
 
     Raises:
@@ -34,7 +41,7 @@ def build_model(
     if isinstance(adapter, AdapterSpec):
         # before the weights are loaded, which can take minutes
         reject_unsupported(adapter.config)
-    plain = load_backbone(**backbone)
+    plain = load(**backbone)
     if device is not None:
         plain.to(device)  # type: ignore[arg-type]
     return wrap_backbone(plain, backbone=backbone, adapter=adapter, verify_adapter=True, **options)

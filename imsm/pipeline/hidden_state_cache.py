@@ -58,7 +58,7 @@ def open_hidden_state_cache(
         request.check_fits()
         return _combined([compute_in_memory(model, examples, pad_id=pad_id, stream=each) for each in request.streams])
     # rank 0 computes alone: the other processes read its files, or report that they cannot
-    found = dist_context.run_on_main(request.compute_on_disk)
+    found = dist_context.run_model_on_main(request.compute_on_disk)
     folders, error = found["folders"], found["error"]
     cache = None
     if folders:

@@ -1,15 +1,22 @@
 """Build, load and identify the model of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
+from transformers import PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from imsm.config.schema import RunConfig
+from imsm.distributed.lock_step import LockStep
 from imsm.models.adapters.base import AdapterSpec, adapter_from_config
 from imsm.models.backbones.fingerprint import attention_implementation
+from imsm.models.backbones.loading import load_backbone
+from imsm.models.backbones.sharded import load_sharded_backbone, sharded_layers
 from imsm.models.builder import build_model
 from imsm.models.siamese.kl import KLRegularizer
 from imsm.models.siamese.model import SiameseForCausalLM
@@ -64,14 +71,27 @@ def new_model(config: RunConfig, adapter: AdapterSpec | None, *, device: torch.d
         frozen = RunDir(Path(config.frozen_adapter))
         verify_run_model(frozen)
         source = frozen.adapter
-    return build_model(adapter=source, device=device, **model_kwargs(config))
+    return build_model(adapter=source, device=device, load=_backbone_loader(config, device), **model_kwargs(config))
 
 
 def load_run_model(config: RunConfig, run: RunDir, *, device: torch.device) -> SiameseForCausalLM:
     """Load the trained model of a run, or the original model if the method trains nothing."""
     if config.method.trainable:
-        return SiameseForCausalLM.from_pretrained(run.path, device=device)
+        return SiameseForCausalLM.from_pretrained(run.path, device=device, load=_backbone_loader(config, device))
     return new_model(config, None, device=device)
+
+
+def _backbone_loader(config: RunConfig, device: torch.device) -> Callable[..., PreTrainedModel]:
+    # other commands read a run's configuration, too, and load its model in one process
+    if config.engine.fsdp2 and distributed.is_initialized():
+        return partial(load_sharded_backbone, device=device)
+    return load_backbone
+
+
+def lock_step(get_model: Callable[[], SiameseForCausalLM]) -> AbstractContextManager[None]:
+    """Return a block in which the processes of a run may run different numbers of passes of a sharded model."""
+    model = get_model()
+    return LockStep(sharded_layers(model), device=model.device)
 
 
 def build_kl_regularizer(config: RunConfig) -> KLRegularizer | None:

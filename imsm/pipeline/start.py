@@ -47,7 +47,7 @@ def run_distributed(config: RunConfig, *, runs_root: Path, overrides: Sequence[s
     if not topology.distributed:
         return False
     # find_spec does not import DeepSpeed, which takes seconds and logs to the terminal
-    if importlib.util.find_spec("deepspeed") is None:
+    if topology.stage and importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"engine={config.engine.name}: requires DeepSpeed; {_INSTALL_DEEPSPEED}")
     if group is not None:
         gpus = 0 if config.engine.device == "cpu" else visible_gpus()

@@ -18,6 +18,7 @@ from imsm.config.schema import RunConfig
 from imsm.data.batching import training_order
 from imsm.data.tokenization import TokenizedExample
 from imsm.distributed.context import DistributedContext
+from imsm.distributed.process_group import init_process_group
 from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
 from imsm.models.builder import count_trainable
 from imsm.models.siamese.model import SiameseForCausalLM
@@ -26,7 +27,7 @@ from imsm.pipeline.data import tokenized_training_set
 from imsm.pipeline.engine import batch_plan_of, build_engine, local_device
 from imsm.pipeline.hidden_state_cache import check_cache_fits, open_hidden_state_cache
 from imsm.pipeline.kept_checkpoints import keep_checkpoint
-from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, new_model
+from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, lock_step, new_model
 from imsm.pipeline.rehearsal import rehearsal_examples
 from imsm.pipeline.watch import Watch, open_watch
 from imsm.training.checkpoint import archive_later
@@ -88,7 +89,12 @@ def prepare_training(
     steps = _num_steps(config, batch_plan, len(examples))
     resume_from = _find_checkpoint(config, run, dist_context)
     adapter = build_adapter(config)
+    if config.engine.fsdp2:
+        # loading shards is collective
+        init_process_group(dist_context, device=device, timeout_minutes=config.engine.collective_timeout_minutes)
     model, parameters = _initial_model(config, adapter, parent=parent, device=device)
+    if config.engine.fsdp2:
+        dist_context.lock_step = partial(lock_step, lambda: model)
     dist_context.run_on_main(lambda: print(format_trainable(parameters)))
     get_cache = _lazy_cache(config, model, tokenized, tokenizer.pad_token_id, dist_context)
     target_examples = tokenized[: statistics["examples"] - statistics["dropped"]]  # replay follows

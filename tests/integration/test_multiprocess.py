@@ -73,7 +73,7 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("engine", "peft"), [("zero2", "lora"), ("zero3", "p_tuning")])
+@pytest.mark.parametrize(("engine", "peft"), [("zero2", "lora"), ("zero3", "p_tuning"), ("fsdp2", "lora")])
 def test_two_processes_give_the_result_of_one(
     tmp_path: Path, run: Callable[..., tuple[int, str]], engine: str, peft: str
 ) -> None:

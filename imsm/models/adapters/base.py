@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from imsm.models.adapters.unsupported import reject_unsupported
+from imsm.models.backbones.sharded import local_part, sharded_layers
 from imsm.utils.errors import UserError, first_line
 from imsm.utils.instantiate import Count, Positive, Probability, accepts_target_modules, argument_errors
 from imsm.utils.messages import did_you_mean
@@ -213,6 +214,11 @@ def attach_adapter(adapter: AdapterSpec, backbone: PreTrainedModel) -> nn.Module
                 adapter.config.save_pretrained(folder)
                 PeftConfig.from_pretrained(folder)
     except (ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if sharded_layers(backbone):
+            raise UserError(
+                f"engine=fsdp2: {type(adapter.config).__name__} cannot be added to sharded layers, of which each "
+                f"process holds some rows ({first_line(error)}); set engine=zero2 or zero3"
+            ) from error
         raise UserError(f"the adapter does not fit the backbone: {error}") from error
     after = _sample_weights(backbone)
     changed = [name for name, values in before.items() if not values.equal(after.get(name, values))]
@@ -269,7 +275,8 @@ def _sample_weights(backbone: PreTrainedModel, *, count: int = 512) -> dict[str,
     """Return about ``count`` values of every weight, by its name without an adapter."""
     samples = {}
     # A sample suffices here, with a name for the message; `check_adapter` compares every bit later.
-    for name, weight in backbone.state_dict().items():
+    for name, value in backbone.state_dict().items():
+        weight = local_part(value)
         if not weight.is_meta:
             plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
             samples[plain] = weight.reshape(-1)[:: max(1, weight.numel() // count)].clone()

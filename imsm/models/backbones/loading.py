@@ -1,10 +1,12 @@
 """Load a backbone and its tokenizer from the Hub, a local folder or the shipped miniature."""
 
 import importlib
+import importlib.util
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
+import torch
 from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
@@ -14,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,10 +29,13 @@ from imsm.utils.trust import RESOLVERS, import_trusted
 MINIATURE = "imsm:miniature"
 CUSTOM_MODELS = ("imsm.models.backbones.chatglm3.modeling",)
 """Modules that register a model with transformers when imported."""
-_LOAD_ERRORS = (
+LOAD_ERRORS = (
     *(AttributeError, ImportError, LookupError, OSError, RuntimeError, SafetensorError, StrictDataclassError),
     *(TypeError, ValueError),
 )
+QUANTIZATIONS = ("nf4",)
+"""Values of ``quantization``."""
+_INSTALL_QUANTIZATION = "pip install -c constraints.txt -e '.[quantization]'"
 _RANDOM_RATES = ("drop", "jitter")
 """Parts of the names of rates: attention_dropout, layerdrop, router_jitter_noise."""
 
@@ -84,18 +90,11 @@ def check_attention(config: PretrainedConfig) -> None:
             check_attention(nested)
 
 
-def load_backbone(
-    *,
-    name_or_path: str,
-    revision: str | None = None,
-    dtype: str = "float32",
-    attn_implementation: str | None = None,
-    local_resolver: str | None = None,
-) -> PreTrainedModel:
-    """Load a causal language model, frozen, in eval mode and without dropout.
+def check_source(name_or_path: str, *, local_resolver: str | None, attn_implementation: str | None) -> str:
+    """Return the local folder or the Hub id to load, after the checks that need no weights.
 
     Raises:
-        UserError: the model cannot be loaded, or some of its weights are missing.
+        UserError: it is the folder of an adapter, its JSON files are damaged, or an argument is invalid.
     """
     register_custom_models()
     source = resolve_path(name_or_path, local_resolver=local_resolver)
@@ -104,6 +103,27 @@ def load_backbone(
         # transformers would load its base model and attach the adapter, without the checks of `load_adapter`
         raise UserError(f"backbone {source}: is the folder of an adapter ({ADAPTER_CONFIG}); give its base model")
     check_json_files(source)
+    return source
+
+
+def load_backbone(
+    *,
+    name_or_path: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    local_resolver: str | None = None,
+    quantization: str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model, frozen, in eval mode and without dropout.
+
+    With ``quantization`` "nf4", bitsandbytes stores the weights of the linear layers, except the head, in 4 bits, and
+    computes in ``dtype``.
+
+    Raises:
+        UserError: the model cannot be loaded, or some of its weights are missing.
+    """
+    source = check_source(name_or_path, local_resolver=local_resolver, attn_implementation=attn_implementation)
     try:
         saved = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         check_attention(saved)
@@ -115,6 +135,7 @@ def load_backbone(
             attn_implementation=attn_implementation,
             trust_remote_code=False,
             output_loading_info=True,
+            **_quantization_options(quantization, dtype=dtype),
         )
     except UnpicklingError as error:
         raise UserError(
@@ -123,7 +144,7 @@ def load_backbone(
         ) from error
     except UserError:
         raise
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise UserError(load_error_message(source, error)) from error
     model, info = loaded
     # transformers initializes missing weights randomly and only logs a warning.
@@ -136,6 +157,26 @@ def load_backbone(
     disable_dropout(model)
     model.requires_grad_(False)
     return cast(PreTrainedModel, model.eval())
+
+
+def _quantization_options(quantization: str | None, *, dtype: str) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that quantize the model while it is loaded.
+
+    Raises:
+        UserError: the quantization is unknown, or bitsandbytes is not installed.
+    """
+    if quantization is None:
+        return {}
+    given = f"backbone.quantization={quantization}"
+    if quantization not in QUANTIZATIONS:
+        raise UserError(f"{given}: is unknown; set {' or '.join(QUANTIZATIONS)}, or null")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{given}: requires bitsandbytes; {_INSTALL_QUANTIZATION}")
+    compute_dtype = getattr(torch, dtype)
+    options = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_compute_dtype=compute_dtype
+    )
+    return {"quantization_config": options}
 
 
 def load_tokenizer(

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import distributed
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from imsm.distributed.context import DistributedContext
+from imsm.distributed.process_group import sum_over_processes
 from imsm.models.siamese.model import SiameseForCausalLM, SiameseOutput
 from imsm.training.engines import deepspeed_internals as internals
 from imsm.training.engines.base import NonFiniteError
@@ -86,10 +86,7 @@ class DeepSpeedEngine:
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Return each value summed over all processes."""
-        # float64, so that counts and losses are not rounded to float32
-        summed = torch.tensor(values, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(summed)
-        return [float(value) for value in summed.tolist()]
+        return sum_over_processes(values, device=self.device)
 
     @contextmanager
     def full_grads(self) -> Iterator[None]:
