@@ -26,7 +26,8 @@ from tests.gpu.tiny import (
 from tests.models.siamese.tiny import tiny_siamese
 
 pytestmark = pytest.mark.gpu
-set_deterministic_environment()  # before CUDA starts
+if DEVICE.type == "cuda":
+    set_deterministic_environment()  # before CUDA starts
 
 
 @both_dtypes
