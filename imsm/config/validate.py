@@ -372,6 +372,12 @@ def _prefix_checkpointing(peft: PeftConfig, trainer: TrainerConfig) -> Iterator[
         return  # reported by `_peft_arguments`
 
 
+def _packing(peft: PeftConfig, trainer: TrainerConfig) -> Iterator[str]:
+    if trainer.packing and peft.arguments().get("blc_weight"):
+        problem = f"peft={peft.name} balances its experts over the rows of a batch, which packing joins"
+        yield f"trainer.packing=true: {problem}; omit it, or set peft.blc_weight=0"
+
+
 def _checkpoints(evaluation: EvaluationConfig, trainer: TrainerConfig) -> Iterator[str]:
     if evaluation.checkpoints and trainer.save_steps is None:
         yield "evaluation.checkpoints=true: evaluates the models at fixed steps; set trainer.save_steps as well"
@@ -463,6 +469,7 @@ _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _data_folders,
     _chat_template,
     _prefix_checkpointing,
+    _packing,
     _checkpoints,
     _backend,
     _resume,

@@ -202,7 +202,9 @@ def _forward(
 ) -> SiameseOutput:
     if callbacks is not None:
         types = torch.tensor([example.task_type for example in examples], device=engine.device)
-        callbacks.before_forward(inputs["attention_mask"].to(engine.device), types)
+        # a packed row has no padding
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        callbacks.before_forward(mask.to(engine.device), types)
     # omitted by default: other models of the same interface have no such arguments
     chosen: dict[str, Any] = {} if objective == "target" else {"objective": objective}
     chosen |= {} if gate_target is None else {"gate_target": gate_target}

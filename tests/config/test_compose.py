@@ -100,6 +100,8 @@ VALUE_ERRORS = {
     "trainer.warmup_ratio=1.5": "less than 1",
     "trainer.kl_beta=0": "greater than 0",
     "trainer.kl_mask_target=true": "trainer.kl_beta",
+    "trainer.packing=true": "set trainer.micro_batch_tokens=4096",
+    "trainer.micro_batch_tokens=0": "at least 1",
     "trainer.token_weight=dtf": "did you mean trainer.token_weight=dft?",
     "trainer.min_target=101": "at most 100",
     "trainer.min_target=60": "set trainer.metric_for_best_model=retention",
@@ -188,6 +190,13 @@ def test_arguments_of_a_method_are_checked_together(composer: ConfigComposer, ov
 def test_prefix_tuning_excludes_gradient_checkpointing(composer: ConfigComposer) -> None:
     (line,) = composer.validate(["peft=prefix_tuning", "trainer.gradient_checkpointing=true"], sweep=False)
     assert "trainer.gradient_checkpointing=false" in line
+
+
+def test_packing_excludes_a_balance_over_rows(composer: ConfigComposer) -> None:
+    packing = ["trainer.packing=true", "trainer.micro_batch_tokens=64"]
+    (line,) = composer.validate(["peft=loramoe_blc", *packing], sweep=False)
+    assert "set peft.blc_weight=0" in line
+    assert composer.validate(["peft=loramoe", *packing], sweep=False) == []
 
 
 def test_a_task_sequence_excludes_settings_of_one_dataset(composer: ConfigComposer) -> None:

@@ -150,6 +150,14 @@ def test_with_dropout_the_micro_batch_size_affects_training() -> None:
     assert not comparable(config("peft.lora_dropout=0.1"), config(*dropped, micro))
 
 
+def test_a_token_budget_affects_training_with_dropout_alone() -> None:
+    tokens = ["trainer.micro_batch_tokens=512"]
+    assert run_identity(config(*tokens, "trainer.packing=true")) == run_identity(config())
+    dropout = "peft.lora_dropout=0.1"
+    identities = [config(dropout), config(dropout, *tokens), config(dropout, *tokens, "trainer.packing=true")]
+    assert len({json.dumps(run_identity(each)) for each in identities}) == 3
+
+
 def test_the_kl_term_is_part_of_the_identity_if_set() -> None:
     plain = run_identity(config())
     assert not {"kl_beta", "kl_mask_target"} & plain["trainer"].keys()

@@ -40,6 +40,12 @@ def section(name: str, **changes: Any) -> Any:
         ("trainer", {"micro_batch_size": 3}, "global_batch_size"),
         ("trainer", {"kl_mask_target": True}, "kl_mask_target"),
         ("trainer", {"carry_over": True}, "carry_over"),
+        ("trainer", {"packing": True}, "packing"),
+        (
+            "trainer",
+            {"loss_reduction": "micro_batches", "micro_batch_size": 4, "micro_batch_tokens": 64},
+            "micro_batch_tokens",
+        ),
         ("trainer", {"loss_reduction": "micro_batches", "micro_batch_size": None}, "loss_reduction"),
         ("trainer", {"metric_for_best_model": "validation_loss", "save_steps": 5}, "metric_for_best_model"),
         ("trainer", {"metric_for_best_model": "validation_loss", "validation_size": 5}, "metric_for_best_model"),
@@ -174,3 +180,14 @@ def test_names_of_options_and_tasks_are_no_paths(name: str) -> None:
         section["name"] = name
         with pytest.raises(ValidationError):
             RunConfig.from_dict(values)
+
+
+def test_the_evaluation_batch_size_may_be_left_to_the_device() -> None:
+    assert config("evaluation=all").evaluation.batch_size is None
+    assert config("evaluation=all", "evaluation.batch_size=auto").evaluation.batch_size is None
+    # on a CPU the number that was the default before
+    assert config("evaluation=target").evaluation.fixed_batch_size == 16
+    assert config().evaluation.fixed_batch_size == 128  # the miniature's
+    assert config("evaluation.batch_size=24").evaluation.fixed_batch_size == 24
+    with pytest.raises(UserError, match=r"^evaluation\.batch_size=0: "):
+        config("evaluation.batch_size=0")

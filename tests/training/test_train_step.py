@@ -26,6 +26,37 @@ def test_micro_batches_do_not_change_the_losses(tmp_path: Path, gate: dict | Non
     assert accumulated.losses == pytest.approx(full.losses, abs=2e-5)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("method", ["lora", "adalora", "loramoe_without_dropout"])
+def test_a_token_budget_does_not_change_the_losses(tmp_path: Path, method: str, packed: bool) -> None:
+    full = TinyRun(tmp_path / "full", method=method)
+    batching = MicroBatching(size=1, tokens=30, packed=packed)
+    budget = TinyRun(tmp_path / "budget", method=method, micro_batching=batching)
+    for run in (full, budget):
+        if method == "loramoe_without_dropout":
+            run.callbacks = None  # its balance is that of a micro-batch
+        run.train()
+    assert budget.losses == pytest.approx(full.losses, abs=2e-5)
+
+
+def test_scalars_are_read_once_per_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TinyRun(tmp_path, method="loramoe")
+    reads: list[int] = []
+    read = torch.Tensor.tolist
+
+    def recorded(values: torch.Tensor) -> object:
+        reads.extend([values.numel()] if values.is_floating_point() else [])
+        return read(values)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", recorded)
+    monkeypatch.setattr(torch.Tensor, "item", None)
+    options = {"engine": run.engine, "callbacks": run.callbacks, "pad_id": 0}
+    run.model.train()
+    monkeypatch.setattr(run.engine, "step", lambda: 0.0)
+    train_step([tiny_examples()[:4]], step=1, micro_batching=MicroBatching(size=1), **options)
+    assert reads == [12]  # loss, auxiliary loss and gate of four micro-batches
+
+
 def test_a_loss_per_group_is_the_sum_of_their_means_by_the_number_of_a_full_step(tmp_path: Path) -> None:
     run = TinyRun(tmp_path, method="lora")
     examples = tiny_examples()

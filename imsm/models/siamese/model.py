@@ -50,7 +50,7 @@ from imsm.models.siamese.kl import KLRegularizer, Objective, divergence
 from imsm.models.siamese.kv_cache import CachePart, DualStreamCache
 from imsm.models.siamese.labels import LabelIndex, QueryIndex, index_labels, index_queries, sequence_numbers
 from imsm.models.siamese.lm_head import apply_lm_head
-from imsm.models.siamese.packed_sequences import flash_attention_kwargs, known_sequences
+from imsm.models.siamese.packed_sequences import flash_attention_kwargs, known_sequences, uses_flash_attention
 from imsm.models.siamese.query_pooling import pool_causal
 from imsm.models.siamese.route_loss import route_loss_sum
 from imsm.models.siamese.serialization import SiameseSerializationMixin
@@ -705,7 +705,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
         # without a choice of positions each row is one sequence
         if position_ids is not None and attention_mask is None and bool((position_ids[:, 1:] == 0).any()):
             sequences = sequence_numbers(position_ids)
-            if "flash" in str(self.backbone.config._attn_implementation):
+            if uses_flash_attention(self.streams.decoder):
                 inputs |= flash_attention_kwargs(position_ids, device=device)
         index = index_labels(labels, sequences=sequences, device=device)
         queries = None

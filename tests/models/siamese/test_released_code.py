@@ -19,7 +19,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from imsm.data.batching import collate_prompts, collate_training, MicroBatching, step_groups
+from imsm.data.batching import MicroBatching, collate_prompts, collate_training, step_groups
 from imsm.data.example import Example
 from imsm.data.tokenization import TokenizedExample, encode_prompts, tokenize_training
 from imsm.models.adapters.base import attach_adapter
