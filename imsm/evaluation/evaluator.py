@@ -80,7 +80,7 @@ def evaluate(
     model_fingerprint: str,
     metrics: Mapping[str, Sequence[str]],
     protocol: str,
-    batch_size: int,
+    batch_size: int | None,
     response_cache_dir: Path,
     output_dir: Path,
     label: str,

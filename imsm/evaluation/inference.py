@@ -6,6 +6,7 @@ Each prompt is prefilled once, for its accepted answers and its response. N is t
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache
 from itertools import chain
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from imsm.data.batching import evaluation_order
 from imsm.data.tokenization import encode_answers
 from imsm.distributed.context import DistributedContext
+from imsm.evaluation.auto_batch_size import auto_batch_size
 from imsm.evaluation.eval_set import MAX_REFERENCES, EvalSet
 from imsm.evaluation.generation import generate_responses
 from imsm.evaluation.likelihood import TokenIds, log_likelihoods
@@ -53,7 +55,7 @@ def run_inference(
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: str,
     response_cache: ResponseCache,
-    batch_size: int,
+    batch_size: int | None,
     label: str,
     dist_context: DistributedContext,
 ) -> tuple[list[Row], list[Row | None]]:
@@ -61,7 +63,7 @@ def run_inference(
 
     ``fingerprint`` is the hash of backbone, adapter, gate, precision and stream ("original", "tuned" or
     "interwoven"). ``get_model`` is called only if a row is missing. ``batch_size`` is the number of
-    prompts per forward pass, and ``label`` the text of the progress bar.
+    prompts per forward pass (None: `auto_batch_size`), and ``label`` the text of the progress bar.
 
     Returns:
         N rows {text, tokens, ended, gate_mean, gate_per_token, token_texts, seconds}, with `skip_threshold` also
@@ -92,13 +94,18 @@ def run_inference(
         keys = keys_of_responses, reference_keys, references
         return _compute_rows(model(), tokenizer, eval_set, indices, missing, *keys, max_new_tokens=max_new_tokens)
 
+    lengths = [len(prompt.prompt_ids) for prompt in eval_set.prompts]
+
+    def automatic() -> int:
+        return auto_batch_size(model(), lengths, max_new_tokens=max_new_tokens, dist_context=dist_context)
+
     rows = through_cache(
         [[key, *keys] for key, keys in zip(keys_of_responses, reference_keys, strict=True)],
         shapes=dict.fromkeys(chain(*reference_keys), _REFERENCE) | dict.fromkeys(keys_of_responses, RESPONSE),
-        lengths=[len(prompt.prompt_ids) for prompt in eval_set.prompts],
+        lengths=lengths,
         compute=compute,
         response_cache=response_cache,
-        batch_size=batch_size,
+        batch_size=batch_size or automatic,
         label=label,
         dist_context=dist_context,
     )
@@ -167,7 +174,7 @@ def through_cache(
     lengths: Sequence[int],
     compute: Callable[[Sequence[int], set[str]], list[dict[str, Row]]],
     response_cache: ResponseCache,
-    batch_size: int,
+    batch_size: int | Callable[[], int],
     label: str,
     dist_context: DistributedContext,
 ) -> dict[str, Row]:
@@ -175,6 +182,7 @@ def through_cache(
 
     ``keys`` has the keys of each example, and ``shapes`` the shape of each key's row. ``compute`` is called with a
     batch of examples and the keys of all missing rows, and returns the rows of each of these examples by key.
+    ``batch_size`` as a function is called if a row is missing.
     Batches are formed over all examples, cached or not, and each process computes complete batches, so
     that a row does not depend on interruptions or on the number of processes (except after
     out-of-memory, which halves the batch).
@@ -182,18 +190,25 @@ def through_cache(
     rows = response_cache.get(shapes, is_valid=lambda key, row: _has_shape(row, shapes[key]))
     # Rank 0 decides for all: on a network file system the ranks may read different rows.
     missing = set(dist_context.run_on_main(lambda: [key for key in shapes if key not in rows]))
+    batches: list[list[int]] = []
+    # `missing` is equal on all ranks, so they all call the function or none does.
+    if missing:
+        size = batch_size if isinstance(batch_size, int) else batch_size()
+        batches = [
+            batch
+            for batch in evaluation_order(lengths, batch_size=size)
+            if any(not missing.isdisjoint(keys[index]) for index in batch)
+        ]
     # The batches are sorted by length; taking turns gives every rank about the same work.
-    batches = [
-        batch
-        for batch in evaluation_order(lengths, batch_size=batch_size)
-        if any(not missing.isdisjoint(keys[index]) for index in batch)
-    ][dist_context.rank :: dist_context.world_size]
+    batches = batches[dist_context.rank :: dist_context.world_size]
     computed: dict[str, Row] = {}
     adaptive = AdaptiveBatchSize(
         lambda indices: compute(indices, missing), what="prompts", key="evaluation.batch_size"
     )
     total, shown = sum(map(len, batches)), dist_context.is_main and bool(batches)
-    with progress_bar(total=total, label=label, unit="item", keep=False, shown=shown) as bar:
+    # processes whose batches are done take part in the others' passes through a sharded model
+    together = dist_context.lock_step() if missing else nullcontext()
+    with progress_bar(total=total, label=label, unit="item", keep=False, shown=shown) as bar, together:
         for batch in batches:
             new = {key: row for result in adaptive(batch) for key, row in result.items()}
             # Equal prompts share a key, in one batch or in several.

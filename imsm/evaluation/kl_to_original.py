@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from imsm.data.tokenization import TokenizedExample, encode_answers
 from imsm.distributed.context import DistributedContext
+from imsm.evaluation.auto_batch_size import auto_batch_size
 from imsm.evaluation.eval_set import EvalSet
 from imsm.evaluation.inference import GetModel, Shape, through_cache
 from imsm.evaluation.response_cache import ResponseCache, Row
@@ -44,7 +45,7 @@ def mean_kl(
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: str,
     response_cache: ResponseCache,
-    batch_size: int,
+    batch_size: int | None,
     label: str,
     dist_context: DistributedContext,
 ) -> float | None:
@@ -57,6 +58,8 @@ def mean_kl(
     answers = encode_answers(tokenizer, [answer for answer, _ in pairs])
     examples = [replace(prompt, answer_ids=ids) for (_, prompt), ids in zip(pairs, answers, strict=True) if ids]
     keys = [hash_json([_VERSION, fingerprint, "kl", each.prompt_ids, each.answer_ids]) for each in examples]
+
+    lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in examples]
 
     # loaded once, and not at all if every row is cached
     @cache
@@ -75,13 +78,18 @@ def mean_kl(
             for index, example, value in zip(indices, chosen, sums, strict=True)
         ]
 
+    def automatic() -> int:
+        longest = max(len(each.answer_ids) for each in examples)
+        # those of the original and of the trained stream
+        return auto_batch_size(model(), lengths, max_new_tokens=longest, dist_context=dist_context, sessions=2)
+
     rows = through_cache(
         [[key] for key in keys],
         shapes=dict.fromkeys(keys, _SHAPE),
-        lengths=[len(example.prompt_ids) + len(example.answer_ids) for example in examples],
+        lengths=lengths,
         compute=compute,
         response_cache=response_cache,
-        batch_size=batch_size,
+        batch_size=batch_size or automatic,
         label=label,
         dist_context=dist_context,
     )

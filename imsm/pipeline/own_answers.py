@@ -8,6 +8,7 @@ They are generated greedily by the tuned stream, kept in the response cache, and
 import json
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -16,11 +17,13 @@ from imsm.config.schema import RunConfig
 from imsm.data.example import Example
 from imsm.data.tokenization import TokenizedExample, tokenize_prompts
 from imsm.distributed.context import DistributedContext
+from imsm.evaluation.auto_batch_size import auto_batch_size
 from imsm.evaluation.generation import generate_responses
 from imsm.evaluation.inference import through_cache
 from imsm.evaluation.response_cache import ResponseCache, Row
 from imsm.models.backbones.fingerprint import backbone_fingerprint
 from imsm.models.siamese.decoding_session import DecodingSession
+from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import load_run_tokenizer, max_positions
 from imsm.pipeline.engine import local_device
 from imsm.pipeline.model import inference_settings, load_run_model, model_hash
@@ -84,26 +87,31 @@ def _answers(
     fingerprint = model_hash("tuned", backbone_hash=backbone_hash, settings=settings, files=files)
     limit, stop = data.max_new_tokens, data.stop
     keys = [hash_json(["own answer", fingerprint, prompt.prompt_ids, limit, stop]) for prompt in prompts]
-    model = None
+    lengths, dist_context = [len(prompt.prompt_ids) for prompt in prompts], DistributedContext()
+
+    @cache
+    def model() -> SiameseForCausalLM:
+        loaded = load_run_model(config, run, device=device)
+        loaded.stream = "tuned"
+        return loaded
+
+    def automatic() -> int:
+        return auto_batch_size(model(), lengths, max_new_tokens=limit, dist_context=dist_context)
 
     def compute(indices: Sequence[int], missing: set[str]) -> list[dict[str, Row]]:
-        nonlocal model
-        if model is None:
-            model = load_run_model(config, run, device=device)
-            model.stream = "tuned"
         ids = [prompts[index].prompt_ids for index in indices]
-        session = DecodingSession(model, ids, pad_id=tokenizer.pad_token_id, max_new_tokens=limit)
+        session = DecodingSession(model(), ids, pad_id=tokenizer.pad_token_id, max_new_tokens=limit)
         generations = generate_responses(session, tokenizer, max_new_tokens=limit, stop=stop)
         return [{keys[i]: {"text": each.text}} for i, each in zip(indices, generations, strict=True)]
 
     rows = through_cache(
         [[key] for key in keys],
         shapes={key: {"text": str} for key in keys},
-        lengths=[len(prompt.prompt_ids) for prompt in prompts],
+        lengths=lengths,
         compute=compute,
         response_cache=ResponseCache(runs_root / "response_cache", fingerprint=fingerprint),
-        batch_size=config.evaluation.batch_size,
+        batch_size=config.evaluation.batch_size or automatic,
         label="tuned: own answers",
-        dist_context=DistributedContext(),
+        dist_context=dist_context,
     )
     return [str(rows[key]["text"]) for key in keys]

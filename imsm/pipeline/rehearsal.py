@@ -138,7 +138,7 @@ def _generated(
     seed, from_bos = config.rehearsal.seed, config.rehearsal.prompts == FROM_BOS
     assert seed is not None
     folder = response_cache_dir or runs_root() / "response_cache"
-    texts = dist_context.run_on_main(lambda: _texts(config, model, tokenizer, prompts, folder))
+    texts = dist_context.run_model_on_main(lambda: _texts(config, model, tokenizer, prompts, folder))
     cut = [
         cut_text(prompt, text, index=index, seed=seed, from_bos=from_bos)
         for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
@@ -222,7 +222,7 @@ def _texts(
         uniforms = [[generator.random() for _ in range(max_tokens)] for generator in generators]
         return sample_tokens(session, uniforms, max_new_tokens=max_tokens, temperature=temperature, eos=eos)
 
-    size = config.evaluation.batch_size
+    size = config.evaluation.fixed_batch_size
     batches = [range(start, min(start + size, len(keys))) for start in range(0, len(keys), size)]
     batches = [batch for batch in batches if any(keys[index] not in rows for index in batch)]
     adaptive = AdaptiveBatchSize(generate, what="texts", key="evaluation.batch_size")

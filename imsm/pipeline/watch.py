@@ -146,7 +146,7 @@ def open_watch(
         splits={name: split for name, (split, _) in items.items()},
         metrics={name: _metric(config, task) for name, task in {**tasks, _TARGET: config.data}.items()},
         original={},
-        batch_size=config.evaluation.batch_size,
+        batch_size=config.evaluation.fixed_batch_size,
     )
     model.eval()
     watch.original.update(watch.scores("original", *tasks))

@@ -41,7 +41,7 @@ def repeat_evaluation(
             )
     streams = run.config.method.stream, "original"
     repeats = []
-    for size in batch_sizes(run.config.evaluation.batch_size, count):
+    for size in batch_sizes(run.config.evaluation.fixed_batch_size, count):
         again, original = (
             _evaluate_again(run, compared, stream=stream, batch_size=size)
             for compared, stream in zip(pair, streams, strict=True)

@@ -1,10 +1,6 @@
 """Compare a run with this machine's memory, before anything is allocated."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
-
-import torch
 
 from imsm.config.schema import RunConfig
 from imsm.distributed.gpus import visible_gpus
@@ -12,6 +8,7 @@ from imsm.distributed.topology import Topology
 from imsm.models.builder import count_trainable
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.engine import micro_batch_size, topology_of
+from imsm.pipeline.plan.machine import machine_memory
 from imsm.pipeline.plan.memory import exact_items
 from imsm.pipeline.plan.meta import build_plan_model
 from imsm.utils.errors import UserError
@@ -21,7 +18,6 @@ from imsm.utils.formatting import format_bytes
 _ESTIMATE_FACTOR = 10
 _INDEX_BYTES = 40  # of one example in the order of an epoch: the number and its place in a list
 _ASSUMED_EXAMPLES = 1000  # of a training set of unknown size
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def check_fits(config: RunConfig, *, prompt_tokens: int, processes: int | None) -> None:
@@ -65,19 +61,6 @@ def memory_problem(
     return None
 
 
-def machine_memory(device: str) -> int:
-    """Return the memory of a GPU ("cuda"), or the CPU memory that this process may use, in bytes."""
-    if device == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in map(Path, _CGROUP_LIMITS):  # of a container
-        try:
-            limits.append(int(path.read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return min(limits)
-
-
 def _comparison(what: str, size: int, available: int) -> str:
     return f"{what} needs about {format_bytes(size)} of memory, this machine has {format_bytes(available)}; reduce it"
 
@@ -101,7 +84,7 @@ def _token_bytes(model: SiameseForCausalLM) -> int:
 
 def _estimates(config: RunConfig, topology: Topology, *, prompt_tokens: int) -> Iterator[tuple[str, str, int]]:
     """Yield key and value, what it affects, and the number of tokens that this holds at once."""
-    recipe, batch, new_tokens = config.trainer, config.evaluation.batch_size, config.data.max_new_tokens
+    recipe, batch, new_tokens = config.trainer, config.evaluation.fixed_batch_size, config.data.max_new_tokens
     if config.method.trainable:
         key = "micro_batch_size" if recipe.micro_batch_size is not None else "global_batch_size"
         rows = micro_batch_size(config, processes=topology.world_size)

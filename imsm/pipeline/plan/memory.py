@@ -1,13 +1,15 @@
 """Estimate the memory of a run, item by item."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from imsm.config.schema import RunConfig
 from imsm.distributed.topology import Topology
+from imsm.evaluation.batch_size import fitting_batch_size
 from imsm.evaluation.likelihood import MAX_COPY_BYTES
 from imsm.models.siamese.chunked_loss import logit_chunk_size
 from imsm.models.siamese.hidden_state_cache import cache_bytes
@@ -17,6 +19,7 @@ from imsm.pipeline.engine import engine_settings, micro_batch_size
 from imsm.pipeline.model import needs_original_stream
 from imsm.pipeline.plan.activations import KVCacheLayer, trace_activations
 from imsm.pipeline.plan.data import LengthStats, rehearsal_lengths
+from imsm.pipeline.plan.machine import gpu_memory
 from imsm.pipeline.plan.types import MemoryItem
 from imsm.training.optimizer import ELEMENTWISE
 from imsm.utils.formatting import format_bytes
@@ -26,6 +29,7 @@ EVALUATION = "memory per GPU, evaluation"
 DISK = "on disk"
 RAM = "in CPU memory, per process"
 _FLOAT32 = 4
+_CONTEXT_BYTES, _NCCL_BYTES, _FRAGMENTATION = 10**9, 15 * 10**8, 0.05
 
 
 def estimate_memory(
@@ -35,10 +39,12 @@ def estimate_memory(
     train: LengthStats | None,
     tests: dict[str, LengthStats],
     topology: Topology,
+    batch_size: int | None = None,
 ) -> dict[str, list[MemoryItem]]:
     """Return the memory items under `TRAINING`, `EVALUATION`, and `DISK` or `RAM`.
 
-    ``model`` is on the meta device; ``train`` is None if nothing is trained.
+    ``model`` is on the meta device; ``train`` is None if nothing is trained. ``batch_size`` is that of the evaluation
+    (`planned_batch_size`); None for `evaluation.batch_size`.
     """
     static = count_bytes(model, optimizer=config.trainer.optimizer)
     rows = micro_batch_size(config, processes=topology.world_size)
@@ -70,8 +76,11 @@ def estimate_memory(
             MemoryItem(name="activations", size=step.activations, basis=basis),
             MemoryItem(name="answer logits", size=step.logits, basis=logits),
         ]
-    kv_caches = _kv_cache_item(config, step.kv_cache, tests, virtual_tokens=virtual_tokens)
+    prompts = batch_size or config.evaluation.fixed_batch_size
+    kv_caches = _kv_cache_item(config, step.kv_cache, tests, rows=prompts, virtual_tokens=virtual_tokens)
     memory[EVALUATION] = [*_model_items(config, static), kv_caches]
+    for title in memory if topology.device == "cuda" else ():
+        memory[title].append(reserve_item(memory[title], topology))
     if train is not None and needs_original_stream(config) and config.hidden_state_cache != "off":
         title = RAM if config.hidden_state_cache == "ram" else DISK
         memory[title] = [_hidden_state_cache_item(config, model, train)]
@@ -192,6 +201,43 @@ def kv_cache_bytes(layers: list[KVCacheLayer], *, rows: int, tokens: int, stream
     return streams * rows * per_row
 
 
+def planned_batch_size(
+    config: RunConfig, model: SiameseForCausalLM, *, tests: dict[str, LengthStats], topology: Topology
+) -> int:
+    """Return the prompts per batch of the task with the longest ones; see `imsm.evaluation.auto_batch_size`.
+
+    ``model`` is on the meta device.
+    """
+    if config.evaluation.batch_size is not None or topology.device != "cuda":
+        return config.evaluation.fixed_batch_size
+    attention = config.backbone.attn_implementation
+    options: dict[str, Any] = {"attention": attention, "checkpointing": False, "sharded_head": False}
+    layers = estimate_step(model, rows=1, tokens=1, answer_tokens=1, **options).kv_cache
+    if not layers:  # unknown
+        return config.evaluation.fixed_batch_size
+    items = _model_items(config, count_bytes(model, optimizer=config.trainer.optimizer))
+    used = sum(item.size or 0 for item in (*items, reserve_item(items, topology)))
+    tasks = evaluated_tasks(config)
+    return fitting_batch_size(
+        free=gpu_memory() - used,
+        kv_bytes_per_token=kv_cache_bytes(
+            layers, rows=1, tokens=1, streams=2 if config.method.stream == "interwoven" else 1
+        ),
+        max_tokens=max(lengths.longest[0] + tasks[name].max_new_tokens for name, lengths in tests.items()),
+        vocab_size=int(model.config.vocab_size),
+    )
+
+
+def reserve_item(items: Sequence[MemoryItem], topology: Topology) -> MemoryItem:
+    """Return what a GPU needs besides ``items``; not measured."""
+    context, nccl = _CONTEXT_BYTES, _NCCL_BYTES if topology.world_size > 1 else 0
+    fragments = round(_FRAGMENTATION * sum(item.size or 0 for item in items))
+    basis = f"CUDA context and libraries {format_bytes(context)}"
+    basis += f", NCCL {format_bytes(nccl)}" if nccl else ""
+    basis += f", fragmentation {100 * _FRAGMENTATION:.0f} %; not measured on a GPU"
+    return MemoryItem(name="reserve", size=context + nccl + fragments, basis=basis)
+
+
 def _training_items(
     config: RunConfig, model: SiameseForCausalLM, static: StaticMemory, topology: Topology
 ) -> list[MemoryItem]:
@@ -267,13 +313,13 @@ def _weights_basis(config: RunConfig, static: StaticMemory) -> str:
 
 
 def _kv_cache_item(
-    config: RunConfig, layers: list[KVCacheLayer], tests: dict[str, LengthStats], *, virtual_tokens: int
+    config: RunConfig, layers: list[KVCacheLayer], tests: dict[str, LengthStats], *, rows: int, virtual_tokens: int
 ) -> MemoryItem:
-    """Return the largest KV caches of all tasks: prompts with new tokens, or with copies of references.
+    """Return the largest KV caches of all tasks: ``rows`` prompts with new tokens, or with copies of references.
 
     Only the tuned stream has virtual tokens.
     """
-    rows, tasks = config.evaluation.batch_size, evaluated_tasks(config)
+    tasks = evaluated_tasks(config)
     streams = 2 if config.method.stream == "interwoven" else 1
     longest = {name: lengths.longest[0] for name, lengths in tests.items()}
     name = max(longest, key=lambda each: longest[each] + tasks[each].max_new_tokens)

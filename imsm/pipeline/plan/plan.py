@@ -16,7 +16,7 @@ from imsm.pipeline.nodes import node_commands
 from imsm.pipeline.plan.data import format_evaluation, format_steps, position_notes, split_lengths, tasks_read
 from imsm.pipeline.plan.downloads import needed_backbone, needed_dataset
 from imsm.pipeline.plan.fit import memory_problem
-from imsm.pipeline.plan.memory import estimate_memory
+from imsm.pipeline.plan.memory import estimate_memory, planned_batch_size
 from imsm.pipeline.plan.meta import build_plan_model
 from imsm.pipeline.plan.render import show_block, show_page
 from imsm.pipeline.plan.time import estimate_time
@@ -55,11 +55,13 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
     estimates = {}
     memory = {}
     if model is not None:
-        memory = estimate_memory(config, model, train=train, tests=tests, topology=topology)
+        batch_size = planned_batch_size(config, model, tests=tests, topology=topology)
+        options: dict[str, Any] = {"train": train, "tests": tests, "topology": topology, "batch_size": batch_size}
+        memory = estimate_memory(config, model, **options)
         prompt_tokens = max(lengths.longest[0] for lengths in tests.values())
         problem = memory_problem(config, model, prompt_tokens=prompt_tokens, topology=topology)
         notes += [] if problem is None else [f"does not fit on this machine: {problem}"]
-        estimates["time"] = estimate_time(config, model, train=train, tests=tests, topology=topology)
+        estimates["time"] = estimate_time(config, model, **options)
     settings = _settings(config, topology)
     if topology.distributed and model is not None and config.method.trainable:
         deepspeed = engine_settings(config, model, topology=topology)

@@ -72,10 +72,14 @@ def estimate_time(
     train: LengthStats | None,
     tests: Mapping[str, LengthStats],
     topology: Topology,
+    batch_size: int | None = None,
 ) -> str:
-    """Return the duration of training and evaluation as text, with the speed that it is based on."""
+    """Return the duration of training and evaluation as text, with the speed that it is based on.
+
+    ``batch_size`` is that of the evaluation (`planned_batch_size`); None for `evaluation.batch_size`.
+    """
     rows = micro_batch_size(config, processes=topology.world_size)
-    load = workload(config, model, train=train, tests=tests, rows=rows)
+    load = workload(config, model, train=train, tests=tests, rows=rows, batch_size=batch_size)
     if load is None:
         return "unknown: the number of examples is unknown until the data is available"
     tokens = 1 if train is None else sum(train.mean or train.longest)
@@ -102,8 +106,11 @@ def workload(
     train: LengthStats | None,
     tests: Mapping[str, LengthStats],
     rows: int,
+    batch_size: int | None = None,
 ) -> Workload | None:
     """Count the operations of a run with micro-batches of ``rows``; None if the number of examples is unknown.
+
+    ``batch_size`` is that of the evaluation; None for `evaluation.batch_size`.
 
     A mixture-of-experts model is counted as if every expert read every token.
     """
@@ -141,7 +148,7 @@ def workload(
         new = min(math.ceil(answer), tasks[name].max_new_tokens)
         # after one prefill: the response, and the likelihood of an accepted answer
         evaluation += sum(streams) * count * _example_flops(model, prompt + 2 * new, 2 * new)
-        batch_steps = math.ceil(count / config.evaluation.batch_size) * new
+        batch_steps = math.ceil(count / (batch_size or config.evaluation.fixed_batch_size)) * new
         steps, decoding_passes = steps + len(streams) * batch_steps, decoding_passes + sum(streams) * batch_steps
     known = [*tests.values(), *([train] if train is not None else [])]
     return Workload(
@@ -174,7 +181,7 @@ def _rehearsal_workload(
     passes = (forward + 2 * backward) / rows
     if settings.max_tokens is not None:
         forward += texts.examples
-        passes += math.ceil(texts.examples / config.evaluation.batch_size) * settings.max_tokens
+        passes += math.ceil(texts.examples / config.evaluation.fixed_batch_size) * settings.max_tokens
     return (forward + backward) * _example_flops(model, prompt + answer, answer), passes
 
 

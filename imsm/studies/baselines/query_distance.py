@@ -71,7 +71,7 @@ def compute_query_distances(run: FinishedRun) -> QueryDistances:
     except (UserError, TypeError):
         pass
     states = partial(
-        query_states, run.model(), pad_id=run.tokenizer.pad_token_id, batch_size=run.config.evaluation.batch_size
+        query_states, run.model(), pad_id=run.tokenizer.pad_token_id, batch_size=run.config.evaluation.fixed_batch_size
     )
     queries = {name: states(eval_set.prompts, label=name) for name, eval_set in run.eval_sets.items()}
     distances = measure_distances(states(training, label="training"), queries, seed=run.config.seed)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from imsm.config.compose import ConfigComposer
-from imsm.pipeline.plan import fit
-from imsm.pipeline.plan.fit import check_fits, machine_memory
+from imsm.pipeline.plan import fit, machine
+from imsm.pipeline.plan.fit import check_fits
+from imsm.pipeline.plan.machine import machine_memory
 from imsm.pipeline.plan.plan import make_plan
 from imsm.pipeline.run import run_experiment
 from imsm.utils.errors import UserError
@@ -62,9 +63,9 @@ def test_a_container_may_have_less_memory_than_the_machine(monkeypatch: pytest.M
     total = machine_memory("cpu")
     (tmp_path / "limit").write_text("1000000\n")
     (tmp_path / "none").write_text("max\n")
-    monkeypatch.setattr(fit, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(tmp_path / "missing")))
+    monkeypatch.setattr(machine, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(tmp_path / "missing")))
     assert machine_memory("cpu") >= total
-    monkeypatch.setattr(fit, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(tmp_path / "limit")))
+    monkeypatch.setattr(machine, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(tmp_path / "limit")))
     assert machine_memory("cpu") == 1_000_000
 
 

@@ -14,8 +14,11 @@ from imsm.models.backbones.meta_model import build_meta_model, find_config
 from imsm.models.builder import wrap_backbone
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.plan.memory import count_bytes, estimate_step, kv_cache_bytes
+from imsm.pipeline.plan.plan import make_plan
+from imsm.pipeline.plan.types import MemoryItem
 from imsm.training.optimizer import build_optimizer
 from tests.helpers.adapters import ia3, lora
+from tests.helpers.config import config
 from tests.helpers.tiny_backbone import save_backbone
 
 GATE = {
@@ -183,3 +186,28 @@ def test_kv_caches_have_the_size_of_real_ones(folder: Path) -> None:
     assert kv_cache_bytes(layers, rows=ROWS, tokens=PROMPT, streams=1) == filled
     assert kv_cache_bytes(layers, rows=ROWS, tokens=PROMPT, streams=2) == 2 * filled
     assert kv_cache_bytes([(10, 4), (10, None)], rows=1, tokens=100, streams=1) == 40 + 1000
+
+
+def test_the_plan_of_llama3_on_80_gb_evaluates_at_least_128_prompts_at_once() -> None:
+    gpus = ["mode=plan", "backbone=llama3", "engine.device=cuda", "engine.nproc_per_node=8"]
+    plan = make_plan(config(*gpus))
+    rows = {item.name: item for item in plan.memory["memory per GPU, evaluation"]}
+    assert int(rows["KV caches"].basis.split()[0]) >= 128
+    assert sum(item.size or 0 for item in rows.values()) < 80e9
+    # a given number is kept
+    fixed = make_plan(config(*gpus, "evaluation.batch_size=24"))
+    assert fixed.memory["memory per GPU, evaluation"][2].basis.startswith("24 prompts of ")
+
+
+def test_a_gpu_has_a_reserve_and_a_cpu_has_none() -> None:
+    gpus = ["mode=plan", "backbone=llama3", "engine.device=cuda"]
+
+    def reserve(*overrides: str) -> list[MemoryItem]:
+        plan = make_plan(config(*overrides))
+        return [item for items in plan.memory.values() for item in items if item.name == "reserve"]
+
+    one, eight = reserve(*gpus), reserve(*gpus, "engine.nproc_per_node=8")
+    assert len(one) == len(eight) == 2
+    assert all("not measured" in item.basis and not item.exact for item in (*one, *eight))
+    assert "NCCL" in eight[0].basis and "NCCL" not in one[0].basis
+    assert reserve("mode=plan", "backbone=llama3", "engine.device=cpu") == []
