@@ -82,4 +82,5 @@ part single 60 bash -c 'run single'
 part bench 250 bash -c 'bench 220'
 part zero2 70 bash -c "run zero2 engine.nproc_per_node=$processes"
 part zero3 70 bash -c "run zero3 engine.nproc_per_node=$processes"
+part fsdp2 60 bash -c "run fsdp2 engine.nproc_per_node=$processes"
 ! grep -qv ": passed (" "$summary"
