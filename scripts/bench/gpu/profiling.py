@@ -11,7 +11,7 @@ from imsm.data.batching import MicroBatching, collate_prompts
 from imsm.models.siamese.hidden_state_cache import compute_in_memory
 from scripts.bench.gpu.session import Measured, Method, Session
 from scripts.bench.gpu.training import step_of
-from scripts.bench.host import host_syncs
+from scripts.bench.syncs import device_reads
 from scripts.bench.timing import decode
 
 _WAITS = (
@@ -51,7 +51,7 @@ def syncs(session: Session) -> Measured:
             for part in (items[:4], items):
                 run = step_of(session, part, micro_batching=MicroBatching(size=4), cache=cache)
                 run()
-                counts.append(host_syncs(run))
+                counts.append(device_reads(session.model, run).total())
         found[name] = {"step": counts[0], "micro_batch": counts[1] - counts[0]}
     return found
 

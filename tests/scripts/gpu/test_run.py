@@ -26,7 +26,9 @@ echo "$*" >> "$CALLS"
 """
 
 
-def run(folder: Path, *options: str, failing: str = "", hanging: str = "", seconds: int = 520) -> tuple[int, list[str]]:
+def run(
+    folder: Path, *options: str, failing: str = "", hanging: str = "", seconds: int = 520
+) -> tuple[int, list[str]]:
     """Run the script and return its exit code and summary."""
     python, wheels = folder / "python", folder / "wheels"
     python.write_text(FAKE)
