@@ -355,11 +355,15 @@ class EvaluationConfig(StrictModel):
     """Whether a trained model's KL divergence from the original is computed."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """What generates the responses; vLLM in its own environment (IMSM_VLLM_PYTHON)."""
+    static_cache: bool = False
+    """Whether responses are decoded with caches of fixed length, on a GPU as a CUDA graph."""
 
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (field, problem) for fields that contradict each other."""
         for name in dict.fromkeys(name for name in self.tasks if self.tasks.count(name) > 1):
             yield "tasks", f"{name} is named twice; name each task once"
+        if self.static_cache and self.backend == "vllm":
+            yield "static_cache", "is of evaluation.backend=transformers; omit it with vllm"
 
     @field_validator("batch_size", mode="before")
     @classmethod

@@ -1,7 +1,7 @@
 """Choose the number of prompts per batch for a loaded model, by the memory of its device."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,7 +14,7 @@ _PROBED_TOKENS = 16
 
 
 def auto_batch_size(
-    model: SiameseForCausalLM,
+    get_model: Callable[[], SiameseForCausalLM],
     lengths: Sequence[int],
     *,
     max_new_tokens: int,
@@ -26,6 +26,7 @@ def auto_batch_size(
     ``lengths`` are those of all prompts, and ``sessions`` the number of `DecodingSession` that hold a batch at once.
     All processes must call it; they get the same number, which leaves none of them without a batch.
     """
+    model = get_model()
     if model.device.type != "cuda":
         return CPU_BATCH_SIZE
     rows = CPU_BATCH_SIZE

@@ -86,6 +86,7 @@ def evaluate(
     label: str,
     dist_context: DistributedContext,
     kl: bool = False,
+    static_cache: bool = False,
 ) -> EvalResult:
     """Run inference for uncached prompts, score all responses and write the predictions.
 
@@ -103,6 +104,7 @@ def evaluate(
         batch_size=batch_size,
         label=label,
         dist_context=dist_context,
+        static_cache=static_cache,
     )
     kl_to_original = None
     if kl and stream != "original":

@@ -12,11 +12,12 @@ from imsm.evaluation.stop_pattern import finished_finder
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.skip import CHOICES
+from imsm.models.siamese.static_decoding import StaticDecodingSession
 
 _MAX_GATE_TOKENS, _GATE_DECIMALS = 64, 5
 """Number of positions whose gate is stored with a response, and its decimal places."""
-_COMPACT_BELOW = 0.85
-"""Compact the batch when at most this fraction of its rows is unfinished."""
+_COMPACT_BELOW, _COMPACT_STATIC_BELOW = 0.85, 0.5
+"""Compact the batch when at most this fraction of its rows is unfinished; a static cache then records a new graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +46,23 @@ class Generation:
 
 @torch.inference_mode()
 def generate_responses(
-    session: DecodingSession, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, stop: str | None
+    session: DecodingSession,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    stop: str | None,
+    static_cache: bool = False,
 ) -> list[Generation]:
     """Decode greedily until every prompt of the session has its response.
 
     The session is consumed by this call. ``stop`` is a regular expression on the generated text; None:
-    stop at EOS only.
+    stop at EOS only. ``static_cache``: continue after the first token with a `StaticDecodingSession`.
+
+    Raises:
+        UserError: The model cannot be decoded with a static cache.
     """
+    decoding: DecodingSession | StaticDecodingSession = session
+    compact_below = _COMPACT_STATIC_BELOW if static_cache else _COMPACT_BELOW
     eos = eos_token_ids(session.model, tokenizer)
     find_finished = finished_finder(tokenizer, eos=eos, stop=stop)
     tokens: list[list[int]] = [[] for _ in range(len(session))]
@@ -61,8 +72,8 @@ def generate_responses(
     unfinished = set(prompts)
     choices = [None] * len(session) if session.choices is None else [CHOICES[c] for c in session.choices.tolist()]
     while True:
-        next_tokens = session.logits.argmax(dim=-1)
-        new, weights = _read_step(next_tokens, session.gate)
+        next_tokens = decoding.logits.argmax(dim=-1)
+        new, weights = _read_step(next_tokens, decoding.gate)
         # Finished rows are decoded until the batch is compacted; their further tokens are ignored.
         for row, token in enumerate(new):
             if prompts[row] in unfinished:
@@ -74,11 +85,14 @@ def generate_responses(
         if not unfinished or len(tokens[min(unfinished)]) == max_new_tokens:
             break
         # Compacting copies the KV cache, so it waits until enough rows are finished.
-        if len(unfinished) <= _COMPACT_BELOW * len(prompts):
+        if len(unfinished) <= compact_below * len(prompts):
             rows = [row for row, index in enumerate(prompts) if index in unfinished]
-            session.select_rows(rows)
+            decoding.select_rows(rows)
             next_tokens, prompts = next_tokens[rows], [prompts[row] for row in rows]
-        session.forward(next_tokens[:, None])
+        decoding.forward(next_tokens[:, None])
+        if static_cache and isinstance(decoding, DecodingSession):
+            # the first token after the query completes what the gate reads of it
+            decoding = StaticDecodingSession(decoding, max_new_tokens=max_new_tokens)
     return [
         build_generation(row, row_gates or None, tokenizer, choice=choice, eos=eos, limit=max_new_tokens)
         for row, row_gates, choice in zip(tokens, gates, choices, strict=True)

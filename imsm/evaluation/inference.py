@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from types import UnionType
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -58,23 +59,21 @@ def run_inference(
     batch_size: int | None,
     label: str,
     dist_context: DistributedContext,
+    static_cache: bool = False,
 ) -> tuple[list[Row], list[Row | None]]:
     """Return every example's response and its most likely accepted answer.
 
     ``fingerprint`` is the hash of backbone, adapter, gate, precision and stream ("original", "tuned" or
     "interwoven"). ``get_model`` is called only if a row is missing. ``batch_size`` is the number of
     prompts per forward pass (None: `auto_batch_size`), and ``label`` the text of the progress bar.
+    ``static_cache`` is that of `generate_responses`; ``fingerprint`` has to differ with it.
 
     Returns:
         N rows {text, tokens, ended, gate_mean, gate_per_token, token_texts, seconds}, with `skip_threshold` also
         {choice}, and N rows {loglik, tokens, seconds} with the sum of ln p over the answer's tokens; None for an
         example whose accepted answers have no tokens.
     """
-    # Without duplicates, and without answers that have no tokens.
-    references: list[list[TokenIds]] = [
-        [ids for ids in dict.fromkeys(encode_answers(tokenizer, example.golds[:MAX_REFERENCES])) if ids]
-        for example in eval_set.examples
-    ]
+    references = _accepted_answers(eval_set, tokenizer)
     keys_of_responses = response_keys(eval_set, fingerprint=fingerprint)
     reference_keys = [
         [hash_json([_VERSION, fingerprint, "reference", prompt.prompt_ids, ids]) for ids in answers]
@@ -92,13 +91,11 @@ def run_inference(
 
     def compute(indices: Sequence[int], missing: set[str]) -> list[dict[str, Row]]:
         keys = keys_of_responses, reference_keys, references
-        return _compute_rows(model(), tokenizer, eval_set, indices, missing, *keys, max_new_tokens=max_new_tokens)
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "static_cache": static_cache}
+        return _compute_rows(model(), tokenizer, eval_set, indices, missing, *keys, **options)
 
     lengths = [len(prompt.prompt_ids) for prompt in eval_set.prompts]
-
-    def automatic() -> int:
-        return auto_batch_size(model(), lengths, max_new_tokens=max_new_tokens, dist_context=dist_context)
-
+    automatic = partial(auto_batch_size, model, lengths, max_new_tokens=max_new_tokens, dist_context=dist_context)
     rows = through_cache(
         [[key, *keys] for key, keys in zip(keys_of_responses, reference_keys, strict=True)],
         shapes=dict.fromkeys(chain(*reference_keys), _REFERENCE) | dict.fromkeys(keys_of_responses, RESPONSE),
@@ -111,6 +108,14 @@ def run_inference(
     )
     best = [max((rows[key] for key in keys), key=lambda row: row["loglik"], default=None) for keys in reference_keys]
     return [rows[key] for key in keys_of_responses], best
+
+
+def _accepted_answers(eval_set: EvalSet, tokenizer: PreTrainedTokenizerBase) -> list[list[TokenIds]]:
+    """Return each example's accepted answers, without duplicates, and without answers that have no tokens."""
+    return [
+        [ids for ids in dict.fromkeys(encode_answers(tokenizer, example.golds[:MAX_REFERENCES])) if ids]
+        for example in eval_set.examples
+    ]
 
 
 def response_keys(eval_set: EvalSet, *, fingerprint: str) -> list[str]:
@@ -130,6 +135,7 @@ def _compute_rows(
     references: Sequence[Sequence[TokenIds]],
     *,
     max_new_tokens: int,
+    static_cache: bool,
 ) -> list[dict[str, Row]]:
     """Compute the rows of one batch by key: its responses and its likelihoods, as far as they are missing.
 
@@ -157,7 +163,8 @@ def _compute_rows(
     if needs_responses:
         scored = time.monotonic()
         limit, stop = eval_set.task.max_new_tokens, eval_set.task.stop
-        generations = generate_responses(session, tokenizer, max_new_tokens=limit, stop=stop)
+        limits: dict[str, Any] = {"max_new_tokens": limit, "stop": stop}
+        generations = generate_responses(session, tokenizer, **limits, static_cache=static_cache)
         seconds = (prefilled - started + time.monotonic() - scored) / len(indices)
         for row, index, generation in zip(rows, indices, generations, strict=True):
             response = {**asdict(generation), "seconds": seconds}
@@ -190,17 +197,14 @@ def through_cache(
     rows = response_cache.get(shapes, is_valid=lambda key, row: _has_shape(row, shapes[key]))
     # Rank 0 decides for all: on a network file system the ranks may read different rows.
     missing = set(dist_context.run_on_main(lambda: [key for key in shapes if key not in rows]))
-    batches: list[list[int]] = []
     # `missing` is equal on all ranks, so they all call the function or none does.
-    if missing:
-        size = batch_size if isinstance(batch_size, int) else batch_size()
-        batches = [
-            batch
-            for batch in evaluation_order(lengths, batch_size=size)
-            if any(not missing.isdisjoint(keys[index]) for index in batch)
-        ]
+    size = batch_size if isinstance(batch_size, int) else batch_size() if missing else 1
     # The batches are sorted by length; taking turns gives every rank about the same work.
-    batches = batches[dist_context.rank :: dist_context.world_size]
+    batches = [
+        batch
+        for batch in evaluation_order(lengths, batch_size=size)
+        if any(not missing.isdisjoint(keys[index]) for index in batch)
+    ][dist_context.rank :: dist_context.world_size]
     computed: dict[str, Row] = {}
     adaptive = AdaptiveBatchSize(
         lambda indices: compute(indices, missing), what="prompts", key="evaluation.batch_size"

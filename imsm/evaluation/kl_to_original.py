@@ -13,8 +13,8 @@ Shapes: B examples, T tokens of the longest answer, V vocabulary size.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
-from typing import cast
+from functools import cache, partial
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -78,18 +78,15 @@ def mean_kl(
             for index, example, value in zip(indices, chosen, sums, strict=True)
         ]
 
-    def automatic() -> int:
-        longest = max(len(each.answer_ids) for each in examples)
-        # those of the original and of the trained stream
-        return auto_batch_size(model(), lengths, max_new_tokens=longest, dist_context=dist_context, sessions=2)
-
+    # the lengths include the answers; a session for the original and one for the trained stream
+    options: dict[str, Any] = {"max_new_tokens": 0, "dist_context": dist_context, "sessions": 2}
     rows = through_cache(
         [[key] for key in keys],
         shapes=dict.fromkeys(keys, _SHAPE),
         lengths=lengths,
         compute=compute,
         response_cache=response_cache,
-        batch_size=batch_size or automatic,
+        batch_size=batch_size or partial(auto_batch_size, model, lengths, **options),
         label=label,
         dist_context=dist_context,
     )

@@ -45,7 +45,7 @@ def finished_finder(
         searched = [key for key, row in rows.items() if may_end is None or may_end(row)]
         if searched:
             # Decoding complete responses at every step would take time quadratic in their length.
-            texts = tokenizer.batch_decode([rows[key][-WINDOW:] for key in searched], skip_special_tokens=True)
+            texts = tokenizer.batch_decode([list(rows[key][-WINDOW:]) for key in searched], skip_special_tokens=True)
             finished |= {key for key, text in zip(searched, texts, strict=True) if pattern.search(text)}
         return finished
 

@@ -262,6 +262,7 @@ def _evaluate_task(
         label=f"{label}: {name}",
         dist_context=inputs.dist_context,
         kl=config.evaluation.kl,
+        static_cache=config.evaluation.static_cache,
     )
 
 

@@ -134,9 +134,10 @@ def format_trainable(counts: dict[str, int]) -> str:
 
 
 def inference_settings(config: RunConfig, *, device: torch.device) -> dict[str, str]:
-    """Return what changes the answers of a model besides its files: precision, attention and device.
+    """Return what changes the answers of a model besides its files: precision, attention, device and static caches.
 
-    Reduced precision rounds differently on every model of GPU or processor, so its name counts as well.
+    Reduced precision rounds differently on every model of GPU or processor, so its name counts as well. The masked
+    columns of a static cache change the order of sums.
     """
     backbone = config.backbone
     attention = attention_implementation(
@@ -147,7 +148,9 @@ def inference_settings(config: RunConfig, *, device: torch.device) -> dict[str, 
         attn_implementation=backbone.attn_implementation,
     )
     name = "" if backbone.dtype == "float32" else f" {device_name(device)}"
-    return {"dtype": backbone.dtype, "attention": attention, "device": f"{device.type}{name}"}
+    # omitted by default, which keeps the keys of responses from before it existed
+    decoding = {"decoding": "static cache"} if config.evaluation.static_cache else {}
+    return {"dtype": backbone.dtype, "attention": attention, "device": f"{device.type}{name}"} | decoding
 
 
 def model_hash(

@@ -8,8 +8,9 @@ They are generated greedily by the tuned stream, kept in the response cache, and
 import json
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -95,15 +96,14 @@ def _answers(
         loaded.stream = "tuned"
         return loaded
 
-    def automatic() -> int:
-        return auto_batch_size(model(), lengths, max_new_tokens=limit, dist_context=dist_context)
-
     def compute(indices: Sequence[int], missing: set[str]) -> list[dict[str, Row]]:
         ids = [prompts[index].prompt_ids for index in indices]
         session = DecodingSession(model(), ids, pad_id=tokenizer.pad_token_id, max_new_tokens=limit)
-        generations = generate_responses(session, tokenizer, max_new_tokens=limit, stop=stop)
+        options: dict[str, Any] = {"stop": stop, "static_cache": config.evaluation.static_cache}
+        generations = generate_responses(session, tokenizer, max_new_tokens=limit, **options)
         return [{keys[i]: {"text": each.text}} for i, each in zip(indices, generations, strict=True)]
 
+    automatic = partial(auto_batch_size, model, lengths, max_new_tokens=limit, dist_context=dist_context)
     rows = through_cache(
         [[key] for key in keys],
         shapes={key: {"text": str} for key in keys},

@@ -189,5 +189,19 @@ def test_the_evaluation_batch_size_may_be_left_to_the_device() -> None:
     assert config("evaluation=target").evaluation.fixed_batch_size == 16
     assert config().evaluation.fixed_batch_size == 128  # the miniature's
     assert config("evaluation.batch_size=24").evaluation.fixed_batch_size == 24
-    with pytest.raises(UserError, match=r"^evaluation\.batch_size=0: "):
+    with pytest.raises(UserError, match=r"evaluation\.batch_size=0: must be at least 1"):
         config("evaluation.batch_size=0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["gate.skip=true"], "gate.skip=true lets the rows of a batch continue with different streams"),
+        (["evaluation.backend=vllm"], "is of evaluation.backend=transformers"),
+    ],
+)
+def test_a_static_cache_that_has_no_effect_is_an_error(overrides: list[str], problem: str) -> None:
+    with pytest.raises(UserError) as refused:
+        config("evaluation.static_cache=true", *overrides)
+    assert "evaluation.static_cache=true: " in str(refused.value) and problem in str(refused.value)
+    assert config("evaluation.static_cache=true", "gate.skip=true", "method=peft").evaluation.static_cache

@@ -72,6 +72,7 @@ class Bench:
         fingerprint: str = "one",
         max_new_tokens: int = 4,
         metrics: tuple[str, ...] = ("contain", "exact_match"),
+        static_cache: bool = False,
     ) -> EvalResult:
         return evaluate(
             self.eval_set(max_new_tokens=max_new_tokens),
@@ -86,6 +87,7 @@ class Bench:
             output_dir=self.root / "out",
             label="x",
             dist_context=DistributedContext(),
+            static_cache=static_cache,
         )
 
     def rows(self) -> list[dict]:

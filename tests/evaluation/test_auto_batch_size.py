@@ -36,7 +36,7 @@ def test_the_caches_of_a_token_are_measured(stream: str, streams: int) -> None:
 
 def test_a_cpu_keeps_its_batch_size() -> None:
     options = {"max_new_tokens": 8, "dist_context": DistributedContext()}
-    assert auto_batch_size(tiny_siamese(), [10] * 1000, **options) == 16
+    assert auto_batch_size(tiny_siamese, [10] * 1000, **options) == 16
 
 
 def test_a_gpu_decides_by_its_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,9 @@ def test_a_gpu_decides_by_its_free_memory(monkeypatch: pytest.MonkeyPatch) -> No
     def chosen(free: int, *, examples: int = 1000, other: int = 256, sessions: int = 1) -> int:
         monkeypatch.setattr(module, "_free_bytes", lambda device: free)
         lengths = [238] * examples
-        return auto_batch_size(model, lengths, max_new_tokens=512, dist_context=Ranks(other), sessions=sessions)
+        return auto_batch_size(
+            lambda: model, lengths, max_new_tokens=512, dist_context=Ranks(other), sessions=sessions
+        )
 
     assert chosen(63 * 10**9) == 128
     assert chosen(63 * 10**9, sessions=2) == 64

@@ -96,6 +96,13 @@ def test_a_batch_that_does_not_fit_is_halved_with_equal_responses(
     assert "retrying with batch size 1" in capsys.readouterr().err
 
 
+def test_a_static_cache_gives_equal_responses(bench: Bench) -> None:
+    bench.evaluate()
+    expected = [row["response"] for row in bench.rows()]
+    bench.evaluate(fingerprint="another", static_cache=True)
+    assert [row["response"] for row in bench.rows()] == expected
+
+
 @pytest.mark.parametrize(("kept", "function"), [("text", "generate_responses"), ("loglik", "log_likelihoods")])
 def test_cached_rows_are_not_computed_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, kept: str, function: str

@@ -53,6 +53,14 @@ def test_the_model_hash_depends_on_backbone_files_settings_and_stream() -> None:
     assert len(set(hashes)) == len(hashes)
 
 
+def test_a_static_cache_is_part_of_the_settings_and_nothing_else_changes() -> None:
+    device = torch.device("cpu")
+    plain = inference_settings(config(), device=device)
+    assert set(plain) == set(SETTINGS)
+    static = inference_settings(config("evaluation.static_cache=true"), device=device)
+    assert static == plain | {"decoding": "static cache"}
+
+
 def test_the_tuned_stream_does_not_depend_on_gate_and_pooling() -> None:
     tuned = model_hash("tuned", backbone_hash="a", settings=SETTINGS, files=FILES)
     changed = FILES | {"config.json": "x", "gate.safetensors": "y"}

@@ -146,6 +146,20 @@ class DecodingSession:
         other._select(rows)
         return other
 
+    def release(self) -> tuple[Cache, torch.Tensor]:
+        """Return the cache and the mask (B, T) of its positions; the session cannot be used afterwards."""
+        assert self._cache is not None
+        cache, self._cache = self._cache, None
+        return cache, self._mask
+
+    def holds_positions(self) -> bool:
+        """Whether all layers of the cache hold keys and values by position."""
+        return self._cache is not None and all(map(_is_positional, self._cache.layers))
+
+    def rope_depends_on_length(self) -> bool:
+        """Whether the rotary frequencies depend on the length of the sequence."""
+        return _max_static_rope_length(self._config) < math.inf
+
     def row_bytes(self) -> int:
         """Return the size of one row of the cache in bytes."""
         layers = [] if self._cache is None else filter(_is_positional, self._cache.layers)

@@ -88,7 +88,7 @@ class StreamRunner:
             with torch.no_grad():
                 original = self.hidden_states(inputs, stream="original", cache=original_cache)
             return original, self.hidden_states(inputs, stream="tuned", cache=tuned_cache)
-        dual_inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
+        dual_inputs = _twice(inputs)
         decoder_cache = None if cache is None else cache.decoder_caches[0]
         with self.adapter_layers.dual():
             outputs = self.decoder(**dual_inputs, past_key_values=decoder_cache, use_cache=cache is not None)
@@ -107,3 +107,10 @@ class StreamRunner:
     def adapter_disabled(self) -> AbstractContextManager[None]:
         """Disable the adapter: the decoder equals the original model bit for bit."""
         return self.adapter_layers.disabled()
+
+
+def _twice(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the inputs of 2B rows; masks can be given by kind of layer."""
+    return {
+        name: _twice(value) if isinstance(value, dict) else torch.cat([value, value]) for name, value in inputs.items()
+    }

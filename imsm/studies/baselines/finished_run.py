@@ -128,6 +128,7 @@ class FinishedRun:
             batch_size=self.config.evaluation.batch_size,
             label=label,
             dist_context=DistributedContext(),
+            static_cache=self.config.evaluation.static_cache,
         )
 
     def route(self, task: str, to_original: Sequence[bool]) -> Responses:

@@ -1,0 +1,236 @@
+"""The rest of a decoding session with caches of fixed length: one token a step, at fixed addresses.
+
+Every step runs the same operations on tensors of the same shapes: keys and values are written by index, and attention
+reads all columns under a mask. On a GPU the step is recorded once as a CUDA graph and replayed, so that it costs the
+CPU one launch instead of one per operation; a CPU runs the same step without a graph. The masked columns change the
+order of sums, and with it the last bits: in float32 the logits are within 1e-5 of the session's.
+
+Shapes: B rows, T cached positions at the start, L columns of the caches.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+
+from imsm.models.siamese.decoding_session import DecodingSession
+from imsm.models.siamese.kv_cache import DualStreamCache
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.utils.errors import UserError, first_line
+
+_KEY = "evaluation.static_cache=true"
+# kernels with a mask need rows at aligned addresses
+_ALIGNMENT = 64
+_WARM_UP_STEPS = 2
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_MASKS = ("sdpa", "eager")
+
+
+class StaticDecodingSession:
+    """The rows of a `DecodingSession` after at least one token of their responses, with static caches.
+
+    The session is consumed. At most ``max_new_tokens`` tokens may follow. ``use_graph``: record a CUDA graph; None: on
+    a GPU.
+
+    Attributes:
+        model: the session's model.
+        logits: logits of each row's next token, (B, V); overwritten by the next step.
+        gate: mean weight of the original at that position, (B,); None without a gate.
+
+    Raises:
+        UserError: the model or its stream cannot be decoded this way.
+    """
+
+    def __init__(self, session: DecodingSession, *, max_new_tokens: int, use_graph: bool | None = None) -> None:
+        self.model, self.logits, self.gate = session.model, session.logits, session.gate
+        self.model.streams.guard.check()
+        reason = _unsupported(session)
+        if reason is not None:
+            raise UserError(f"{_KEY}: {reason}; omit it")
+        cache, mask = session.release()
+        width = mask.shape[1]
+        length = -(-(width + max_new_tokens) // _ALIGNMENT) * _ALIGNMENT
+        self._windows = _windows(cache, self.model, length)
+        self._frozen: tuple[torch.Tensor | None, ...] = (None, None)
+        if isinstance(cache, DualStreamCache):
+            if self.model.gate is not None and self.model.gate.reads_query:
+                assert cache.frozen_query is not None
+                self._frozen = cache.frozen_query
+            halves = [_static_cache(each, width=width, length=length) for each in cache.decoder_caches]
+            cache.decoder_caches, cache.layers = tuple(halves), [layer for each in halves for layer in each.layers]
+            self._cache: Cache = cache
+        else:
+            self._cache = _static_cache(cache, width=width, length=length)
+        device = mask.device
+        self._columns = torch.arange(length, device=device)
+        # padding stays closed; columns after the prompt are opened by their number
+        self._filled = torch.nn.functional.pad(mask.bool(), (0, length - width), value=True)
+        self._position = torch.tensor(width, device=device)
+        self._position_ids = mask.sum(dim=1, keepdim=True)
+        self._tokens = torch.zeros_like(self._position_ids)
+        self._steps_left = max_new_tokens
+        self._use_graph = device.type == "cuda" if use_graph is None else use_graph
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._tokens)
+
+    @torch.inference_mode()
+    def forward(self, tokens: torch.Tensor) -> None:
+        """Append ``tokens`` (B, 1), one per row, and set `logits` and `gate`."""
+        if not self._steps_left:
+            raise ValueError("forward: the caches are full; give a larger max_new_tokens")
+        self._steps_left -= 1
+        self._tokens.copy_(tokens)
+        if self._use_graph and self._graph is None:
+            self._record()
+        if self._graph is None:
+            self.logits, self.gate = self._step()
+        else:
+            self._graph.replay()
+
+    @torch.inference_mode()
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep the given rows, in this order; the next step records a new graph."""
+        # the old graph writes to the old addresses
+        self._graph = None
+        indices = torch.tensor(rows, device=self._tokens.device)
+        self.logits = self.logits[indices]
+        self.gate = None if self.gate is None else self.gate[indices]
+        self._filled, self._position_ids = self._filled[indices], self._position_ids[indices]
+        self._tokens = self._tokens[indices]
+        self._frozen = tuple(None if each is None else each[indices] for each in self._frozen)
+        # a dual batch selects both of its halves
+        self._cache.reorder_cache(indices)  # type: ignore[arg-type]
+
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run one token of each row; return logits (B, V) and gate (B,)."""
+        model, cache = self.model, self._cache
+        inputs = {"input_ids": self._tokens, "position_ids": self._position_ids, "attention_mask": self._masks()}
+        if isinstance(cache, DualStreamCache):
+            original, tuned = model.streams.both_hidden_states(inputs, cache=cache)
+            logits, gate = model._mix(original, tuned, *self._frozen)
+            gate = gate[:, -1]
+        else:
+            hidden = model.streams.hidden_states(inputs, stream=model.stream, cache=cache)
+            logits, gate = model.head(hidden), None
+        self._position.add_(1)
+        self._position_ids.add_(1)
+        return logits[:, -1], gate
+
+    def _masks(self) -> Any:
+        """Return the masks (B, 1, 1, L) of the next token, by kind of layer if there are two."""
+        visible = self._filled & (self._columns <= self._position)
+        masks = {
+            kind: visible if window is None else visible & (self._columns > self._position - window)
+            for kind, window in self._windows.items()
+        }
+        config = self.model.backbone.config
+        if config._attn_implementation == "eager":
+            dtype = next(self.model.backbone.parameters()).dtype
+            lowest = torch.finfo(dtype).min
+            zeros = {kind: torch.zeros_like(mask, dtype=dtype) for kind, mask in masks.items()}
+            masks = {kind: zeros[kind].masked_fill(~mask, lowest) for kind, mask in masks.items()}
+        shaped = {kind: mask[:, None, None] for kind, mask in masks.items()}
+        return shaped if len(shaped) > 1 else next(iter(shaped.values()))
+
+    def _record(self) -> None:
+        """Record the step as a CUDA graph; without one, with a warning, if an operation does not allow it."""
+        layers = [layer for layer in self._cache.layers if isinstance(layer, StaticLayer) and layer.is_initialized]
+        counters = [self._position, self._position_ids, *(layer.cumulative_length for layer in layers)]
+        before = [counter.clone() for counter in counters]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            # kernels are chosen and workspaces allocated before the recording; each step writes the same column
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP_STEPS):
+                    self._step()
+                    _restore(counters, before)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = self._step()
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise
+            self._use_graph = False
+            print(f"warning: {_KEY}: no CUDA graph can be recorded ({first_line(error)})", file=sys.stderr)
+            torch.cuda.synchronize()
+            _restore(counters, before)
+            return
+        self._graph, (self.logits, self.gate) = graph, outputs
+
+
+def _restore(counters: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    for counter, value in zip(counters, values, strict=True):
+        counter.copy_(value)
+
+
+def _unsupported(session: DecodingSession) -> str | None:
+    """Return why a session cannot continue with static caches; None if it can."""
+    model, config = session.model, session.model.backbone.config
+    if session.choices is not None:
+        return "gate.skip=true lets the rows of a batch continue with different streams"
+    if model.streams.virtual_tokens is not None:
+        return "prompt learning has caches with virtual tokens"
+    if not model.config.supports_cache:
+        return f"{type(model.backbone).__name__} reads complete sequences at every step"
+    if not session.holds_positions():
+        return f"layers of {type(model.backbone).__name__} keep other states than keys and values"
+    if session.rope_depends_on_length():
+        return "the rotary frequencies depend on the length of the sequence"
+    if config._attn_implementation not in _MASKS:
+        return (
+            f"backbone.attn_implementation={config._attn_implementation} needs other masks than {' and '.join(_MASKS)}"
+        )
+    if any(isinstance(module, FSDPModule) for module in model.modules()):
+        return "the layers are sharded over several processes"
+    return None
+
+
+def _windows(cache: Cache, model: SiameseForCausalLM, length: int) -> dict[str, int | None]:
+    """Return the attention window of each kind of layer, None if it reads all ``length`` columns.
+
+    Raises:
+        UserError: the masks of two kinds of layers cannot be given to the decoder.
+    """
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    windows = {layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)}
+    if all(window >= length for window in windows):
+        return {_FULL: None}
+    # a decoder whose layers all have one window takes one mask
+    if len(windows) == 1 and all(isinstance(layer, DynamicSlidingWindowLayer) for layer in layers):
+        return {_SLIDING: windows.pop()}
+    kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
+    if len(windows) > 1 or kinds != {_FULL, _SLIDING}:
+        raise UserError(f"{_KEY}: the layers of {type(model.backbone).__name__} have several kinds of masks; omit it")
+    return {_FULL: None, _SLIDING: windows.pop()}
+
+
+def _static_cache(cache: Cache, *, width: int, length: int) -> Cache:
+    """Return a cache of ``length`` columns with those of ``cache``, ``width``, which is emptied layer by layer."""
+    static: list[Any] = []
+    for layer in cache.layers:
+        # checked by `_unsupported`
+        assert isinstance(layer, DynamicLayer)
+        copied = StaticLayer(max_cache_len=length)
+        # layers that read the keys of another one have none
+        if layer.keys is not None and layer.values is not None and layer.keys.numel():
+            copied.lazy_initialization(layer.keys, layer.values)
+            assert copied.keys is not None and copied.values is not None
+            # a layer with a window keeps its last columns only
+            columns = slice(width - layer.keys.shape[-2], width)
+            copied.keys[:, :, columns] = layer.keys
+            copied.values[:, :, columns] = layer.values
+            copied.cumulative_length.fill_(width)
+            layer.keys = layer.values = None
+        static.append(copied)
+    return Cache(layers=static)
