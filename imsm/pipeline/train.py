@@ -22,6 +22,7 @@ from imsm.distributed.process_group import init_process_group
 from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
 from imsm.models.builder import count_trainable
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.packed_sequences import check_packing
 from imsm.models.siamese.token_weights import TOKEN_WEIGHTS
 from imsm.pipeline.data import tokenized_training_set
 from imsm.pipeline.engine import batch_plan_of, build_engine, local_device
@@ -96,6 +97,8 @@ def prepare_training(
     if config.engine.fsdp2:
         dist_context.lock_step = partial(lock_step, lambda: model)
     dist_context.run_on_main(lambda: print(format_trainable(parameters)))
+    if config.trainer.packing:
+        check_packing(model.streams, vocab_size=model.config.vocab_size, device=device)
     get_cache = _lazy_cache(config, model, tokenized, tokenizer.pad_token_id, dist_context)
     target_examples = tokenized[: statistics["examples"] - statistics["dropped"]]  # replay follows
     held_out = _common(target_examples, validation)
