@@ -74,6 +74,8 @@ class DistributedContext:
 
     def run_model_on_main(self, fn: Callable[[], T]) -> T:
         """Return what `run_on_main` does, for a ``fn`` that runs the model, whose weights may be sharded."""
+        if self.lock_step is nullcontext:
+            return self.run_on_main(fn)
         outcome: Callable[[], T] = fn
         with self.lock_step():
             if self.is_main:

@@ -20,8 +20,11 @@ from tests.helpers.tiny_backbone import save_backbone
 WORDS = ["red", "green", "blue", "black", "white", "brown", "pink", "grey"]
 
 
-def write_word_files(root: Path) -> Path:
-    """Write the backbone and the data; the answer to a word is the word after it."""
+def write_word_files(root: Path, **backbone: Any) -> Path:
+    """Write the backbone and the data; the answer to a word is the word after it.
+
+    ``backbone`` are further arguments of `save_backbone`.
+    """
     data = root / "data"
     data.mkdir()
     pairs = list(zip(WORDS, WORDS[1:] + WORDS[:1], strict=True))
@@ -29,7 +32,7 @@ def write_word_files(root: Path) -> Path:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     for name in ("train", "test"):
         (data / f"{name}.jsonl").write_text(lines)
-    save_backbone(root / "backbone", texts=[row["input"] + row["output"] for row in rows])
+    save_backbone(root / "backbone", texts=[row["input"] + row["output"] for row in rows], **backbone)
     return root
 
 

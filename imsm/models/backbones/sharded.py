@@ -7,7 +7,7 @@ and what is added to the layers later, such as an adapter. So only passes throug
 The files are read row by row into the shards: a process never holds more than its part and one mapped file.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import distributed, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
@@ -61,7 +61,8 @@ def load_sharded_backbone(
         check_attention(config)
         model = _empty_model(config, source, dtype=getattr(torch, dtype), attn_implementation=attn_implementation)
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-        _shard_each(decoder_layers(model), mesh=mesh)
+        for layer in decoder_layers(model):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         _load_weights(model, folder, source, device=device)
         if (folder / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -73,17 +74,6 @@ def load_sharded_backbone(
     model.requires_grad_(False).eval().to(device)  # buffers
     _prefetch(model)
     return model
-
-
-def shard_layers(model: PreTrainedModel, *, device: torch.device) -> None:
-    """Shard the frozen weights of the decoder layers of a loaded backbone in place.
-
-    Trainable weights inside the layers stay complete in every process.
-    """
-    trainable = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    _shard_each(decoder_layers(model), mesh=mesh, ignored=trainable)
-    _prefetch(model)
 
 
 def sharded_layers(model: nn.Module) -> list[FSDPModule]:
@@ -126,11 +116,6 @@ def _empty_model(
             "backbone.dtype=float32, or engine=zero3"
         )
     return cast(PreTrainedModel, model)
-
-
-def _shard_each(layers: list[nn.Module], *, mesh: DeviceMesh, ignored: Collection[nn.Parameter] = ()) -> None:
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=set(ignored))
 
 
 @torch.no_grad()
