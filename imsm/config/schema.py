@@ -306,7 +306,7 @@ class TrainerConfig(StrictModel):
     max_answer_tokens: Count | None = None
     mixed_precision: Literal["fp16"] | None = None
     deterministic: bool = False
-    """Whether training steps use deterministic algorithms, so that the same GPU gives the same bits."""
+    """Whether gradients are computed with deterministic algorithms, so that the same GPU gives the same bits."""
     method_specific_keys: list[str] = Field(default=[])
 
     def check(self) -> Iterator[tuple[str, str]]:

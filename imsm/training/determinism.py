@@ -1,4 +1,4 @@
-"""Deterministic algorithms for training steps (`trainer.deterministic`).
+"""Deterministic algorithms for the gradient (`trainer.deterministic`).
 
 With them, operations that add in an unspecified order on a GPU (atomics in attention's backward pass, scatter) use
 another algorithm. torch then selects the deterministic backward of flash and memory-efficient attention, and excludes

@@ -14,6 +14,7 @@ from imsm.models.siamese.inputs import to_device
 from imsm.models.siamese.kl import Objective
 from imsm.models.siamese.model import SiameseOutput
 from imsm.models.siamese.route_loss import ORIGINAL, TARGET
+from imsm.training.determinism import deterministic_algorithms
 from imsm.training.engines.base import Engine, NonFiniteError, PartialStepError
 from imsm.training.rehearsal import Rehearsal
 from imsm.utils.oom import is_out_of_memory
@@ -32,6 +33,7 @@ def train_step(
     rehearsal: Rehearsal | None = None,
     rehearsal_cache: HiddenStateCache | None = None,
     route: bool = False,
+    deterministic: bool = False,
 ) -> dict[str, float]:
     """Run one optimizer step and return its metrics.
 
@@ -39,9 +41,11 @@ def train_step(
     The loss is the sum over groups of their mean per answer token, divided by ``groups_per_step``. With ``rehearsal``
     the gradient is that of this loss and of the weighted loss of the step's texts (`imsm.training.rehearsal`).
     With ``route`` the gate learns from its route loss alone, half of which is the mean over the target's answer
-    tokens and half that over the texts'; a frozen adapter has no other loss.
+    tokens and half that over the texts'; a frozen adapter has no other loss. With ``deterministic`` the gradient is
+    computed with deterministic algorithms.
 
     Raises:
+        UserError: With ``deterministic``: an operation has no such algorithm on this device.
         NonFiniteError: The loss or the gradient norm is not finite; nothing was updated.
         PartialStepError: Out of memory while the parameters were being updated.
     """
@@ -50,10 +54,12 @@ def train_step(
     options: dict[str, Any] = {"engine": engine, "callbacks": callbacks, "pad_id": pad_id}
     options |= {"micro_batching": micro_batching, "metrics": (scalars := _Scalars()), "route": route}
     options["is_last"] = not texts
-    _backward_target(batch, groups_per_step=groups_per_step, hidden_state_cache=hidden_state_cache, **options)
-    if rehearsal is not None and texts:
-        options |= {"hidden_state_cache": rehearsal_cache, "is_last": True}
-        _backward_texts(texts, loss=rehearsal.loss, weight=rehearsal.weight, **options)
+    # not the update: it adds in one order, and AdaLoRA's kthvalue, whose values are exact, is rejected on CUDA
+    with deterministic_algorithms(deterministic):
+        _backward_target(batch, groups_per_step=groups_per_step, hidden_state_cache=hidden_state_cache, **options)
+        if rehearsal is not None and texts:
+            options |= {"hidden_state_cache": rehearsal_cache, "is_last": True}
+            _backward_texts(texts, loss=rehearsal.loss, weight=rehearsal.weight, **options)
     sums = scalars.read()
     sums = dict(zip(sums, engine.all_reduce_sum(list(sums.values())), strict=True))
     # the reduced loss, so that all processes raise, before anything is updated

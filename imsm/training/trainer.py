@@ -18,7 +18,6 @@ from imsm.models.siamese.hidden_state_cache import HiddenStateCache
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.training.checkpoint import TrainingState
 from imsm.training.checkpoint_manager import CheckpointManager
-from imsm.training.determinism import deterministic_algorithms
 from imsm.training.engines.base import Engine, NonFiniteError, PartialStepError
 from imsm.training.engines.single_device import peak_memory, reset_peak_memory
 from imsm.training.rehearsal import Rehearsal
@@ -132,7 +131,7 @@ def train(
     ``model`` is the one that ``engine`` wraps. The loss of ``validation_examples`` is measured, and ``at_save_step``
     called, every `save_steps` and at the end. Neither this nor computing the hidden-state caches is counted as
     training time. In the first ``route_share`` of the steps the gate learns from the route loss
-    (`imsm.models.siamese.route_loss`). With ``deterministic`` the steps use deterministic algorithms.
+    (`imsm.models.siamese.route_loss`). ``deterministic`` is that of `train_step`.
 
     Raises:
         UserError: With ``deterministic``: an operation has no such algorithm on this device.
@@ -142,6 +141,7 @@ def train(
     batches, micro = batch_plan.batches(examples), batch_plan.micro_batching
     options: dict[str, Any] = {"engine": engine, "micro_batching": micro, "pad_id": pad_id}
     step_options = {**options, "callbacks": callbacks, "groups_per_step": batch_plan.groups_per_step}
+    step_options["deterministic"] = deterministic
     _seed_dropout(batch_plan.seed, rank=engine.dist_context.rank)
     state = initial = checkpoint_manager.restore(total_steps=len(batches))
     reset_peak_memory(engine.device)
@@ -155,8 +155,7 @@ def train(
                 with timer.paused():
                     caches = _get_caches(get_hidden_state_cache, rehearsal, shutdown, checkpoint_manager, state)
             step_options["route"] = step <= route_share * len(batches)
-            errors = _step_errors(checkpoint_manager, state, micro)
-            with errors, deterministic_algorithms(deterministic):
+            with _step_errors(checkpoint_manager, state, micro):
                 metrics = train_step(batch, step=step, rehearsal=rehearsal, **caches, **step_options)
             tokens = state.tokens + sum(map(num_tokens, chain(*batch, rehearsal.batch(step) if rehearsal else [])))
             state = TrainingState(step=step, seconds=timer.seconds(), tokens=tokens, loss=metrics["loss"])

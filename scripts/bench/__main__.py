@@ -5,7 +5,7 @@
     python -m scripts.bench --device cuda --seconds 300 --output DIR
 
 Run it in the checkout. Writes `benchmarks/results/<device>.json` and a page with plots, and prints a
-table. On a GPU it measures rows of its own (`scripts.bench.gpu`) with random weights of Llama 3 8B's
+table. On a GPU it measures other rows (`scripts.bench.gpu`) with random weights of Llama 3 8B's
 shape in bfloat16, writes the file after each, and a second call continues; `--tiny` measures these
 rows with tiny shapes on any device. Rows whose libraries are not installed are skipped and listed.
 """

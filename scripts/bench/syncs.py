@@ -29,7 +29,7 @@ _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index
 def device_reads(model: torch.nn.Module, run: Callable[[], object]) -> Counter[str]:
     """Return how often ``run`` reads from the device, by operation.
 
-    Operations of a backward pass on a GPU run in threads of their own and are not counted.
+    Operations of a backward pass on a GPU run in other threads and are not counted.
     """
     counter = _ReadCounter(model)
     with counter, _followed(counter):
@@ -50,7 +50,7 @@ class _ReadCounter(TorchDispatchMode):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.reads: Counter[str] = Counter()
-        # weak references, so that the address of a freed storage does not stand for another one
+        # weak references, so that the address of a freed storage is not taken for a later one
         self._storages = {_storage(each) for each in [*model.parameters(), *model.buffers()]}
 
     def add(self, tensor: torch.Tensor) -> None:
@@ -72,7 +72,7 @@ class _ReadCounter(TorchDispatchMode):
 
 @contextmanager
 def _followed(counter: _ReadCounter) -> Iterator[None]:
-    """Follow what imsm's modules copy to the device; on a CPU nothing is copied, so a clone stands for it."""
+    """Follow what imsm's modules copy to the device; on a CPU nothing is copied, so a clone represents it."""
 
     def copied(values: torch.Tensor, device: torch.device) -> torch.Tensor:
         if device.type != "cpu":

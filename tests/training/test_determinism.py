@@ -48,18 +48,22 @@ def test_the_environment_of_the_user_wins(monkeypatch: pytest.MonkeyPatch) -> No
     assert os.environ["FLASH_ATTENTION_DETERMINISTIC"] == "1"
 
 
-def test_steps_use_them_and_evaluation_does_not(tmp_path: Path) -> None:
+def test_gradients_use_them_updates_and_evaluation_do_not(tmp_path: Path) -> None:
     """On a CPU the same algorithms run anyway: the trained values are equal."""
     run, plain = TinyRun(tmp_path / "run"), TinyRun(tmp_path / "plain")
-    in_forward, at_save_step = [], []
-    run.model.register_forward_pre_hook(lambda *_: in_forward.append(torch.are_deterministic_algorithms_enabled()))
+    is_on = torch.are_deterministic_algorithms_enabled
+    in_forward, in_backward, in_update, at_save_step = [], [], [], []
+    run.model.register_forward_pre_hook(lambda *_: in_forward.append(is_on()))
+    next(p for p in run.model.parameters() if p.requires_grad).register_hook(lambda _: in_backward.append(is_on()))
+    run.engine.optimizer.register_step_pre_hook(lambda *_: in_update.append(is_on()))
 
     def measure(step: int) -> dict[str, float]:
-        at_save_step.append(torch.are_deterministic_algorithms_enabled())
+        at_save_step.append(is_on())
         return {}
 
     run.deterministic, run.at_save_step = True, measure
     run.train()
     plain.train()
-    assert set(in_forward) == {True} and at_save_step == [False]
+    assert set(in_forward) == set(in_backward) == {True}
+    assert set(in_update) == {False} and at_save_step == [False]
     assert_equal_trainables(run, plain)
