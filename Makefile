@@ -41,7 +41,7 @@ SCALE ?= mini
 SEEDS ?= 1
 PROTOCOL ?= strict
 EXPERIMENT = $(PY) -m imsm paper
-OPTIONS = --scale $(SCALE) --seeds $(SEEDS) --protocol $(PROTOCOL) --jobs $(if $(filter paper,$(SCALE)),1,$(JOBS))
+OPTIONS = --scale $(SCALE) --seeds $(SEEDS) --protocol $(PROTOCOL) $(if $(filter paper,$(SCALE)),,--jobs $(JOBS))
 
 table1 table2 table3 table4 table5 table6 figure3 figure4: $(STAMP)-base  ## the paper's tables and figures (SCALE=mini|paper SEEDS=1)
 	$(EXPERIMENT) run $@ $(OPTIONS)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imsm.studies.paper.spec import SCALES, PaperTable, list_tables, load_table
 from imsm.utils.errors import RunError, UserError
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", choices=SCALES, default="mini", help="bundled tiny model, or the paper's models")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (1)")
     parser.add_argument("--protocol", choices=("strict", "paper_code"), default="strict")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (1)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (1, or one per GPU; 1: on all GPUs)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the results (experiments/)")
     return parser
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         RunError: a run failed.
     """
     options = parser().parse_args(arguments)
-    if options.seeds < 1 or options.jobs < 1:
+    if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
         raise UserError(f"--seeds {options.seeds} --jobs {options.jobs}: both must be at least 1")
     tables = [load_table(name) for name in options.tables or list_tables()]
     from imsm.config.compose import ConfigComposer
@@ -60,12 +60,22 @@ def main(arguments: list[str]) -> None:
 
 def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunIndex) -> list[str]:
     """Run what is missing and return the names of the runs that failed."""
+    from imsm.distributed.gpus import gpu_names
+    from imsm.pipeline.placement import gpus_of_run
     from imsm.studies.paper.runs import required_runs, run_missing, validate_runs
     from imsm.studies.paper.speed import measure_speed, read_speed, write_speed
 
     for table in tables:
         # all tables first, so that no run starts if a later table is invalid
         validate_runs(table, runs, scale=options.scale)
+    names = gpu_names()
+    # one run at a time on the user's request, or on the only GPU, sees whatever it would see alone
+    gpus = [] if options.jobs == 1 or len(names) == 1 else names
+    placement: dict[str, Any] = {
+        "jobs": options.jobs or max(1, len(gpus)),
+        "gpus": gpus,
+        "gpus_of": lambda run: gpus_of_run(runs.config(run.overrides), gpus=len(gpus)),
+    }
     failed: list[str] = []
     started = time.monotonic()
     for table in tables:
@@ -76,7 +86,7 @@ def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunInd
                 write_speed(measure_speed(table, runs, scale=options.scale, log=log), folder)
             continue
         required = required_runs(table, runs, scale=options.scale, seeds=options.seeds)
-        failed += run_missing(required, log_dir=runs_root() / "logs", jobs=options.jobs, log=log)
+        failed += run_missing(required, log_dir=runs_root() / "logs", log=log, **placement)
         # tables share runs: those of this table are not started again for the next one
         runs.refresh()
     print(f"runs: {time.monotonic() - started:.0f} s")

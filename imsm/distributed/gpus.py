@@ -38,6 +38,22 @@ def visible_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def gpu_names() -> list[str]:
+    """Return the visible GPUs as CUDA_VISIBLE_DEVICES names them: numbers, or UUIDs of GPUs or MIG devices."""
+    count = visible_gpus()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(number) for number in range(count)]
+    # CUDA ignores what follows an invalid name, and torch does not count it
+    return [name.strip() for name in visible.split(",") if name.strip()][:count]
+
+
+def smallest_gpu_memory() -> int | None:
+    """Return the bytes of the smallest visible GPU without initializing CUDA; None if nvidia-smi does not know it."""
+    totals = [gpu.total for gpu in _query_gpus()]
+    return int(min(totals) * 2**20) if totals else None
+
+
 def check_gpus_free(*, num_processes: int, engine: str) -> None:
     """Check that the first ``num_processes`` visible GPUs are free; skipped without nvidia-smi.
 

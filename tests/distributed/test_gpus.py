@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from imsm.distributed.gpus import check_gpus_free
+from imsm.distributed import gpus
+from imsm.distributed.gpus import check_gpus_free, gpu_names, smallest_gpu_memory
 from imsm.utils.errors import UserError
 
 FOUR = """\
@@ -73,3 +74,34 @@ def test_an_unusable_nvidia_smi_rejects_nothing(smi, text: str, code: int) -> No
 def test_without_nvidia_smi_nothing_is_checked(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     check_gpus_free(num_processes=8, engine="zero2")
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("4,5, 7", 3, ["4", "5", "7"]),
+        ("GPU-5f,MIG-7", 2, ["GPU-5f", "MIG-7"]),
+        ("1,-1,2", 1, ["1"]),  # CUDA ignores what follows an invalid name
+        ("", 0, []),
+        ("0,1", 0, []),  # no driver
+    ],
+)
+def test_visible_gpus_have_the_names_that_a_process_can_be_given(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int, expected: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: count)
+    assert gpu_names() == expected
+
+
+def test_the_smallest_visible_gpu_decides(smi, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi(FOUR.replace("0, 143771", "0, 81559"))
+    assert smallest_gpu_memory() == 81559 * 2**20
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert smallest_gpu_memory() == 143771 * 2**20
+    # nvidia-smi lists GPUs, not their MIG devices
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-7")
+    assert smallest_gpu_memory() is None

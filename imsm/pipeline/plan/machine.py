@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from imsm.distributed.gpus import smallest_gpu_memory, visible_gpus
+
 ASSUMED_GPU_MEMORY = 80 * 10**9
 """Bytes of a GPU where none is visible: an A100 or H100 with 80 GB."""
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -24,5 +26,8 @@ def machine_memory(device: str) -> int:
 
 
 def gpu_memory() -> int:
-    """Return the memory of a visible GPU, or of the GPU that a plan assumes, in bytes."""
-    return machine_memory("cuda") if torch.cuda.is_available() else ASSUMED_GPU_MEMORY
+    """Return the memory of the smallest visible GPU, or of the GPU that a plan assumes, in bytes."""
+    if visible_gpus() == 0:
+        return ASSUMED_GPU_MEMORY
+    # first without initializing CUDA, which takes memory of the GPU
+    return smallest_gpu_memory() or machine_memory("cuda")

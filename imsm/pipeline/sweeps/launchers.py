@@ -8,7 +8,7 @@ the launchers in `hydra_plugins`, which call this module.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 
 from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
-from imsm.distributed.gpus import visible_gpus
+from imsm.distributed.gpus import gpu_names
+from imsm.pipeline.placement import GpuPool, gpus_of_run
 from imsm.pipeline.run_status import load_if_finished, sweep_objectives
 from imsm.pipeline.sweeps.job import SweepJob, number_of_goals, record_failure
 from imsm.pipeline.sweeps.status import JobOutcome
@@ -34,6 +35,7 @@ Job = submitit.Job[JobReturn]
 Jobs = Iterator[tuple[int, Job]]
 
 _POLL_SECONDS = 0.5
+_CPUS_PER_JOB = 4
 
 
 def launch(
@@ -41,7 +43,7 @@ def launch(
     job_overrides: Sequence[Sequence[str]],
     first_number: int,
     *,
-    run_jobs: Callable[[Launcher, dict[int, list[str]]], Jobs],
+    run_jobs: Callable[[Launcher, dict[int, list[str]], Mapping[int, RunConfig]], Jobs],
 ) -> list[JobReturn]:
     """Run the unfinished jobs of a sweep and wait for all of them.
 
@@ -60,15 +62,18 @@ def launch(
             report.write(number, state="skipped", objective=objective)
             returns[number] = _job_return(objective)
     waiting = {number: texts for number, texts in overrides.items() if number not in returns}
-    for number, job in run_jobs(launcher, waiting):
+    for number, job in run_jobs(launcher, waiting, configs):
         returns[number] = _job_return(report.ended(number, configs[number], job))
     return [returns[number] for number in overrides]
 
 
 def prepare_job_process(launcher: Launcher) -> None:
-    """Set the runs' folder and the import path of a job's process, whose environment may differ."""
+    """Set the runs' folder, the GPUs and the import path of a job's process, whose environment may differ."""
     stop_signals.install()
     os.environ["IMSM_RUNS"] = str(launcher.runs_root)
+    gpus: list[str] | None = getattr(launcher, "gpus", None)
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if launcher.task_function.config_dir is not None:
         trust_folder(launcher.task_function.config_dir)
 
@@ -106,7 +111,7 @@ class _Reporter:
         print(f"{' '.join(own)}: {outcome.state}{error}", flush=True)
 
 
-def run_slurm_jobs(launcher: Launcher, waiting: dict[int, list[str]]) -> Jobs:
+def run_slurm_jobs(launcher: Launcher, waiting: dict[int, list[str]], configs: Mapping[int, RunConfig]) -> Jobs:
     """Submit jobs as one job array and yield each one when it ends."""
     if not waiting:
         return
@@ -127,17 +132,21 @@ def run_slurm_jobs(launcher: Launcher, waiting: dict[int, list[str]]) -> Jobs:
             time.sleep(_POLL_SECONDS)
 
 
-def run_local_jobs(launcher: Launcher, waiting: dict[int, list[str]]) -> Jobs:
-    """Run jobs on this machine, as many at once as it has room for, and yield each one when it ends."""
-    needs = {key: launcher.params[key] for key in ("cpus_per_task", "gpus_per_node", "mem_gb")}
-    free = free_slots(**needs)
-    queue, slots = list(waiting), {}
-    running: dict[int, Job] = {}
+def run_local_jobs(launcher: Launcher, waiting: dict[int, list[str]], configs: Mapping[int, RunConfig]) -> Jobs:
+    """Run jobs on this machine, as many at once as it has room for, and yield each one when it ends.
+
+    They start in their order, each with its own GPUs.
+    """
+    pool, needs = _gpus(launcher, {number: configs[number] for number in waiting})
+    params, gpus_used = launcher.params, pool.size if any(needs.values()) else 0
+    limit = jobs_at_once(cpus_per_task=params["cpus_per_task"], mem_gb=params["mem_gb"], gpus=gpus_used)
+    queue = list(waiting)
+    running: dict[int, tuple[Job, list[str]]] = {}
     if queue:
-        print(f"{len(queue)} jobs to run, {min(len(queue), len(free))} at once", flush=True)
+        print(f"{len(queue)} jobs to run, {_describe(needs, pool, limit)}", flush=True)
 
     def cancel() -> None:
-        for job in running.values():
+        for job, _ in running.values():
             # a job may end between the last poll and this signal
             with suppress(ProcessLookupError):
                 job.cancel()
@@ -145,67 +154,70 @@ def run_local_jobs(launcher: Launcher, waiting: dict[int, list[str]]) -> Jobs:
     try:
         with stop_signals.on_stop(cancel):
             while queue or running:
-                while queue and free:
+                while queue and len(running) < limit and (gpus := pool.take(needs[queue[0]])) is not None:
                     number = queue.pop(0)
-                    slots[number] = free.pop(0)
                     with stop_signals.deferred():
-                        running[number] = _start_local_job(launcher, number, waiting[number], slots[number])
-                for number in [number for number, job in running.items() if job.done()]:
-                    yield number, running.pop(number)
-                    free.append(slots[number])
+                        running[number] = _start_local_job(launcher, number, waiting[number], gpus), gpus
+                for number in [number for number, (job, _) in running.items() if job.done()]:
+                    job, gpus = running.pop(number)
+                    pool.give_back(gpus)
+                    yield number, job
                 time.sleep(_POLL_SECONDS)
     finally:
         cancel()
 
 
-def _start_local_job(launcher: Launcher, number: int, overrides: list[str], gpus: list[int]) -> Job:
-    executor = submitit.LocalExecutor(folder=launcher.params["submitit_folder"])
-    executor.update_parameters(
-        timeout_min=launcher.params["timeout_min"],
-        gpus_per_node=len(gpus),
-        visible_gpus=gpus,
-        tasks_per_node=1,
-        stderr_to_stdout=launcher.params["stderr_to_stdout"],
-    )
-    with _discard_stderr():  # of submitit's controller process; the job writes to its log
-        return executor.submit(launcher, *_job_arguments(number, overrides))
-
-
-def free_slots(cpus_per_task: int | None, gpus_per_node: int | None, mem_gb: int | None) -> list[list[int]]:
-    """Return the GPUs of each job that fits on this machine at once; at least one job.
-
-    The needs of one job: CPUs (None for one), GPUs (None for one if there is any), GiB (None for no limit).
+def _gpus(launcher: Launcher, configs: Mapping[int, RunConfig]) -> tuple[GpuPool, dict[int, int]]:
+    """Return the GPUs of this machine, and how many of them each job uses.
 
     Raises:
         UserError: one job needs more GPUs than there are.
     """
-    gpus = _visible_gpus() if gpus_per_node != 0 else []
-    per_job = min(1, len(gpus)) if gpus_per_node is None else gpus_per_node
-    if per_job > len(gpus):
+    per_job: int | None = launcher.params["gpus_per_node"]
+    pool = GpuPool([] if per_job == 0 else gpu_names())
+    if per_job is None:
+        return pool, {number: gpus_of_run(config, gpus=pool.size) for number, config in configs.items()}
+    if per_job > pool.size:
         raise UserError(
-            f"hydra.launcher.gpus_per_node={per_job}: this machine has {len(gpus)} visible GPUs; "
-            f"set at most {len(gpus)}"
+            f"hydra.launcher.gpus_per_node={per_job}: this machine has {pool.size} visible GPUs; "
+            f"set at most {pool.size}"
         )
+    return pool, dict.fromkeys(configs, per_job)
+
+
+def _describe(needs: Mapping[int, int], pool: GpuPool, limit: int) -> str:
+    """Return how many jobs run at once, and on how many GPUs."""
+    fewest = min(needs.values())
+    at_once = min(len(needs), limit, pool.size // fewest if fewest else limit)
+    counts = " or ".join(str(count) for count in sorted(set(needs.values())) if count)
+    return f"{at_once} at once" + (f", on {counts} of {pool.size} GPUs each" if counts else "")
+
+
+def _start_local_job(launcher: Launcher, number: int, overrides: list[str], gpus: list[str]) -> Job:
+    executor = submitit.LocalExecutor(folder=launcher.params["submitit_folder"])
+    executor.update_parameters(
+        timeout_min=launcher.params["timeout_min"],
+        tasks_per_node=1,
+        stderr_to_stdout=launcher.params["stderr_to_stdout"],
+    )
+    # pickled with the launcher: submitit takes numbers of GPUs only, no UUIDs
+    launcher.gpus = gpus
+    with _discard_stderr():  # of submitit's controller process; the job writes to its log
+        return executor.submit(launcher, *_job_arguments(number, overrides))
+
+
+def jobs_at_once(*, cpus_per_task: int | None, mem_gb: int | None, gpus: int) -> int:
+    """Return how many jobs the CPUs and the memory of this machine allow at once; at least one.
+
+    The needs of one job: CPUs (None: `_CPUS_PER_JOB` without GPUs, no limit with them), GiB (None for no limit).
+    """
     # not os.cpu_count(): a container or a SLURM allocation may allow fewer CPUs
-    slots = len(os.sched_getaffinity(0)) // (cpus_per_task or 1)
-    if per_job:
-        slots = min(slots, len(gpus) // per_job)
+    cpus = len(os.sched_getaffinity(0))
+    slots = max(cpus, gpus) if gpus and cpus_per_task is None else cpus // (cpus_per_task or _CPUS_PER_JOB)
     if mem_gb:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         slots = min(slots, int(memory / (mem_gb * 2**30)))
-    return [gpus[n * per_job : (n + 1) * per_job] for n in range(max(slots, 1))]
-
-
-def _visible_gpus() -> list[int]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return list(range(visible_gpus()))
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    if not all(name.isdecimal() for name in names):
-        raise UserError(
-            f"CUDA_VISIBLE_DEVICES={visible}: must be GPU numbers, so that each job of the sweep gets its own GPUs"
-        )
-    return [int(name) for name in names]
+    return max(slots, 1)
 
 
 def _config(launcher: Launcher, overrides: list[str]) -> RunConfig:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
 from imsm.distributed.supervisor import SignalForwarder
 from imsm.evaluation.result import result_error
+from imsm.pipeline.placement import GpuPool
 from imsm.pipeline.run_status import load_if_finished, read_failure, run_dir_of, write_failure
 from imsm.pipeline.sweeps.status import job_command
 from imsm.studies.paper.spec import PaperTable
@@ -130,63 +130,108 @@ def _is_done(overrides: tuple[str, ...], runs: RunIndex) -> bool:
         return False
 
 
-def run_missing(wanted: Iterable[RunRef], *, log_dir: Path, jobs: int, log: Callable[[str], None]) -> list[str]:
-    """Run unfinished runs, each in its own process; return the names of the failed ones.
+def run_missing(
+    wanted: Iterable[RunRef],
+    *,
+    log_dir: Path,
+    jobs: int,
+    log: Callable[[str], None],
+    gpus: Sequence[str] = (),
+    gpus_of: Callable[[RunRef], int] = lambda run: 1,
+) -> list[str]:
+    """Run unfinished runs in their order, each in its own process; return the names of the failed ones.
 
-    ``jobs`` runs at a time share the cores, and write their output to ``log_dir``; ``log`` is called with
-    a line at each start and end. A failure does not stop the others.
+    At most ``jobs`` runs at a time share the cores, and write their output to ``log_dir``; ``log`` is called with
+    a line at each start and end. With ``gpus`` (`imsm.distributed.gpus.gpu_names`) each run sees ``gpus_of(run)`` of
+    them, which no other run sees meanwhile; without, each run sees all. A failure does not stop the others.
 
     Raises:
         KeyboardInterrupt: Stopped by the user; active runs have saved their state.
     """
     unfinished = [run for run in wanted if run.state != "done"]
     log_dir.mkdir(parents=True, exist_ok=True)
+    pool = GpuPool(gpus)
+    queue = [_Process(run, f"{n}/{len(unfinished)} {run.name}", log_dir) for n, run in enumerate(unfinished, start=1)]
+    needs = [gpus_of(each.run) for each in queue] if gpus else [0] * len(queue)
+    active: list[_Process] = []
+    failed: list[str] = []
+    interrupted = False
+    with SignalForwarder() as signals:
+        try:
+            while active or (queue and not interrupted):
+                while queue and not interrupted and len(active) < jobs and (taken := pool.take(needs[0])) is not None:
+                    active.append(queue.pop(0))
+                    needs.pop(0)
+                    active[-1].start(_environment(jobs, taken if gpus else None), taken, log)
+                for process in [each for each in active if each.ended()]:
+                    active.remove(process)
+                    pool.give_back(process.gpus)
+                    code = process.report(log)
+                    interrupted = interrupted or code in _INTERRUPTED
+                    failed += [process.run.name] if code and code not in _INTERRUPTED else []
+                for number in signals.pop_received():
+                    interrupted = interrupted or number in stop_signals.STOP_SIGNALS
+                    for process in active:
+                        process.send(signal.SIGTERM if number in stop_signals.STOP_SIGNALS else number)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            # an error here must not leave runs behind
+            for process in active:
+                process.send(signal.SIGTERM)
+    if interrupted:
+        raise KeyboardInterrupt
+    return failed
+
+
+def _environment(jobs: int, gpus: Sequence[str] | None) -> dict[str, str]:
+    """Return the environment of one of several runs at a time, which sees ``gpus`` only (None: all)."""
     environment = {**os.environ}
     # By default each process starts one OpenMP thread per core.
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    failed: list[str] = []
-    active: set[subprocess.Popen[bytes]] = set()
-    interrupted = False
+    return environment if gpus is None else environment | {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
 
-    def execute(numbered: tuple[int, RunRef]) -> None:
-        nonlocal interrupted
-        number, run = numbered
-        if interrupted:
-            return
-        prefix, log_file = f"{number}/{len(unfinished)} {run.name}", log_dir / f"{run.name}.log"
-        log(prefix)
-        started = time.monotonic()
+
+class _Process:
+    """The process of one run."""
+
+    def __init__(self, run: RunRef, prefix: str, log_dir: Path) -> None:
+        self.run, self.gpus = run, list[str]()
+        self._prefix, self._log_file = prefix, log_dir / f"{run.name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+
+    def start(self, environment: dict[str, str], gpus: list[str], log: Callable[[str], None]) -> None:
+        """Start the run, which uses ``gpus`` until it ends."""
+        self.gpus = gpus
+        log(self._prefix + (f" on GPU {','.join(gpus)}" if gpus else ""))
+        self._started = time.monotonic()
         # A process per run, so that its memory is freed and a crash does not end the others.
-        with log_file.open("w", encoding="utf-8") as stream:
-            command = [sys.executable, "-m", "imsm.run", *run.overrides]
+        with self._log_file.open("w", encoding="utf-8") as stream:
+            command = [sys.executable, "-m", "imsm.run", *self.run.overrides]
             # In its own session, so that a signal of the terminal reaches it only once, forwarded from here.
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command, stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
-            active.add(process)
-            code = process.wait()
-            active.remove(process)
-        if code in _INTERRUPTED:
-            interrupted = True
-        elif code:
-            failed.append(run.name)
-            _record_failure(run, log_file, code)
-        outcome = f"exit code {code}" if code else "done"
-        log(f"{prefix}: {outcome}, {time.monotonic() - started:.0f} s")
 
-    with SignalForwarder() as signals, ThreadPoolExecutor(max_workers=jobs) as pool:
-        futures = [pool.submit(execute, numbered) for numbered in enumerate(unfinished, start=1)]
-        while wait(futures, timeout=_POLL_SECONDS).not_done:
-            for number in signals.pop_received():
-                interrupted = interrupted or number in stop_signals.STOP_SIGNALS
-                for process in tuple(active):
-                    process.send_signal(signal.SIGTERM if number in stop_signals.STOP_SIGNALS else number)
-    for future in futures:
-        future.result()
-    if interrupted:
-        raise KeyboardInterrupt
-    return failed
+    def ended(self) -> bool:
+        """Return whether the process has ended."""
+        return self._process is not None and self._process.poll() is not None
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self._process is not None and not self.ended():
+            self._process.send_signal(number)
+
+    def report(self, log: Callable[[str], None]) -> int:
+        """Record and print how the run ended; return its exit code."""
+        assert self._process is not None
+        code = self._process.returncode
+        if code and code not in _INTERRUPTED:
+            _record_failure(self.run, self._log_file, code)
+        outcome = f"exit code {code}" if code else "done"
+        log(f"{self._prefix}: {outcome}, {time.monotonic() - self._started:.0f} s")
+        return code
 
 
 def _record_failure(run: RunRef, log_file: Path, code: int) -> None:

@@ -1,0 +1,94 @@
+"""The GPUs of the runs of a sweep or a table: one per run where it fits, so that several run at once, else all.
+
+Data parallelism shortens one run, at the cost of communication and of idle devices; several runs on one GPU each
+have neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from imsm.config.schema import RunConfig
+from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.pipeline.data import evaluated_tasks
+from imsm.pipeline.engine import topology_of
+from imsm.pipeline.plan.data import LengthStats, split_lengths
+from imsm.pipeline.plan.machine import gpu_memory
+from imsm.pipeline.plan.memory import EVALUATION, TRAINING, estimate_memory
+from imsm.pipeline.plan.meta import build_plan_model
+from imsm.utils.errors import UserError
+from imsm.utils.hashing import hash_json
+
+_KV_CACHES = "KV caches"
+_known: dict[tuple[str, int], int] = {}
+
+
+class GpuPool:
+    """The GPUs that runs on this machine share; ``names`` are those of `imsm.distributed.gpus.gpu_names`."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.size = len(names)
+        self._free = list(names)
+
+    def take(self, count: int) -> list[str] | None:
+        """Return ``count`` free GPUs, which are in use until `give_back`; None if there are fewer."""
+        if count > len(self._free):
+            return None
+        taken, self._free = self._free[:count], self._free[count:]
+        return taken
+
+    def give_back(self, names: Sequence[str]) -> None:
+        """Free the GPUs of a run that ended."""
+        self._free += names
+
+
+def gpus_of_run(config: RunConfig, *, gpus: int) -> int:
+    """Return how many of this machine's ``gpus`` a run of a sweep uses.
+
+    These are the processes that its engine requests; without a number, one GPU if the plan's estimate fits there or
+    is unknown, else all of them.
+    """
+    engine = config.engine
+    if not gpus or engine.device == "cpu":
+        return 0
+    if engine.nnodes > 1:
+        return gpus
+    if engine.nproc_per_node is not None:
+        return min(engine.nproc_per_node, gpus)
+    if gpus == 1 or engine.stage == 0:
+        return 1
+    # runs of a table often differ in the seed only
+    key = hash_json({**config.to_dict(), "seed": 0, "run_dir": None}), gpus
+    if key not in _known:
+        _known[key] = 1 if _fits_one_gpu(config) else gpus
+    return _known[key]
+
+
+def _fits_one_gpu(config: RunConfig) -> bool:
+    try:
+        model, _ = build_plan_model(config)
+        if model is None:
+            return True
+        train = None
+        if config.method.trainable:
+            train = split_lengths(config, config.data, "train").limited(config.data.max_train_examples)
+        tests = {name: split_lengths(config, task, "test") for name, task in evaluated_tasks(config).items()}
+    except UserError:
+        return True  # the run reports the error itself
+    return fits_one_gpu(config, model, train=train, tests=tests)
+
+
+def fits_one_gpu(
+    config: RunConfig, model: SiameseForCausalLM, *, train: LengthStats | None, tests: dict[str, LengthStats]
+) -> bool:
+    """Return whether training fits on one GPU by the plan's estimate; an evaluation fits by its batch size.
+
+    ``model`` is on the meta device. Parts of unknown size count as nothing.
+    """
+    options: dict[str, Any] = {"train": train, "tests": tests, "topology": topology_of(config, gpus=1)}
+    memory = estimate_memory(config, model, **options, batch_size=1)
+    parts = {
+        title: [item for item in memory.get(title, []) if item.name != _KV_CACHES] for title in (TRAINING, EVALUATION)
+    }
+    return all(sum(item.size or 0 for item in items) <= gpu_memory() for items in parts.values())

@@ -1,0 +1,78 @@
+"""One GPU per run where the plan's estimate fits, else all; the GPUs are shared without overlap."""
+
+from __future__ import annotations
+
+import pytest
+
+from imsm.pipeline import placement
+from imsm.pipeline.placement import GpuPool, gpus_of_run
+from tests.helpers.config import config
+
+LLAMA3 = ("backbone=llama3", "peft=lora", "data=gsm8k")
+GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Set the memory of the GPUs, in a list of one number."""
+    size = [80 * GB]
+    monkeypatch.setattr(placement, "gpu_memory", lambda: size[0])
+    monkeypatch.setattr(placement, "_known", {})
+    return size
+
+
+@pytest.mark.parametrize("method", ["original", "peft", "imsm"])
+def test_llama3_8b_has_one_gpu_of_80_gb_and_all_of_eight_small_ones(method: str, memory: list[int]) -> None:
+    assert gpus_of_run(config(*LLAMA3, f"method={method}"), gpus=8) == 1
+    memory[0] = 12 * GB
+    assert gpus_of_run(config(*LLAMA3, f"method={method}", "seed=1"), gpus=8) == 1  # as for another seed
+    placement._known.clear()
+    assert gpus_of_run(config(*LLAMA3, f"method={method}"), gpus=8) == 8
+
+
+def test_a_larger_micro_batch_may_need_all_gpus(memory: list[int]) -> None:
+    memory[0] = 40 * GB
+    assert gpus_of_run(config(*LLAMA3, "trainer.micro_batch_size=2"), gpus=8) == 1
+    assert gpus_of_run(config(*LLAMA3, "trainer.micro_batch_size=16"), gpus=8) == 8
+
+
+def test_a_large_evaluation_batch_needs_no_second_gpu(memory: list[int]) -> None:
+    # it is halved
+    assert gpus_of_run(config(*LLAMA3, "evaluation.batch_size=100000"), gpus=8) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["engine.device=cpu"], 0),
+        (["engine=zero2", "engine.nproc_per_node=2"], 2),
+        (["engine=zero2", "engine.nproc_per_node=16"], 8),
+        (["engine=zero2", "engine.nnodes=2", "engine.nproc_per_node=8"], 8),
+        (["engine=single"], 1),
+    ],
+)
+def test_an_engine_that_says_how_many_processes_has_them(
+    overrides: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "build_plan_model", None)  # nothing is estimated
+    assert gpus_of_run(config(*LLAMA3, *overrides), gpus=8) == expected
+
+
+def test_without_gpus_or_with_one_nothing_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "build_plan_model", None)
+    assert [gpus_of_run(config(*LLAMA3), gpus=count) for count in (0, 1)] == [0, 1]
+
+
+def test_a_model_of_unknown_size_has_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "build_plan_model", lambda config: (None, ["unknown"]))
+    assert gpus_of_run(config(*LLAMA3), gpus=8) == 1
+
+
+def test_a_pool_gives_each_gpu_to_one_run() -> None:
+    pool = GpuPool(["4", "GPU-5f", "7"])
+    first, second = pool.take(1), pool.take(2)
+    assert first == ["4"] and second == ["GPU-5f", "7"]
+    assert pool.take(1) is None
+    pool.give_back(second)
+    assert pool.take(3) is None and pool.take(2) == ["GPU-5f", "7"]
+    assert pool.take(0) == []
