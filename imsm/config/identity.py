@@ -16,6 +16,7 @@ _OMITTED_IF_DEFAULT = (
     *("validation_size", "metric_for_best_model", "kl_beta", "kl_mask_target", "group_by_length", "loss_reduction"),
     *("carry_over", "warmup_rounding", "truncation", "max_prompt_tokens", "max_answer_tokens", "mixed_precision"),
     *("token_weight", "min_target", "deterministic"),
+    *("adapter_precision", "compile_layers", "liger_kernel"),
 )
 
 

@@ -305,6 +305,12 @@ class TrainerConfig(StrictModel):
     max_prompt_tokens: Count | None = None
     max_answer_tokens: Count | None = None
     mixed_precision: Literal["fp16"] | None = None
+    adapter_precision: Literal["float32", "backbone"] = "float32"
+    """Precision of the products with LoRA's matrices in training; the matrices stay in float32."""
+    compile_layers: bool = False
+    """Whether decoder layers are compiled for training."""
+    liger_kernel: bool = False
+    """Whether training runs norms and MLPs as Liger's fused kernels."""
     deterministic: bool = False
     """Whether gradients are computed with deterministic algorithms, so that the same GPU gives the same bits."""
     method_specific_keys: list[str] = Field(default=[])

@@ -378,6 +378,17 @@ def _packing(peft: PeftConfig, trainer: TrainerConfig) -> Iterator[str]:
         yield f"trainer.packing=true: {problem}; omit it, or set peft.blc_weight=0"
 
 
+def _adapter_precision(backbone: BackboneConfig, trainer: TrainerConfig) -> Iterator[str]:
+    if trainer.adapter_precision == "backbone" and backbone.dtype == "float32":
+        yield "trainer.adapter_precision=backbone: has no effect with backbone.dtype=float32; omit it"
+
+
+def _compiled_shards(engine: EngineConfig, trainer: TrainerConfig) -> Iterator[str]:
+    if trainer.compile_layers and (engine.stage == 3 or engine.fsdp2):
+        problem = f"engine={engine.name} gathers the weights of each layer by hooks, which are not compiled"
+        yield f"trainer.compile_layers=true: {problem}; omit it, or set engine=zero2"
+
+
 def _checkpoints(evaluation: EvaluationConfig, trainer: TrainerConfig) -> Iterator[str]:
     if evaluation.checkpoints and trainer.save_steps is None:
         yield "evaluation.checkpoints=true: evaluates the models at fixed steps; set trainer.save_steps as well"
@@ -476,6 +487,8 @@ _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _chat_template,
     _prefix_checkpointing,
     _packing,
+    _adapter_precision,
+    _compiled_shards,
     _checkpoints,
     _backend,
     _static_cache,

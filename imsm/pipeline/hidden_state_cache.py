@@ -196,7 +196,7 @@ class _CacheRequest:
 
     def _keys(self) -> list[CacheKey]:
         """Return the keys of the cached streams."""
-        backbone = self.config.backbone
+        backbone, liger = self.config.backbone, self.config.trainer.liger_kernel
         make_key = partial(
             make_cache_key,
             self.examples,
@@ -204,7 +204,7 @@ class _CacheRequest:
                 name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver
             ),
             dtype=backbone.dtype,
-            attention=backbone.attn_implementation,
+            attention=f"{backbone.attn_implementation}+liger" if liger else backbone.attn_implementation,
             pooling=self.config.gate.pooling,
             device=next(self.model.backbone.parameters()).device,
         )

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from imsm.config.identity import run_identity
-from imsm.config.schema import RunConfig
+from imsm.config.schema import RunConfig, TrainerConfig
 from imsm.data.batching import training_order
 from imsm.data.tokenization import TokenizedExample
 from imsm.distributed.context import DistributedContext
@@ -22,7 +22,6 @@ from imsm.distributed.process_group import init_process_group
 from imsm.models.adapters.base import AdapterSpec, TrainingCallbacks
 from imsm.models.builder import count_trainable
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.models.siamese.packed_sequences import check_packing
 from imsm.models.siamese.token_weights import TOKEN_WEIGHTS
 from imsm.pipeline.data import tokenized_training_set
 from imsm.pipeline.engine import batch_plan_of, build_engine, local_device
@@ -31,6 +30,7 @@ from imsm.pipeline.kept_checkpoints import keep_checkpoint
 from imsm.pipeline.model import build_adapter, build_kl_regularizer, format_trainable, lock_step, new_model
 from imsm.pipeline.rehearsal import rehearsal_examples
 from imsm.pipeline.watch import Watch, open_watch
+from imsm.training.acceleration import accelerated
 from imsm.training.checkpoint import archive_later
 from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_resume
 from imsm.training.engines.base import Engine
@@ -97,8 +97,6 @@ def prepare_training(
     if config.engine.fsdp2:
         dist_context.lock_step = partial(lock_step, lambda: model)
     dist_context.run_on_main(lambda: print(format_trainable(parameters)))
-    if config.trainer.packing:
-        check_packing(model.streams, vocab_size=model.config.vocab_size, device=device)
     get_cache = _lazy_cache(config, model, tokenized, tokenizer.pad_token_id, dist_context)
     target_examples = tokenized[: statistics["examples"] - statistics["dropped"]]  # replay follows
     held_out = _common(target_examples, validation)
@@ -113,7 +111,10 @@ def prepare_training(
         model.activation_checkpointing_enable()
     callbacks = _callbacks(config, adapter, model, steps)
     scheduled = batch_plan.num_scheduled_steps(len(examples))
-    with build_engine(config, model, scheduled_steps=scheduled, device=device, dist_context=dist_context) as engine:
+    with (
+        _acceleration(config.trainer, model),
+        build_engine(config, model, scheduled_steps=scheduled, device=device, dist_context=dist_context) as engine,
+    ):
         yield TrainingSetup(
             model=model,
             tokenizer=tokenizer,
@@ -128,6 +129,16 @@ def prepare_training(
             at_save_step=_at_save_step(config, run, model, watch, engine=engine, last_step=steps),
             statistics=statistics | text_statistics | {"trainable_parameters": parameters} | watched,
         )
+
+
+def _acceleration(recipe: TrainerConfig, model: SiameseForCausalLM) -> AbstractContextManager[None]:
+    return accelerated(
+        model,
+        packing=recipe.packing,
+        compile_layers=recipe.compile_layers,
+        liger_kernel=recipe.liger_kernel,
+        adapter_precision=recipe.adapter_precision,
+    )
 
 
 def _lazy_cache(

@@ -44,13 +44,12 @@ from imsm.models.siamese.inputs import (
     query_mask_from_labels,
     query_mask_of_chunk,
     select_positions,
-    to_device,
 )
 from imsm.models.siamese.kl import KLRegularizer, Objective, divergence
 from imsm.models.siamese.kv_cache import CachePart, DualStreamCache
 from imsm.models.siamese.labels import LabelIndex, QueryIndex, index_labels, index_queries, sequence_numbers
 from imsm.models.siamese.lm_head import apply_lm_head
-from imsm.models.siamese.packed_sequences import flash_attention_kwargs, known_sequences, uses_flash_attention
+from imsm.models.siamese.packed_sequences import attention_arguments, known_sequences
 from imsm.models.siamese.query_pooling import pool_causal
 from imsm.models.siamese.route_loss import route_loss_sum
 from imsm.models.siamese.serialization import SiameseSerializationMixin
@@ -120,12 +119,13 @@ class _CachedStreams:
 
 @dataclass(frozen=True)
 class _LabelledBatch:
-    """The decoder's inputs, the indices of labels and queries, and of packed rows the sequence of each position."""
+    """The decoder's inputs, the indices of labels and queries, and the sequences that masks keep apart, (B, T)."""
 
     inputs: dict[str, Any]
     index: LabelIndex
     queries: QueryIndex | None
-    sequences: torch.Tensor | None
+    packed: bool
+    masked_sequences: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -701,12 +701,12 @@ class SiameseForCausalLM(  # type: ignore[misc]
             keep_mask=self.streams.virtual_tokens is not None,
         )
         device = next(iter(inputs.values())).device
-        sequences = None
+        sequences = masked = None
         # without a choice of positions each row is one sequence
         if position_ids is not None and attention_mask is None and bool((position_ids[:, 1:] == 0).any()):
             sequences = sequence_numbers(position_ids)
-            if uses_flash_attention(self.streams.decoder):
-                inputs |= flash_attention_kwargs(position_ids, device=device)
+            arguments, masked = attention_arguments(self.streams.decoder, position_ids, sequences, device=device)
+            inputs |= arguments
         index = index_labels(labels, sequences=sequences, device=device)
         queries = None
         if self.stream == "interwoven" and self._gate.reads_query:
@@ -714,7 +714,7 @@ class SiameseForCausalLM(  # type: ignore[misc]
             queries = index_queries(
                 labels, attention_mask=mask, query_mask=query_mask, sequences=sequences, device=device
             )
-        return _LabelledBatch(inputs, index, queries, None if sequences is None else to_device(sequences, device))
+        return _LabelledBatch(inputs, index, queries, packed=sequences is not None, masked_sequences=masked)
 
     def _label_positions(
         self, batch: _LabelledBatch, cached: _CachedStreams | None = None, objective: Objective = "target"
@@ -766,11 +766,11 @@ class SiameseForCausalLM(  # type: ignore[misc]
         self, batch: _LabelledBatch, cached: _CachedStreams, *, with_kl: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return h_o and h_t (B, T, D); None for a stream that is not needed or ``cached``."""
-        inputs, packed = batch.inputs, batch.sequences is not None
+        inputs = batch.inputs
         reads_both = self.stream == "interwoven" or with_kl
-        with known_sequences(batch.sequences):
+        with known_sequences(batch.masked_sequences):
             if reads_both and cached.original is None:
-                return self.streams.both_hidden_states(inputs, cache=None, two_passes=packed)
+                return self.streams.both_hidden_states(inputs, cache=None, two_passes=batch.packed)
             if self.stream == "original":
                 return self.streams.hidden_states(inputs, stream="original", cache=None), None
             if reads_both and cached.tuned is not None:

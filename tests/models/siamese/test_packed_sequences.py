@@ -12,7 +12,7 @@ from imsm.models.siamese.hidden_state_cache import compute_in_memory
 from imsm.models.siamese.kl import KLRegularizer
 from imsm.models.siamese.labels import index_queries, sequence_numbers
 from imsm.models.siamese.model import SiameseForCausalLM
-from imsm.models.siamese.packed_sequences import check_packing, flash_attention_kwargs, known_sequences
+from imsm.models.siamese.packed_sequences import attention_arguments, check_packing, known_sequences, packed_sdpa
 from imsm.models.siamese.streams import StreamRunner
 from imsm.utils.errors import UserError
 from tests.models.siamese.tiny import CASES, COMMON, QUERY_GATE, tiny_siamese
@@ -106,10 +106,44 @@ def test_query_positions_are_those_before_each_sequences_first_label() -> None:
 
 
 def test_boundaries_for_flash_attention() -> None:
-    found = flash_attention_kwargs(torch.tensor([[0, 1, 2, 0, 0, 1]]), device=CPU)
+    model, positions = tiny_siamese(), torch.tensor([[0, 1, 2, 0, 0, 1]])
+    model.backbone.config._attn_implementation = "flash_attention_2"
+    found, masked = attention_arguments(
+        model.streams.decoder, positions, sequence_numbers(positions), device=torch.device("cpu")
+    )
+    assert masked is None
     assert found["cu_seq_lens_q"].tolist() == found["cu_seq_lens_k"].tolist() == [0, 3, 4, 6]
     assert found["cu_seq_lens_q"].dtype == torch.int32
     assert (found["max_length_q"], found["max_length_k"]) == (3, 3)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa per sequence"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_every_attention_keeps_sequences_apart(architecture: str, checkpointing: bool, attention: str) -> None:
+    model, examples = tiny_siamese(architecture).train(), tiny_examples()
+    (padded, gradients), _ = losses_and_gradients(model, examples)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    if attention == "eager":
+        model.backbone.set_attn_implementation("eager")
+    with packed_sdpa(model.backbone):
+        check(model)
+        _, found = losses_and_gradients(model, examples)
+    assert model.backbone.config._attn_implementation == ("eager" if attention == "eager" else "sdpa")
+    assert_equal([(padded, gradients), found])
+
+
+def test_rows_of_a_batch_may_be_packed() -> None:
+    model, examples = tiny_siamese().train(), tiny_examples(4)
+    one, other = (collate_packed(part) for part in (examples[:2], examples[2:]))
+    width = min(one["input_ids"].shape[1], other["input_ids"].shape[1])
+    batch = {name: torch.cat([one[name][:, :width], other[name][:, :width]]) for name in one}
+    with packed_sdpa(model.backbone):
+        found = model(**batch, num_items_in_batch=1).loss
+    parts = [{name: each[name][:, :width] for name in each} for each in (one, other)]
+    expected = sum(model(**part, num_items_in_batch=1).loss for part in parts)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_the_search_of_transformers_is_restored_after_an_error() -> None:
