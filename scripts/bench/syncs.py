@@ -64,9 +64,11 @@ class _ReadCounter(TorchDispatchMode):
         if on_device and (name in _READS or (name in _INDEXING and _has_mask(args[1]))):
             self.reads[name] += 1
         outputs = func(*args, **(kwargs or {}))
-        for each in tree_leaves(outputs):
-            if on_device and isinstance(each, torch.Tensor):
-                self._storages.add(_storage(each))
+        found = [each for each in tree_leaves(outputs) if isinstance(each, torch.Tensor)]
+        if any(each.is_cuda for each in tensors) and any(each.device.type == "cpu" for each in found):
+            self.reads[name] += 1
+        elif on_device:
+            self._storages.update(map(_storage, found))
         return outputs
 
 

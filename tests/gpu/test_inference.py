@@ -38,6 +38,19 @@ def test_a_batch_gives_the_answers_of_one_prompt_at_a_time() -> None:
         assert row == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.parametrize("stream", ["original", "tuned", "interwoven"])
+def test_static_caches_give_the_tokens_of_growing_ones(stream: Any) -> None:
+    """On a GPU a step is recorded as a CUDA graph and replayed."""
+    model = model_on_device()
+    model.stream = stream
+    found = []
+    for static_cache in (False, True):
+        session = DecodingSession(model, prompts(4), pad_id=0, max_new_tokens=12)
+        options = {"max_new_tokens": 12, "stop": None, "static_cache": static_cache}
+        found.append([each.text for each in generate_responses(session, tiny_tokenizer(), **options)])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     "options", [{"num_beams": 3}, {"do_sample": True}, {"num_return_sequences": 2, "do_sample": True}]
 )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from imsm.data.batching import MicroBatching
 from imsm.models.siamese.hidden_state_cache import compute_in_memory
+from imsm.training.acceleration import accelerated
 from imsm.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from imsm.training.determinism import deterministic_algorithms, set_deterministic_environment
 from imsm.training.train_step import train_step
+from scripts.bench.syncs import micro_batch_reads
 from tests.gpu.tiny import (
     DEVICE,
     both_dtypes,
@@ -107,6 +110,37 @@ def test_a_resumed_training_with_dropout_is_equal_bit_for_bit(
         assert losses(resumed, engine=engine, steps=3, first=4) == expected
     for (name, one), other in zip(model.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_token_budgets_and_packed_rows_do_not_change_losses(packed: bool) -> None:
+    expected = losses(model_on_device(), steps=4)
+    model = model_on_device()
+    with accelerated(model, packing=packed):
+        found = losses(model, steps=4, micro_batching=MicroBatching(size=8, tokens=32, packed=packed))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_further_micro_batch_does_not_make_the_host_wait(packed: bool) -> None:
+    model = model_on_device().train()
+    options: dict[str, Any] = {"engine": engine_of(model), "callbacks": None, "pad_id": 0}
+    options["micro_batching"] = MicroBatching(size=4, packed=packed)
+
+    def step(micro_batches: int) -> None:
+        train_step([examples()[: 4 * micro_batches]], step=9, **options)
+
+    with accelerated(model, packing=packed):
+        assert micro_batch_reads(model, step) == 0
+
+
+@needs_gpu
+def test_ligers_kernels_change_losses_by_rounding() -> None:
+    pytest.importorskip("liger_kernel")
+    expected = losses(model_on_device(), steps=4)
+    model = model_on_device()
+    with accelerated(model, liger_kernel=True):
+        assert losses(model, steps=4) == pytest.approx(expected, rel=1e-3)
 
 
 def test_gradient_checkpointing_does_not_change_losses() -> None:

@@ -77,15 +77,16 @@ def losses(
     first: int = 1,
     cache: HiddenStateCache | None = None,
     engine: SingleDeviceEngine | None = None,
+    micro_batching: MicroBatching | None = None,
 ) -> list[float]:
-    """Train with batches of eight in micro-batches of four and return each step's loss."""
+    """Train with batches of eight, by default in micro-batches of four, and return each step's loss."""
     engine = engine or engine_of(model)
     model.train()
     batches: Sequence[list[TokenizedExample]] = [examples()[start : start + 8] for start in (0, 8, 16)]
     options: dict[str, Any] = {
         "engine": engine,
         "callbacks": None,
-        "micro_batching": MicroBatching(size=4),
+        "micro_batching": micro_batching or MicroBatching(size=4),
         "pad_id": 0,
     }
     return [

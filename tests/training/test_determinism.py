@@ -31,9 +31,9 @@ def test_the_setting_of_the_caller_is_restored() -> None:
 
 
 def test_an_operation_without_such_an_algorithm_is_a_user_error() -> None:
-    with pytest.raises(UserError, match="^trainer.deterministic=true: put_.* does not have a det.*; omit it"):
-        with deterministic_algorithms(True):
-            torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))
+    message = r"^trainer.deterministic=true: put_.* does not have a det.*; omit it"
+    with pytest.raises(UserError, match=message), deterministic_algorithms(True):
+        torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))
     assert not torch.are_deterministic_algorithms_enabled()
     with pytest.raises(RuntimeError, match="something else"), deterministic_algorithms(True):
         raise RuntimeError("something else")

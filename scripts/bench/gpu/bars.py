@@ -96,11 +96,30 @@ BARS = (
         at_least=True,
     ),
     Bar(
-        name="evaluation, GSM8K's prompts: batch 128 / batch 16",
-        ours="evaluation 128/tokens_per_s",
-        theirs="evaluation 16/tokens_per_s",
+        name="evaluation, GSM8K's prompts, IMSM: batch 128 / batch 16",
+        ours="evaluation 128/imsm/tokens_per_s",
+        theirs="evaluation 16/imsm/tokens_per_s",
         unit="tokens/s",
         limit=5.0,
+        at_least=True,
+    ),
+    *(
+        Bar(
+            name=f"evaluation, GSM8K's prompts, IMSM, batch {rows}: static cache / without",
+            ours=f"evaluation {rows}/imsm, static/tokens_per_s",
+            theirs=f"evaluation {rows}/imsm/tokens_per_s",
+            unit="tokens/s",
+            limit=limit,
+            at_least=True,
+        )
+        for rows, limit in ((1, 2.0), (16, 1.5), (128, None))
+    ),
+    Bar(
+        name="evaluation, GSM8K's prompts, batch 1, static cache: IMSM / our PEFT",
+        ours="evaluation 1/imsm, static/tokens_per_s",
+        theirs="evaluation 1/peft, static/tokens_per_s",
+        unit="tokens/s",
+        limit=0.9,
         at_least=True,
     ),
     *(
@@ -117,12 +136,23 @@ BARS = (
             ("trainer", "mrpc", "transformers' Trainer"),
         )
     ),
-    Bar(
-        name="training step, IMSM, GSM8K, 16 as 4 x 4: deterministic algorithms / without",
-        ours="deterministic/imsm/ms",
-        theirs="steps gsm8k 16 by 4/imsm/ms",
-        unit="ms",
-        limit=None,
+    *(
+        Bar(
+            name=f"training step, IMSM, GSM8K, 16 examples: {name} / {other}",
+            ours=f"steps gsm8k 16{row}/imsm/ms",
+            theirs=f"steps gsm8k 16 by 4{other_row}/imsm/ms",
+            unit="ms",
+            limit=limit,
+        )
+        for row, name, other_row, other, limit in (
+            (", packed", "packed", ", unsorted", "4 x 4 in the order of the data", 0.85),
+            (", token budget", "token budget", ", unsorted", "4 x 4 in the order of the data", 0.95),
+            (" by 4", "4 x 4 sorted", ", unsorted", "4 x 4 in the order of the data", None),
+            (" by 4, adapter in bfloat16", "adapter in bfloat16", "", "in float32", 0.95),
+            (" by 4, Liger", "Liger's kernels", "", "without", 0.95),
+            (" by 4, compiled layers", "compiled layers", "", "without", None),
+            (" by 4, deterministic", "deterministic algorithms", "", "without", None),
+        )
     ),
 )
 

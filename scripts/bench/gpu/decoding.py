@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ from imsm.data.batching import collate_prompts
 from imsm.evaluation.generation import generate_responses
 from imsm.models.siamese.decoding_session import DecodingSession
 from scripts.bench.decoding import generate_without_cache, two_passes
-from scripts.bench.gpu.session import Measured, Session
+from scripts.bench.gpu.session import Measured, Method, Session
 from scripts.bench.timing import decode, now
 
 Generate = Callable[..., Any]
@@ -68,20 +68,31 @@ def decoding(session: Session, *, rows: int) -> Measured:
     return found
 
 
-def evaluation(session: Session, *, rows: int) -> Measured:
-    """Time prefill and responses of ``rows`` prompts of GSM8K's lengths, as an evaluation runs them."""
+def evaluation(session: Session, *, rows: int, methods: Sequence[Method] = ("imsm",)) -> Measured:
+    """Time prefill and responses of ``rows`` prompts of GSM8K's lengths, as an evaluation runs them.
+
+    "static" has caches of fixed length, on a GPU with CUDA graphs. Random weights end hardly any response early.
+    """
     tokens = 6 if session.tiny else 48
     prompts = [item.prompt_ids for item in session.examples("gsm8k", rows)]
     words: Any = _Words(session.vocab_size - 1)
-    session.model.eval()
+    model = session.model.eval()
 
-    def run() -> None:
-        decoding_session = DecodingSession(session.model, prompts, pad_id=0, max_new_tokens=tokens)
-        generate_responses(decoding_session, words, max_new_tokens=tokens, stop=None)
+    def run(method: Method, static_cache: bool) -> None:
+        with session.method(method):
+            decoding_session = DecodingSession(model, prompts, pad_id=0, max_new_tokens=tokens)
+            generate_responses(decoding_session, words, max_new_tokens=tokens, stop=None, static_cache=static_cache)
 
-    found: Measured = session.timed(run, rounds=2, warm_up=1)
-    # random weights end hardly any response early
-    return found | {"rows": rows, "tokens_per_s": 1e3 * rows * tokens / found["ms"], "peak_gb": session.peak_gb(run)}
+    runs = {
+        f"{method}{', static' if static_cache else ''}": partial(run, method, static_cache)
+        for method in methods
+        for static_cache in (False, True)
+    }
+    found: Measured = {"rows": rows}
+    for name, values in session.compared(runs, rounds=2, warm_up=1).items():
+        found[name] = values | {"tokens_per_s": 1e3 * rows * tokens / values["ms"]}
+        found[name]["peak_gb"] = session.peak_gb(runs[name])
+    return found
 
 
 def paper_code(session: Session) -> Measured:

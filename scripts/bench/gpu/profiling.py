@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from imsm.data.batching import MicroBatching, collate_prompts
 from imsm.models.siamese.hidden_state_cache import compute_in_memory
 from scripts.bench.gpu.session import Measured, Method, Session
-from scripts.bench.gpu.training import step_of
+from scripts.bench.gpu.training import VARIANTS, step_of
 from scripts.bench.syncs import device_reads
 from scripts.bench.timing import decode
 
@@ -27,8 +27,8 @@ def profiled_step(session: Session, *, method: Method, cached: bool = False) -> 
     """Profile a step of one micro-batch of four GSM8K examples."""
     items = session.examples("gsm8k", 4)
     cache = compute_in_memory(session.model, items, pad_id=0) if cached else None
-    with session.method(method):
-        return _profiled(session, step_of(session, items, micro_batching=MicroBatching(size=4), cache=cache))
+    run = step_of(session, items, method=method, micro_batching=MicroBatching(size=4), cache=cache)
+    return _profiled(session, run)
 
 
 def profiled_decoding(session: Session, *, method: Method) -> Measured:
@@ -40,18 +40,18 @@ def profiled_decoding(session: Session, *, method: Method) -> Measured:
 
 
 def syncs(session: Session) -> Measured:
-    """Count the host's reads of device values in a step of one micro-batch and of two, per method."""
+    """Count the host's reads of device values: in a step of one micro-batch, and what a further one adds."""
     found: Measured = {}
-    caches = {"imsm, cache": True, "imsm": False, "peft": False}
     items = session.examples("gsm8k", 8)
-    for name, cached in caches.items():
-        cache = compute_in_memory(session.model, items, pad_id=0) if cached else None
-        with session.method("peft" if name == "peft" else "imsm"):
-            counts = []
-            for part in (items[:4], items):
-                run = step_of(session, part, micro_batching=MicroBatching(size=4), cache=cache)
-                run()
-                counts.append(device_reads(session.model, run).total())
+    cache = compute_in_memory(session.model, items, pad_id=0)
+    for name, method, cached in VARIANTS:
+        counts = []
+        for part in (items[:4], items):
+            run = step_of(
+                session, part, method=method, micro_batching=MicroBatching(size=4), cache=cache if cached else None
+            )
+            run()
+            counts.append(device_reads(session.model, run).total())
         found[name] = {"step": counts[0], "micro_batch": counts[1] - counts[0]}
     return found
 

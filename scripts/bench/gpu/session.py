@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -91,15 +91,25 @@ class Session:
 
     def timed(self, run: Callable[[], object], *, rounds: int | None = None, warm_up: int = 2) -> dict[str, float]:
         """Return the median and least milliseconds of ``run``, and the median of this process's CPU time."""
-        for _ in range(warm_up):
-            run()
-        wall, host = [], []
-        for _ in range(rounds or self.rounds):
-            started, host_started = now(self.setup.device), time.process_time()
-            run()
-            wall.append(1e3 * (now(self.setup.device) - started))
-            host.append(1e3 * (time.process_time() - host_started))
-        return {"ms": median(wall), "ms_min": min(wall), "host_ms": median(host)}
+        return self.compared({"": run}, rounds=rounds, warm_up=warm_up)[""]
+
+    def compared(
+        self, runs: Mapping[str, Callable[[], object]], *, rounds: int | None = None, warm_up: int = 2
+    ) -> dict[str, dict[str, float]]:
+        """Return what `timed` does, of several that alternate, so that a changing clock rate affects all."""
+        wall: dict[str, list[float]] = {name: [] for name in runs}
+        host: dict[str, list[float]] = {name: [] for name in runs}
+        for round_ in range(warm_up + (rounds or self.rounds)):
+            for name, run in runs.items():
+                started, host_started = now(self.setup.device), time.process_time()
+                run()
+                if round_ >= warm_up:
+                    wall[name].append(1e3 * (now(self.setup.device) - started))
+                    host[name].append(1e3 * (time.process_time() - host_started))
+        return {
+            name: {"ms": median(times), "ms_min": min(times), "host_ms": median(host[name])}
+            for name, times in wall.items()
+        }
 
     def peak_gb(self, run: Callable[[], object]) -> float | None:
         """Return the allocator's peak while ``run`` runs; None on a CPU."""
