@@ -105,9 +105,10 @@ def tiny_siamese(
     pooling: str = "mean",
     dtype: torch.dtype = torch.float32,
     source: dict | None = None,
+    backbone: PreTrainedModel | None = None,
 ) -> SiameseForCausalLM:
-    """Build a siamese model with a perturbed adapter and gate."""
-    backbone = tiny_backbone(architecture, dtype=dtype)
+    """Build a siamese model with a perturbed adapter and gate; ``backbone`` is a loaded copy of `tiny_backbone`."""
+    backbone = backbone or tiny_backbone(architecture, dtype=dtype)
     adapter = ADAPTERS[method]() if isinstance(method, str) else method
     torch.manual_seed(12)
     adapted: PeftModel = attach_adapter(adapter, backbone)

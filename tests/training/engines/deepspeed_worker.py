@@ -1,4 +1,4 @@
-"""One process of `test_deepspeed.py`: trains tiny models under ZeRO stages and writes the results.
+"""One process of `test_deepspeed.py`: trains tiny models under ZeRO stages and FSDP2 and writes the results.
 
 python -m tests.training.engines.deepspeed_worker RANK WORLD_SIZE PORT OUTPUT
 """
@@ -13,17 +13,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch.distributed import TCPStore
+from transformers import PreTrainedModel
 
 from imsm.data.batching import MicroBatching
 from imsm.distributed.context import DistributedContext
 from imsm.distributed.process_group import init_process_group
 from imsm.distributed.supervisor import exit_process
 from imsm.models.adapters.base import AdapterSpec
+from imsm.models.backbones.sharded import load_sharded_backbone, sharded_layers
 from imsm.models.siamese.hidden_state_cache import compute_in_memory
 from imsm.models.siamese.kl import KLRegularizer
 from imsm.training.checkpoint import TrainingState
@@ -31,12 +34,13 @@ from imsm.training.checkpoint_manager import CheckpointManager, checkpoint_to_re
 from imsm.training.engines.base import Engine
 from imsm.training.engines.deepspeed import DeepSpeedEngine
 from imsm.training.engines.deepspeed_config import deepspeed_config
+from imsm.training.engines.fsdp2 import Fsdp2Engine
 from imsm.training.engines.single_device import SingleDeviceEngine
 from imsm.training.optimizer import ELEMENTWISE, build_lr_scheduler, build_optimizer
 from imsm.training.rehearsal import Rehearsal
 from imsm.training.trainer import BatchPlan, train
 from tests.models.adapters.moe import tiny_loramoe
-from tests.models.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_siamese
+from tests.models.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_backbone, tiny_siamese
 from tests.training.tiny_run import IDENTITY, tiny_examples
 
 BATCH_PLAN = BatchPlan(num_epochs=2, global_batch_size=5, micro_batching=MicroBatching(size=2), seed=7)
@@ -53,10 +57,11 @@ class Stage(NamedTuple):
     offload: bool = False
 
     def __str__(self) -> str:
-        return f"zero{self.number}{'_offload' if self.offload else ''}"
+        return f"zero{self.number}{'_offload' if self.offload else ''}" if self.number else "fsdp2"
 
 
-STAGES = [Stage(1), Stage(2), Stage(3), Stage(3, offload=True)]
+FSDP2 = Stage(0)
+STAGES = [Stage(1), Stage(2), Stage(3), Stage(3, offload=True), FSDP2]
 
 
 class Case(NamedTuple):
@@ -90,6 +95,7 @@ CASES = [
     Case("adalora", interwoven=False),
     Case("lora", checkpointing=True),
     Case("dora", dtype=torch.bfloat16),
+    Case("lora", dtype=torch.bfloat16),
     Case("lora", interwoven=False, kl=0.5),
     Case("lora", cached=True),
     Case("lora", interwoven=False, rehearsal=True),
@@ -97,17 +103,19 @@ CASES = [
 
 
 def cases_of(stage: Stage) -> list[Case]:
-    """Offload differs little from the same stage without it, and ZeRO 1 from ZeRO 2."""
+    """Offload differs little from the same stage without it, and ZeRO 1 from ZeRO 2; DoRA reads complete weights."""
+    if stage == FSDP2:
+        return [case for case in CASES if case.method != "dora"]
     if stage.number == 1:
         return [case for case in CASES if case in RESUMED or case.kl or case.cached or case.dtype != torch.float32]
     return RESUMED if stage.offload else CASES
 
 
-def build(case: Case) -> dict[str, Any]:
-    """Build a tiny model with its optimizer, LR scheduler and callbacks."""
+def build(case: Case, backbone: PreTrainedModel | None = None) -> dict[str, Any]:
+    """Build a tiny model with its optimizer, LR scheduler and callbacks; see `tiny_siamese`."""
     adapter: AdapterSpec = {**ADAPTERS, "loramoe": lambda: tiny_loramoe(blc_weight=0.0)}[case.method]()
     gate = QUERY_GATE if case.interwoven else None
-    model = tiny_siamese("llama", adapter, gate=gate, dtype=case.dtype)
+    model = tiny_siamese("llama", adapter, gate=gate, dtype=case.dtype, backbone=backbone)
     if case.kl is not None:
         model.kl_regularizer = KLRegularizer(weight=case.kl)
     cache = compute_in_memory(model, EXAMPLES, pad_id=0) if case.cached else None
@@ -149,7 +157,7 @@ def deepspeed_engine(
         stage=stage.number,
         offload=stage.offload,
         pin_memory=False,
-        micro_batching=MicroBatching(size=2),
+        micro_batch_size=2,
         gradient_accumulation_steps=2,
         max_grad_norm=0.5,
         largest_param=max(sizes),
@@ -165,6 +173,33 @@ def deepspeed_engine(
         lr_scheduler=parts["lr_scheduler"],
         max_grad_norm=0.5,
         config=config,
+        device=torch.device("cpu"),
+        dist_context=dist_context,
+    )
+
+
+def sharded_backbone(dtype: torch.dtype, dist_context: DistributedContext) -> PreTrainedModel:
+    """Save `tiny_backbone` and load it in shards."""
+    name = str(dtype).removeprefix("torch.")
+
+    def save() -> str:
+        tiny_backbone("llama", dtype=dtype).save_pretrained(folder := mkdtemp(), max_shard_size="30KB")
+        return folder
+
+    folder = dist_context.run_on_main(save)
+    model = load_sharded_backbone(name_or_path=folder, dtype=name, device=torch.device("cpu"))
+    dist_context.all_gather("")  # all have read it
+    shutil.rmtree(folder, ignore_errors=True)
+    assert len(sharded_layers(model)) == 3
+    return model
+
+
+def fsdp2_engine(parts: dict[str, Any], dist_context: DistributedContext) -> Fsdp2Engine:
+    return Fsdp2Engine(
+        parts["model"],
+        optimizer=parts["optimizer"],
+        lr_scheduler=parts["lr_scheduler"],
+        max_grad_norm=0.5,
         device=torch.device("cpu"),
         dist_context=dist_context,
     )
@@ -218,7 +253,7 @@ def run_stage(stage: Stage, cases: Sequence[Case], output: Path, dist_context: D
     """Train all cases under a stage; resume from DeepSpeed's and from single-device checkpoints."""
     for case in cases:
         folder = output / str(stage) / str(case)
-        zero = partial(run_deepspeed, case, stage=stage, dist_context=dist_context)
+        zero = partial(run_distributed, case, stage=stage, dist_context=dist_context)
         results = {"full": zero(folder / "full")}
         if case in RESUMED:
             zero(folder / "resumed", stop_after=STOP)
@@ -232,9 +267,12 @@ def run_stage(stage: Stage, cases: Sequence[Case], output: Path, dist_context: D
                 save_file(result["values"], path.with_suffix(".safetensors"))
 
 
-def run_deepspeed(
+def run_distributed(
     case: Case, folder: Path, *, stage: Stage, dist_context: DistributedContext, stop_after: int | None = None
 ) -> dict[str, Any]:
+    if stage == FSDP2:
+        parts = build(case, sharded_backbone(case.dtype, dist_context))
+        return run(parts, fsdp2_engine(parts, dist_context), folder, stop_after=stop_after)
     parts = build(case)
     engine = deepspeed_engine(parts, stage=stage, optimizer=case.optimizer, dist_context=dist_context)
     # every run and every engine's end collects garbage: skip the objects of libraries, also those imported late

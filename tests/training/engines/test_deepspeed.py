@@ -1,4 +1,4 @@
-"""ZeRO over two CPU processes gives the losses and parameters of one process.
+"""ZeRO and FSDP2 over two CPU processes give the losses and parameters of one process.
 
 One launch trains all stages and methods; the tests read its results.
 """
@@ -23,6 +23,7 @@ from tests.training.engines.deepspeed_worker import (
     BATCH_PLAN,
     CASES,
     EXAMPLES,
+    FSDP2,
     RESUMED,
     STAGES,
     STOP,
@@ -124,7 +125,7 @@ def test_the_kl_divergence_equals_that_of_one_process(results: Results, single_d
     assert max(expected) > 0.01 and is_close(found, expected, 1e-4)
 
 
-@pytest.mark.parametrize("stage", [Stage(2), Stage(3)], ids=str)
+@pytest.mark.parametrize("stage", [Stage(2), Stage(3), FSDP2], ids=str)
 def test_the_loss_of_rehearsal_equals_that_of_one_process(results: Results, single_device: dict, stage: Stage) -> None:
     case = Case("lora", interwoven=False, rehearsal=True)
     found = [step["rehearsal_loss"] for step in results.metrics(stage, case, "full")]
