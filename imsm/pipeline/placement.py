@@ -7,16 +7,17 @@ have neither.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from imsm.config.schema import RunConfig
+from imsm.distributed.gpus import visible_gpus
+from imsm.distributed.topology import Topology
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import evaluated_tasks
-from imsm.pipeline.engine import topology_of
 from imsm.pipeline.plan.data import LengthStats, split_lengths
 from imsm.pipeline.plan.machine import gpu_memory
 from imsm.pipeline.plan.memory import EVALUATION, TRAINING, estimate_memory
 from imsm.pipeline.plan.meta import build_plan_model
+from imsm.pipeline.plan.time import estimate_time
 from imsm.utils.errors import UserError
 from imsm.utils.hashing import hash_json
 
@@ -86,9 +87,37 @@ def fits_one_gpu(
 
     ``model`` is on the meta device. Parts of unknown size count as nothing.
     """
-    options: dict[str, Any] = {"train": train, "tests": tests, "topology": topology_of(config, gpus=1)}
-    memory = estimate_memory(config, model, **options, batch_size=1)
+    memory = estimate_memory(config, model, train=train, tests=tests, topology=one_gpu(config), batch_size=1)
     parts = {
         title: [item for item in memory.get(title, []) if item.name != _KV_CACHES] for title in (TRAINING, EVALUATION)
     }
     return all(sum(item.size or 0 for item in items) <= gpu_memory() for items in parts.values())
+
+
+def one_gpu(config: RunConfig) -> Topology:
+    """Return the topology of a run that sees one GPU."""
+    engine = config.engine
+    return Topology(stage=engine.stage or 0, offload=engine.offload, device="cuda", nproc_per_node=1, nnodes=1)
+
+
+def describe_placement(
+    config: RunConfig,
+    model: SiameseForCausalLM,
+    *,
+    train: LengthStats | None,
+    tests: dict[str, LengthStats],
+    topology: Topology,
+    batch_size: int,
+) -> str | None:
+    """Return how a sweep or a table places such runs on the GPUs of a node, and how long each takes; None for one GPU.
+
+    The arguments are those of `estimate_time`, with the topology of the run alone.
+    """
+    gpus = max(topology.nproc_per_node, visible_gpus())
+    if topology.device != "cuda" or gpus == 1:
+        return None
+    if not fits_one_gpu(config, model, train=train, tests=tests):
+        return f"all {gpus} GPUs per run, one run after the other"
+    alone = estimate_time(config, model, train=train, tests=tests, topology=one_gpu(config), batch_size=batch_size)
+    fixed = " without engine.nproc_per_node" if config.engine.nproc_per_node is not None else ""
+    return f"one GPU per run, {gpus} at once{fixed}; each {alone}"

@@ -6,6 +6,7 @@ import pytest
 
 from imsm.pipeline import placement
 from imsm.pipeline.placement import GpuPool, gpus_of_run
+from imsm.pipeline.plan.plan import make_plan
 from tests.helpers.config import config
 
 LLAMA3 = ("backbone=llama3", "peft=lora", "data=gsm8k")
@@ -76,3 +77,13 @@ def test_a_pool_gives_each_gpu_to_one_run() -> None:
     pool.give_back(second)
     assert pool.take(3) is None and pool.take(2) == ["GPU-5f", "7"]
     assert pool.take(0) == []
+
+
+def test_a_plan_says_how_a_sweep_places_such_runs(memory: list[int]) -> None:
+    gpus = ["mode=plan", *LLAMA3, "engine.device=cuda", "engine.nproc_per_node=8"]
+    text = make_plan(config(*gpus)).placement
+    assert text is not None and text.startswith("one GPU per run, 8 at once without engine.nproc_per_node; each about ")
+    memory[0] = 20 * GB
+    assert make_plan(config(*gpus)).placement == "all 8 GPUs per run, one run after the other"
+    assert make_plan(config("mode=plan", *LLAMA3, "engine.device=cpu")).placement is None
+    assert make_plan(config("mode=plan", *LLAMA3, "engine.device=cuda", "engine.nproc_per_node=1")).placement is None

@@ -55,7 +55,9 @@ def trace_activations(
     if fused:
         model.backbone.set_attn_implementation(_ATTENTION_NAME)
     try:
-        with _record_attention(kv_cache), torch.device("meta"), _count_saved_bytes(model) as saved:
+        # padding on the right needs no mask, but virtual tokens do
+        masked = model.streams.virtual_tokens is not None
+        with _record_attention(kv_cache, masked=masked), torch.device("meta"), _count_saved_bytes(model) as saved:
             tuned = _decoder_forward(model, rows, tokens, masked=not fused)
             if model.stream == "interwoven":
                 _gate_forward(model, tuned, answers)
@@ -107,12 +109,13 @@ def _count_saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
 
 
 # transformers calls a registered function without user data, so the recorder is global
-_recorders: list[list[KVCacheLayer]] = []
+_recorders: list[tuple[list[KVCacheLayer], bool]] = []
 
 
 @contextmanager
-def _record_attention(kv_cache: list[KVCacheLayer]) -> Iterator[None]:
-    _recorders.append(kv_cache)
+def _record_attention(kv_cache: list[KVCacheLayer], *, masked: bool) -> Iterator[None]:
+    """Record the layers that run in this block; ``masked``: their attention has a mask."""
+    _recorders.append((kv_cache, masked))
     try:
         yield
     finally:
@@ -130,10 +133,13 @@ def _fused_attention(
     """Attention function that saves query, key, value, mask and output, as fused kernels do.
 
     ``query`` is (B, H, T, d), ``key`` and ``value`` are (B, G, T, d), repeated to H heads as transformers
-    does with a mask. ``attention_mask`` is ignored; a padded batch has a mask of shape (B, 1, T, T).
+    does with a mask. ``attention_mask`` is ignored; a batch with a mask has one of shape (B, 1, T, T).
     """
-    _recorders[-1].append((2 * key[0, :, 0].nbytes, options.get("sliding_window")))
+    kv_cache, masked = _recorders[-1]
+    kv_cache.append((2 * key[0, :, 0].nbytes, options.get("sliding_window")))
     groups = query.shape[1] // key.shape[1]
+    if not masked:
+        return _FusedAttention.apply(query, key, value).transpose(1, 2), None
     if groups > 1:
         key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
     mask = query.new_empty(query.shape[0], 1, query.shape[2], key.shape[2])
@@ -147,7 +153,7 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: torch.Tensor) -> torch.Tensor:
         """Return an output of shape (B, H, T, d), with the head size of the value."""
-        query, _, value, _ = inputs
+        query, _, value = inputs[:3]
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(*inputs, output)
         return output

@@ -13,6 +13,7 @@ from imsm.pipeline.data import evaluated_tasks
 from imsm.pipeline.engine import engine_settings, topology_of
 from imsm.pipeline.model import format_trainable
 from imsm.pipeline.nodes import node_commands
+from imsm.pipeline.placement import describe_placement
 from imsm.pipeline.plan.data import format_evaluation, format_steps, position_notes, split_lengths, tasks_read
 from imsm.pipeline.plan.downloads import needed_backbone, needed_dataset
 from imsm.pipeline.plan.fit import memory_problem
@@ -52,7 +53,7 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
         train = split_lengths(config, config.data, "train").limited(config.data.max_train_examples)
     tests = {name: split_lengths(config, task, "test") for name, task in evaluated_tasks(config).items()}
     notes += position_notes(config, tests)
-    estimates = {}
+    estimates: dict[str, str | None] = {}
     memory = {}
     if model is not None:
         batch_size = planned_batch_size(config, model, tests=tests, topology=topology)
@@ -62,6 +63,7 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
         problem = memory_problem(config, model, prompt_tokens=prompt_tokens, topology=topology)
         notes += [] if problem is None else [f"does not fit on this machine: {problem}"]
         estimates["time"] = estimate_time(config, model, **options)
+        estimates["placement"] = describe_placement(config, model, **options)
     settings = _settings(config, topology)
     if topology.distributed and model is not None and config.method.trainable:
         deepspeed = engine_settings(config, model, topology=topology)

@@ -37,6 +37,7 @@ def show_page(plan: Plan, *, trainable: str | None, console: Console | None = No
     console.print()
     available = "\n".join(f"{item.name}: {item.location}" for item in plan.downloads if item.location)
     rows = {"steps": plan.steps, "examples": plan.evaluation, "time": plan.time}
+    rows |= {"in a sweep": plan.placement} if plan.placement is not None else {}
     rows |= {"to download": "\n".join(_missing(plan)) or "nothing"}
     console.print(_table(rows | ({"available": available} if available else {})))
     if plan.start:
@@ -56,6 +57,8 @@ def show_block(plan: Plan, *, trainable: str | None, console: Console | None = N
             _line(console, f"  {title}: {_format_total(items)}")
     _line(console, f"  steps: {plan.steps}")
     _line(console, f"  time: {plan.time}")
+    if plan.placement is not None:
+        _line(console, f"  in a sweep: {plan.placement}")
     for note in plan.notes:
         _line(console, f"  {note}", style="dim")
     _line(console, f"  to download: {'; '.join(_missing(plan)) or 'nothing'}")

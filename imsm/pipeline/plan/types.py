@@ -38,6 +38,7 @@ class Plan:
     evaluation: str  # number of examples per task, as text
     downloads: list[DownloadItem]  # models and datasets that the run reads
     time: str = "unknown: the architecture is unknown"  # estimated duration, as text
+    placement: str | None = None  # GPUs of such runs in a sweep or table, as text; None without several GPUs
     start: list[str] = field(default_factory=list)  # lines that explain how to start the run on several machines
 
     def to_json(self) -> str:
