@@ -89,12 +89,18 @@ def local_device(config: RunConfig, dist_context: DistributedContext) -> torch.d
     return device
 
 
-def micro_batch_size(config: RunConfig, *, processes: int) -> int:
-    """Return the number of examples in one forward pass of one process."""
+def micro_batch_size(config: RunConfig, *, processes: int, tokens: float | None = None) -> int:
+    """Return the number of examples in one forward pass of one process.
+
+    With ``tokens`` per example, `trainer.micro_batch_tokens` is taken into account.
+    """
     recipe = config.trainer
     # ceil: a global batch that does not divide evenly leaves smaller shares to some processes
     per_process = math.ceil(recipe.global_batch_size / processes)
-    return min(recipe.micro_batch_size or per_process, per_process)
+    size = recipe.micro_batch_size or per_process
+    if tokens is not None and recipe.micro_batch_tokens is not None:
+        size = max(1, int(recipe.micro_batch_tokens / max(tokens, 1)))
+    return min(size, per_process)
 
 
 def batch_plan_of(config: RunConfig, *, processes: int) -> BatchPlan:

@@ -66,3 +66,10 @@ def test_one_process_trains_with_the_single_device_engine() -> None:
         run_config, model, scheduled_steps=2, device=torch.device("cpu"), dist_context=DistributedContext()
     ) as engine:
         assert engine.trainable_state_dict().keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_a_token_budget_bounds_the_examples_of_a_pass() -> None:
+    budget = config("trainer.micro_batch_tokens=400", "trainer.global_batch_size=16")
+    sizes = [micro_batch_size(budget, processes=1, tokens=tokens) for tokens in (500, 200.0, 30, 1)]
+    assert sizes == [1, 2, 13, 16]
+    assert micro_batch_size(budget, processes=4, tokens=30) == 4

@@ -87,7 +87,8 @@ def _estimates(config: RunConfig, topology: Topology, *, prompt_tokens: int) -> 
     recipe, batch, new_tokens = config.trainer, config.evaluation.fixed_batch_size, config.data.max_new_tokens
     if config.method.trainable:
         key = "micro_batch_size" if recipe.micro_batch_size is not None else "global_batch_size"
-        rows = micro_batch_size(config, processes=topology.world_size)
+        key = "micro_batch_tokens" if recipe.micro_batch_tokens is not None else key
+        rows = micro_batch_size(config, processes=topology.world_size, tokens=prompt_tokens)
         yield f"trainer.{key}={getattr(recipe, key)}", "a training step", rows * prompt_tokens
     yield f"evaluation.batch_size={batch}", "a batch of prompts", batch * prompt_tokens
     yield f"data.max_new_tokens={new_tokens}", "a batch of responses", batch * new_tokens

@@ -11,6 +11,7 @@ from imsm.config.schema import RunConfig
 from imsm.distributed.topology import Topology
 from imsm.evaluation.batch_size import fitting_batch_size
 from imsm.evaluation.likelihood import MAX_COPY_BYTES
+from imsm.models.backbones.sharded import decoder_layers
 from imsm.models.siamese.chunked_loss import logit_chunk_size
 from imsm.models.siamese.hidden_state_cache import cache_bytes
 from imsm.models.siamese.model import SiameseForCausalLM
@@ -47,11 +48,11 @@ def estimate_memory(
     (`planned_batch_size`); None for `evaluation.batch_size`.
     """
     static = count_bytes(model, optimizer=config.trainer.optimizer)
-    rows = micro_batch_size(config, processes=topology.world_size)
-    if train is not None and train.examples is not None:
-        rows = min(rows, train.examples)
     texts = rehearsal_lengths(config, train) if train is not None else None
     prompt, answer = max([each.longest for each in (train, texts) if each is not None] or [(1, 1)], key=sum)
+    rows = micro_batch_size(config, processes=topology.world_size, tokens=prompt + answer)
+    if train is not None and train.examples is not None:
+        rows = min(rows, train.examples)
     virtual_tokens = 0 if model.streams.virtual_tokens is None else model.streams.virtual_tokens.count
     step = estimate_step(
         model,
@@ -78,7 +79,7 @@ def estimate_memory(
         ]
     prompts = batch_size or config.evaluation.fixed_batch_size
     kv_caches = _kv_cache_item(config, step.kv_cache, tests, rows=prompts, virtual_tokens=virtual_tokens)
-    memory[EVALUATION] = [*_model_items(config, static), kv_caches]
+    memory[EVALUATION] = [*_model_items(config, model, static, topology), kv_caches]
     for title in memory if topology.device == "cuda" else ():
         memory[title].append(reserve_item(memory[title], topology))
     if train is not None and needs_original_stream(config) and config.hidden_state_cache != "off":
@@ -119,7 +120,7 @@ def exact_items(config: RunConfig, model: SiameseForCausalLM, topology: Topology
     """Return the memory of one process that does not depend on the batch."""
     static = count_bytes(model, optimizer=config.trainer.optimizer)
     trains = config.method.trainable
-    items = _training_items(config, model, static, topology) if trains else _model_items(config, static)
+    items = (_training_items if trains else _model_items)(config, model, static, topology)
     return [item for item in items if item.exact]
 
 
@@ -215,7 +216,7 @@ def planned_batch_size(
     layers = estimate_step(model, rows=1, tokens=1, answer_tokens=1, **options).kv_cache
     if not layers:  # unknown
         return config.evaluation.fixed_batch_size
-    items = _model_items(config, count_bytes(model, optimizer=config.trainer.optimizer))
+    items = _model_items(config, model, count_bytes(model, optimizer=config.trainer.optimizer), topology)
     used = sum(item.size or 0 for item in (*items, reserve_item(items, topology)))
     tasks = evaluated_tasks(config)
     return fitting_batch_size(
@@ -243,9 +244,9 @@ def _training_items(
 ) -> list[MemoryItem]:
     """Return model, gradients and optimizer of one process."""
     optimizer = config.trainer.optimizer
-    if not topology.distributed:
+    if not topology.stage:
         return [
-            *_model_items(config, static),
+            *_model_items(config, model, static, topology),
             _exact("gradients", static.gradients, "float32"),
             _exact("optimizer", static.optimizer, optimizer),
         ]
@@ -299,12 +300,32 @@ def zero_items(
     return [*items, _exact("optimizer", static.optimizer + static.trainables + static.gradients, basis)]
 
 
-def _model_items(config: RunConfig, static: StaticMemory) -> list[MemoryItem]:
+def _model_items(
+    config: RunConfig, model: SiameseForCausalLM, static: StaticMemory, topology: Topology
+) -> list[MemoryItem]:
+    """Return the model of one process, which ZeRO shards in training only, and FSDP2 always."""
     items = [_exact("weights", static.weights, _weights_basis(config, static))]
+    if topology.fsdp2:
+        items = _fsdp2_items(model, static, topology, weights=_weights_basis(config, static))
     if config.method.trainable:
         trained = "gate" if config.frozen_adapter is not None else "adapter and gate"
         items.append(_exact("trainables", static.trainables, f"{trained} in float32"))
     return items
+
+
+def _fsdp2_items(
+    model: SiameseForCausalLM, static: StaticMemory, topology: Topology, *, weights: str
+) -> list[MemoryItem]:
+    """Return the frozen weights of one process under FSDP2, which shards the decoder layers."""
+    layers = [
+        sum(p.nbytes for p in each.parameters() if not p.requires_grad) for each in decoder_layers(model.backbone)
+    ]
+    basis = f"decoder layers of {weights}, one of {topology.world_size} shards"
+    return [
+        _exact("weights", -(-sum(layers) // topology.world_size), basis),
+        _exact("complete weights", static.weights - sum(layers), "embeddings, final norm and LM head"),
+        MemoryItem(name="gathered", size=4 * max(layers), basis="the current layer and the next one, with buffers"),
+    ]
 
 
 def _weights_basis(config: RunConfig, static: StaticMemory) -> str:

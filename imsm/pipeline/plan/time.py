@@ -78,11 +78,11 @@ def estimate_time(
 
     ``batch_size`` is that of the evaluation (`planned_batch_size`); None for `evaluation.batch_size`.
     """
-    rows = micro_batch_size(config, processes=topology.world_size)
+    tokens = 1 if train is None else sum(train.mean or train.longest)
+    rows = micro_batch_size(config, processes=topology.world_size, tokens=tokens)
     load = workload(config, model, train=train, tests=tests, rows=rows, batch_size=batch_size)
     if load is None:
         return "unknown: the number of examples is unknown until the data is available"
-    tokens = 1 if train is None else sum(train.mean or train.longest)
     speed = device_speed(model, device=topology.device, rows=rows * math.ceil(tokens))
     layers = int(model.config.text_config.num_hidden_layers) * _LAYER_SECONDS
     weight_bytes = sum(_weight_counts(model)) * next(model.backbone.parameters()).element_size()
