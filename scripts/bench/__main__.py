@@ -36,6 +36,7 @@ from scripts.bench.gpu import main as gpu_main
 from scripts.bench.gpu import rows as gpu_rows
 from scripts.bench.host import compare_host
 from scripts.bench.memory import compare_memory
+from scripts.bench.padding import compare_padding
 from scripts.bench.report import write_page
 from scripts.bench.result import ROOT, commit, device_name, print_table, write_result
 from scripts.bench.startup import compare_startup
@@ -45,7 +46,19 @@ from scripts.bench.workloads import Setup
 
 SHAPES = {"mrpc": {"prompt_tokens": 80, "answer_tokens": 2}, "gsm8k": {"prompt_tokens": 128, "answer_tokens": 128}}
 """Tokens of an example: MRPC's answers are one word and the end token, GSM8K's are worked solutions."""
-CPU_NAMES = ["steps", "trainer", "sft", "memory", "decoding", "host", "skip", "paper_code", "evaluation", "sweep"]
+CPU_NAMES = [
+    "steps",
+    "trainer",
+    "sft",
+    "padding",
+    "memory",
+    "decoding",
+    "host",
+    "skip",
+    "paper_code",
+    "evaluation",
+    "sweep",
+]
 CPU_NAMES += ["startup"]
 Compare = Callable[[], list[Comparison]]
 Draw = Callable[[], list[Curve]]
@@ -57,6 +70,7 @@ def comparisons(setup: Setup, mini: Setup, *, rounds: int) -> dict[str, Compare]
         "steps": partial(compare_steps, setup, rounds=rounds),
         "trainer": partial(compare_trainer, setup, rounds=rounds),
         "sft": partial(compare_sft, setup, rounds=rounds),
+        "padding": partial(compare_padding, setup, rounds=rounds),
         "memory": partial(compare_memory, setup),
         "decoding": partial(compare_decoding, setup, rounds=rounds),
         "host": partial(compare_host, setup),

@@ -20,6 +20,7 @@ from scripts.bench.curves import Curve, decoding_curve, step_curves
 from scripts.bench.decoding import compare_decoding, compare_paper_code
 from scripts.bench.hardware import bandwidth, matrix_rate, operations
 from scripts.bench.memory import compare_memory
+from scripts.bench.padding import compare_padding
 from scripts.bench.report import write_page
 from scripts.bench.result import ROOT, commit, row_cells, write_result
 from scripts.bench.steps import compare_steps, compare_trainer, sft_step, train_step
@@ -28,7 +29,7 @@ from scripts.bench.timing import decode, interleaved
 from scripts.bench.workloads import Setup, build, random_batch
 from tests.models.siamese.tiny import ARCHITECTURES, tiny_siamese
 
-BARE = ("datasets", "evaluate", "hydra", "matplotlib", "omegaconf", "pydantic", "rich", "scipy")
+BARE = ("datasets", "evaluate", "hydra", "matplotlib", "omegaconf", "platformdirs", "pydantic", "rich", "scipy")
 BARE += ("shtab", "sklearn", "tabulate", "trl", "wandb")
 """Packages that a bare GPU machine may lack."""
 
@@ -254,6 +255,14 @@ bench.main(["--only", "steps", "sft", "--rounds", "1", "--device", "cpu",
     assert {each["name"] for each in record["left_out"]} == {"sft"}
     assert "training step, no cache" in done.stdout
     assert "Skipped: sft" in (tmp_path / "bare.md").read_text()
+
+
+def test_padding_is_compared_on_examples_of_different_lengths(setup: Setup) -> None:
+    setup = replace(setup, batch=8)
+    shape = {**ARCHITECTURES["llama"], "max_position_embeddings": 1024}
+    rows = by_name(compare_padding(setup, rounds=1, shape=shape))
+    assert [row.bar for row in rows.values()] == [None, None, 0.85]
+    assert all("21% padding" in name for name in rows)
 
 
 def test_a_batch_has_the_requested_shape(setup: Setup) -> None:
