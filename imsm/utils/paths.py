@@ -5,8 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path, user_data_path
-
 from imsm.utils.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -57,7 +55,8 @@ def check_links(folder: Path) -> None:
 
 def cache_folder() -> Path:
     """Return IMSM_CACHE, or the platform's user cache folder."""
-    return Path(os.environ.get("IMSM_CACHE") or user_cache_path("imsm")).expanduser()
+    given = os.environ.get("IMSM_CACHE")
+    return Path(given).expanduser() if given else _user_folders().user_cache_path("imsm")
 
 
 def own_answers_folder() -> Path:
@@ -87,7 +86,14 @@ def runs_root() -> Path:
     if os.environ.get("IMSM_RUNS"):
         return Path(os.environ["IMSM_RUNS"]).expanduser().resolve()
     root = checkout()
-    return root / "runs" if root is not None else user_data_path("imsm", appauthor=False) / "runs"
+    return root / "runs" if root is not None else _user_folders().user_data_path("imsm", appauthor=False) / "runs"
+
+
+def _user_folders() -> Any:
+    """Return platformdirs; without it the benchmark still runs, which names its folders."""
+    import platformdirs
+
+    return platformdirs
 
 
 def resolve_run_dir(name: str, *, option: str | None = None) -> Path:
