@@ -53,7 +53,7 @@ def finished_finder(
 
 
 def _row_filter(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], bool]:
-    """Return a function that tells whether a row's last token can complete a line that ends in a line break."""
+    """Return a function from a row to whether its last token can complete a line that ends in a line break."""
     texts = _known.setdefault(tokenizer, {})
 
     def look_up(token: int) -> tuple[bool, bool]:

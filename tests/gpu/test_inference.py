@@ -39,7 +39,7 @@ def test_a_batch_gives_the_answers_of_one_prompt_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("stream", ["original", "tuned", "interwoven"])
-def test_static_caches_give_the_tokens_of_growing_ones(stream: Any) -> None:
+def test_static_caches_give_the_tokens_of_growing_ones(stream: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """On a GPU a step is recorded as a CUDA graph and replayed."""
     model = model_on_device()
     model.stream = stream
@@ -49,6 +49,7 @@ def test_static_caches_give_the_tokens_of_growing_ones(stream: Any) -> None:
         options = {"max_new_tokens": 12, "stop": None, "static_cache": static_cache}
         found.append([each.text for each in generate_responses(session, tiny_tokenizer(), **options)])
     assert found[0] == found[1]
+    assert "no CUDA graph" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
