@@ -75,7 +75,7 @@ export -f bench run
 export python device tiny out
 
 if [ -n "$wheels" ]; then
-  part install 60 "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$out/packages" "$wheels"/*.whl
+  part install 60 "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$out/packages" "$wheels"/*.whl
 fi
 part checks 110 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/gpu
 part single 60 bash -c 'run single'

@@ -71,7 +71,7 @@ def test_options_reach_the_parts(tmp_path: Path) -> None:
     calls = (tmp_path / "calls").read_text()
     assert "-m scripts.bench --device cpu --tiny --seconds" in calls
     assert "engine=zero2 engine.device=cpu" in calls and "engine.nproc_per_node=2" in calls
-    assert "--no-index --no-deps" in calls and "a-1-py3-none-any.whl" in calls
+    assert "--no-index --no-deps --no-compile" in calls and "a-1-py3-none-any.whl" in calls
 
 
 def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
