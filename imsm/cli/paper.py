@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from imsm.utils.errors import RunError, UserError
 from imsm.utils.paths import runs_root
 
 if TYPE_CHECKING:
-    from imsm.studies.paper.runs import RunIndex
+    from imsm.studies.paper.runs import RunIndex, RunRef
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,11 +86,22 @@ def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunInd
                 write_speed(measure_speed(table, runs, scale=options.scale, log=log), folder)
             continue
         required = required_runs(table, runs, scale=options.scale, seeds=options.seeds)
+        _print_time(required, runs, gpus=len(gpus), log=log)
         failed += run_missing(required, log_dir=runs_root() / "logs", log=log, **placement)
         # tables share runs: those of this table are not started again for the next one
         runs.refresh()
     print(f"runs: {time.monotonic() - started:.0f} s")
     return failed
+
+
+def _print_time(required: Sequence[RunRef], runs: RunIndex, *, gpus: int, log: Callable[[str], None]) -> None:
+    """Print how long the missing runs take on several GPUs."""
+    from imsm.pipeline.placement import sweep_time
+
+    missing = [runs.config(run.overrides) for run in required if run.state != "done"]
+    text = sweep_time(missing, gpus=gpus) if gpus and missing else None
+    if text is not None:
+        log(text)
 
 
 def _show(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunIndex) -> None:
@@ -106,10 +117,16 @@ def _show(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunIn
 
 
 def _print_status(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunIndex) -> None:
+    from imsm.distributed.gpus import gpu_names
     from imsm.studies.paper.render import show_status
+    from imsm.studies.paper.runs import required_runs
 
+    gpus = len(gpu_names())
     for table in tables:
         show_status(table, runs, scale=options.scale, seeds=options.seeds, folder=_folder(options, table))
+        if table.spec.kind != "speed":
+            required = required_runs(table, runs, scale=options.scale, seeds=options.seeds)
+            _print_time(required, runs, gpus=gpus, log=print)
 
 
 def _folder(options: argparse.Namespace, table: PaperTable) -> Path:

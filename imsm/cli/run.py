@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
         job = _job(options, spec, sweep, config_dir)
         with env_override(environment), _hide_failed_search(spec, sweep):
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
-        return _print_summary(spec, sweep, config_dir)
+        return _print_summary(spec, sweep, config_dir, as_json=options.json)
 
 
 def _sweep_spec(options: Namespace, config_dir: Path | None) -> SweepSpec:
@@ -240,11 +240,30 @@ def _hide_failed_search(spec: SweepSpec, sweep: SweepDir) -> Iterator[None]:
             raise
 
 
-def _print_summary(spec: SweepSpec, sweep: SweepDir, config_dir: Path | None) -> int:
+def _print_sweep_time(spec: SweepSpec, config_dir: Path | None) -> None:
+    """Print how long the jobs of a planned sweep take on the GPUs of this machine, if there are any."""
+    from imsm.config.compose import ConfigComposer
+    from imsm.config.validate import load_config
+    from imsm.distributed.gpus import visible_gpus
+    from imsm.pipeline.placement import sweep_time
+
+    gpus = visible_gpus()
+    if not gpus:
+        return
+    composer = ConfigComposer(config_dir)
+    configs = [load_config(composer.compose(job), config_dir=config_dir) for job in spec.jobs]
+    text = sweep_time(configs, gpus=gpus)
+    if text is not None:
+        print(f"\nsweep=local: {text}")
+
+
+def _print_summary(spec: SweepSpec, sweep: SweepDir, config_dir: Path | None, *, as_json: bool) -> int:
     """Print how the jobs of a sweep ended; return the worst exit code."""
     jobs = mark_missing_failed(sweep.read_statuses(), () if spec.searches else spec.jobs)
     if len(jobs) > 1 and "mode=plan" not in spec.overrides:
         print("\n" + "\n".join(summary(jobs, config_dir=config_dir)))
+    elif len(jobs) > 1 and not as_json:
+        _print_sweep_time(spec, config_dir)
     if spec.searches:
         print(format_best_trial(sweep.folder))
     # no jobs: Hydra only printed its configuration

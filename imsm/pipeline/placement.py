@@ -7,18 +7,22 @@ have neither.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from imsm.config.schema import RunConfig
 from imsm.distributed.gpus import visible_gpus
 from imsm.distributed.topology import Topology
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.pipeline.data import evaluated_tasks
+from imsm.pipeline.engine import topology_of
 from imsm.pipeline.plan.data import LengthStats, split_lengths
 from imsm.pipeline.plan.machine import gpu_memory
-from imsm.pipeline.plan.memory import EVALUATION, TRAINING, estimate_memory
+from imsm.pipeline.plan.memory import EVALUATION, TRAINING, estimate_memory, planned_batch_size
 from imsm.pipeline.plan.meta import build_plan_model
-from imsm.pipeline.plan.time import estimate_time
+from imsm.pipeline.plan.time import FACTOR, estimate_duration, estimate_time
 from imsm.utils.errors import UserError
+from imsm.utils.formatting import format_duration
 from imsm.utils.hashing import hash_json
 
 _KV_CACHES = "KV caches"
@@ -57,27 +61,90 @@ def gpus_of_run(config: RunConfig, *, gpus: int) -> int:
         return gpus
     if engine.nproc_per_node is not None:
         return min(engine.nproc_per_node, gpus)
+    if engine.fsdp2:
+        return gpus
     if gpus == 1 or engine.stage == 0:
         return 1
     # runs of a table often differ in the seed only
-    key = hash_json({**config.to_dict(), "seed": 0, "run_dir": None}), gpus
+    key = _without_seed(config), gpus
     if key not in _known:
         _known[key] = 1 if _fits_one_gpu(config) else gpus
     return _known[key]
 
 
 def _fits_one_gpu(config: RunConfig) -> bool:
+    inputs = _plan_inputs(config)
+    return inputs is None or fits_one_gpu(config, inputs.model, train=inputs.train, tests=inputs.tests)
+
+
+@dataclass(frozen=True)
+class _PlanInputs:
+    """What an estimate reads."""
+
+    model: SiameseForCausalLM
+    train: LengthStats | None
+    tests: dict[str, LengthStats]
+
+
+def _plan_inputs(config: RunConfig) -> _PlanInputs | None:
+    """Return what an estimate of a run reads; None if its model is unknown, or invalid, which the run reports."""
     try:
         model, _ = build_plan_model(config)
         if model is None:
-            return True
+            return None
         train = None
         if config.method.trainable:
             train = split_lengths(config, config.data, "train").limited(config.data.max_train_examples)
         tests = {name: split_lengths(config, task, "test") for name, task in evaluated_tasks(config).items()}
     except UserError:
-        return True  # the run reports the error itself
-    return fits_one_gpu(config, model, train=train, tests=tests)
+        return None
+    return _PlanInputs(model, train, tests)
+
+
+def sweep_time(configs: Sequence[RunConfig], *, gpus: int) -> str | None:
+    """Return how long runs take on the GPUs of this machine in their order, as text.
+
+    None if one of them is unknown, is a sequence of tasks, or uses no GPU.
+    The original is counted for each of them, although they share its responses.
+    """
+    jobs, known = list[tuple[int, float]](), dict[str, float | None]()
+    for config in configs:
+        key = _without_seed(config)
+        if key not in known:
+            known[key] = _seconds(config, gpus=gpus)
+        seconds, count = known[key], gpus_of_run(config, gpus=gpus)
+        if seconds is None or not count:
+            return None
+        jobs.append((count, seconds))
+    counts = " or ".join(str(count) for count in sorted({count for count, _ in jobs}))
+    total = format_duration(makespan(jobs, gpus))
+    return f"{len(jobs)} runs on {counts} of {gpus} GPUs each: about {total}, within a factor of {FACTOR}"
+
+
+def makespan(jobs: Sequence[tuple[int, float]], gpus: int) -> float:
+    """Return the seconds until all jobs, (GPUs, seconds), have ended; they start in their order on free GPUs."""
+    free_at, started = [0.0] * gpus, 0.0
+    for count, seconds in jobs:
+        free_at.sort()
+        started = max(started, free_at[count - 1])
+        free_at[:count] = [started + seconds] * count
+    return max(free_at)
+
+
+def _seconds(config: RunConfig, *, gpus: int) -> float | None:
+    inputs = _plan_inputs(config)
+    if inputs is None or config.task_sequence is not None:
+        return None
+    count = gpus_of_run(config, gpus=gpus)
+    topology = one_gpu(config) if count == 1 else topology_of(config, gpus=count)
+    batch_size = planned_batch_size(config, inputs.model, tests=inputs.tests, topology=topology)
+    options: dict[str, Any] = {"train": inputs.train, "tests": inputs.tests, "topology": topology}
+    found = estimate_duration(config, inputs.model, **options, batch_size=batch_size)
+    return None if found is None else found.training + found.evaluation
+
+
+def _without_seed(config: RunConfig) -> str:
+    return hash_json({**config.to_dict(), "seed": 0, "run_dir": None})
 
 
 def fits_one_gpu(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from imsm.config.schema import RunConfig
 from imsm.pipeline import placement
-from imsm.pipeline.placement import GpuPool, gpus_of_run
+from imsm.pipeline.placement import GpuPool, gpus_of_run, makespan, sweep_time
 from imsm.pipeline.plan.plan import make_plan
 from tests.helpers.config import config
 
@@ -82,8 +83,47 @@ def test_a_pool_gives_each_gpu_to_one_run() -> None:
 def test_a_plan_says_how_a_sweep_places_such_runs(memory: list[int]) -> None:
     gpus = ["mode=plan", *LLAMA3, "engine.device=cuda", "engine.nproc_per_node=8"]
     text = make_plan(config(*gpus)).placement
-    assert text is not None and text.startswith("one GPU per run, 8 at once without engine.nproc_per_node; each about ")
+    assert text is not None and text.startswith(
+        "one GPU per run, 8 at once without engine.nproc_per_node; each about "
+    )
     memory[0] = 20 * GB
     assert make_plan(config(*gpus)).placement == "all 8 GPUs per run, one run after the other"
     assert make_plan(config("mode=plan", *LLAMA3, "engine.device=cpu")).placement is None
     assert make_plan(config("mode=plan", *LLAMA3, "engine.device=cuda", "engine.nproc_per_node=1")).placement is None
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ([(1, 5.0)] * 8, 5.0),
+        ([(1, 5.0)] * 9, 10.0),
+        ([(8, 5.0)] * 3, 15.0),
+        ([(1, 1.0), (1, 4.0), (8, 2.0), (1, 1.0)], 7.0),  # the third waits for the second, the fourth for the third
+        ([(4, 3.0), (4, 3.0), (4, 1.0)], 4.0),
+    ],
+)
+def test_jobs_start_in_their_order_on_free_gpus(jobs: list[tuple[int, float]], expected: float) -> None:
+    assert makespan(jobs, 8) == expected
+
+
+def test_the_time_of_a_sweep_is_that_of_its_runs_on_the_gpus(
+    memory: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimated: list[str] = []
+
+    def seconds(config: RunConfig, *, gpus: int) -> float:
+        estimated.append(config.peft.name)
+        return 3600.0
+
+    monkeypatch.setattr(placement, "_seconds", seconds)
+    runs = [config(*LLAMA3, f"seed={seed}") for seed in range(9)]
+    assert sweep_time(runs, gpus=8) == "9 runs on 1 of 8 GPUs each: about 2h 00m, within a factor of 3"
+    assert estimated == ["lora"]  # seeds do not differ
+    assert sweep_time([*runs, config("engine.device=cpu")], gpus=8) is None
+
+
+def test_the_seconds_of_a_run_are_those_of_its_plan(memory: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "topology_of", None)  # one GPU is no group
+    one = placement._seconds(config(*LLAMA3), gpus=8)
+    assert one is not None and 600 < one < 36_000
+    assert placement._seconds(config("task_sequence=[gsm8k,mrpc]"), gpus=8) is None

@@ -53,7 +53,7 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
         train = split_lengths(config, config.data, "train").limited(config.data.max_train_examples)
     tests = {name: split_lengths(config, task, "test") for name, task in evaluated_tasks(config).items()}
     notes += position_notes(config, tests)
-    estimates: dict[str, str | None] = {}
+    estimates: dict[str, Any] = {}
     memory = {}
     if model is not None:
         batch_size = planned_batch_size(config, model, tests=tests, topology=topology)
@@ -65,7 +65,7 @@ def make_plan(config: RunConfig, *, overrides: Sequence[str] = ()) -> Plan:
         estimates["time"] = estimate_time(config, model, **options)
         estimates["placement"] = describe_placement(config, model, **options)
     settings = _settings(config, topology)
-    if topology.distributed and model is not None and config.method.trainable:
+    if topology.stage and model is not None and config.method.trainable:
         deepspeed = engine_settings(config, model, topology=topology)
         settings["deepspeed"] = _format_values(
             deepspeed | deepspeed["zero_optimization"] | {"zero_optimization": None}

@@ -65,6 +65,16 @@ class Workload:
     uses_limits: bool  # whether lengths or counts are upper limits, because the data is not available
 
 
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """Seconds of a run, with the speed of each device; ``uses_limits`` as in `Workload`."""
+
+    training: float
+    evaluation: float
+    speed: DeviceSpeed
+    uses_limits: bool
+
+
 def estimate_time(
     config: RunConfig,
     model: SiameseForCausalLM,
@@ -78,24 +88,44 @@ def estimate_time(
 
     ``batch_size`` is that of the evaluation (`planned_batch_size`); None for `evaluation.batch_size`.
     """
+    found = estimate_duration(config, model, train=train, tests=tests, topology=topology, batch_size=batch_size)
+    if found is None:
+        return "unknown: the number of examples is unknown until the data is available"
+    devices = f"{topology.world_size} × {found.speed.name}" if topology.world_size > 1 else found.speed.name
+    most = "at most " if found.uses_limits else ""
+    parts = f"training {format_duration(found.training)}, evaluation {format_duration(found.evaluation)}"
+    return (
+        f"{most}about {format_duration(found.training + found.evaluation)} ({parts}; {devices}, "
+        f"{found.speed.flops / 1e12:.3g} TFLOP/s; within a factor of {FACTOR})"
+    )
+
+
+def estimate_duration(
+    config: RunConfig,
+    model: SiameseForCausalLM,
+    *,
+    train: LengthStats | None,
+    tests: Mapping[str, LengthStats],
+    topology: Topology,
+    batch_size: int | None = None,
+) -> Duration | None:
+    """Return the seconds of a run, or None if the number of examples is unknown; see `estimate_time`."""
     tokens = 1 if train is None else sum(train.mean or train.longest)
     rows = micro_batch_size(config, processes=topology.world_size, tokens=tokens)
     load = workload(config, model, train=train, tests=tests, rows=rows, batch_size=batch_size)
     if load is None:
-        return "unknown: the number of examples is unknown until the data is available"
+        return None
     speed = device_speed(model, device=topology.device, rows=rows * math.ceil(tokens))
     layers = int(model.config.text_config.num_hidden_layers) * _LAYER_SECONDS
     weight_bytes = sum(_weight_counts(model)) * next(model.backbone.parameters()).element_size()
     training = load.training_flops / speed.flops + load.training_passes * layers
     evaluation = load.evaluation_flops / speed.flops + load.decoding_passes * layers
     evaluation += load.decoding_steps * weight_bytes / speed.bandwidth
-    training, evaluation = training / topology.world_size, evaluation / topology.world_size
-    devices = f"{topology.world_size} × {speed.name}" if topology.world_size > 1 else speed.name
-    most = "at most " if load.uses_limits else ""
-    parts = f"training {format_duration(training)}, evaluation {format_duration(evaluation)}"
-    return (
-        f"{most}about {format_duration(training + evaluation)} ({parts}; {devices}, {speed.flops / 1e12:.3g} TFLOP/s; "
-        f"within a factor of {FACTOR})"
+    return Duration(
+        training=training / topology.world_size,
+        evaluation=evaluation / topology.world_size,
+        speed=speed,
+        uses_limits=load.uses_limits,
     )
 
 
