@@ -79,6 +79,7 @@ def backbone_identity(backbone: BackboneConfig, data: DataConfig) -> dict[str, A
     keys = {"name_or_path", "revision", "dtype", "attn_implementation", "local_resolver"}
     # The key is omitted at its default, which keeps the names of runs from before it existed.
     values = backbone.model_dump(mode="json", include=keys)
+    values |= {"quantization": backbone.quantization} if backbone.quantization is not None else {}
     return values | ({"chat_template": True} if data.chat_template else {})
 
 

@@ -53,6 +53,8 @@ class BackboneConfig(StrictModel):
     default_data_source: Literal["hub", "miniature"]
     closed_vocabulary: bool
     local_resolver: str | None
+    quantization: Literal["nf4"] | None = None
+    """4-bit format of the decoder's linear weights (bitsandbytes); the original model is then the quantized one."""
     module_names: dict[str, list[Text]]
     architecture: dict[str, Any] | None = None
     """Shape values of the model's config.json, used where no config.json is available locally."""

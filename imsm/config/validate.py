@@ -389,6 +389,20 @@ def _compiled_shards(engine: EngineConfig, trainer: TrainerConfig) -> Iterator[s
         yield f"trainer.compile_layers=true: {problem}; omit it, or set engine=zero2"
 
 
+def _sharded(engine: EngineConfig, evaluation: EvaluationConfig) -> Iterator[str]:
+    if engine.fsdp2 and evaluation.static_cache:
+        problem = "engine=fsdp2 gathers the weights of each layer by hooks, which a CUDA graph does not run"
+        yield f"evaluation.static_cache=true: {problem}; omit it"
+
+
+def _quantization(backbone: BackboneConfig, engine: EngineConfig, evaluation: EvaluationConfig) -> Iterator[str]:
+    given = f"backbone.quantization={backbone.quantization}"
+    if backbone.quantization is not None and (engine.stage == 3 or engine.fsdp2):
+        yield f"{given}: 4-bit weights cannot be sharded by engine={engine.name}; set engine=single or zero2, or null"
+    if backbone.quantization is not None and evaluation.backend == "vllm":
+        yield f"{given}: evaluation.backend=vllm would answer with the unquantized model; omit one of the two"
+
+
 def _checkpoints(evaluation: EvaluationConfig, trainer: TrainerConfig) -> Iterator[str]:
     if evaluation.checkpoints and trainer.save_steps is None:
         yield "evaluation.checkpoints=true: evaluates the models at fixed steps; set trainer.save_steps as well"
@@ -489,6 +503,8 @@ _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _packing,
     _adapter_precision,
     _compiled_shards,
+    _sharded,
+    _quantization,
     _checkpoints,
     _backend,
     _static_cache,

@@ -128,7 +128,7 @@ def load_verified(run: RunDir, *, dtype: str | None = None) -> SiameseForCausalL
     """Load a run's model on the CPU, in the run's own ``dtype`` by default.
 
     Raises:
-        UserError: its files or its backbone changed, or the backbone is not a model of transformers.
+        UserError: its files or its backbone changed, or the backbone is quantized or not a model of transformers.
     """
     config = _read_config(run)
     backbone = {key: config["backbone"].get(key) for key in ("name_or_path", "revision", "local_resolver")}
@@ -136,6 +136,11 @@ def load_verified(run: RunDir, *, dtype: str | None = None) -> SiameseForCausalL
         raise UserError(
             f"run={run.path}: the backbone {backbone['name_or_path']} changed since the run was trained "
             f"({run.inputs.name}); restore it"
+        )
+    if (quantization := config["backbone"].get("quantization")) is not None:
+        raise UserError(
+            f"run={run.path}: its adapter was trained on weights in 4 bits ({quantization}), and an export has other "
+            f"weights; serve the run: imsm serve {run.path.name}"
         )
     model = SiameseForCausalLM.from_pretrained(run.path, device="cpu", dtype=dtype)
     if not type(model.backbone).__module__.startswith("transformers."):

@@ -197,12 +197,13 @@ class _CacheRequest:
     def _keys(self) -> list[CacheKey]:
         """Return the keys of the cached streams."""
         backbone, liger = self.config.backbone, self.config.trainer.liger_kernel
+        fingerprint = backbone_fingerprint(
+            name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver
+        )
         make_key = partial(
             make_cache_key,
             self.examples,
-            backbone=backbone_fingerprint(
-                name_or_path=backbone.name_or_path, revision=backbone.revision, local_resolver=backbone.local_resolver
-            ),
+            backbone=f"{fingerprint}+{backbone.quantization}" if backbone.quantization is not None else fingerprint,
             dtype=backbone.dtype,
             attention=f"{backbone.attn_implementation}+liger" if liger else backbone.attn_implementation,
             pooling=self.config.gate.pooling,

@@ -46,9 +46,10 @@ def model_kwargs(config: RunConfig) -> dict[str, Any]:
     if config.method.stream == "interwoven":
         gate = {"_target_": config.gate.target, **config.gate.arguments()}
         skip_threshold = config.gate.skip_threshold if config.gate.skip else None
+    quantized = set() if config.backbone.quantization is None else {"quantization"}
     return {
         "backbone": config.backbone.model_dump(
-            include={"name_or_path", "revision", "dtype", "attn_implementation", "local_resolver"}
+            include={"name_or_path", "revision", "dtype", "attn_implementation", "local_resolver"} | quantized
         ),
         "gate": gate,
         "pooling": config.gate.pooling,
@@ -149,8 +150,9 @@ def inference_settings(config: RunConfig, *, device: torch.device) -> dict[str, 
     )
     name = "" if backbone.dtype == "float32" else f" {device_name(device)}"
     # omitted by default, which keeps the keys of responses from before it existed
-    decoding = {"decoding": "static cache"} if config.evaluation.static_cache else {}
-    return {"dtype": backbone.dtype, "attention": attention, "device": f"{device.type}{name}"} | decoding
+    optional = {"decoding": "static cache"} if config.evaluation.static_cache else {}
+    optional |= {"quantization": backbone.quantization} if backbone.quantization is not None else {}
+    return {"dtype": backbone.dtype, "attention": attention, "device": f"{device.type}{name}"} | optional
 
 
 def model_hash(

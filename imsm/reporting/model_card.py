@@ -7,7 +7,13 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from imsm.config.identity import is_imported, replay_identity, training_chain
 from imsm.reporting.render.escaping import markdown_text
-from imsm.reporting.render.formatting import format_number, format_provenance, join_names
+from imsm.reporting.render.formatting import (
+    QUANTIZED_ORIGINAL,
+    backbone_label,
+    format_number,
+    format_provenance,
+    join_names,
+)
 from imsm.reporting.render.table import Table
 from imsm.reporting.runs import headline, tests_at_chance
 from imsm.utils.control_characters import escape_controls
@@ -46,7 +52,7 @@ other examples or under other protocols.{chance}
 {sources}## Limitations
 
 Fine-tuning forgets: the table shows the losses on the evaluated tasks, and other tasks were not evaluated. The
-backbone's license and limitations apply to this adapter too. No safety training was added.
+backbone's license and limitations apply to this adapter too. No safety training was added.{quantized}
 
 ## Provenance
 
@@ -70,12 +76,13 @@ def model_card(result: Mapping[str, Any]) -> str:
     gate = f" and the gate ({counts['gate']:,})" if counts["gate"] else ""
     text = _TEMPLATE.format(
         name=markdown_text(result["name"]),
-        backbone=markdown_text(config["backbone"]["name"]),
+        backbone=markdown_text(backbone_label(config)),
         peft=markdown_text(config["peft"]["name"]),
         origin=markdown_text(_origin(result)),
         contents=f"the adapter ({counts['adapter']:,} parameters){gate}",
         scores=_scores(result).to_markdown(),
         chance=markdown_text(_chance(result)),
+        quantized=f" {QUANTIZED_ORIGINAL}" if config["backbone"].get("quantization") is not None else "",
         training=_training(result),
         sources=_sources(result),
         provenance="\n".join(f"- {markdown_text(line)}" for line in format_provenance(result)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from imsm.config.identity import is_imported
 from imsm.reporting.render.document import Report, Section
-from imsm.reporting.render.formatting import format_provenance
+from imsm.reporting.render.formatting import backbone_label, format_provenance
 from imsm.reporting.render.html import render_html
 from imsm.reporting.render.markdown import render_markdown
 from imsm.reporting.render.terminal import print_report
@@ -87,7 +87,7 @@ def report_title(data: ReportData) -> str:
     """Return a readable name of the run, e.g. "IMSM with lora on gsm8k"."""
     config = data.focus.result["config"]
     if data.focus.method == "original":
-        return f"{config['backbone']['name']} before training"
+        return f"{backbone_label(config)} before training"
     if is_imported(data.focus.result["identity"]):
         on = "" if data.target is None else f" on {data.target}"
         return f"Imported adapter ({config['peft']['name']}){on}"
@@ -104,4 +104,4 @@ def report_subtitle(result: Mapping[str, Any], *, compared: bool) -> str:
     elif compared:
         parts = [config["peft"]["name"], f"trained on {config['data']['name']}"]
         parts += [f"recipe {config['trainer']['name']}", f"seed {config['seed']}"]
-    return " · ".join([config["backbone"]["name"], *parts])
+    return " · ".join([backbone_label(config), *parts])

@@ -153,6 +153,10 @@ def load_backbone(
             f"backbone {source}: its files lack {missing[0]} and {len(missing) - 1} more weights of "
             f"{type(model).__name__}; download them again"
         )
+    if quantization is not None:
+        from imsm.models.backbones.quantized import compute_alike_in_all_modes  # optional dependency
+
+        compute_alike_in_all_modes(model)
     # Gradient checkpointing needs training mode, in which two passes of a model with dropout would differ.
     disable_dropout(model)
     model.requires_grad_(False)

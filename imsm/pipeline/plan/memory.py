@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from imsm.config.schema import RunConfig
 from imsm.distributed.topology import Topology
@@ -30,6 +31,7 @@ EVALUATION = "memory per GPU, evaluation"
 DISK = "on disk"
 RAM = "in CPU memory, per process"
 _FLOAT32 = 4
+_FOUR_BIT_BYTES = 0.5 + 4 / 64  # of one weight, with a float32 scale for every 64 of them
 _CONTEXT_BYTES, _NCCL_BYTES, _FRAGMENTATION = 10**9, 15 * 10**8, 0.05
 
 
@@ -47,7 +49,7 @@ def estimate_memory(
     ``model`` is on the meta device; ``train`` is None if nothing is trained. ``batch_size`` is that of the evaluation
     (`planned_batch_size`); None for `evaluation.batch_size`.
     """
-    static = count_bytes(model, optimizer=config.trainer.optimizer)
+    static = _static_memory(config, model)
     texts = rehearsal_lengths(config, train) if train is not None else None
     prompt, answer = max([each.longest for each in (train, texts) if each is not None] or [(1, 1)], key=sum)
     rows = micro_batch_size(config, processes=topology.world_size, tokens=prompt + answer)
@@ -116,9 +118,20 @@ def count_bytes(model: SiameseForCausalLM, *, optimizer: str) -> StaticMemory:
     )
 
 
+def _static_memory(config: RunConfig, model: SiameseForCausalLM) -> StaticMemory:
+    static = count_bytes(model, optimizer=config.trainer.optimizer)
+    if config.backbone.quantization is None:
+        return static
+    # of an adapter's layers, the linear ones that it adds are few
+    layers = [module for layer in decoder_layers(model.backbone) for module in layer.modules()]
+    weights = [each.weight for each in layers if isinstance(each, nn.Linear) and not each.weight.requires_grad]
+    saved = sum(weight.nbytes - _FOUR_BIT_BYTES * weight.numel() for weight in weights)
+    return replace(static, weights=static.weights - round(saved))
+
+
 def exact_items(config: RunConfig, model: SiameseForCausalLM, topology: Topology) -> list[MemoryItem]:
     """Return the memory of one process that does not depend on the batch."""
-    static = count_bytes(model, optimizer=config.trainer.optimizer)
+    static = _static_memory(config, model)
     trains = config.method.trainable
     items = (_training_items if trains else _model_items)(config, model, static, topology)
     return [item for item in items if item.exact]
@@ -216,7 +229,7 @@ def planned_batch_size(
     layers = estimate_step(model, rows=1, tokens=1, answer_tokens=1, **options).kv_cache
     if not layers:  # unknown
         return config.evaluation.fixed_batch_size
-    items = _model_items(config, model, count_bytes(model, optimizer=config.trainer.optimizer), topology)
+    items = _model_items(config, model, _static_memory(config, model), topology)
     used = sum(item.size or 0 for item in (*items, reserve_item(items, topology)))
     tasks = evaluated_tasks(config)
     return fitting_batch_size(
@@ -330,7 +343,8 @@ def _fsdp2_items(
 
 def _weights_basis(config: RunConfig, static: StaticMemory) -> str:
     shared = ", shared by both streams" if config.method.stream == "interwoven" else ""
-    return f"{static.frozen_parameters:,} frozen parameters in {config.backbone.dtype}{shared}"
+    quantized = "" if config.backbone.quantization is None else f", linear layers in {config.backbone.quantization}"
+    return f"{static.frozen_parameters:,} frozen parameters in {config.backbone.dtype}{quantized}{shared}"
 
 
 def _kv_cache_item(

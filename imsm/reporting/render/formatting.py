@@ -4,6 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
+QUANTIZED_ORIGINAL = "The original model of all comparisons is the quantized one, not the published weights."
+
+
+def backbone_label(config: Mapping[str, Any]) -> str:
+    """Return the name of a run's backbone, with its quantization, e.g. "llama3 in 4 bits (nf4)"."""
+    backbone = config["backbone"]
+    quantization = backbone.get("quantization")
+    return str(backbone["name"]) + (f" in 4 bits ({quantization})" if quantization is not None else "")
 
 
 def format_interval(estimate: float, low: float, high: float, *, signed: bool = False) -> str:

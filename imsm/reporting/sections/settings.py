@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imsm.reporting.render.document import Section
-from imsm.reporting.render.formatting import format_number
+from imsm.reporting.render.formatting import QUANTIZED_ORIGINAL, backbone_label, format_number
 from imsm.reporting.render.table import Table
 from imsm.reporting.report_data import ReportData
 from imsm.utils.formatting import format_bytes, format_duration
@@ -29,7 +29,8 @@ def build_settings(data: ReportData) -> Section:
     rows = {
         "command": training.get("command"),
         "trained": training.get("finished"),
-        "model": f"{config['backbone']['name']} ({config['backbone']['name_or_path']})",
+        "model": f"{backbone_label(config)} ({config['backbone']['name_or_path']})",
+        "original": QUANTIZED_ORIGINAL if config["backbone"].get("quantization") is not None else None,
         "hyperparameters": _hyperparameters(config) if training else None,
         "training": _training(result, training) if training else None,
         "evaluation": _evaluation(result),
