@@ -77,6 +77,14 @@ def test_default_identities_have_no_key_of_a_newer_option() -> None:
     assert "output_dropout" not in identity["gate"]
 
 
+def test_quantization_is_part_of_the_backbone_if_set() -> None:
+    plain, quantized = (config(f"backbone.quantization={each}") for each in ("null", "nf4"))
+    assert run_identity(plain) == run_identity(config()) and run_name(plain) == run_name(config())
+    assert run_identity(quantized)["backbone"] == {**run_identity(plain)["backbone"], "quantization": "nf4"}
+    original = config("method=original", "backbone.quantization=nf4")
+    assert run_identity(original)["backbone"] == run_identity(quantized)["backbone"]
+
+
 def test_deterministic_algorithms_are_another_training() -> None:
     """They round differently on a GPU, so a checkpoint of one must not be resumed by the other."""
     assert run_identity(config("trainer.deterministic=true"))["trainer"]["deterministic"] is True

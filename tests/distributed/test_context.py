@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -53,6 +55,31 @@ def test_an_unexpected_error_of_rank_0_does_not_leave_the_others_waiting() -> No
         main.run_on_main(lambda: 1 // 0)
     with pytest.raises(RunError, match="process 0 failed: ZeroDivisionError"):
         other.run_on_main(lambda: 1)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_main_process_runs_the_model_inside_the_block_of_all(sharded: bool) -> None:
+    entered: list[int] = []
+
+    def fn(dist_context: DistributedContext, error: Exception | None = None) -> Any:
+        @contextmanager
+        def block() -> Iterator[None]:
+            entered.append(dist_context.rank)
+            yield
+
+        def run() -> int:
+            assert bool(entered) == sharded
+            if error is not None:
+                raise error
+            return 7
+
+        if sharded:
+            dist_context.lock_step = block
+        return dist_context.run_model_on_main(run)
+
+    assert run_on_all(fn) == [7, 7, 7]
+    assert sorted(entered) == ([0, 1, 2] if sharded else [])
+    assert run_on_all(partial(fn, error=UserError("no"))) == [("UserError", "no")] * 3
 
 
 def test_all_gather_is_ordered_by_rank_and_can_be_repeated() -> None:

@@ -20,6 +20,7 @@ AUTO: dict[str, Any] = {
 }
 SINGLE = {"name": "single", "stage": 0}
 ZERO3 = {"name": "zero3", "stage": 3}
+FSDP2 = {"name": "fsdp2", "stage": 0, "fsdp2": True}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,9 @@ ZERO3 = {"name": "zero3", "stage": 3}
         ({**SINGLE, "num_gpus": 8}, (0, "cuda", 1)),
         (ZERO3, (3, "cpu", 1)),
         ({**ZERO3, "num_gpus": 4}, (3, "cuda", 4)),
+        (FSDP2, (0, "cpu", 1)),
+        ({**FSDP2, "nproc_per_node": 2}, (0, "cpu", 2)),
+        ({**FSDP2, "num_gpus": 8}, (0, "cuda", 8)),
         ({"name": "zero2", "stage": 2, "num_gpus": 8, "nproc_per_node": 8, "nnodes": 2}, (2, "cuda", 16)),
     ],
 )
@@ -63,3 +67,5 @@ def test_text_of_a_topology() -> None:
     topology = Topology(stage=2, offload=True, device="cuda", nproc_per_node=8, nnodes=2)
     assert str(topology) == "8 processes on each of 2 nodes, 16 in total; DeepSpeed ZeRO stage 2, offloaded to the CPU"
     assert str(Topology(stage=0, offload=False, device="cpu", nproc_per_node=1, nnodes=1)) == "1 process; plain torch"
+    fsdp2 = Topology(stage=0, offload=False, device="cuda", nproc_per_node=8, nnodes=1, fsdp2=True)
+    assert str(fsdp2) == "8 processes; FSDP2" and fsdp2.distributed

@@ -61,6 +61,18 @@ def test_a_static_cache_is_part_of_the_settings_and_nothing_else_changes() -> No
     assert static == plain | {"decoding": "static cache"}
 
 
+def test_quantization_is_part_of_the_settings_and_of_the_models_backbone_if_set() -> None:
+    device = torch.device("cpu")
+    quantized = config("backbone.quantization=nf4")
+    assert inference_settings(quantized, device=device) == {
+        **inference_settings(config(), device=device),
+        "quantization": "nf4",
+    }
+    plain = model_kwargs(config())["backbone"]
+    assert "quantization" not in plain
+    assert model_kwargs(quantized)["backbone"] == {**plain, "quantization": "nf4"}
+
+
 def test_the_tuned_stream_does_not_depend_on_gate_and_pooling() -> None:
     tuned = model_hash("tuned", backbone_hash="a", settings=SETTINGS, files=FILES)
     changed = FILES | {"config.json": "x", "gate.safetensors": "y"}

@@ -83,3 +83,9 @@ def test_tests_at_chance_are_named() -> None:
     for entry in originals.values():
         del entry["above_chance"]
     assert "at chance" not in model_card(record)
+
+
+def test_a_quantized_original_is_named() -> None:
+    text = card(config("backbone.quantization=nf4")).text
+    assert "mini in 4 bits (nf4) with lora" in text and "is the quantized one, not the published weights" in text
+    assert "quantized" not in card(config()).text

@@ -12,8 +12,8 @@ from imsm.cli.main import main
 from imsm.evaluation.result import FILE, write_result
 from imsm.reporting.render.markdown import render_markdown
 from imsm.reporting.render.terminal import print_report
-from imsm.reporting.report import build_report, write_report
-from tests.reporting.factories import evaluate_on_other_examples, predictions_file
+from imsm.reporting.report import build_report, report_subtitle, report_title, write_report
+from tests.reporting.factories import data_of, evaluate_on_other_examples, predictions_file, three_results
 from tests.reporting.render.test_html import Page
 
 
@@ -97,3 +97,10 @@ def test_the_original_alone_has_a_report(runs: dict[str, Any]) -> None:
     assert report.subtitle == "mini · original"
     write_report(folder, record, runs_root=runs["root"])
     assert (folder / "report.html").is_file()
+
+
+def test_the_title_names_a_quantized_original() -> None:
+    data = data_of(three_results("backbone.quantization=nf4"))
+    assert report_subtitle(data.focus.result, compared=True).startswith("mini in 4 bits (nf4) · ")
+    original = data_of([three_results("backbone.quantization=nf4")[0]])
+    assert report_title(original) == "mini in 4 bits (nf4) before training"

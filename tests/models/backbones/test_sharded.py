@@ -6,18 +6,26 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import distributed
 from torch.distributed import TCPStore
+from torch.distributed.tensor import DTensor
+from transformers import GenerationConfig, PreTrainedModel
 
+from imsm.models.adapters.base import attach_adapter
+from imsm.models.backbones.loading import load_backbone
+from imsm.models.backbones.sharded import load_sharded_backbone, local_part, sharded_layers
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.utils.errors import UserError
 from tests.helpers.word_run import run_words, write_word_files
+from tests.models.siamese.tiny import ADAPTERS, ARCHITECTURES, prompts, tiny_backbone
 
-pytestmark = pytest.mark.slow
 SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 8}
 """About 105 MB in float32, of which a layer has 4 MB."""
 OVERRIDES = ["trainer.num_epochs=2", "trainer.learning_rate=0.01", "evaluation.batch_size=3"]
@@ -61,12 +69,77 @@ def predictions(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def group() -> Iterator[None]:
+    """A process group of this process alone, which holds every shard."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def load(folder: Path, dtype: str = "float32") -> PreTrainedModel:
+    return load_sharded_backbone(name_or_path=str(folder), dtype=dtype, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_sharded_model_is_the_loaded_one(group: None, tmp_path: Path, architecture: str, dtype: str) -> None:
+    tiny_backbone(architecture).save_pretrained(tmp_path, max_shard_size="40KB")
+    GenerationConfig(eos_token_id=[2, 5]).save_pretrained(tmp_path)
+    sharded, plain = load(tmp_path, dtype), load_backbone(name_or_path=str(tmp_path), dtype=dtype)
+    assert len(sharded_layers(sharded)) == 3 and not any(p.requires_grad for p in sharded.parameters())
+    assert sharded.generation_config.to_dict() == plain.generation_config.to_dict()
+    assert sharded.config.to_dict() | {"_name_or_path": ""} == plain.config.to_dict() | {"_name_or_path": ""}
+    found, expected = sharded.state_dict(), plain.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(local_part(value), expected[name]) and local_part(value).dtype == expected[name].dtype
+    assert {name for name, value in found.items() if isinstance(value, DTensor)} == {
+        name for name in found if ".layers." in name
+    }
+    ids = torch.tensor([prompts(batch=1)[0]])
+    for mode in (True, False):  # training mode: no dropout
+        with torch.no_grad():
+            assert torch.equal(sharded.train(mode)(ids).logits, plain(ids).logits)
+
+
+def test_files_that_do_not_fit_are_input_errors(group: None, tmp_path: Path) -> None:
+    tiny_backbone("llama").save_pretrained(tmp_path, max_shard_size="40KB")
+    index = tmp_path / "model.safetensors.index.json"
+    names = json.loads(index.read_text())
+    first, *_ = sorted(set(names["weight_map"].values()))
+    weights = load_file(tmp_path / first)
+    name = next(iter(weights))
+    save_file({"renamed" if each == name else each: value for each, value in weights.items()}, tmp_path / first)
+    with pytest.raises(UserError, match=rf"its files have no {name} \(1 names\), .*set engine=zero3"):
+        load(tmp_path)
+    save_file({**weights, name: weights[name][:-1].contiguous()}, tmp_path / first)
+    with pytest.raises(UserError, match=rf"{name} has the shape "):
+        load(tmp_path)
+    (tmp_path / first).unlink()
+    with pytest.raises(UserError, match=f"has no {first}"):
+        load(tmp_path)
+    names["weight_map"][name] = f"../{tmp_path.name}/{first}"
+    index.write_text(json.dumps(names))
+    with pytest.raises(UserError, match=r"has no \.\./"):
+        load(tmp_path)
+
+
+def test_an_adapter_that_reads_complete_weights_is_an_input_error(group: None, tmp_path: Path) -> None:
+    tiny_backbone("llama").save_pretrained(tmp_path)
+    model = load(tmp_path)
+    with pytest.raises(UserError, match=r"engine=fsdp2: LoraConfig cannot be added to sharded layers.*zero2 or zero3"):
+        attach_adapter(ADAPTERS["dora"](), model)
+
+
+@pytest.mark.slow
 def test_one_process_cannot_load_it(files: Path, tmp_path: Path) -> None:
     ((code, output),) = start(files, tmp_path, "engine=single", "engine.device=cpu", processes=1)
     assert code != 0
     assert "allocate memory" in output or "MemoryError" in output, output[-2000:]
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_it_as_one_would(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,3 +211,24 @@ def test_a_gpu_has_a_reserve_and_a_cpu_has_none() -> None:
     assert all("not measured" in item.basis and not item.exact for item in (*one, *eight))
     assert "NCCL" in eight[0].basis and "NCCL" not in one[0].basis
     assert reserve("mode=plan", "backbone=llama3", "engine.device=cpu") == []
+
+
+def weights_of(*overrides: str, section: str = "training") -> dict[str, int]:
+    """Return the exact items of the weights of Llama 3 70B in a plan."""
+    options = ["mode=plan", "backbone=llama3_70b", "engine.device=cuda", "trainer.gradient_checkpointing=true"]
+    items = make_plan(config(*options, *overrides)).memory[f"memory per GPU, {section}"]
+    return {item.name: item.size or 0 for item in items if "weights" in item.name}
+
+
+def test_fsdp2_shards_the_layers_in_training_and_evaluation() -> None:
+    layer = 8192 * (2 * 8192 + 2 * 1024 + 3 * 28672 + 2)
+    for section in ("training", "evaluation"):
+        found = weights_of("engine=fsdp2", "engine.nproc_per_node=8", section=section)
+        assert found["weights"] == 2 * 80 * layer // 8
+        assert found["complete weights"] == pytest.approx(2 * 8192 * (2 * 128256 + 1), abs=1000)  # and buffers
+
+
+def test_weights_in_4_bits_take_a_half_byte_and_their_scales() -> None:
+    linear = 80 * 8192 * (2 * 8192 + 2 * 1024 + 3 * 28672)
+    plain, quantized = (weights_of(f"backbone.quantization={each}")["weights"] for each in ("null", "nf4"))
+    assert plain - quantized == pytest.approx(linear * (2 - 0.5625), rel=1e-6)

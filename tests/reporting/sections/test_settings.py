@@ -27,3 +27,9 @@ def test_a_run_is_described_by_its_settings_and_its_cost() -> None:
 def test_what_is_not_recorded_is_left_out() -> None:
     assert list(cells(*three_results())) == ["model", "hyperparameters", "training", "evaluation"]
     assert list(cells(result("original"))) == ["model", "evaluation"]
+
+
+def test_a_quantized_original_is_named() -> None:
+    found = cells(*three_results("backbone.quantization=nf4"))
+    assert found["model"].startswith("mini in 4 bits (nf4) (")
+    assert found["original"].endswith("is the quantized one, not the published weights.")
