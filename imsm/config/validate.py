@@ -417,12 +417,6 @@ def _backend(evaluation: EvaluationConfig) -> Iterator[str]:
         )
 
 
-def _static_cache(evaluation: EvaluationConfig, gate: GateConfig, method: MethodConfig) -> Iterator[str]:
-    if evaluation.static_cache and gate.skip and method.stream == "interwoven":
-        problem = "gate.skip=true lets the rows of a batch continue with different streams"
-        yield f"evaluation.static_cache=true: {problem}; omit one of the two"
-
-
 def _resume(resume: str) -> Iterator[str]:
     if resume not in _RESUME and not os.path.isdir(resume):
         match = closest_match(resume, _RESUME)
@@ -507,7 +501,6 @@ _CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _quantization,
     _checkpoints,
     _backend,
-    _static_cache,
     _resume,
     _task_sequence,
     _rehearsal,

@@ -20,8 +20,9 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from imsm.models.siamese.decoding_session import DecodingSession
-from imsm.models.siamese.kv_cache import DualStreamCache
+from imsm.models.siamese.kv_cache import DualStreamCache, PrefixedCache
 from imsm.models.siamese.model import SiameseForCausalLM
+from imsm.models.siamese.skip import CHOICES
 from imsm.utils.errors import UserError, first_line
 
 _KEY = "evaluation.static_cache=true"
@@ -35,8 +36,8 @@ _MASKS = ("sdpa", "eager")
 class StaticDecodingSession:
     """The rows of a `DecodingSession` after at least one token of their responses, with static caches.
 
-    The session is consumed. At most ``max_new_tokens`` tokens may follow. ``use_graph``: record a CUDA graph; None: on
-    a GPU.
+    The session is consumed. At most ``max_new_tokens`` tokens may follow. ``use_graph``: record CUDA graphs; None: on
+    a GPU. With `skip_threshold` the rows of each choice are one part, with a graph of its own.
 
     Attributes:
         model: the session's model.
@@ -54,33 +55,19 @@ class StaticDecodingSession:
         if reason is not None:
             raise UserError(f"{_KEY}: {reason}; omit it")
         cache, mask = session.release()
-        width = mask.shape[1]
-        length = -(-(width + max_new_tokens) // _ALIGNMENT) * _ALIGNMENT
-        self._windows = _windows(cache, self.model, length)
-        self._frozen: tuple[torch.Tensor | None, ...] = (None, None)
-        if isinstance(cache, DualStreamCache):
-            if self.model.gate is not None and self.model.gate.reads_query:
-                assert cache.frozen_query is not None
-                self._frozen = cache.frozen_query
-            halves = [_static_cache(each, width=width, length=length) for each in cache.decoder_caches]
-            cache.decoder_caches, cache.layers = tuple(halves), [layer for each in halves for layer in each.layers]
-            self._cache: Cache = cache
-        else:
-            self._cache = _static_cache(cache, width=width, length=length)
-        device = mask.device
-        self._columns = torch.arange(length, device=device)
-        # padding stays closed; columns after the prompt are opened by their number
-        self._filled = torch.nn.functional.pad(mask.bool(), (0, length - width), value=True)
-        self._position = torch.tensor(width, device=device)
-        self._position_ids = mask.sum(dim=1, keepdim=True)
-        self._tokens = torch.zeros_like(self._position_ids)
+        use_graph = mask.device.type == "cuda" if use_graph is None else use_graph
+        options: dict[str, Any] = {"new_tokens": max_new_tokens, "use_graph": use_graph}
+        parts = cache.split() if isinstance(cache, DualStreamCache) else []
+        # of each part the rows, None for all
+        self._parts: list[tuple[torch.Tensor | None, _StaticPart]] = [
+            (part.rows, _StaticPart(self.model, CHOICES[part.choice], part.cache, mask[part.rows], **options))
+            for part in parts
+        ] or [(None, _StaticPart(self.model, self.model.stream, cache, mask, **options))]
         self._steps_left = max_new_tokens
-        self._use_graph = device.type == "cuda" if use_graph is None else use_graph
-        self._graph: torch.cuda.CUDAGraph | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self._tokens)
+        return len(self.logits)
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor) -> None:
@@ -88,6 +75,80 @@ class StaticDecodingSession:
         if not self._steps_left:
             raise ValueError("forward: the caches are full; give a larger max_new_tokens")
         self._steps_left -= 1
+        for rows, part in self._parts:
+            part.forward(tokens if rows is None else tokens[rows])
+            if rows is None:
+                self.logits, self.gate = part.logits, part.gate
+            else:
+                assert self.gate is not None and part.gate is not None
+                self.logits[rows] = part.logits
+                self.gate[rows] = part.gate
+
+    @torch.inference_mode()
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep the given rows, in this order; the next step records new graphs."""
+        self.logits = self.logits[list(rows)]
+        self.gate = None if self.gate is None else self.gate[list(rows)]
+        parts: list[tuple[torch.Tensor | None, _StaticPart]] = []
+        for part_rows, part in self._parts:
+            if part_rows is None:
+                part.select_rows(rows)
+                parts.append((None, part))
+                continue
+            before = {row: number for number, row in enumerate(part_rows.tolist())}
+            kept = [number for number, row in enumerate(rows) if row in before]
+            if kept:
+                part.select_rows([before[rows[number]] for number in kept])
+                parts.append((torch.tensor(kept, device=part_rows.device), part))
+        self._parts = parts
+
+
+class _StaticPart:
+    """Rows that are decoded with the same stream, or with both.
+
+    Attributes:
+        logits: logits of each row's next token, (B, V), at a fixed address.
+        gate: mean weight of the original, (B,); None for a stream that was selected for the model.
+    """
+
+    logits: torch.Tensor
+    gate: torch.Tensor | None
+
+    def __init__(
+        self,
+        model: SiameseForCausalLM,
+        stream: str,
+        cache: Cache,
+        mask: torch.Tensor,
+        *,
+        new_tokens: int,
+        use_graph: bool,
+    ) -> None:
+        self._model, self._stream = model, stream
+        width, device = mask.shape[1], mask.device
+        length = -(-(width + new_tokens) // _ALIGNMENT) * _ALIGNMENT
+        self._windows = _windows(cache, model, length)
+        self._frozen: tuple[torch.Tensor | None, ...] = (None, None)
+        own = cache.decoder_caches if isinstance(cache, PrefixedCache) else (cache,)
+        static = [_static_cache(each, width=width, length=length) for each in own]
+        self._cache: Cache = static[0]
+        if isinstance(cache, DualStreamCache):
+            if model.gate is not None and model.gate.reads_query:
+                assert cache.frozen_query is not None
+                self._frozen = cache.frozen_query
+            cache.decoder_caches, cache.layers = tuple(static), [layer for each in static for layer in each.layers]
+            self._cache = cache
+        self._columns = torch.arange(length, device=device)
+        # padding stays closed; columns after the prompt are opened by their number
+        self._filled = torch.nn.functional.pad(mask.bool(), (0, length - width), value=True)
+        self._position = torch.tensor(width, device=device)
+        self._position_ids = mask.sum(dim=1, keepdim=True)
+        self._tokens = torch.zeros_like(self._position_ids)
+        self._use_graph = use_graph
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def forward(self, tokens: torch.Tensor) -> None:
+        """Append ``tokens`` (B, 1) and set `logits` and `gate`."""
         self._tokens.copy_(tokens)
         if self._use_graph and self._graph is None:
             self._record()
@@ -96,14 +157,11 @@ class StaticDecodingSession:
         else:
             self._graph.replay()
 
-    @torch.inference_mode()
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the given rows, in this order; the next step records a new graph."""
+        """Keep the given rows, in this order."""
         # the old graph writes to the old addresses
         self._graph = None
         indices = torch.tensor(rows, device=self._tokens.device)
-        self.logits = self.logits[indices]
-        self.gate = None if self.gate is None else self.gate[indices]
         self._filled, self._position_ids = self._filled[indices], self._position_ids[indices]
         self._tokens = self._tokens[indices]
         self._frozen = tuple(None if each is None else each[indices] for each in self._frozen)
@@ -112,15 +170,18 @@ class StaticDecodingSession:
 
     def _step(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run one token of each row; return logits (B, V) and gate (B,)."""
-        model, cache = self.model, self._cache
+        model, cache = self._model, self._cache
         inputs = {"input_ids": self._tokens, "position_ids": self._position_ids, "attention_mask": self._masks()}
+        gate = None
         if isinstance(cache, DualStreamCache):
             original, tuned = model.streams.both_hidden_states(inputs, cache=cache)
-            logits, gate = model._mix(original, tuned, *self._frozen)
-            gate = gate[:, -1]
+            logits, weight = model._mix(original, tuned, *self._frozen)
+            gate = weight[:, -1]
         else:
-            hidden = model.streams.hidden_states(inputs, stream=model.stream, cache=cache)
-            logits, gate = model.head(hidden), None
+            logits = model.head(model.streams.hidden_states(inputs, stream=self._stream, cache=cache))
+            if self._stream != model.stream:
+                # of a decided query
+                gate = logits.new_full((len(logits),), float(self._stream == "original"), dtype=torch.float32)
         self._position.add_(1)
         self._position_ids.add_(1)
         return logits[:, -1], gate
@@ -132,9 +193,9 @@ class StaticDecodingSession:
             kind: visible if window is None else visible & (self._columns > self._position - window)
             for kind, window in self._windows.items()
         }
-        config = self.model.backbone.config
+        config = self._model.backbone.config
         if config._attn_implementation == "eager":
-            dtype = next(self.model.backbone.parameters()).dtype
+            dtype = next(self._model.backbone.parameters()).dtype
             lowest = torch.finfo(dtype).min
             zeros = {kind: torch.zeros_like(mask, dtype=dtype) for kind, mask in masks.items()}
             masks = {kind: zeros[kind].masked_fill(~mask, lowest) for kind, mask in masks.items()}
@@ -177,8 +238,6 @@ def _restore(counters: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -
 def _unsupported(session: DecodingSession) -> str | None:
     """Return why a session cannot continue with static caches; None if it can."""
     model, config = session.model, session.model.backbone.config
-    if session.choices is not None:
-        return "gate.skip=true lets the rows of a batch continue with different streams"
     if model.streams.virtual_tokens is not None:
         return "prompt learning has caches with virtual tokens"
     if not model.config.supports_cache:
