@@ -64,7 +64,7 @@ sweep-methods: $(STAMP)-base  ## the paper's PEFT methods on the miniature, one 
 compatibility: $(STAMP)-base  ## test every PEFT method and language model: docs/compatibility.md
 	OMP_NUM_THREADS=1 $(PY) -m scripts.compatibility
 
-bench: $(STAMP)-bench $(STAMP)-gemma  ## speed and memory compared with plain PEFT and others (25 minutes)
+bench: $(STAMP)-bench $(STAMP)-gemma  ## speed and memory compared with plain PEFT and others (30 minutes)
 	$(PY) -m scripts.bench
 
 bench-full: $(STAMP)-bench $(STAMP)-gemma  ## the same, with plots of how cost grows

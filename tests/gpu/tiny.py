@@ -78,6 +78,7 @@ def losses(
     cache: HiddenStateCache | None = None,
     engine: SingleDeviceEngine | None = None,
     micro_batching: MicroBatching | None = None,
+    deterministic: bool = False,
 ) -> list[float]:
     """Train with batches of eight, by default in micro-batches of four, and return each step's loss."""
     engine = engine or engine_of(model)
@@ -88,6 +89,7 @@ def losses(
         "callbacks": None,
         "micro_batching": micro_batching or MicroBatching(size=4),
         "pad_id": 0,
+        "deterministic": deterministic,
     }
     return [
         train_step([batches[step % 3]], step=step, hidden_state_cache=cache, **options)["loss"]

@@ -106,7 +106,7 @@ BARS = (
     *(
         Bar(
             name=f"evaluation, GSM8K's prompts, IMSM, batch {rows}: static cache / without",
-            ours=f"evaluation {rows}/imsm, static/tokens_per_s",
+            ours=f"evaluation {rows}, static/imsm/tokens_per_s",
             theirs=f"evaluation {rows}/imsm/tokens_per_s",
             unit="tokens/s",
             limit=limit,
@@ -116,8 +116,8 @@ BARS = (
     ),
     Bar(
         name="evaluation, GSM8K's prompts, batch 1, static cache: IMSM / our PEFT",
-        ours="evaluation 1/imsm, static/tokens_per_s",
-        theirs="evaluation 1/peft, static/tokens_per_s",
+        ours="evaluation 1, static/imsm/tokens_per_s",
+        theirs="evaluation 1, static/peft/tokens_per_s",
         unit="tokens/s",
         limit=0.9,
         at_least=True,

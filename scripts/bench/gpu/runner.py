@@ -122,6 +122,8 @@ def measure_row(record: Record, session: Session, row: Row, *, seconds: int) -> 
     print(f"{row.name}: {found.get('error', 'measured')} ({found['seconds']} s)", flush=True)
     gc.collect()
     if session.is_gpu:
+        # ends this process if the device is unusable after an error; the next call measures the other rows
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 

@@ -103,9 +103,12 @@ class Session:
             for name, run in runs.items():
                 started, host_started = now(self.setup.device), time.process_time()
                 run()
+                # before waiting for the device, which may spin
+                host_time = time.process_time() - host_started
+                wall_time = now(self.setup.device) - started
                 if round_ >= warm_up:
-                    wall[name].append(1e3 * (now(self.setup.device) - started))
-                    host[name].append(1e3 * (time.process_time() - host_started))
+                    wall[name].append(1e3 * wall_time)
+                    host[name].append(1e3 * host_time)
         return {
             name: {"ms": median(times), "ms_min": min(times), "host_ms": median(host[name])}
             for name, times in wall.items()
