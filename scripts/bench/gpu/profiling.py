@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from imsm.data.batching import MicroBatching, collate_prompts
@@ -63,22 +64,24 @@ def _profiled(session: Session, run: Callable[[], object]) -> Measured:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if session.is_gpu else [])]
     with profile(activities=activities) as profiler:
         session.timed(run, rounds=1, warm_up=0)
-    events: Any = profiler.key_averages()
-    if not session.is_gpu:
-        return found | {"events": len(events)}
+    events = profiler.key_averages()
+    return found | (gpu_time(events, wall_ms=found["ms_min"]) if session.is_gpu else {"events": len(events)})
+
+
+def gpu_time(events: Iterable[Any], *, wall_ms: float) -> Measured:
+    """Return the GPU's busy time, its longest kernels, and what the host waited for, of a profile's averages."""
+    events = list(events)
     # annotations span kernels that are counted themselves
     kernels = [
         event
         for event in events
-        if event.self_device_time_total > 0
-        and "CUDA" in str(event.device_type)
-        and not getattr(event, "is_user_annotation", False)
+        if event.device_type != DeviceType.CPU and event.self_device_time_total > 0 and not event.is_user_annotation
     ]
     kernels.sort(key=lambda event: -event.self_device_time_total)
     busy = sum(event.self_device_time_total for event in kernels) / 1e3
-    return found | {
+    return {
         "gpu_ms": busy,
-        "gpu_busy_share": busy / found["ms_min"],
+        "gpu_busy_share": busy / wall_ms,
         "kernels": sum(event.count for event in kernels),
         "host_waits": {event.key: event.count for event in events if event.key in _WAITS},
         "longest": [
