@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,24 @@ def test_a_run_writes_its_model_responses_and_report(word_files: Path, tmp_path:
         out = model.generate(**prompt, max_new_tokens=3, do_sample=False)
         new = out[0, prompt["input_ids"].shape[1] :]
         assert tokenizer.decode(new, skip_special_tokens=True) == json.loads(line)["response"]
+
+
+def test_a_deterministic_run_prepares_cuda_and_trains_so(
+    word_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def step(*arguments: Any, **options: Any) -> dict[str, float]:
+        seen.append((options["deterministic"], os.environ["CUBLAS_WORKSPACE_CONFIG"]))
+        raise KeyboardInterrupt
+
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(trainer, "train_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run_words(word_files, tmp_path, "trainer.deterministic=true")
+    assert seen == [(True, ":4096:8")]
 
 
 def test_at_most_four_project_frames_lie_above_the_training_loop(
