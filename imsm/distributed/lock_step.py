@@ -19,7 +19,7 @@ class LockStep(AbstractContextManager[None]):
     """Inside the ``with`` block, each process runs any number of passes through ``layers``, or none.
 
     Before a pass, the processes count those that want to run one. A process at the end of its block takes part in the
-    passes of the others until no process wants to run one; all processes must enter and leave the block. ``layers``
+    passes of the others until no process wants to run one; all processes must enter and exit the block. ``layers``
     are in the order in which a pass runs them; collectives of several processes use ``device``.
 
     Raises:

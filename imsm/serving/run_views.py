@@ -14,6 +14,7 @@ import pandas
 from imsm.evaluation.result import FILE, read_result
 from imsm.evaluation.statistics.forgetting import OUTCOMES, stability
 from imsm.reporting.paired_comparison import outcomes_by_example
+from imsm.reporting.render.formatting import backbone_label
 from imsm.reporting.report import report_subtitle, report_title
 from imsm.reporting.report_data import ReportData, build_report_data
 from imsm.reporting.runs import ComparedRun, comparable, headline, runs_to_compare
@@ -96,7 +97,7 @@ def _cached_card(folder: Path, time: int) -> dict[str, Any]:
         "title": report_title(data),
         "subtitle": report_subtitle(result, compared=len(data.runs) > 1),
         "method": data.focus.method,
-        "backbone": config["backbone"]["name"],
+        "backbone": backbone_label(config),
         "peft": config["peft"]["name"],
         "target": data.target,
         "seed": config["seed"],
