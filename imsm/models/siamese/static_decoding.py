@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -37,7 +38,8 @@ class StaticDecodingSession:
     """The rows of a `DecodingSession` after at least one token of their responses, with static caches.
 
     The session is consumed. At most ``max_new_tokens`` tokens may follow. ``use_graph``: record CUDA graphs; None: on
-    a GPU. With `skip_threshold` the rows of each choice are one part, with a graph of its own.
+    a GPU. With `skip_threshold` the rows of each choice are one part, with a graph of its own. ``check``: compare a
+    step with the session's, once per model and stream.
 
     Attributes:
         model: the session's model.
@@ -48,12 +50,16 @@ class StaticDecodingSession:
         UserError: the model or its stream cannot be decoded this way.
     """
 
-    def __init__(self, session: DecodingSession, *, max_new_tokens: int, use_graph: bool | None = None) -> None:
+    def __init__(
+        self, session: DecodingSession, *, max_new_tokens: int, use_graph: bool | None = None, check: bool = True
+    ) -> None:
         self.model, self.logits, self.gate = session.model, session.logits, session.gate
         self.model.streams.guard.check()
         reason = _unsupported(session)
         if reason is not None:
             raise UserError(f"{_KEY}: {reason}; omit it")
+        if check:
+            _check_once(session, max_new_tokens=max_new_tokens)
         cache, mask = session.release()
         use_graph = mask.device.type == "cuda" if use_graph is None else use_graph
         options: dict[str, Any] = {"new_tokens": max_new_tokens, "use_graph": use_graph}
@@ -228,6 +234,48 @@ class _StaticPart:
             _restore(counters, before)
             return
         self._graph, (self.logits, self.gate) = graph, outputs
+
+
+# streams of each model that gave the logits of growing caches
+_checked: WeakKeyDictionary[SiameseForCausalLM, set[str]] = WeakKeyDictionary()
+
+
+def _check_once(session: DecodingSession, *, max_new_tokens: int) -> None:
+    """Compare the logits of a static step with those of the session, on two of its rows.
+
+    Decoders may read a mask that is prepared for them in another way than expected, or not at all.
+
+    Raises:
+        UserError: they differ, or the decoder cannot run the step.
+    """
+    model = session.model
+    checked = _checked.setdefault(model, set())
+    # the check runs two more tokens, for which there may be no position
+    if model.stream in checked or max_new_tokens < 2:
+        return
+    rows = sorted({0, len(session) - 1})
+    growing, other = session.fork(rows), session.fork(rows)
+    for each in (growing, other):
+        tokens = each.logits.argmax(dim=-1, keepdim=True)
+        each.forward(tokens)
+    tokens = growing.logits.argmax(dim=-1, keepdim=True)
+    growing.forward(tokens)
+    name = type(model.backbone).__name__
+    try:
+        static = StaticDecodingSession(other, max_new_tokens=1, use_graph=False, check=False)
+        static.forward(tokens)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError) or "out of memory" in str(error):
+            raise
+        raise UserError(
+            f"{_KEY}: {name} cannot run a step with prepared masks ({first_line(error)}); omit it"
+        ) from error
+    expected = growing.logits.float()
+    difference = (static.logits.float() - expected).abs().max() / expected.abs().max()
+    # of rounding; in float32 it was at most 1e-5
+    if difference > torch.finfo(growing.logits.dtype).eps ** 0.5:
+        raise UserError(f"{_KEY}: {name} gives other logits with prepared masks (by {float(difference):.1g}); omit it")
+    checked.add(model.stream)
 
 
 def _restore(counters: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:

@@ -14,6 +14,7 @@ from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.static_decoding import StaticDecodingSession, _StaticPart
 from imsm.utils.errors import UserError
 from tests.helpers.adapters import prompt_tuning
+from tests.models.siamese.test_architectures import ROWS, built
 from tests.models.siamese.tiny import CASES, QUERY_GATE, prompts, tiny_siamese, tiny_tokenizer
 
 NEW = 20
@@ -137,7 +138,9 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(_StaticPart, "_record", note)
     monkeypatch.setattr(
-        StaticDecodingSession, "__init__", lambda self, *given, **more: made(self, *given, use_graph=True, **more)
+        StaticDecodingSession,
+        "__init__",
+        lambda self, *given, **more: made(self, *given, **{"use_graph": True, **more}),
     )
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
@@ -227,3 +230,39 @@ def test_decided_rows_continue_with_their_stream(architecture: str, decided: str
     assert ("both" in choices) == (decided != "all") and (set(choices) != {"both"}) == (decided != "none")
     for one, other in zip(found, expected, strict=True):
         assert one.gate_per_token == pytest.approx(other.gate_per_token, abs=2e-5)
+
+
+@pytest.mark.parametrize("case", ["mistral", "gemma2", "gpt2", "mpt", "mixtral", "gpt_oss", "deepseek_v3"])
+def test_other_architectures(case: str) -> None:
+    model, _ = built(case)
+    growing, static = started(model, ROWS), StaticDecodingSession(started(model, ROWS), max_new_tokens=NEW)
+    for _ in range(NEW):
+        tokens = growing.logits.argmax(dim=-1)[:, None]
+        growing.forward(tokens)
+        static.forward(tokens)
+        torch.testing.assert_close(static.logits, growing.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case", ["bloom", "falcon, alibi", "bamba, attention behind a state space", "mamba2, no cache"]
+)
+def test_an_architecture_that_cannot_be_decoded_so_is_one_line(case: str) -> None:
+    model, _ = built(case)
+    session = DecodingSession(model, ROWS, pad_id=0, max_new_tokens=NEW)
+    session.forward(session.logits.argmax(dim=-1)[:, None])
+    with pytest.raises(UserError, match=r"^evaluation\.static_cache=true: .*; omit it$") as refused:
+        StaticDecodingSession(session, max_new_tokens=NEW)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_decoder_that_reads_its_mask_differently_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = _StaticPart._masks
+    monkeypatch.setattr(_StaticPart, "_masks", lambda self: torch.ones_like(masks(self)))
+    model = tiny_siamese()
+    with pytest.raises(UserError, match=r"gives other logits with prepared masks \(by 0\.\d+\); omit it$"):
+        StaticDecodingSession(started(model, prompts(2)), max_new_tokens=NEW)
+    # a model that was compared once is not compared again
+    monkeypatch.undo()
+    StaticDecodingSession(started(model, prompts(2)), max_new_tokens=NEW)
+    monkeypatch.setattr(DecodingSession, "fork", None)
+    StaticDecodingSession(started(model, prompts(2)), max_new_tokens=NEW)
