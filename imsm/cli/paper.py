@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
 
 def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunIndex) -> list[str]:
     """Run what is missing and return the names of the runs that failed."""
-    from imsm.distributed.gpus import gpu_names
+    from imsm.distributed.gpus import free_gpu_names, gpu_names
     from imsm.pipeline.placement import gpus_of_run
     from imsm.studies.paper.runs import required_runs, run_missing, validate_runs
     from imsm.studies.paper.speed import measure_speed, read_speed, write_speed
@@ -68,9 +68,8 @@ def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunInd
     for table in tables:
         # all tables first, so that no run starts if a later table is invalid
         validate_runs(table, runs, scale=options.scale)
-    names = gpu_names()
-    # one run at a time on the user's request, or on the only GPU, sees whatever it would see alone
-    gpus = [] if options.jobs == 1 or len(names) == 1 else names
+    # one run at a time on the user's request, and runs on the only GPU, see what they would see alone
+    gpus = [] if options.jobs == 1 or len(gpu_names()) < 2 else free_gpu_names()
     placement: dict[str, Any] = {
         "jobs": options.jobs or max(1, len(gpus)),
         "gpus": gpus,

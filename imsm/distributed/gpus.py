@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 
 from imsm.utils.errors import UserError
@@ -46,6 +47,27 @@ def gpu_names() -> list[str]:
         return [str(number) for number in range(count)]
     # CUDA ignores what follows an invalid name, and torch does not count it
     return [name.strip() for name in visible.split(",") if name.strip()][:count]
+
+
+def free_gpu_names() -> list[str]:
+    """Return those of `gpu_names` that no other process uses, and print which are left out; a single one may be used.
+
+    Raises:
+        UserError: all of several GPUs are in use.
+    """
+    names = gpu_names()
+    gpus = _query_gpus() if len(names) > 1 else []
+    # nvidia-smi does not list MIG devices
+    busy = {name: gpu for name, gpu in zip(names, gpus, strict=True) if gpu.busy} if len(gpus) == len(names) else {}
+    if not busy:
+        return names
+    described = ", ".join(map(str, busy.values()))
+    if len(busy) == len(names):
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES: every GPU is in use by another process, {described}; wait until one is free"
+        )
+    print(f"GPUs in use by another process are left out: {described}", file=sys.stderr)
+    return [name for name in names if name not in busy]
 
 
 def smallest_gpu_memory() -> int | None:

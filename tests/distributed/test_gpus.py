@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imsm.distributed import gpus
-from imsm.distributed.gpus import check_gpus_free, gpu_names, smallest_gpu_memory
+from imsm.distributed.gpus import check_gpus_free, free_gpu_names, gpu_names, smallest_gpu_memory
 from imsm.utils.errors import UserError
 
 FOUR = """\
@@ -105,3 +105,30 @@ def test_the_smallest_visible_gpu_decides(smi, monkeypatch: pytest.MonkeyPatch) 
     # nvidia-smi lists GPUs, not their MIG devices
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-7")
     assert smallest_gpu_memory() is None
+
+
+def test_a_sweep_leaves_out_gpus_in_use(
+    smi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smi(FOUR)
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: 4)
+    assert free_gpu_names() == ["0", "3"]
+    line = capsys.readouterr().err
+    assert line.startswith(
+        "GPUs in use by another process are left out: 1 (NVIDIA H200: 34.0 of 140.4 GiB in use), 2 ("
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-ddd,2")
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: 2)
+    assert free_gpu_names() == ["GPU-ddd"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    with pytest.raises(UserError, match=r"every GPU is in use by another process, 1 .*; wait until one is free$"):
+        free_gpu_names()
+    # MIG devices are not listed, and without nvidia-smi nothing is known
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
+    assert free_gpu_names() == ["MIG-1", "MIG-2"]
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: 0)
+    assert free_gpu_names() == []
+    # the only one may be shared
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: 1)
+    assert free_gpu_names() == ["1"]

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
-from imsm.distributed.gpus import gpu_names
+from imsm.distributed.gpus import free_gpu_names
 from imsm.pipeline.placement import GpuPool, gpus_of_run
 from imsm.pipeline.run_status import load_if_finished, sweep_objectives
 from imsm.pipeline.sweeps.job import SweepJob, number_of_goals, record_failure
@@ -174,7 +174,7 @@ def _gpus(launcher: Launcher, configs: Mapping[int, RunConfig]) -> tuple[GpuPool
         UserError: one job needs more GPUs than there are.
     """
     per_job: int | None = launcher.params["gpus_per_node"]
-    pool = GpuPool([] if per_job == 0 else gpu_names())
+    pool = GpuPool([] if per_job == 0 else free_gpu_names())
     if per_job is None:
         return pool, {number: gpus_of_run(config, gpus=pool.size) for number, config in configs.items()}
     if per_job > pool.size:

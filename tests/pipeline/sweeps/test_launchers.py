@@ -72,7 +72,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[tuple[int
 
     def run(*configs: RunConfig, gpus: list[str], **params: Any) -> tuple[list[tuple[int, list[str]]], list[int]]:
         launcher = FakeLauncher(**params)
-        monkeypatch.setattr(launchers, "gpu_names", lambda: gpus)
+        monkeypatch.setattr(launchers, "free_gpu_names", lambda: gpus)
         monkeypatch.setattr(launchers, "_start_local_job", launcher.start)
         waiting = {number: [] for number in range(len(configs))}
         ended = [number for number, _ in launchers.run_local_jobs(launcher, waiting, dict(enumerate(configs)))]
