@@ -25,6 +25,9 @@ class Layer(nn.Module):
     def reshard(self) -> None:
         self.calls.append(f"free {self.name}")
 
+    def reset_iter_state(self) -> None:
+        self.calls.append(f"reset {self.name}")
+
     def forward(self, x: int) -> int:
         if x < 0:
             raise RuntimeError("out of memory")
@@ -66,7 +69,7 @@ def test_the_processes_count_before_each_pass_and_help_until_none_wants_one(
         for layer in layers:
             layer(0)
     helped = ["gather 1", "free 1", "gather 2", "free 2"]
-    assert calls == ["count", "run 1", "run 2", "count", *helped, "count"]
+    assert calls == ["count", "run 1", "run 2", "count", *helped, "count", "reset 1", "reset 2"]
     for layer in layers:  # outside the block nothing is counted
         layer(0)
     assert calls[-2:] == ["run 1", "run 2"]

@@ -125,6 +125,8 @@ def _prefetch(model: PreTrainedModel) -> None:
     # each layer is initialized by its first pass; only then can they share streams, and with them memory
     find_decoder(model)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
     share_comm_ctx(layers)
+    # itself, which is a no-op: without an entry FSDP2 would gather the layer that ran before it, the last one
+    layers[0].set_modules_to_backward_prefetch([layers[0]])
     for layer, following in pairwise(layers):
         layer.set_modules_to_forward_prefetch([following])
         following.set_modules_to_backward_prefetch([layer])
@@ -162,7 +164,7 @@ def _read_parts(folder: Path, source: str, wanted: dict[str, torch.Tensor]) -> I
     for file in _weight_files(folder, source):
         # one file is mapped at a time
         with safe_open(folder / file, framework="pt") as weights:
-            for name in weights.keys() & wanted.keys():
+            for name in filter(wanted.__contains__, weights.offset_keys()):
                 part = weights.get_slice(name)
                 if tuple(part.get_shape()) != tuple(wanted[name].shape):
                     raise UserError(
