@@ -45,9 +45,10 @@ class LockStep(AbstractContextManager[None]):
             hook.remove()
         while kind is None and self._count(0):
             self._take_part()
-        for layer in self._layers if kind is None else ():
-            # FSDP2 records every pass until the next backward pass
-            layer.reset_iter_state()
+        # FSDP2 records every pass until the next backward pass; PyTorch 2.11 cannot clear the record
+        if kind is None and hasattr(FSDPModule, "reset_iter_state"):
+            for layer in self._layers:
+                layer.reset_iter_state()
 
     def _before_pass(self, *_: Any) -> None:
         if self._running:

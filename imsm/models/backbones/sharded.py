@@ -16,8 +16,9 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import distributed, nn
+from torch.distributed import fsdp
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -54,6 +55,10 @@ def load_sharded_backbone(
     """
     if quantization is not None:
         raise UserError(f"backbone.quantization={quantization}: cannot be sharded; set engine=single, or null")
+    if not hasattr(fsdp, "share_comm_ctx"):
+        raise UserError(
+            f"engine=fsdp2: PyTorch {torch.__version__} is too old; install 2.11 or later, or set engine=zero3"
+        )
     source = check_source(name_or_path, local_resolver=local_resolver, attn_implementation=attn_implementation)
     folder = fetch_backbone(name_or_path=source, revision=revision, local_resolver=None)
     try:
@@ -124,7 +129,7 @@ def _prefetch(model: PreTrainedModel) -> None:
     layers = sharded_layers(model)
     # each layer is initialized by its first pass; only then can they share streams, and with them memory
     find_decoder(model)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
-    share_comm_ctx(layers)
+    fsdp.share_comm_ctx(layers)
     # itself, which is a no-op: without an entry FSDP2 would gather the layer that ran before it, the last one
     layers[0].set_modules_to_backward_prefetch([layers[0]])
     for layer, following in pairwise(layers):
