@@ -22,7 +22,7 @@ def compute_alike_in_all_modes(model: nn.Module) -> None:
             module.__class__ = DequantizedLinear4bit
 
 
-class DequantizedLinear4bit(Linear4bit):  # type: ignore[misc]
+class DequantizedLinear4bit(Linear4bit):
     """A layer of bitsandbytes that computes ``x @ dequantized(weight).T + bias`` in its compute dtype."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
