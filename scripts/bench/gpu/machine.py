@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -56,13 +57,28 @@ def first_step_bits(session: Session) -> Measured:
         batch = {name: value.to(session.device) for name, value in batch.items()}
         inputs = decoder_inputs(batch["input_ids"], attention_mask=batch["attention_mask"])
         session.model.train()
-        with torch.no_grad():
-            original = session.model.streams.hidden_states(inputs, stream="original", cache=None)
-        tuned = session.model.streams.hidden_states(inputs, stream="tuned", cache=None).detach()
+        with _untrained(session.model):
+            with torch.no_grad():
+                original = session.model.streams.hidden_states(inputs, stream="original", cache=None)
+            tuned = session.model.streams.hidden_states(inputs, stream="tuned", cache=None).detach()
         is_token = batch["attention_mask"].bool()
         difference = (original[is_token].float() - tuned[is_token].float()).abs().max()
         found[task] = {"equal": torch.equal(original[is_token], tuned[is_token]), "difference": float(difference)}
     return found
+
+
+@contextmanager
+def _untrained(model: torch.nn.Module) -> Iterator[None]:
+    """Set LoRA's second matrices to zero, as they begin; other rows may have trained them."""
+    matrices = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
+    values = [matrix.data for matrix in matrices]
+    for matrix in matrices:
+        matrix.data = torch.zeros_like(matrix)
+    try:
+        yield
+    finally:
+        for matrix, value in zip(matrices, values, strict=True):
+            matrix.data = value
 
 
 def _launch_us(device: str, count: int = 2000) -> float:

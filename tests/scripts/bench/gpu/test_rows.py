@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from scripts.bench.gpu.bars import BARS
+from scripts.bench.gpu.machine import first_step_bits
 from scripts.bench.gpu.rows import BUILD, MACHINE, ROWS
 from scripts.bench.gpu.session import LENGTHS, Session
 from scripts.bench.result import ROOT
@@ -38,6 +39,15 @@ def test_a_row_measures_what_its_bars_need(session: Session, row: Any) -> None:
                     value = value[key]
                 assert value >= 0, path
     assert session.model.stream == "interwoven" and not session.model.adapted.is_gradient_checkpointing
+
+
+def test_equal_bits_before_the_first_update_are_found_after_other_rows_have_trained(session: Session) -> None:
+    matrices = [p for name, p in session.model.named_parameters() if "lora_B" in name]
+    for matrix in matrices:
+        matrix.data.fill_(0.1)
+    found = first_step_bits(session)
+    assert all(task["equal"] and task["difference"] == 0 for task in found.values())
+    assert all(bool((matrix == matrix.new_tensor(0.1)).all()) for matrix in matrices)
 
 
 @pytest.mark.parametrize("task", LENGTHS)
