@@ -9,7 +9,7 @@ import gc
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from imsm.distributed.context import DistributedContext
 from imsm.distributed.process_group import init_process_group
 from imsm.distributed.supervisor import exit_process
 from imsm.models.adapters.base import AdapterSpec
+from imsm.models.backbones.loading import load_backbone
 from imsm.models.backbones.sharded import load_sharded_backbone, sharded_layers
 from imsm.models.siamese.hidden_state_cache import compute_in_memory
 from imsm.models.siamese.kl import KLRegularizer
@@ -43,6 +44,7 @@ from tests.models.adapters.moe import tiny_loramoe
 from tests.models.siamese.tiny import ADAPTERS, QUERY_GATE, tiny_backbone, tiny_siamese
 from tests.training.tiny_run import IDENTITY, tiny_examples
 
+CPU = torch.device("cpu")
 BATCH_PLAN = BatchPlan(num_epochs=2, global_batch_size=5, micro_batching=MicroBatching(size=2), seed=7)
 # two steps per epoch, the second one with fewer examples
 EXAMPLES = tiny_examples(8)
@@ -73,6 +75,7 @@ class Case(NamedTuple):
     kl: float | None = None
     cached: bool = False
     rehearsal: bool = False
+    quantized: bool = False
 
     def __str__(self) -> str:
         words = [self.method, "imsm" if self.interwoven else "peft", self.optimizer]
@@ -80,6 +83,7 @@ class Case(NamedTuple):
         words += ["checkpointing"] if self.checkpointing else []
         words += ["kl"] if self.kl else []
         words += ["rehearsal"] if self.rehearsal else []
+        words += ["nf4"] if self.quantized else []
         return "-".join([*words, "cached"] if self.cached else words)
 
 
@@ -99,16 +103,17 @@ CASES = [
     Case("lora", interwoven=False, kl=0.5),
     Case("lora", cached=True),
     Case("lora", interwoven=False, rehearsal=True),
+    Case("lora", quantized=True),
 ]
 
 
 def cases_of(stage: Stage) -> list[Case]:
     """Offload differs little from the same stage without it, and ZeRO 1 from ZeRO 2; DoRA reads complete weights."""
     if stage == FSDP2:
-        return [case for case in CASES if case.method != "dora"]
+        return [case for case in CASES if case.method != "dora" and not case.quantized]
     if stage.number == 1:
         return [case for case in CASES if case in RESUMED or case.kl or case.cached or case.dtype != torch.float32]
-    return RESUMED if stage.offload else CASES
+    return RESUMED if stage.offload else [case for case in CASES if stage.number == 2 or not case.quantized]
 
 
 def build(case: Case, backbone: PreTrainedModel | None = None) -> dict[str, Any]:
@@ -141,11 +146,7 @@ def build(case: Case, backbone: PreTrainedModel | None = None) -> dict[str, Any]
 
 def single_device_engine(parts: dict[str, Any]) -> SingleDeviceEngine:
     return SingleDeviceEngine(
-        parts["model"],
-        optimizer=parts["optimizer"],
-        lr_scheduler=parts["lr_scheduler"],
-        max_grad_norm=0.5,
-        device=torch.device("cpu"),
+        parts["model"], optimizer=parts["optimizer"], lr_scheduler=parts["lr_scheduler"], max_grad_norm=0.5, device=CPU
     )
 
 
@@ -173,25 +174,34 @@ def deepspeed_engine(
         lr_scheduler=parts["lr_scheduler"],
         max_grad_norm=0.5,
         config=config,
-        device=torch.device("cpu"),
+        device=CPU,
         dist_context=dist_context,
     )
 
 
-def sharded_backbone(dtype: torch.dtype, dist_context: DistributedContext) -> PreTrainedModel:
-    """Save `tiny_backbone` and load it in shards."""
-    name = str(dtype).removeprefix("torch.")
+def saved_backbone(
+    case: Case, load: Callable[..., PreTrainedModel], dist_context: DistributedContext
+) -> PreTrainedModel:
+    """Save `tiny_backbone` once and load it."""
+    name = str(case.dtype).removeprefix("torch.")
 
     def save() -> str:
-        tiny_backbone("llama", dtype=dtype).save_pretrained(folder := mkdtemp(), max_shard_size="30KB")
+        tiny_backbone("llama", dtype=case.dtype).save_pretrained(folder := mkdtemp(), max_shard_size="30KB")
         return folder
 
     folder = dist_context.run_on_main(save)
-    model = load_sharded_backbone(name_or_path=folder, dtype=name, device=torch.device("cpu"))
+    model = load(name_or_path=folder, dtype=name)
     dist_context.all_gather("")  # all have read it
     shutil.rmtree(folder, ignore_errors=True)
-    assert len(sharded_layers(model)) == 3
     return model
+
+
+def build_in_one_process(case: Case, dist_context: DistributedContext | None = None) -> dict[str, Any]:
+    """Return `build` with a backbone that each process loads whole."""
+    if not case.quantized:
+        return build(case)
+    load = partial(load_backbone, quantization="nf4")
+    return build(case, saved_backbone(case, load, dist_context or DistributedContext()))
 
 
 def fsdp2_engine(parts: dict[str, Any], dist_context: DistributedContext) -> Fsdp2Engine:
@@ -200,7 +210,7 @@ def fsdp2_engine(parts: dict[str, Any], dist_context: DistributedContext) -> Fsd
         optimizer=parts["optimizer"],
         lr_scheduler=parts["lr_scheduler"],
         max_grad_norm=0.5,
-        device=torch.device("cpu"),
+        device=CPU,
         dist_context=dist_context,
     )
 
@@ -271,9 +281,10 @@ def run_distributed(
     case: Case, folder: Path, *, stage: Stage, dist_context: DistributedContext, stop_after: int | None = None
 ) -> dict[str, Any]:
     if stage == FSDP2:
-        parts = build(case, sharded_backbone(case.dtype, dist_context))
+        parts = build(case, saved_backbone(case, partial(load_sharded_backbone, device=CPU), dist_context))
+        assert len(sharded_layers(parts["model"])) == 3
         return run(parts, fsdp2_engine(parts, dist_context), folder, stop_after=stop_after)
-    parts = build(case)
+    parts = build_in_one_process(case, dist_context)
     engine = deepspeed_engine(parts, stage=stage, optimizer=case.optimizer, dist_context=dist_context)
     # every run and every engine's end collects garbage: skip the objects of libraries, also those imported late
     gc.freeze()
@@ -291,7 +302,7 @@ def main() -> None:
     rank, world_size, port, output = sys.argv[1:]
     store = TCPStore("127.0.0.1", int(port), is_master=False)
     dist_context = DistributedContext(rank=int(rank), world_size=int(world_size), store=store)
-    init_process_group(dist_context, device=torch.device("cpu"), timeout_minutes=1)
+    init_process_group(dist_context, device=CPU, timeout_minutes=1)
     for stage in STAGES:
         run_stage(stage, cases_of(stage), Path(output), dist_context)
 

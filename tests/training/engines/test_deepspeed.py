@@ -30,12 +30,14 @@ from tests.training.engines.deepspeed_worker import (
     Case,
     Stage,
     build,
+    build_in_one_process,
     cases_of,
     run,
     single_device_engine,
 )
 
 pytest.importorskip("deepspeed")
+pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.slow
 STAGE_CASES = [pytest.param(stage, case, id=f"{stage}-{case}") for stage in STAGES for case in cases_of(stage)]
 
@@ -58,7 +60,7 @@ def single_device(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, dict[s
     """The trainings of one process."""
     results = {}
     for case in CASES:
-        parts = build(case)
+        parts = build_in_one_process(case)
         results[case] = run(parts, single_device_engine(parts), tmp_path_factory.mktemp("single"))
     return results
 
