@@ -1,11 +1,12 @@
 """The rest of a decoding session with caches of fixed length: one token a step, at fixed addresses.
 
 Every step runs the same operations on tensors of the same shapes: keys and values are written by index, and attention
-reads all columns under a mask. On a GPU the step is recorded once as a CUDA graph and replayed, so that it costs the
-CPU one launch instead of one per operation; a CPU runs the same step without a graph. The masked columns change the
-order of sums, and with it the last bits: in float32 the logits are within 1e-5 of the session's.
+reads a block of columns under a mask. On a GPU the step is recorded as a CUDA graph, once for each number of rows and
+of columns, and replayed, so that it costs the CPU one launch instead of one per operation; a CPU runs the same step
+without a graph. Growing caches copy all keys and values at every token, these write one column. The masked columns
+change the order of sums, and with it the last bits: in float32 the logits are within 1e-5 of the session's.
 
-Shapes: B rows, T cached positions at the start, L columns of the caches.
+Shapes: B rows, T cached positions at the start, L columns that attention reads.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from imsm.models.siamese.skip import CHOICES
 from imsm.utils.errors import UserError, first_line
 
 _KEY = "evaluation.static_cache=true"
-# kernels with a mask need rows at aligned addresses
-_ALIGNMENT = 64
+# attention reads the columns in use, rounded up to a multiple of this; more columns need a new graph
+_BLOCK = 128
 _WARM_UP_STEPS = 2
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _MASKS = ("sdpa", "eager")
@@ -132,7 +133,7 @@ class _StaticPart:
     ) -> None:
         self._model, self._stream = model, stream
         width, device = mask.shape[1], mask.device
-        length = -(-(width + new_tokens) // _ALIGNMENT) * _ALIGNMENT
+        length = _round_up(width + new_tokens)
         self._windows = _windows(cache, model, length)
         self._frozen: tuple[torch.Tensor | None, ...] = (None, None)
         own = cache.decoder_caches if isinstance(cache, PrefixedCache) else (cache,)
@@ -147,6 +148,8 @@ class _StaticPart:
         self._columns = torch.arange(length, device=device)
         # padding stays closed; columns after the prompt are opened by their number
         self._filled = torch.nn.functional.pad(mask.bool(), (0, length - width), value=True)
+        # of the host: the next column to write, and L
+        self._next_column, self._length = width, 0
         self._position = torch.tensor(width, device=device)
         self._position_ids = mask.sum(dim=1, keepdim=True)
         self._tokens = torch.zeros_like(self._position_ids)
@@ -156,6 +159,9 @@ class _StaticPart:
     def forward(self, tokens: torch.Tensor) -> None:
         """Append ``tokens`` (B, 1) and set `logits` and `gate`."""
         self._tokens.copy_(tokens)
+        self._next_column += 1
+        if self._next_column > self._length:
+            self._read_columns(_round_up(self._next_column))
         if self._use_graph and self._graph is None:
             self._record()
         if self._graph is None:
@@ -194,9 +200,10 @@ class _StaticPart:
 
     def _masks(self) -> Any:
         """Return the masks (B, 1, 1, L) of the next token, by kind of layer if there are two."""
-        visible = self._filled & (self._columns <= self._position)
+        columns = self._columns[: self._length]
+        visible = self._filled[:, : self._length] & (columns <= self._position)
         masks = {
-            kind: visible if window is None else visible & (self._columns > self._position - window)
+            kind: visible if window is None else visible & (columns > self._position - window)
             for kind, window in self._windows.items()
         }
         config = self._model.backbone.config
@@ -207,6 +214,13 @@ class _StaticPart:
             masks = {kind: zeros[kind].masked_fill(~mask, lowest) for kind, mask in masks.items()}
         shaped = {kind: mask[:, None, None] for kind, mask in masks.items()}
         return shaped if len(shaped) > 1 else next(iter(shaped.values()))
+
+    def _read_columns(self, length: int) -> None:
+        """Let attention read the first ``length`` columns."""
+        self._length, self._graph = length, None
+        for layer in self._cache.layers:
+            if isinstance(layer, _StaticLayer):
+                layer.length = length
 
     def _record(self) -> None:
         """Record the step as a CUDA graph; without one, with a warning, if an operation does not allow it."""
@@ -234,6 +248,23 @@ class _StaticPart:
             _restore(counters, before)
             return
         self._graph, (self.logits, self.gate) = graph, outputs
+
+
+class _StaticLayer(StaticLayer):
+    """A static layer of which attention reads the first ``length`` columns."""
+
+    length: int
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the next columns; return keys and values (B, H, L, E)."""
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+
+def _round_up(columns: int) -> int:
+    return -(-columns // _BLOCK) * _BLOCK
 
 
 # streams of each model that gave the logits of growing caches
@@ -328,7 +359,7 @@ def _static_cache(cache: Cache, *, width: int, length: int) -> Cache:
     for layer in cache.layers:
         # checked by `_unsupported`
         assert isinstance(layer, DynamicLayer)
-        copied = StaticLayer(max_cache_len=length)
+        copied = _StaticLayer(max_cache_len=length)
         # layers that read the keys of another one have none
         if layer.keys is not None and layer.values is not None and layer.keys.numel():
             copied.lazy_initialization(layer.keys, layer.values)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from imsm.evaluation.generation import Generation, generate_responses
+from imsm.models.siamese import static_decoding
 from imsm.models.siamese.decoding_session import DecodingSession
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.static_decoding import StaticDecodingSession, _StaticPart
@@ -56,6 +57,24 @@ def test_tokens_and_gates_are_those_of_growing_caches(architecture: str, method:
     for one, other in zip(found, expected, strict=True):
         assert one.gate_per_token == pytest.approx(other.gate_per_token, abs=2e-5)
     assert (found[0].gate_mean is not None) == (stream == "interwoven")
+
+
+def test_attention_reads_the_columns_in_use(monkeypatch: pytest.MonkeyPatch, recordings: list[int]) -> None:
+    """A recording is made for each number of columns, here 16, 32 and 48."""
+    monkeypatch.setattr(static_decoding, "_BLOCK", 16)
+    model, rows = tiny_siamese(), prompts(3, longest=12)
+    growing, static = started(model, rows), StaticDecodingSession(started(model, rows), max_new_tokens=NEW)
+    ((_, part),) = static._parts
+    read = []
+    for _ in range(NEW):
+        tokens = growing.logits.argmax(dim=-1)[:, None]
+        growing.forward(tokens)
+        static.forward(tokens)
+        read.append(part._length)
+        torch.testing.assert_close(static.logits, growing.logits, atol=1e-5, rtol=1e-5)
+    # 13 positions at the start
+    assert read == [16] * 3 + [32] * 16 + [48]
+    assert recordings == [3, 3, 3]
 
 
 @pytest.mark.parametrize("gate", [QUERY_GATE, SCALAR])
@@ -232,7 +251,7 @@ def test_decided_rows_continue_with_their_stream(architecture: str, decided: str
         assert one.gate_per_token == pytest.approx(other.gate_per_token, abs=2e-5)
 
 
-@pytest.mark.parametrize("case", ["mistral", "gemma2", "gpt2", "mpt", "mixtral", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("case", ["mistral", "gemma2", "gpt2", "opt", "mixtral", "gpt_oss", "deepseek_v3"])
 def test_other_architectures(case: str) -> None:
     model, _ = built(case)
     growing, static = started(model, ROWS), StaticDecodingSession(started(model, ROWS), max_new_tokens=NEW)
