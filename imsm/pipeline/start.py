@@ -1,7 +1,7 @@
 """Where a run executes: in this process, in the process group it was started in, or in new processes.
 
-DeepSpeed always runs in new processes, even if it needs only one, so that its global state does not
-affect other jobs of a sweep.
+DeepSpeed and FSDP2 always run in new processes, even if they need only one, so that their global state
+does not affect other jobs of a sweep.
 """
 
 import importlib.util

@@ -1,1 +1,1 @@
-"""Training engines: plain torch on one device, DeepSpeed ZeRO on several."""
+"""Training engines: plain torch on one device, DeepSpeed ZeRO or FSDP2 on several."""
