@@ -11,7 +11,6 @@ from torch import nn
 from imsm.distributed.context import DistributedContext
 from imsm.training.engines.fsdp2 import Fsdp2Engine
 
-
 ELSEWHERE = 3
 """Index of the weight that only the other process uses."""
 
@@ -22,12 +21,12 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([[3.0]]))
-        self.half = nn.Parameter(torch.tensor([1.0], dtype=torch.bfloat16))
+        self.low = nn.Parameter(torch.tensor([1.0], dtype=torch.bfloat16))
         self.elsewhere, self.unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
         self.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def loss(self) -> torch.Tensor:
-        return (self.first**2).sum() + 5 * self.second.sum() + self.half.float().sum()
+        return (self.first**2).sum() + 5 * self.second.sum() + self.low.float().sum()
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def test_gradients_are_summed_after_the_last_micro_batch_of_a_step(model: Model,
     engine.backward(model.loss(), last=True)
     assert torch.equal(model.first.grad, torch.tensor([8.0, 16.0]))
     assert torch.equal(model.second.grad, torch.tensor([[20.0]]))
-    assert model.half.grad.dtype == torch.bfloat16 and model.half.grad.item() == 4.0
+    assert model.low.grad.dtype == torch.bfloat16 and model.low.grad.item() == 4.0
     # without a gradient in any process the optimizer skips a weight, as it does in one process
     assert torch.equal(model.elsewhere.grad, torch.ones(2)) and model.unused.grad is None
     with engine.full_grads():
