@@ -14,6 +14,7 @@ import torch
 
 from imsm.models.siamese.decoder import find_decoder
 from imsm.models.siamese.model import SiameseForCausalLM
+from scripts.bench import decoding
 from scripts.bench.__main__ import SHAPES, make_setup, measure
 from scripts.bench.comparison import Comparison
 from scripts.bench.curves import Curve, decoding_curve, step_curves
@@ -91,8 +92,6 @@ def _counted(model: SiameseForCausalLM) -> list[int]:
 
 
 def test_two_passes_are_two_passes(setup: Setup) -> None:
-    import scripts.bench.decoding as decoding
-
     model = build(setup, stream="interwoven").eval()
     passes = _counted(model)
     ids = torch.tensor([random_batch(setup, vocabulary=97)[0].prompt_ids])
@@ -124,10 +123,19 @@ def test_decoding_rows(setup: Setup) -> None:
     assert row.bar == 10
 
 
+def test_a_bar_below_what_the_machine_can_do_is_a_floor(setup: Setup) -> None:
+    row = Comparison(name="x", ours=8.0, theirs=10.0, unit="tokens/s", bar=0.9, at_least=True)
+    # a second row takes 20 ms, a token of PEFT 100 ms
+    found = decoding._with_floor(row, 0.02)
+    assert found.floor and found.reason is not None and "20.0 ms more" in found.reason and "0.83" in found.reason
+    assert decoding._with_floor(row, 0.01) == row  # 0.91 could be reached
+    met = replace(row, ours=9.5)
+    assert decoding._with_floor(met, 0.02) == met
+    assert decoding.second_row_seconds(build(setup, stream="interwoven"), rounds=1) >= 0
+
+
 def test_the_paper_code_algorithm_gives_the_tokens_of_the_model(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise its time would be of something else."""
-    import scripts.bench.decoding as decoding
-
     monkeypatch.setattr(decoding, "LONG", 6)
     model = build(setup, stream="interwoven").eval()  # at its start the adapter changes nothing
     plain = build(setup, stream="tuned").eval()
