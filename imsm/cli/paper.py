@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
 def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunIndex) -> list[str]:
     """Run what is missing and return the names of the runs that failed."""
     from imsm.distributed.gpus import free_gpu_names, gpu_names
-    from imsm.pipeline.placement import gpus_of_run
+    from imsm.pipeline.plan.placement import gpus_of_run
     from imsm.studies.paper.runs import required_runs, run_missing, validate_runs
     from imsm.studies.paper.speed import measure_speed, read_speed, write_speed
 
@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace, tables: Sequence[PaperTable], runs: RunInd
 
 def _print_time(required: Sequence[RunRef], runs: RunIndex, *, gpus: int, log: Callable[[str], None]) -> None:
     """Print how long the missing runs take on several GPUs."""
-    from imsm.pipeline.placement import sweep_time
+    from imsm.pipeline.plan.placement import sweep_time
 
     missing = [runs.config(run.overrides) for run in required if run.state != "done"]
     text = sweep_time(missing, gpus=gpus) if gpus and missing else None

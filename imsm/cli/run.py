@@ -245,7 +245,7 @@ def _print_sweep_time(spec: SweepSpec, config_dir: Path | None) -> None:
     from imsm.config.compose import ConfigComposer
     from imsm.config.validate import load_config
     from imsm.distributed.gpus import visible_gpus
-    from imsm.pipeline.placement import sweep_time
+    from imsm.pipeline.plan.placement import sweep_time
 
     gpus = visible_gpus()
     if not gpus:

@@ -13,12 +13,12 @@ from imsm.pipeline.data import evaluated_tasks
 from imsm.pipeline.engine import engine_settings, topology_of
 from imsm.pipeline.model import format_trainable
 from imsm.pipeline.nodes import node_commands
-from imsm.pipeline.placement import describe_placement
 from imsm.pipeline.plan.data import format_evaluation, format_steps, position_notes, split_lengths, tasks_read
 from imsm.pipeline.plan.downloads import needed_backbone, needed_dataset
 from imsm.pipeline.plan.fit import memory_problem
 from imsm.pipeline.plan.memory import estimate_memory, planned_batch_size
 from imsm.pipeline.plan.meta import build_plan_model
+from imsm.pipeline.plan.placement import describe_placement
 from imsm.pipeline.plan.render import show_block, show_page
 from imsm.pipeline.plan.time import estimate_time
 from imsm.pipeline.plan.types import DownloadItem, Plan

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
 from imsm.distributed.gpus import free_gpu_names
-from imsm.pipeline.placement import GpuPool, gpus_of_run
+from imsm.pipeline.plan.placement import GpuPool, gpus_of_run
 from imsm.pipeline.run_status import load_if_finished, sweep_objectives
 from imsm.pipeline.sweeps.job import SweepJob, number_of_goals, record_failure
 from imsm.pipeline.sweeps.status import JobOutcome

@@ -15,7 +15,7 @@ from imsm.config.schema import RunConfig
 from imsm.config.validate import load_config
 from imsm.distributed.supervisor import SignalForwarder
 from imsm.evaluation.result import result_error
-from imsm.pipeline.placement import GpuPool
+from imsm.pipeline.plan.placement import GpuPool
 from imsm.pipeline.run_status import load_if_finished, read_failure, run_dir_of, write_failure
 from imsm.pipeline.sweeps.status import job_command
 from imsm.studies.paper.spec import PaperTable

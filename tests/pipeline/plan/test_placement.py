@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from imsm.config.schema import RunConfig
-from imsm.pipeline import placement
-from imsm.pipeline.placement import GpuPool, gpus_of_run, makespan, sweep_time
+from imsm.pipeline.plan import placement
+from imsm.pipeline.plan.placement import GpuPool, gpus_of_run, makespan, sweep_time
 from imsm.pipeline.plan.plan import make_plan
 from tests.helpers.config import config
 
