@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
+from imsm.models.backbones.decoder import decoder_layers
 from imsm.models.siamese.dual_forward import patched_forward
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.packed_sequences import check_packing, packed_sdpa
@@ -58,7 +59,7 @@ def accelerated(
 @contextmanager
 def compiled_layers(model: SiameseForCausalLM, *, backend: str = "inductor") -> Iterator[None]:
     """Compile the forward of each decoder layer (`torch.compile`), for passes in training mode."""
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model.backbone)
     with ExitStack() as stack:
         for layer in layers:
             compiled = torch.compile(layer.forward, dynamic=True, backend=backend)
@@ -119,14 +120,6 @@ def _adapter_in_backbone_precision(model: SiameseForCausalLM) -> Iterator[None]:
         for matrix in matrices:
             stack.enter_context(patched_forward(matrix, multiply(matrix)))
         yield
-
-
-def _decoder_layers(model: SiameseForCausalLM) -> list[nn.Module]:
-    """Return the layers of the longest list of modules in the decoder."""
-    lists = [module for module in model.streams.decoder.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise UserError(f"trainer.compile_layers=true: {type(model.backbone).__name__} has no list of layers; omit it")
-    return list(max(lists, key=len))
 
 
 def _in_training(layer: nn.Module, compiled: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from peft import get_peft_model
 
-from imsm.models.siamese.decoder import find_decoder
+from imsm.models.backbones.decoder import find_decoder
 from imsm.models.siamese.gate import apply_gate
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import Stream

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from imsm.models.siamese.decoder import find_decoder
+from imsm.models.backbones.decoder import find_decoder
 from imsm.models.siamese.model import SiameseForCausalLM
 from scripts.compatibility.tiny_models import LAST_SPECIAL, VOCABULARY
 

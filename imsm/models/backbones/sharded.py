@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from imsm.models.backbones.decoder import decoder_layers, find_decoder
 from imsm.models.backbones.download import fetch_backbone, parts_of_index
 from imsm.models.backbones.loading import (
     LOAD_ERRORS,
@@ -31,7 +32,6 @@ from imsm.models.backbones.loading import (
     disable_dropout,
     load_error_message,
 )
-from imsm.models.siamese.decoder import find_decoder
 from imsm.utils.errors import UserError
 
 
@@ -89,19 +89,6 @@ def sharded_layers(model: nn.Module) -> list[FSDPModule]:
 def local_part(weight: torch.Tensor) -> torch.Tensor:
     """Return what this process holds of a weight that may be sharded."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
-
-
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the decoder layers.
-
-    Raises:
-        UserError: the model has no list of them.
-    """
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    for module in find_decoder(model).modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
-    raise UserError(f"engine=fsdp2: {type(model).__name__} has no list of decoder layers; set engine=zero3")
 
 
 def _empty_model(

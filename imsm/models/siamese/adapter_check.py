@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from imsm.models.backbones.decoder import find_decoder
 from imsm.models.backbones.sharded import local_part
-from imsm.models.siamese.decoder import find_decoder
 from imsm.models.siamese.kv_cache import DualStreamCache
 from imsm.models.siamese.streams import StreamRunner
 from imsm.utils.errors import UserError, first_line

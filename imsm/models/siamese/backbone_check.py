@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from imsm.models.siamese.decoder import find_decoder
+from imsm.models.backbones.decoder import find_decoder
 from imsm.models.siamese.inputs import decoder_inputs
 from imsm.models.siamese.lm_head import apply_lm_head
 from imsm.utils.errors import UserError, first_line

@@ -31,10 +31,10 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from imsm.models.backbones.decoder import find_decoder
 from imsm.models.backbones.positions import position_limit
 from imsm.models.siamese.chunked_loss import chunked_loss_sum, logit_chunk_size
 from imsm.models.siamese.config import SiameseConfig
-from imsm.models.siamese.decoder import find_decoder
 from imsm.models.siamese.explanation import SiameseExplanationMixin
 from imsm.models.siamese.gate import apply_gate, interweave
 from imsm.models.siamese.generation import SiameseGenerationMixin

@@ -103,13 +103,13 @@ def _packed_sdpa(
     if sequence_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **kwargs)
     outputs = []
-    for parts in zip(*(each.split(sequence_lengths, dim=2) for each in (query, key, value)), strict=True):
+    for q, k, v in zip(*(each.split(sequence_lengths, dim=2) for each in (query, key, value)), strict=True):
         mask = None
-        if sliding_window is not None and parts[0].shape[2] > sliding_window:
-            steps = torch.arange(parts[0].shape[2], device=query.device)
+        if sliding_window is not None and q.shape[2] > sliding_window:
+            steps = torch.arange(q.shape[2], device=q.device)
             distance = steps[:, None] - steps
             mask = ((distance >= 0) & (distance < sliding_window))[None, None]
-        outputs.append(sdpa_attention_forward(module, *parts, mask, is_causal=mask is None, **kwargs)[0])
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, is_causal=mask is None, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
 
 

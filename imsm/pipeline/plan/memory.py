@@ -12,7 +12,7 @@ from imsm.config.schema import RunConfig
 from imsm.distributed.topology import Topology
 from imsm.evaluation.batch_size import fitting_batch_size
 from imsm.evaluation.likelihood import MAX_COPY_BYTES
-from imsm.models.backbones.sharded import decoder_layers
+from imsm.models.backbones.decoder import decoder_layers
 from imsm.models.siamese.chunked_loss import logit_chunk_size
 from imsm.models.siamese.hidden_state_cache import cache_bytes
 from imsm.models.siamese.model import SiameseForCausalLM

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from imsm.models.siamese.decoder import find_decoder
+from imsm.models.backbones.decoder import find_decoder
 from imsm.models.siamese.model import SiameseForCausalLM
 from scripts.bench import decoding
 from scripts.bench.__main__ import SHAPES, make_setup, measure
