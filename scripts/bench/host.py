@@ -1,6 +1,6 @@
 """Time of the host, which a GPU waits for: a Llama of 32 tiny layers, whose products take no time.
 
-Process time of one thread, the least of many alternating rounds.
+Process time of one thread; the median of ratios over many alternating rounds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -67,11 +69,12 @@ def _decoding(setup: Setup, name: str, *, rounds: int) -> Comparison:
             session.forward(session.logits.argmax(dim=-1)[:, None])
         return (time.process_time() - started) / TOKENS
 
-    least = _least({stream: lambda stream=stream: decode(stream) for stream in ("interwoven", "tuned")}, rounds)
+    timers = {stream: partial(decode, stream) for stream in ("interwoven", "tuned")}
+    seconds = _compared(timers, base="tuned", rounds=rounds)
     return Comparison(
         name=f"host time, decoding, batch 1, {name}: IMSM / our PEFT",
-        ours=1 / least["interwoven"],
-        theirs=1 / least["tuned"],
+        ours=1 / seconds["interwoven"],
+        theirs=1 / seconds["tuned"],
         unit="tokens/s",
         bar=DECODING_BARS[name],
         at_least=True,
@@ -94,12 +97,13 @@ def _training(setup: Setup, *, rounds: int) -> list[Comparison]:
 
         return timed
 
-    least = _least({name: timer(step) for name, step in steps.items()}, rounds)
+    timers = {name: timer(step) for name, step in steps.items()}
+    milliseconds = _compared(timers, base="peft", rounds=2 * rounds)
     rows = [
         Comparison(
             name=f"host time, training micro-batch, {name}: IMSM / our PEFT",
-            ours=least[key],
-            theirs=least["peft"],
+            ours=milliseconds[key],
+            theirs=milliseconds["peft"],
             unit="ms",
             bar=bar,
         )
@@ -132,15 +136,22 @@ def stepper(model: SiameseForCausalLM, setup: Setup, *, cached: bool = False) ->
     return step
 
 
-def _least(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Return the least of each timer's values, measured alternately after a first round."""
+def _compared(timers: Mapping[str, Callable[[], float]], *, base: str, rounds: int) -> dict[str, float]:
+    """Return the median of ``base``, and of each other timer that median times the median ratio to ``base``.
+
+    Ratios are of neighbours in time, in alternating order, so that load on the machine affects both.
+    """
     found: dict[str, list[float]] = {name: [] for name in timers}
     for round_ in range(rounds + 1):
-        for name, timer in timers.items():
-            value = timer()
+        for name in list(timers) if round_ % 2 else reversed(timers):
+            value = timers[name]()
             if round_:
                 found[name].append(value)
-    return {name: min(values) for name, values in found.items()}
+    typical = median(found[base])
+    return {
+        name: typical * median(one / other for one, other in zip(values, found[base], strict=True))
+        for name, values in found.items()
+    }
 
 
 @contextmanager
