@@ -77,9 +77,10 @@ def test_joint_training_gives_the_adapter_the_gradient_of_a_constant_gate(gate: 
 
     plain = copy.deepcopy(model)
     plain.zero_grad()
-    positions = plain._label_positions(
-        {k: batch[k] for k in ("input_ids", "attention_mask")} | positions_of(batch), batch["labels"], None
+    labelled = plain._labelled_batch(
+        batch["input_ids"], batch["labels"], None, attention_mask=batch["attention_mask"], **positions_of(batch)
     )
+    positions = plain._label_positions(labelled)
     original, tuned, *queries = positions.gate_inputs
     original, tuned = plain.gate.with_query(original, tuned, *queries)
     weight = plain.gate(original.detach(), tuned.detach(), *(q if q is None else q.detach() for q in queries))
