@@ -134,7 +134,6 @@ def train(
     (`imsm.models.siamese.route_loss`). ``deterministic`` is that of `train_step`.
 
     Raises:
-        UserError: With ``deterministic``: an operation has no such algorithm on this device.
         RunError: The loss or a gradient is not finite, or memory ran out; the last good state is saved.
         KeyboardInterrupt: After a signal, when all finished steps are saved.
     """
@@ -152,8 +151,7 @@ def train(
         for step, groups in enumerate(remaining, start=initial.step + 1):
             batch = [[examples[index] for index in group] for group in groups]
             if step > _UNCACHED_STEPS:
-                with timer.paused():
-                    caches = _get_caches(get_hidden_state_cache, rehearsal, shutdown, checkpoint_manager, state)
+                caches = _get_caches(get_hidden_state_cache, rehearsal, shutdown, checkpoint_manager, state, timer)
             step_options["route"] = step <= route_share * len(batches)
             with _step_errors(checkpoint_manager, state, micro):
                 metrics = train_step(batch, step=step, rehearsal=rehearsal, **caches, **step_options)
@@ -163,8 +161,7 @@ def train(
             save_step = checkpoint_manager.is_save_step(step) or step == len(batches)
             if save_step:
                 options["hidden_state_cache"] = caches.get("hidden_state_cache")
-                with timer.paused():
-                    metrics |= _measure(model, step, validation_examples, at_save_step, **options)
+                metrics |= _measure(model, step, validation_examples, at_save_step, timer, **options)
             log(step, metrics)
             _save_or_stop(checkpoint_manager, shutdown, state, metrics, save_step=save_step)
         # a signal during the last checkpoint
@@ -201,6 +198,7 @@ def _measure(
     step: int,
     validation_examples: Sequence[TokenizedExample],
     at_save_step: AtSaveStep | None,
+    timer: _Timer,
     **options: Any,
 ) -> dict[str, float]:
     """Return the metrics of a save step; ``options`` are those of `validation_loss`.
@@ -208,13 +206,14 @@ def _measure(
     Mode and random state are restored, so that the training stays bit-equal.
     """
     metrics = {}
-    if validation_examples:
-        metrics["validation_loss"] = validation_loss(model, validation_examples, **options)
-    if at_save_step is not None:
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            model.eval()
-            metrics |= at_save_step(step)
-            model.train()
+    with timer.paused():
+        if validation_examples:
+            metrics["validation_loss"] = validation_loss(model, validation_examples, **options)
+        if at_save_step is not None:
+            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+                model.eval()
+                metrics |= at_save_step(step)
+                model.train()
     return metrics
 
 
@@ -237,14 +236,16 @@ def _get_caches(
     shutdown: GracefulShutdown,
     checkpoint_manager: CheckpointManager,
     state: TrainingState,
+    timer: _Timer,
 ) -> dict[str, HiddenStateCache | None]:
     """Return the caches of examples and texts; a signal interrupts their computation in a single process."""
 
     def get() -> dict[str, HiddenStateCache | None]:
-        return {
-            "hidden_state_cache": get_hidden_state_cache() if get_hidden_state_cache is not None else None,
-            "rehearsal_cache": rehearsal.get_hidden_state_cache() if rehearsal is not None else None,
-        }
+        with timer.paused():
+            return {
+                "hidden_state_cache": get_hidden_state_cache() if get_hidden_state_cache is not None else None,
+                "rehearsal_cache": rehearsal.get_hidden_state_cache() if rehearsal is not None else None,
+            }
 
     # several processes compute them before training: here the others would wait in a collective
     if checkpoint_manager.engine.dist_context.world_size > 1:
