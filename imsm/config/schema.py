@@ -314,7 +314,7 @@ class TrainerConfig(StrictModel):
     liger_kernel: bool = False
     """Whether training runs norms and MLPs as Liger's fused kernels."""
     deterministic: bool = False
-    """Whether gradients are computed with deterministic algorithms, so that the same GPU gives the same bits."""
+    """Whether gradients are computed with deterministic algorithms, for equal bits on the same GPU."""
     method_specific_keys: list[str] = Field(default=[])
 
     def check(self) -> Iterator[tuple[str, str]]:
