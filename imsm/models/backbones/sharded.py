@@ -25,6 +25,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, 
 
 from imsm.models.backbones.decoder import decoder_layers, find_decoder
 from imsm.models.backbones.download import fetch_backbone, parts_of_index
+from imsm.models.backbones.folder_check import check_decoder
 from imsm.models.backbones.loading import (
     LOAD_ERRORS,
     check_attention,
@@ -64,6 +65,7 @@ def load_sharded_backbone(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         check_attention(config)
+        check_decoder(config, source)
         model = _empty_model(config, source, dtype=getattr(torch, dtype), attn_implementation=attn_implementation)
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         for layer in decoder_layers(model):
@@ -100,8 +102,8 @@ def _empty_model(
             config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
         )
     model.tie_weights()
-    # private, but read only: transformers keeps the named weights in float32, whatever the dtype
-    kept = (model._keep_in_fp32_modules, model._keep_in_fp32_modules_strict)
+    # private, but read only: weights that transformers keeps in float32, of one list with float16 alone
+    kept = [model._keep_in_fp32_modules_strict, *([model._keep_in_fp32_modules] if dtype == torch.float16 else [])]
     if dtype != torch.float32 and any(kept):
         raise UserError(
             f"backbone {source}: {type(model).__name__} keeps some weights in float32, which sharding does not; set "
