@@ -363,7 +363,8 @@ class SiameseForCausalLM(  # type: ignore[misc]
                 raise ValueError("past_key_values: not supported with labels, which need complete sequences")
             cached = _CachedStreams(original_hidden_states, original_query, tuned_hidden_states, tuned_query)
             batch = self._labelled_batch(input_ids, labels, query_mask, **given)
-            positions = self._label_positions(batch, cached, objective)
+            # the route loss differentiates the gate alone, and needs the queries
+            positions = self._label_positions(batch, cached, objective, use_query_part=gate_target is None)
             return self._training_forward(positions, num_items_in_batch, gate_target, objective)
         inputs = decoder_inputs(input_ids, cache=past_key_values, **given)
         if original_hidden_states is not None:
@@ -555,9 +556,13 @@ class SiameseForCausalLM(  # type: ignore[misc]
         self, query_original: torch.Tensor, query_tuned: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         """Return the query arguments of `_mix` for a complete query, computed once per answer."""
-        query_part = getattr(self._gate, "query_part", None)
-        part = None if query_part is None else query_part(query_original, query_tuned)
+        part = self._query_part(query_original, query_tuned)
         return (query_original, query_tuned) if part is None else (None, None, part)
+
+    def _query_part(self, query_original: torch.Tensor, query_tuned: torch.Tensor) -> torch.Tensor | None:
+        """Return the query's share of the gate's R features, (..., R); None if the gate has none."""
+        query_part = getattr(self._gate, "query_part", None)
+        return None if query_part is None else cast("torch.Tensor | None", query_part(query_original, query_tuned))
 
     def _training_forward(
         self,
@@ -717,11 +722,17 @@ class SiameseForCausalLM(  # type: ignore[misc]
         return _LabelledBatch(inputs, index, queries, packed=sequences is not None, masked_sequences=masked)
 
     def _label_positions(
-        self, batch: _LabelledBatch, cached: _CachedStreams | None = None, objective: Objective = "target"
+        self,
+        batch: _LabelledBatch,
+        cached: _CachedStreams | None = None,
+        objective: Objective = "target",
+        *,
+        use_query_part: bool = False,
     ) -> _LabelPositions:
         """Run the streams and gather hidden states and queries at the N label positions.
 
-        A stream whose hidden states are ``cached`` is not run.
+        A stream whose hidden states are ``cached`` is not run. ``use_query_part``: the query's share of the gate's
+        features is computed per sequence, (S, R), and gathered in place of the queries (N, D).
         """
         index = batch.index
         regularized = objective == "target" and self.kl_regularizer is not None and self.training
@@ -757,7 +768,9 @@ class SiameseForCausalLM(  # type: ignore[misc]
 
             query_original = pooled(original, cached.query_original, "original")
             query_tuned = pooled(tuned, cached.query_tuned, "tuned")
-            queries = (query_original[index.sequences], query_tuned[index.sequences])
+            part = self._query_part(query_original, query_tuned) if use_query_part else None
+            queries = (query_original, query_tuned) if part is None else (None, None, part)
+            queries = tuple(None if each is None else each[index.sequences] for each in queries)
         return _LabelPositions(
             index.rows, index.targets, original=original_rows, gate_inputs=(original_rows, tuned_rows, *queries)
         )
