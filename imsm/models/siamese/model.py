@@ -119,7 +119,7 @@ class _CachedStreams:
 
 @dataclass(frozen=True)
 class _LabelledBatch:
-    """The decoder's inputs, the indices of labels and queries, and the sequences that masks keep apart, (B, T)."""
+    """The decoder's inputs, the indices of labels and queries, and the sequences that masks separate, (B, T)."""
 
     inputs: dict[str, Any]
     index: LabelIndex

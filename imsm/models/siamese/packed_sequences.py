@@ -7,7 +7,7 @@ transformers finds packed sequences itself, from position ids that restart: per 
 comparison on the device, also of rows that hold one sequence. A GPU's queue runs empty each time. The rows of a batch
 are known here, so the search is replaced by its result.
 
-Not every model keeps packed sequences apart (recurrent layers, attention biases by column): `check_packing` compares
+Not every model separates packed sequences (recurrent layers, attention biases by column): `check_packing` compares
 before the first step.
 
 Private: `transformers.masking_utils.find_packed_sequence_indices` (5.23) has no public switch. A version without it
@@ -122,7 +122,7 @@ def check_packing(streams: StreamRunner, *, vocab_size: int, device: torch.devic
     """Compare three short sequences in one packed row with each of them alone, in the original and the tuned stream.
 
     Raises:
-        UserError: The hidden states differ, or the PEFT method adds virtual tokens or attention of its own.
+        UserError: The hidden states differ, or the PEFT method adds virtual tokens or layers of attention.
     """
     if streams.virtual_tokens is not None or not streams.adapter_layers.supports_dual:
         raise UserError(
@@ -148,6 +148,6 @@ def check_packing(streams: StreamRunner, *, vocab_size: int, device: torch.devic
         error = ((packed.float() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-9)).max()
         if not float(error) <= _TOLERANCE.get(packed.dtype, 5e-2):
             raise UserError(
-                f"trainer.packing=true: {type(streams.decoder).__name__} does not keep packed sequences apart "
+                f"trainer.packing=true: {type(streams.decoder).__name__} does not separate packed sequences "
                 f"(relative error {float(error):.1e}); omit it, and set trainer.micro_batch_tokens alone"
             )

@@ -39,7 +39,7 @@ class StaticDecodingSession:
     """The rows of a `DecodingSession` after at least one token of their responses, with static caches.
 
     The session is consumed. At most ``max_new_tokens`` tokens may follow. ``use_graph``: record CUDA graphs; None: on
-    a GPU. With `skip_threshold` the rows of each choice are one part, with a graph of its own. ``check``: compare a
+    a GPU. With `skip_threshold` the rows of each choice are one part, each with a graph. ``check``: compare a
     step with the session's, once per model and stream.
 
     Attributes:

@@ -175,5 +175,5 @@ def test_models_that_do_not_are_a_user_error(shape: dict) -> None:
     config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
     backbone = AutoModelForCausalLM.from_config(config).eval()
     streams = StreamRunner(backbone, backbone.base_model)
-    with pytest.raises(UserError, match=r"^trainer.packing=true: \w+ does not keep packed sequences apart"):
+    with pytest.raises(UserError, match=r"^trainer.packing=true: \w+ does not separate packed sequences"):
         check_packing(streams, vocab_size=97, device=CPU)
