@@ -27,6 +27,7 @@ def compare_evaluation(setup: Setup) -> list[Comparison]:
 
     model = build(setup, stream="interwoven").eval()
     together = load_option("evaluation", "mini")["batch_size"]
+    _seconds(model, together)  # imports and first passes
     speed = {batch: len(TASKS) * ITEMS / _seconds(model, batch) for batch in (together, 1)}
     return [
         Comparison(

@@ -13,7 +13,15 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
 
-from imsm.models.siamese.dual_forward import DualStreamLayer, _plain_lora, _try_add_lora_inplace, patched_forward
+from imsm.models.siamese import dual_forward
+from imsm.models.siamese.decoding_session import DecodingSession
+from imsm.models.siamese.dual_forward import (
+    DualStreamLayer,
+    _plain_lora,
+    _try_add_lora_inplace,
+    _two_row_linear,
+    patched_forward,
+)
 from imsm.models.siamese.model import SiameseForCausalLM
 from imsm.models.siamese.streams import StreamRunner
 from imsm.studies.baselines.logit_mixing import build_mixing_model, mix_logits
@@ -235,3 +243,44 @@ def test_inplace_lora_rejects_other_layer_states() -> None:
     two.update_layer("other", r=2, lora_alpha=2, config=LoraConfig(r=2))
     two.set_adapter(["default", "other"])
     assert _added(two, rows) is None
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8), (2, 8), (1, 2, 8), (3, 1, 8), (2, 2, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_linear_of_two_rows_is_the_layers_own(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    linear, rows = torch.nn.Linear(8, 5, bias=bias), torch.randn(shape)
+    with torch.no_grad():
+        found = _two_row_linear(linear, rows)
+        torch.testing.assert_close(found, linear(rows), atol=1e-6, rtol=1e-5)
+        assert found.is_contiguous()
+        half = linear.to(torch.bfloat16)
+        assert torch.equal(_two_row_linear(half, rows.bfloat16()), half(rows.bfloat16()))
+
+
+def test_every_layer_of_the_decoder_has_its_own_forward_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual_forward, "_LARGE", 0)
+    model = tiny_siamese().eval()
+    hooked = model.backbone.model.layers[0].mlp.up_proj
+    hooked.forward = own = hooked.forward
+    with torch.no_grad(), model.streams.adapter_layers.dual():
+        assert "forward" in model.backbone.model.layers[0].mlp.down_proj.__dict__
+        assert hooked.forward is own  # a hook that moves its weights
+    patched = [name for name, module in model.named_modules() if "forward" in module.__dict__]
+    assert patched == ["adapted.base_model.model.model.layers.0.mlp.up_proj"]
+    with model.streams.adapter_layers.dual():
+        assert "forward" not in model.backbone.model.layers[0].mlp.down_proj.__dict__
+
+
+def test_a_step_of_one_prompt_gives_the_logits_of_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual_forward, "_LARGE", 0)
+    rows = prompts(1)
+    for method in ADAPTERS:
+        model = tiny_siamese(method=method).eval()
+        found = DecodingSession(model, rows, pad_id=0, max_new_tokens=4)
+        model.streams.batch_both = False
+        expected = DecodingSession(model, rows, pad_id=0, max_new_tokens=4)
+        for session in (found, expected):
+            for token in (5, 6, 7):
+                session.forward(torch.tensor([[token]]))
+        torch.testing.assert_close(found.logits, expected.logits, **CLOSE)
