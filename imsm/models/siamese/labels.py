@@ -62,7 +62,11 @@ def sequence_numbers(position_ids: torch.Tensor) -> torch.Tensor:
 def index_labels(labels: torch.Tensor, *, sequences: torch.Tensor | None, device: torch.device) -> LabelIndex:
     """Find the labels (B, T), -100 without one; ``sequences`` (B, T) are `sequence_numbers` of packed rows."""
     # shifted: the hidden state at position t predicts token t + 1
-    rows, columns = torch.nonzero(labels[:, 1:] != IGNORE_INDEX, as_tuple=True)
+    predicted = labels[:, 1:] != IGNORE_INDEX
+    if sequences is not None:
+        # not the first token of another sequence
+        predicted &= sequences[:, 1:] == sequences[:, :-1]
+    rows, columns = torch.nonzero(predicted, as_tuple=True)
     numbers = rows if sequences is None else sequences[rows, columns]
     found = (rows, columns, numbers, labels[rows, columns + 1])
     return LabelIndex(*(to_device(each, device) for each in found))

@@ -89,6 +89,11 @@ def test_a_row_may_be_longer_than_the_backbones_positions_a_sequence_may_not() -
         model(**collate_packed([*tiny_examples(3), long]))
 
 
+def test_nothing_predicts_the_first_token_of_a_sequence() -> None:
+    examples = [*tiny_examples(2), TokenizedExample(id="0", prompt_ids=(), answer_ids=(5, 6, 2))]
+    assert_equal(losses_and_gradients(tiny_siamese(gate=None).train(), examples))
+
+
 def test_a_sequence_without_a_query_is_an_error() -> None:
     empty = TokenizedExample(id="0", prompt_ids=(), answer_ids=(5, 2))
     with pytest.raises(ValueError, match="packed sequence has no query"):
