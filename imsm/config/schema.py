@@ -373,7 +373,7 @@ class EvaluationConfig(StrictModel):
         if self.static_cache and self.backend == "vllm":
             yield "static_cache", "is of evaluation.backend=transformers; omit it with vllm"
 
-    @field_validator("batch_size", mode="before")
+    @field_validator("batch_size", mode="before", json_schema_input_type=Count | Literal["auto"] | None)
     @classmethod
     def _none_if_auto(cls, value: Any) -> Any:
         return None if value == "auto" else value

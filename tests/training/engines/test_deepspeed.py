@@ -37,7 +37,6 @@ from tests.training.engines.deepspeed_worker import (
 )
 
 pytest.importorskip("deepspeed")
-pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.slow
 STAGE_CASES = [pytest.param(stage, case, id=f"{stage}-{case}") for stage in STAGES for case in cases_of(stage)]
 
