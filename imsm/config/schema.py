@@ -436,7 +436,7 @@ class EngineConfig(StrictModel):
         if self.hostfile is not None and self.nnodes == 1:
             yield "hostfile", "is for several nodes; set engine.nnodes as well, or omit it"
         if self.fsdp2 and (self.stage != 0 or self.offload):
-            yield "fsdp2", "is an engine of its own, without ZeRO; set engine=fsdp2, or omit it"
+            yield "fsdp2", "is an engine without ZeRO; set engine=fsdp2, or omit it"
 
 
 class PreviousStageConfig(StrictModel):

@@ -90,7 +90,7 @@ def test_load_config_raises_all_errors_at_once() -> None:
         ({"task_sequence": ["gsm8k"]}, "needs at least two tasks"),
         ({"task_sequence": ["gsm8k", "mrpc"], "run_dir": "/tmp/x"}, "has its own folder"),
         ({"evaluation__protocol": "paper_code", "data__metric": "f1"}, "has no paper_code_metrics"),
-        ({"engine__fsdp2": True, "engine__stage": 2}, "is an engine of its own, without ZeRO"),
+        ({"engine__fsdp2": True, "engine__stage": 2}, "is an engine without ZeRO"),
         ({"engine__fsdp2": True, "engine__stage": 0, "evaluation__static_cache": True}, "a CUDA graph does not run"),
         ({"backbone__quantization": "int3"}, "backbone.quantization=int3"),
         ({"backbone__quantization": "nf4", "engine__stage": 3}, "4-bit weights cannot be sharded"),
